@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# stagetwo_room(): a room of the house. It stops the configuration when a room uses one that is not
+# on a strictly lower floor, so that the floors of src/README.md are true and not a hope.
+
+# The floors: the one place that knows them. A room that is not listed here does not exist.
+set(STAGETWO_FLOORS
+  base:0 sync:1 addr:2 pt:3 mem:4 host:5 stage2:6 iommu:6 mirror:6 reclaim:6 vcpu:7 vfio:7 uv:7
+  abi/kvm:8 abi/vfio:8 abi/iommufd:8 abi/hmm:8 check:8 shim:9 cli:9)
+
+function(stagetwo_floor_of room out)
+  foreach(entry IN LISTS STAGETWO_FLOORS)
+    if(entry MATCHES "^${room}:([0-9]+)$")
+      set(${out} ${CMAKE_MATCH_1} PARENT_SCOPE)
+      return()
+    endif()
+  endforeach()
+  message(FATAL_ERROR "stagetwo_room: there is no room '${room}'; the floors are listed in "
+                      "cmake/StagetwoRoom.cmake")
+endfunction()
+
+function(stagetwo_room_target room out)
+  string(REPLACE "/" "_" flat ${room})
+  set(${out} st_${flat} PARENT_SCOPE)
+endfunction()
+
+# stagetwo_room(NAME <room> FLOOR <n> [USES <room>…] [SOURCES <file>…])
+# Creates st_<room>, and st_<room>_sched: the same sources with every atomic and lock going through
+# the schedule seam (built only when a test of tests/sched asks for it).
+function(stagetwo_room)
+  cmake_parse_arguments(ROOM "" "NAME;FLOOR" "USES;SOURCES" ${ARGN})
+  stagetwo_floor_of(${ROOM_NAME} floor)
+  if(NOT floor EQUAL ROOM_FLOOR)
+    message(FATAL_ERROR "stagetwo_room: '${ROOM_NAME}' says floor ${ROOM_FLOOR}, "
+                        "the house says ${floor}")
+  endif()
+  stagetwo_room_target(${ROOM_NAME} target)
+  foreach(flavour "" "_sched")
+    if(ROOM_SOURCES)
+      set(kind PUBLIC)
+      add_library(${target}${flavour} STATIC ${ROOM_SOURCES})
+      target_link_libraries(${target}${flavour} PRIVATE st_warnings st_resident)
+      if(flavour)
+        set_target_properties(${target}${flavour} PROPERTIES EXCLUDE_FROM_ALL ON)
+      endif()
+    else()
+      set(kind INTERFACE)
+      add_library(${target}${flavour} INTERFACE)
+    endif()
+    target_include_directories(${target}${flavour} ${kind}
+      $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/src>)
+    if(flavour)
+      target_compile_definitions(${target}${flavour} ${kind} ST_SCHED=1)
+    endif()
+    foreach(used IN LISTS ROOM_USES)
+      stagetwo_floor_of(${used} used_floor)
+      if(NOT used_floor LESS floor)
+        message(FATAL_ERROR
+          "stagetwo_room: '${ROOM_NAME}' (floor ${floor}) may not use '${used}' (floor "
+          "${used_floor}): a room uses strictly lower floors only. If two rooms of one floor need "
+          "the same thing, it belongs one floor down.")
+      endif()
+      stagetwo_room_target(${used} used_target)
+      target_link_libraries(${target}${flavour} ${kind} ${used_target}${flavour})
+    endforeach()
+  endforeach()
+endfunction()

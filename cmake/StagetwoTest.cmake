@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+# stagetwo_test(NAME <name> SOURCES <file>… [ROOMS <room>…] [LINK <lib>…] [SCHED])
+# A GoogleTest program at build/tests/<name>. SCHED links the rooms whose atomics go through the
+# schedule seam.
+function(stagetwo_test)
+  cmake_parse_arguments(T "SCHED" "NAME" "SOURCES;ROOMS;LINK" ${ARGN})
+  add_executable(${T_NAME} ${T_SOURCES})
+  set_target_properties(${T_NAME} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_include_directories(${T_NAME} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR})
+  foreach(room IN LISTS T_ROOMS)
+    stagetwo_room_target(${room} target)
+    if(T_SCHED)
+      set(target ${target}_sched)
+    endif()
+    target_link_libraries(${T_NAME} PRIVATE ${target})
+  endforeach()
+  target_link_libraries(${T_NAME} PRIVATE st_warnings ${T_LINK} GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${T_NAME} PRIVATE
+    ST_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ST_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  add_test(NAME ${T_NAME} COMMAND ${T_NAME})
+endfunction()

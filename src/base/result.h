@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a refusal is: a positive errno that travels unchanged to `abi`, where one function negates
+// it. "I lost the race" and "come back later" are never refusals; they are enums, one a protocol.
+// Analogue: the kernel's negative errno returns; positive here so that nobody can forget the sign.
+
+#include <cerrno>
+#include <expected>
+
+namespace stagetwo {
+
+// An errno value, always > 0. A type of its own so that no byte count becomes a refusal.
+enum class Errno : int {};
+
+constexpr int to_int(Errno e) { return static_cast<int>(e); }
+
+template <typename T = void>
+using Result = std::expected<T, Errno>;
+
+// The refusal itself: `return refuse(EINVAL);`.
+constexpr std::unexpected<Errno> refuse(int positive_errno) {
+  return std::unexpected<Errno>(Errno{positive_errno});
+}
+constexpr std::unexpected<Errno> refuse(Errno e) { return std::unexpected<Errno>(e); }
+
+}  // namespace stagetwo
+
+// Hands a refusal to the caller or yields the value: `int fd = ST_TRY(open_it());`.
+#define ST_TRY(expression)                                                       \
+  __extension__({                                                                \
+    auto st_try_result = (expression);                                           \
+    if (!st_try_result) [[unlikely]]                                             \
+      return ::stagetwo::refuse(st_try_result.error());                          \
+    ::stagetwo::detail::value_of(static_cast<decltype(st_try_result)&&>(st_try_result)); \
+  })
+
+namespace stagetwo::detail {
+template <typename T>
+constexpr T value_of(Result<T>&& result) {
+  return static_cast<T&&>(*result);
+}
+constexpr void value_of(Result<void>&&) {}
+}  // namespace stagetwo::detail
