@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands of README.md. CMake does the building (`cmake --preset dev` works too); this file only
+# says what belongs to a command. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := all
+.NOTPARALLEL:
+
+JOBS := $(shell tools/jobs)
+PREFIX ?= /usr/local
+SUITE ?=
+ALL ?=
+ORACLE ?=
+ONLY ?=
+NAME ?=
+
+# What this file starts is cmake and ninja: they must not take our flags for theirs.
+unexport MAKEFLAGS MFLAGS MAKELEVEL
+
+configure = @if [ ! -f $(2)/build.ninja ]; then echo "configuring $(1)"; \
+	cmake --preset $(1) >$(2).configure.log 2>&1 || { cat $(2).configure.log; exit 1; }; \
+	mv $(2).configure.log $(2)/configure.log; fi
+ninja = NINJA_STATUS='[%f/%t %es] ' ninja -j$(JOBS) -C
+
+.PHONY: all build demo test stress check conformance bench race install clean help
+
+all: build ## the tool, the engine, the examples and the tests, in build/
+
+build:
+	@tools/install-deps build
+	@mkdir -p build
+	$(call configure,fast,build)
+	@$(ninja) build
+
+demo: build ## install what is needed, build, and show a guest at work
+	@tools/demo
+
+test: build ## build and run every test, about 3 s for each stress program
+	@tools/run-tests --only '$(ONLY)'
+
+stress: build ## the same tests, 60 s for each stress program
+	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} tools/run-tests --only '$(ONLY)'
+
+check: build ## format, clang-tidy, thread-safety analysis, sanitizers
+	@tools/install-deps check
+	@tools/check --jobs $(JOBS)
+
+conformance: build ## the kernel's own suites: SUITE=kvm, ALL=1, ORACLE=1, ONLY=REGEX
+	@tools/install-deps conformance
+	@tools/conformance --jobs $(JOBS) $(if $(SUITE),--suite $(SUITE)) $(if $(ALL),--all) \
+		$(if $(ORACLE),--oracle) $(if $(ONLY),--only '$(ONLY)')
+
+bench: ## figures beside their yardsticks, into build/bench/results.json
+	@tools/install-deps build
+	@mkdir -p build
+	$(call configure,bench,build/bench)
+	@$(ninja) build/bench
+	@tools/bench --only '$(ONLY)'
+
+race: build ## one test over many seeds, plain and under the thread sanitizer: NAME=
+	@tools/install-deps race
+	@tools/race '$(NAME)' $(JOBS)
+
+install: build ## the tool, the engine, the CMake package: PREFIX=/usr/local
+	@cmake --install build --prefix '$(DESTDIR)$(PREFIX)'
+
+clean: ## all of build/ but the unpacked kernel sources
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 ! -name conformance -exec rm -rf {} +; fi
+	@if [ -d build/conformance ]; then \
+		find build/conformance -mindepth 1 -maxdepth 1 ! -name src -exec rm -rf {} +; fi
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
