@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The guest's MXCSR around one floating point instruction of the host. Internal to the SSE
+// functions.
+//
+// The host instruction always runs with every exception masked: an unmasked one would be a signal
+// in the client's process. What the guest asked for is then derived:
+//   - a pre-computation exception (invalid, denormal, zero divide) that the guest has unmasked
+//   stops
+//     the instruction before its result exists: overflow, underflow and precision are not reported;
+//   - a tiny result is an underflow even if exact once underflow is unmasked, and flush-to-zero
+//     does not act then.
+// Spec: SDM vol. 1, 11.5.2 to 11.5.4, and 4.9.1.5.
+
+#include "vcpu/sse.h"
+#include "vcpu/sse_host.h"
+
+namespace stagetwo::vcpu::sse {
+
+inline constexpr u32 kFlags = 0x3f, kPreComputation = 0x07, kUnderflow = 0x10;
+inline constexpr unsigned kMaskShift = 7;
+inline constexpr u32 kAllMasked = kFlags << kMaskShift, kUnderflowMask = kUnderflow << kMaskShift;
+inline constexpr u32 kFlushToZero = 0x8000;
+
+// What the host runs under: no flags, all masked, the guest's rounding and denormal treatment.
+inline u32 host_control(u32 guest) {
+  u32 control = (guest & ~kFlags & 0xffff) | kAllMasked;
+  if ((guest & kUnderflowMask) == 0) control &= ~kFlushToZero;
+  return control;
+}
+
+// Where a result may be denormal; kNone: the instruction cannot underflow.
+enum class Tiny : u8 { kNone, kSingle, kSingles, kDouble, kDoubles };
+
+inline bool tiny32(u64 bits) {
+  return (bits & 0x7f800000) == 0 && (bits & 0x007fffff) != 0;
+}
+inline bool tiny64(u64 bits) {
+  return (bits & 0x7ff0000000000000) == 0 && (bits & 0x000fffffffffffff) != 0;
+}
+inline bool is_tiny(Tiny where, const Xmm& r) {
+  switch (where) {
+    case Tiny::kNone:
+      return false;
+    case Tiny::kSingle:
+      return tiny32(r.lo);
+    case Tiny::kSingles:
+      return tiny32(r.lo) || tiny32(r.lo >> 32) || tiny32(r.hi) || tiny32(r.hi >> 32);
+    case Tiny::kDouble:
+      return tiny64(r.lo);
+    case Tiny::kDoubles:
+      return tiny64(r.lo) || tiny64(r.hi);
+  }
+  return false;
+}
+
+// Accounts for the flags the host raised: o.mxcsr is updated; on kDone the caller stores its
+// result.
+inline SseOutcome settle(SseOperands& o, u32 host_mxcsr, Tiny where, const Xmm& result) {
+  u32 raised = host_mxcsr & kFlags;
+  const u32 unmasked = ~(o.mxcsr >> kMaskShift) & kFlags;
+  if (unmasked != 0) [[unlikely]] {
+    if ((raised & unmasked & kPreComputation) != 0)
+      raised &= kPreComputation;
+    else if ((unmasked & kUnderflow) != 0 && is_tiny(where, result))
+      raised |= kUnderflow;
+  }
+  o.mxcsr |= raised;
+  return (raised & unmasked) == 0 ? SseOutcome::kDone : SseOutcome::kSimdException;
+}
+
+}  // namespace stagetwo::vcpu::sse
+
+// One host instruction `text` (AT&T, using %[dst] and %[src]) between the guest's control and the
+// host's own. The three are one asm statement, so the compiler can move nothing in between.
+#define ST_UNDER_MXCSR(text, control, outputs, inputs)                \
+  do {                                                                \
+    ::stagetwo::vcpu::u32 st_host = 0;                                \
+    asm volatile("stmxcsr %[host]\n\tldmxcsr %[csr]\n\t" text         \
+                 "\n\tstmxcsr %[csr]\n\tldmxcsr %[host]"              \
+                 : [csr] "+m"(control), [host] "=m"(st_host), outputs \
+                 : inputs);                                           \
+  } while (false)
