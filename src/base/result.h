@@ -26,13 +26,16 @@ constexpr std::unexpected<Errno> refuse(Errno e) { return std::unexpected<Errno>
 
 }  // namespace stagetwo
 
-// Hands a refusal to the caller or yields the value: `int fd = ST_TRY(open_it());`.
-#define ST_TRY(expression)                                                       \
-  __extension__({                                                                \
-    auto st_try_result = (expression);                                           \
-    if (!st_try_result) [[unlikely]]                                             \
-      return ::stagetwo::refuse(st_try_result.error());                          \
-    ::stagetwo::detail::value_of(static_cast<decltype(st_try_result)&&>(st_try_result)); \
+// Hands a refusal to the caller or yields the value: `int fd = ST_TRY(open_it());`. May be nested.
+#define ST_TRY(expression) ST_TRY_NUMBERED(expression, __COUNTER__)
+#define ST_TRY_NUMBERED(expression, number) ST_TRY_PASTED(expression, number)
+#define ST_TRY_PASTED(expression, number) ST_TRY_NAMED(expression, st_try_result_##number)
+#define ST_TRY_NAMED(expression, result)                                \
+  __extension__({                                                       \
+    auto result = (expression);                                         \
+    if (!result) [[unlikely]]                                           \
+      return ::stagetwo::refuse(result.error());                        \
+    ::stagetwo::detail::value_of(static_cast<decltype(result)&&>(result)); \
   })
 
 namespace stagetwo::detail {
