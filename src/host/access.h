@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The only door to client memory. Every read or write of an address that a client or a guest chose
+// goes through here; a tidy test finds other dereferences.
+//
+// Analogue: get_user/put_user and copy_from_user (kernel file: uaccess.h). Differs: an access is one
+// host instruction, so what is one access for a guest is one access for every other observer.
+//
+// Invariants: I1  false (or a short count) means the address faulted; the faulting access changed
+//                 nothing and the client saw no signal.
+//             I2  on the hot path an access is one mov and no branch is taken.
+//             I3  a fault is the backstop, never the mechanism: whoever holds a translation holds it
+//                 only until the next acknowledged flush (docs/journeys/munmap.md).
+// Locking: none. Orders: as a guest sees them; plain forms relaxed, LOCK forms sequentially
+// consistent. Context: any, backstop::install() must have run. May block in the kernel if the page is
+// not resident: see faultin.h.
+
+#include <cstddef>
+#include <optional>
+
+#include "addr/addr.h"
+#include "base/arch/guarded.h"
+#include "base/types.h"
+
+namespace stagetwo::host {
+
+// T: trivially copyable, 1, 2, 4, 8 or 16 bytes. The access may be unaligned; a caller whose
+// translation covers one page splits at the page's end first.
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool load(Hva from, T* out) {
+  return arch::guarded_load(from.raw(), out);
+}
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool store(Hva to, T value) {
+  return arch::guarded_store(to.raw(), value);
+}
+
+// LOCK forms. *old receives what was there before.
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool exchange(Hva at, T value, T* old) {
+  return arch::guarded_exchange(at.raw(), value, old);
+}
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool fetch_add(Hva at, T value, T* old) {
+  return arch::guarded_fetch_add(at.raw(), value, old);
+}
+// *expected receives what was there; *swapped: it was as expected and is `desired` now.
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool cmpxchg(Hva at, T* expected, T desired,
+                                                      bool* swapped) {
+  return arch::guarded_cmpxchg(at.raw(), expected, desired, swapped);
+}
+// Pre: `at` is 16-byte aligned. Index 0 is the low half.
+[[nodiscard]] inline bool cmpxchg16b(Hva at, u64 expected[2], const u64 desired[2], bool* swapped) {
+  return arch::guarded_cmpxchg16b(at.raw(), expected, desired, swapped);
+}
+
+// One atomic step of any kind: `change(old)` gives the new value and may run more than once.
+template <typename T, typename F>
+[[nodiscard]] inline bool fetch_update(Hva at, T* old, F&& change) {
+  if (!load(at, old)) return false;
+  for (;;) {
+    bool swapped = false;
+    if (!cmpxchg(at, old, static_cast<T>(change(*old)), &swapped)) return false;
+    if (swapped) return true;  // progress: another thread's success is the only reason to loop
+  }
+}
+template <typename T>
+[[nodiscard]] inline bool fetch_and(Hva at, T value, T* old) {
+  return fetch_update(at, old, [value](T x) { return x & value; });
+}
+template <typename T>
+[[nodiscard]] inline bool fetch_or(Hva at, T value, T* old) {
+  return fetch_update(at, old, [value](T x) { return x | value; });
+}
+template <typename T>
+[[nodiscard]] inline bool fetch_xor(Hva at, T value, T* old) {
+  return fetch_update(at, old, [value](T x) { return x ^ value; });
+}
+
+// Copies in words of the machine, not bytes. Returns how much was copied before the first fault, which
+// is `bytes` when all is well; the count is exact or up to one word short.
+[[nodiscard]] size_t copy_from(void* to, Hva from, size_t bytes);
+[[nodiscard]] size_t copy_to(Hva to, const void* from, size_t bytes);
+
+// A whole struct of an ioctl. False: EFAULT.
+template <typename T>
+[[nodiscard]] inline bool read_struct(Hva from, T* out) {
+  return copy_from(out, from, sizeof(T)) == sizeof(T);
+}
+template <typename T>
+[[nodiscard]] inline bool write_struct(Hva to, const T& value) {
+  return copy_to(to, &value, sizeof(T)) == sizeof(T);
+}
+
+// Could [start, start + size) be an address of the client at all? Analogue: access_ok.
+inline constexpr u64 kUserEnd = (u64{1} << 47) - kPageSize;
+[[nodiscard]] constexpr bool is_user_range(Hva start, u64 size) {
+  return size <= kUserEnd && start.raw() <= kUserEnd - size;
+}
+
+// The page of this thread's last fault, if the machine reported its memory as poisoned
+// (BUS_MCEERR_AR): the refusal is then EHWPOISON, not EFAULT. Asking forgets it.
+[[nodiscard]] std::optional<Hva> take_poison();
+
+}  // namespace stagetwo::host

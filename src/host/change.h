@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What an interposed system call does to the client's addresses, and the one form of ringing the bell
+// around it: start, call, end. A loss of meaning or of rights rings; a gain does not: it is learnt by
+// the next fault (DESIGN.md rule 1).
+//
+//   return host::change(address, size, host::EventKind::kUnmap, [&] { return real_munmap(...); });
+//
+// Context: the client's thread, with no engine lock held and no ack line of its own RUNNING. Handlers
+// of the client are deferred until after the end (host/run_section.h): one that left by siglongjmp
+// would leave the range closed for ever.
+
+#include <sys/mman.h>
+
+#include <optional>
+#include <utility>
+
+#include "addr/addr.h"
+#include "base/bits.h"
+#include "host/mmu_notifier.h"
+
+namespace stagetwo::host {
+
+// The pages [start, start + size) touches; nullopt when it is empty or wraps, which is when the
+// kernel refuses the call.
+[[nodiscard]] constexpr std::optional<HvaRange> pages_of(u64 start, u64 size) {
+  const u64 first = start & kPageMask;
+  u64 end = 0;
+  if (size == 0 || __builtin_add_overflow(start, size, &end)) return std::nullopt;
+  const u64 last = (end - 1) & kPageMask;
+  if (last > ~u64{0} - kPageSize) return std::nullopt;
+  return HvaRange(Hva(first), last + kPageSize - first);
+}
+
+// Runs `system_call` between start and end; with nothing to ring it is called straight.
+template <typename F>
+auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
+  const std::optional<HvaRange> range = pages_of(start, size);
+  if (!range) return std::forward<F>(system_call)();
+  const InvalidateSection section(InvalidateEvent{*range, kind});
+  return std::forward<F>(system_call)();
+}
+
+// What an mprotect to `prot` takes away: reading or writing. With both left, nothing a guest has can
+// be lost (execution by the host is no right of a guest).
+[[nodiscard]] constexpr std::optional<EventKind> loss_by_mprotect(int prot) {
+  const int all = PROT_READ | PROT_WRITE;
+  if ((prot & all) == all) return std::nullopt;
+  return EventKind::kProtection;
+}
+
+// What a madvise takes away. Unknown advice is none: the kernel refuses it.
+[[nodiscard]] constexpr std::optional<EventKind> loss_by_madvise(int advice) {
+  constexpr int kDontneedLocked = 24;  // Linux 5.18
+  switch (advice) {
+    case MADV_DONTNEED:
+    case MADV_FREE:  // may turn to zero at any later time: gone from now on
+    case MADV_REMOVE:
+    case kDontneedLocked:
+      return EventKind::kClear;
+    default:
+      return std::nullopt;
+  }
+}
+
+// Does an mmap with these flags replace what is mapped there?
+[[nodiscard]] constexpr bool mmap_replaces(int flags) {
+  constexpr int kFixedNoreplace = 0x100000;
+  return (flags & MAP_FIXED) != 0 && (flags & kFixedNoreplace) == 0;
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The memory slots of one VM: which guest frames are which host addresses. Analogue: struct
+// kvm_memslots (kernel file: kvm_main.c). Differs: instead of two sets that are edited in turn there
+// is one immutable set; an update builds the next one by copying a path of a balanced tree, and a
+// single store publishes it.
+//
+// Invariants: I1  a reader sees a set as it was after some update, never half of one.
+//             I2  no two slots of an address space overlap in guest frames; in host addresses they may.
+//             I3  a fault never finds "no slot" while a translation of the slot that was there lives:
+//                 DELETE and MOVE first publish the slot as INVALID, flush, and only then remove it.
+//             I4  a refused call changes nothing, and the first check that fails names the errno.
+//             I5  every slot in the gfn tree is in the hva tree, and it was there first.
+// Locking: updates and the dirty log under slots_lock (rank: slots). Readers take none: they hold a
+// read section (`Memslots::Reader`) and must not block in it. No caller may wait for an update inside a
+// change (host/change.h): the update waits for changes to end.
+// Lifetime: a Slot lives until every reader and every acknowledged vCPU has left it.
+
+#include "addr/addr.h"
+#include "base/alloc.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "stage2/slot_tree.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+#include "sync/passage.h"
+
+namespace stagetwo::stage2 {
+
+// The uapi's flag bits; abi static_asserts them equal.
+inline constexpr u32 kLogDirtyPages = 1U << 0;
+inline constexpr u32 kReadonly = 1U << 1;
+inline constexpr u32 kGuestMemfd = 1U << 2;
+inline constexpr u32 kInvalid = 1U << 16;  // never the user's
+
+inline constexpr u32 kUserSlots = 32764;     // ids 0..32763
+inline constexpr u32 kSlotsPerSpace = 32767;
+inline constexpr u64 kMaxSlotPages = (u64{1} << 31) - 1;
+inline constexpr u32 kMaxAddressSpaces = 2;
+
+// What a KVM_SET_USER_MEMORY_REGION(2) asks.
+struct Region {
+  u32 slot = 0;  // address space in bits 16-31, id in bits 0-15
+  u32 flags = 0;
+  u64 gpa = 0;
+  u64 size = 0;
+  u64 hva = 0;
+  u64 memfd_offset = 0;
+  int memfd = -1;
+  bool first_version = false;  // the ioctl without the 2
+};
+
+// Ties a slot to a guest_memfd. A VM without one refuses the flag.
+class MemfdBinder {
+ public:
+  // Failure: EBADF, EINVAL as in lines 20 and 21.
+  virtual Result<void> bind(const Slot& slot, int memfd, u64 offset) = 0;
+  virtual void unbind(const Slot& slot) = 0;
+
+ protected:
+  ~MemfdBinder() = default;
+};
+
+// What the VM's type and the chosen ABI decide.
+struct SlotPolicy {
+  u32 address_spaces = 1;
+  bool readonly_slots = true;
+  u64 max_gfn = (u64{1} << (52 - kPageShift)) - 1;
+  MemfdBinder* binder = nullptr;  // null: no private memory
+  bool write_tracked = false;     // an external write-tracker is attached: MOVE is refused
+};
+
+// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
+struct DirtyProtect {
+  bool manual = false;
+  bool initially_set = false;
+};
+
+// The world around the slots, as far as an update changes it.
+class SlotUpdateHost {
+ public:
+  // Translations of the range may not be installed from here on...
+  virtual void close_range(HvaRange range) = 0;
+  // ...and none made before is in use after this...
+  virtual void flush_and_wait() = 0;
+  // ...until here.
+  virtual void open_range(HvaRange range) = 0;
+
+ protected:
+  ~SlotUpdateHost() = default;
+};
+
+// Which line of the check order decided; 0: none, the call proceeds.
+struct Verdict {
+  u8 line = 0;
+  int error = 0;
+};
+
+enum class ChangeKind : u8 { kNone, kCreate, kDelete, kMove, kFlags };
+
+class Memslots {
+ public:
+  // Pre: `host` outlives this.
+  Memslots(SlotUpdateHost* host, const SlotPolicy& policy);
+  ~Memslots();
+  Memslots(const Memslots&) = delete;
+  Memslots& operator=(const Memslots&) = delete;
+  [[nodiscard]] Result<void> init();
+
+  [[nodiscard]] Result<void> set_region(const Region& region) TA_EXCL(slots_lock_);
+
+  // A read section. Everything found through it is valid until it ends; it must be short and must not
+  // block. Several may nest.
+  class Reader {
+   public:
+    explicit Reader(const Memslots& slots) : slots_(slots), ticket_(slots.readers_.enter()) {}
+    ~Reader() { slots_.readers_.leave(ticket_); }
+    Reader(const Reader&) = delete;
+    Reader& operator=(const Reader&) = delete;
+
+    // The slot of a frame, INVALID ones included, or null.
+    [[nodiscard]] const Slot* find(u32 address_space, Gfn gfn) const;
+    // Does any slot of any address space use a host address of the range?
+    [[nodiscard]] bool overlaps(HvaRange range) const;
+
+   private:
+    const Memslots& slots_;
+    sync::Passage::Ticket ticket_;
+  };
+
+  // Waits until every read section that began before the call has ended.
+  void wait_for_readers() const { readers_.wait(); }
+
+  // The dirty log. `bitmap` is the client's. Failures in the kernel's order: EINVAL, ENOENT, EINVAL,
+  // EFAULT (kernel file: kvm_main.c, kvm_get_dirty_log_protect and its CLEAR twin).
+  [[nodiscard]] Result<void> get_dirty_log(u32 slot, Hva bitmap) TA_EXCL(slots_lock_);
+  [[nodiscard]] Result<void> clear_dirty_log(u32 slot, u64 first_page, u32 page_count, Hva bitmap)
+      TA_EXCL(slots_lock_);
+  void set_dirty_protect(DirtyProtect protect) TA_EXCL(slots_lock_);
+
+  // The bit of a frame, set after the store it stands for and before the section or the RUNNING mode
+  // that made the store ends. Pre: the slot is valid here; gfn is in it.
+  static void mark_dirty(const Slot& slot, Gfn gfn);
+
+  void set_max_gfn(u64 max_gfn);
+  void set_write_tracked(bool tracked);
+
+  // Counts updates; never the same for two sets.
+  [[nodiscard]] u64 generation() const;
+  [[nodiscard]] u32 count() const;
+
+  // I2, I5 and the counts. Ends the process where they do not hold.
+  void check_world() const TA_EXCL(slots_lock_);
+  // Which line refuses, without doing anything. For tests.
+  [[nodiscard]] Verdict debug_verdict(const Region& region) TA_EXCL(slots_lock_);
+  // Lines 13 and 14 need a count no caller can bring about.
+  void debug_set_total_pages(u64 pages) TA_EXCL(slots_lock_);
+
+ private:
+  struct Plan;
+
+  [[nodiscard]] Verdict check(const Region& region, Plan* plan) const TA_REQ(slots_lock_);
+  [[nodiscard]] Verdict check_shape(const Region& region) const TA_REQ(slots_lock_);
+  [[nodiscard]] Verdict check_change(const Region& region, Plan* plan) const TA_REQ(slots_lock_);
+  [[nodiscard]] Result<void> prepare(Plan* plan) TA_REQ(slots_lock_);
+  void commit(Plan* plan) TA_REQ(slots_lock_);
+  [[nodiscard]] Slot* slot_of(u32 slot) const TA_REQ(slots_lock_);
+
+  SlotUpdateHost* const host_;
+  mutable sync::Mutex slots_lock_;
+  SlotPolicy policy_ TA_GUARDED(slots_lock_);
+  DirtyProtect protect_ TA_GUARDED(slots_lock_);
+  u64 total_pages_ TA_GUARDED(slots_lock_) = 0;
+  Slot** by_id_ TA_GUARDED(slots_lock_) = nullptr;  // address space * kSlotsPerSpace + id
+
+  mutable sync::Passage readers_;
+  // Written under slots_lock_ with release, read in a read section with acquire.
+  sync::Atomic<const SlotSet*> set_{nullptr};
+  sync::Atomic<u64> generation_{0};
+  sync::Atomic<u32> count_{0};
+};
+
+}  // namespace stagetwo::stage2

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The slots as readers see them: an immutable set of balanced trees, and the builder that makes the
+// next set by copying the paths it changes. Analogue: the kernel's two slot sets with their gfn and hva
+// trees. Differs: no second set has to be brought up to date, and an update that cannot get memory is
+// thrown away whole.
+//
+// Invariants: I1  a published node or set never changes; a node is edited only by the builder that
+//                 made it.
+//             I2  trees are ordered by (start, id) and heap-ordered by a number hashed from the id, so
+//                 their shape depends only on their contents and their depth is logarithmic.
+//             I3  max_end of a node is the largest end in its subtree.
+// Locking: none; the builder is used under slots_lock. Lifetime: what a published set replaced is
+// kept by its builder until the caller says that no reader is left.
+
+#include "addr/addr.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "sync/atomic.h"
+
+namespace stagetwo::stage2 {
+
+inline constexpr u32 kTreeSpaces = 2;
+
+// One bit a frame; bits past the last frame stay zero. `words` and `taken` are one allocation.
+struct DirtyBitmap {
+  u64 word_count = 0;
+  sync::Atomic<u64>* words = nullptr;
+  u64* taken = nullptr;  // where a harvest collects before it copies out
+
+  // Failure: ENOMEM.
+  [[nodiscard]] static Result<DirtyBitmap*> create(u64 page_count);
+  static void destroy(DirtyBitmap* bitmap);
+  void set_first(u64 page_count);
+};
+
+// Immutable after publication, but for the bits of the bitmap. Analogue: struct kvm_memory_slot.
+struct Slot {
+  u32 id = 0;     // address space in bits 16-31, as the ioctl names it
+  u32 flags = 0;  // the user's, and kInvalid
+  Gfn base_gfn;
+  u64 page_count = 0;
+  Hva hva;
+  DirtyBitmap* dirty = nullptr;  // shared by a slot and its successor
+
+  [[nodiscard]] GfnRange gfns() const { return {base_gfn, page_count}; }
+  [[nodiscard]] HvaRange hvas() const { return {hva, page_count << kPageShift}; }
+  // Pre: gfn is in gfns().
+  [[nodiscard]] Hva gfn_to_hva(Gfn gfn) const { return hva + ((gfn - base_gfn) << kPageShift); }
+};
+
+struct SlotNode {
+  u64 start;
+  u64 end;
+  u64 max_end;
+  u64 priority;
+  const Slot* slot;  // null in the hva tree: ranges only
+  const SlotNode* left;
+  const SlotNode* right;
+  u32 id;
+  u32 batch;       // the builder that made it; never read by readers
+  SlotNode* next;  // its builder's list; never read by readers
+};
+
+struct SlotSet {
+  const SlotNode* by_gfn[kTreeSpaces] = {};
+  const SlotNode* by_hva = nullptr;
+  SlotSet* next = nullptr;  // its builder's list
+};
+
+// The node whose range contains `at`, in a tree without overlaps.
+[[nodiscard]] inline const SlotNode* find_containing(const SlotNode* node, u64 at) {
+  while (node != nullptr) {
+    if (at < node->start) {
+      node = node->left;
+    } else if (at >= node->end) {
+      node = node->right;
+    } else {
+      return node;
+    }
+  }
+  return nullptr;
+}
+
+// Any node that overlaps [start, end), except the one named `skip_id`.
+[[nodiscard]] const SlotNode* find_overlap(const SlotNode* node, u64 start, u64 end,
+                                           u32 skip_id = ~u32{0});
+
+// Order, heap, max_end; with `disjoint` no overlaps. Returns the node count. Ends the process
+// otherwise.
+u64 check_tree(const SlotNode* root, bool disjoint);
+void free_tree(const SlotNode* root);
+
+class SlotTreeBuilder {
+ public:
+  explicit SlotTreeBuilder(const SlotSet* from);
+  // Frees what was made and not kept, or, after keep(), what was replaced.
+  ~SlotTreeBuilder();
+  SlotTreeBuilder(const SlotTreeBuilder&) = delete;
+  SlotTreeBuilder& operator=(const SlotTreeBuilder&) = delete;
+
+  void insert_gfn(const Slot& slot);
+  void insert_hva(const Slot& slot);
+  void remove_gfn(const Slot& slot);
+  void remove_hva(const Slot& slot);
+  // `fresh` takes the place of the slot of the same id and frames.
+  void replace_gfn(const Slot& fresh);
+  // The state so far as a set of its own; later edits do not change it. Null: no memory, now or
+  // before, and then nothing of this builder may be published.
+  [[nodiscard]] const SlotSet* snapshot();
+
+  // The last snapshot was published. What it replaced is freed by the destructor: no reader may be
+  // left then.
+  void keep();
+
+ private:
+  SlotNode* make(u64 start, u64 end, u32 id, const Slot* slot);
+  SlotNode* own(const SlotNode* node);
+  void refresh(SlotNode* node);
+  const SlotNode* insert(const SlotNode* root, SlotNode* fresh);
+  const SlotNode* remove(const SlotNode* root, u64 start, u32 id);
+  const SlotNode* replace(const SlotNode* root, u64 start, const Slot* slot);
+  void split(const SlotNode* root, u64 start, u32 id, const SlotNode** left,
+             const SlotNode** right);
+  const SlotNode* merge(const SlotNode* left, const SlotNode* right);
+
+  SlotSet now_;
+  u32 batch_;
+  bool failed_ = false;
+  bool kept_ = false;
+  SlotNode* fresh_ = nullptr;
+  SlotNode* stale_ = nullptr;
+  SlotSet* sets_ = nullptr;        // snapshots, the newest first
+  const SlotSet* replaced_;        // the set the builder began with
+};
+
+}  // namespace stagetwo::stage2

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Threads pass through; a waiter waits until those that were inside when it asked have left. For
+// sections of threads that have no ack line of their own. Analogue: SRCU (kernel file: srcu.h).
+// Differs: few counters, picked by the thread, because a waiter reads them all.
+//
+// Invariants: I1  what was published before wait() is seen by every section that begins after it;
+//                 every section that may have missed it has ended when wait() returns.
+//             I2  a section costs two locked adds on a line that few threads share, and no lock.
+//             I3  new sections cannot keep a waiter waiting: it counts those of the other side.
+// Locking: waiters exclude each other (rank: passage). Sections may nest, and may end on another
+// thread than they began on.
+//
+// | word         | writers            | readers  | order                                           |
+// |--------------|--------------------|----------|-------------------------------------------------|
+// | side_        | waiters            | sections | relaxed: a stale side is waited for as well     |
+// | inside of a cell | sections       | waiters  | seq_cst add / seq_cst load: either the waiter   |
+// |              |                    |          | sees the section, or the section sees what the  |
+// |              |                    |          | waiter published (seq_cst) before               |
+
+#include "base/types.h"
+#include "sync/annotations.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::sync {
+
+class Passage {
+ public:
+  using Ticket = u32;
+
+  constexpr Passage() = default;
+  Passage(const Passage&) = delete;
+  Passage& operator=(const Passage&) = delete;
+
+  // Context: any thread, signal handlers included. Does not fail and does not wait.
+  [[nodiscard]] Ticket enter() const {
+    const Ticket ticket = side_.load(std::memory_order_relaxed) * kCells + cell_of_thread();
+    cells_[ticket].inside.fetch_add(1);
+    return ticket;
+  }
+  void leave(Ticket ticket) const { cells_[ticket].inside.fetch_sub(1); }
+
+  // Pre: the caller is inside no section of this passage. Spins, then yields, then sleeps.
+  void wait() const;
+
+  // Nobody is inside. Racy: checks and tests.
+  [[nodiscard]] bool debug_empty() const;
+  // In a child of fork: the sections of other threads are gone.
+  void reset();
+
+ private:
+  static constexpr u32 kCells = 16;
+  struct alignas(64) Cell {
+    Atomic<u64> inside{0};
+  };
+
+  static u32 cell_of_thread();
+  void wait_for_side(u32 side) const;
+
+  mutable Cell cells_[2 * kCells];
+  mutable Atomic<u32> side_{0};
+  mutable Mutex waiters_{Rank::kPassage};
+};
+
+}  // namespace stagetwo::sync
