@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/command_line.h"
+
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+
+namespace stagetwo::cli {
+namespace {
+
+CommandLine done(int status) {
+  CommandLine line;
+  line.exit_status = status;
+  return line;
+}
+
+CommandLine refuse_line(const std::string& sentence, const std::string& hint) {
+  fmt::print(stderr, "stagetwo: {}\nHint: {}\n", sentence, hint);
+  return done(kExitBadCommandLine);
+}
+
+// One line, no full stop, lower case first: it stands behind "stagetwo: ".
+std::string sentence_of(const CLI::ParseError& error) {
+  std::string text = error.what();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  if (!text.empty() && text[0] >= 'A' && text[0] <= 'Z') {
+    text[0] = static_cast<char>(text[0] - 'A' + 'a');
+  }
+  return text;
+}
+
+void describe(CLI::App& app) {
+  app.set_version_flag("--version", "stagetwo " STAGETWO_VERSION, "print the version");
+  app.require_subcommand(1);
+  app.footer(
+      "Exit status of run: the program's own; 128+N when signal N ended it; 125 stagetwo failed,\n"
+      "126 the program cannot be executed, 127 it was not found. A bad command line: 2.");
+}
+
+CLI::App* describe_run(CLI::App& app, RunOptions& run) {
+  CLI::App* sub = app.add_subcommand("run", "run a program with its devices emulated");
+  sub->footer("The program stands behind two dashes: stagetwo run [options] -- program [arguments]");
+  sub->add_option("--abi", run.abi, "which kernel's visible ABI: 6.12 or 6.18")
+      ->check(CLI::IsMember({"6.12", "6.18"}))
+      ->capture_default_str();
+  sub->add_option("--session", run.session, "join the session of that name, or start it");
+  sub->add_option("--log-file", run.log_file,
+                  "write the engine's messages there; %p becomes the process number");
+  sub->add_flag("-v,--verbose", run.verbose, "say what is done");
+  return sub;
+}
+
+// A value travels in STAGETWO_OPTIONS, whose separator is the colon.
+std::optional<std::string> untransportable(const RunOptions& run) {
+  if (run.log_file.find(':') != std::string::npos) return "--log-file may not contain a colon";
+  const bool plain = std::all_of(run.session.begin(), run.session.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           c == '-' || c == '_' || c == '.';
+  });
+  if (!plain || (!run.session.empty() && run.session[0] == '.')) {
+    return "--session wants a name of letters, digits, '-', '_' and '.'";
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+CommandLine parse_command_line(int argc, char** argv) {
+  char** const end = argv + argc;
+  char** const dashes = std::find_if(argv, end, [](const char* a) { return a == std::string("--"); });
+  CommandLine line;
+
+  CLI::App app{"KVM, VFIO and iommufd in user space", "stagetwo"};
+  describe(app);
+  CLI::App* const run = describe_run(app, line.run);
+  CLI::App* const doctor = app.add_subcommand("doctor", "say what this machine offers");
+  doctor->add_flag("--json", line.doctor.json, "as JSON");
+
+  try {
+    app.parse(static_cast<int>(dashes - argv), argv);
+  } catch (const CLI::Success& wanted) {  // --help, --version
+    return done(app.exit(wanted));
+  } catch (const CLI::ParseError& error) {
+    if (run->parsed() && dashes == end) {
+      return refuse_line("run needs '--' before the program: " + sentence_of(error),
+                         "stagetwo run [options] -- program [arguments]");
+    }
+    return refuse_line(sentence_of(error), run->parsed() ? "see 'stagetwo run --help'"
+                                                         : "see 'stagetwo --help'");
+  }
+  if (doctor->parsed()) {
+    if (dashes != end) return refuse_line("doctor takes no program", "stagetwo doctor [--json]");
+    line.command = Command::kDoctor;
+    return line;
+  }
+  if (dashes == end || dashes + 1 == end) {
+    return refuse_line("run needs a program after '--'",
+                       "stagetwo run [options] -- program [arguments]");
+  }
+  if (const auto why = untransportable(line.run)) {
+    return refuse_line(*why, "see 'stagetwo run --help'");
+  }
+  line.run.program.assign(dashes + 1, end);
+  line.command = Command::kRun;
+  return line;
+}
+
+}  // namespace stagetwo::cli

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the user asked for, checked. Everything after the first `--` belongs to the program and is
+// never read as an option.
+
+#include <string>
+#include <vector>
+
+namespace stagetwo::cli {
+
+// Exit statuses of the tool itself; everything else is the program's own.
+inline constexpr int kExitBadCommandLine = 2;
+inline constexpr int kExitToolFailed = 125;
+inline constexpr int kExitCannotExecute = 126;
+inline constexpr int kExitNotFound = 127;
+inline constexpr int kExitSignalBase = 128;
+
+struct RunOptions {
+  std::string abi = "6.12";  // which kernel's visible ABI
+  std::string session;       // empty: a session of its own
+  std::string log_file;      // empty: standard error; %p is the process
+  bool verbose = false;
+  std::vector<std::string> program;  // name and arguments, never empty
+};
+
+struct DoctorOptions {
+  bool json = false;
+};
+
+enum class Command { kRun, kDoctor, kDone };
+
+struct CommandLine {
+  Command command = Command::kDone;
+  int exit_status = 0;  // of kDone: --help, --version, or a refusal that has been printed
+  RunOptions run;
+  DoctorOptions doctor;
+};
+
+CommandLine parse_command_line(int argc, char** argv);
+
+}  // namespace stagetwo::cli

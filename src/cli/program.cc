@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/program.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+
+#include "cli/command_line.h"
+
+namespace stagetwo::cli {
+namespace {
+
+// As the kernel: a script's interpreter may be a script, four times.
+constexpr int kMaxInterpreters = 5;
+
+enum class Loading { kDynamic, kStatic, kForeignMachine, kScript, kUnknown };
+
+struct Head {
+  Loading loading = Loading::kUnknown;
+  std::string interpreter;  // of a kScript
+};
+
+bool has_interpreter(int fd, const Elf64_Ehdr& head) {
+  for (unsigned i = 0; i < head.e_phnum; ++i) {
+    Elf64_Phdr segment{};
+    const auto at = static_cast<off_t>(head.e_phoff + i * sizeof(segment));
+    if (pread(fd, &segment, sizeof(segment), at) != sizeof(segment)) return false;
+    if (segment.p_type == PT_INTERP) return true;
+  }
+  return false;
+}
+
+std::string script_interpreter(std::string_view text) {
+  text = text.substr(2, text.find('\n') - 2);
+  const size_t start = text.find_first_not_of(" \t");
+  if (start == std::string_view::npos) return {};
+  text = text.substr(start);
+  return std::string(text.substr(0, text.find_first_of(" \t")));
+}
+
+Head read_head(const std::string& path) {
+  Head result;
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return result;  // may be executed without being readable
+  char start[256] = {};
+  const ssize_t size = pread(fd, start, sizeof(start) - 1, 0);
+  Elf64_Ehdr elf{};
+  if (size >= static_cast<ssize_t>(sizeof(elf)) && std::memcmp(start, ELFMAG, SELFMAG) == 0) {
+    std::memcpy(&elf, start, sizeof(elf));
+    if (elf.e_ident[EI_CLASS] != ELFCLASS64 || elf.e_machine != EM_X86_64) {
+      result.loading = Loading::kForeignMachine;
+    } else {
+      result.loading = has_interpreter(fd, elf) ? Loading::kDynamic : Loading::kStatic;
+    }
+  } else if (size > 2 && start[0] == '#' && start[1] == '!') {
+    result.loading = Loading::kScript;
+    result.interpreter = script_interpreter({start, static_cast<size_t>(size)});
+  }
+  close(fd);
+  return result;
+}
+
+// The loader ignores LD_PRELOAD when the kernel grants more than the caller has.
+bool gains_privileges(const std::string& path, const struct stat& info) {
+  if ((info.st_mode & S_ISUID) != 0 && info.st_uid != geteuid()) return true;
+  if ((info.st_mode & S_ISGID) != 0 && info.st_gid != getegid()) return true;
+  return geteuid() != 0 && getxattr(path.c_str(), "security.capability", nullptr, 0) > 0;
+}
+
+// Empty: the engine can enter it.
+std::string why_engine_cannot_enter(const std::string& path) {
+  std::string at = path;
+  for (int depth = 0; depth < kMaxInterpreters; ++depth) {
+    struct stat info {};
+    if (stat(at.c_str(), &info) != 0) return {};
+    if (gains_privileges(at, info)) {
+      return fmt::format("{} gains privileges when it is executed, so the dynamic loader will not "
+                         "preload the engine: run a copy without set-id bits and capabilities", at);
+    }
+    const Head head = read_head(at);
+    switch (head.loading) {
+      case Loading::kStatic:
+        return fmt::format("{} is statically linked and the engine enters a program through its "
+                           "dynamic loader: use a dynamic build of it (link without -static)", at);
+      case Loading::kForeignMachine:
+        return fmt::format("{} is not an x86-64 program", at);
+      case Loading::kScript:
+        at = head.interpreter;
+        break;
+      case Loading::kDynamic:
+      case Loading::kUnknown:
+        return {};
+    }
+  }
+  return {};
+}
+
+// execvp's search, without the exec. Empty and errno: not found, or found and not executable.
+std::string search(const std::string& name, int* error) {
+  *error = ENOENT;
+  if (name.empty()) return {};
+  if (name.find('/') != std::string::npos) {
+    *error = access(name.c_str(), F_OK) == 0 ? 0 : errno;
+    return *error == 0 ? name : std::string();
+  }
+  const char* const path = std::getenv("PATH");
+  std::string_view rest = path == nullptr ? "/bin:/usr/bin" : path;
+  for (;;) {
+    const size_t colon = rest.find(':');
+    const std::string_view directory = rest.substr(0, colon);
+    const std::string candidate =
+        (directory.empty() ? std::string(".") : std::string(directory)) + "/" + name;
+    struct stat info {};
+    if (stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode)) {
+      if (access(candidate.c_str(), X_OK) == 0) {
+        *error = 0;
+        return candidate;
+      }
+      *error = EACCES;
+    }
+    if (colon == std::string_view::npos) return {};
+    rest = rest.substr(colon + 1);
+  }
+}
+
+}  // namespace
+
+Program find_program(const std::string& name) {
+  Program program;
+  int error = 0;
+  program.path = search(name, &error);
+  struct stat info {};
+  if (error == 0 && stat(program.path.c_str(), &info) == 0) {
+    if (S_ISDIR(info.st_mode)) error = EISDIR;
+    else if (access(program.path.c_str(), X_OK) != 0) error = errno;
+  }
+  if (error == ENOENT || error == ENOTDIR) {
+    program.refusal = kExitNotFound;
+    program.reason = fmt::format("{}: not found", name);
+  } else if (error != 0) {
+    program.refusal = kExitCannotExecute;
+    program.reason = fmt::format("{}: cannot be executed: {}", name, std::strerror(error));
+  } else if (const std::string why = why_engine_cannot_enter(program.path); !why.empty()) {
+    program.refusal = kExitCannotExecute;
+    program.reason = why;
+  }
+  return program;
+}
+
+}  // namespace stagetwo::cli

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/run.h"
+
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cli/engine.h"
+#include "cli/program.h"
+#include "cli/session.h"
+#include "cli/supervisor.h"
+
+extern char** environ;
+
+namespace stagetwo::cli {
+namespace {
+
+bool is_setting_of(const std::string& setting, const char* name) {
+  return setting.starts_with(std::string(name) + "=");
+}
+
+// The environment with the engine first in LD_PRELOAD (the user's own stays behind it) and the
+// options in STAGETWO_OPTIONS.
+std::vector<std::string> environment_of(const std::string& engine, const std::string& options) {
+  std::vector<std::string> result;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string setting = *entry;
+    if (is_setting_of(setting, "LD_PRELOAD") || is_setting_of(setting, "STAGETWO_OPTIONS")) {
+      continue;
+    }
+    result.push_back(setting);
+  }
+  result.push_back("LD_PRELOAD=" + preload_list(engine, std::getenv("LD_PRELOAD")));
+  result.push_back("STAGETWO_OPTIONS=" + options);
+  return result;
+}
+
+std::string options_text(const RunOptions& options, const Session& session) {
+  std::string text = "abi=" + options.abi;
+  if (!session.directory().empty()) text += ":session=" + session.directory();
+  if (!options.log_file.empty()) text += ":log-file=" + options.log_file;
+  if (options.verbose) text += ":verbose=1";
+  return text;
+}
+
+}  // namespace
+
+int run(const RunOptions& options) {
+  const std::string engine = find_engine();
+  if (engine.empty()) {
+    fmt::print(stderr, "stagetwo: the engine lib/stagetwo/{} was not found beside this tool\n",
+               kEngineName);
+    return kExitToolFailed;
+  }
+  const Program program = find_program(options.program[0]);
+  if (program.refusal != 0) {
+    fmt::print(stderr, "stagetwo: {}\n", program.reason);
+    return program.refusal;
+  }
+  Session session = Session::open(options.session);
+  if (!session.failure().empty()) {
+    if (!options.session.empty()) {
+      fmt::print(stderr, "stagetwo: {}\n", session.failure());
+      return kExitToolFailed;
+    }
+    if (options.verbose) fmt::print(stderr, "stagetwo: no session: {}\n", session.failure());
+  }
+  if (options.verbose) {
+    fmt::print(stderr, "stagetwo: engine {}\nstagetwo: program {}\nstagetwo: session {}\n", engine,
+               program.path, session.directory());
+  }
+  return supervise(program.path, options.program,
+                   environment_of(engine, options_text(options, session)));
+}
+
+}  // namespace stagetwo::cli

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/session.h"
+
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+namespace stagetwo::cli {
+namespace {
+
+constexpr const char* kLockName = "/alive";
+constexpr int kAttempts = 16;  // another run may remove the directory under us that often
+
+std::string house_of_user() {
+  const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
+  const std::string base = runtime != nullptr && runtime[0] == '/' ? runtime : "/tmp";
+  return fmt::format("{}/stagetwo-{}", base, geteuid());
+}
+
+// Ours, a directory, and nobody else's business. /tmp is everybody's: a directory that somebody
+// else made there under our name is refused.
+std::string make_private_directory(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return fmt::format("{} cannot be made: {}", path, std::strerror(errno));
+  }
+  struct stat info {};
+  if (lstat(path.c_str(), &info) != 0) {
+    return fmt::format("{}: {}", path, std::strerror(errno));
+  }
+  if (!S_ISDIR(info.st_mode) || info.st_uid != geteuid() || (info.st_mode & 077) != 0) {
+    return fmt::format("{} is not a directory of mode 0700 of this user", path);
+  }
+  return {};
+}
+
+int open_lock(const std::string& directory, int flags) {
+  return ::open((directory + kLockName).c_str(), flags | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+}
+
+// Removes `directory` when nobody holds its lock.
+void remove_if_stale(const std::string& directory) {
+  const int fd = open_lock(directory, 0);
+  if (fd < 0) return;  // no lock file yet: somebody is just making it
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+    std::error_code ignored;
+    std::filesystem::remove_all(directory, ignored);
+  }
+  close(fd);
+}
+
+void remove_stale_sessions(const std::string& house, const std::string& own) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(house, error), end; !error && it != end;
+       it.increment(error)) {
+    if (it->path() != own) remove_if_stale(it->path());
+  }
+}
+
+// A lock on the file that is still in the directory; -1 when it was removed meanwhile.
+int hold(const std::string& directory) {
+  const int fd = open_lock(directory, O_CREAT);
+  if (fd < 0) return -1;
+  struct stat held {};
+  struct stat named {};
+  if (flock(fd, LOCK_SH) == 0 && fstat(fd, &held) == 0 &&
+      lstat((directory + kLockName).c_str(), &named) == 0 && held.st_ino == named.st_ino) {
+    return fd;
+  }
+  close(fd);
+  return -1;
+}
+
+}  // namespace
+
+Session Session::open(const std::string& name) {
+  Session session;
+  const std::string house = house_of_user();
+  session.failure_ = make_private_directory(house);
+  if (!session.failure_.empty()) return session;
+  const std::string directory =
+      house + "/" + (name.empty() ? fmt::format("run-{}", getpid()) : name);
+  remove_stale_sessions(house, directory);
+  for (int attempt = 0; attempt < kAttempts && session.lock_fd_ < 0; ++attempt) {
+    session.failure_ = make_private_directory(directory);
+    if (!session.failure_.empty()) return session;
+    session.lock_fd_ = hold(directory);
+  }
+  if (session.lock_fd_ < 0) {
+    session.failure_ = fmt::format("{} cannot be locked", directory);
+    return session;
+  }
+  session.directory_ = directory;
+  return session;
+}
+
+Session::Session(Session&& other) noexcept
+    : directory_(std::move(other.directory_)),
+      failure_(std::move(other.failure_)),
+      lock_fd_(other.lock_fd_) {
+  other.lock_fd_ = -1;
+  other.directory_.clear();
+}
+
+Session::~Session() {
+  if (lock_fd_ < 0) return;
+  if (flock(lock_fd_, LOCK_EX | LOCK_NB) == 0) {  // nobody else is in it
+    std::error_code ignored;
+    std::filesystem::remove_all(directory_, ignored);
+  }
+  close(lock_fd_);
+}
+
+}  // namespace stagetwo::cli
