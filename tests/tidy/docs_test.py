@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say is there, is there."""
+import re
+import unittest
+from pathlib import Path
+
+import house
+
+TOPS = ("src/", "tests/", "docs/", "tools/", "bench/", "examples/", "cmake/", ".ci/")
+
+
+def documents():
+    return [p for p in house.files() if p.suffix == ".md"]
+
+
+def targets():
+    return set(re.findall(r"^([a-z]+):", house.text(Path("Makefile")), re.MULTILINE))
+
+
+def made(path):
+    """The `make X` commands a document tells people to type."""
+    return set(re.findall(r"`make ([a-z]+)", house.text(path))) | set(
+        re.findall(r"^\s+(?:\$ )?make ([a-z]+)", house.text(path), re.MULTILINE))
+
+
+class Docs(unittest.TestCase):
+    def test_EveryMakeCommandExists(self):
+        house.report(self, [f"{p}: there is no `make {t}`" for p in documents() for t in made(p) - targets()])
+
+    def test_HackingNamesEveryMakeCommand(self):
+        public = set(re.findall(r"^([a-z]+):[^\n]*## ", house.text(Path("Makefile")), re.MULTILINE)) - {"all"}
+        self.assertEqual(set(), public - made(Path("HACKING.md")))
+
+    def test_ReadmeAndCiRunTheSameCommands(self):
+        commands = re.findall(r"^make ([a-z]+)$", house.text(Path(".ci/run")), re.MULTILINE)
+        self.assertEqual(["test", "conformance"], commands)
+        self.assertEqual(set(), set(commands) - made(Path("README.md")))
+
+    def test_EveryPathInADocumentExists(self):
+        offences = []
+        for p in documents():
+            for word in re.findall(r"`([^`\s]+)`|\]\(([^)\s]+)\)", house.text(p)):
+                path = (word[0] or word[1]).split("#")[0].split(":")[0]
+                if word[1] and not re.match(r"[a-z]+:", word[1]) and path:
+                    if not (house.ROOT / p.parent / path).exists():
+                        offences.append(f"{p}: the link {path} leads nowhere")
+                elif path.startswith(TOPS) and not re.search(r"[<>*{}…$]|NAME|NNNN|ROOM|PRESET|SUITE", path):
+                    if not (house.ROOT / path).exists():
+                        offences.append(f"{p}: {path} does not exist")
+        house.report(self, offences)
+
+    def test_JourneysNameFilesAndFunctionsThatExist(self):
+        everything = "\n".join(house.text(p) for p in house.code("src"))
+        offences = []
+        for p in documents():
+            if p.parts[:2] != ("docs", "journeys"):
+                continue
+            for word in re.findall(r"`([^`\n]+)`", house.text(p)):
+                if re.fullmatch(r"[a-z0-9_/]+\.(cc|h)", word) and "/" in word:
+                    if not (house.ROOT / "src" / word.removeprefix("src/")).exists():
+                        offences.append(f"{p}: {word} does not exist")
+                elif match := re.fullmatch(r"(?:[\w]+::)*(\w+)\(\)", word):
+                    if not re.search(rf"\b{match[1]}\b", everything):
+                        offences.append(f"{p}: {word} does not exist in src/")
+        house.report(self, offences)
+
+    def test_DecisionsAreNumberedAndListed(self):
+        records = [p for p in house.files() if p.parts[:2] == ("docs", "decisions") and p.name != "README.md"]
+        numbers = [p.name[:4] for p in records]
+        index = house.text(Path("docs/decisions/README.md"))
+        offences = [f"{p}: a name is NNNN-title.md" for p in records if not re.match(r"\d{4}-[a-z0-9-]+\.md$", p.name)]
+        offences += [f"the number {n} is taken twice" for n in set(numbers) if numbers.count(n) > 1]
+        offences += [f"docs/decisions/README.md does not list {p.name}" for p in records if p.name not in index]
+        for p in records:
+            for part in ("State:", "## Context", "## Decision", "## Alternatives", "## Consequences",
+                         "## How we will notice"):
+                if part not in house.text(p):
+                    offences.append(f"{p}: no '{part}'")
+        house.report(self, offences)
+
+
+if __name__ == "__main__":
+    unittest.main()
