@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sync/ack_line.h"
+
+#include "base/check.h"
+#include "base/sys.h"
+#include "base/trace.h"
+#include "sync/futex.h"
+#include "sync/thread_sections.h"
+
+// Entering against requesting (Dekker; all four accesses sequentially consistent):
+//
+//   owner                             | invalidator
+//   state = running                   | request = n
+//   read request                      | read state
+//
+//   Whoever is second in the total order sees the other: either the owner sees n, acknowledges it,
+//   flushes, and sees the raised gate; or the invalidator sees running and waits for the
+//   acknowledgement. If the invalidator reads "outside", the owner's next enter reads n.
+//
+// Polling against requesting:
+//
+//   running, uses an old address      |
+//   (block boundary) poll: no request | request = n; state running, ack < n: wait
+//   uses an old address               |
+//   poll: request n; ack = n (release)|
+//   flushes, uses new addresses       | ack >= n (acquire): every old use happened before
+//
+// Thread death: pthread keys of a dying thread free its lines (sync/thread_sections.cc). A thread
+// that ends by the bare system call, or that a fork left behind, is found by the waiter:
+//
+//   entry 7 of thread T               | waits 10 ms; T does not exist
+//   (T is gone)                       | state: (7, T) → outside by compare-and-exchange
+//   entry 8 of thread U               | the exchange fails: (8, U) is another section; wait on
+//
+// How long to wait: polls of running vCPUs come within 0.7 µs, so 2 µs of spinning sees most of
+// them. Beyond that the owner is not scheduled, and the processor is better given to it.
+
+namespace stagetwo::sync {
+namespace {
+
+constexpr u64 kSpinNs = 2'000;
+constexpr u64 kYieldNs = 200'000;
+constexpr u64 kSleepNs = 200'000;
+constexpr u64 kLivenessNs = 10'000'000;
+
+}  // namespace
+
+AckLine::~AckLine() {
+  ST_CHECK(set_ == nullptr);
+  ST_CHECK_OP(state_.load(kRelaxed), ==, u64{0});
+}
+
+bool AckLine::enter() {
+  ST_DCHECK(!running());
+  ThreadSections::push(*this);
+  const u64 mine = u64{++entries_} << 32 | static_cast<u32>(sys::current_tid());
+  state_.exchange(mine, kSeqCst);
+  // Pairs with raise_to(): see the head of this file.
+  if (request_.load(kSeqCst) == ack_.load(kRelaxed)) [[likely]] return false;
+  acknowledge();
+  return true;
+}
+
+void AckLine::leave() {
+  ThreadSections::pop(*this);
+  state_.store(0, kRelease);  // pairs with passed(): every use happened before
+  if (waiters_.load(kRelaxed) != 0) [[unlikely]] ring();
+}
+
+void AckLine::acknowledge() {
+  const u64 request = request_.load(kAcquire);  // pairs with raise_to()
+  ack_.store(request, kRelease);                // pairs with passed()
+  trace::emit(trace::Event::st_ack, trace::Room::sync, request);
+  if (waiters_.load(kRelaxed) != 0) [[unlikely]] ring();
+}
+
+// A waiter may have missed it: it sleeps with a timeout.
+void AckLine::ring() {
+  bell_.fetch_add(1, kRelease);
+  futex_wake(bell_, 1 << 30);
+}
+
+void AckLine::raise_to(u64 ticket) {
+  u64 seen = request_.load(kRelaxed);
+  while (seen < ticket && !request_.compare_exchange_weak(seen, ticket, kSeqCst)) {
+  }
+}
+
+bool AckLine::passed(u64 ticket) const {
+  return state_.load(kSeqCst) == 0 || ack_.load(kAcquire) >= ticket;
+}
+
+void AckSet::add(AckLine& line) {
+  const ExclusiveGuard guard(lock_);
+  ST_CHECK(line.set_ == nullptr);
+  ST_DCHECK(!line.running());
+  // Requests so far do not concern it: it enters after them, and after this lock.
+  const u64 ticket = ticket_.load(kAcquire);
+  line.request_.store(ticket, kRelaxed);
+  line.ack_.store(ticket, kRelaxed);
+  line.set_ = this;
+  line.next_in_set_ = first_;
+  first_ = &line;
+}
+
+void AckSet::remove(AckLine& line) {
+  const ExclusiveGuard guard(lock_);
+  ST_CHECK(line.set_ == this);
+  ST_CHECK(!line.running());
+  AckLine** link = &first_;
+  while (*link != &line) link = &(*link)->next_in_set_;
+  *link = line.next_in_set_;
+  line.next_in_set_ = nullptr;
+  line.set_ = nullptr;
+}
+
+u64 AckSet::bump_all() {
+  const SharedGuard guard(lock_);
+  // Acquire and release: what every retirer of an earlier ticket did is seen by whom we reach.
+  const u64 ticket = ticket_.fetch_add(1, kSeqCst) + 1;
+  for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) line->raise_to(ticket);
+  trace::emit(trace::Event::st_ack_request, trace::Room::sync, ticket);
+  return ticket;
+}
+
+namespace {
+
+// Waits by `look()` until it says true: spinning, then yielding, then sleeping by `sleep(look)`.
+// `liveness()` is asked every 10 ms. Returns the time waited.
+template <typename Look, typename Sleep, typename Liveness>
+u64 wait_until(Look&& look, Sleep&& sleep, Liveness&& liveness) {
+  const u64 start = now_ns();
+  u64 waited = 0;
+  while (waited < kSpinNs) {
+    for (int i = 0; i < 16; ++i) {
+      if (look()) return now_ns() - start;
+      spin_hint();
+    }
+    waited = now_ns() - start;
+  }
+  u64 next_liveness = kLivenessNs;
+  while (!look()) {
+    if (waited < kYieldNs) {
+      yield_thread();
+    } else {
+      sleep();
+    }
+    waited = now_ns() - start;
+    if (waited >= next_liveness) {
+      liveness();
+      next_liveness = waited + kLivenessNs;
+    }
+  }
+  return waited;
+}
+
+}  // namespace
+
+void AckSet::wait_all(u64 ticket) {
+  const ThreadSections::Aside aside;  // own sections count as outside, so that two cannot wait for
+                                      // each other
+  const SharedGuard guard(lock_);
+  for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
+    if (line->passed(ticket)) [[likely]] continue;
+    const int owner = line->debug_owner();
+    const u64 waited = wait_until(
+        [line, ticket] { return line->passed(ticket); },
+        [line, ticket] {
+          line->waiters_.fetch_add(1, kSeqCst);
+          const u32 seen = line->bell_.load(kAcquire);
+          if (!line->passed(ticket)) futex_wait(line->bell_, seen, kSleepNs);
+          line->waiters_.fetch_sub(1, kRelaxed);
+        },
+        [line, ticket] {
+          u64 state = line->state_.load(kAcquire);
+          if (state == 0 || sys::thread_alive(static_cast<int>(static_cast<u32>(state)))) return;
+          if (line->state_.compare_exchange(state, 0, kAcqRel)) {
+            trace::emit(trace::Event::st_ack_owner_dead, trace::Room::sync, ticket,
+                        static_cast<u32>(state));
+          }
+        });
+    if (waited > kSpinNs) {
+      trace::emit(trace::Event::st_ack_slow, trace::Room::sync, ticket, waited,
+                  static_cast<u64>(owner));
+    }
+  }
+}
+
+u64 AckSet::passed() {
+  const SharedGuard guard(lock_);
+  u64 passed = ticket_.load(kAcquire);
+  for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
+    // The request is read before the state: a line that is outside now will see this request when it
+    // enters, as in the Dekker handshake above.
+    const u64 request = line->request_.load(kSeqCst);
+    const u64 ack = line->ack_.load(kAcquire);
+    const u64 reached = line->state_.load(kSeqCst) == 0 ? request : ack;
+    if (reached < passed) passed = reached;
+  }
+  return passed;
+}
+
+size_t AckSet::debug_line_count() {
+  const SharedGuard guard(lock_);
+  size_t count = 0;
+  for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) ++count;
+  return count;
+}
+
+}  // namespace stagetwo::sync
