@@ -186,7 +186,7 @@ ST_FOREIGN_ACCESS inline bool guarded_cmpxchg16b(u64 address, u64 expected[2], c
   bool equal = false;
   using Pair = detail::RawOf<__attribute__((vector_size(16))) long long>;
   ST_ASM_GOTO("1: lock cmpxchg16b %[mem]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
-              : "+a"(low), "+d"(high), "=@ccz"(equal), [mem] "+m"(*detail::cell_at<Pair>(address))
+              : "+a"(low), "+d"(high), "=@ccz"(equal), [mem] "+m"(detail::cell_at<Pair>(address)->raw)
               : "b"(desired[0]), "c"(desired[1])
               : "memory"
               : fault);

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness judges as tests/conformance/expected says, and finds what is missing on either side."""
+import importlib.machinery
+import importlib.util
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+_loader = importlib.machinery.SourceFileLoader("conformance", str(ROOT / "tools/conformance"))
+_spec = importlib.util.spec_from_loader("conformance", _loader)
+conformance = importlib.util.module_from_spec(_spec)
+sys.modules["conformance"] = conformance
+sys.dont_write_bytecode = True
+_loader.exec_module(conformance)
+
+
+def read(text):
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+        f.write(text)
+        f.flush()
+        return conformance.read_expected(Path(f.name))
+
+
+def judged(line, outcome, output=""):
+    run = read(line)[0]
+    conformance.judge(run, outcome, "why", output)
+    return run.status
+
+
+class ExpectedFile(unittest.TestCase):
+    def test_ALineIsARunWithItsArguments(self):
+        run, = read("# words\n\nx86_64/a_test -b 64M : later WHAT it needs\n")
+        self.assertEqual(("x86_64/a_test", ["-b", "64M"], "later", "WHAT it needs"),
+                         (run.name, run.arguments, run.expect, run.text))
+
+    def test_RefusesALineItDoesNotUnderstand(self):
+        for line in ("a_test", "a_test : maybe", "a_test : pass but", "a_test : skip", "a_test : reach text"):
+            with self.assertRaises(SystemExit, msg=line):
+                read(line)
+
+    def test_OursNamesEachRunOnce(self):
+        runs = conformance.read_expected(ROOT / "tests/conformance/expected/kvm.txt")
+        titles = [r.title() for r in runs]
+        self.assertEqual(len(titles), len(set(titles)))
+        self.assertEqual(85, len({r.name for r in runs}), "the suite of 6.12 has 85 programs")
+
+
+class Judgement(unittest.TestCase):
+    def test_PassWantsAnEndWithoutFailure(self):
+        self.assertEqual(["passed", "failed", "failed", "failed"],
+                         [judged("a : pass", o) for o in ("pass", "fail", "skip", "timeout")])
+
+    def test_SkipWantsTheTestToSaySo(self):
+        self.assertEqual(["failed", "failed", "skipped", "failed"],
+                         [judged("a : skip no SEV", o) for o in ("pass", "fail", "skip", "timeout")])
+
+    def test_ReachWantsTheText(self):
+        line = 'a : reach "slots: 32764"'
+        self.assertEqual("passed", judged(line, "fail", "…slots: 32764\n"))
+        self.assertEqual("failed", judged(line, "fail", "slots: 8"))
+        self.assertEqual("failed", judged(line, "pass", "slots: 32764"), "an unexpected pass")
+
+    def test_LaterNeverPasses(self):
+        self.assertEqual(["failed", "skipped", "skipped", "skipped"],
+                         [judged("a : later guest_memfd", o) for o in ("pass", "fail", "skip", "timeout")])
+
+
+class Outcome(unittest.TestCase):
+    def test_FourIsASkipWithItsReason(self):
+        self.assertEqual(("skip", "Requirement not met: x"),
+                         conformance.outcome_of(4, "Random seed: 1\n1..0 # SKIP - Requirement not met: x\n"))
+
+    def test_ASignalIsAFailure(self):
+        self.assertEqual(("fail", "signal 11: last"), conformance.outcome_of(-11, "first\nlast\n"))
+
+    def test_AnAssertionIsQuoted(self):
+        text = "==== Test Assertion Failure ====\n  lib/x.c:1: ret == 0\n  pid=1 tid=1 errno=22\n     1\t0x1: f\n  words\n"
+        self.assertEqual("exit status 254: lib/x.c:1: ret == 0; words", conformance.outcome_of(254, text)[1])
+
+
+if __name__ == "__main__":
+    unittest.main()
