@@ -128,7 +128,8 @@ class DescriptionRef {
   void reset();
 
  private:
-  friend struct Registry;
+  friend class CloseWatch;
+  friend DescriptionRef find(int fd, const struct ::stat& behind);
   explicit DescriptionRef(struct DescriptorSlot* slot) : slot_(slot) {}
   struct DescriptorSlot* slot_ = nullptr;
 };
@@ -183,9 +184,9 @@ struct DescriptorCounts {
 };
 DescriptorCounts descriptor_counts();
 
-// pthread_atfork handlers of the table.
-void descriptors_before_fork();
-void descriptors_after_fork_parent();
+// In a child of fork: forget what other threads of the parent were in the middle of, and close the
+// copies of the engine's own descriptors. The table itself can be read at any moment, and what it
+// holds of the parent's is foreign from now on.
 void descriptors_after_fork_child();
 
 }  // namespace stagetwo::host

@@ -39,13 +39,13 @@ using Kick = void (*)(void* who);
 
 class RunSection;
 
-// The outermost one does the work; inner ones only count.
+// The outermost one of a thread does the work; inner ones do nothing.
 class EngineSection {
  public:
   EngineSection();
   EngineSection(const EngineSection&) = delete;
   EngineSection& operator=(const EngineSection&) = delete;
-  // Without a leave() nothing is delivered: a caller that holds engine objects leaves last.
+  // A caller that holds engine objects lets them go first and calls leave() itself.
   ~EngineSection() { leave(); }
 
   // Handlers run inside this call, and it may never return (siglongjmp, cancellation).
@@ -53,17 +53,23 @@ class EngineSection {
 
  private:
   friend class RunSection;
-  friend bool record_signal(int, siginfo_t*, void*);
-  friend EngineSection* current_section();
+  friend bool record_signal(int signal, siginfo_t* info, void* context);
+  friend void kick_cancelled(pthread_t thread);
+  friend void run_sections_after_fork_child();
+  void await_cancel();
+  void request_exit();
 
-  EngineSection* outer_ = nullptr;
-  bool left_ = false;
-  bool restore_mask_ = false;
-  bool asynchronous_cancel_ = false;
+  bool outermost_ = false;
+  bool restore_mask_ = false;      // a mask other than client_mask_ is in force
+  bool asynchronous_ = false;      // cancellation was asynchronous, and is deferred meanwhile
   KernelSigset client_mask_ = 0;   // what the client had when it entered
-  sync::Atomic<int> recorded_{0};  // the signal that waits, 0: none; written by the handler
-  siginfo_t info_{};
-  RunSection* run_ = nullptr;
+  sync::Atomic<int> recorded_{0};  // the signal that waits, 0: none; written by this thread's handler
+  siginfo_t info_;                 // of recorded_
+  // This thread writes; its handler reads, and a canceller under the table lock.
+  sync::Atomic<RunSection*> run_{nullptr};
+  sync::Atomic<bool> cancelled_{false};
+  pthread_t thread_{};             // of an asynchronous section, which stands in the table
+  EngineSection* next_ = nullptr;
 };
 
 // The part of a section that a signal interrupts.
@@ -77,7 +83,7 @@ class RunSection {
 
   // KVM_RUN must return EINTR: a signal was recorded, the thread was cancelled, or poll_pending()
   // has found one. A relaxed load.
-  [[nodiscard]] bool exit_requested() const;
+  [[nodiscard]] bool exit_requested() const { return exit_.load(sync::kRelaxed); }
   // Must poll_pending() be called now and then (every some thousand blocks, at most 1 ms apart)?
   [[nodiscard]] bool needs_polling() const { return polled_ != 0; }
   // Is a signal pending that the client blocks and `mask` lets through? It stays pending.
@@ -85,17 +91,12 @@ class RunSection {
 
  private:
   friend class EngineSection;
-  friend bool record_signal(int, siginfo_t*, void*);
-  friend void kick_cancelled(pthread_t);
 
   EngineSection* section_;
   Kick kick_;
   void* who_;
-  pthread_t thread_;
   KernelSigset polled_ = 0;
-  bool remask_ = false;
-  sync::Atomic<u32> exit_{0};
-  RunSection* next_ = nullptr;  // in the table of running sections
+  sync::Atomic<bool> exit_{false};
 };
 
 // Called by the signal wrapper first thing. True: the thread was in a section and the signal is

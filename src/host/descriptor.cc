@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/descriptor.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include "base/process_page.h"
+#include "base/sys.h"
+#include "base/text.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+
+// The table is an array of buckets, each a chain of slots that is only ever extended: a reader walks
+// it without a lock, and a slot keeps its place for ever. A slot is used again for another identity
+// only after its count has fallen to zero, and a reader takes a count before it believes an identity:
+//
+//   reader                                   last close
+//   identity equal?                          identity := 0
+//   refs 0 → not found, else refs + 1        refs - 1 → 0: the object dies, the slot is free
+//   identity still equal? else give back
+//
+// The first slot of every bucket is part of the library's zeroed data, so a program with few
+// descriptors allocates no slot at all.
+
+namespace stagetwo::host {
+
+struct DescriptorSlot {
+  // 0: nobody; else the inode. Written under the table lock (release); readers acquire.
+  sync::Atomic<u64> identity{0};
+  // Refs of the object, the table's own among them. 0: the slot is free.
+  sync::Atomic<u32> refs{0};
+  // Written before the slot is reachable.
+  sync::Atomic<DescriptorSlot*> next{nullptr};
+
+  // Constant while refs > 0.
+  DescriptorSpec spec;
+  u64 device = 0;
+  u32 stamp = 0;  // the process whose state it is; 0: nobody's here
+  alignas(Box<Description>) u8 storage[sizeof(Box<Description>)] = {};  // alive while refs > 0
+
+  // Guarded by the table lock.
+  int watch_fd = -1;  // a second open that is asked now and then: does anybody still hold it?
+  DescriptorSlot* next_watched = nullptr;
+
+  Box<Description>& object() { return *std::launder(reinterpret_cast<Box<Description>*>(storage)); }
+};
+static_assert(std::is_trivially_destructible_v<DescriptorSlot>,
+              "slots live as long as the process and cost nothing at exit");
+
+namespace {
+
+constexpr std::string_view kNamePrefix = "stagetwo:1:";
+constexpr std::string_view kLinkPrefix = "/memfd:";
+constexpr std::string_view kLinkSuffix = " (deleted)";
+constexpr size_t kMaxKind = 200;
+constexpr unsigned kBuckets = 256;
+// In DescriptorSlot::refs: the last ref is gone and the object is being destroyed.
+constexpr u32 kDying = u32{1} << 31;
+// Watches asked by one sweep, so that a client's munmap stays cheap.
+constexpr int kSweepLimit = 64;
+
+DescriptorSlot buckets[kBuckets];
+sync::Mutex table_lock{sync::Rank::kDescriptors};
+DescriptorSlot* watched = nullptr;  // guarded by table_lock
+sync::Atomic<u32> watched_count{0};
+sync::Atomic<u32> live_count{0};
+sync::Atomic<bool> anything{false};
+sync::Atomic<Attacher> attacher{nullptr};
+
+DescriptorSlot& bucket_of(u64 inode) {
+  return buckets[(inode * 0x9e3779b97f4a7c15u) >> 56];  // the top 8 bits: kBuckets
+}
+static_assert(kBuckets == 256);
+
+bool try_ref(DescriptorSlot& slot) {
+  u32 seen = slot.refs.load(sync::kRelaxed);
+  while (seen != 0 && seen != kDying) {
+    if (slot.refs.compare_exchange_weak(seen, seen + 1, sync::kAcquire)) return true;
+  }
+  return false;
+}
+
+// A foreign object is a copy that fork made of another process's state: it is never run, not even
+// to end it.
+bool is_foreign(const DescriptorSlot& slot) {
+  return slot.spec.home == StateHome::kProcess && slot.stamp != process_stamp();
+}
+
+void unref(DescriptorSlot& slot) {
+  u32 seen = slot.refs.load(sync::kRelaxed);
+  while (!slot.refs.compare_exchange_weak(seen, seen == 1 ? kDying : seen - 1, sync::kAcqRel)) {
+  }
+  if (seen != 1) return;
+  if (!is_foreign(slot) || slot.stamp == 0) slot.object().~Box();
+  slot.refs.store(0, sync::kRelease);  // pairs with free_slot
+}
+
+DescriptorSlot* lookup(u64 device, u64 inode) {
+  for (DescriptorSlot* slot = &bucket_of(inode); slot != nullptr;
+       slot = slot->next.load(sync::kAcquire)) {
+    if (slot->identity.load(sync::kAcquire) != inode || !try_ref(*slot)) continue;
+    if (slot->identity.load(sync::kAcquire) == inode && slot->device == device) return slot;
+    unref(*slot);
+  }
+  return nullptr;
+}
+
+// A free slot in the chain of `inode`, or a new one. Failure: ENOMEM.
+Result<DescriptorSlot*> free_slot(u64 inode) TA_REQ(table_lock) {
+  DescriptorSlot& first = bucket_of(inode);
+  for (DescriptorSlot* slot = &first; slot != nullptr; slot = slot->next.load(sync::kRelaxed)) {
+    if (slot->refs.load(sync::kAcquire) == 0) return slot;  // pairs with the store in unref
+  }
+  void* block = alloc(sizeof(DescriptorSlot), alignof(DescriptorSlot), "descriptor slot");
+  if (block == nullptr) return refuse(ENOMEM);
+  auto* slot = ::new (block) DescriptorSlot();
+  slot->next.store(first.next.load(sync::kRelaxed), sync::kRelaxed);
+  first.next.store(slot, sync::kRelease);
+  return slot;
+}
+
+void unwatch(DescriptorSlot& slot) TA_REQ(table_lock) {
+  if (slot.watch_fd < 0) return;
+  DescriptorSlot** link = &watched;
+  while (*link != &slot) link = &(*link)->next_watched;
+  *link = slot.next_watched;
+  slot.next_watched = nullptr;
+  static_cast<void>(sys::close(std::exchange(slot.watch_fd, -1)));
+  watched_count.fetch_sub(1, sync::kRelaxed);
+}
+
+// Takes the slot out of the table. False: somebody else has done it.
+bool forget(DescriptorSlot& slot) {
+  const sync::MutexGuard guard(table_lock);
+  if (slot.identity.load(sync::kRelaxed) == 0) return false;
+  slot.identity.store(0, sync::kRelease);
+  unwatch(slot);
+  live_count.fetch_sub(1, sync::kRelaxed);
+  return true;
+}
+
+// Pre: the caller has a ref of its own.
+void end_of(DescriptorSlot& slot) {
+  if (!forget(slot)) return;
+  slot.object()->last_close();
+  unref(slot);  // the table's
+}
+
+// Fills a free slot. Post: the table's ref and one more, the caller's.
+Result<DescriptorSlot*> fill_slot(Box<Description> object, const DescriptorSpec& spec, u32 stamp,
+                                  const struct ::stat& behind) TA_REQ(table_lock) {
+  DescriptorSlot* slot = ST_TRY(free_slot(behind.st_ino));
+  slot->spec = spec;
+  slot->device = behind.st_dev;
+  slot->stamp = stamp;
+  ::new (slot->storage) Box<Description>(std::move(object));
+  slot->refs.store(2, sync::kRelease);
+  slot->identity.store(behind.st_ino, sync::kRelease);  // pairs with lookup
+  live_count.fetch_add(1, sync::kRelaxed);
+  anything.store(true, sync::kRelease);
+  return slot;
+}
+
+// A descriptor that somebody else made. Another thread may just have attached it: that one stays.
+Result<DescriptorSlot*> enter_received(Box<Description> object, const DescriptorSpec& spec,
+                                       u32 stamp, const struct ::stat& behind) {
+  const sync::MutexGuard guard(table_lock);
+  if (DescriptorSlot* const present = lookup(behind.st_dev, behind.st_ino)) return present;
+  return fill_slot(std::move(object), spec, stamp, behind);
+}
+
+// A descriptor that we make. An identity that is here already is a stand-in: a thread that used the
+// number while it was not yet a descriptor saw a memfd of ours and attached it.
+Result<DescriptorSlot*> enter_made(Box<Description> object, const DescriptorSpec& spec,
+                                   const struct ::stat& behind) {
+  DescriptorSlot* const stand_in = lookup(behind.st_dev, behind.st_ino);
+  if (stand_in != nullptr) {
+    if (forget(*stand_in)) unref(*stand_in);
+    unref(*stand_in);
+  }
+  const sync::MutexGuard guard(table_lock);
+  return fill_slot(std::move(object), spec, process_stamp(), behind);
+}
+
+struct ProcPath : FixedString<48> {
+  explicit ProcPath(int fd) { append("/proc/thread-self/fd/").append_int(fd); }
+};
+
+struct flock whole_file(short type) {
+  struct flock lock {};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  return lock;
+}
+
+// Does any open file description still hold the memfd (I2)? On doubt, yes.
+bool is_held(int watch_fd) {
+  struct flock lock = whole_file(F_WRLCK);
+  const auto asked = sys::fcntl(watch_fd, F_OFD_GETLK, sys::arg(&lock));
+  return !asked || lock.l_type != F_UNLCK;
+}
+
+// The client's own open of the memfd, locked (I2).
+Result<int> open_for_client(int backing_fd, int flags) {
+  const ProcPath path(backing_fd);
+  const int keep = O_ACCMODE | O_CLOEXEC | O_NONBLOCK | O_APPEND;
+  const int fd = ST_TRY(sys::openat(AT_FDCWD, path.c_str(), flags & keep));
+  const bool readable = (flags & O_ACCMODE) == O_RDONLY;
+  struct flock lock = whole_file(readable ? F_RDLCK : F_WRLCK);
+  const auto locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&lock));
+  if (!locked) {
+    static_cast<void>(sys::close(fd));
+    return refuse(locked.error());
+  }
+  return fd;
+}
+
+// The kind in a memfd's name; empty: not one of ours.
+std::string_view kind_behind(int fd, char* buffer, size_t capacity) {
+  const ProcPath path(fd);
+  const long size = sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(path.c_str()),
+                              sys::arg(buffer), static_cast<long>(capacity));
+  if (size <= 0) return {};
+  std::string_view name(buffer, static_cast<size_t>(size));
+  if (!name.starts_with(kLinkPrefix) || !name.ends_with(kLinkSuffix)) return {};
+  name.remove_prefix(kLinkPrefix.size());
+  name.remove_suffix(kLinkSuffix.size());
+  if (!name.starts_with(kNamePrefix)) return {};
+  return name.substr(kNamePrefix.size());
+}
+
+// What stands for a description whose state lives in another process (I4).
+class Elsewhere final : public Description {
+ public:
+  long ioctl(int, unsigned long, unsigned long) override { return -EIO; }
+};
+
+// A descriptor of ours that this process did not make.
+Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
+  char buffer[kMaxKind + 64];
+  const std::string_view kind = kind_behind(fd, buffer, sizeof(buffer));
+  struct ::stat again {};
+  // The number may have been closed and taken again while we looked.
+  if (kind.empty() || !sys::fstat(fd, &again) || again.st_ino != behind.st_ino) {
+    return refuse(ENOENT);
+  }
+  DescriptorSpec spec;
+  Box<Description> object;
+  if (const Attacher attach_kind = attacher.load(sync::kAcquire); attach_kind != nullptr) {
+    object = attach_kind(kind, &spec);
+  }
+  u32 stamp = process_stamp();
+  if (!object) {
+    object = ST_TRY(make_box<Elsewhere>("foreign description"));
+    spec.home = StateHome::kProcess;
+    stamp = 0;
+  }
+  return enter_received(std::move(object), spec, stamp, behind);
+}
+
+}  // namespace
+
+Backing::~Backing() {
+  if (fd_ >= 0) static_cast<void>(sys::close(fd_));
+}
+
+Result<Backing> Backing::create(const char* kind, u64 size) {
+  FixedString<kMaxKind + 16> name;
+  name.append(kNamePrefix).append(kind);
+  Backing backing;
+  const int made = ST_TRY(sys::memfd_create(name.c_str(), MFD_CLOEXEC));
+  // Out of the way, so that the client's descriptor is the lowest free number.
+  backing.fd_ = ST_TRY(sys::raise_engine_fd(made));
+  if (size != 0) ST_TRY(sys::ftruncate(backing.fd_, static_cast<off_t>(size)));
+  return backing;
+}
+
+Result<void*> Backing::map(u64 offset, u64 size, int prot) const {
+  return map_file(size, prot, MAP_SHARED, fd_, static_cast<long>(offset), "descriptor contents");
+}
+
+void Backing::unmap(void* at, u64 size) { unmap_pages(at, size); }
+
+Result<int> publish(Box<Description> description, Backing backing, const DescriptorSpec& spec) {
+  struct ::stat behind {};
+  ST_TRY(sys::fstat(backing.fd(), &behind));
+  // The table first: whoever finds the descriptor finds the description.
+  DescriptorSlot& slot = *ST_TRY(enter_made(std::move(description), spec, behind));
+  const auto fd = open_for_client(backing.fd(), spec.open_flags);
+  if (!fd && forget(slot)) unref(slot);
+  unref(slot);
+  return fd;
+}
+
+DescriptionRef& DescriptionRef::operator=(DescriptionRef&& other) noexcept {
+  std::swap(slot_, other.slot_);
+  return *this;
+}
+
+Description* DescriptionRef::get() const { return slot_->object().get(); }
+Description* DescriptionRef::operator->() const { return get(); }
+const DescriptorSpec& DescriptionRef::spec() const { return slot_->spec; }
+bool DescriptionRef::foreign() const { return is_foreign(*slot_); }
+
+void DescriptionRef::reset() {
+  if (slot_ != nullptr) unref(*std::exchange(slot_, nullptr));
+}
+
+DescriptionRef find(int fd) {
+  struct ::stat behind {};
+  if (!sys::fstat(fd, &behind)) return {};
+  return find(fd, behind);
+}
+
+DescriptionRef find(int fd, const struct ::stat& behind) {
+  // A memfd is a regular file without a name; hardly anything else a client has is.
+  if (!S_ISREG(behind.st_mode) || behind.st_nlink != 0) return {};
+  if (DescriptorSlot* slot = lookup(behind.st_dev, behind.st_ino)) return DescriptionRef(slot);
+  const auto attached = attach(fd, behind);
+  return attached ? DescriptionRef(*attached) : DescriptionRef();
+}
+
+bool ever_published() { return anything.load(sync::kRelaxed); }
+void set_attacher(Attacher attach) { attacher.store(attach, sync::kRelease); }
+
+void rewrite_stat(const DescriptionRef& ref, struct ::stat* out) {
+  const DescriptorSpec& spec = ref.spec();
+  out->st_size = 0;
+  out->st_blocks = 0;
+  out->st_nlink = 1;
+  if (spec.shape == FileShape::kCharDevice) {
+    out->st_mode = S_IFCHR | 0666;
+    out->st_rdev = makedev(spec.device_major, spec.device_minor);
+    out->st_uid = 0;
+    out->st_gid = 0;
+  } else {
+    out->st_mode = 0600;
+  }
+}
+
+CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
+  if (!ref_ || ref_.foreign() || ref_.spec().home != StateHome::kProcess) return;
+  if (const auto opened = sys::reopen_engine_fd(fd, O_RDONLY)) watch_fd_ = *opened;
+}
+
+CloseWatch::~CloseWatch() {
+  if (watch_fd_ >= 0) static_cast<void>(sys::close(watch_fd_));
+}
+
+void CloseWatch::closed() {
+  if (ref_) {
+    DescriptorSlot& slot = *ref_.slot_;
+    if (ref_.foreign() || ref_.spec().home == StateHome::kDescription) {
+      // Whoever still holds it is recognised again by its name.
+      if (forget(slot)) unref(slot);
+    } else if (watch_fd_ >= 0 && !is_held(watch_fd_)) {
+      end_of(slot);
+    } else if (watch_fd_ >= 0) {
+      const sync::MutexGuard guard(table_lock);
+      if (slot.watch_fd < 0 && slot.identity.load(sync::kRelaxed) != 0) {
+        slot.watch_fd = std::exchange(watch_fd_, -1);
+        slot.next_watched = std::exchange(watched, &slot);
+        watched_count.fetch_add(1, sync::kRelaxed);
+      }
+    }
+  }
+  sweep_closed();
+}
+
+void sweep_closed() {
+  if (watched_count.load(sync::kRelaxed) == 0) [[likely]] return;
+  DescriptorSlot* over[kSweepLimit];
+  int count = 0;
+  {
+    const sync::MutexGuard guard(table_lock);
+    for (DescriptorSlot* slot = watched; slot != nullptr && count < kSweepLimit;
+         slot = slot->next_watched) {
+      if (!is_held(slot->watch_fd) && try_ref(*slot)) over[count++] = slot;
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    end_of(*over[i]);
+    unref(*over[i]);
+  }
+}
+
+bool is_engine_fd(int fd) {
+  if (watched_count.load(sync::kRelaxed) == 0) [[likely]] return false;
+  return fd >= 0 && next_engine_fd(fd) == fd;
+}
+
+int next_engine_fd(int first) {
+  if (watched_count.load(sync::kRelaxed) == 0) [[likely]] return -1;
+  const sync::MutexGuard guard(table_lock);
+  int lowest = -1;
+  for (const DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {
+    if (slot->watch_fd >= first && (lowest < 0 || slot->watch_fd < lowest)) lowest = slot->watch_fd;
+  }
+  return lowest;
+}
+
+void vacate_engine_fd(int fd) {
+  const sync::MutexGuard guard(table_lock);
+  for (DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {
+    if (slot->watch_fd != fd) continue;
+    // raise_engine_fd closes the old number, which the client is about to take.
+    const auto moved = sys::raise_engine_fd(fd);
+    if (moved) {
+      slot->watch_fd = *moved;
+    } else {
+      slot->watch_fd = -1;
+      DescriptorSlot** link = &watched;
+      while (*link != slot) link = &(*link)->next_watched;
+      *link = slot->next_watched;
+      watched_count.fetch_sub(1, sync::kRelaxed);
+    }
+    return;
+  }
+}
+
+void descriptors_after_fork_child() {
+  ::new (&table_lock) sync::Mutex(sync::Rank::kDescriptors);
+  DescriptorSlot* slot = std::exchange(watched, nullptr);
+  watched_count.store(0, sync::kRelaxed);
+  while (slot != nullptr) {
+    static_cast<void>(sys::close(std::exchange(slot->watch_fd, -1)));
+    slot = std::exchange(slot->next_watched, nullptr);
+  }
+}
+
+DescriptorCounts descriptor_counts() {
+  return {live_count.load(sync::kRelaxed), watched_count.load(sync::kRelaxed)};
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/descriptor.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace stagetwo::host {
+namespace {
+
+// Says what happens to it.
+struct Life {
+  int closed = 0;
+  int destroyed = 0;
+};
+
+class Toy final : public Description {
+ public:
+  explicit Toy(Life* life) : life_(life) {}
+  ~Toy() override { ++life_->destroyed; }
+  long ioctl(int, unsigned long request, unsigned long arg) override {
+    return request == 1 ? static_cast<long>(arg) : -ENOTTY;
+  }
+  void last_close() override { ++life_->closed; }
+
+ private:
+  Life* life_;
+};
+
+int publish_toy(Life* life, DescriptorSpec spec = {}, u64 size = 0, const char* kind = "toy") {
+  auto backing = Backing::create(kind, size);
+  auto toy = make_box<Toy>("toy", life);
+  if (!backing || !toy) return -1;
+  const auto fd = publish(std::move(*toy), std::move(*backing), spec);
+  return fd ? *fd : -1;
+}
+
+// What the shim does for close().
+void watched_close(int fd) {
+  CloseWatch watch(fd);
+  ASSERT_EQ(close(fd), 0);
+  watch.closed();
+}
+
+TEST(Descriptor, IsTheLowestFreeNumber) {
+  const int free_number = dup(0);
+  close(free_number);
+  Life life;
+  const int fd = publish_toy(&life);
+  EXPECT_EQ(fd, free_number);
+  watched_close(fd);
+}
+
+TEST(Descriptor, IsFoundByWhatIsBehindIt) {
+  Life life;
+  const int fd = publish_toy(&life);
+  const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 100);
+  ASSERT_GE(copy, 100);
+  EXPECT_EQ(find(copy).get(), find(fd).get());
+  EXPECT_EQ(find(copy)->ioctl(copy, 1, 7), 7);
+  EXPECT_FALSE(find(0));
+  EXPECT_FALSE(find(-1));
+  watched_close(copy);
+  watched_close(fd);
+}
+
+TEST(Descriptor, EndsWithItsLastDup) {
+  Life life;
+  const int fd = publish_toy(&life);
+  const int copy = dup(fd);
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 0);
+  EXPECT_TRUE(find(copy));
+  EXPECT_EQ(descriptor_counts().watched, 1u);
+  watched_close(copy);
+  EXPECT_EQ(life.closed, 1);
+  EXPECT_EQ(life.destroyed, 1);
+  EXPECT_EQ(descriptor_counts().watched, 0u);
+}
+
+TEST(Descriptor, LivesOnInAMappingOfTheClient) {
+  Life life;
+  const int fd = publish_toy(&life, {}, 4096);
+  void* page = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  ASSERT_NE(page, MAP_FAILED);
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 0);
+  munmap(page, 4096);
+  sweep_closed();
+  EXPECT_EQ(life.closed, 1);
+}
+
+TEST(Descriptor, IsNotKeptAliveByAMappingOfTheEngine) {
+  auto backing = Backing::create("toy", 4096);
+  ASSERT_TRUE(backing);
+  auto page = backing->map(0, 4096, PROT_READ | PROT_WRITE);
+  ASSERT_TRUE(page);
+  Life life;
+  auto fd = publish(std::move(*make_box<Toy>("toy", &life)), std::move(*backing), {});
+  ASSERT_TRUE(fd);
+  void* theirs = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+  std::memcpy(*page, "both see it", 12);
+  EXPECT_STREQ(static_cast<char*>(theirs), "both see it");
+  munmap(theirs, 4096);
+  watched_close(*fd);
+  EXPECT_EQ(life.closed, 1);
+  Backing::unmap(*page, 4096);
+}
+
+TEST(Descriptor, LivesWhileAChildHoldsIt) {
+  Life life;
+  const int fd = publish_toy(&life);
+  const pid_t child = fork();
+  if (child == 0) {
+    pause();
+    _exit(0);
+  }
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 0);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  sweep_closed();
+  EXPECT_EQ(life.closed, 1);
+  EXPECT_EQ(descriptor_counts().watched, 0u);
+}
+
+TEST(Descriptor, StateOfTheProcessIsForeignInAChild) {
+  Life life;
+  DescriptorSpec shared;
+  shared.home = StateHome::kDescription;
+  const int fd = publish_toy(&life);
+  const int shared_fd = publish_toy(&life, shared);
+  EXPECT_FALSE(find(fd).foreign());
+  const pid_t child = fork();
+  if (child == 0) {
+    descriptors_after_fork_child();
+    const bool right = find(fd).foreign() && !find(shared_fd).foreign();
+    CloseWatch watch(fd);
+    close(fd);
+    watch.closed();
+    _exit(right && life.closed == 0 && life.destroyed == 0 ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  watched_close(fd);
+  watched_close(shared_fd);
+  EXPECT_EQ(life.destroyed, 2);
+}
+
+// Sends `fd` through a socket, as one process does to another.
+int pass_through_socket(int fd) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) != 0) return -1;
+  char byte = 'x';
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
+  sendmsg(ends[0], &message, 0);
+  int received = -1;
+  if (recvmsg(ends[1], &message, 0) == 1) {
+    std::memcpy(&received, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+  }
+  close(ends[0]);
+  close(ends[1]);
+  return received;
+}
+
+TEST(Descriptor, SentThroughASocketIsTheSame) {
+  Life life;
+  const int fd = publish_toy(&life);
+  const int received = pass_through_socket(fd);
+  ASSERT_GE(received, 0);
+  EXPECT_EQ(find(received).get(), find(fd).get());
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 0);
+  watched_close(received);
+  EXPECT_EQ(life.closed, 1);
+}
+
+TEST(Descriptor, UnknownOneIsRecognisedByItsName) {
+  // As it arrives from another process: the memfd exists, the table has never heard of it.
+  const int theirs = memfd_create("stagetwo:1:kvm-vm", MFD_CLOEXEC);
+  const int mine = memfd_create("something else", MFD_CLOEXEC);
+  EXPECT_FALSE(find(mine));
+  DescriptionRef ref = find(theirs);
+  ASSERT_TRUE(ref);
+  EXPECT_TRUE(ref.foreign());
+  EXPECT_EQ(ref->ioctl(theirs, 1, 0), -EIO);
+  ref.reset();
+  watched_close(theirs);
+  close(mine);
+}
+
+Life attached_life;
+
+TEST(Descriptor, ReceivedStateOfADescriptionIsAttached) {
+  set_attacher([](std::string_view kind, DescriptorSpec* spec) -> Box<Description> {
+    if (kind != "shared-toy") return nullptr;
+    spec->home = StateHome::kDescription;
+    auto toy = make_box<Toy>("toy", &attached_life);
+    return toy ? Box<Description>(std::move(*toy)) : Box<Description>();
+  });
+  const int theirs = memfd_create("stagetwo:1:shared-toy", MFD_CLOEXEC);
+  DescriptionRef ref = find(theirs);
+  ASSERT_TRUE(ref);
+  EXPECT_FALSE(ref.foreign());
+  EXPECT_EQ(ref->ioctl(theirs, 1, 3), 3);
+  ref.reset();
+  watched_close(theirs);
+  EXPECT_EQ(attached_life.destroyed, 1);
+  set_attacher(nullptr);
+}
+
+TEST(Descriptor, ReadOnlyOneRefusesWritesByItself) {
+  Life life;
+  DescriptorSpec spec;
+  spec.open_flags = O_RDONLY | O_CLOEXEC;
+  const int fd = publish_toy(&life, spec, 4096);
+  char byte = 0;
+  EXPECT_EQ(pread(fd, &byte, 1, 0), 1);
+  EXPECT_EQ(write(fd, &byte, 1), -1);
+  EXPECT_EQ(errno, EBADF);
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 1);
+}
+
+TEST(Descriptor, ShowsTheIdentityOfADevice) {
+  Life life;
+  DescriptorSpec spec;
+  spec.shape = FileShape::kCharDevice;
+  spec.device_major = 10;
+  spec.device_minor = 232;
+  const int fd = publish_toy(&life, spec);
+  struct stat shown {};
+  ASSERT_EQ(fstat(fd, &shown), 0);
+  rewrite_stat(find(fd), &shown);
+  EXPECT_TRUE(S_ISCHR(shown.st_mode));
+  EXPECT_EQ(shown.st_rdev, makedev(10, 232));
+  watched_close(fd);
+}
+
+TEST(Descriptor, EngineDescriptorGivesWay) {
+  Life life;
+  const int fd = publish_toy(&life);
+  const int copy = dup(fd);
+  watched_close(fd);
+  const int engine = next_engine_fd(0);
+  ASSERT_GE(engine, 0);
+  EXPECT_TRUE(is_engine_fd(engine));
+  vacate_engine_fd(engine);
+  EXPECT_FALSE(is_engine_fd(engine));
+  EXPECT_EQ(fcntl(engine, F_GETFD), -1);
+  watched_close(copy);
+  EXPECT_EQ(life.closed, 1);
+}
+
+TEST(Descriptor, ManyThreadsFindWhileOthersClose) {
+  std::atomic<bool> stop{false};
+  std::atomic<int> shared{-1};
+  std::thread reader([&] {
+    while (!stop) {
+      DescriptionRef ref = find(shared);
+      if (ref) static_cast<void>(ref->ioctl(0, 1, 0));
+    }
+  });
+  std::vector<Life> lives(2000);
+  for (Life& life : lives) {
+    shared = publish_toy(&life);
+    const int fd = shared;
+    ASSERT_GE(fd, 0);
+    watched_close(fd);
+  }
+  stop = true;
+  reader.join();
+  for (const Life& life : lives) {
+    ASSERT_EQ(life.closed, 1);
+    ASSERT_EQ(life.destroyed, 1);
+  }
+  EXPECT_EQ(descriptor_counts().live, 0u);
+}
+
+}  // namespace
+}  // namespace stagetwo::host
