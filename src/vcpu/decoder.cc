@@ -167,7 +167,8 @@ DecodeStatus Decoder::take_vex(std::uint8_t escape) {
   }
   if (ran_out_) return out_of_bytes();
   const bool legacy = lock_ || repeat_ != 0 || operand_override_ || has_rex_;
-  if (legacy || map == 0 || map > 3) return DecodeStatus::kInvalid;
+  const bool half = escape == 0x62 && (map == 5 || map == 6);  // AVX512-FP16
+  if (legacy || (!half && (map == 0 || map > 3))) return DecodeStatus::kInvalid;
   // R and X are stored inverted; B stands in the three-byte forms only.
   if ((first & 0x80) == 0) rex_ |= kRexR;
   if (escape != 0xc5 && (first & 0x40) == 0) rex_ |= kRexX;
@@ -175,7 +176,10 @@ DecodeStatus Decoder::take_vex(std::uint8_t escape) {
   insn_.map = static_cast<std::uint8_t>(map);
   insn_.opcode = next();
   const bool vzero = insn_.op == Op::kVex && map == 1 && insn_.opcode == 0x77;
-  if (!vzero) take_modrm();
+  if (!vzero) {
+    take_modrm();
+    if (!mod3_) take_memory();
+  }
   const bool shift_group = insn_.opcode >= 0x70 && insn_.opcode <= 0x73;
   const bool has_imm = map == 3 || (map == 1 && (shift_group || insn_.opcode == 0xc2 ||
                                                  (insn_.opcode >= 0xc4 && insn_.opcode <= 0xc6)));
@@ -281,6 +285,7 @@ void Decoder::settle_sizes(const Row& row) {
   } else {
     size_v_ = (mode_ == Mode::k32) != override ? 4 : 2;
   }
+  if ((row.flags & kRowPort) != 0) size_v_ = std::min<std::uint8_t>(size_v_, 4);
   insn_.operand_size = (row.flags & kRowByte) != 0 ? 1 : size_v_;
 }
 

@@ -48,6 +48,7 @@ struct Builder {
   constexpr Builder force64() const { return flag(kRowForce64); }
   constexpr Builder byte() const { return flag(kRowByte); }
   constexpr Builder string() const { return flag(kRowString); }
+  constexpr Builder port() const { return flag(kRowPort); }
   constexpr Builder cond() const { return flag(kRowCond).count(16); }
   constexpr Builder low() const { return count(8); }
   // Also removes the constraint to mod 3 that a register-only operand brought.
@@ -68,7 +69,7 @@ struct Builder {
     Builder b = *this;
     b.row.key_mask |= static_cast<std::uint8_t>(mask);
     b.row.key_value |= static_cast<std::uint8_t>(value);
-    b.row.flags |= mask == kKeyW ? 0 : kRowModRm;
+    if (mask != kKeyW) b.row.flags |= kRowModRm;
     return b;
   }
   constexpr Builder prefix(unsigned set) const {
@@ -83,7 +84,7 @@ struct Builder {
   }
   constexpr Builder flag(unsigned bit) const {
     Builder b = *this;
-    b.row.flags |= static_cast<std::uint8_t>(bit);
+    b.row.flags |= static_cast<std::uint16_t>(bit);
     return b;
   }
 };

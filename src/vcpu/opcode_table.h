@@ -107,14 +107,15 @@ inline constexpr std::uint8_t kKeyMod3 = 0x40;
 inline constexpr std::uint8_t kKeyB = kKeyMod3;
 inline constexpr std::uint8_t kKeyW = 0x80;
 
-inline constexpr std::uint8_t kRowLock = 0x01;       // LOCK allowed with a memory destination
-inline constexpr std::uint8_t kRowDefault64 = 0x02;  // operand size 8 in 64-bit mode, 2 with 66
-inline constexpr std::uint8_t kRowForce64 = 0x04;    // operand size 8 in 64-bit mode
-inline constexpr std::uint8_t kRowByte = 0x08;       // operand size 1
-inline constexpr std::uint8_t kRowString = 0x10;     // F3 and F2 repeat
-inline constexpr std::uint8_t kRowCond = 0x20;       // low opcode nibble is a condition
-inline constexpr std::uint8_t kRowModRm = 0x40;      // a ModRM byte follows
-inline constexpr std::uint8_t kRowModIgnored = 0x80;  // ModRM.mod is taken as 3
+inline constexpr std::uint16_t kRowLock = 0x01;       // LOCK allowed with a memory destination
+inline constexpr std::uint16_t kRowDefault64 = 0x02;  // operand size 8 in 64-bit mode, 2 with 66
+inline constexpr std::uint16_t kRowForce64 = 0x04;    // operand size 8 in 64-bit mode
+inline constexpr std::uint16_t kRowByte = 0x08;       // operand size 1
+inline constexpr std::uint16_t kRowString = 0x10;     // F3 and F2 repeat
+inline constexpr std::uint16_t kRowCond = 0x20;       // low opcode nibble is a condition
+inline constexpr std::uint16_t kRowModRm = 0x40;      // a ModRM byte follows
+inline constexpr std::uint16_t kRowModIgnored = 0x80;  // ModRM.mod is taken as 3
+inline constexpr std::uint16_t kRowPort = 0x100;       // operand size at most 4
 
 struct Row {
   Op op = Op::kUd2;
@@ -125,7 +126,7 @@ struct Row {
   std::uint8_t modes = 0x07;      // bit set of Mode
   std::uint8_t key_mask = 0;
   std::uint8_t key_value = 0;
-  std::uint8_t flags = 0;
+  std::uint16_t flags = 0;
   Enc enc[4] = {Enc::None, Enc::None, Enc::None, Enc::None};
 
   [[nodiscard]] constexpr bool matches(PrefixClass prefix, Mode mode, std::uint8_t key) const {

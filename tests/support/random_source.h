@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a random test stands on: a seed that is printed and can be fixed (STAGETWO_SEED), and a
+// duration (STAGETWO_TEST_SECONDS, default 3).
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+namespace stagetwo::test {
+
+// splitmix64: small, fast, and every seed is a good one.
+class RandomSource {
+ public:
+  explicit RandomSource(std::uint64_t seed) : state_(seed) {}
+
+  std::uint64_t next() {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15U);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
+    return z ^ (z >> 31);
+  }
+  // Uniform enough for tests. Pre: bound > 0.
+  std::uint64_t below(std::uint64_t bound) { return next() % bound; }
+  unsigned small(unsigned bound) { return static_cast<unsigned>(next() % bound); }
+  std::uint8_t byte() { return static_cast<std::uint8_t>(next()); }
+  bool one_in(unsigned n) { return next() % n == 0; }
+
+ private:
+  std::uint64_t state_;
+};
+
+// The seed of this run, printed once with the test's name so that a failure can be repeated.
+inline std::uint64_t announced_seed(const char* test) {
+  const char* fixed = std::getenv("STAGETWO_SEED");
+  const std::uint64_t seed =
+      fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : std::uint64_t{std::random_device{}()};
+  std::printf("%s: STAGETWO_SEED=%llu\n", test, static_cast<unsigned long long>(seed));
+  return seed;
+}
+
+inline double test_seconds() {
+  const char* text = std::getenv("STAGETWO_TEST_SECONDS");
+  return text != nullptr ? std::strtod(text, nullptr) : 3.0;
+}
+
+// True once `seconds` have passed since construction.
+class Deadline {
+ public:
+  explicit Deadline(double seconds)
+      : end_(std::chrono::steady_clock::now() +
+             std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                 std::chrono::duration<double>(seconds))) {}
+  [[nodiscard]] bool passed() const { return std::chrono::steady_clock::now() >= end_; }
+
+ private:
+  std::chrono::steady_clock::time_point end_;
+};
+
+}  // namespace stagetwo::test
