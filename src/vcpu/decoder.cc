@@ -104,11 +104,19 @@ std::int64_t Decoder::next_signed(unsigned size) {
 
 bool Decoder::take_one_prefix(std::uint8_t byte) {
   switch (byte) {
-    case 0xf0: lock_ = true; return true;
+    case 0xf0:
+      lock_ = true;
+      return true;
     case 0xf2:
-    case 0xf3: repeat_ = byte; return true;
-    case 0x66: operand_override_ = true; return true;
-    case 0x67: address_override_ = true; return true;
+    case 0xf3:
+      repeat_ = byte;
+      return true;
+    case 0x66:
+      operand_override_ = true;
+      return true;
+    case 0x67:
+      address_override_ = true;
+      return true;
     case 0x26:
     case 0x2e:
     case 0x36:
@@ -124,7 +132,8 @@ bool Decoder::take_one_prefix(std::uint8_t byte) {
       segment_override_ = true;
       insn_.segment = static_cast<Seg>(byte - 0x64 + static_cast<int>(Seg::kFs));
       return true;
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -291,14 +300,22 @@ void Decoder::settle_sizes(const Row& row) {
 
 std::uint8_t Decoder::resolve(std::uint8_t size) const {
   switch (size) {
-    case kSizeV: return size_v_;
-    case kSizeZ: return std::min<std::uint8_t>(size_v_, 4);
-    case kSizeY: return rex(kRexW) ? 8 : 4;
-    case kSizeN: return mode_ == Mode::k64 ? 8 : 4;
-    case kSizeP: return static_cast<std::uint8_t>(2 + size_v_);
-    case kSizeS: return mode_ == Mode::k64 ? 10 : 6;
-    case kSizeA: return static_cast<std::uint8_t>(2 * size_v_);
-    default: return size;
+    case kSizeV:
+      return size_v_;
+    case kSizeZ:
+      return std::min<std::uint8_t>(size_v_, 4);
+    case kSizeY:
+      return rex(kRexW) ? 8 : 4;
+    case kSizeN:
+      return mode_ == Mode::k64 ? 8 : 4;
+    case kSizeP:
+      return static_cast<std::uint8_t>(2 + size_v_);
+    case kSizeS:
+      return mode_ == Mode::k64 ? 10 : 6;
+    case kSizeA:
+      return static_cast<std::uint8_t>(2 * size_v_);
+    default:
+      return size;
   }
 }
 
@@ -355,9 +372,12 @@ bool Decoder::take_operand(Enc enc, Operand* operand) {
   const EncSpec spec = enc_spec(enc);
   const std::uint8_t size = resolve(spec.other);
   switch (spec.source) {
-    case Source::kNone: return true;
-    case Source::kRm: return operand_in_rm(spec, operand);
-    case Source::kReg: return operand_in_reg(spec, operand);
+    case Source::kNone:
+      return true;
+    case Source::kRm:
+      return operand_in_rm(spec, operand);
+    case Source::kReg:
+      return operand_in_reg(spec, operand);
     case Source::kOpcodeLow:
       set_gpr(operand, extended(insn_.opcode & 7U, kRexB), resolve(spec.reg_size));
       return true;
@@ -450,7 +470,9 @@ DecodeStatus Decoder::run() {
 
 }  // namespace
 
-const char* op_name(Op op) { return kOpNames[static_cast<std::size_t>(op)]; }
+const char* op_name(Op op) {
+  return kOpNames[static_cast<std::size_t>(op)];
+}
 
 DecodeStatus decode(std::span<const std::uint8_t> bytes, Mode mode, Insn* insn) {
   return Decoder(bytes, mode, insn).run();

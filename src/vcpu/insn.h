@@ -15,7 +15,7 @@
 //     Ib of 83/6A/6B, zero elsewhere); the executor truncates to the operand size.
 // I5  lock is set only where LOCK is legal (a lockable operation with a memory destination).
 //
-// Lifetime: a value; no pointers. Specification: Intel SDM volume 2, chapters 2 to 6 and appendix A.
+// Lifetime: a value; no pointers. Specification: Intel SDM volume 2, chapters 2 to 6, appendix A.
 
 #include <cstddef>
 #include <cstdint>
@@ -50,7 +50,24 @@ inline constexpr std::size_t kOpCount = static_cast<std::size_t>(Op::kEvex) + 1;
 [[nodiscard]] const char* op_name(Op op);
 
 // Condition codes as encoded in the low opcode nibble; the odd one negates the even one.
-enum class Cond : std::uint8_t { kO, kNo, kB, kNb, kZ, kNz, kBe, kNbe, kS, kNs, kP, kNp, kL, kNl, kLe, kNle };
+enum class Cond : std::uint8_t {
+  kO,    // overflow
+  kNo,   //
+  kB,    // below: carry
+  kNb,   //
+  kZ,    // zero, equal
+  kNz,   //
+  kBe,   // below or equal: carry or zero
+  kNbe,  //
+  kS,    // sign
+  kNs,   //
+  kP,    // parity even
+  kNp,   //
+  kL,    // less: sign differs from overflow
+  kNl,   //
+  kLe,   // less or equal: kL or zero
+  kNle
+};
 
 // Segment registers in encoding order.
 enum class Seg : std::uint8_t { kEs, kCs, kSs, kDs, kFs, kGs };
@@ -120,9 +137,13 @@ struct Insn {
 };
 
 // True for everything that touches an MMX register: the executor refuses or raises in one place.
-[[nodiscard]] constexpr bool is_mmx(Op op) { return op >= Op::kCvtpd2pi && op <= Op::kMmxPxor; }
+[[nodiscard]] constexpr bool is_mmx(Op op) {
+  return op >= Op::kCvtpd2pi && op <= Op::kMmxPxor;
+}
 // True for what is recognised for its length only.
-[[nodiscard]] constexpr bool is_length_only(Op op) { return op >= Op::kSseLater; }
+[[nodiscard]] constexpr bool is_length_only(Op op) {
+  return op >= Op::kSseLater;
+}
 
 static_assert(std::is_trivially_copyable_v<Insn>, "cached blocks copy instructions");
 static_assert(sizeof(Insn) <= 56, "a decoded instruction stays within one cache line");

@@ -13,10 +13,10 @@ namespace stagetwo::vcpu {
 namespace {
 
 constexpr EncSpec kEncSpecs[] = {
-#define ST_ENC_SPEC(name, source, kind, reg_size, other) \
+#define ST_ENC(name, source, kind, reg_size, other) \
   EncSpec{Source::source, OperandKind::kind, reg_size, other},
-    ST_ENC_LIST(ST_ENC_SPEC)
-#undef ST_ENC_SPEC
+#include "vcpu/enc_list.inc"
+#undef ST_ENC
 };
 
 struct Builder {
@@ -197,8 +197,7 @@ constexpr Index make_index() {
     }
   }
   for (std::size_t slot = 0; slot < kSlotCount; ++slot) {
-    index.first[slot + 1] =
-        static_cast<std::uint16_t>(index.first[slot + 1] + index.first[slot]);
+    index.first[slot + 1] = static_cast<std::uint16_t>(index.first[slot + 1] + index.first[slot]);
   }
   std::array<std::uint16_t, kSlotCount> fill{};
   for (std::size_t n = 0; n < kRowCount; ++n) {
@@ -215,16 +214,22 @@ constexpr Index kIndex = make_index();
 
 }  // namespace
 
-EncSpec enc_spec(Enc enc) { return kEncSpecs[static_cast<std::size_t>(enc)]; }
+EncSpec enc_spec(Enc enc) {
+  return kEncSpecs[static_cast<std::size_t>(enc)];
+}
 
-std::span<const Row> opcode_rows() { return kRows; }
+std::span<const Row> opcode_rows() {
+  return kRows;
+}
 
 std::span<const std::uint16_t> rows_of(OpcodeMap map, std::uint8_t opcode) {
   const std::size_t slot = slot_of(map, opcode);
-  return std::span(kIndex.entry).subspan(kIndex.first[slot],
-                                         kIndex.first[slot + 1] - std::size_t{kIndex.first[slot]});
+  return std::span(kIndex.entry)
+      .subspan(kIndex.first[slot], kIndex.first[slot + 1] - std::size_t{kIndex.first[slot]});
 }
 
-bool has_modrm(OpcodeMap map, std::uint8_t opcode) { return kIndex.modrm[slot_of(map, opcode)]; }
+bool has_modrm(OpcodeMap map, std::uint8_t opcode) {
+  return kIndex.modrm[slot_of(map, opcode)];
+}
 
 }  // namespace stagetwo::vcpu

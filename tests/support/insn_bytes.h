@@ -17,6 +17,7 @@ namespace stagetwo::test {
 using InsnBytes = std::array<std::uint8_t, 15>;
 
 // Pre: the row exists in `mode` (Row::modes).
-[[nodiscard]] InsnBytes random_encoding(const vcpu::Row& row, vcpu::Mode mode, RandomSource& random);
+[[nodiscard]] InsnBytes random_encoding(const vcpu::Row& row, vcpu::Mode mode,
+                                        RandomSource& random);
 
 }  // namespace stagetwo::test

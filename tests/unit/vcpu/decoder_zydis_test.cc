@@ -91,56 +91,85 @@ std::string zydis_name(const Insn& insn) {
   const unsigned size = insn.operand_size;
   const unsigned reg = (insn.modrm >> 3) & 7U;
   switch (insn.op) {
-    case Op::kJcc: return "j" + cond;
-    case Op::kSetcc: return "set" + cond;
-    case Op::kCmovcc: return "cmov" + cond;
-    case Op::kCbw: return by_size(size, "", "cbw", "cwde", "cdqe");
-    case Op::kCwd: return by_size(size, "", "cwd", "cdq", "cqo");
-    case Op::kIret: return by_size(size, "", "iret", "iretd", "iretq");
-    case Op::kPushf: return by_size(size, "", "pushf", "pushfd", "pushfq");
-    case Op::kPopf: return by_size(size, "", "popf", "popfd", "popfq");
-    case Op::kPusha: return by_size(size, "", "pusha", "pushad", "");
-    case Op::kPopa: return by_size(size, "", "popa", "popad", "");
-    case Op::kJcxz: return by_size(insn.address_size, "", "jcxz", "jecxz", "jrcxz");
+    case Op::kJcc:
+      return "j" + cond;
+    case Op::kSetcc:
+      return "set" + cond;
+    case Op::kCmovcc:
+      return "cmov" + cond;
+    case Op::kCbw:
+      return by_size(size, "", "cbw", "cwde", "cdqe");
+    case Op::kCwd:
+      return by_size(size, "", "cwd", "cdq", "cqo");
+    case Op::kIret:
+      return by_size(size, "", "iret", "iretd", "iretq");
+    case Op::kPushf:
+      return by_size(size, "", "pushf", "pushfd", "pushfq");
+    case Op::kPopf:
+      return by_size(size, "", "popf", "popfd", "popfq");
+    case Op::kPusha:
+      return by_size(size, "", "pusha", "pushad", "");
+    case Op::kPopa:
+      return by_size(size, "", "popa", "popad", "");
+    case Op::kJcxz:
+      return by_size(insn.address_size, "", "jcxz", "jecxz", "jrcxz");
     case Op::kMovs:
     case Op::kCmps:
     case Op::kLods:
     case Op::kStos:
     case Op::kScas:
     case Op::kIns:
-    case Op::kOuts: return lower(op_name(insn.op)) + by_size(size, "b", "w", "d", "q");
-    case Op::kImulWide: return "imul";
-    case Op::kPushSeg: return "push";
-    case Op::kPopSeg: return "pop";
-    case Op::kCallFar: return "call";
-    case Op::kJmpFar: return "jmp";
-    case Op::kRetFar: return "ret";
+    case Op::kOuts:
+      return lower(op_name(insn.op)) + by_size(size, "b", "w", "d", "q");
+    case Op::kImulWide:
+      return "imul";
+    case Op::kPushSeg:
+      return "push";
+    case Op::kPopSeg:
+      return "pop";
+    case Op::kCallFar:
+      return "call";
+    case Op::kJmpFar:
+      return "jmp";
+    case Op::kRetFar:
+      return "ret";
     case Op::kMovFromSeg:
     case Op::kMovToSeg:
     case Op::kMovFromCr:
     case Op::kMovToCr:
     case Op::kMovFromDr:
-    case Op::kMovToDr: return "mov";
+    case Op::kMovToDr:
+      return "mov";
     case Op::kPrefetch:
-      return reg == 0 ? "prefetchnta" : reg == 1 ? "prefetcht0" : reg == 2 ? "prefetcht1" : "prefetcht2";
-    case Op::kPrefetchw: return reg == 1 ? "prefetchw" : reg == 2 ? "prefetchwt1" : "prefetch";
+      return reg == 0   ? "prefetchnta"
+             : reg == 1 ? "prefetcht0"
+             : reg == 2 ? "prefetcht1"
+                        : "prefetcht2";
+    case Op::kPrefetchw:
+      return reg == 1 ? "prefetchw" : reg == 2 ? "prefetchwt1" : "prefetch";
     case Op::kMovd:
-    case Op::kMmxMovd: return insn.rex_w ? "movq" : "movd";
-    default: break;
+    case Op::kMmxMovd:
+      return insn.rex_w ? "movq" : "movd";
+    default:
+      break;
   }
   std::string name = lower(op_name(insn.op));
   if (name.rfind("mmx", 0) == 0) name.erase(0, 3);
   return name;
 }
 
-std::string theirs_name(const Theirs& t) { return ZydisMnemonicGetString(t.insn.mnemonic); }
+std::string theirs_name(const Theirs& t) {
+  return ZydisMnemonicGetString(t.insn.mnemonic);
+}
 
 bool same_mnemonic(const Case& c) {
   const Insn& insn = c.ours.insn;
   const std::string name = theirs_name(c.theirs);
   switch (insn.op) {
-    case Op::kX87: return c.theirs.insn.meta.isa_ext == ZYDIS_ISA_EXT_X87 || name[0] == 'f';
-    case Op::kVex: return c.theirs.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+    case Op::kX87:
+      return c.theirs.insn.meta.isa_ext == ZYDIS_ISA_EXT_X87 || name[0] == 'f';
+    case Op::kVex:
+      return c.theirs.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
     case Op::kEvex:
       return c.theirs.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ||
              c.theirs.insn.encoding == ZYDIS_INSTRUCTION_ENCODING_MVEX;
@@ -153,10 +182,13 @@ bool same_mnemonic(const Case& c) {
         case ZYDIS_ISA_EXT_PCLMULQDQ:
         case ZYDIS_ISA_EXT_SHA:
         case ZYDIS_ISA_EXT_KEYLOCKER:
-        case ZYDIS_ISA_EXT_GFNI: return true;
-        default: return false;
+        case ZYDIS_ISA_EXT_GFNI:
+          return true;
+        default:
+          return false;
       }
-    default: break;
+    default:
+      break;
   }
   const std::string ours = zydis_name(insn);
   // 64-bit forms carry a suffix there: fxsave64, xsave64, sysexit, xrstors64.
@@ -179,19 +211,29 @@ Operand zydis_register_operand(ZydisRegister reg) {
       if (n >= 4 && n < 8) return {OperandKind::kGprHigh, static_cast<std::uint8_t>(n - 4), 1};
       return {OperandKind::kGpr, static_cast<std::uint8_t>(n < 4 ? n : n - 4), 1};
     }
-    case ZYDIS_REGCLASS_GPR16: return {OperandKind::kGpr, id, 2};
-    case ZYDIS_REGCLASS_GPR32: return {OperandKind::kGpr, id, 4};
-    case ZYDIS_REGCLASS_GPR64: return {OperandKind::kGpr, id, 8};
-    case ZYDIS_REGCLASS_MMX: return {OperandKind::kMmx, id, 0};
-    case ZYDIS_REGCLASS_XMM: return {OperandKind::kXmm, id, 0};
-    case ZYDIS_REGCLASS_SEGMENT: return {OperandKind::kSegment, id, 2};
-    case ZYDIS_REGCLASS_CONTROL: return {OperandKind::kControl, id, 0};
-    case ZYDIS_REGCLASS_DEBUG: return {OperandKind::kDebug, id, 0};
-    default: return {};
+    case ZYDIS_REGCLASS_GPR16:
+      return {OperandKind::kGpr, id, 2};
+    case ZYDIS_REGCLASS_GPR32:
+      return {OperandKind::kGpr, id, 4};
+    case ZYDIS_REGCLASS_GPR64:
+      return {OperandKind::kGpr, id, 8};
+    case ZYDIS_REGCLASS_MMX:
+      return {OperandKind::kMmx, id, 0};
+    case ZYDIS_REGCLASS_XMM:
+      return {OperandKind::kXmm, id, 0};
+    case ZYDIS_REGCLASS_SEGMENT:
+      return {OperandKind::kSegment, id, 2};
+    case ZYDIS_REGCLASS_CONTROL:
+      return {OperandKind::kControl, id, 0};
+    case ZYDIS_REGCLASS_DEBUG:
+      return {OperandKind::kDebug, id, 0};
+    default:
+      return {};
   }
 }
 
-std::string memory_difference(const Case& c, const ZydisDecodedOperand& theirs, const Operand& ours) {
+std::string memory_difference(const Case& c, const ZydisDecodedOperand& theirs,
+                              const Operand& ours) {
   const Insn& insn = c.ours.insn;
   if (ours.kind != OperandKind::kMem) return "kind";
   if (zydis_reg(theirs.mem.base) != insn.mem.base) return "base";
@@ -206,7 +248,8 @@ std::string memory_difference(const Case& c, const ZydisDecodedOperand& theirs, 
   return "";
 }
 
-std::string operand_difference(const Case& c, const ZydisDecodedOperand& theirs, const Operand& ours) {
+std::string operand_difference(const Case& c, const ZydisDecodedOperand& theirs,
+                               const Operand& ours) {
   const Insn& insn = c.ours.insn;
   switch (theirs.type) {
     case ZYDIS_OPERAND_TYPE_REGISTER: {
@@ -216,19 +259,22 @@ std::string operand_difference(const Case& c, const ZydisDecodedOperand& theirs,
       if (reg.size != 0 && reg.size != ours.size) return "register size";
       return "";
     }
-    case ZYDIS_OPERAND_TYPE_MEMORY: return memory_difference(c, theirs, ours);
+    case ZYDIS_OPERAND_TYPE_MEMORY:
+      return memory_difference(c, theirs, ours);
     case ZYDIS_OPERAND_TYPE_POINTER:
       if (ours.kind != OperandKind::kFarPointer) return "kind";
       if (theirs.ptr.segment != insn.selector) return "selector";
       return theirs.ptr.offset == insn.imm ? "" : "offset";
     case ZYDIS_OPERAND_TYPE_IMMEDIATE: {
-      if (ours.kind != (theirs.imm.is_relative ? OperandKind::kRel : OperandKind::kImm)) return "kind";
+      if (ours.kind != (theirs.imm.is_relative ? OperandKind::kRel : OperandKind::kImm))
+        return "kind";
       // Sign extension beyond the operand size is a matter of taste.
       const unsigned bits = std::max(8U * insn.operand_size, 8U * ours.size);
       const std::uint64_t mask = bits >= 64 || theirs.imm.is_relative ? ~0ULL : (1ULL << bits) - 1;
       return ((theirs.imm.value.u ^ insn.imm) & mask) == 0 ? "" : "immediate";
     }
-    default: return "type";
+    default:
+      return "type";
   }
 }
 
@@ -278,7 +324,9 @@ bool ours_only(const Case& c, Op op) {
 bool both(const Case& c, Op op) {
   return c.theirs.ok && c.ours.status == DecodeStatus::kOk && c.ours.insn.op == op;
 }
-bool same_length(const Case& c) { return c.ours.insn.length == c.theirs.insn.length; }
+bool same_length(const Case& c) {
+  return c.ours.insn.length == c.theirs.insn.length;
+}
 bool any_of(const Case& c, std::initializer_list<ZydisISAExt> extensions) {
   return std::any_of(extensions.begin(), extensions.end(),
                      [&](ZydisISAExt e) { return theirs_only(c, e); });
@@ -329,16 +377,17 @@ Deliberate deliberate[] = {
      {0xf3, 0x0f, 0x1e, 0xc9},
      [](const Case& c) {
        return theirs_only(c, ZYDIS_ISA_EXT_CET) ||
-              (both(c, Op::kNop) && c.theirs.insn.meta.isa_ext == ZYDIS_ISA_EXT_CET && same_length(c));
+              (both(c, Op::kNop) && c.theirs.insn.meta.isa_ext == ZYDIS_ISA_EXT_CET &&
+               same_length(c));
      }},
     {"later additions that no announced CPUID bit covers: #UD",
      Mode::k64,
      {0x0f, 0x01, 0xe8},
      [](const Case& c) {
-       return any_of(c, {ZYDIS_ISA_EXT_PCONFIG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_MOVDIR,
-                         ZYDIS_ISA_EXT_ENQCMD, ZYDIS_ISA_EXT_PT, ZYDIS_ISA_EXT_WAITPKG,
-                         ZYDIS_ISA_EXT_UINTR, ZYDIS_ISA_EXT_HRESET, ZYDIS_ISA_EXT_KEYLOCKER,
-                         ZYDIS_ISA_EXT_KEYLOCKER_WIDE});
+       return any_of(
+           c, {ZYDIS_ISA_EXT_PCONFIG, ZYDIS_ISA_EXT_SERIALIZE, ZYDIS_ISA_EXT_MOVDIR,
+               ZYDIS_ISA_EXT_ENQCMD, ZYDIS_ISA_EXT_PT, ZYDIS_ISA_EXT_WAITPKG, ZYDIS_ISA_EXT_UINTR,
+               ZYDIS_ISA_EXT_HRESET, ZYDIS_ISA_EXT_KEYLOCKER, ZYDIS_ISA_EXT_KEYLOCKER_WIDE});
      }},
     {"AMD's MONITORX, CLZERO, RDPRU, MCOMMIT and VIA's PadLock: #UD",
      Mode::k64,
@@ -350,12 +399,15 @@ Deliberate deliberate[] = {
     {"operands of a NOP are not compared: nothing reads them",
      Mode::k64,
      {0x66, 0x0f, 0x1a, 0xe9},
-     [](const Case& c) { return both(c, Op::kNop) && same_length(c) && theirs_name(c.theirs) == "nop"; }},
+     [](const Case& c) {
+       return both(c, Op::kNop) && same_length(c) && theirs_name(c.theirs) == "nop";
+     }},
     {"cache-line operations: 1 byte here (what is checked for access), 64 there",
      Mode::k64,
      {0x0f, 0xae, 0x3b},
      [](const Case& c) {
-       return same_length(c) && (both(c, Op::kClflush) || both(c, Op::kClflushopt) || both(c, Op::kClwb));
+       return same_length(c) &&
+              (both(c, Op::kClflush) || both(c, Op::kClflushopt) || both(c, Op::kClwb));
      }},
     {"LAR and LSL read 16 bits of the source register, which Zydis calls a 32-bit one",
      Mode::k64,
@@ -440,8 +492,8 @@ class Comparison {
 
   void report(const Case& c, const std::string& what) {
     ++failures_;
-    const std::string ours = c.ours.status == DecodeStatus::kOk ? zydis_name(c.ours.insn)
-                                                                : std::string("-");
+    const std::string ours =
+        c.ours.status == DecodeStatus::kOk ? zydis_name(c.ours.insn) : std::string("-");
     const std::string theirs = c.theirs.ok ? theirs_name(c.theirs) : std::string("-");
     const std::string kind = what + " " + ours + " " + theirs;
     if (seen_[kind]++ >= 2 || seen_.size() > 60) return;
@@ -483,13 +535,16 @@ TEST(DecoderAgainstZydis, AgreesOnEveryRowOfTheTable) {
       const Mode mode = random.one_in(3) ? kModes[random.small(2)] : Mode::k64;
       if (((rows[n].modes >> static_cast<int>(mode)) & 1) == 0) continue;
       const int row = comparison.check(test::random_encoding(rows[n], mode, random), mode);
-      if (row >= 0) ++hits[static_cast<std::size_t>(row)];
-      else if (is_length_only(rows[n].op)) ++hits[n];
+      if (row >= 0)
+        ++hits[static_cast<std::size_t>(row)];
+      else if (is_length_only(rows[n].op))
+        ++hits[n];
     }
   }
   comparison.print();
   const auto least = std::min_element(hits.begin(), hits.end());
-  std::printf("rows %zu, least hit %llu times\n", rows.size(), static_cast<unsigned long long>(*least));
+  std::printf("rows %zu, least hit %llu times\n", rows.size(),
+              static_cast<unsigned long long>(*least));
   for (std::size_t n = 0; n < rows.size(); ++n) {
     EXPECT_GE(hits[n], 1000U) << "row " << n << " " << op_name(rows[n].op) << " map "
                               << static_cast<int>(rows[n].map) << " opcode " << std::hex
