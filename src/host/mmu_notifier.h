@@ -77,7 +77,7 @@ class InvalidateSection {
   InvalidateEvent event_;
   void* roster_ = nullptr;  // borrowed until the ticket is given back
   u32 ticket_ = 0;
-  u32 engaged_count_ = 0;
+  u32 words_ = 0;                    // of engaged_, once somebody is engaged
   u64 engaged_[kMaxNotifiers / 64];  // only the words the roster needs are written
 };
 

@@ -94,11 +94,17 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   enum class Mode : u8 { kMayBlock, kMustNotBlock };
 
   [[nodiscard]] FaultOutcome look_up(Fault& fault);
-  [[nodiscard]] FaultOutcome make_resident(Fault& fault);
+  [[nodiscard]] FaultOutcome make_resident(Fault& fault, Mode mode, bool trust_cache);
+  [[nodiscard]] FaultOutcome answer(Fault& fault, bool writable);
+  // Runs access(hva of fault.gpa) -> bool inside a read section in which the answer holds.
   template <typename F>
   [[nodiscard]] FaultOutcome with_page(Fault& fault, Mode mode, F&& access);
+  [[nodiscard]] bool is_stale(const Fault& fault);
+  template <typename F>
+  [[nodiscard]] FaultOutcome transfer(Gpa gpa, size_t bytes, size_t* done, Access kind,
+                                      u32 address_space, F&& copy);
 
-  // SlotUpdateHost
+  // SlotUpdateHost: the same two halves a change has.
   void close_range(HvaRange range) override;
   void flush_and_wait() override;
   void open_range(HvaRange range) override;

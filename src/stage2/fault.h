@@ -17,17 +17,18 @@ struct Slot;
 
 struct Fault {
   // Asked.
-  Gpa gpa;
+  Gpa gpa{};
   Access access = Access::kRead;
   u32 address_space = 0;  // 1: in system management mode, where the VM has it
 
   // Found out.
   const Slot* slot = nullptr;  // valid only once install() accepted
-  Gfn gfn;
+  u32 slot_flags = 0;
+  Gfn gfn{};
   sync::InvalidationGate::Snapshot snapshot{};
 
   // Answered.
-  Hva page;               // host address of the page
+  Hva page{};              // host address of the page
   bool writable = false;  // stores may go through this translation
 };
 

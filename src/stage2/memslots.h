@@ -160,12 +160,22 @@ class Memslots {
  private:
   struct Plan;
 
-  [[nodiscard]] Verdict check(const Region& region, Plan* plan) const TA_REQ(slots_lock_);
   [[nodiscard]] Verdict check_shape(const Region& region) const TA_REQ(slots_lock_);
   [[nodiscard]] Verdict check_change(const Region& region, Plan* plan) const TA_REQ(slots_lock_);
-  [[nodiscard]] Result<void> prepare(Plan* plan) TA_REQ(slots_lock_);
+  [[nodiscard]] Verdict check_delete(Plan* plan) const TA_REQ(slots_lock_);
+  [[nodiscard]] Verdict check_place(const Region& region, const Plan& plan) const
+      TA_REQ(slots_lock_);
+  [[nodiscard]] Verdict check_machine(const Region& region, const Plan& plan) const
+      TA_REQ(slots_lock_);
+  [[nodiscard]] Result<void> prepare(const Region& region, Plan* plan) TA_REQ(slots_lock_);
+  [[nodiscard]] Result<void> prepare_bitmap(Plan* plan) TA_REQ(slots_lock_);
+  [[nodiscard]] Result<void> build_sets(Plan* plan) TA_REQ(slots_lock_);
   void commit(Plan* plan) TA_REQ(slots_lock_);
-  [[nodiscard]] Slot* slot_of(u32 slot) const TA_REQ(slots_lock_);
+  void record(const Plan& plan) TA_REQ(slots_lock_);
+  void abandon(Plan* plan) TA_REQ(slots_lock_);
+  void publish(const SlotSet* set) TA_REQ(slots_lock_);
+  [[nodiscard]] Slot*& slot_of(u32 slot) const TA_REQ(slots_lock_);
+  [[nodiscard]] Result<Slot*> logged_slot(u32 slot) const TA_REQ(slots_lock_);
 
   SlotUpdateHost* const host_;
   mutable sync::Mutex slots_lock_;

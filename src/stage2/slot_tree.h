@@ -59,8 +59,10 @@ struct SlotNode {
   const SlotNode* left;
   const SlotNode* right;
   u32 id;
-  u32 batch;       // the builder that made it; never read by readers
-  SlotNode* next;  // its builder's list; never read by readers
+  // The builder's own; never read by readers.
+  bool superseded;  // made by this builder and replaced or removed by it again
+  u64 batch;        // which builder made it, and before which of its snapshots
+  SlotNode* next;   // in a list of the builder
 };
 
 struct SlotSet {
@@ -125,14 +127,18 @@ class SlotTreeBuilder {
              const SlotNode** right);
   const SlotNode* merge(const SlotNode* left, const SlotNode* right);
 
+  // Forgets a node of the tree: a fresh one is marked, another waits with the stale ones.
+  void supersede(SlotNode* node);
+
   SlotSet now_;
-  u32 batch_;
+  const SlotSet* replaced_;  // the set the builder began with
+  u64 first_batch_;
+  u64 batch_;  // first_batch_ + snapshots: a node in a snapshot is edited no more
   bool failed_ = false;
   bool kept_ = false;
-  SlotNode* fresh_ = nullptr;
-  SlotNode* stale_ = nullptr;
-  SlotSet* sets_ = nullptr;        // snapshots, the newest first
-  const SlotSet* replaced_;        // the set the builder began with
+  SlotNode* fresh_ = nullptr;  // all it made
+  SlotNode* stale_ = nullptr;  // what others made and it replaced
+  SlotSet* sets_ = nullptr;    // snapshots, the newest first
 };
 
 }  // namespace stagetwo::stage2

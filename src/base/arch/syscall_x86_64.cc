@@ -35,6 +35,17 @@ stagetwo_syscall:
   ret
   .cfi_endproc
   .size stagetwo_syscall, . - stagetwo_syscall
+  .globl stagetwo_sigreturn
+  .hidden stagetwo_sigreturn
+  .type stagetwo_sigreturn, @function
+  .p2align 4
+  nop
+# Where a signal handler of the engine returns to. It needs the stack exactly as it is, so it cannot
+# pass through the function above; unwinders know a signal frame by these very bytes.
+stagetwo_sigreturn:
+  movq $15, %rax
+  syscall
+  .size stagetwo_sigreturn, . - stagetwo_sigreturn
   .globl stagetwo_syscall_end
   .hidden stagetwo_syscall_end
 stagetwo_syscall_end:

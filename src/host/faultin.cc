@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/faultin.h"
+
+#include <sys/mman.h>
+
+#include "base/sys.h"
+#include "base/trace.h"
+#include "host/access.h"
+#include "sync/atomic.h"
+
+// What the kernel answers and what it means (the table is the test's, too):
+//
+//   situation                          POPULATE     here
+//   present and permitted, or absent   0            success
+//   PROT_NONE; write to a read-only    EINVAL       EFAULT
+//   not mapped                         ENOMEM       EFAULT
+//   beyond the end of the file         EFAULT       touched: EFAULT
+//   user-mode-only userfaultfd         EFAULT       touched: the resolver fills it, success
+//   poisoned                           EHWPOISON    EHWPOISON
+//
+// The touch is a guarded load, or an atomic add of nothing: it changes no byte for any observer.
+
+#if !defined(MADV_POPULATE_READ)
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace stagetwo::host {
+namespace {
+
+enum class Support : u32 { kUnknown, kYes, kNo };
+
+// Probed once, by whoever comes first; every prober finds the same.
+constinit sync::Atomic<Support> support{Support::kUnknown};
+alignas(kPageSize) constinit u8 probe_page[kPageSize] = {};
+
+// EINTR and EAGAIN mean "ask again"; a bound, so that a kernel that always says so is not for ever.
+constexpr int kMaxAsks = 64;
+
+Result<void> touch(Hva page, Access access) {
+  u8 byte = 0;
+  const bool there = access == Access::kWrite ? fetch_add(page, u8{0}, &byte) : load(page, &byte);
+  if (there) return {};
+  if (take_poison()) return refuse(EHWPOISON);
+  return refuse(EFAULT);
+}
+
+int populate(Hva page, Access access) {
+  const int advice = access == Access::kWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+  for (int asked = 0; asked < kMaxAsks; ++asked) {
+    const Result<void> done =
+        sys::madvise(reinterpret_cast<void*>(page.raw()), kPageSize, advice);
+    if (done) return 0;
+    const int error = to_int(done.error());
+    if (error != EINTR && error != EAGAIN) return error;
+  }
+  return EFAULT;
+}
+
+}  // namespace
+
+bool has_populate() {
+  Support known = support.load(sync::kRelaxed);
+  if (known == Support::kUnknown) {
+    const bool works = sys::madvise(probe_page, kPageSize, MADV_POPULATE_READ).has_value();
+    known = works ? Support::kYes : Support::kNo;
+    support.store(known, sync::kRelaxed);
+  }
+  return known == Support::kYes;
+}
+
+void debug_without_populate(bool without) {
+  support.store(without ? Support::kNo : Support::kUnknown, sync::kRelaxed);
+}
+
+Result<void> faultin(Hva page, Access access) {
+  if (!is_user_range(page, kPageSize)) return refuse(EFAULT);
+  if (!has_populate()) return touch(page, access);
+  const int error = populate(page, access);
+  trace::emit(trace::Event::st_faultin, trace::Room::host, page.raw(), static_cast<u64>(access),
+              static_cast<u64>(error));
+  if (error == 0) return {};
+  if (error == EHWPOISON) return refuse(EHWPOISON);
+  if (error == EFAULT) return touch(page, access);
+  return refuse(EFAULT);
+}
+
+}  // namespace stagetwo::host

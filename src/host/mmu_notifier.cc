@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/mmu_notifier.h"
+
+#include "base/alloc.h"
+#include "base/check.h"
+#include "base/process_page.h"
+#include "base/trace.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+#include "sync/passage.h"
+
+// The roster is an array of seats that only grows. A change passes through `changes` from before it
+// reads the roster until after its last end, and rings the seats that are active; which of them said
+// "engaged" is a bit each, kept with the change. So:
+//
+//   register     fills a free seat, or publishes a larger copy of the roster; then waits for the
+//                changes that may not have seen it. It therefore gets both start and end of a
+//                change, or neither.
+//   unregister   marks the seat inactive: new changes pass it by. Then it waits for the changes that
+//                rang it; they still ring its end. Only then is the seat free. Needs no memory.
+//
+//   change                          | register
+//   changes.enter (seq_cst add)     | roster.store (seq_cst)
+//   roster.load (seq_cst)           | changes.wait: loads the counters (seq_cst)
+//
+// Either the change sees the new roster or register waits for the change.
+
+namespace stagetwo::host {
+namespace {
+
+struct Seat {
+  // Written under the registry lock. Read by changes: `active` acquire pairs with the release of the
+  // register that filled `who`.
+  sync::Atomic<MmuNotifier*> who{nullptr};
+  sync::Atomic<u32> active{0};
+};
+
+struct Roster {
+  u32 stamp;     // of the process it belongs to
+  u32 capacity;  // a multiple of 64
+  Seat* seats;
+  // Seats below it may be taken. Raised under the registry lock before the seat becomes active.
+  sync::Atomic<u32> used{0};
+
+  Roster(u32 of, u32 places, Seat* array) : stamp(of), capacity(places), seats(array) {}
+};
+
+constexpr u32 kFirstCapacity = 64;
+
+constinit sync::Passage changes;
+constinit sync::Mutex registry{sync::Rank::kNotifiers};
+// Stored seq_cst under the registry lock, loaded seq_cst by changes: see the table above.
+constinit sync::Atomic<Roster*> the_roster{nullptr};
+// Registered ones; written under the registry lock.
+constinit sync::Atomic<u32> notifier_count{0};
+
+// Callbacks may not ring: a nested change of this thread would wait for itself.
+thread_local bool in_callback = false;
+
+void free_roster(Roster* roster) {
+  if (roster == nullptr) return;
+  dealloc(roster->seats, roster->capacity * sizeof(Seat), alignof(Seat));
+  destroy(roster);
+}
+
+Result<Roster*> make_roster(u32 capacity) {
+  auto* seats =
+      static_cast<Seat*>(alloc(capacity * sizeof(Seat), alignof(Seat), "host.notifier_seats"));
+  if (seats == nullptr) return refuse(ENOMEM);
+  for (u32 i = 0; i < capacity; ++i) ::new (&seats[i]) Seat;
+  auto roster = make<Roster>("host.notifier_roster", process_stamp(), capacity, seats);
+  if (!roster) dealloc(seats, capacity * sizeof(Seat), alignof(Seat));
+  return roster;
+}
+
+// The roster of this process, or null: a child's copy of its parent's does not count.
+Roster* own_roster() {
+  Roster* roster = the_roster.load();
+  return roster != nullptr && roster->stamp == process_stamp() ? roster : nullptr;
+}
+
+Seat* find_seat(Roster* roster, const MmuNotifier* who) {
+  if (roster == nullptr) return nullptr;
+  for (u32 i = 0; i < roster->capacity; ++i) {
+    if (roster->seats[i].who.load(sync::kRelaxed) == who) return &roster->seats[i];
+  }
+  return nullptr;
+}
+
+// A larger roster with the same subscribers, published; the old one is free once changes passed.
+Result<Roster*> grow(Roster* old) {
+  const u32 capacity = old == nullptr ? kFirstCapacity : old->capacity * 2;
+  if (capacity > kMaxNotifiers) return refuse(ENOMEM);
+  Roster* fresh = ST_TRY(make_roster(capacity));
+  for (u32 i = 0; old != nullptr && i < old->capacity; ++i) {
+    fresh->seats[i].who.store(old->seats[i].who.load(sync::kRelaxed), sync::kRelaxed);
+    fresh->seats[i].active.store(old->seats[i].active.load(sync::kRelaxed), sync::kRelaxed);
+    fresh->used.store(i + 1, sync::kRelaxed);
+  }
+  the_roster.store(fresh);
+  changes.wait();
+  free_roster(old);
+  return fresh;
+}
+
+}  // namespace
+
+Result<void> register_notifier(MmuNotifier* notifier) {
+  const sync::MutexGuard guard(registry);
+  Roster* roster = own_roster();
+  ST_CHECK(find_seat(roster, notifier) == nullptr);
+  Seat* seat = find_seat(roster, nullptr);
+  if (seat == nullptr) {
+    roster = ST_TRY(grow(roster));
+    seat = find_seat(roster, nullptr);
+  }
+  const u32 index = static_cast<u32>(seat - roster->seats);
+  if (roster->used.load(sync::kRelaxed) <= index) roster->used.store(index + 1);
+  seat->who.store(notifier, sync::kRelaxed);
+  seat->active.store(1);
+  changes.wait();
+  notifier_count.fetch_add(1, sync::kRelaxed);
+  return {};
+}
+
+void unregister_notifier(MmuNotifier* notifier) {
+  ST_CHECK(!in_callback);
+  const sync::MutexGuard guard(registry);
+  Seat* seat = find_seat(own_roster(), notifier);
+  if (seat == nullptr) return;  // a child of fork lets go of what its parent registered
+  seat->active.store(0);
+  changes.wait();
+  seat->who.store(nullptr, sync::kRelaxed);
+  notifier_count.fetch_sub(1, sync::kRelaxed);
+}
+
+void wait_for_changes() { changes.wait(); }
+
+unsigned debug_notifier_count() {
+  return own_roster() == nullptr ? 0 : notifier_count.load(sync::kRelaxed);
+}
+
+void notifiers_after_fork_child() {
+  changes.reset();
+  the_roster.store(nullptr);  // the parent's arena is not ours to give back to
+  notifier_count.store(0);
+}
+
+// An inactive or empty roster costs the two locked adds of the passage and one load.
+InvalidateSection::InvalidateSection(const InvalidateEvent& event) : event_(event) {
+  ticket_ = changes.enter();
+  Roster* roster = the_roster.load();
+  if (roster == nullptr || roster->stamp != process_stamp()) return;
+  roster_ = roster;
+  ring();
+}
+
+InvalidateSection::~InvalidateSection() {
+  if (words_ != 0) ring_end();
+  changes.leave(ticket_);
+}
+
+void InvalidateSection::ring() {
+  ST_CHECK(!in_callback);
+  const Roster& roster = *static_cast<Roster*>(roster_);
+  const u32 used = roster.used.load();
+  u64 anybody = 0;
+  in_callback = true;
+  for (u32 first = 0; first < used; first += 64) {
+    u64 engaged = 0;
+    for (u32 i = first; i < used && i < first + 64; ++i) {
+      Seat& seat = roster.seats[i];
+      if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
+      if (seat.who.load(sync::kRelaxed)->invalidate_range_start(event_)) {
+        engaged |= u64{1} << (i - first);
+      }
+    }
+    engaged_[first / 64] = engaged;
+    anybody |= engaged;
+  }
+  in_callback = false;
+  if (anybody == 0) return;
+  words_ = (used + 63) / 64;
+  trace::emit(trace::Event::st_invalidate_start, trace::Room::host, event_.range.start().raw(),
+              event_.range.end().raw(), static_cast<u64>(event_.kind));
+}
+
+void InvalidateSection::ring_end() {
+  const Roster& roster = *static_cast<Roster*>(roster_);
+  in_callback = true;
+  for (u32 word = 0; word < words_; ++word) {
+    for (u64 left = engaged_[word]; left != 0; left &= left - 1) {
+      const u32 i = word * 64 + static_cast<u32>(__builtin_ctzll(left));
+      roster.seats[i].who.load(sync::kRelaxed)->invalidate_range_end(event_);
+    }
+  }
+  in_callback = false;
+  trace::emit(trace::Event::st_invalidate_end, trace::Room::host, event_.range.start().raw(),
+              event_.range.end().raw(), static_cast<u64>(event_.kind));
+}
+
+}  // namespace stagetwo::host

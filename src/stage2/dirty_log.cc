@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "base/bits.h"
+#include "base/guard.h"
+#include "host/access.h"
+#include "stage2/memslots.h"
+
+// Who marks, and when, so that no write is ever missing from both this harvest and the next:
+//
+//   vCPU                                    | harvest
+//   enters RUNNING, install: accepted       |
+//   marks the page (or finds it marked)     |
+//   stores through the translation          | takes the word: the bit is in this harvest
+//   stores again, bit not set any more      | flush, wait for the acknowledgement
+//   polls: drops the translation, acks      |
+//   next store: a fault, marks again        | returns: this harvest's pages hold every store so far
+//
+// The mark is made where the acknowledgement can see it, never before RUNNING: a mark made outside and
+// harvested there would be followed by stores of nobody's harvest. The kernel's own order (entry first,
+// bit second) needs the same wait. Manual protection defers the wait to CLEAR, with the clearing.
+
+namespace stagetwo::stage2 {
+
+void Memslots::mark_dirty(const Slot& slot, Gfn gfn) {
+  if (slot.dirty == nullptr) return;
+  const u64 page = gfn - slot.base_gfn;
+  sync::Atomic<u64>& word = slot.dirty->words[page / 64];
+  const u64 bit = u64{1} << (page % 64);
+  // Seen set: the store this mark is for precedes the flush of whoever takes the bit.
+  if ((word.load(sync::kRelaxed) & bit) == 0) word.fetch_or(bit, sync::kSeqCst);
+}
+
+void Memslots::set_dirty_protect(DirtyProtect protect) {
+  const sync::MutexGuard guard(slots_lock_);
+  protect_ = protect;
+}
+
+Result<Slot*> Memslots::logged_slot(u32 slot) const {
+  Slot* found = slot_of(slot);
+  if (found == nullptr || found->dirty == nullptr) return refuse(ENOENT);
+  return found;
+}
+
+Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
+  const sync::MutexGuard guard(slots_lock_);
+  if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
+  DirtyBitmap& dirty = *ST_TRY(logged_slot(slot))->dirty;
+  bool any = false;
+  for (u64 i = 0; i < dirty.word_count; ++i) {
+    u64 word = dirty.words[i].load(sync::kRelaxed);
+    if (word != 0 && !protect_.manual) word = dirty.words[i].exchange(0, sync::kSeqCst);
+    dirty.taken[i] = word;
+    any |= word != 0;
+  }
+  if (ST_GUARD(harvest_flush, any && !protect_.manual)) host_->flush_and_wait();
+  const size_t bytes = dirty.word_count * sizeof(u64);
+  if (!host::is_user_range(bitmap, bytes) || host::copy_to(bitmap, dirty.taken, bytes) != bytes) {
+    return refuse(EFAULT);
+  }
+  return {};
+}
+
+Result<void> Memslots::clear_dirty_log(u32 slot, u64 first_page, u32 page_count, Hva bitmap) {
+  const sync::MutexGuard guard(slots_lock_);
+  if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
+  if (first_page % 64 != 0) return refuse(EINVAL);
+  const Slot& found = *ST_TRY(logged_slot(slot));
+  if (first_page > found.page_count || page_count > found.page_count - first_page ||
+      (page_count < found.page_count - first_page && page_count % 64 != 0)) {
+    return refuse(EINVAL);
+  }
+  DirtyBitmap& dirty = *found.dirty;
+  const u64 words = div_ceil<u64>(page_count, 64);
+  const size_t bytes = words * sizeof(u64);
+  if (!host::is_user_range(bitmap, bytes) ||
+      host::copy_from(dirty.taken, bitmap, bytes) != bytes) {
+    return refuse(EFAULT);
+  }
+  bool any = false;
+  for (u64 i = 0; i < words; ++i) {
+    const u64 mask = dirty.taken[i];
+    if (mask == 0) continue;
+    any |= (dirty.words[first_page / 64 + i].fetch_and(~mask, sync::kSeqCst) & mask) != 0;
+  }
+  if (any) host_->flush_and_wait();
+  return {};
+}
+
+}  // namespace stagetwo::stage2

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sync/passage.h"
+
+#include "sync/futex.h"
+
+// Why two sides, and why each wait turns them twice. A section counts itself on the side it read. A
+// waiter turns new sections to the other side and waits for the one they left, so newcomers cannot
+// hold it up. But a section may have read the side and not yet counted itself:
+//
+//   section                       | waiter 1                | waiter 2
+//   reads side 0                  |                         |
+//                                 | turns to 1, side 0 is 0 |
+//                                 | returns                 |
+//   counts itself on 0            |                         |
+//   (sees what waiter 1 published)|                         |
+//                                 |                         | publishes, must wait for it
+//                                 |                         | turns to 0, waits for side 1
+//                                 |                         | turns to 1, waits for side 0: found
+//
+// So a wait that looked at one side only would miss it. Looking at both, after the publication, is
+// enough: the section either counted itself before the waiter's load (and is waited for), or its
+// count, sequentially consistent, comes after and it sees what was published.
+
+namespace stagetwo::sync {
+namespace {
+
+constexpr unsigned kSpins = 128;
+constexpr unsigned kYields = 64;
+constexpr u64 kSleepNs = 50'000;
+
+}  // namespace
+
+u32 Passage::cell_of_thread() {
+  // The thread's control block is aligned and far from the next one: its page number tells threads
+  // apart as well as anything that is as cheap.
+  const u64 block = reinterpret_cast<std::uintptr_t>(__builtin_thread_pointer()) >> 12;
+  return static_cast<u32>((block * 0x9E3779B97F4A7C15U) >> 32) % kCells;
+}
+
+void Passage::wait_for_side(u32 side) const {
+  for (u32 i = 0; i < kCells; ++i) {
+    const Cell& cell = cells_[side * kCells + i];
+    for (unsigned tries = 0; cell.inside.load() != 0; ++tries) {
+      if (tries < kSpins) {
+        spin_hint();
+      } else if (tries < kSpins + kYields) {
+        yield_thread();
+      } else {
+        // Sections are short or inside a system call of the client: poll, nobody has to wake us.
+        Atomic<u32> never{0};
+        futex_wait(never, 0, kSleepNs);
+      }
+    }
+  }
+}
+
+void Passage::wait() const {
+  const MutexGuard guard(waiters_);
+  for (int turn = 0; turn < 2; ++turn) {
+    const u32 old_side = side_.load(kRelaxed);  // written under waiters_ only
+    side_.store(old_side ^ 1, kSeqCst);
+    wait_for_side(old_side);
+  }
+}
+
+bool Passage::debug_empty() const {
+  for (const Cell& cell : cells_) {
+    if (cell.inside.load(kRelaxed) != 0) return false;
+  }
+  return true;
+}
+
+void Passage::reset() {
+  for (Cell& cell : cells_) cell.inside.store(0, kRelaxed);
+}
+
+}  // namespace stagetwo::sync
