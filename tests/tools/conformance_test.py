@@ -72,12 +72,28 @@ class Outcome(unittest.TestCase):
         self.assertEqual(("skip", "Requirement not met: x"),
                          conformance.outcome_of(4, "Random seed: 1\n1..0 # SKIP - Requirement not met: x\n"))
 
+    def test_NoDeviceIsNoSkip(self):
+        text = "1..0 # SKIP - lib/kvm_util.c:34: fd >= 0; Failed to open '/dev/kvm'\n"
+        self.assertEqual("fail", conformance.outcome_of(4, text)[0])
+
     def test_ASignalIsAFailure(self):
         self.assertEqual(("fail", "signal 11: last"), conformance.outcome_of(-11, "first\nlast\n"))
 
     def test_AnAssertionIsQuoted(self):
         text = "==== Test Assertion Failure ====\n  lib/x.c:1: ret == 0\n  pid=1 tid=1 errno=22\n     1\t0x1: f\n  words\n"
         self.assertEqual("exit status 254: lib/x.c:1: ret == 0; words", conformance.outcome_of(254, text)[1])
+
+
+class Device(unittest.TestCase):
+    def test_AnOpenOfAWatchedFileIsNoticed(self):
+        device = conformance.Device()
+        with tempfile.NamedTemporaryFile() as f:
+            self.assertTrue(device.watch(f.name.encode()))
+            self.assertFalse(device.was_opened())
+            with open(f.name, "rb"):
+                pass
+            self.assertTrue(device.was_opened())
+            self.assertFalse(device.was_opened(), "noticed once")
 
 
 if __name__ == "__main__":
