@@ -89,13 +89,13 @@ ST_FOREIGN_ACCESS inline bool guarded_load(u64 address, T* out) {
   if constexpr (sizeof(T) == 16) {
     ST_ASM_GOTO("1: movups %[mem], %[out]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
                 : [out] "=x"(raw)
-                : [mem] "m"(*detail::cell_at<detail::RawOf<T>>(address))
+                : [mem] "m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
                 :
                 : fault);
   } else {
     ST_ASM_GOTO("1: mov %[mem], %[out]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
                 : [out] "=r"(raw)
-                : [mem] "m"(*detail::cell_at<detail::RawOf<T>>(address))
+                : [mem] "m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
                 :
                 : fault);
   }
