@@ -94,7 +94,8 @@ TEST(Backstop, AClientMayJumpOutOfItsHandlerAndFaultAgain) {
               const struct sigaction client =
                   action_of([](int, siginfo_t*, void*) { siglongjmp(jump, 1); }, SA_SIGINFO);
               if (!backstop::exchange_client_action(SIGSEGV, &client, nullptr)) _exit(2);
-              for (volatile int i = 0; i < 3; i = i + 1) {
+              static int rounds = 0;
+              while (rounds++ < 3) {
                 if (sigsetjmp(jump, 1) == 0) {
                   *kNowhere = 1;
                   _exit(3);
@@ -110,7 +111,7 @@ TEST(Backstop, ResetHandlerCountsOnceThenDefaultKills) {
   EXPECT_EQ(128 + SIGSEGV, exit_of([] {
               if (!backstop::install()) _exit(1);
               const struct sigaction client =
-                  action_of([](int, siginfo_t*, void*) {}, SA_SIGINFO | SA_RESETHAND);
+                  action_of([](int, siginfo_t*, void*) {}, SA_SIGINFO | static_cast<int>(SA_RESETHAND));
               if (!backstop::exchange_client_action(SIGSEGV, &client, nullptr)) _exit(2);
               *kNowhere = 1;  // handled once, faults again
             }));

@@ -128,8 +128,8 @@ TEST_P(Faultin, AUserModeOnlyUserfaultfdIsServedByATouch) {
   close(uffd);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernel, Faultin, testing::Bool(), [](const auto& info) {
-  return info.param ? std::string("WithoutPopulate") : std::string("WithPopulate");
+INSTANTIATE_TEST_SUITE_P(Kernel, Faultin, testing::Bool(), [](const auto& variant) {
+  return variant.param ? std::string("WithoutPopulate") : std::string("WithPopulate");
 });
 
 }  // namespace
