@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The façade of the room: /dev/kvm, and everything that grows out of it. The shim opens devices
+// here and hands every later call on a descriptor to the description behind it.
+//
+// Linux analogue: the misc device "kvm" (kernel file: virt/kvm/kvm_main.c, kvm_dev_ioctl).
+// Errnos are the kernel's; the order of checks is the kernel's; a refusal changes nothing.
+
+#include <string_view>
+
+#include "base/alloc.h"
+#include "base/result.h"
+#include "host/descriptor.h"
+
+namespace stagetwo::abi_kvm {
+
+// open("/dev/kvm", flags). Failure: EMFILE, ENFILE, ENOMEM.
+[[nodiscard]] Result<int> open_device(int flags);
+
+// The contents of /sys/module/<path>, `path` as in "kvm/parameters/tdp_mmu"; empty: no such file.
+// `path` may carry the prefix "/sys/module/".
+[[nodiscard]] std::string_view parameter(std::string_view path);
+
+// Is this kind of description ours, and can a process that receives its descriptor use it? Null if
+// not. Post: *spec describes it. See host::set_attacher.
+[[nodiscard]] Box<host::Description> attach(std::string_view kind, host::DescriptorSpec* spec);
+
+}  // namespace stagetwo::abi_kvm

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "abi/kvm/processor.h"
+
+#include "abi/kvm/capabilities.h"
+#include "abi/kvm/client.h"
+#include "abi/kvm/vm.h"
+#include "base/sys.h"
+#include "base/text.h"
+
+namespace stagetwo::abi_kvm {
+namespace {
+
+class ProcessorFile final : public host::Description {
+ public:
+  explicit ProcessorFile(Processor& processor) : processor_(&processor), vm_(&processor.vm()) {
+    vm_->get();
+  }
+  ~ProcessorFile() override { release(); }
+  long ioctl(int, unsigned long request, unsigned long arg) override {
+    return answer(processor_->ioctl(static_cast<u32>(request), arg));
+  }
+  // Any part of the run area, shared or private, as the kernel's fault handler would serve it.
+  Result<void> check_mmap(const host::MapRequest&) override { return {}; }
+  void last_close() override { release(); }
+
+ private:
+  void release() {
+    Vm* const vm = std::exchange(vm_, nullptr);
+    if (vm != nullptr) vm->put();
+  }
+  Processor* processor_;
+  Vm* vm_;  // one reference
+};
+
+}  // namespace
+
+Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* run_area) {
+  auto made = ST_TRY(make_box<Processor>("abi.vcpu", vm, id, nullptr));
+  vcpu::VcpuConfig config;
+  config.id = id;
+  config.boot_cpu = boot_cpu;
+  config.memory = &vm.memory();
+  config.policy = &vm.policy();
+  config.pio_page = static_cast<u8*>(run_area) + KVM_PIO_PAGE_OFFSET * kPageSize;
+  made->cpu_ = ST_TRY(vcpu::Vcpu::create(config));
+  made->run_area_ = run_area;
+  made->run_ = static_cast<kvm_run*>(run_area);
+  if (vm.irqchip() && !boot_cpu) made->cpu_->state().mp_state = vcpu::MpState::kUninitialized;
+  return made;
+}
+
+Processor::Processor(Vm& vm, u32 id, void* run_area)
+    : vm_(vm), id_(id), run_area_(run_area), run_(static_cast<kvm_run*>(run_area)),
+      tsc_khz_(vm.policy().tsc_khz) {}
+
+Processor::~Processor() {
+  if (cpu_ != nullptr) vcpu::Vcpu::destroy(cpu_);
+  if (run_area_ != nullptr) host::Backing::unmap(run_area_, kRunAreaSize);
+}
+
+Result<long> Processor::publish(host::Backing backing) {
+  auto file = ST_TRY(make_box<ProcessorFile>("abi.vcpu_file", *this));
+  return ST_TRY(host::publish(std::move(file), std::move(backing), {}));
+}
+
+kvm_coalesced_mmio_ring* Processor::ring() const {
+  return reinterpret_cast<kvm_coalesced_mmio_ring*>(
+      static_cast<char*>(run_area_) + KVM_COALESCED_MMIO_PAGE_OFFSET * kPageSize);
+}
+
+Result<long> Processor::ioctl(u32 request, u64 arg) {
+  if (_IOC_TYPE(request) != KVMIO) return refuse(EINVAL);
+  sync::MutexGuard guard(lock_);
+  return dispatch(request, arg);
+}
+
+Result<long> Processor::dispatch(u32 request, u64 arg) {
+  switch (request) {
+    case KVM_RUN: return run(arg);
+    case KVM_GET_REGS: return get_regs(arg);
+    case KVM_SET_REGS: return set_regs(arg);
+    case KVM_GET_SREGS: return get_sregs(arg);
+    case KVM_SET_SREGS: return set_sregs(arg);
+    case KVM_GET_SREGS2: return get_sregs2(arg);
+    case KVM_SET_SREGS2: return set_sregs2(arg);
+    case KVM_GET_FPU: return get_fpu(arg);
+    case KVM_SET_FPU: return set_fpu(arg);
+    case KVM_GET_XSAVE:
+    case KVM_GET_XSAVE2: return get_xsave(arg);
+    case KVM_SET_XSAVE: return set_xsave(arg);
+    case KVM_GET_XCRS: return get_xcrs(arg);
+    case KVM_SET_XCRS: return set_xcrs(arg);
+    case KVM_GET_MSRS: return get_msrs(arg);
+    case KVM_SET_MSRS: return set_msrs(arg);
+    case KVM_SET_CPUID: return set_cpuid(arg);
+    case KVM_SET_CPUID2: return set_cpuid2(arg);
+    case KVM_GET_CPUID2: return get_cpuid2(arg);
+    case KVM_GET_MP_STATE: return get_mp_state(arg);
+    case KVM_SET_MP_STATE: return set_mp_state(arg);
+    case KVM_GET_VCPU_EVENTS: return get_events(arg);
+    case KVM_SET_VCPU_EVENTS: return set_events(arg);
+    case KVM_GET_DEBUGREGS: return get_debugregs(arg);
+    case KVM_SET_DEBUGREGS: return set_debugregs(arg);
+    case KVM_SET_GUEST_DEBUG: return set_guest_debug(arg);
+    case KVM_SET_SIGNAL_MASK: return set_signal_mask(arg);
+    case KVM_INTERRUPT: return interrupt(arg);
+    case KVM_NMI: cpu_->nmi(); return 0;
+    case KVM_TRANSLATE: return translate(arg);
+    case KVM_X86_SETUP_MCE: return setup_mce(arg);
+    case KVM_X86_SET_MCE: return set_mce(arg);
+    case KVM_SET_TSC_KHZ: return set_tsc_khz(arg);
+    case KVM_GET_TSC_KHZ: return tsc_khz_;
+    case KVM_GET_STATS_FD: return stats_fd();
+    case KVM_ENABLE_CAP: return enable_cap(arg);
+    case KVM_HAS_DEVICE_ATTR:
+    case KVM_GET_DEVICE_ATTR:
+    case KVM_SET_DEVICE_ATTR: return device_attr(request, arg);
+    default: return refuse(EINVAL);
+  }
+}
+
+Result<long> Processor::set_signal_mask(u64 arg) {
+  if (arg == 0) {
+    has_signal_mask_ = false;
+    return 0;
+  }
+  const auto length = ST_TRY(copy_in<u32>(arg));
+  if (length != sizeof(signal_mask_)) return refuse(EINVAL);
+  host::KernelSigset mask = 0;
+  ST_TRY(copy_in_bytes(&mask, arg + sizeof(kvm_signal_mask), sizeof(mask)));
+  signal_mask_ = mask;
+  has_signal_mask_ = true;
+  return 0;
+}
+
+Result<long> Processor::stats_fd() {
+  char id[48];
+  TextWriter(id, sizeof(id))
+      .append("kvm-").append_int(sys::getpid()).append("/vcpu-").append_int(id_);
+  return ST_TRY(stats_.block().open(vm_, id));
+}
+
+Result<long> Processor::get_mp_state(u64 arg) {
+  ST_TRY(copy_out(arg, kvm_mp_state{static_cast<u32>(cpu_->state().mp_state)}));
+  return 0;
+}
+
+Result<long> Processor::set_mp_state(u64 arg) {
+  const auto asked = ST_TRY(copy_in<kvm_mp_state>(arg));
+  switch (asked.mp_state) {
+    case KVM_MP_STATE_UNINITIALIZED:
+    case KVM_MP_STATE_HALTED:
+    case KVM_MP_STATE_INIT_RECEIVED:
+    case KVM_MP_STATE_SIPI_RECEIVED:
+      if (!vm_.irqchip()) return refuse(EINVAL);
+      break;
+    case KVM_MP_STATE_RUNNABLE: break;
+    default: return refuse(EINVAL);
+  }
+  cpu_->state().mp_state = static_cast<vcpu::MpState>(asked.mp_state);
+  return 0;
+}
+
+}  // namespace stagetwo::abi_kvm

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One vCPU as its descriptor shows it: the run page, the registers' get and set calls, KVM_RUN.
+//
+// Linux analogue: struct kvm_vcpu with kvm_vcpu_ioctl and kvm_arch_vcpu_ioctl(_run). The processor
+// itself is vcpu::Vcpu; this class translates between it and the uapi structs.
+// Invariants: I1  one request at a time (lock_), KVM_RUN included.
+//             I2  the run page is the client's as much as ours: every field is read once, and a struct
+//                 of it is copied before it is checked.
+//             I3  a refusal changes nothing, except where the kernel has already applied a part.
+// Locking: lock_ (rank: kVcpu). Lifetime: owned by the VM; the mapping of the run area too, so it is
+// usable after the descriptor's last close.
+
+#include "abi/kvm/stats.h"
+#include "abi/kvm/uapi.h"
+#include "base/alloc.h"
+#include "base/result.h"
+#include "host/descriptor.h"
+#include "host/run_section.h"
+#include "sync/mutex.h"
+#include "vcpu/vcpu.h"
+
+namespace stagetwo::abi_kvm {
+
+class Vm;
+
+class Processor {
+ public:
+  static constexpr u64 kRunAreaSize = 3 * kPageSize;
+
+  // Pre: `run_area` is a mapping of kRunAreaSize bytes, which is the processor's from here on.
+  // Failure: ENOMEM; the mapping stays the caller's.
+  [[nodiscard]] static Result<Box<Processor>> create(Vm& vm, u32 id, bool boot_cpu, void* run_area);
+  Processor(Vm& vm, u32 id, void* run_area);
+  Processor(const Processor&) = delete;
+  Processor& operator=(const Processor&) = delete;
+  ~Processor();
+
+  // The descriptor of a processor of `vm`. Failure: EMFILE, ENFILE, ENOMEM.
+  [[nodiscard]] Result<long> publish(host::Backing backing);
+
+  // A request on the vCPU's descriptor.
+  [[nodiscard]] Result<long> ioctl(u32 request, u64 arg);
+
+  [[nodiscard]] u32 id() const { return id_; }
+  [[nodiscard]] Vm& vm() { return vm_; }
+  [[nodiscard]] kvm_coalesced_mmio_ring* ring() const;
+  // Called by the running thread itself, now and then: has a signal come that the mask lets through?
+  [[nodiscard]] bool poll_signal();
+  // Makes a run stop soon. Context: any thread, signal handlers.
+  void kick();
+
+ private:
+  // processor.cc
+  Result<long> dispatch(u32 request, u64 arg);
+  Result<long> set_signal_mask(u64 arg);
+  Result<long> stats_fd();
+  Result<long> set_mp_state(u64 arg);
+  Result<long> get_mp_state(u64 arg);
+  // processor_regs.cc
+  Result<long> get_regs(u64 arg);
+  Result<long> set_regs(u64 arg);
+  Result<long> get_sregs(u64 arg);
+  Result<long> set_sregs(u64 arg);
+  Result<long> get_sregs2(u64 arg);
+  Result<long> set_sregs2(u64 arg);
+  void read_regs(kvm_regs* out) const;
+  void write_regs(const kvm_regs& regs);
+  void read_sregs(kvm_sregs* out) const;
+  Result<void> write_sregs(const kvm_sregs& sregs);
+  Result<void> apply_system(const vcpu::SystemState& system);
+  // processor_fpu.cc
+  Result<long> get_fpu(u64 arg);
+  Result<long> set_fpu(u64 arg);
+  Result<long> get_xsave(u64 arg);
+  Result<long> set_xsave(u64 arg);
+  Result<long> get_xcrs(u64 arg);
+  Result<long> set_xcrs(u64 arg);
+  // processor_events.cc
+  Result<long> get_events(u64 arg);
+  Result<long> set_events(u64 arg);
+  void read_events(kvm_vcpu_events* out) const;
+  Result<void> write_events(kvm_vcpu_events events);
+  Result<long> get_debugregs(u64 arg);
+  Result<long> set_debugregs(u64 arg);
+  Result<long> set_guest_debug(u64 arg);
+  Result<long> interrupt(u64 arg);
+  Result<long> setup_mce(u64 arg);
+  Result<long> set_mce(u64 arg);
+  // processor_msrs.cc
+  Result<long> get_msrs(u64 arg);
+  Result<long> set_msrs(u64 arg);
+  Result<long> set_cpuid(u64 arg);
+  Result<long> set_cpuid2(u64 arg);
+  Result<long> get_cpuid2(u64 arg);
+  Result<long> adopt_cpuid(std::span<vcpu::CpuidEntry> entries);
+  Result<long> translate(u64 arg);
+  Result<long> set_tsc_khz(u64 khz);
+  Result<long> device_attr(u32 request, u64 arg);
+  Result<long> enable_cap(u64 arg);
+  // processor_run.cc
+  Result<long> run(u64 arg);
+  Result<long> enter(bool immediate, host::RunSection& section);
+  Result<void> load_sync_regs();
+  void store_sync_regs();
+  vcpu::RunRequest request_of(bool immediate) const;
+  void show(const vcpu::Exit& exit);
+  void count(const vcpu::Exit& exit);
+  void save_after_run();
+  Result<long> wait_for_init(bool immediate, host::RunSection& section);
+
+  Vm& vm_;
+  const u32 id_;
+  void* run_area_;  // kRunAreaSize bytes shared with the client; immutable after create()
+  kvm_run* run_;
+  Stats<VcpuStat> stats_{vcpu_stat_descriptors()};
+
+  sync::Mutex lock_{sync::Rank::kVcpu};
+  vcpu::Vcpu* cpu_ = nullptr;  // owned; immutable after create()
+  host::RunSection* section_ = nullptr;  // of the thread inside run()
+  bool has_signal_mask_ = false;
+  host::KernelSigset signal_mask_ = 0;
+  u32 tsc_khz_ = 0;
+};
+
+}  // namespace stagetwo::abi_kvm

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: Apache-2.0
+// KVM_RUN.
+//
+//   check the sync-register masks      EINVAL; nothing was touched
+//   load what the client marked dirty  a refusal leaves what was loaded before it, as the kernel's
+//   complete the last exit, run        Vcpu::run
+//   show the exit in the run page
+//   store the registers asked for, and the words every return carries
+//
+// An exit that never entered the guest (immediate_exit, a refusal) leaves exit_reason and its payload
+// alone: a client decodes the same exit twice. Signals: see host/run_section.h.
+// kernel file: arch/x86/kvm/x86.c (kvm_arch_vcpu_ioctl_run, vcpu_run, post_kvm_run_save).
+#include <algorithm>
+#include <cstring>
+
+#include "abi/kvm/client.h"
+#include "abi/kvm/processor.h"
+#include "abi/kvm/vm.h"
+#include "base/sys.h"
+#include "base/trace.h"
+
+namespace stagetwo::abi_kvm {
+namespace {
+
+constexpr u64 kPioDataOffset = KVM_PIO_PAGE_OFFSET * kPageSize;
+
+u32 reason_of(vcpu::ExitKind kind) {
+  switch (kind) {
+    case vcpu::ExitKind::kUnknown: return KVM_EXIT_UNKNOWN;
+    case vcpu::ExitKind::kIo: return KVM_EXIT_IO;
+    case vcpu::ExitKind::kDebug: return KVM_EXIT_DEBUG;
+    case vcpu::ExitKind::kHypercall: return KVM_EXIT_HYPERCALL;
+    case vcpu::ExitKind::kHlt: return KVM_EXIT_HLT;
+    case vcpu::ExitKind::kMmio: return KVM_EXIT_MMIO;
+    case vcpu::ExitKind::kIrqWindow: return KVM_EXIT_IRQ_WINDOW_OPEN;
+    case vcpu::ExitKind::kShutdown: return KVM_EXIT_SHUTDOWN;
+    case vcpu::ExitKind::kInterrupted: return KVM_EXIT_INTR;
+    case vcpu::ExitKind::kSetTpr: return KVM_EXIT_SET_TPR;
+    case vcpu::ExitKind::kInternalError: return KVM_EXIT_INTERNAL_ERROR;
+    case vcpu::ExitKind::kRdMsr: return KVM_EXIT_X86_RDMSR;
+    case vcpu::ExitKind::kWrMsr: return KVM_EXIT_X86_WRMSR;
+    case vcpu::ExitKind::kDirtyRingFull: return KVM_EXIT_DIRTY_RING_FULL;
+    case vcpu::ExitKind::kMemoryFault: return KVM_EXIT_MEMORY_FAULT;
+  }
+  return KVM_EXIT_UNKNOWN;
+}
+
+// The payload, field by field: bytes the exit does not use keep what was there.
+void show_payload(const vcpu::Exit& exit, kvm_run* run) {
+  switch (exit.kind) {
+    case vcpu::ExitKind::kIo:
+      run->io.direction = exit.io.out ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
+      run->io.size = exit.io.size;
+      run->io.port = exit.io.port;
+      run->io.count = exit.io.count;
+      run->io.data_offset = kPioDataOffset;
+      break;
+    case vcpu::ExitKind::kMmio:
+      run->mmio.phys_addr = exit.mmio.gpa.raw();
+      std::memcpy(run->mmio.data, exit.mmio.data, sizeof(run->mmio.data));
+      run->mmio.len = exit.mmio.len;
+      run->mmio.is_write = exit.mmio.write;
+      break;
+    case vcpu::ExitKind::kHypercall:
+      run->hypercall.nr = exit.hypercall.nr;
+      std::copy_n(exit.hypercall.args, 6, run->hypercall.args);
+      run->hypercall.ret = 0;
+      run->hypercall.flags = exit.hypercall.flags;
+      break;
+    case vcpu::ExitKind::kInternalError:
+      run->internal.suberror = exit.internal.suberror;
+      run->internal.ndata = exit.internal.ndata;
+      std::copy_n(exit.internal.data, std::min<u32>(exit.internal.ndata, 16), run->internal.data);
+      break;
+    case vcpu::ExitKind::kMemoryFault:
+      run->memory_fault.flags = exit.memory_fault.flags;
+      run->memory_fault.gpa = exit.memory_fault.gpa.raw();
+      run->memory_fault.size = exit.memory_fault.size;
+      break;
+    case vcpu::ExitKind::kDebug:
+      run->debug.arch.exception = exit.debug.exception;
+      run->debug.arch.pc = exit.debug.pc;
+      run->debug.arch.dr6 = exit.debug.dr6;
+      run->debug.arch.dr7 = exit.debug.dr7;
+      break;
+    case vcpu::ExitKind::kRdMsr:
+    case vcpu::ExitKind::kWrMsr:
+      run->msr.error = 0;
+      std::memset(run->msr.pad, 0, sizeof(run->msr.pad));
+      run->msr.reason = exit.msr.reason;
+      run->msr.index = exit.msr.index;
+      run->msr.data = exit.msr.data;
+      break;
+    case vcpu::ExitKind::kUnknown:
+    case vcpu::ExitKind::kHlt:
+    case vcpu::ExitKind::kIrqWindow:
+    case vcpu::ExitKind::kShutdown:
+    case vcpu::ExitKind::kInterrupted:
+    case vcpu::ExitKind::kSetTpr:
+    case vcpu::ExitKind::kDirtyRingFull: break;
+  }
+}
+
+void kick_processor(void* who) { static_cast<Processor*>(who)->kick(); }
+
+}  // namespace
+
+void Processor::kick() { cpu_->request_exit(); }
+
+bool Processor::poll_signal() {
+  return section_ != nullptr && (section_->exit_requested() ||
+                                 (section_->needs_polling() && section_->poll_pending()));
+}
+
+Result<long> Processor::run(u64 arg) {
+  if (arg != 0) return refuse(EINVAL);
+  host::RunSection section(&kick_processor, this, has_signal_mask_ ? &signal_mask_ : nullptr);
+  section_ = &section;
+  const bool immediate = read_once(run_->immediate_exit) != 0;
+  write_once(run_->flags, u16{0});
+  auto result = enter(immediate, section);
+  if (read_once(run_->kvm_valid_regs) != 0) store_sync_regs();
+  save_after_run();
+  section_ = nullptr;
+  trace::emit(trace::Event::kvm_userspace_exit, trace::Room::abi_kvm, id_,
+              read_once(run_->exit_reason), result ? 0 : static_cast<u64>(to_int(result.error())));
+  stats_.block().publish();
+  vm_.stats().block().publish();
+  return result;
+}
+
+Result<long> Processor::enter(bool immediate, host::RunSection& section) {
+  if (cpu_->state().mp_state == vcpu::MpState::kUninitialized)
+    return wait_for_init(immediate, section);
+  constexpr u64 kFields = KVM_SYNC_X86_VALID_FIELDS;
+  if ((read_once(run_->kvm_valid_regs) & ~kFields) != 0 ||
+      (read_once(run_->kvm_dirty_regs) & ~kFields) != 0)
+    return refuse(EINVAL);
+  ST_TRY(load_sync_regs());
+  if (!vm_.irqchip()) {
+    const u64 cr8 = read_once(run_->cr8);
+    if ((cr8 & ~u64{0xf}) != 0) return refuse(EINVAL);
+    cpu_->state().sys.cr8 = cr8;
+  }
+  vcpu::RunRequest request = request_of(immediate);
+  for (;;) {
+    // A signal that came before the guest was entered completes the last exit, then ends the run.
+    if (!immediate && (section.exit_requested() || section.poll_pending())) kick();
+    const vcpu::Exit& exit = cpu_->run(request);
+    count(exit);
+    // A kick left over from an earlier run is nobody's: the client has had its answer.
+    const bool stale = exit.kind == vcpu::ExitKind::kInterrupted && !exit.immediate && !immediate &&
+                       !section.exit_requested() && !section.poll_pending();
+    if (stale) {
+      request.completion = {};
+      continue;
+    }
+    show(exit);
+    if (exit.error != 0) return refuse(exit.error);
+    return 0;
+  }
+}
+
+// A processor that waits for INIT does not enter the guest; a signal ends the wait.
+Result<long> Processor::wait_for_init(bool immediate, host::RunSection& section) {
+  if (immediate) return refuse(EINTR);
+  while (!section.exit_requested() && !section.poll_pending()) sys::sched_yield();
+  write_once(run_->exit_reason, u32{KVM_EXIT_INTR});
+  stats_.add(VcpuStat::kSignalExits);
+  return refuse(EINTR);
+}
+
+vcpu::RunRequest Processor::request_of(bool immediate) const {
+  vcpu::RunRequest request;
+  request.immediate_exit = immediate;
+  request.request_interrupt_window = read_once(run_->request_interrupt_window) != 0;
+  request.completion.mmio_data = run_->mmio.data;
+  request.completion.hypercall_ret = read_once(run_->hypercall.ret);
+  request.completion.msr_data = read_once(run_->msr.data);
+  request.completion.msr_error = read_once(run_->msr.error) != 0;
+  return request;
+}
+
+void Processor::show(const vcpu::Exit& exit) {
+  if (exit.kind == vcpu::ExitKind::kInterrupted && exit.immediate) return;
+  show_payload(exit, run_);
+  write_once(run_->exit_reason, reason_of(exit.kind));
+}
+
+Result<void> Processor::load_sync_regs() {
+  const u64 dirty = read_once(run_->kvm_dirty_regs);
+  if (dirty == 0) return {};
+  if ((dirty & KVM_SYNC_X86_REGS) != 0) {
+    write_regs(snapshot(run_->s.regs.regs));
+    write_once(run_->kvm_dirty_regs, read_once(run_->kvm_dirty_regs) & ~u64{KVM_SYNC_X86_REGS});
+  }
+  if ((dirty & KVM_SYNC_X86_SREGS) != 0) {
+    if (!write_sregs(snapshot(run_->s.regs.sregs))) return refuse(EINVAL);
+    write_once(run_->kvm_dirty_regs, read_once(run_->kvm_dirty_regs) & ~u64{KVM_SYNC_X86_SREGS});
+  }
+  if ((dirty & KVM_SYNC_X86_EVENTS) != 0) {
+    if (!write_events(snapshot(run_->s.regs.events))) return refuse(EINVAL);
+    write_once(run_->kvm_dirty_regs, read_once(run_->kvm_dirty_regs) & ~u64{KVM_SYNC_X86_EVENTS});
+  }
+  return {};
+}
+
+void Processor::store_sync_regs() {
+  const u64 wanted = read_once(run_->kvm_valid_regs);
+  if ((wanted & KVM_SYNC_X86_REGS) != 0) {
+    kvm_regs regs{};
+    read_regs(&regs);
+    run_->s.regs.regs = regs;
+  }
+  if ((wanted & KVM_SYNC_X86_SREGS) != 0) {
+    kvm_sregs sregs{};
+    read_sregs(&sregs);
+    run_->s.regs.sregs = sregs;
+  }
+  if ((wanted & KVM_SYNC_X86_EVENTS) != 0) {
+    kvm_vcpu_events events;
+    read_events(&events);
+    run_->s.regs.events = events;
+  }
+}
+
+void Processor::save_after_run() {
+  const vcpu::CpuState& s = cpu_->state();
+  run_->if_flag = cpu_->interrupts_enabled() ? 1 : 0;
+  run_->cr8 = s.sys.cr8;
+  run_->apic_base = s.sys.apic_base;
+  run_->ready_for_interrupt_injection =
+      vm_.pic_in_kernel() || cpu_->ready_for_interrupt_injection() ? 1 : 0;
+}
+
+void Processor::count(const vcpu::Exit& exit) {
+  stats_.add(VcpuStat::kExits);
+  switch (exit.kind) {
+    case vcpu::ExitKind::kIo: stats_.add(VcpuStat::kIoExits); break;
+    case vcpu::ExitKind::kMmio: stats_.add(VcpuStat::kMmioExits); break;
+    case vcpu::ExitKind::kHlt: stats_.add(VcpuStat::kHaltExits); break;
+    case vcpu::ExitKind::kHypercall: stats_.add(VcpuStat::kHypercalls); break;
+    case vcpu::ExitKind::kIrqWindow: stats_.add(VcpuStat::kRequestIrqExits); break;
+    case vcpu::ExitKind::kInternalError: stats_.add(VcpuStat::kInsnEmulationFail); break;
+    case vcpu::ExitKind::kInterrupted:
+      if (!exit.immediate) stats_.add(VcpuStat::kSignalExits);
+      break;
+    default: break;
+  }
+}
+
+}  // namespace stagetwo::abi_kvm

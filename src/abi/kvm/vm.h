@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One VM as its descriptor shows it: settings, memory slots, vCPUs.
+//
+// Linux analogue: struct kvm with kvm_vm_ioctl and kvm_arch_vm_ioctl (kernel files: virt/kvm/kvm_main.c,
+// arch/x86/kvm/x86.c). Errnos and the order of checks are theirs.
+// Invariants: I1  a vCPU, once created, lives as long as the VM; its id is taken for good.
+//             I2  settings that must not change under vCPUs are refused once one was created.
+//             I3  a refusal changes nothing.
+// Locking: lock_ (rank: kVm) for settings and the list of vCPUs; slots have their own. The descriptor
+// is made outside lock_ (the registry's rank is higher).
+// Lifetime: counted: one for the VM's descriptor, one for each vCPU or stats descriptor. The last
+// put() destroys; no call on a descriptor can be running then.
+
+#include "abi/kvm/guest_clock.h"
+#include "abi/kvm/io_zones.h"
+#include "abi/kvm/msr_filter.h"
+#include "abi/kvm/stats.h"
+#include "abi/kvm/uapi.h"
+#include "base/alloc.h"
+#include "base/result.h"
+#include "base/vec.h"
+#include "stage2/address_space.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+#include "vcpu/vcpu.h"
+
+namespace stagetwo::abi_kvm {
+
+class Processor;
+
+class Vm {
+ public:
+  // KVM_CREATE_VM: the new descriptor. Failure: EINVAL (type), EMFILE, ENFILE, ENOMEM.
+  [[nodiscard]] static Result<long> open(u64 type);
+
+  explicit Vm(Box<stage2::GuestMemory> memory);
+  Vm(const Vm&) = delete;
+  Vm& operator=(const Vm&) = delete;
+  ~Vm();
+
+  void get();
+  void put();
+
+  // A request on the VM's descriptor.
+  [[nodiscard]] Result<long> ioctl(u32 request, u64 arg);
+
+  [[nodiscard]] stage2::GuestMemory& memory() { return *memory_; }
+  [[nodiscard]] const vcpu::VmPolicy& policy() const { return policy_; }
+  [[nodiscard]] Stats<VmStat>& stats() { return stats_; }
+  [[nodiscard]] GuestClock& clock() { return clock_; }
+  // Null: no such vCPU.
+  [[nodiscard]] Processor* processor(u32 id) const;
+  // Words that vCPUs read and KVM_ENABLE_CAP writes.
+  [[nodiscard]] bool exception_payload() const { return exception_payload_.load(sync::kRelaxed); }
+  [[nodiscard]] bool triple_fault_event() const { return triple_fault_event_.load(sync::kRelaxed); }
+  [[nodiscard]] bool irqchip() const { return irqchip_mode_.load(sync::kRelaxed) != IrqchipMode::kNone; }
+  [[nodiscard]] bool pic_in_kernel() const {
+    return irqchip_mode_.load(sync::kRelaxed) == IrqchipMode::kFull;
+  }
+
+ private:
+  enum class IrqchipMode : u8 { kNone, kFull };
+
+  // vm.cc
+  Result<long> create_vcpu(u64 id);
+  Result<long> admit_vcpu(u64 id);
+  void forget_vcpu(Processor* processor);
+  Result<long> stats_fd();
+  // vm_memory.cc
+  Result<long> set_region(u64 arg, bool first_version);
+  Result<long> get_dirty_log(u64 arg);
+  Result<long> clear_dirty_log(u64 arg);
+  Result<long> set_nr_mmu_pages(u64 count);
+  // vm_settings.cc
+  Result<long> enable_cap(u64 arg);
+  Result<long> enable(const kvm_enable_cap& cap);
+  Result<long> enable_manual_dirty_log(const kvm_enable_cap& cap);
+  Result<long> enable_max_vcpu_id(u64 limit);
+  Result<long> enable_no_nx_pages(u64 arg);
+  Result<long> set_boot_cpu_id(u64 id);
+  Result<long> set_identity_map(u64 arg);
+  Result<long> set_tsc_khz(u64 khz);
+  Result<long> create_irqchip();
+  Result<long> get_clock(u64 arg);
+  Result<long> set_clock(u64 arg);
+  Result<long> arch_ioctl(u32 request, u64 arg);
+  Result<long> irqchip_ioctl(u32 request, u64 arg);
+
+  // What vCPUs ask of us; `context` is the Vm.
+  static bool msr_allowed(void* context, u32 index, bool write);
+  static bool coalesce_mmio(void* context, u32 id, Gpa gpa, const void* data, u32 len);
+  static bool coalesce_pio(void* context, u32 id, u16 port, const void* data, u32 len);
+  static bool signal_pending(void* context, u32 id);
+
+  sync::Atomic<u32> refs_{1};
+  Box<stage2::GuestMemory> memory_;  // immutable after construction
+  vcpu::VmPolicy policy_;            // word-sized fields, written under lock_
+  Stats<VmStat> stats_{vm_stat_descriptors()};
+  GuestClock clock_;
+  IoZones zones_;
+  MsrFilter msr_filter_;
+  sync::Atomic<bool> exception_payload_{false};
+  sync::Atomic<bool> triple_fault_event_{false};
+  sync::Atomic<IrqchipMode> irqchip_mode_{IrqchipMode::kNone};
+  // Indexed by id; written under lock_ with release, read by vCPUs with acquire. Pages, so that a VM
+  // with few vCPUs touches few of them.
+  sync::Atomic<Processor*>* by_id_ = nullptr;
+  // Where coalesced writes go. Written under lock_ with release, read by vCPUs with acquire.
+  sync::Atomic<kvm_coalesced_mmio_ring*> ring_{nullptr};
+
+  mutable sync::Mutex lock_{sync::Rank::kVm};
+  Vec<Processor*> vcpus_ TA_GUARDED(lock_){"abi.vcpus"};
+  u32 created_ TA_GUARDED(lock_) = 0;  // admitted, whether or not finished
+  u32 max_vcpu_ids_ TA_GUARDED(lock_) = 0;
+  u32 boot_cpu_id_ TA_GUARDED(lock_) = 0;
+  u64 mmu_pages_ TA_GUARDED(lock_) = 0;
+};
+
+}  // namespace stagetwo::abi_kvm
