@@ -382,6 +382,7 @@ void Memslots::check_world() const {
     const Slot* slot = by_id_[i];
     if (slot == nullptr) continue;
     ++slots;
+    ST_CHECK(set != nullptr);  // I2
     ST_CHECK_OP(slot->flags & kInvalid, ==, 0U);
     ST_CHECK_OP((slot->flags & kLogDirtyPages) != 0, ==, slot->dirty != nullptr);
     const SlotNode* node = find_containing(set->by_gfn[slot->id >> 16], slot->base_gfn.raw());

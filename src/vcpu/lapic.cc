@@ -234,7 +234,7 @@ bool Lapic::write_register(u32 offset, u32 value, u64 now_ns) {
       const u32 left = current_count(now_ns);
       set_reg(offset, value & 0xb);
       // A running count goes on from where it is, at the new pace.
-      if (deadline_ns_ != 0) deadline_ns_ = now_ns + timer_period_ns() / reg(kInitialCount) * left;
+      if (deadline_ns_ != 0 && reg(kInitialCount) != 0) deadline_ns_ = now_ns + timer_period_ns() / reg(kInitialCount) * left;
       return true;
     }
     case kErrorStatus:
