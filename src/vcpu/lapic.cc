@@ -24,7 +24,7 @@ constexpr u32 kSoftwareEnable = 1u << 8;
 constexpr u32 kIcrBusy = 1u << 12;
 constexpr u64 kX2apicIcrReserved = (0xfffull << 20) | (1u << 17) | (1u << 16) | (1u << 13);
 
-constexpr u32 kTimerOneShot = 0, kTimerPeriodic = 1, kTimerTscDeadline = 2;
+enum TimerMode : u32 { kTimerOneShot = 0, kTimerPeriodic = 1, kTimerTscDeadline = 2 };
 // A period below this would keep the owner busy with its own timer (KVM's min_timer_period_us).
 constexpr u64 kShortestPeriodNs = 500'000;
 

@@ -82,9 +82,17 @@ class Text(unittest.TestCase):
             for n, line in enumerate(house.text(p).splitlines(), 1) if len(line) > COLUMNS])
 
     def test_EverySourceHasItsUnitTest(self):
-        tests = {str(p) for p in house.files() if p.parts[:2] == ("tests", "unit")}
-        untested = {str(p) for p in house.code("src") if p.suffix == ".cc"
-                    and f"tests/unit/{p.relative_to('src').with_suffix('')}_test.cc" not in tests}
+        # The mirrored place, or a unit test of the room that says by its include what it is about.
+        tests = {str(p): {i for _, i in house.includes(p)} for p in house.code("tests")
+                 if p.parts[:2] == ("tests", "unit")}
+
+        def tested(source):
+            stem = source.relative_to("src").with_suffix("")
+            return f"tests/unit/{stem}_test.cc" in tests or any(
+                f"{stem}.h" in included for name, included in tests.items()
+                if name.startswith(f"tests/unit/{house.room_of(str(stem))}/"))
+
+        untested = {str(p) for p in house.code("src") if p.suffix == ".cc" and not tested(p)}
         allowed = set(house.exceptions("untested.txt"))
         house.report(self, [f"{p} has no tests/unit/…/{Path(p).stem}_test.cc" for p in sorted(untested - allowed)]
                      + [f"{p} has its test (or is gone); take it out of exceptions/untested.txt"
