@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vcpu/block_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/alloc.h"
+#include "host/access.h"
+#include "vcpu/decoder.h"
+#include "vcpu/mem.h"
+#include "vcpu/ops.h"
+
+namespace stagetwo::vcpu {
+namespace {
+
+constexpr const char* kSite = "vcpu.blocks";
+
+// An instruction of more than 15 bytes is #GP, not #UD: the length tells ops::ud.
+constexpr u8 kTooLongMark = kMaxInsnLength + 1;
+
+u64 load_word(const u8* bytes) {
+  u64 word = 0;
+  std::memcpy(&word, bytes, sizeof(word));
+  return word;
+}
+
+// What verify() will compare; `after` bytes follow up to the end of the page.
+void record_words(Block* block, const u8* bytes, u64 after) {
+  block->mask = ~u64{0};
+  block->lead = 0;
+  if (block->size >= 8) {
+    for (unsigned i = 0; i + 1 < block->word_count; ++i) block->words[i] = load_word(bytes + 8 * i);
+    block->words[block->word_count - 1] = load_word(bytes + block->size - 8);
+    return;
+  }
+  // Shorter than a word: one masked word that ends inside the page.
+  const unsigned back = after >= 8 ? 0 : static_cast<unsigned>(8 - after);
+  u64 word = 0;
+  for (unsigned i = 0; i < block->size; ++i) word |= u64{bytes[i]} << 8 * (i + back);
+  block->lead = static_cast<i8>(-static_cast<int>(back));
+  block->mask = ((u64{1} << 8 * block->size) - 1) << 8 * back;
+  block->words[0] = word;
+}
+
+u64 wrap_rip(Mode mode, u64 rip) {
+  return mode == Mode::k64 ? rip : mode == Mode::k32 ? static_cast<u32>(rip) : rip & 0xffffffff;
+}
+
+// Decodes up to a branch, the room's end or kMaxBlockInsns. What does not decode is one undefined
+// instruction if it is the first, else the end.
+unsigned decode_run(Mode mode, const u8* bytes, u64 size, unsigned limit, Insn* insns,
+                    bool* needs_more) {
+  unsigned count = 0;
+  u64 at = 0;
+  *needs_more = false;
+  while (count < limit && at < size) {
+    Insn& insn = insns[count];
+    const u64 room = std::min<u64>(size - at, kMaxInsnLength);
+    const DecodeStatus status = decode({bytes + at, room}, mode, &insn);
+    if (status == DecodeStatus::kNeedMoreBytes) {
+      *needs_more = count == 0;
+      return count;
+    }
+    if (status != DecodeStatus::kOk) {
+      if (count != 0) return count;
+      insn = Insn{};
+      insn.op = Op::kUd2;
+      insn.length = status == DecodeStatus::kTooLong ? kTooLongMark : 1;
+      return 1;
+    }
+    ++count;
+    at += insn.length;
+    if (ends_block(insn.op)) break;
+  }
+  return count;
+}
+
+}  // namespace
+
+Result<BlockCache*> BlockCache::create() {
+  auto made = make<BlockCache>(kSite);
+  if (!made) return refuse(made.error());
+  auto arena = map_pages(kArenaSize, kSite);
+  if (!arena) {
+    stagetwo::destroy(*made);
+    return refuse(arena.error());
+  }
+  (*made)->arena_ = static_cast<u8*>(*arena);
+  return *made;
+}
+
+void BlockCache::destroy(BlockCache* cache) {
+  if (cache == nullptr) return;
+  unmap_pages(cache->arena_, kArenaSize);
+  stagetwo::destroy(cache);
+}
+
+void BlockCache::clear() {
+  std::fill(std::begin(table_), std::end(table_), nullptr);
+  used_ = 0;
+}
+
+void* BlockCache::take(u64 bytes) {
+  bytes = (bytes + 63) & ~u64{63};
+  if (used_ + bytes > kArenaSize) clear();
+  void* at = arena_ + used_;
+  used_ += bytes;
+  return at;
+}
+
+Block* BlockCache::build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached) {
+  Insn insns[kMaxBlockInsns];
+  bool needs_more = false;
+  const unsigned count = decode_run(mode, bytes, size, cached ? kMaxBlockInsns : 1, insns, &needs_more);
+  if (needs_more) return nullptr;
+  u64 code = 0;
+  for (unsigned i = 0; i < count; ++i) code += insns[i].length;
+  const u64 word_count = code < 8 ? 1 : (code + 7) / 8;
+  const u64 total = sizeof(Block) + sizeof(Uop) * (count + 1) + sizeof(u64) * word_count +
+                    sizeof(Insn) * count;
+  auto* at = static_cast<u8*>(take(total));
+  auto* block = ::new (at) Block{};
+  at += (sizeof(Block) + 31) & ~u64{31};
+  block->uops = reinterpret_cast<Uop*>(at);
+  at += sizeof(Uop) * (count + 1);
+  block->words = reinterpret_cast<u64*>(at);
+  at += sizeof(u64) * word_count;
+  block->insns = reinterpret_cast<Insn*>(at);
+  block->rip = rip;
+  block->host = host;
+  block->size = static_cast<u16>(code);
+  block->count = static_cast<u16>(count);
+  block->mode = mode;
+  block->word_count = static_cast<u16>(word_count);
+  std::memcpy(block->insns, insns, sizeof(Insn) * count);
+  u64 offset = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    const u64 here = wrap_rip(mode, rip + offset);
+    prepare_uop(insns[i], mode, here, wrap_rip(mode, here + insns[i].length), &block->uops[i]);
+    block->uops[i].offset = static_cast<u16>(offset);
+    offset += insns[i].length;
+  }
+  block->uops[count] = ending_uop(wrap_rip(mode, rip + offset));
+  block->uops[count].offset = static_cast<u16>(offset);
+  fuse_uops(block->insns, block->uops, count);
+  if (cached) {
+    record_words(block, bytes, size);
+    table_[index_of(host)] = block;
+  }
+  return block;
+}
+
+bool verify(const Block& block) {
+  u64 word = 0;
+  if (block.size < 8) {
+    return host::load(Hva(block.host + static_cast<u64>(static_cast<i64>(block.lead))), &word) &&
+           (word & block.mask) == block.words[0];
+  }
+  const unsigned last = block.word_count - 1U;
+  for (unsigned i = 0; i < last; ++i) {
+    if (!host::load(Hva(block.host + 8 * i), &word) || word != block.words[i]) return false;
+  }
+  return host::load(Hva(block.host + block.size - 8), &word) && word == block.words[last];
+}
+
+void note_code_page(Cpu& c, Hva page) {
+  if (holds_code(c, page)) return;
+  const u64 bit = code_bit(page);
+  c.code_filter[bit >> 6] |= u64{1} << (bit & 63);
+  for (unsigned i = 0; i < kViewCount; ++i) c.views[i].forbid_writes(page.raw());
+}
+
+namespace {
+
+// An instruction that crosses its page: decoded from a copy, used once.
+Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room) {
+  u8 bytes[kMaxInsnLength];
+  const u64 section = c.section;
+  Hva second;
+  bool backed = false;
+  const u64 next = c.long64() ? linear + room : (linear + room) & 0xffffffff;
+  if (!fetch_page(c, next, &second, &backed)) return nullptr;
+  if (!backed) {
+    c.stop = c.emulation_failure();
+    return nullptr;
+  }
+  if (c.section != section) {  // `first` may be gone: start again, both pages are in the TLB now
+    c.stop = Step::kAgain;
+    return nullptr;
+  }
+  if (host::copy_from(bytes, first, room) != room ||
+      host::copy_from(bytes + room, second, sizeof(bytes) - room) != sizeof(bytes) - room) {
+    c.flush_tlb();
+    c.stop = Step::kAgain;
+    return nullptr;
+  }
+  c.code_start = first.raw();
+  c.code_size = room;
+  return c.blocks->build(first.raw(), c.s.rip, c.mode, bytes, sizeof(bytes), false);
+}
+
+}  // namespace
+
+Block* find_block(Cpu& c) {
+  const u64 linear = c.linear_rip();
+  if (c.long64()) {
+    if (!is_canonical(linear, (c.s.sys.cr4 & cr4::kLa57) != 0)) {
+      c.gp0();
+      return nullptr;
+    }
+  } else if (c.s.rip > c.s.sys.seg[kSegCs].limit) {
+    c.gp0();
+    return nullptr;
+  }
+  const TlbEntry& e = c.tlb->slot(linear);
+  Hva at(linear + e.addend);
+  if (e.exec_tag != (linear & kPageMask)) {
+    bool backed = false;
+    if (!fetch_page(c, linear, &at, &backed)) return nullptr;
+    if (!backed) {
+      c.stop = c.emulation_failure();
+      return nullptr;
+    }
+  }
+  Block* block = c.blocks->find(at.raw(), c.s.rip, c.mode);
+  if (block == nullptr || !verify(*block)) {
+    u8 bytes[kPageSize];
+    const u64 room = std::min<u64>(kPageSize - page_offset(at), kMaxBlockInsns * kMaxInsnLength);
+    if (host::copy_from(bytes, at, room) != room) {
+      c.flush_tlb_page(linear);
+      c.stop = Step::kAgain;
+      return nullptr;
+    }
+    block = c.blocks->build(at.raw(), c.s.rip, c.mode, bytes, room, true);
+    if (block == nullptr) return straddling_block(c, linear, at, room);
+  }
+  c.code_start = at.raw();
+  c.code_size = block->size;
+  return block;
+}
+
+}  // namespace stagetwo::vcpu

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Decoded code of one vCPU: blocks of instructions up to the next branch or the end of the page,
+// found by the host address of their first byte.
+//
+// When is a block still right? Three writers can change code; each is noticed in its own way:
+//   the host or another vCPU   the bytes are compared when a block is entered (a few words)
+//   this vCPU, another block   the same
+//   this vCPU, this very block stores go to pages with cached code by the slow path only (I1), which
+//                              looks whether the running block was hit and then ends it
+// A change by somebody else becomes visible at the next block boundary, which the architecture
+// allows: cross-modifying code has to serialise.
+//
+// I1  A host page that holds cached code has no write tag in the soft TLB: `code_filter` knows such
+//     pages by hash; entering a page's code takes its write tags away.
+// I2  A block never leaves its page; an instruction that does is decoded anew each time.
+// I3  Blocks hold no host address that is used without the exec translation of this entry: the
+//     address is only the name, and a part of what is compared.
+// Analogue: none in KVM. Locking: none; one vCPU's thread.
+
+#include "base/result.h"
+#include "vcpu/cpu.h"
+
+namespace stagetwo::vcpu {
+
+struct Uop;
+// Runs instructions from `uop` on. nullptr: the block is done, RIP is set. Else: that instruction
+// has to be executed by its operation, and the ones before it are done.
+using Handler = const Uop* (*)(Cpu& c, const Uop* uop);
+
+// One instruction made ready for the fast path. What the fields mean is the handler's business.
+struct Uop {
+  Handler run;
+  u64 imm;
+  i64 disp;
+  u8 dst;
+  u8 src;
+  u8 base;
+  u8 index;
+  u8 scale_lg2;
+  u8 aux;
+  u16 offset;  // of the instruction from the block's start
+};
+
+struct Block {
+  u64 rip;
+  u64 host;
+  u16 size;   // bytes of code
+  u16 count;  // instructions
+  Mode mode;
+  i8 lead;    // first compared byte, relative to host: 0, or negative at the end of a page
+  u16 word_count;
+  u64 mask;   // of the only word of a block shorter than a word
+  Uop* uops;  // count + 1: the last one ends the block
+  Insn* insns;
+  u64* words;
+};
+
+inline constexpr unsigned kMaxBlockInsns = 48;
+
+class BlockCache {
+ public:
+  // Failure: ENOMEM.
+  [[nodiscard]] static Result<BlockCache*> create();
+  static void destroy(BlockCache* cache);
+
+  [[nodiscard]] Block* find(u64 host, u64 rip, Mode mode) const {
+    Block* block = table_[index_of(host)];
+    if (block == nullptr || block->host != host || block->rip != rip || block->mode != mode) {
+      return nullptr;
+    }
+    return block;
+  }
+  // Decodes what stands at `bytes` (a copy of the code up to the end of its page). Not `cached`: one
+  // instruction, forgotten at the next build.
+  // Post: nullptr only if the first instruction needs bytes of the next page.
+  [[nodiscard]] Block* build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached);
+  void clear();
+
+ private:
+  static constexpr unsigned kTableLg2 = 12;
+  static constexpr u64 kArenaSize = u64{4} << 20;
+
+  static u64 index_of(u64 host) { return (host * 0x9e3779b97f4a7c15) >> (64 - kTableLg2); }
+  [[nodiscard]] void* take(u64 bytes);
+
+  Block* table_[u64{1} << kTableLg2] = {};
+  u8* arena_ = nullptr;
+  u64 used_ = 0;
+};
+
+// Are the bytes of the block still what was decoded? Pre: block.host is what the exec translation
+// says now.
+[[nodiscard]] bool verify(const Block& block);
+
+// The host address of the code at RIP, through the exec TLB. False: c.stop.
+[[nodiscard]] bool fetch_page(Cpu& c, u64 linear, Hva* at, bool* backed);
+
+// The block at RIP, verified. nullptr: c.stop.
+[[nodiscard]] Block* find_block(Cpu& c);
+
+// Chooses the handler of an instruction and fills its fields (hot_ops.cc).
+void prepare_uop(const Insn& insn, Mode mode, u64 rip, u64 next_rip, Uop* uop);
+// Joins neighbours that are often seen together; the second one stays in place for the slow path.
+void fuse_uops(const Insn* insns, Uop* uops, unsigned count);
+[[nodiscard]] Uop ending_uop(u64 rip);
+
+// I1: the filter of host pages with code.
+[[nodiscard]] inline u64 code_bit(Hva page) {
+  return ((page.raw() >> kPageShift) * 0x9e3779b97f4a7c15) >> 52;
+}
+[[nodiscard]] inline bool holds_code(const Cpu& c, Hva page) {
+  const u64 bit = code_bit(page);
+  return (c.code_filter[bit >> 6] >> (bit & 63) & 1) != 0;
+}
+void note_code_page(Cpu& c, Hva page);
+
+static_assert(sizeof(Uop) == 32, "two to a cache line");
+
+}  // namespace stagetwo::vcpu

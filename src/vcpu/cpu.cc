@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vcpu/cpu.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "stage2/address_space.h"
+#include "vcpu/mem.h"
+#include "vcpu/paging.h"
+#include "vcpu/run.h"
+
+namespace stagetwo::vcpu {
+
+void enter_section(Cpu& c) {
+  if (c.line.enter()) {
+    c.flush_tlb();
+    c.attention |= kAttendExit;
+  }
+}
+
+void leave_section(Cpu& c) {
+  ++c.section;
+  c.line.leave();
+}
+
+void Cpu::update_view() {
+  const SystemState& sys = s.sys;
+  const Segment& cs = sys.seg[kSegCs];
+  if ((sys.cr0 & cr0::kPe) == 0 || (s.rflags & rflags::kVm) != 0) {
+    mode = Mode::k16;
+  } else if ((sys.efer & efer::kLma) != 0 && cs.l != 0) {
+    mode = Mode::k64;
+  } else {
+    mode = cs.db != 0 ? Mode::k32 : Mode::k16;
+  }
+  TlbView view = kViewSupervisor;
+  if (cpl() == 3) {
+    view = kViewUser;
+  } else if ((sys.cr4 & cr4::kSmap) != 0 && (s.rflags & rflags::kAc) != 0) {
+    view = kViewSupervisorAc;
+  }
+  if (views != nullptr) tlb = &views[view];
+  fs_base = sys.seg[kSegFs].base;
+  gs_base = sys.seg[kSegGs].base;
+}
+
+void Cpu::update_attention() {
+  const Events& e = s.events;
+  u32 wanted = attention & (kAttendMmio | kAttendCode | kAttendExit);
+  const bool nmi = e.nmi_injected || (e.nmi_pending != 0 && !e.nmi_masked);
+  if (e.shadow != 0 || e.triple_fault_pending || e.exception_pending || e.exception_injected ||
+      nmi || e.interrupt_injected || (window_wanted && interrupt_window_open(*this))) {
+    wanted |= kAttendEvents;
+  }
+  if ((s.rflags & rflags::kTf) != 0 || (debug.enabled && debug.single_step)) wanted |= kAttendTrap;
+  attention = wanted;
+}
+
+void Cpu::flush_tlb() {
+  for (unsigned i = 0; i < kViewCount; ++i) views[i].flush();
+  std::fill(std::begin(code_filter), std::end(code_filter), 0);
+  large_pages = false;
+}
+
+void Cpu::flush_tlb_page(u64 linear) {
+  if (large_pages) return flush_tlb();
+  for (unsigned i = 0; i < kViewCount; ++i) views[i].flush_page(linear);
+}
+
+// Laid out as the kernel does: data[0] flags, data[1..2] size and bytes, then what its hardware exit
+// would have said, which for an interpreter is nothing.
+Step Cpu::emulation_failure() {
+  stop = Step::kExit;
+  const u64 start = linear_rip();
+  u8 bytes[15];
+  const u64 room = kPageSize - (start & ~kPageMask);
+  const u64 wanted = std::min<u64>(room, sizeof(bytes));
+  const TlbEntry& e = tlb->slot(start);
+  u64 size = 0;
+  if (e.exec_tag == (start & kPageMask)) {
+    size = host::copy_from(bytes, Hva(start + e.addend), wanted);
+  }
+  exit.kind = ExitKind::kInternalError;
+  exit.error = 0;
+  exit.internal = InternalErrorExit{};
+  exit.internal.suberror = 1;
+  exit.internal.ndata = 6;
+  if (size != 0) {
+    exit.internal.ndata = 8;
+    exit.internal.data[0] = 1;
+    auto* image = reinterpret_cast<u8*>(&exit.internal.data[1]);
+    std::memset(image + 1, 0x90, 15);
+    image[0] = static_cast<u8>(size);
+    std::memcpy(image + 1, bytes, size);
+  }
+  if (policy->exit_on_emulation_failure) return Step::kExit;
+  if (cpl() != 0) return raise(kVectorUd);
+  // As in the kernel, the guest finds #UD waiting if the client goes on.
+  s.events.exception_pending = true;
+  s.events.exception_vector = kVectorUd;
+  s.events.exception_has_error = false;
+  return Step::kExit;
+}
+
+}  // namespace stagetwo::vcpu
