@@ -9,8 +9,8 @@
 //                 every section that may have missed it has ended when wait() returns.
 //             I2  a section costs two locked adds on a line that few threads share, and no lock.
 //             I3  new sections cannot keep a waiter waiting: it counts those of the other side.
-// Locking: waiters exclude each other (rank: retired, a grace period like an epoch's). Sections may
-// nest, and may end on another thread than they began on.
+// Locking: waiters exclude each other (rank: passage). Sections may nest, and may end on another
+// thread than they began on.
 //
 // | word         | writers            | readers  | order                                           |
 // |--------------|--------------------|----------|-------------------------------------------------|
@@ -65,7 +65,7 @@ class Passage {
 
   mutable Cell cells_[2 * kCells];
   mutable Atomic<u32> side_{0};
-  mutable Mutex waiters_{Rank::kRetired};
+  mutable Mutex waiters_{Rank::kPassage};
 };
 
 }  // namespace stagetwo::sync
