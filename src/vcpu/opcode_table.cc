@@ -168,12 +168,6 @@ constexpr std::array<Row, kRowCount> all_rows() {
 
 constexpr std::array<Row, kRowCount> kRows = all_rows();
 
-constexpr std::size_t kSlotCount = kOpcodeMapCount * 256;
-
-constexpr std::size_t slot_of(OpcodeMap map, std::size_t opcode) {
-  return static_cast<std::size_t>(map) * 256 + opcode;
-}
-
 constexpr std::size_t entry_count() {
   std::size_t n = 0;
   for (const Row& row : kRows) n += row.opcode_count;
@@ -182,7 +176,7 @@ constexpr std::size_t entry_count() {
 
 // Counting sort by (map, opcode); stable, so rows of one opcode keep their order.
 struct Index {
-  std::array<std::uint16_t, kSlotCount + 1> first{};  // slot s owns entry[first[s], first[s + 1])
+  std::array<std::uint16_t, kSlotCount + 1> first{};
   std::array<std::uint16_t, entry_count()> entry{};
   std::array<bool, kSlotCount> modrm{};
 };
@@ -214,22 +208,12 @@ constexpr Index kIndex = make_index();
 
 }  // namespace
 
-EncSpec enc_spec(Enc enc) {
-  return kEncSpecs[static_cast<std::size_t>(enc)];
-}
-
-std::span<const Row> opcode_rows() {
-  return kRows;
-}
-
-std::span<const std::uint16_t> rows_of(OpcodeMap map, std::uint8_t opcode) {
-  const std::size_t slot = slot_of(map, opcode);
-  return std::span(kIndex.entry)
-      .subspan(kIndex.first[slot], kIndex.first[slot + 1] - std::size_t{kIndex.first[slot]});
-}
-
-bool has_modrm(OpcodeMap map, std::uint8_t opcode) {
-  return kIndex.modrm[slot_of(map, opcode)];
-}
+namespace table {
+constinit const std::span<const Row> rows = kRows;
+constinit const std::span<const std::uint16_t> first = kIndex.first;
+constinit const std::span<const std::uint16_t> entry = kIndex.entry;
+constinit const std::span<const bool> modrm = kIndex.modrm;
+constinit const std::span<const EncSpec> enc = kEncSpecs;
+}  // namespace table
 
 }  // namespace stagetwo::vcpu

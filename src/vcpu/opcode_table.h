@@ -63,7 +63,6 @@ struct EncSpec {
   std::uint8_t reg_size;
   std::uint8_t other;
 };
-[[nodiscard]] EncSpec enc_spec(Enc enc);
 
 // The mandatory-prefix class of an instruction: the last of F2/F3 counts before 66. Also bits of
 // Row::prefixes.
@@ -106,13 +105,40 @@ struct Row {
   }
 };
 
+// The index: slot s = map * 256 + opcode owns entry[first[s], first[s + 1]).
+inline constexpr std::size_t kSlotCount = kOpcodeMapCount * 256;
+
+namespace table {
+extern const std::span<const Row> rows;
+extern const std::span<const std::uint16_t> first;  // kSlotCount + 1
+extern const std::span<const std::uint16_t> entry;  // indices into rows, in matching order
+extern const std::span<const bool> modrm;           // kSlotCount: a ModRM byte follows
+extern const std::span<const EncSpec> enc;
+}  // namespace table
+
+constexpr std::size_t slot_of(OpcodeMap map, std::size_t opcode) {
+  return static_cast<std::size_t>(map) * 256 + opcode;
+}
+
+[[nodiscard]] inline EncSpec enc_spec(Enc enc) {
+  return table::enc[static_cast<std::size_t>(enc)];
+}
+
 // All rows of all maps, in table order; Insn::row is an index into it.
-[[nodiscard]] std::span<const Row> opcode_rows();
+[[nodiscard]] inline std::span<const Row> opcode_rows() {
+  return table::rows;
+}
 
 // Rows that start at this opcode, as indices into opcode_rows(), in matching order.
-[[nodiscard]] std::span<const std::uint16_t> rows_of(OpcodeMap map, std::uint8_t opcode);
+[[nodiscard]] inline std::span<const std::uint16_t> rows_of(OpcodeMap map, std::uint8_t opcode) {
+  const std::size_t slot = slot_of(map, opcode);
+  const std::size_t start = table::first[slot];
+  return table::entry.subspan(start, table::first[slot + 1] - start);
+}
 
 // Whether a ModRM byte follows this opcode.
-[[nodiscard]] bool has_modrm(OpcodeMap map, std::uint8_t opcode);
+[[nodiscard]] inline bool has_modrm(OpcodeMap map, std::uint8_t opcode) {
+  return table::modrm[slot_of(map, opcode)];
+}
 
 }  // namespace stagetwo::vcpu
