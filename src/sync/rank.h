@@ -24,6 +24,7 @@ enum class Rank : u8 {
   kActive,            // stage2: slot update waits for invalidations      (mn_invalidate_lock)
   kAddressSpace,      // host: shared for faults, exclusive for changes   (mmap_lock)
   kNotifiers,         // host: the registry of subscribers                (the notifier SRCU)
+  kPassage,           // sync: waiters of one passage (sync/passage.h)
   kOwners,            // host: absent pages and their owners
   kReclaim,           // reclaim: lists of cold pages
   kMemObject,         // mem: page index of one memory object             (filemap invalidate_lock)
