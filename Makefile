@@ -23,7 +23,8 @@ configure = @if [ ! -f $(2)/build.ninja ]; then echo "configuring $(1)"; \
 	mv $(2).configure.log $(2)/configure.log; fi
 ninja = NINJA_STATUS='[%f/%t %es] ' ninja -j$(JOBS) -C
 
-.PHONY: all build demo test stress check conformance bench race install clean help
+
+.PHONY: all build mutation demo test stress check conformance bench race install clean help
 
 all: build ## the tool, the engine, the examples and the tests, in build/
 
@@ -36,11 +37,19 @@ build:
 demo: build ## install what is needed, build, and show a guest at work
 	@tools/demo
 
-test: build ## build and run every test, about 3 s for each stress program
-	@tools/run-tests --only '$(ONLY)'
+# The programs that remove a guard exist in the preset `mutation` only.
+mutation: build
+	@mkdir -p build/mutation
+	$(call configure,mutation,build/mutation)
+	@$(ninja) build/mutation mutation_tests
 
-stress: build ## the same tests, 60 s for each stress program
-	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} tools/run-tests --only '$(ONLY)'
+run_tests = tools/run-tests --folder build/tests --folder build/mutation/tests --only '$(ONLY)'
+
+test: mutation ## build and run every test, about 3 s for each stress program
+	@$(run_tests)
+
+stress: mutation ## the same tests, 60 s for each stress program
+	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} $(run_tests)
 
 check: build ## format, clang-tidy, thread-safety analysis, sanitizers
 	@tools/install-deps check

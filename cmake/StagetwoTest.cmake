@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# stagetwo_test(NAME <name> SOURCES <file>… [ROOMS <room>…] [LINK <lib>…] [SCHED])
+# stagetwo_test(NAME <name> SOURCES <file>… [ROOMS <room>…] [LINK <lib>…] [SCHED] [MUTATION])
 # A GoogleTest program at build/tests/<name>. SCHED links the rooms whose atomics go through the
-# schedule seam.
+# schedule seam. MUTATION is a program that removes guards: it exists in the preset `mutation` only,
+# where the target mutation_tests builds all of them.
+add_custom_target(mutation_tests)
 function(stagetwo_test)
-  cmake_parse_arguments(T "SCHED" "NAME" "SOURCES;ROOMS;LINK" ${ARGN})
+  cmake_parse_arguments(T "SCHED;MUTATION" "NAME" "SOURCES;ROOMS;LINK" ${ARGN})
+  if(T_MUTATION AND NOT STAGETWO_MUTATION)
+    return()
+  endif()
   add_executable(${T_NAME} ${T_SOURCES})
   set_target_properties(${T_NAME} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
@@ -18,5 +23,8 @@ function(stagetwo_test)
   target_link_libraries(${T_NAME} PRIVATE st_warnings ${T_LINK} GTest::gtest GTest::gtest_main)
   target_compile_definitions(${T_NAME} PRIVATE
     ST_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ST_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  if(T_MUTATION)
+    add_dependencies(mutation_tests ${T_NAME})
+  endif()
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
 endfunction()

@@ -42,7 +42,8 @@ void describe(CLI::App& app) {
 
 CLI::App* describe_run(CLI::App& app, RunOptions& run) {
   CLI::App* sub = app.add_subcommand("run", "run a program with its devices emulated");
-  sub->footer("The program stands behind two dashes: stagetwo run [options] -- program [arguments]");
+  sub->footer(
+      "The program stands behind two dashes: stagetwo run [options] -- program [arguments]");
   sub->add_option("--abi", run.abi, "which kernel's visible ABI: 6.12 or 6.18")
       ->check(CLI::IsMember({"6.12", "6.18"}))
       ->capture_default_str();
@@ -57,8 +58,8 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
 std::optional<std::string> untransportable(const RunOptions& run) {
   if (run.log_file.find(':') != std::string::npos) return "--log-file may not contain a colon";
   const bool plain = std::all_of(run.session.begin(), run.session.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-           c == '-' || c == '_' || c == '.';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
   });
   if (!plain || (!run.session.empty() && run.session[0] == '.')) {
     return "--session wants a name of letters, digits, '-', '_' and '.'";
@@ -70,7 +71,8 @@ std::optional<std::string> untransportable(const RunOptions& run) {
 
 CommandLine parse_command_line(int argc, char** argv) {
   char** const end = argv + argc;
-  char** const dashes = std::find_if(argv, end, [](const char* a) { return a == std::string("--"); });
+  char** const dashes =
+      std::find_if(argv, end, [](const char* a) { return a == std::string("--"); });
   CommandLine line;
 
   CLI::App app{"KVM, VFIO and iommufd in user space", "stagetwo"};
@@ -88,8 +90,8 @@ CommandLine parse_command_line(int argc, char** argv) {
       return refuse_line("run needs '--' before the program: " + sentence_of(error),
                          "stagetwo run [options] -- program [arguments]");
     }
-    return refuse_line(sentence_of(error), run->parsed() ? "see 'stagetwo run --help'"
-                                                         : "see 'stagetwo --help'");
+    return refuse_line(sentence_of(error),
+                       run->parsed() ? "see 'stagetwo run --help'" : "see 'stagetwo --help'");
   }
   if (doctor->parsed()) {
     if (dashes != end) return refuse_line("doctor takes no program", "stagetwo doctor [--json]");

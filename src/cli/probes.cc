@@ -21,9 +21,9 @@
 namespace stagetwo::cli {
 namespace {
 
-constexpr int kUserModeOnly = 1;          // UFFD_USER_MODE_ONLY
+constexpr int kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
 constexpr long kSysMemfdSecret = 447;
-constexpr int kPopulateRead = 22;         // MADV_POPULATE_READ
+constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ
 constexpr int kPopulateWrite = 23;
 constexpr unsigned kCapUserMemory2 = 231;
 constexpr unsigned kCapMemoryAttributes = 233;
@@ -98,9 +98,10 @@ Finding probe_userfaultfd() {
                   : fmt::format("userfaultfd: {}", user.why());
   f.mechanism = user ? "touch of absent pages: userfaultfd, system calls on such pages fail once"
                      : "touch of absent pages: PROT_NONE and a chained SIGSEGV handler";
-  f.advice = access("/dev/userfaultfd", F_OK) == 0
-                 ? "give this user access to /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1"
-                 : "sysctl vm.unprivileged_userfaultfd=1, and allow userfaultfd in the seccomp profile";
+  f.advice =
+      access("/dev/userfaultfd", F_OK) == 0
+          ? "give this user access to /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1"
+          : "sysctl vm.unprivileged_userfaultfd=1, and allow userfaultfd in the seccomp profile";
   return f;
 }
 
@@ -217,8 +218,9 @@ Finding probe_limits() {
   getrlimit(RLIMIT_NOFILE, &files);
   const std::string maps = line_of("/proc/sys/vm/max_map_count");
   f.verdict = files.rlim_cur >= 1024 ? Verdict::kYes : Verdict::kLimited;
-  f.detail = fmt::format("open files {}, mappings {}", static_cast<unsigned long long>(files.rlim_cur),
-                         maps.empty() ? "unknown" : maps);
+  f.detail =
+      fmt::format("open files {}, mappings {}", static_cast<unsigned long long>(files.rlim_cur),
+                  maps.empty() ? "unknown" : maps);
   if (f.verdict != Verdict::kYes) f.advice = "ulimit -n 1024";
   return f;
 }
@@ -227,9 +229,9 @@ Finding probe_limits() {
 
 std::vector<Finding> probe_all() {
   std::vector<Finding> all;
-  for (auto* probe : {probe_preload, probe_memfd, probe_userfaultfd, probe_populate,
-                      probe_membarrier, probe_rseq, probe_fork_wipe, probe_memfd_secret,
-                      probe_hugepages, probe_real_kvm, probe_limits}) {
+  for (auto* probe :
+       {probe_preload, probe_memfd, probe_userfaultfd, probe_populate, probe_membarrier, probe_rseq,
+        probe_fork_wipe, probe_memfd_secret, probe_hugepages, probe_real_kvm, probe_limits}) {
     all.push_back(probe());
   }
   return all;

@@ -11,7 +11,7 @@ namespace stagetwo::cli {
 enum class Verdict { kYes, kLimited, kNo };
 
 struct Finding {
-  std::string name;       // stable, for scripts
+  std::string name;  // stable, for scripts
   Verdict verdict = Verdict::kNo;
   std::string detail;     // what was found
   std::string mechanism;  // what the engine uses because of it; empty: nothing depends on it

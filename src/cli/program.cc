@@ -79,17 +79,21 @@ bool gains_privileges(const std::string& path, const struct stat& info) {
 std::string why_engine_cannot_enter(const std::string& path) {
   std::string at = path;
   for (int depth = 0; depth < kMaxInterpreters; ++depth) {
-    struct stat info {};
+    struct stat info{};
     if (stat(at.c_str(), &info) != 0) return {};
     if (gains_privileges(at, info)) {
-      return fmt::format("{} gains privileges when it is executed, so the dynamic loader will not "
-                         "preload the engine: run a copy without set-id bits and capabilities", at);
+      return fmt::format(
+          "{} gains privileges when it is executed, so the dynamic loader will not "
+          "preload the engine: run a copy without set-id bits and capabilities",
+          at);
     }
     const Head head = read_head(at);
     switch (head.loading) {
       case Loading::kStatic:
-        return fmt::format("{} is statically linked and the engine enters a program through its "
-                           "dynamic loader: use a dynamic build of it (link without -static)", at);
+        return fmt::format(
+            "{} is statically linked and the engine enters a program through its "
+            "dynamic loader: use a dynamic build of it (link without -static)",
+            at);
       case Loading::kForeignMachine:
         return fmt::format("{} is not an x86-64 program", at);
       case Loading::kScript:
@@ -118,7 +122,7 @@ std::string search(const std::string& name, int* error) {
     const std::string_view directory = rest.substr(0, colon);
     const std::string candidate =
         (directory.empty() ? std::string(".") : std::string(directory)) + "/" + name;
-    struct stat info {};
+    struct stat info{};
     if (stat(candidate.c_str(), &info) == 0 && S_ISREG(info.st_mode)) {
       if (access(candidate.c_str(), X_OK) == 0) {
         *error = 0;
@@ -137,10 +141,12 @@ Program find_program(const std::string& name) {
   Program program;
   int error = 0;
   program.path = search(name, &error);
-  struct stat info {};
+  struct stat info{};
   if (error == 0 && stat(program.path.c_str(), &info) == 0) {
-    if (S_ISDIR(info.st_mode)) error = EISDIR;
-    else if (access(program.path.c_str(), X_OK) != 0) error = errno;
+    if (S_ISDIR(info.st_mode))
+      error = EISDIR;
+    else if (access(program.path.c_str(), X_OK) != 0)
+      error = errno;
   }
   if (error == ENOENT || error == ENOTDIR) {
     program.refusal = kExitNotFound;

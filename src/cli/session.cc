@@ -31,7 +31,7 @@ std::string make_private_directory(const std::string& path) {
   if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
     return fmt::format("{} cannot be made: {}", path, std::strerror(errno));
   }
-  struct stat info {};
+  struct stat info{};
   if (lstat(path.c_str(), &info) != 0) {
     return fmt::format("{}: {}", path, std::strerror(errno));
   }
@@ -68,8 +68,8 @@ void remove_stale_sessions(const std::string& house, const std::string& own) {
 int hold(const std::string& directory) {
   const int fd = open_lock(directory, O_CREAT);
   if (fd < 0) return -1;
-  struct stat held {};
-  struct stat named {};
+  struct stat held{};
+  struct stat named{};
   if (flock(fd, LOCK_SH) == 0 && fstat(fd, &held) == 0 &&
       lstat((directory + kLockName).c_str(), &named) == 0 && held.st_ino == named.st_ino) {
     return fd;

@@ -13,7 +13,8 @@ namespace stagetwo::cli {
 
 class Session {
  public:
-  // `name` empty: a session of this process alone. Failure: failure() says why, directory() is empty.
+  // `name` empty: a session of this process alone. Failure: failure() says why, directory() is
+  // empty.
   static Session open(const std::string& name);
   Session(Session&& other) noexcept;
   Session& operator=(Session&&) = delete;

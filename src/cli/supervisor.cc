@@ -85,7 +85,9 @@ int look_at(pid_t pid) {
 }
 
 // The terminal sends its signals to the whole group, the program has them already.
-bool came_from_terminal(const siginfo_t& info) { return info.si_code == SI_KERNEL; }
+bool came_from_terminal(const siginfo_t& info) {
+  return info.si_code == SI_KERNEL;
+}
 
 int watch(pid_t pid, const sigset_t& forwarded) {
   for (;;) {

@@ -16,16 +16,17 @@
 #include "sync/atomic.h"
 #include "sync/mutex.h"
 
-// The table is an array of buckets, each a chain of slots that is only ever extended: a reader walks
-// it without a lock, and a slot keeps its place for ever. A slot is used again for another identity
-// only after its count has fallen to zero, and a reader takes a count before it believes an identity:
+// The table is an array of buckets, each a chain of slots that is only ever extended: a reader
+// walks it without a lock, and a slot keeps its place for ever. A slot is used again for another
+// identity only after its count has fallen to zero, and a reader takes a count before it believes
+// an identity:
 //
 //   reader                                   last close
 //   identity equal?                          identity := 0
 //   refs 0 → not found, else refs + 1        refs - 1 → 0: the object dies, the slot is free
 //   identity still equal? else give back
 //
-// The first slot of every bucket is part of the library's zeroed data, so a program with few
+// The first slot of every bucket is part of the library itself, so a program with few
 // descriptors allocates no slot at all.
 
 namespace stagetwo::host {
@@ -193,7 +194,7 @@ struct ProcPath : FixedString<48> {
 };
 
 struct flock whole_file(short type) {
-  struct flock lock {};
+  struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
   return lock;
@@ -224,8 +225,8 @@ Result<int> open_for_client(int backing_fd, int flags) {
 // The kind in a memfd's name; empty: not one of ours.
 std::string_view kind_behind(int fd, char* buffer, size_t capacity) {
   const ProcPath path(fd);
-  const long size = sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(path.c_str()),
-                              sys::arg(buffer), static_cast<long>(capacity));
+  const long size = sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(path.c_str()), sys::arg(buffer),
+                              static_cast<long>(capacity));
   if (size <= 0) return {};
   std::string_view name(buffer, static_cast<size_t>(size));
   if (!name.starts_with(kLinkPrefix) || !name.ends_with(kLinkSuffix)) return {};
@@ -245,7 +246,7 @@ class Elsewhere final : public Description {
 Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
   char buffer[kMaxKind + 64];
   const std::string_view kind = kind_behind(fd, buffer, sizeof(buffer));
-  struct ::stat again {};
+  struct ::stat again{};
   // The number may have been closed and taken again while we looked.
   if (kind.empty() || !sys::fstat(fd, &again) || again.st_ino != behind.st_ino) {
     return refuse(ENOENT);
@@ -285,10 +286,12 @@ Result<void*> Backing::map(u64 offset, u64 size, int prot) const {
   return map_file(size, prot, MAP_SHARED, fd_, static_cast<long>(offset), "descriptor contents");
 }
 
-void Backing::unmap(void* at, u64 size) { unmap_pages(at, size); }
+void Backing::unmap(void* at, u64 size) {
+  unmap_pages(at, size);
+}
 
 Result<int> publish(Box<Description> description, Backing backing, const DescriptorSpec& spec) {
-  struct ::stat behind {};
+  struct ::stat behind{};
   ST_TRY(sys::fstat(backing.fd(), &behind));
   // The table first: whoever finds the descriptor finds the description.
   DescriptorSlot& slot = *ST_TRY(enter_made(std::move(description), spec, behind));
@@ -303,17 +306,25 @@ DescriptionRef& DescriptionRef::operator=(DescriptionRef&& other) noexcept {
   return *this;
 }
 
-Description* DescriptionRef::get() const { return slot_->object().get(); }
-Description* DescriptionRef::operator->() const { return get(); }
-const DescriptorSpec& DescriptionRef::spec() const { return slot_->spec; }
-bool DescriptionRef::foreign() const { return is_foreign(*slot_); }
+Description* DescriptionRef::get() const {
+  return slot_->object().get();
+}
+Description* DescriptionRef::operator->() const {
+  return get();
+}
+const DescriptorSpec& DescriptionRef::spec() const {
+  return slot_->spec;
+}
+bool DescriptionRef::foreign() const {
+  return is_foreign(*slot_);
+}
 
 void DescriptionRef::reset() {
   if (slot_ != nullptr) unref(*std::exchange(slot_, nullptr));
 }
 
 DescriptionRef find(int fd) {
-  struct ::stat behind {};
+  struct ::stat behind{};
   if (!sys::fstat(fd, &behind)) return {};
   return find(fd, behind);
 }
@@ -326,8 +337,12 @@ DescriptionRef find(int fd, const struct ::stat& behind) {
   return attached ? DescriptionRef(*attached) : DescriptionRef();
 }
 
-bool ever_published() { return anything.load(sync::kRelaxed); }
-void set_attacher(Attacher attach) { attacher.store(attach, sync::kRelease); }
+bool ever_published() {
+  return anything.load(sync::kRelaxed);
+}
+void set_attacher(Attacher attach) {
+  attacher.store(attach, sync::kRelease);
+}
 
 void rewrite_stat(const DescriptionRef& ref, struct ::stat* out) {
   const DescriptorSpec& spec = ref.spec();
@@ -374,7 +389,8 @@ void CloseWatch::closed() {
 }
 
 void sweep_closed() {
-  if (watched_count.load(sync::kRelaxed) == 0) [[likely]] return;
+  if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
+    return;
   DescriptorSlot* over[kSweepLimit];
   int count = 0;
   {
@@ -391,12 +407,14 @@ void sweep_closed() {
 }
 
 bool is_engine_fd(int fd) {
-  if (watched_count.load(sync::kRelaxed) == 0) [[likely]] return false;
+  if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
+    return false;
   return fd >= 0 && next_engine_fd(fd) == fd;
 }
 
 int next_engine_fd(int first) {
-  if (watched_count.load(sync::kRelaxed) == 0) [[likely]] return -1;
+  if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
+    return -1;
   const sync::MutexGuard guard(table_lock);
   int lowest = -1;
   for (const DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {

@@ -27,7 +27,9 @@
 namespace stagetwo::host {
 namespace {
 
-constexpr KernelSigset bit_of(int signal) { return KernelSigset{1} << (signal - 1); }
+constexpr KernelSigset bit_of(int signal) {
+  return KernelSigset{1} << (signal - 1);
+}
 // Raised by the instruction that runs: blocking one of them would end the process.
 constexpr KernelSigset kFaults = bit_of(SIGSEGV) | bit_of(SIGBUS) | bit_of(SIGILL) |
                                  bit_of(SIGFPE) | bit_of(SIGTRAP) | bit_of(SIGSYS);
@@ -48,14 +50,14 @@ unsigned next_mark = 0;
 
 KernelSigset change_mask(int how, KernelSigset set) {
   KernelSigset before = 0;
-  static_cast<void>(sys::call(SYS_rt_sigprocmask, how, sys::arg(&set), sys::arg(&before),
-                              kSigsetBytes));
+  static_cast<void>(
+      sys::call(SYS_rt_sigprocmask, how, sys::arg(&set), sys::arg(&before), kSigsetBytes));
   return before;
 }
 
 void queue_to_self(int signal, siginfo_t* info) {
-  static_cast<void>(sys::call(SYS_rt_tgsigqueueinfo, sys::getpid(), sys::gettid(), signal,
-                              sys::arg(info)));
+  static_cast<void>(
+      sys::call(SYS_rt_tgsigqueueinfo, sys::getpid(), sys::gettid(), signal, sys::arg(info)));
 }
 
 }  // namespace
@@ -67,7 +69,8 @@ EngineSection::EngineSection() {
   restore_mask_ = (client_mask_ & kGuarded) != 0;
   int type = PTHREAD_CANCEL_DEFERRED;
   static_cast<void>(pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type));
-  if (type == PTHREAD_CANCEL_ASYNCHRONOUS) [[unlikely]] await_cancel();
+  if (type == PTHREAD_CANCEL_ASYNCHRONOUS) [[unlikely]]
+    await_cancel();
   current = this;
 }
 
@@ -163,7 +166,9 @@ bool record_signal(int signal, siginfo_t* info, void* context) {
   return true;
 }
 
-bool in_engine() { return current != nullptr; }
+bool in_engine() {
+  return current != nullptr;
+}
 
 void kick_cancelled(pthread_t thread) {
   const sync::MutexGuard guard(cancel_lock);

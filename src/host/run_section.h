@@ -60,15 +60,16 @@ class EngineSection {
   void request_exit();
 
   bool outermost_ = false;
-  bool restore_mask_ = false;      // a mask other than client_mask_ is in force
-  bool asynchronous_ = false;      // cancellation was asynchronous, and is deferred meanwhile
-  KernelSigset client_mask_ = 0;   // what the client had when it entered
-  sync::Atomic<int> recorded_{0};  // the signal that waits, 0: none; written by this thread's handler
-  siginfo_t info_;                 // of recorded_
+  bool restore_mask_ = false;     // a mask other than client_mask_ is in force
+  bool asynchronous_ = false;     // cancellation was asynchronous, and is deferred meanwhile
+  KernelSigset client_mask_ = 0;  // what the client had when it entered
+  sync::Atomic<int> recorded_{
+      0};           // the signal that waits, 0: none; written by this thread's handler
+  siginfo_t info_;  // of recorded_
   // This thread writes; its handler reads, and a canceller under the table lock.
   sync::Atomic<RunSection*> run_{nullptr};
   sync::Atomic<bool> cancelled_{false};
-  pthread_t thread_{};             // of an asynchronous section, which stands in the table
+  pthread_t thread_{};  // of an asynchronous section, which stands in the table
   EngineSection* next_ = nullptr;
 };
 

@@ -10,7 +10,7 @@ namespace stagetwo::sync {
 void futex_wait(Atomic<u32>& word, u32 expected, u64 timeout_ns) {
 #if defined(ST_SCHED)
   if (sched::active()) {
-    static_cast<void>(sched::futex_wait(&word, *word.address(), expected, timeout_ns != kNoTimeout));
+    static_cast<void>(sched::futex_wait(word.address(), expected, timeout_ns != kNoTimeout));
     return;
   }
 #endif
@@ -24,7 +24,7 @@ void futex_wait(Atomic<u32>& word, u32 expected, u64 timeout_ns) {
 void futex_wake(Atomic<u32>& word, int count) {
 #if defined(ST_SCHED)
   if (sched::active()) {
-    sched::futex_wake(&word, count);
+    sched::futex_wake(word.address(), count);
     return;
   }
 #endif

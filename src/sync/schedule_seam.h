@@ -32,7 +32,7 @@ void forget(const void* word);
 void spin();
 // Blocks until futex_wake on `word`, unless the newest value is not `expected`. With a timeout it
 // may wake at any later schedule point. False: it timed out or did not sleep.
-bool futex_wait(const void* word, u32 newest, u32 expected, bool has_timeout);
+bool futex_wait(const void* word, u32 expected, bool has_timeout);
 void futex_wake(const void* word, int count);
 // The heavy half of the asymmetric barrier: a full barrier in every thread of the run.
 void barrier_everywhere();

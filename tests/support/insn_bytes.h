@@ -3,8 +3,8 @@
 
 // Random encodings of one row of the opcode table: 15 bytes that start with an instruction of that
 // row (or of an earlier row of the same opcode that also matches). Prefixes, REX, ModRM, SIB,
-// displacement and immediates are random within what the row demands. Used to test decoding; for
-// instructions that can also be executed see insn_generator.h.
+// displacement and immediates are random within what the row demands. Used to test decoding;
+// twin/sequence.h makes of them what can also be executed.
 
 #include <array>
 #include <cstdint>

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What a random test stands on: a seed that is printed and can be fixed (STAGETWO_SEED), and a
-// duration (STAGETWO_TEST_SECONDS, default 3).
+// What a random test draws from. Its seed and its duration come from seeds.h.
 
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <random>
+
+#include "tests/support/seeds.h"
 
 namespace stagetwo::test {
 
@@ -35,29 +33,8 @@ class RandomSource {
 
 // The seed of this run, printed once with the test's name so that a failure can be repeated.
 inline std::uint64_t announced_seed(const char* test) {
-  const char* fixed = std::getenv("STAGETWO_SEED");
-  const std::uint64_t seed =
-      fixed != nullptr ? std::strtoull(fixed, nullptr, 0) : std::uint64_t{std::random_device{}()};
-  std::printf("%s: STAGETWO_SEED=%llu\n", test, static_cast<unsigned long long>(seed));
-  return seed;
+  std::printf("%s: STAGETWO_SEED=%llu\n", test, static_cast<unsigned long long>(seed()));
+  return seed();
 }
-
-inline double test_seconds() {
-  const char* text = std::getenv("STAGETWO_TEST_SECONDS");
-  return text != nullptr ? std::strtod(text, nullptr) : 3.0;
-}
-
-// True once `seconds` have passed since construction.
-class Deadline {
- public:
-  explicit Deadline(double seconds)
-      : end_(std::chrono::steady_clock::now() +
-             std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-                 std::chrono::duration<double>(seconds))) {}
-  [[nodiscard]] bool passed() const { return std::chrono::steady_clock::now() >= end_; }
-
- private:
-  std::chrono::steady_clock::time_point end_;
-};
 
 }  // namespace stagetwo::test

@@ -82,9 +82,16 @@ class Text(unittest.TestCase):
             for n, line in enumerate(house.text(p).splitlines(), 1) if len(line) > COLUMNS])
 
     def test_EverySourceHasItsUnitTest(self):
-        tests = {str(p) for p in house.files() if p.parts[:2] == ("tests", "unit")}
-        untested = {str(p) for p in house.code("src") if p.suffix == ".cc"
-                    and f"tests/unit/{p.relative_to('src').with_suffix('')}_test.cc" not in tests}
+        # At the mirrored place, or by a test that includes the header the source implements: its first.
+        tests = {str(p) for p in house.code("tests")}
+        included = {i for p in house.code("tests") if p.suffix == ".cc" for _, i in house.includes(p)}
+
+        def tested(source):
+            stem = source.relative_to("src").with_suffix("")
+            own = [i for _, i in house.includes(source)][:1]
+            return f"tests/unit/{stem}_test.cc" in tests or bool(included.intersection(own))
+
+        untested = {str(p) for p in house.code("src") if p.suffix == ".cc" and not tested(p)}
         allowed = set(house.exceptions("untested.txt"))
         house.report(self, [f"{p} has no tests/unit/…/{Path(p).stem}_test.cc" for p in sorted(untested - allowed)]
                      + [f"{p} has its test (or is gone); take it out of exceptions/untested.txt"

@@ -89,13 +89,13 @@ ST_FOREIGN_ACCESS inline bool guarded_load(u64 address, T* out) {
   if constexpr (sizeof(T) == 16) {
     ST_ASM_GOTO("1: movups %[mem], %[out]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
                 : [out] "=x"(raw)
-                : [mem] "m"(*detail::cell_at<detail::RawOf<T>>(address))
+                : [mem] "m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
                 :
                 : fault);
   } else {
     ST_ASM_GOTO("1: mov %[mem], %[out]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
                 : [out] "=r"(raw)
-                : [mem] "m"(*detail::cell_at<detail::RawOf<T>>(address))
+                : [mem] "m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
                 :
                 : fault);
   }
@@ -111,13 +111,13 @@ ST_FOREIGN_ACCESS inline bool guarded_store(u64 address, T value) {
   const auto raw = detail::cast_bits<detail::RawOf<T>>(value);
   if constexpr (sizeof(T) == 16) {
     ST_ASM_GOTO("1: movups %[value], %[mem]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
-                : [mem] "=m"(*detail::cell_at<detail::RawOf<T>>(address))
+                : [mem] "=m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
                 : [value] "x"(raw)
                 :
                 : fault);
   } else {
     ST_ASM_GOTO("1: mov %[value], %[mem]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
-                : [mem] "=m"(*detail::cell_at<detail::RawOf<T>>(address))
+                : [mem] "=m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
                 : [value] "r"(raw)
                 :
                 : fault);
@@ -133,7 +133,7 @@ ST_FOREIGN_ACCESS inline bool guarded_exchange(u64 address, T value, T* old) {
   static_assert(sizeof(T) <= 8);
   auto raw = detail::cast_bits<detail::RawOf<T>>(value);
   ST_ASM_GOTO("1: xchg %[value], %[mem]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
-              : [value] "+r"(raw), [mem] "+m"(*detail::cell_at<detail::RawOf<T>>(address))
+              : [value] "+r"(raw), [mem] "+m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
               :
               : "memory"
               : fault);
@@ -148,7 +148,7 @@ ST_FOREIGN_ACCESS inline bool guarded_fetch_add(u64 address, T value, T* old) {
   static_assert(std::is_integral_v<T>);
   auto raw = detail::cast_bits<detail::RawOf<T>>(value);
   ST_ASM_GOTO("1: lock xadd %[value], %[mem]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
-              : [value] "+r"(raw), [mem] "+m"(*detail::cell_at<detail::RawOf<T>>(address))
+              : [value] "+r"(raw), [mem] "+m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
               :
               : "memory", "cc"
               : fault);
@@ -167,7 +167,7 @@ ST_FOREIGN_ACCESS inline bool guarded_cmpxchg(u64 address, T* expected, T desire
   bool equal = false;
   ST_ASM_GOTO("1: lock cmpxchg %[wanted], %[mem]\n" ST_FAULT_ENTRY("1b", "%l[fault]")
               : [old] "+a"(raw), "=@ccz"(equal),
-                [mem] "+m"(*detail::cell_at<detail::RawOf<T>>(address))
+                [mem] "+m"(detail::cell_at<detail::RawOf<T>>(address)->raw)
               : [wanted] "r"(wanted)
               : "memory"
               : fault);

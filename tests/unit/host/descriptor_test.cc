@@ -250,7 +250,7 @@ TEST(Descriptor, ShowsTheIdentityOfADevice) {
   spec.device_major = 10;
   spec.device_minor = 232;
   const int fd = publish_toy(&life, spec);
-  struct stat shown {};
+  struct stat shown{};
   ASSERT_EQ(fstat(fd, &shown), 0);
   rewrite_stat(find(fd), &shown);
   EXPECT_TRUE(S_ISCHR(shown.st_mode));

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every way a descriptor number stops meaning what it meant: a close, a dup over it, a range. What
+// was behind it may have had its last holder (host/descriptor.h, CloseWatch). The engine's own
+// descriptors are not there for the client: closing one is EBADF, a range goes around them, and a
+// dup onto one makes the engine move.
+
+#include <dirent.h>
+#include <errno.h>
+#include <linux/close_range.h>
+#include <sys/syscall.h>
+
+#include "base/sys.h"
+#include "host/run_section.h"
+#include "shim/engine.h"
+#include "shim/files.h"
+#include "shim/next.h"
+
+namespace stagetwo::shim {
+namespace {
+
+// Of close_range: the descriptors stay open until exec.
+constexpr int kOnlyMark = CLOSE_RANGE_CLOEXEC;
+
+struct [[gnu::packed]] DirectoryEntry {
+  u64 inode;
+  s64 offset;
+  u16 size;
+  u8 type;
+  char name[1];
+};
+
+// A number, or -1.
+int number_of(const char* name) {
+  int value = 0;
+  if (*name == '\0') return -1;
+  for (; *name != '\0'; ++name) {
+    if (*name < '0' || *name > '9') return -1;
+    value = value * 10 + (*name - '0');
+  }
+  return value;
+}
+
+// Not libc's close: that is a cancellation point, and a watch is open.
+long close_watched(int fd) {
+  host::CloseWatch watch(fd);
+  const auto result = sys::close(fd);
+  watch.closed();
+  return result ? 0 : -static_cast<long>(to_int(result.error()));
+}
+
+// Calls fn(fd) for every open descriptor in [first, last].
+template <typename F>
+void for_each_open(unsigned first, unsigned last, F&& fn) {
+  const auto directory =
+      sys::openat(AT_FDCWD, "/proc/thread-self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (!directory) return;
+  alignas(8) char entries[4096];
+  for (;;) {
+    const long size = sys::call(SYS_getdents64, *directory, sys::arg(entries), sizeof(entries));
+    if (size <= 0) break;
+    for (long at = 0; at < size;) {
+      const auto* entry = reinterpret_cast<const DirectoryEntry*>(entries + at);
+      const int fd = number_of(entry->name);
+      if (fd >= 0 && fd != *directory && static_cast<unsigned>(fd) >= first &&
+          static_cast<unsigned>(fd) <= last) {
+        fn(fd);
+      }
+      at += entry->size;
+    }
+  }
+  static_cast<void>(sys::close(*directory));
+}
+
+}  // namespace
+
+int close_fd(int fd) {
+  if (!awake()) [[likely]]
+    return next::close(fd);
+  if (host::is_engine_fd(fd)) return static_cast<int>(as_libc(-EBADF));
+  struct ::stat behind{};
+  if (!may_be_ours(fd, &behind)) return next::close(fd);
+  host::EngineSection section;
+  const long result = close_watched(fd);
+  section.leave();
+  return static_cast<int>(as_libc(result));
+}
+
+int close_stream(FILE* stream) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fileno(stream), &behind)) return next::fclose(stream);
+  // The stream writes what it holds and then closes; nothing of the engine is below either.
+  const int copy = dup(fileno(stream));
+  const int result = next::fclose(stream);
+  const int error = errno;
+  if (copy >= 0) close_fd(copy);
+  errno = error;
+  return result;
+}
+
+int close_fds(unsigned first, unsigned last, int flags) {
+  if (!awake() || (flags & kOnlyMark) != 0 || first > last) {
+    return next::close_range(first, last, flags);
+  }
+  host::EngineSection section;
+  for_each_open(first, last, [](int fd) {
+    struct ::stat behind{};
+    if (!host::is_engine_fd(fd) && may_be_ours(fd, &behind)) static_cast<void>(close_watched(fd));
+  });
+  int result = 0;
+  unsigned start = first;
+  for (;;) {
+    const int engine = start <= INT32_MAX ? host::next_engine_fd(static_cast<int>(start)) : -1;
+    const bool around = engine >= 0 && static_cast<unsigned>(engine) <= last;
+    const unsigned end = around ? static_cast<unsigned>(engine) - 1 : last;
+    if (!around || static_cast<unsigned>(engine) > start) {
+      result = next::close_range(start, end, flags);
+    }
+    if (!around || result != 0 || static_cast<unsigned>(engine) == last) break;
+    start = static_cast<unsigned>(engine) + 1;
+  }
+  section.leave();
+  return result;
+}
+
+int dup_to(int from, int to, int flags, bool dup3) {
+  const auto call_next = [&] { return dup3 ? next::dup3(from, to, flags) : next::dup2(from, to); };
+  if (!awake()) [[likely]]
+    return call_next();
+  if (host::is_engine_fd(from)) return static_cast<int>(as_libc(-EBADF));
+  if (from == to) return call_next();
+  struct ::stat behind{};
+  const bool engines = host::is_engine_fd(to);
+  if (!engines && !may_be_ours(to, &behind)) return call_next();
+  host::EngineSection section;
+  int result = 0;
+  if (engines) {
+    host::vacate_engine_fd(to);
+    result = call_next();
+  } else {
+    host::CloseWatch watch(to);
+    result = call_next();
+    if (result >= 0) watch.closed();
+  }
+  section.leave();
+  return result;
+}
+
+}  // namespace stagetwo::shim

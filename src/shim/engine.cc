@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/engine.h"
+
+#include <pthread.h>
+
+#include "abi/kvm/kvm.h"
+#include "base/sys.h"
+#include "host/backstop.h"
+#include "host/mmu_notifier.h"
+#include "host/run_section.h"
+#include "shim/next.h"
+#include "shim/options.h"
+#include "shim/signals.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::shim {
+namespace {
+
+sync::Mutex wake_lock{sync::Rank::kSession};
+// Set once, released after everything it stands for; readers only branch on it.
+sync::Atomic<bool> is_awake{false};
+
+// What another thread of the parent was in the middle of is gone; its memory is not ours to finish.
+void after_fork_in_child() {
+  host::descriptors_after_fork_child();
+  host::run_sections_after_fork_child();
+  host::notifiers_after_fork_child();
+  signals_after_fork_child();
+}
+
+}  // namespace
+
+bool awake() {
+  return is_awake.load(sync::kRelaxed);
+}
+
+Result<void> wake() {
+  if (is_awake.load(sync::kAcquire)) [[likely]]
+    return {};
+  const sync::MutexGuard guard(wake_lock);
+  if (is_awake.load(sync::kAcquire)) return {};
+  next::resolve_all();
+  read_options();
+  host::set_attacher(abi_kvm::attach);
+  ST_TRY(host::backstop::install());
+  wrap_signals();
+  if (pthread_atfork(nullptr, nullptr, after_fork_in_child) != 0) return refuse(ENOMEM);
+  is_awake.store(true, sync::kRelease);
+  log_line("engine awake");
+  return {};
+}
+
+bool may_be_ours(int fd, struct ::stat* behind) {
+  return sys::fstat(fd, behind).has_value() && S_ISREG(behind->st_mode) && behind->st_nlink == 0;
+}
+
+}  // namespace stagetwo::shim

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Asleep until an emulated device is opened: every entry point looks at one word and goes on to the
+// next function. Waking reads and wraps the client's signal handlers, puts the backstop before
+// SIGSEGV and SIGBUS, tells the rooms about fork, and reads the options; it happens once.
+//
+// I1: asleep, nothing is allocated, no thread is started, no handler is touched, nothing is
+// printed.
+
+#include <errno.h>
+#include <sys/stat.h>
+
+#include "base/result.h"
+#include "host/descriptor.h"
+
+namespace stagetwo::shim {
+
+// One relaxed load.
+bool awake();
+// Idempotent; a second thread waits for the first. Failure: what kept the engine from starting.
+Result<void> wake();
+
+// Could `fd` be one of ours? One fstat, no reference taken; *behind is filled in when it could.
+bool may_be_ours(int fd, struct ::stat* behind);
+
+// What a libc function returns for it, with errno set.
+inline long as_libc(long answer) {
+  if (answer >= 0) return answer;
+  errno = static_cast<int>(-answer);
+  return -1;
+}
+template <typename T>
+long as_libc(const Result<T>& result) {
+  if constexpr (std::is_void_v<T>) {
+    return result ? 0 : as_libc(-static_cast<long>(to_int(result.error())));
+  } else {
+    return result ? static_cast<long>(*result)
+                  : as_libc(-static_cast<long>(to_int(result.error())));
+  }
+}
+
+}  // namespace stagetwo::shim

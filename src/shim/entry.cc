@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// The libc names we stand in front of: one line each, in the order of exports.map.
+
+#include <errno.h>
+#include <stdarg.h>
+
+#include "host/run_section.h"
+#include "shim/engine.h"
+#include "shim/files.h"
+#include "shim/libc_signals.h"
+#include "shim/memory.h"
+#include "shim/next.h"
+#include "shim/raw.h"
+
+#define ST_ENTRY extern "C" __attribute__((visibility("default")))
+
+namespace shim = stagetwo::shim;
+namespace next = stagetwo::shim::next;
+using shim::Io;
+
+namespace {
+
+// The mode is there only when a file may be made.
+mode_t mode_of(int flags, va_list arguments) {
+  const bool makes = (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+  return makes ? va_arg(arguments, mode_t) : 0;
+}
+
+}  // namespace
+
+#define ST_OPEN(directory)                       \
+  va_list arguments;                             \
+  va_start(arguments, flags);                    \
+  const mode_t mode = mode_of(flags, arguments); \
+  va_end(arguments);                             \
+  return shim::open_at(directory, path, flags, mode)
+
+ST_ENTRY int open(const char* path, int flags, ...) {
+  ST_OPEN(AT_FDCWD);
+}
+ST_ENTRY int open64(const char* path, int flags, ...) {
+  ST_OPEN(AT_FDCWD);
+}
+ST_ENTRY int openat(int directory, const char* path, int flags, ...) {
+  ST_OPEN(directory);
+}
+ST_ENTRY int openat64(int directory, const char* path, int flags, ...) {
+  ST_OPEN(directory);
+}
+ST_ENTRY int creat(const char* path, mode_t mode) {
+  return shim::open_at(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
+}
+ST_ENTRY int creat64(const char* path, mode_t mode) {
+  return creat(path, mode);
+}
+ST_ENTRY int __open_2(const char* path, int flags) {
+  return shim::open_at(AT_FDCWD, path, flags, 0);
+}
+ST_ENTRY int __open64_2(const char* path, int flags) {
+  return shim::open_at(AT_FDCWD, path, flags, 0);
+}
+ST_ENTRY int __openat_2(int directory, const char* path, int flags) {
+  return shim::open_at(directory, path, flags, 0);
+}
+ST_ENTRY int __openat64_2(int directory, const char* path, int flags) {
+  return shim::open_at(directory, path, flags, 0);
+}
+ST_ENTRY FILE* fopen(const char* path, const char* mode) {
+  return shim::open_stream(path, mode);
+}
+ST_ENTRY FILE* fopen64(const char* path, const char* mode) {
+  return shim::open_stream(path, mode);
+}
+ST_ENTRY int fclose(FILE* stream) {
+  return shim::close_stream(stream);
+}
+
+// struct stat64 is struct stat here, and version 1 of the old names is both.
+#define ST_AS_STAT(buffer) reinterpret_cast<struct stat*>(buffer)
+ST_ENTRY int stat(const char* path, struct stat* out) noexcept {
+  return shim::stat_at(AT_FDCWD, path, out, 0);
+}
+ST_ENTRY int stat64(const char* path, struct stat64* out) noexcept {
+  return shim::stat_at(AT_FDCWD, path, ST_AS_STAT(out), 0);
+}
+ST_ENTRY int lstat(const char* path, struct stat* out) noexcept {
+  return shim::stat_at(AT_FDCWD, path, out, AT_SYMLINK_NOFOLLOW);
+}
+ST_ENTRY int lstat64(const char* path, struct stat64* out) noexcept {
+  return shim::stat_at(AT_FDCWD, path, ST_AS_STAT(out), AT_SYMLINK_NOFOLLOW);
+}
+ST_ENTRY int fstat(int fd, struct stat* out) noexcept {
+  return shim::stat_fd(fd, out);
+}
+ST_ENTRY int fstat64(int fd, struct stat64* out) noexcept {
+  return shim::stat_fd(fd, ST_AS_STAT(out));
+}
+ST_ENTRY int fstatat(int directory, const char* path, struct stat* out, int flags) noexcept {
+  return shim::stat_at(directory, path, out, flags);
+}
+ST_ENTRY int fstatat64(int directory, const char* path, struct stat64* out, int flags) noexcept {
+  return shim::stat_at(directory, path, ST_AS_STAT(out), flags);
+}
+ST_ENTRY int statx(int directory, const char* path, int flags, unsigned mask,
+                   struct statx* out) noexcept {
+  return shim::statx_at(directory, path, flags, mask, out);
+}
+ST_ENTRY int __xstat(int, const char* path, struct stat* out) {
+  return stat(path, out);
+}
+ST_ENTRY int __xstat64(int, const char* path, struct stat64* out) {
+  return stat64(path, out);
+}
+ST_ENTRY int __lxstat(int, const char* path, struct stat* out) {
+  return lstat(path, out);
+}
+ST_ENTRY int __lxstat64(int, const char* path, struct stat64* out) {
+  return lstat64(path, out);
+}
+ST_ENTRY int __fxstat(int, int fd, struct stat* out) {
+  return fstat(fd, out);
+}
+ST_ENTRY int __fxstat64(int, int fd, struct stat64* out) {
+  return fstat64(fd, out);
+}
+ST_ENTRY int __fxstatat(int, int directory, const char* path, struct stat* out, int flags) {
+  return fstatat(directory, path, out, flags);
+}
+ST_ENTRY int __fxstatat64(int, int directory, const char* path, struct stat64* out, int flags) {
+  return fstatat64(directory, path, out, flags);
+}
+ST_ENTRY int access(const char* path, int mode) noexcept {
+  return shim::access_at(AT_FDCWD, path, mode, 0);
+}
+ST_ENTRY int eaccess(const char* path, int mode) noexcept {
+  return shim::access_at(AT_FDCWD, path, mode, AT_EACCESS);
+}
+ST_ENTRY int euidaccess(const char* path, int mode) noexcept {
+  return shim::access_at(AT_FDCWD, path, mode, AT_EACCESS);
+}
+ST_ENTRY int faccessat(int directory, const char* path, int mode, int flags) noexcept {
+  return shim::access_at(directory, path, mode, flags);
+}
+ST_ENTRY ssize_t readlink(const char* path, char* buffer, size_t size) noexcept {
+  return shim::readlink_at(AT_FDCWD, path, buffer, size);
+}
+ST_ENTRY ssize_t readlinkat(int directory, const char* path, char* buffer, size_t size) noexcept {
+  return shim::readlink_at(directory, path, buffer, size);
+}
+ST_ENTRY ssize_t __readlink_chk(const char* path, char* buffer, size_t size, size_t room) {
+  return shim::readlink_at(AT_FDCWD, path, buffer, size < room ? size : room);
+}
+ST_ENTRY ssize_t __readlinkat_chk(int directory, const char* path, char* buffer, size_t size,
+                                  size_t room) {
+  return shim::readlink_at(directory, path, buffer, size < room ? size : room);
+}
+
+ST_ENTRY int close(int fd) {
+  return shim::close_fd(fd);
+}
+ST_ENTRY int close_range(unsigned first, unsigned last, int flags) noexcept {
+  return shim::close_fds(first, last, flags);
+}
+ST_ENTRY void closefrom(int first) noexcept {
+  shim::close_fds(first < 0 ? 0 : static_cast<unsigned>(first), ~0u, 0);
+}
+ST_ENTRY int dup2(int from, int to) noexcept {
+  return shim::dup_to(from, to, 0, false);
+}
+ST_ENTRY int dup3(int from, int to, int flags) noexcept {
+  return shim::dup_to(from, to, flags, true);
+}
+
+ST_ENTRY int ioctl(int fd, unsigned long request, ...) noexcept {
+  va_list arguments;
+  va_start(arguments, request);
+  const auto argument = va_arg(arguments, unsigned long);
+  va_end(arguments);
+  return static_cast<int>(shim::ioctl_fd(fd, request, argument));
+}
+
+ST_ENTRY ssize_t read(int fd, void* to, size_t size) {
+  return shim::io_refused(fd, Io::kRead, nullptr) ? -1 : next::read(fd, to, size);
+}
+ST_ENTRY ssize_t write(int fd, const void* from, size_t size) {
+  return shim::io_refused(fd, Io::kWrite, nullptr) ? -1 : next::write(fd, from, size);
+}
+ST_ENTRY ssize_t pread(int fd, void* to, size_t size, off_t at) {
+  return shim::io_refused(fd, Io::kRead, &at) ? -1 : next::pread(fd, to, size, at);
+}
+ST_ENTRY ssize_t pread64(int fd, void* to, size_t size, off64_t at) {
+  return pread(fd, to, size, at);
+}
+ST_ENTRY ssize_t pwrite(int fd, const void* from, size_t size, off_t at) {
+  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : next::pwrite(fd, from, size, at);
+}
+ST_ENTRY ssize_t pwrite64(int fd, const void* from, size_t size, off64_t at) {
+  return pwrite(fd, from, size, at);
+}
+ST_ENTRY ssize_t __read_chk(int fd, void* to, size_t size, size_t room) {
+  return shim::io_refused(fd, Io::kRead, nullptr) ? -1 : next::__read_chk(fd, to, size, room);
+}
+ST_ENTRY ssize_t __pread_chk(int fd, void* to, size_t size, off_t at, size_t room) {
+  return shim::io_refused(fd, Io::kRead, &at) ? -1 : next::__pread_chk(fd, to, size, at, room);
+}
+ST_ENTRY ssize_t __pread64_chk(int fd, void* to, size_t size, off64_t at, size_t room) {
+  return __pread_chk(fd, to, size, at, room);
+}
+ST_ENTRY ssize_t readv(int fd, const iovec* parts, int count) {
+  return shim::io_refused(fd, Io::kRead, nullptr) ? -1 : next::readv(fd, parts, count);
+}
+ST_ENTRY ssize_t writev(int fd, const iovec* parts, int count) {
+  return shim::io_refused(fd, Io::kWrite, nullptr) ? -1 : next::writev(fd, parts, count);
+}
+ST_ENTRY ssize_t preadv(int fd, const iovec* parts, int count, off_t at) {
+  return shim::io_refused(fd, Io::kRead, &at) ? -1 : next::preadv(fd, parts, count, at);
+}
+ST_ENTRY ssize_t preadv64(int fd, const iovec* parts, int count, off64_t at) {
+  return preadv(fd, parts, count, at);
+}
+ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
+  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : next::pwritev(fd, parts, count, at);
+}
+ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
+  return pwritev(fd, parts, count, at);
+}
+ST_ENTRY off_t lseek(int fd, off_t offset, int whence) noexcept {
+  return shim::seek_fd(fd, offset, whence);
+}
+ST_ENTRY off64_t lseek64(int fd, off64_t offset, int whence) noexcept {
+  return shim::seek_fd(fd, offset, whence);
+}
+ST_ENTRY int ftruncate(int fd, off_t size) noexcept {
+  return shim::truncate_fd(fd, size);
+}
+ST_ENTRY int ftruncate64(int fd, off64_t size) noexcept {
+  return shim::truncate_fd(fd, size);
+}
+ST_ENTRY int fallocate(int fd, int mode, off_t offset, off_t size) {
+  return shim::fallocate_fd(fd, mode, offset, size);
+}
+ST_ENTRY int fallocate64(int fd, int mode, off64_t offset, off64_t size) {
+  return shim::fallocate_fd(fd, mode, offset, size);
+}
+
+ST_ENTRY void* mmap(void* at, size_t size, int prot, int flags, int fd, off_t offset) noexcept {
+  return shim::map(at, size, prot, flags, fd, offset);
+}
+ST_ENTRY void* mmap64(void* at, size_t size, int prot, int flags, int fd, off64_t offset) noexcept {
+  return shim::map(at, size, prot, flags, fd, offset);
+}
+ST_ENTRY int munmap(void* at, size_t size) noexcept {
+  return shim::unmap(at, size);
+}
+
+ST_ENTRY void* mremap(void* old_at, size_t old_size, size_t new_size, int flags, ...) noexcept {
+  va_list arguments;
+  va_start(arguments, flags);
+  void* const new_at = (flags & MREMAP_FIXED) != 0 ? va_arg(arguments, void*) : nullptr;
+  va_end(arguments);
+  return shim::remap(old_at, old_size, new_size, flags, new_at);
+}
+
+ST_ENTRY int mprotect(void* at, size_t size, int prot) noexcept {
+  return shim::protect(at, size, prot, -1);
+}
+ST_ENTRY int pkey_mprotect(void* at, size_t size, int prot, int key) noexcept {
+  return key < 0 ? next::pkey_mprotect(at, size, prot, key) : shim::protect(at, size, prot, key);
+}
+ST_ENTRY int madvise(void* at, size_t size, int advice) noexcept {
+  return shim::advise(at, size, advice);
+}
+
+ST_ENTRY int sigaction(int number, const struct sigaction* set, struct sigaction* old) noexcept {
+  return shim::sigaction_entry(number, set, old);
+}
+ST_ENTRY sighandler_t signal(int number, sighandler_t handler) noexcept {
+  return shim::bsd_signal_entry(number, handler);
+}
+ST_ENTRY sighandler_t bsd_signal(int number, sighandler_t handler) {
+  return shim::bsd_signal_entry(number, handler);
+}
+ST_ENTRY sighandler_t ssignal(int number, sighandler_t handler) noexcept {
+  return shim::bsd_signal_entry(number, handler);
+}
+ST_ENTRY sighandler_t sysv_signal(int number, sighandler_t handler) noexcept {
+  return shim::sysv_signal_entry(number, handler);
+}
+ST_ENTRY sighandler_t __sysv_signal(int number, sighandler_t handler) noexcept {
+  return shim::sysv_signal_entry(number, handler);
+}
+ST_ENTRY int siginterrupt(int number, int interrupt) noexcept {
+  return shim::siginterrupt_entry(number, interrupt);
+}
+ST_ENTRY sighandler_t sigset(int number, sighandler_t handler) noexcept {
+  return shim::sigset_entry(number, handler);
+}
+ST_ENTRY int sigignore(int number) noexcept {
+  return shim::sigignore_entry(number);
+}
+
+ST_ENTRY int pthread_cancel(pthread_t thread) {
+  const int result = next::pthread_cancel(thread);
+  if (shim::awake()) stagetwo::host::kick_cancelled(thread);
+  return result;
+}
+
+ST_ENTRY long syscall(long number, ...) noexcept {
+  va_list list;
+  va_start(list, number);
+  const long a = va_arg(list, long), b = va_arg(list, long), c = va_arg(list, long);
+  const long d = va_arg(list, long), e = va_arg(list, long), f = va_arg(list, long);
+  va_end(list);
+  return shim::raw_call(number, a, b, c, d, e, f);
+}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/files.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+#include <cstring>
+
+#include "base/sys.h"
+#include "base/text.h"
+#include "host/run_section.h"
+#include "shim/engine.h"
+#include "shim/next.h"
+#include "shim/paths.h"
+#include "shim/show.h"
+
+namespace stagetwo::shim {
+namespace {
+
+// A file of fixed contents that nobody can write: reads are the kernel's own from here on.
+Result<int> open_text(std::string_view text, int flags) {
+  if ((flags & O_ACCMODE) != O_RDONLY) return refuse(EACCES);
+  const int made = ST_TRY(sys::memfd_create("sysfs", MFD_CLOEXEC));
+  const int backing = ST_TRY(sys::raise_engine_fd(made));
+  Result<int> opened = refuse(EIO);
+  if (const auto written = sys::write(backing, text.data(), text.size())) {
+    FixedString<48> path;
+    path.append("/proc/thread-self/fd/").append_int(backing);
+    opened = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | (flags & (O_CLOEXEC | O_NONBLOCK)));
+  }
+  static_cast<void>(sys::close(backing));
+  return opened;
+}
+
+Result<int> open_target(const Target& target, int flags) {
+  if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) return refuse(EEXIST);
+  if ((flags & O_DIRECTORY) != 0 || target.trailing_slash) return refuse(ENOTDIR);
+  if (target.kind == PathKind::kParameter) return open_text(target.text, flags);
+  ST_TRY(wake());
+  host::EngineSection section;
+  const Result<int> opened = target.device->open(flags);
+  section.leave();
+  return opened;
+}
+
+int call_next_open(int directory, const char* path, int flags, mode_t mode) {
+  return directory == AT_FDCWD ? next::open(path, flags, mode)
+                               : next::openat(directory, path, flags, mode);
+}
+
+// The open flags of an fopen mode; what fopen itself refuses is left to it.
+int flags_of_mode(const char* mode) {
+  const bool plus = strchr(mode, '+') != nullptr;
+  int flags = plus ? O_RDWR : mode[0] == 'r' ? O_RDONLY : O_WRONLY;
+  if (mode[0] == 'w') flags |= O_CREAT | O_TRUNC;
+  if (mode[0] == 'a') flags |= O_CREAT | O_APPEND;
+  if (strchr(mode, 'x') != nullptr) flags |= O_EXCL;
+  if (strchr(mode, 'e') != nullptr) flags |= O_CLOEXEC;
+  return flags;
+}
+
+bool asks_about_descriptor(const char* path, int flags) {
+  return (flags & AT_EMPTY_PATH) != 0 && path != nullptr && path[0] == '\0';
+}
+
+// What is behind `fd`, when it is ours. Pre: *said is what the kernel says of it.
+host::DescriptionRef ours_behind(int fd, const struct ::stat& said) {
+  if (!awake() || !S_ISREG(said.st_mode) || said.st_nlink != 0) return {};
+  return host::find(fd, said);
+}
+
+void correct(int fd, struct ::stat* said) {
+  if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
+  host::EngineSection section;
+  if (const host::DescriptionRef ref = ours_behind(fd, *said)) show_description(ref, said);
+  section.leave();
+}
+
+int call_next_stat(int directory, const char* path, struct ::stat* out, int flags) {
+  if (directory == AT_FDCWD && flags == 0) return next::stat(path, out);
+  if (directory == AT_FDCWD && flags == AT_SYMLINK_NOFOLLOW) return next::lstat(path, out);
+  return next::fstatat(directory, path, out, flags);
+}
+
+// The ioctls the kernel answers before it asks the file.
+bool is_the_kernels(unsigned long request) {
+  return request == FIOCLEX || request == FIONCLEX || request == FIONBIO || request == FIOASYNC;
+}
+
+// The first letter of every KVM request: enough to recognise a descriptor that came through exec.
+constexpr unsigned kKvmLetter = 0xAE;
+
+}  // namespace
+
+int open_at(int directory, const char* path, int flags, mode_t mode) {
+  const Target target = target_of(directory, path);
+  if (!target || target.kind == PathKind::kDirectory) [[likely]] {
+    return call_next_open(directory, path, flags, mode);
+  }
+  return static_cast<int>(as_libc(open_target(target, flags)));
+}
+
+FILE* open_stream(const char* path, const char* mode) {
+  const Target target = target_of(AT_FDCWD, path);
+  const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
+  if (!target || target.kind == PathKind::kDirectory || !known) return next::fopen(path, mode);
+  const int fd = static_cast<int>(as_libc(open_target(target, flags_of_mode(mode))));
+  if (fd < 0) return nullptr;
+  FILE* const stream = fdopen(fd, mode);
+  if (stream == nullptr) close_fd(fd);
+  return stream;
+}
+
+int stat_at(int directory, const char* path, struct stat* out, int flags) {
+  if (asks_about_descriptor(path, flags)) {
+    const int result = next::fstatat(directory, path, out, flags);
+    if (result == 0) correct(directory, out);
+    return result;
+  }
+  const Target target = target_of(directory, path);
+  if (!target) [[likely]]
+    return call_next_stat(directory, path, out, flags);
+  if (target.trailing_slash && target.kind != PathKind::kDirectory) {
+    return static_cast<int>(as_libc(-ENOTDIR));
+  }
+  show_target(target, out);
+  return 0;
+}
+
+int stat_fd(int fd, struct stat* out) {
+  const int result = next::fstat(fd, out);
+  if (result == 0) correct(fd, out);
+  return result;
+}
+
+int statx_at(int directory, const char* path, int flags, unsigned mask, struct statx* out) {
+  const bool about_fd = asks_about_descriptor(path, flags);
+  const Target target = about_fd ? Target{} : target_of(directory, path);
+  struct ::stat said{};
+  if (target) {
+    if (target.trailing_slash && target.kind != PathKind::kDirectory) {
+      return static_cast<int>(as_libc(-ENOTDIR));
+    }
+    show_target(target, &said);
+    *out = {};
+    to_statx(said, out);
+    return 0;
+  }
+  const int result = next::statx(directory, path, flags, mask, out);
+  if (result == 0 && about_fd && awake() && may_be_ours(directory, &said)) {
+    const nlink_t links = said.st_nlink;
+    correct(directory, &said);
+    if (said.st_nlink != links) to_statx(said, out);
+  }
+  return result;
+}
+
+int access_at(int directory, const char* path, int mode, int flags) {
+  const Target target = target_of(directory, path);
+  if (target) {
+    return static_cast<int>(as_libc(-access_refusal(target, mode, (flags & AT_EACCESS) != 0)));
+  }
+  if (directory == AT_FDCWD && flags == 0) return next::access(path, mode);
+  if (directory == AT_FDCWD && flags == AT_EACCESS) return next::eaccess(path, mode);
+  return next::faccessat(directory, path, mode, flags);
+}
+
+ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) {
+  if (target_of(directory, path)) return as_libc(-EINVAL);
+  return directory == AT_FDCWD ? next::readlink(path, buffer, size)
+                               : next::readlinkat(directory, path, buffer, size);
+}
+
+long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
+  const bool letter = _IOC_TYPE(request) == kKvmLetter;
+  struct ::stat behind{};
+  if ((!awake() && !letter) || is_the_kernels(request) || !may_be_ours(fd, &behind)) {
+    return next::ioctl(fd, request, argument);
+  }
+  if (const auto woken = wake(); !woken) return as_libc(woken);
+  host::EngineSection section;
+  long answer = 0;
+  bool ours = false;
+  {
+    const host::DescriptionRef ref = host::find(fd, behind);
+    ours = static_cast<bool>(ref);
+    if (ours) answer = ref.foreign() ? -EIO : ref->ioctl(fd, request, argument);
+  }
+  section.leave();
+  return ours ? as_libc(answer) : next::ioctl(fd, request, argument);
+}
+
+bool io_refused(int fd, Io io, const off_t* offset) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
+    return false;
+  host::EngineSection section;
+  int refusal = 0;
+  if (const host::DescriptionRef ref = host::find(fd, behind)) {
+    const auto flags = sys::fcntl(fd, F_GETFL);
+    const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
+    const bool anonymous = ref.spec().shape == host::FileShape::kAnonInode;
+    const bool native = io == Io::kRead && ref->native_read();
+    const int closed_to = io == Io::kRead ? O_WRONLY : O_RDONLY;
+    if (offset != nullptr && *offset < 0) {
+      refusal = EINVAL;
+    } else if (offset != nullptr && anonymous && !native) {
+      refusal = ESPIPE;
+    } else if (access == closed_to) {
+      refusal = EBADF;
+    } else if (!native) {
+      refusal = EINVAL;
+    }
+  }
+  section.leave();
+  if (refusal != 0) errno = refusal;
+  return refusal != 0;
+}
+
+off_t seek_fd(int fd, off_t offset, int whence) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
+    return next::lseek(fd, offset, whence);
+  host::EngineSection section;
+  const bool ours = static_cast<bool>(host::find(fd, behind));
+  section.leave();
+  // The kernel's files of this kind have a position that only reading moves.
+  const bool known = whence >= SEEK_SET && whence <= SEEK_HOLE;
+  return ours && known ? next::lseek(fd, 0, SEEK_CUR) : next::lseek(fd, offset, whence);
+}
+
+int truncate_fd(int fd, off_t size) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
+    return next::ftruncate(fd, size);
+  host::EngineSection section;
+  const bool ours = static_cast<bool>(host::find(fd, behind));
+  section.leave();
+  return ours ? static_cast<int>(as_libc(-EINVAL)) : next::ftruncate(fd, size);
+}
+
+int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fd, &behind)) [[likely]] {
+    return next::fallocate(fd, mode, offset, size);
+  }
+  host::EngineSection section;
+  long answer = 0;
+  bool ours = false;
+  {
+    const host::DescriptionRef ref = host::find(fd, behind);
+    ours = static_cast<bool>(ref);
+    const auto flags = sys::fcntl(fd, F_GETFL);
+    const bool punches = (mode & FALLOC_FL_PUNCH_HOLE) != 0;
+    if (!ours) {
+      answer = 0;
+    } else if (offset < 0 || size <= 0) {
+      answer = -EINVAL;
+    } else if ((punches && (mode & FALLOC_FL_KEEP_SIZE) == 0) || (mode & ~0x7f) != 0) {
+      answer = -EOPNOTSUPP;
+    } else if (flags && (*flags & O_ACCMODE) == O_RDONLY) {
+      answer = -EBADF;
+    } else if (const auto done = ref->fallocate(mode, offset, size); !done) {
+      answer = -static_cast<long>(to_int(done.error()));
+    }
+  }
+  section.leave();
+  return ours ? static_cast<int>(as_libc(answer)) : next::fallocate(fd, mode, offset, size);
+}
+
+}  // namespace stagetwo::shim

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Opening by name, asking by name, and the calls on a descriptor. Each function is what the libc
+// function of that name does when the name or the descriptor may be ours; the entry points
+// (entry.cc) only spell the many names libc has for it.
+//
+// Context: the client's thread, any; errno is libc's.
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+namespace stagetwo::shim {
+
+int open_at(int directory, const char* path, int flags, mode_t mode);
+FILE* open_stream(const char* path, const char* mode);
+
+int stat_at(int directory, const char* path, struct stat* out, int flags);
+int stat_fd(int fd, struct stat* out);
+int statx_at(int directory, const char* path, int flags, unsigned mask, struct statx* out);
+int access_at(int directory, const char* path, int mode, int flags);
+ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size);
+
+int close_fd(int fd);
+int close_stream(FILE* stream);
+int close_fds(unsigned first, unsigned last, int flags);
+int dup_to(int from, int to, int flags, bool dup3);
+
+long ioctl_fd(int fd, unsigned long request, unsigned long argument);
+
+enum class Io { kRead, kWrite };
+// Does a read or write of `fd` fail because of what is behind it? Then errno is set; else the
+// kernel does it. `offset` is of the p-forms, or nullptr.
+bool io_refused(int fd, Io io, const off_t* offset);
+off_t seek_fd(int fd, off_t offset, int whence);
+int truncate_fd(int fd, off_t size);
+int fallocate_fd(int fd, int mode, off_t offset, off_t size);
+
+}  // namespace stagetwo::shim

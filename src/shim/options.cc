@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/options.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+
+#include <array>
+#include <cstring>
+
+#include "base/sys.h"
+#include "base/text.h"
+#include "base/types.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr std::array kNames = {std::string_view("abi"), std::string_view("session"),
+                               std::string_view("log-file"), std::string_view("verbose")};
+constexpr size_t kLongest = 4096;
+constexpr size_t kLongestLine = 512;
+
+// A copy: the client may change its environment. Written once, under the wake lock.
+char text[kLongest];
+std::array<std::string_view, kNames.size()> values;
+
+void write_line(std::string_view line) {
+  const std::string_view pattern = option("log-file");
+  if (pattern.empty()) return sys::write_stderr(line.data(), line.size());
+  FixedString<kLongest> path;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    if (pattern[i] == '%' && i + 1 < pattern.size() && pattern[i + 1] == 'p') {
+      path.append_int(sys::getpid());
+      ++i;
+    } else {
+      path.append_char(pattern[i]);
+    }
+  }
+  const auto fd =
+      sys::openat(AT_FDCWD, path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (!fd) return;
+  static_cast<void>(sys::write(*fd, line.data(), line.size()));
+  static_cast<void>(sys::close(*fd));
+}
+
+void say(std::string_view what, std::string_view name) {
+  FixedString<kLongestLine> line;
+  line.append("stagetwo[").append_int(sys::getpid()).append("]: ").append(what).append(name);
+  line.append_char('\n');
+  write_line(line.view());
+}
+
+void take(std::string_view setting) {
+  const size_t equals = setting.find('=');
+  const std::string_view name = setting.substr(0, equals);
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (kNames[i] != name) continue;
+    values[i] = equals == std::string_view::npos ? "1" : setting.substr(equals + 1);
+    return;
+  }
+  say("STAGETWO_OPTIONS: unknown option, ignored: ", name);
+}
+
+}  // namespace
+
+void read_options() {
+  const char* const given = getenv("STAGETWO_OPTIONS");
+  if (given == nullptr) return;
+  strncpy(text, given, sizeof(text) - 1);
+  std::string_view rest = text;
+  while (!rest.empty()) {
+    const size_t colon = rest.find(':');
+    if (const std::string_view one = rest.substr(0, colon); !one.empty()) take(one);
+    rest = colon == std::string_view::npos ? std::string_view() : rest.substr(colon + 1);
+  }
+}
+
+std::string_view option(std::string_view name) {
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (kNames[i] == name) return values[i];
+  }
+  return {};
+}
+
+void log_line(std::string_view line) {
+  if (!option("verbose").empty()) say(line, {});
+}
+
+}  // namespace stagetwo::shim

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/paths.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/syscall.h>
+
+#include <array>
+
+#include "abi/kvm/kvm.h"
+#include "base/sys.h"
+#include "base/text.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr u32 kMiscMajor = 10;
+constexpr u32 kKvmMinor = 232;
+
+constexpr std::array kDevices = {
+    Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
+};
+constexpr std::string_view kModules = "/sys/module/";
+constexpr std::string_view kParameters = "/parameters";
+// A row of the parameter table that says whether a module is there at all.
+constexpr std::array kModuleProbes = {std::string_view("kvm/parameters/tdp_mmu"),
+                                      std::string_view("kvm_amd/parameters/npt"),
+                                      std::string_view("kvm_intel/parameters/ept")};
+constexpr size_t kLongestName = 128;
+
+using Name = FixedString<kLongestName>;
+
+// Appends `path` without empty and dot components. False: it is longer than anything of ours.
+bool append_normal(Name& name, std::string_view path) {
+  while (!path.empty()) {
+    const size_t slash = path.find('/');
+    const std::string_view part = path.substr(0, slash);
+    path = slash == std::string_view::npos ? std::string_view() : path.substr(slash + 1);
+    if (part.empty() || part == ".") continue;
+    if (part == "..") {
+      const size_t last = name.view().rfind('/');
+      const Name parent(last == std::string_view::npos ? std::string_view()
+                                                       : name.view().substr(0, last));
+      name.clear();
+      name.append(parent.view());
+      continue;
+    }
+    name.append_char('/').append(part);
+    if (name.cut()) return false;
+  }
+  return true;
+}
+
+bool could_be_ours(std::string_view absolute) {
+  // "/dev…", "/sys…", or something to be normalised first.
+  if (absolute.size() < 4) return false;
+  switch (absolute[1]) {
+    case 'd':
+      return absolute[2] == 'e' && absolute[3] == 'v';
+    case 's':
+      return absolute[2] == 'y' && absolute[3] == 's';
+    case '/':
+    case '.':
+      return true;
+    default:
+      return absolute.find("/..") != std::string_view::npos;
+  }
+}
+
+bool relative_could_be_ours(std::string_view path) {
+  while (path.ends_with('/')) path.remove_suffix(1);
+  const size_t slash = path.rfind('/');
+  const std::string_view last = slash == std::string_view::npos ? path : path.substr(slash + 1);
+  return last.starts_with("kvm") || path.find("parameters") != std::string_view::npos ||
+         (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
+         last == "npt" || last == "avic" || last == "ept" || last == "nested";
+}
+
+// The directory a relative name starts from. Empty: unknown.
+bool append_base(Name& name, int directory) {
+  char buffer[kLongestName];
+  long size = 0;
+  if (directory == AT_FDCWD) {
+    size = sys::call(SYS_getcwd, sys::arg(buffer), sizeof(buffer)) - 1;
+  } else {
+    FixedString<48> link;
+    link.append("/proc/thread-self/fd/").append_int(directory);
+    size = sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(buffer),
+                     sizeof(buffer));
+  }
+  if (size <= 0 || size >= static_cast<long>(sizeof(buffer)) || buffer[0] != '/') return false;
+  return append_normal(name, {buffer, static_cast<size_t>(size)});
+}
+
+bool is_module_directory(std::string_view below) {
+  if (below.ends_with(kParameters)) below.remove_suffix(kParameters.size());
+  for (const std::string_view probe : kModuleProbes) {
+    if (probe.substr(0, probe.find('/')) == below) return !abi_kvm::parameter(probe).empty();
+  }
+  return false;
+}
+
+Target target_named(std::string_view name) {
+  Target target;
+  for (const Device& device : kDevices) {
+    if (name != device.path) continue;
+    target.kind = PathKind::kDevice;
+    target.device = &device;
+    return target;
+  }
+  if (!name.starts_with(kModules)) return target;
+  name.remove_prefix(kModules.size());
+  if (const std::string_view text = abi_kvm::parameter(name); !text.empty()) {
+    target.kind = PathKind::kParameter;
+    target.text = text;
+  } else if (is_module_directory(name)) {
+    target.kind = PathKind::kDirectory;
+  }
+  return target;
+}
+
+}  // namespace
+
+Target target_of(int directory, const char* path) {
+  // What cannot be a pointer is left to the kernel's EFAULT.
+  if (reinterpret_cast<u64>(path) < 4096) return {};
+  const bool absolute = path[0] == '/';
+  const std::string_view text(path);
+  if (absolute ? !could_be_ours(text) : !relative_could_be_ours(text)) [[likely]]
+    return {};
+  Name name;
+  if (!absolute && !append_base(name, directory)) return {};
+  if (!append_normal(name, text)) return {};
+  Target target = target_named(name.view());
+  target.trailing_slash = text.ends_with('/') || text.ends_with("/.");
+  return target;
+}
+
+}  // namespace stagetwo::shim

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/raw.h"
+
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+
+#include "shim/engine.h"
+#include "shim/files.h"
+#include "shim/memory.h"
+#include "shim/next.h"
+#include "shim/paths.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr long kPassOn = -1;  // no number of a system call
+
+template <typename T>
+T* pointer(long value) {
+  return reinterpret_cast<T*>(value);
+}
+int integer(long value) {
+  return static_cast<int>(value);
+}
+size_t size_of(long value) {
+  return static_cast<size_t>(value);
+}
+
+// openat2 in place: only the flags concern us.
+long open_by_how(long directory, long path, long how, long size, bool* done) {
+  *done = static_cast<bool>(target_of(integer(directory), pointer<const char>(path))) &&
+          size >= static_cast<long>(sizeof(open_how));
+  if (!*done) return kPassOn;
+  const auto* asked = pointer<const open_how>(how);
+  return open_at(integer(directory), pointer<const char>(path), static_cast<int>(asked->flags), 0);
+}
+
+long by_name(long number, long a, long b, long c, long d, long e, bool* done) {
+  *done = true;
+  switch (number) {
+    case SYS_open:
+      return open_at(AT_FDCWD, pointer<const char>(a), integer(b), static_cast<mode_t>(c));
+    case SYS_creat:
+      return open_at(AT_FDCWD, pointer<const char>(a), O_CREAT | O_WRONLY | O_TRUNC,
+                     static_cast<mode_t>(b));
+    case SYS_openat:
+      return open_at(integer(a), pointer<const char>(b), integer(c), static_cast<mode_t>(d));
+    case SYS_openat2:
+      return open_by_how(a, b, c, d, done);
+    case SYS_stat:
+      return stat_at(AT_FDCWD, pointer<const char>(a), pointer<struct stat>(b), 0);
+    case SYS_lstat:
+      return stat_at(AT_FDCWD, pointer<const char>(a), pointer<struct stat>(b),
+                     AT_SYMLINK_NOFOLLOW);
+    case SYS_newfstatat:
+      return stat_at(integer(a), pointer<const char>(b), pointer<struct stat>(c), integer(d));
+    case SYS_statx:
+      return statx_at(integer(a), pointer<const char>(b), integer(c), static_cast<unsigned>(d),
+                      pointer<struct statx>(e));
+    case SYS_access:
+      return access_at(AT_FDCWD, pointer<const char>(a), integer(b), 0);
+    case SYS_faccessat:
+      return access_at(integer(a), pointer<const char>(b), integer(c), 0);
+    default:
+      *done = false;
+      return kPassOn;
+  }
+}
+
+long by_address(long number, long a, long b, long c, long d, long e, long f, bool* done) {
+  *done = true;
+  switch (number) {
+    case SYS_mmap:
+      return reinterpret_cast<long>(
+          map(pointer<void>(a), size_of(b), integer(c), integer(d), integer(e), f));
+    case SYS_munmap:
+      return unmap(pointer<void>(a), size_of(b));
+    case SYS_mremap:
+      return reinterpret_cast<long>(
+          remap(pointer<void>(a), size_of(b), size_of(c), integer(d), pointer<void>(e)));
+    case SYS_mprotect:
+      return protect(pointer<void>(a), size_of(b), integer(c), -1);
+    case SYS_pkey_mprotect:
+      if (d < 0) break;
+      return protect(pointer<void>(a), size_of(b), integer(c), integer(d));
+    case SYS_madvise:
+      return advise(pointer<void>(a), size_of(b), integer(c));
+    default:
+      break;
+  }
+  *done = false;
+  return kPassOn;
+}
+
+long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
+  *done = true;
+  switch (number) {
+    case SYS_ioctl:
+      return ioctl_fd(integer(a), static_cast<unsigned long>(b), static_cast<unsigned long>(c));
+    case SYS_close:
+      return close_fd(integer(a));
+    case SYS_close_range:
+      return close_fds(static_cast<unsigned>(a), static_cast<unsigned>(b), integer(c));
+    case SYS_dup2:
+      return dup_to(integer(a), integer(b), 0, false);
+    case SYS_dup3:
+      return dup_to(integer(a), integer(b), integer(c), true);
+    case SYS_fstat:
+      return stat_fd(integer(a), pointer<struct stat>(b));
+    case SYS_lseek:
+      return seek_fd(integer(a), b, integer(c));
+    case SYS_ftruncate:
+      return truncate_fd(integer(a), b);
+    case SYS_fallocate:
+      return fallocate_fd(integer(a), integer(b), c, d);
+    case SYS_read:
+    case SYS_readv:
+      if (io_refused(integer(a), Io::kRead, nullptr)) return -1;
+      break;
+    case SYS_write:
+    case SYS_writev:
+      if (io_refused(integer(a), Io::kWrite, nullptr)) return -1;
+      break;
+    case SYS_pread64:
+    case SYS_preadv:
+      if (io_refused(integer(a), Io::kRead, &d)) return -1;
+      break;
+    case SYS_pwrite64:
+    case SYS_pwritev:
+      if (io_refused(integer(a), Io::kWrite, &d)) return -1;
+      break;
+    default:
+      break;
+  }
+  *done = false;
+  return kPassOn;
+}
+
+}  // namespace
+
+long raw_call(long number, long a, long b, long c, long d, long e, long f) {
+  bool done = false;
+  long result = by_descriptor(number, a, b, c, d, &done);
+  if (!done) result = by_name(number, a, b, c, d, e, &done);
+  if (!done) result = by_address(number, a, b, c, d, e, f, &done);
+  return done ? result : next::syscall(number, a, b, c, d, e, f);
+}
+
+}  // namespace stagetwo::shim
