@@ -23,10 +23,7 @@ bool releases(std::memory_order order) {
 
 u64 Random::next() {
   state_ += 0x9e3779b97f4a7c15u;
-  u64 x = state_;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
+  return hash_u64(state_);
 }
 
 void Model::reset(unsigned threads, bool weak) {

@@ -22,6 +22,7 @@
 
 #include <atomic>
 
+#include "base/hash_map.h"
 #include "base/types.h"
 
 #if defined(ST_SCHED)
@@ -30,7 +31,8 @@ namespace stagetwo::sync::sched {
 
 class Random {
  public:
-  explicit Random(u64 seed) : state_(seed * 0x9e3779b97f4a7c15u + 0x1234567u) {}
+  // The seed is mixed: neighbouring seeds must not be one sequence shifted by a step.
+  explicit Random(u64 seed) : state_(hash_u64(seed + 0x9e3779b97f4a7c15u)) {}
   u64 next();
   // Uniform in [0, n). Pre: n > 0.
   u64 below(u64 n) { return next() % n; }
