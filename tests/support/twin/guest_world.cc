@@ -58,7 +58,8 @@ void GuestWorld::build_tables() {
 void GuestWorld::build_kernel() {
   for (u64 vector = 0; vector < 256; ++vector) {
     const u64 handler = kKernelBase + kHandlers + vector * kHandlerStride;
-    memory_[kHandlers + vector * kHandlerStride] = 0xf4;  // hlt
+    // HLT all over: a device that steps past the first one stops at the next.
+    std::memset(memory_ + kHandlers + vector * kHandlerStride, 0xf4, kHandlerStride);
     // Interrupt gate, DPL 0 but for #BP and #OF, IST 1.
     const u64 dpl = vector == 3 || vector == 4 ? 3 : 0;
     put(kIdt + vector * 16, (handler & 0xffff) | u64{kKernelCs} << 16 | u64{1} << 32 |
@@ -100,7 +101,7 @@ bool GuestWorld::pushes_error(int vector) {
 
 bool GuestWorld::read_end(u64 rip, CpuEnd* end) const {
   const u64 offset = rip - 1 - (kKernelBase + kHandlers);
-  if (offset >= 256 * kHandlerStride || offset % kHandlerStride != 0) return false;
+  if (offset >= 256 * kHandlerStride) return false;
   end->vector = static_cast<int>(offset / kHandlerStride);
   const u64 frame = kKernelStack + kPage - 40;
   end->image.rip = get<u64>(frame);

@@ -47,6 +47,9 @@ class GuestWorld {
   [[nodiscard]] bool read_end(u64 rip, CpuEnd* end) const;
 
   [[nodiscard]] static bool pushes_error(int vector);
+  [[nodiscard]] static constexpr bool in_handlers(u64 rip) {
+    return rip - (kKernelBase + kHandlers) < 256 * kHandlerStride;
+  }
 
  private:
   void build();

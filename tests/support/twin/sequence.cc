@@ -138,6 +138,7 @@ constexpr std::array<u8, 3> kDefineFlags = {0x48, 0x39, 0xd8};    // cmp rax, rb
 const char* not_for_user_mode(const Insn& insn) {
   if (vcpu::is_mmx(insn.op)) return "MMX and x87 registers are not computed with";
   if (vcpu::is_length_only(insn.op)) return "beyond SSE2";
+  if (insn.op == Op::kNop && insn.opcode == 0x0d) return "#UD on AMD, a hint on Intel";
   switch (insn.op) {
     case Op::kRdtsc:
     case Op::kRdtscp:
