@@ -24,7 +24,7 @@ constexpr u32 kSoftwareEnable = 1u << 8;
 constexpr u32 kIcrBusy = 1u << 12;
 constexpr u64 kX2apicIcrReserved = (0xfffull << 20) | (1u << 17) | (1u << 16) | (1u << 13);
 
-constexpr u32 kTimerOneShot = 0, kTimerPeriodic = 1, kTimerTscDeadline = 2;
+enum TimerMode : u32 { kTimerOneShot = 0, kTimerPeriodic = 1, kTimerTscDeadline = 2 };
 // A period below this would keep the owner busy with its own timer (KVM's min_timer_period_us).
 constexpr u64 kShortestPeriodNs = 500'000;
 
@@ -46,9 +46,13 @@ u32 lvt_mask(u32 offset) {
   }
 }
 
-bool is_lvt(u32 offset) { return offset >= kLvtTimer && offset <= kLvtError; }
+bool is_lvt(u32 offset) {
+  return offset >= kLvtTimer && offset <= kLvtError;
+}
 
-u32 x2apic_logical_id(u32 id) { return (id >> 4) << 16 | 1u << (id & 0xf); }
+u32 x2apic_logical_id(u32 id) {
+  return (id >> 4) << 16 | 1u << (id & 0xf);
+}
 
 u32 load32(const u8* data) {
   u32 value = 0;
@@ -58,7 +62,9 @@ u32 load32(const u8* data) {
 
 }  // namespace
 
-Lapic::Lapic(const Config& config) : config_(config) { reset(/*init_event=*/false); }
+Lapic::Lapic(const Config& config) : config_(config) {
+  reset(/*init_event=*/false);
+}
 
 void Lapic::wake() {
   if (config_.wake) config_.wake(config_.wake_context);
@@ -110,7 +116,9 @@ Result<void> Lapic::set_base(u64 value, u64 reserved_bits, bool host_initiated) 
   return {};
 }
 
-bool Lapic::software_enabled() const { return (reg(kSpurious) & kSoftwareEnable) != 0; }
+bool Lapic::software_enabled() const {
+  return (reg(kSpurious) & kSoftwareEnable) != 0;
+}
 
 bool Lapic::readable(u32 offset) const {
   switch (offset) {
@@ -234,7 +242,8 @@ bool Lapic::write_register(u32 offset, u32 value, u64 now_ns) {
       const u32 left = current_count(now_ns);
       set_reg(offset, value & 0xb);
       // A running count goes on from where it is, at the new pace.
-      if (deadline_ns_ != 0 && reg(kInitialCount) != 0) deadline_ns_ = now_ns + timer_period_ns() / reg(kInitialCount) * left;
+      if (deadline_ns_ != 0 && reg(kInitialCount) != 0)
+        deadline_ns_ = now_ns + timer_period_ns() / reg(kInitialCount) * left;
       return true;
     }
     case kErrorStatus:
@@ -279,7 +288,9 @@ void Lapic::send(u32 icr_low, u32 destination) {
   config_.bus->deliver(message, this);
 }
 
-u8 Lapic::task_priority_class() const { return static_cast<u8>(reg(kTaskPriority) >> 4); }
+u8 Lapic::task_priority_class() const {
+  return static_cast<u8>(reg(kTaskPriority) >> 4);
+}
 
 void Lapic::set_task_priority_class(u8 cr8) {
   set_reg(kTaskPriority, (cr8 & 0xfu) << 4);
@@ -413,7 +424,9 @@ bool Lapic::matches(const ApicMessage& message, const Lapic* sender) const {
   return message.destination == (x2apic() ? reg(kId) : reg(kId) >> 24);
 }
 
-bool Lapic::take_init() { return init_.exchange(0) != 0; }
+bool Lapic::take_init() {
+  return init_.exchange(0) != 0;
+}
 
 std::optional<u8> Lapic::take_startup() {
   const u32 posted = startup_.exchange(0);
@@ -434,7 +447,9 @@ void Lapic::local_deliver(u32 lvt_offset) {
                                           : static_cast<DeliveryMode>(lvt >> 8 & 7)});
 }
 
-u32 Lapic::timer_mode() const { return reg(kLvtTimer) >> 17 & 3; }
+u32 Lapic::timer_mode() const {
+  return reg(kLvtTimer) >> 17 & 3;
+}
 
 u64 Lapic::timer_period_ns() const {
   const u32 divide = reg(kDivide);
@@ -530,7 +545,9 @@ void ApicBus::attach(Lapic* lapic) {
   }
 }
 
-void ApicBus::detach(Lapic* lapic) { processors_[lapic->id()].store(nullptr); }
+void ApicBus::detach(Lapic* lapic) {
+  processors_[lapic->id()].store(nullptr);
+}
 
 Lapic* ApicBus::choose_lowest(const ApicMessage& message, const Lapic* sender) {
   Lapic* lowest = nullptr;

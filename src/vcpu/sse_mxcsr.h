@@ -10,7 +10,8 @@
 //   stops
 //     the instruction before its result exists: overflow, underflow and precision are not reported;
 //   - a tiny result is an underflow even if exact once underflow is unmasked, and flush-to-zero
-//     does not act then.
+//     does not act then;
+//   - an unmasked overflow or underflow leaves no rounded result, and so no precision exception.
 // Spec: SDM vol. 1, 11.5.2 to 11.5.4, and 4.9.1.5.
 
 #include "vcpu/sse.h"
@@ -18,7 +19,8 @@
 
 namespace stagetwo::vcpu::sse {
 
-inline constexpr u32 kFlags = 0x3f, kPreComputation = 0x07, kUnderflow = 0x10;
+inline constexpr u32 kFlags = 0x3f, kPreComputation = 0x07, kOverflow = 0x08, kUnderflow = 0x10,
+                     kPrecision = 0x20;
 inline constexpr unsigned kMaskShift = 7;
 inline constexpr u32 kAllMasked = kFlags << kMaskShift, kUnderflowMask = kUnderflow << kMaskShift;
 inline constexpr u32 kFlushToZero = 0x8000;
@@ -61,10 +63,12 @@ inline SseOutcome settle(SseOperands& o, u32 host_mxcsr, Tiny where, const Xmm& 
   u32 raised = host_mxcsr & kFlags;
   const u32 unmasked = ~(o.mxcsr >> kMaskShift) & kFlags;
   if (unmasked != 0) [[unlikely]] {
-    if ((raised & unmasked & kPreComputation) != 0)
+    if ((raised & unmasked & kPreComputation) != 0) {
       raised &= kPreComputation;
-    else if ((unmasked & kUnderflow) != 0 && is_tiny(where, result))
-      raised |= kUnderflow;
+    } else {
+      if ((unmasked & kUnderflow) != 0 && is_tiny(where, result)) raised |= kUnderflow;
+      if ((raised & unmasked & (kOverflow | kUnderflow)) != 0) raised &= ~kPrecision;
+    }
   }
   o.mxcsr |= raised;
   return (raised & unmasked) == 0 ? SseOutcome::kDone : SseOutcome::kSimdException;

@@ -114,7 +114,8 @@ bool GuestWorld::read_end(u64 rip, CpuEnd* end) const {
 
 vcpu::SystemState guest_world_system() {
   vcpu::SystemState system;
-  for (auto& segment : system.seg) segment = flat(GuestWorld::kKernelSs, false);
+  for (auto& segment : system.seg) segment = flat(0, false);
+  system.seg[vcpu::kSegSs] = flat(GuestWorld::kKernelSs, false);
   system.seg[vcpu::kSegCs] = flat(GuestWorld::kKernelCs, true);
   system.tr = flat(GuestWorld::kTssSelector, true);
   system.tr.base = GuestWorld::kKernelBase + GuestWorld::kTss;
@@ -127,7 +128,7 @@ vcpu::SystemState guest_world_system() {
   system.ldt.s = 0;
   system.ldt.unusable = 1;
   system.ldt.present = 0;
-  system.gdt = {GuestWorld::kKernelBase + GuestWorld::kGdt, 0x3f};
+  system.gdt = {GuestWorld::kKernelBase + GuestWorld::kGdt, 0x4f};
   system.idt = {GuestWorld::kKernelBase + GuestWorld::kIdt, 0xfff};
   system.cr0 = vcpu::cr0::kPe | vcpu::cr0::kMp | vcpu::cr0::kEt | vcpu::cr0::kNe | vcpu::cr0::kWp |
                vcpu::cr0::kAm | vcpu::cr0::kPg;

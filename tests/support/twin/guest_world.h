@@ -30,8 +30,8 @@ class GuestWorld {
                        kStackPa = 0x22000;
   static constexpr u64 kHandlerStride = 16;
   static constexpr u64 kIret = kKernelBase + 0xb000;  // one IRETQ
-  static constexpr u16 kKernelCs = 0x08, kKernelSs = 0x10, kUserCs = 0x23, kUserSs = 0x1b,
-                       kTssSelector = 0x28;
+  static constexpr u16 kKernelCs = 0x08, kKernelSs = 0x10, kUserCs = 0x33, kUserSs = 0x2b,
+                       kTssSelector = 0x40;  // the user's as under Linux: programs can read them
 
   // Pre: `memory` is kWorldBytes of zeroed, page-aligned memory that outlives this.
   explicit GuestWorld(u8* memory) : memory_(memory) { build(); }

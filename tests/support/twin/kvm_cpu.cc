@@ -191,7 +191,11 @@ bool KvmCpu::finish(CpuEnd* end, std::string* what) {
   if (!read(&end->image) || raw_ioctl(vcpu_, KVM_GET_SREGS, &system) != 0) return false;
   end->cr2 = system.cr2;
   if (run_->exit_reason == KVM_EXIT_HLT && world_->read_end(end->image.rip, end)) return true;
-  { char b[80]; std::snprintf(b,80,"exit reason %u rip %llx",run_->exit_reason,(long long)end->image.rip); *what=b; }
+  {
+    char b[80];
+    std::snprintf(b, 80, "exit reason %u rip %llx", run_->exit_reason, (long long)end->image.rip);
+    *what = b;
+  }
   if (run_->exit_reason == KVM_EXIT_INTERNAL_ERROR)
     *what += " suberror " + std::to_string(run_->internal.suberror);
   (void)reset();

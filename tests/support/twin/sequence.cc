@@ -41,6 +41,12 @@ void put_movabs(std::vector<u8>& out, unsigned reg, u64 value) {
   out.push_back(static_cast<u8>(0xb8 | (reg & 7)));
   put64(out, value);
 }
+// MOV dword [absolute], imm32.
+void put_store32(std::vector<u8>& out, u32 value, u64 address) {
+  out.insert(out.end(), {0xc7, 0x04, 0x25});
+  put64(out, address, 4);
+  put64(out, value, 4);
+}
 // MOV [absolute], r64.
 void put_store(std::vector<u8>& out, unsigned reg, u64 address) {
   out.push_back(static_cast<u8>(0x48 | (reg >> 3) << 2));
@@ -125,6 +131,12 @@ bool is_unpredictable(const Insn& insn, std::span<const u8> bytes) {
   if (insn.op == Op::kBswap && insn.operand_size == 2) return true;
   if ((insn.op == Op::kShld || insn.op == Op::kShrd) && insn.operand_size == 2)
     return insn.operand[2].kind != OperandKind::kImm || (insn.imm & 31) > 16;
+  // AMD reads four bytes, Intel two.
+  if (insn.op == Op::kMovsxd && insn.operand_size == 2 && insn.has_mem) return true;
+  // Processors let a repeat prefix change the condition.
+  if ((insn.op == Op::kLoope || insn.op == Op::kLoopne) &&
+      (has_prefix(bytes, 0xf2) || has_prefix(bytes, 0xf3)))
+    return true;
   // Intel ignores 66 before a near branch in 64-bit mode, AMD does not.
   if (is_near_branch(insn.op) && has_prefix(bytes, 0x66)) return true;
   return false;
@@ -153,6 +165,8 @@ const char* not_for_user_mode(const Insn& insn) {
     case Op::kSysexit:
     case Op::kSysret:
       return "enters the host's kernel, or is judged by vendor";
+    case Op::kInt1:
+      return "the host's kernel reports it in its own way";
     case Op::kVmcall:
     case Op::kVmmcall:
     case Op::kVmfunc:
@@ -359,6 +373,13 @@ u64 SequenceGenerator::target(unsigned bytes, bool aligned) {
   return random_.one_in(2) ? kScratch - random_.below(bytes + 1) : kCode + random_.below(0x100);
 }
 
+// Mostly valid; seldom with a reserved bit, but not 17, which AMD defines.
+u32 SequenceGenerator::new_mxcsr() {
+  const auto low = static_cast<u32>(random_.below(0x10000));
+  if (random_.one_in(8)) return low | 1u << (random_.one_in(2) ? 16 : 18 + random_.small(14));
+  return random_.one_in(2) ? low | 0x1f80 : low;
+}
+
 void SequenceGenerator::point_operand(Build& b) {
   const auto& mem = b.insn.mem;
   const bool aligned = sse_aligned(b.insn.op) || b.insn.op == Op::kCmpxchg16b;
@@ -470,6 +491,7 @@ bool SequenceGenerator::unit(u16 row, Unit* unit) {
     unit->fixups.push_back({.at = static_cast<u8>(here(out) - 8), .size = 8, .to_end = true});
     if (b.insn.op != Op::kRet) put_store(out, b.return_reg, b.memory_target);
   }
+  if (b.insn.op == Op::kLdmxcsr) put_store32(out, new_mxcsr(), b.memory_target);
   for (const auto& [reg, v] : b.loads) put_movabs(out, reg, v);
   if (b.insn.op == Op::kRet) {
     if (b.return_reg >= 8) out.push_back(0x41);

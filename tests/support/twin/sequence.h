@@ -84,6 +84,7 @@ class SequenceGenerator {
   [[nodiscard]] CpuImage random_start();
   u64 value();
   u64 target(unsigned bytes, bool aligned = false);
+  u32 new_mxcsr();
   Xmm vector_value();
   void point_operand(Build& b);
   void point_strings(Build& b);

@@ -165,6 +165,15 @@ TEST_F(LapicTest, TscDeadlineFiresAndDisarms) {
   EXPECT_EQ(cpu_[0]->pending_vector(), 0x40);
 }
 
+TEST_F(LapicTest, DivideRegisterInTscDeadlineModeLeavesTheDeadlineAlone) {
+  write(0, kLvtTimer, 0x40040);
+  cpu_[0]->set_tsc_deadline(5000);
+  const auto before = cpu_[0]->timer_deadline_ns();
+  write(0, kTdcr, 0xb);
+  EXPECT_EQ(cpu_[0]->timer_deadline_ns(), before);
+  EXPECT_EQ(cpu_[0]->tsc_deadline(), 5000u);
+}
+
 TEST_F(LapicTest, X2apicRefusesReservedBitsAndReadsItsIdWhole) {
   ASSERT_TRUE(cpu_[2]->set_base(0xfee00c00, 0, false).has_value());
   EXPECT_EQ(*cpu_[2]->msr_read(0x802, 0), 2u);

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/twin/interpreted_cpu.h"
+
+#include <cpuid.h>
+#include <sys/mman.h>
+
+#include <array>
+#include <utility>
+
+#include "host/backstop.h"
+
+namespace stagetwo::twin {
+namespace {
+
+constexpr u32 kFsBaseMsr = 0xc0000100, kGsBaseMsr = 0xc0000101;
+
+// The leaves that say which instructions exist, as this machine answers them.
+std::array<vcpu::CpuidEntry, 6> host_cpuid() {
+  std::array<vcpu::CpuidEntry, 6> entries{};
+  const std::array<std::pair<u32, u32>, 6> leaves = {
+      {{0, 0}, {1, 0}, {7, 0}, {0x80000000, 0}, {0x80000001, 0}, {0x80000008, 0}}};
+  for (std::size_t i = 0; i < leaves.size(); ++i) {
+    auto& e = entries[i];
+    e.function = leaves[i].first;
+    e.index = leaves[i].second;
+    e.flags = e.function == 7 ? 1 : 0;
+    __cpuid_count(e.function, e.index, e.eax, e.ebx, e.ecx, e.edx);
+  }
+  return entries;
+}
+
+}  // namespace
+
+InterpretedCpu::~InterpretedCpu() {
+  if (vcpu_ != nullptr) vcpu::Vcpu::destroy(vcpu_);
+  guest_memory_.reset();
+  if (memory_ != nullptr) munmap(memory_, kWorldBytes);
+}
+
+bool InterpretedCpu::open(std::string* reason) {
+  void* memory =
+      mmap(nullptr, kWorldBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    *reason = "no memory";
+    return false;
+  }
+  memory_ = static_cast<u8*>(memory);
+  world_.emplace(memory_);
+  if (!host::backstop::install()) {
+    *reason = "no handler for guarded accesses";
+    return false;
+  }
+  auto guest = stage2::GuestMemory::create({});
+  if (!guest) {
+    *reason = "GuestMemory::create refused";
+    return false;
+  }
+  guest_memory_.emplace(std::move(*guest));
+  stage2::Region region;
+  region.size = kWorldBytes;
+  region.hva = reinterpret_cast<u64>(memory_);
+  if (!(*guest_memory_)->slots().set_region(region)) {
+    *reason = "set_region refused";
+    return false;
+  }
+  vcpu::VcpuConfig config;
+  config.memory = &**guest_memory_;
+  config.policy = &policy_;
+  auto created = vcpu::Vcpu::create(config);
+  if (!created) {
+    *reason = "Vcpu::create refused";
+    return false;
+  }
+  vcpu_ = *created;
+  const auto cpuid = host_cpuid();
+  if (!vcpu_->set_cpuid(cpuid)) {
+    *reason = "set_cpuid refused";
+    return false;
+  }
+  reset();
+  return true;
+}
+
+void InterpretedCpu::reset() {
+  vcpu_->state().events = {};
+  (void)vcpu_->set_system_state(guest_world_system());
+}
+
+bool InterpretedCpu::run(const CpuImage& start, unsigned cpl, CpuEnd* end, std::string* what) {
+  vcpu::CpuState& state = vcpu_->state();
+  std::memcpy(state.gpr, start.gpr, sizeof state.gpr);
+  std::memcpy(state.xmm, start.xmm, sizeof state.xmm);
+  state.mxcsr = start.mxcsr;
+  state.gpr[vcpu::kRsp] = world_->prepare(start, cpl);
+  state.rip = GuestWorld::kIret;
+  state.rflags = 2;
+  vcpu_->registers_changed();
+  (void)vcpu_->set_msr(kFsBaseMsr, start.fs_base, true);
+  (void)vcpu_->set_msr(kGsBaseMsr, start.gs_base, true);
+  const vcpu::Exit& exit = vcpu_->run({});
+  std::memcpy(end->image.gpr, state.gpr, sizeof state.gpr);
+  std::memcpy(end->image.xmm, state.xmm, sizeof state.xmm);
+  end->image.mxcsr = state.mxcsr;
+  end->image.fs_base = state.sys.seg[vcpu::kSegFs].base;
+  end->image.gs_base = state.sys.seg[vcpu::kSegGs].base;
+  end->cr2 = state.sys.cr2;
+  if (exit.kind == vcpu::ExitKind::kHlt && world_->read_end(state.rip, end)) return true;
+  *what = "exit kind " + std::to_string(static_cast<int>(exit.kind)) + " at rip " +
+          std::to_string(state.rip);
+  end->image.rip = state.rip;
+  end->vector = -2;
+  reset();
+  return false;
+}
+
+}  // namespace stagetwo::twin
