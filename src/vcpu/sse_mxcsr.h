@@ -11,7 +11,7 @@
 //     the instruction before its result exists: overflow, underflow and precision are not reported;
 //   - a tiny result is an underflow even if exact once underflow is unmasked, and flush-to-zero
 //     does not act then;
-//   - an unmasked overflow or underflow leaves no rounded result, and so no precision exception.
+//   - beside an unmasked overflow or underflow a masked precision exception is not reported.
 // Spec: SDM vol. 1, 11.5.2 to 11.5.4, and 4.9.1.5.
 
 #include "vcpu/sse.h"
@@ -67,7 +67,7 @@ inline SseOutcome settle(SseOperands& o, u32 host_mxcsr, Tiny where, const Xmm& 
       raised &= kPreComputation;
     } else {
       if ((unmasked & kUnderflow) != 0 && is_tiny(where, result)) raised |= kUnderflow;
-      if ((raised & unmasked & (kOverflow | kUnderflow)) != 0) raised &= ~kPrecision;
+      if ((raised & unmasked & (kOverflow | kUnderflow)) != 0) raised &= unmasked | ~kPrecision;
     }
   }
   o.mxcsr |= raised;

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 namespace stagetwo::twin {
@@ -191,11 +192,10 @@ bool KvmCpu::finish(CpuEnd* end, std::string* what) {
   if (!read(&end->image) || raw_ioctl(vcpu_, KVM_GET_SREGS, &system) != 0) return false;
   end->cr2 = system.cr2;
   if (run_->exit_reason == KVM_EXIT_HLT && world_->read_end(end->image.rip, end)) return true;
-  {
-    char b[80];
-    std::snprintf(b, 80, "exit reason %u rip %llx", run_->exit_reason, (long long)end->image.rip);
-    *what = b;
-  }
+  char text[64];
+  std::snprintf(text, sizeof text, "exit reason %u at rip %llx", run_->exit_reason,
+                static_cast<unsigned long long>(end->image.rip));
+  *what = text;
   if (run_->exit_reason == KVM_EXIT_INTERNAL_ERROR)
     *what += " suberror " + std::to_string(run_->internal.suberror);
   (void)reset();
