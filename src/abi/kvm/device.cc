@@ -55,7 +55,8 @@ Result<long> cpuid_list(u64 arg, bool emulated) {
   return 0;
 }
 
-// KVM_GET_MSRS on the device: feature MSRs, until the first that is none.
+// KVM_GET_MSRS on the device: feature MSRs, until the first that is none. An MSR that is listed for
+// vCPUs is no refusal either, and reads as 0.
 Result<long> feature_msrs(u64 arg) {
   const auto header = ST_TRY(copy_in<CountedHeader>(arg));
   if (header.count >= kMaxIoMsrs) return refuse(E2BIG);
@@ -66,8 +67,8 @@ Result<long> feature_msrs(u64 arg) {
   u32 done = 0;
   for (; done < header.count; ++done) {
     const auto value = feature_msr(entries[done].index);
-    if (!value) break;
-    entries[done].data = *value;
+    if (!value && !is_listed_msr(entries[done].index)) break;
+    entries[done].data = value.value_or(0);
   }
   ST_TRY(copy_out_bytes(at, entries.data(), bytes));
   return done;

@@ -10,7 +10,7 @@ namespace stagetwo::abi_kvm {
 namespace {
 
 // Intel SDM volume 4; AMD APM volume 2 appendix A.
-constexpr std::array<u32, 27> kIndices = {
+constexpr std::array<u32, 26> kIndices = {
     0x174,       // SYSENTER_CS
     0x175,       // SYSENTER_ESP
     0x176,       // SYSENTER_EIP
@@ -37,18 +37,23 @@ constexpr std::array<u32, 27> kIndices = {
     0xc0010015,  // HWCR
     0x3a,        // FEAT_CTL
     0x48,        // SPEC_CTRL
-    0x4d0,       // MCG_EXT_CTL
 };
 
 constexpr u32 kDeCfg = 0xc0011029;
 constexpr u32 kUcodeRev = 0x8b;
-constexpr u32 kArchCapabilities = 0x10a;
+constexpr u32 kArchCapabilities = kMsrArchCapabilities;
 constexpr u32 kPerfCapabilities = 0x345;
 constexpr std::array kFeatures = {kDeCfg, kUcodeRev, kArchCapabilities, kPerfCapabilities};
 
 }  // namespace
 
 std::span<const u32> msr_index_list() { return kIndices; }
+
+bool is_listed_msr(u32 index) { return std::ranges::find(kIndices, index) != kIndices.end(); }
+
+bool is_immutable_msr(u32 index) {
+  return index != kUcodeRev && std::ranges::find(kFeatures, index) != kFeatures.end();
+}
 
 std::span<const u32> feature_msr_list() {
   // DE_CFG exists on AMD alone, and is first for that reason.

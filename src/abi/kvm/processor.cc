@@ -3,6 +3,7 @@
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
+#include "abi/kvm/msr_list.h"
 #include "abi/kvm/vm.h"
 #include "base/sys.h"
 #include "base/text.h"
@@ -43,6 +44,12 @@ Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* ru
   config.policy = &vm.policy();
   config.pio_page = static_cast<u8*>(run_area) + KVM_PIO_PAGE_OFFSET * kPageSize;
   made->cpu_ = ST_TRY(vcpu::Vcpu::create(config));
+  // KVM_X86_QUIRK_STUFF_FEATURE_MSRS: what the processor could have, until the client says otherwise.
+  if ((vm.policy().disabled_quirks & KVM_X86_QUIRK_STUFF_FEATURE_MSRS) == 0) {
+    vcpu::Msrs& msr = made->cpu_->state().msr;
+    msr.arch_capabilities = feature_msr(kMsrArchCapabilities).value_or(0);
+    msr.platform_info = u64{1} << 31;  // CPUID can be made to fault
+  }
   made->run_area_ = run_area;
   made->run_ = static_cast<kvm_run*>(run_area);
   if (vm.irqchip() && !boot_cpu) made->cpu_->state().mp_state = vcpu::MpState::kUninitialized;

@@ -119,6 +119,7 @@ class Processor {
   sync::Mutex lock_{sync::Rank::kVcpu};
   vcpu::Vcpu* cpu_ = nullptr;  // owned; immutable after create()
   host::RunSection* section_ = nullptr;  // of the thread inside run()
+  bool has_run_ = false;
   bool has_signal_mask_ = false;
   host::KernelSigset signal_mask_ = 0;
   u32 tsc_khz_ = 0;

@@ -36,15 +36,23 @@ Result<long> each_msr(u64 arg, bool write_back, Each&& each) {
 Result<long> Processor::get_msrs(u64 arg) {
   return each_msr(arg, true, [this](kvm_msr_entry& entry) {
     u64 value = 0;
-    if (cpu_->get_msr(entry.index, &value, true) != vcpu::MsrOutcome::kDone) return false;
-    entry.data = value;
-    return true;
+    const auto outcome = cpu_->get_msr(entry.index, &value, true);
+    const bool done = outcome == vcpu::MsrOutcome::kDone;
+    entry.data = done ? value : 0;
+    return done || (outcome == vcpu::MsrOutcome::kUnknown && is_listed_msr(entry.index));
   });
 }
 
 Result<long> Processor::set_msrs(u64 arg) {
   return each_msr(arg, false, [this](const kvm_msr_entry& entry) {
-    return cpu_->set_msr(entry.index, entry.data, true) == vcpu::MsrOutcome::kDone;
+    if (has_run_ && is_immutable_msr(entry.index)) {
+      u64 value = 0;
+      return cpu_->get_msr(entry.index, &value, true) == vcpu::MsrOutcome::kDone &&
+             value == entry.data;
+    }
+    const auto outcome = cpu_->set_msr(entry.index, entry.data, true);
+    if (outcome == vcpu::MsrOutcome::kDone) return true;
+    return outcome == vcpu::MsrOutcome::kUnknown && entry.data == 0 && is_listed_msr(entry.index);
   });
 }
 

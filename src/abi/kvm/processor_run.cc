@@ -143,6 +143,7 @@ Result<long> Processor::enter(bool immediate, host::RunSection& section) {
     cpu_->state().sys.cr8 = cr8;
   }
   vcpu::RunRequest request = request_of(immediate);
+  has_run_ = true;
   for (;;) {
     // A signal that came before the guest was entered completes the last exit, then ends the run.
     if (!immediate && (section.exit_requested() || section.poll_pending())) kick();
