@@ -4,6 +4,8 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 
+#include <memory>
+
 #include "base/arch/guarded.h"
 #include "base/check.h"
 #include "base/sys.h"
@@ -232,6 +234,8 @@ void remove_code_range(u64 start) {
     if (place.start.load(sync::kRelaxed) == start) place.start.store(0);
   }
 }
+
+void after_fork_child() { std::construct_at(&actions, sync::Rank::kLeaf); }
 
 std::optional<Hva> take_poison() {
   const u64 page = poisoned_page;

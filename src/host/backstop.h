@@ -51,6 +51,9 @@ void remove_code_range(u64 start);
 // The page of this thread's last fault if it was hardware poison; asking forgets it.
 [[nodiscard]] std::optional<Hva> take_poison();
 
+// In a child of fork: a lock that another thread of the parent held is free.
+void after_fork_child();
+
 // Faults fixed up so far in this process.
 [[nodiscard]] u64 fixed_count();
 

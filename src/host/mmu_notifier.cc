@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/mmu_notifier.h"
 
+#include <memory>
+
 #include "base/alloc.h"
 #include "base/check.h"
 #include "base/process_page.h"
@@ -142,6 +144,7 @@ unsigned debug_notifier_count() {
 
 void notifiers_after_fork_child() {
   changes.reset();
+  std::construct_at(&registry, sync::Rank::kNotifiers);
   the_roster.store(nullptr);  // the parent's arena is not ours to give back to
   notifier_count.store(0);
 }

@@ -6,7 +6,7 @@
 #include "abi/kvm/kvm.h"
 #include "base/sys.h"
 #include "host/backstop.h"
-#include "host/mmu_notifier.h"
+#include "host/process.h"
 #include "host/run_section.h"
 #include "shim/next.h"
 #include "shim/options.h"
@@ -24,7 +24,7 @@ sync::Atomic<bool> is_awake{false};
 void after_fork_in_child() {
   host::descriptors_after_fork_child();
   host::run_sections_after_fork_child();
-  host::notifiers_after_fork_child();
+  host::after_fork_child();
   signals_after_fork_child();
 }
 

@@ -58,7 +58,7 @@ FaultOutcome GuestMemory::look_up(Fault& fault) {
   const Memslots::Reader section(slots_);
   const Slot* slot = section.find(fault.address_space, fault.gfn);
   if (slot == nullptr) return FaultOutcome::kMmio;
-  if (ST_GUARD(invalid_slot, (slot->flags & kInvalid) != 0)) return FaultOutcome::kRetry;
+  if ((slot->flags & kInvalid) != 0) return FaultOutcome::kRetry;
   if (fault.access == Access::kWrite && (slot->flags & kReadonly) != 0) return FaultOutcome::kMmio;
   fault.slot = slot;
   fault.slot_flags = slot->flags;

@@ -91,6 +91,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   [[nodiscard]] Counts counts() const;
 
  private:
+  friend struct GuestMemoryTestAccess;
   enum class Mode : u8 { kMayBlock, kMustNotBlock };
 
   [[nodiscard]] FaultOutcome look_up(Fault& fault);

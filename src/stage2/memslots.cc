@@ -268,7 +268,7 @@ void Memslots::commit(Plan* plan) {
       break;
     case ChangeKind::kCreate:
       publish(plan->first);
-      host::wait_for_changes();
+      if (ST_GUARD(create_waits, true)) host::wait_for_changes();
       publish(plan->second);
       break;
     case ChangeKind::kDelete:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sync/passage.h"
 
+#include <memory>
+
 #include "sync/futex.h"
 
 // Why two sides, and why each wait turns them twice. A section counts itself on the side it read. A
@@ -72,6 +74,7 @@ bool Passage::debug_empty() const {
 
 void Passage::reset() {
   for (Cell& cell : cells_) cell.inside.store(0, kRelaxed);
+  std::construct_at(&waiters_, Rank::kPassage);  // whoever held it is not in this process
 }
 
 }  // namespace stagetwo::sync

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The real fault path, the real slots and the real bell under the scheduler. What a system call of the
+// client changes is `meaning`, outside the memory model, as the kernel's tables are. A thread that
+// holds an installed translation says so; while the range changes nobody may.
+//
+// A scenario that fails leaves locks of the process held: mutation programs run it in a child.
+
+#include "host/change.h"
+#include "stage2/address_space.h"
+#include "tests/sched/sched_support.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo::stage2 {
+// Own accesses with a schedule point in the middle of the access.
+struct GuestMemoryTestAccess {
+  template <typename F>
+  static FaultOutcome own_write(GuestMemory& memory, Gpa gpa, F&& access) {
+    Fault fault{};
+    fault.gpa = gpa;
+    fault.access = Access::kWrite;
+    return memory.with_page(fault, GuestMemory::Mode::kMayBlock, [&](Hva) { return access(); });
+  }
+};
+}  // namespace stagetwo::stage2
+
+namespace stagetwo::test {
+
+using namespace stagetwo::sync;
+using stage2::Fault;
+using stage2::FaultOutcome;
+
+inline constexpr u64 kGpa = 0x100000;
+
+// A VM with one slot of one page, and the lines of up to two vCPUs.
+struct SmallVm {
+  GuardedPages pages{2};
+  Box<stage2::GuestMemory> memory;
+  AckLine lines[2];
+  // Outside the model: one thread runs at a time.
+  int holders = 0;
+  bool changing = false;
+  u64 meaning = 0;
+
+  explicit SmallVm(u32 flags = 0) {
+    memory = std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}));
+    static_cast<void>(set(kGpa, kPageSize, flags));
+    for (AckLine& line : lines) memory->lines().add(line);
+  }
+  ~SmallVm() {
+    for (AckLine& line : lines) memory->lines().remove(line);
+  }
+  bool set(u64 gpa, u64 size, u32 flags) {
+    stage2::Region region;
+    region.flags = flags;
+    region.gpa = gpa;
+    region.size = size;
+    region.hva = pages.address();
+    return memory->slots().set_region(region).has_value();
+  }
+  // The client's system call.
+  void change_meaning() {
+    sched::expect(holders == 0, "the range changes while somebody holds a translation");
+    changing = true;
+    sched::point();
+    ++meaning;
+    sched::point();
+    changing = false;
+  }
+  void use(u64 translated) {
+    sched::point();
+    sched::expect(!changing, "an old translation is used while the range changes");
+    sched::expect(meaning == translated, "an old translation is used after the range changed");
+  }
+  // One guest access of vCPU `me`, as vcpu asks; up to `blocks` uses. Returns the last outcome.
+  template <typename F>
+  FaultOutcome guest_access(unsigned me, F&& each_use) {
+    FaultOutcome outcome = FaultOutcome::kRetry;
+    for (int tries = 0; tries < 4; ++tries) {
+      Fault fault{};
+      fault.gpa = Gpa(kGpa);
+      fault.access = Access::kWrite;
+      const u64 before = meaning;
+      outcome = memory->handle_fault(fault);
+      if (outcome != FaultOutcome::kFixed) {
+        if (outcome == FaultOutcome::kRetry) continue;
+        return outcome;
+      }
+      // If it changed in between, which one was found is not known here; install decides.
+      const bool known = meaning == before;
+      static_cast<void>(lines[me].enter());
+      const bool installed = memory->install(fault);
+      if (installed) {
+        ++holders;
+        const u64 translated = known ? before : meaning;
+        for (int block = 0; block < 3 && !lines[me].pending(); ++block) each_use(translated);
+        --holders;
+      }
+      lines[me].leave();
+      if (installed) return outcome;
+      outcome = FaultOutcome::kRetry;
+    }
+    return outcome;
+  }
+};
+
+// One vCPU, one thread that unmaps and maps again at the same address.
+struct FaultAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  void thread(unsigned me) {
+    if (me == 0) {
+      guest_access(0, [this](u64 translated) { use(translated); });
+    } else {
+      host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
+                   [this] { change_meaning(); });
+    }
+  }
+};
+
+struct TwoFaultsAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me < 2) {
+      guest_access(me, [this](u64 translated) { use(translated); });
+    } else {
+      host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
+                   [this] { change_meaning(); });
+    }
+  }
+};
+
+// DELETE: nobody sees MMIO while another vCPU still holds the page, and after the call the client may
+// do with the memory what it likes.
+struct FaultAgainstDelete : SmallVm {
+  static constexpr unsigned kThreads = 3;
+  void vcpu(unsigned me) {
+    const FaultOutcome outcome =
+        guest_access(me, [this](u64 translated) { use(translated); });
+    if (outcome == FaultOutcome::kMmio) {
+      sched::expect(holders == 0, "no slot, and a translation of it lives");
+    }
+  }
+  void thread(unsigned me) {
+    if (me < 2) {
+      vcpu(me);
+    } else {
+      set(0, 0, 0);
+      change_meaning();
+    }
+  }
+};
+
+// An own access of KVM (an ioctl, a page walk) against a change.
+struct OwnWriteAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  void thread(unsigned me) {
+    if (me == 0) {
+      stage2::GuestMemoryTestAccess::own_write(*memory, Gpa(kGpa), [this] {
+        ++holders;
+        sched::point();
+        sched::expect(!changing, "an own access during the change");
+        --holders;
+        return true;
+      });
+    } else {
+      host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
+                   [this] { change_meaning(); });
+    }
+  }
+};
+
+// A new slot against a change under way: the fault that finds the slot never uses what the change
+// takes, whichever of the two was first.
+struct CreateAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 3;
+  CreateAgainstChange() { static_cast<void>(set(0, 0, 0)); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      set(kGpa, kPageSize, 0);
+    } else if (me == 1) {
+      guest_access(0, [this](u64 translated) { use(translated); });
+    } else {
+      host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
+                   [this] { change_meaning(); });
+    }
+  }
+};
+
+// A harvest of the dirty log against a vCPU that stores: after a last harvest with the vCPU at rest
+// every store is in a page some harvest named.
+struct HarvestAgainstStores : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  u64 stores = 0;
+  u64 harvested = 0;
+  HarvestAgainstStores() : SmallVm(stage2::kLogDirtyPages) {}
+  void harvest() {
+    const Hva bitmap(pages.address() + kPageSize);
+    if (!memory->slots().get_dirty_log(0, bitmap)) sched::fail("the harvest was refused");
+    if ((*pages.bytes_at(kPageSize) & 1) != 0) harvested = stores;
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      for (int round = 0; round < 2; ++round) {
+        guest_access(0, [this](u64) {
+          sched::point();
+          ++stores;
+        });
+      }
+    } else {
+      harvest();
+    }
+  }
+  void last_harvest() {
+    harvest();
+    EXPECT_EQ(stores, harvested) << "a store is in no harvest";
+  }
+};
+
+}  // namespace stagetwo::test

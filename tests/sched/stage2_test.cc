@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fault journey against everything that may come between, with the real code of stage2 and host.
+#include "tests/sched/stage2_scenarios.h"
+
+namespace stagetwo::test {
+namespace {
+
+TEST(FaultAgainstChange, NobodyHoldsATranslationWhileTheRangeChanges) {
+  expect_holds<FaultAgainstChange>(2000);
+}
+TEST(FaultAgainstChange, TwoVcpusHold) { expect_holds<TwoFaultsAgainstChange>(1000); }
+TEST(FaultAgainstDelete, NoSlotIsSeenOnlyWhenNoTranslationIsLeft) {
+  expect_holds<FaultAgainstDelete>(1000);
+}
+TEST(OwnWriteAgainstChange, NoAccessIsInFlightWhileTheRangeChanges) {
+  expect_holds<OwnWriteAgainstChange>(2000);
+}
+TEST(CreateAgainstChange, ANewSlotDoesNotServeWhatAChangeTakes) {
+  expect_holds<CreateAgainstChange>(1000);
+}
+
+TEST(HarvestAgainstStores, NoStoreIsInNoHarvest) {
+  const unsigned seeds = seed_is_fixed() ? 1 : 2000;
+  for (unsigned i = 0; i < seeds; ++i) {
+    const std::uint64_t chosen = seed_is_fixed() ? seed() : i + 1;
+    HarvestAgainstStores scenario;
+    const auto outcome = sync::sched::run({.seed = chosen}, HarvestAgainstStores::kThreads,
+                                          [&](unsigned index) { scenario.thread(index); });
+    ASSERT_TRUE(outcome.finished()) << "STAGETWO_SEED=" << chosen << ": " << outcome.why;
+    scenario.last_harvest();
+    ASSERT_FALSE(HasFailure()) << "STAGETWO_SEED=" << chosen;
+  }
+}
+
+}  // namespace
+}  // namespace stagetwo::test
