@@ -13,7 +13,7 @@ if(STAGETWO_THREAD_SAFETY)
     $<$<COMPILE_LANGUAGE:CXX>:-Wthread-safety -Wthread-safety-beta>)
 endif()
 
-# Code that can end up in a client's process (DESIGN.md rule 9).
+# Code that can end up in a client's process: docs/decisions/0001-floors-and-bells.md.
 add_library(st_resident INTERFACE)
 target_compile_options(st_resident INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-fno-exceptions> -fvisibility=hidden -fno-semantic-interposition

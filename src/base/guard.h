@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// ST_GUARD(name, condition): the only form of a guard that a test may remove (DESIGN.md rule 20).
+// ST_GUARD(name, condition): the only form of a guard that a test may remove.
 //
 //   if (ST_GUARD(stale_fault, gate.must_retry(snapshot, gfn))) return FaultOutcome::kRetry;
 //

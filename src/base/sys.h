@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Every system call the engine makes, through one instruction of its own (DESIGN.md rule 17), so
+// Every system call the engine makes, through one instruction of its own, so
 // that interposition never sees the engine and user dispatch can be told where the engine is.
 // Thin typed wrappers: a refusal is the kernel's errno, nothing is retried, errno is not touched.
 //
@@ -73,7 +73,7 @@ Result<int> eventfd(unsigned initial, int flags);
 // close-on-exec. Post: `fd` is closed, also on failure.
 inline constexpr int kFirstEngineFd = 1 << 19;
 Result<int> raise_engine_fd(int fd);
-// Opens again what is behind `fd` (a description of its own, see DESIGN.md rule 12), as an engine fd.
+// Opens again what is behind `fd` (a description of its own: the client cannot tell), as an engine fd.
 Result<int> reopen_engine_fd(int fd, int flags);
 
 // Threads and time.

@@ -3,7 +3,7 @@
 
 // What an interposed system call does to the client's addresses, and the one form of ringing the bell
 // around it: start, call, end. A loss of meaning or of rights rings; a gain does not: it is learnt by
-// the next fault (DESIGN.md rule 1).
+// the next fault.
 //
 //   return host::change(address, size, host::EventKind::kUnmap, [&] { return real_munmap(...); });
 //

@@ -39,7 +39,7 @@ enum class FileShape : u8 {
   kAnonInode,   // anon_inode_getfile: no file type, mode 0600
 };
 
-// Where the state lives (DESIGN.md rule 11).
+// Where the state lives.
 enum class StateHome : u8 {
   kProcess,      // hangs off the address space: EIO in every other process
   kDescription,  // nothing of this process: whoever receives the descriptor may use it

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A client's signal handler never runs inside the engine (DESIGN.md rule 15).
+// A client's signal handler never runs inside the engine.
 //
 //   shim:     EngineSection section;            every call that enters the engine
 //   abi/kvm:    RunSection run(kick, who, mask);  KVM_RUN alone: a signal ends it

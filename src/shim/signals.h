@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The client's signal handlers once the engine is awake (DESIGN.md rule 15). Every handler the
+// The client's signal handlers once the engine is awake. Every handler the
 // client has or installs is kept in a table and the kernel is given a wrapper with the same mask
 // and flags: in the engine it records (host/run_section.h), elsewhere it calls the client's handler
 // with the kernel's own arguments. SIG_DFL and SIG_IGN stay with the kernel. SIGSEGV and SIGBUS

@@ -4,7 +4,7 @@
 // Locks across fork. A child inherits every lock word as it stood; a lock another thread of the
 // parent held would never be free. The few locks a child still needs (descriptors, session) are
 // therefore taken in rank order before a fork and let go on both sides after it; everything else of
-// the engine answers EIO in a child and is not touched (DESIGN.md rule 11).
+// the engine answers EIO in a child and is not touched.
 //
 // Registered locks live as long as the process. At most kMaxForkLocks.
 // Context: fork_prepare to fork_parent/fork_child in the forking thread, which holds no lock.

@@ -2,7 +2,7 @@
 #pragma once
 
 // Which ack lines the calling thread has entered, innermost first, and what becomes of them when it
-// dies: a pthread key's destructor puts them outside (DESIGN.md rule 16). Used by sync/ack_line.cc.
+// dies: a pthread key's destructor puts them outside. Used by sync/ack_line.cc.
 //
 // Thread-locals: one pointer and one flag, initial-exec, no constructor.
 

@@ -7,7 +7,7 @@
 //   slow        one or two pieces; a store is probed on both pages before the first byte moves
 //
 // A host access that faults although stage 2 had answered means that the page was changed without the
-// bell (DESIGN.md 5, backstop): the translation is dropped and stage 2 asked again, which ends in
+// bell (the backstop): the translation is dropped and stage 2 asked again, which ends in
 // the kernel's EFAULT if the page is really gone.
 #include "vcpu/mem.h"
 

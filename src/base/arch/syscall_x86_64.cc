@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/sys.h"
 
-// The engine's one system-call instruction (DESIGN.md rule 17). It stands in assembly so that its
+// The engine's one system-call instruction. It stands in assembly so that its
 // address is known: system-call user dispatch and a client's own seccomp filter are told about
 // [stagetwo_syscall_begin, stagetwo_syscall_end) and about nothing else.
 //
