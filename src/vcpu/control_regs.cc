@@ -160,6 +160,8 @@ void apply_cpuid(Cpu& c) {
   u64 allowed = cr4::kVme | cr4::kPvi | cr4::kTsd | cr4::kDe | cr4::kPse | cr4::kPae | cr4::kMce |
                 cr4::kPge | cr4::kPce | cr4::kOsfxsr | cr4::kOsxmmexcpt;
   const auto allow = [&](bool offered, u64 bit) { allowed |= offered ? bit : 0; };
+  // Before KVM_SET_CPUID2 everything that is executed here may be set.
+  allow(c.cpuid_count == 0, cr4::kFsgsbase | cr4::kSmep | cr4::kSmap | cr4::kUmip | cr4::kLa57);
   allow(f.xsave, cr4::kOsxsave);
   allow(f.fsgsbase, cr4::kFsgsbase);
   allow(has_bit(seven.ebx, 7), cr4::kSmep);
