@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line: exit statuses, the session, the supervisor, doctor.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "tests/shim/run_program.h"
+
+namespace stagetwo::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+Outcome run_shell(const std::string& script, const std::vector<std::string>& options = {},
+                  const std::vector<std::string>& settings = {}) {
+  std::vector<std::string> command = {tool(), "run"};
+  command.insert(command.end(), options.begin(), options.end());
+  command.insert(command.end(), {"--", "sh", "-c", script});
+  return run_program(command, settings);
+}
+
+TEST(Run, ReturnsTheProgramsOwnStatus) {
+  EXPECT_EQ(run_shell("exit 0").status, 0);
+  EXPECT_EQ(run_shell("exit 7").status, 7);
+  EXPECT_EQ(run_shell("exit 125").status, 125);
+}
+
+TEST(Run, ReturnsTheSignalThatEndedTheProgram) {
+  EXPECT_EQ(run_shell("kill -TERM $$").status, 128 + SIGTERM);
+  EXPECT_EQ(run_shell("kill -KILL $$").status, 128 + SIGKILL);
+}
+
+TEST(Run, SaysWhatCannotBeExecuted) {
+  EXPECT_EQ(run_program({tool(), "run", "--", "no-such-program"}).status, 127);
+  EXPECT_EQ(run_program({tool(), "run", "--", "/no/such/program"}).status, 127);
+  EXPECT_EQ(run_program({tool(), "run", "--", "/etc/passwd"}).status, 126);
+  EXPECT_EQ(run_program({tool(), "run", "--", "/tmp"}).status, 126);
+}
+
+TEST(Run, PassesArgumentsAsTheyAre) {
+  const Outcome outcome =
+      run_program({tool(), "run", "--", "printf", "%s|", "--abi=9", "-v", "--", "a b"});
+  EXPECT_EQ(outcome.out, "--abi=9|-v|--|a b|");
+}
+
+TEST(Run, KeepsThePreloadOfTheUser) {
+  const Outcome outcome =
+      run_shell("echo $LD_PRELOAD", {}, {"LD_PRELOAD=/lib/x86_64-linux-gnu/libm.so.6"});
+  EXPECT_EQ(outcome.out, engine() + ":/lib/x86_64-linux-gnu/libm.so.6\n");
+}
+
+TEST(Run, FollowsChildren) {
+  const Outcome outcome = run_shell("cat /sys/module/kvm/parameters/enable_pmu; test -c /dev/kvm");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.out, "N\n");
+}
+
+TEST(Run, RefusesABadCommandLineInOneSentenceWithAHint) {
+  const std::vector<std::vector<std::string>> lines = {
+      {tool()},
+      {tool(), "frobnicate"},
+      {tool(), "run"},
+      {tool(), "run", "--"},
+      {tool(), "run", "ls"},
+      {tool(), "run", "--no-such-option", "--", "ls"},
+      {tool(), "run", "--abi=5.4", "--", "ls"},
+      {tool(), "run", "--session=a/b", "--", "ls"},
+      {tool(), "run", "--log-file=a:b", "--", "ls"},
+      {tool(), "doctor", "--", "ls"},
+      {tool(), "doctor", "extra"},
+  };
+  for (const auto& line : lines) {
+    const Outcome outcome = run_program(line);
+    EXPECT_EQ(outcome.status, 2) << line.back();
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 2) << outcome.err;
+    EXPECT_NE(outcome.err.find("\nHint: "), std::string::npos) << outcome.err;
+  }
+}
+
+TEST(Run, WritesTheLogWhereItIsTold) {
+  const std::string pattern = "/tmp/stagetwo_log_" + std::to_string(getpid()) + "_%p";
+  const Outcome outcome = run_program(
+      {tool(), "run", "-v", "--log-file=" + pattern, "--", program("descriptors"), "identity"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  unsigned found = 0;
+  for (const auto& entry : fs::directory_iterator("/tmp")) {
+    const std::string prefix = "stagetwo_log_" + std::to_string(getpid());
+    if (!entry.path().filename().string().starts_with(prefix)) continue;
+    found += fs::file_size(entry.path()) > 0 ? 1u : 0u;
+    fs::remove(entry.path());
+  }
+  EXPECT_EQ(found, 1u);
+}
+
+TEST(Run, WarnsOnceOfAnUnknownOption) {
+  const Outcome outcome =
+      run_program({program("descriptors"), "copies"},
+                  {"LD_PRELOAD=" + engine(), "STAGETWO_OPTIONS=abi=6.12:frobnicate=1"});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  EXPECT_NE(outcome.err.find("frobnicate"), std::string::npos);
+}
+
+// --- The session ---
+
+class Session : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/stagetwo_session_XXXXXX";
+    ASSERT_NE(mkdtemp(name), nullptr);
+    base_ = name;
+  }
+  void TearDown() override { fs::remove_all(base_); }
+  [[nodiscard]] std::string house() const {
+    return base_ + "/stagetwo-" + std::to_string(geteuid());
+  }
+  Outcome run_in(const std::string& script, const std::vector<std::string>& options = {}) {
+    return run_shell(script, options, {"XDG_RUNTIME_DIR=" + base_});
+  }
+  std::string base_;
+};
+
+TEST_F(Session, IsAPrivateDirectoryThatGoesWithTheProgram) {
+  const Outcome outcome =
+      run_in("stat -c '%a %n' " + house() + "/mine; echo $STAGETWO_OPTIONS", {"--session=mine"});
+  EXPECT_NE(outcome.out.find("700 " + house() + "/mine"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.out.find("session=" + house() + "/mine"), std::string::npos) << outcome.out;
+  EXPECT_FALSE(fs::exists(house() + "/mine"));
+  EXPECT_TRUE(fs::exists(house()));
+}
+
+TEST_F(Session, IsJoinedByItsName) {
+  const std::string second = tool() + " run --session=both -- sh -c 'ls " + house() + "'";
+  const Outcome outcome =
+      run_in(second + "; test -d " + house() + "/both && echo still there", {"--session=both"});
+  EXPECT_EQ(outcome.out, "both\nstill there\n");
+}
+
+TEST_F(Session, StaleOnesAreRemovedByTheNextRun) {
+  run_in("true");
+  fs::create_directory(house() + "/dead");
+  std::ofstream(house() + "/dead/alive").put('x');
+  run_in("true");
+  EXPECT_FALSE(fs::exists(house() + "/dead"));
+}
+
+TEST_F(Session, IsRefusedInADirectoryOfOthers) {
+  fs::create_directory(house());
+  fs::permissions(house(), fs::perms(0755));
+  EXPECT_EQ(run_in("true", {"--session=mine"}).status, 125);
+  EXPECT_EQ(run_in("true").status, 0);  // without a name it is not needed
+}
+
+// --- The supervisor ---
+
+class Supervisor : public testing::Test {
+ protected:
+  // Starts a program under the tool that sets `trap` and waits for ever.
+  void start(const std::string& trap) {
+    const std::string script = trap + " echo $$; while :; do sleep 0.05; done";
+    int up[2];
+    ASSERT_EQ(pipe(up), 0);
+    supervisor_ = fork();
+    if (supervisor_ == 0) {
+      dup2(up[1], STDOUT_FILENO);
+      close(up[0]);
+      close(up[1]);
+      execl(tool().c_str(), "stagetwo", "run", "--", "sh", "-c", script.c_str(),
+            static_cast<char*>(nullptr));
+      _exit(1);
+    }
+    close(up[1]);
+    char text[16] = {};
+    ASSERT_GT(read(up[0], text, sizeof(text) - 1), 0);
+    close(up[0]);
+    program_ = static_cast<pid_t>(std::stol(text));
+  }
+  [[nodiscard]] int status() const {
+    int status = 0;
+    waitpid(supervisor_, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  }
+  static char state_of(pid_t pid) {
+    std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+    std::string text((std::istreambuf_iterator<char>(file)), {});
+    const size_t paren = text.rfind(')');
+    return paren == std::string::npos ? '-' : text[paren + 2];
+  }
+  static bool reaches(pid_t pid, char state) {
+    for (int i = 0; i < 500; ++i) {
+      if (state_of(pid) == state) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
+  }
+  pid_t supervisor_ = -1;
+  pid_t program_ = -1;
+};
+
+TEST_F(Supervisor, ForwardsSignals) {
+  start("trap 'exit 9' TERM;");
+  kill(supervisor_, SIGTERM);
+  EXPECT_EQ(status(), 9);
+}
+
+TEST_F(Supervisor, StopsAndContinuesWithTheProgram) {
+  start("trap 'exit 4' USR1;");
+  kill(program_, SIGSTOP);
+  EXPECT_TRUE(reaches(supervisor_, 'T'));
+  kill(supervisor_, SIGCONT);
+  kill(program_, SIGUSR1);
+  EXPECT_EQ(status(), 4);
+}
+
+TEST_F(Supervisor, LeavesTheProgramRunningWhenItIsKilled) {
+  start("");
+  kill(supervisor_, SIGKILL);
+  EXPECT_EQ(status(), 1000 + SIGKILL);
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_EQ(kill(program_, 0), 0);
+  kill(program_, SIGKILL);
+}
+
+// --- doctor ---
+
+TEST(Doctor, AnswersForEveryQuestion) {
+  const Outcome outcome = run_program({tool(), "doctor", "--json"});
+  EXPECT_EQ(outcome.status, 0);
+  const auto report = nlohmann::json::parse(outcome.out);
+  EXPECT_TRUE(report["works"].get<bool>());
+  std::set<std::string> names;
+  for (const auto& finding : report["findings"]) names.insert(finding["name"]);
+  for (const char* name : {"engine", "proc", "memfd", "userfaultfd", "populate", "membarrier",
+                           "rseq", "memfd_secret", "hugepages", "real_kvm"}) {
+    EXPECT_TRUE(names.contains(name)) << name;
+  }
+}
+
+TEST(Doctor, ReadsAsText) {
+  const Outcome outcome = run_program({tool(), "doctor"});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_NE(outcome.out.find("stagetwo can run programs here."), std::string::npos);
+}
+
+}  // namespace
+}  // namespace stagetwo::test
