@@ -235,8 +235,9 @@ Step aad(Cpu& c, const Insn& insn) {
 }
 
 namespace {
+// The operand size is the register's: 66 is a mandatory prefix here.
 Step add_with(Cpu& c, const Insn& insn, u64 flag) {
-  return by_size(insn.operand_size, [&]<typename T>() {
+  return by_size(insn.operand[0].size, [&]<typename T>() {
     T source = 0;
     if (!read_operand<T>(c, insn, insn.operand[1], &source)) return c.stop;
     const T a = get_register<T>(c, insn.operand[0]);

@@ -35,7 +35,8 @@ void Cpu::update_view() {
   }
   TlbView view = kViewSupervisor;
   if (cpl() == 3) {
-    view = kViewUser;
+    const bool check = (sys.cr0 & cr0::kAm) != 0 && (s.rflags & rflags::kAc) != 0;
+    view = check ? kViewUserAligned : kViewUser;
   } else if ((sys.cr4 & cr4::kSmap) != 0 && (s.rflags & rflags::kAc) != 0) {
     view = kViewSupervisorAc;
   }

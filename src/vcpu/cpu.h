@@ -146,7 +146,7 @@ struct Cpu {
 
   GuestDebug debug;
   bool window_wanted = false;
-  bool single_step_now = false;  // TF was set when the instruction started
+  bool trap_due = false;  // TF was set when the instruction started
   u64 instructions = 0;
   s64 tsc_offset = 0;
   u32 id = 0;

@@ -322,6 +322,8 @@ Step software_interrupt(Cpu& c, u8 vector, bool privileged) {
                     .rip = c.next_rip,
                     .rflags = c.rflags()};
   const Step step = deliver(c, event);
+  // An instruction that calls a handler leaves no single-step trap: TF is clear by then.
+  if (step == Step::kNext) c.trap_due = false;
   return step == Step::kNext ? Step::kJump : step;
 }
 

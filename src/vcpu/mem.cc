@@ -12,6 +12,7 @@
 #include "vcpu/mem.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/trace.h"
@@ -36,6 +37,8 @@ u64& tag_for(TlbEntry& e, Access access) {
 void fill(Cpu& c, SoftTlb& view, u64 linear, Access access, Hva at, bool large) {
   const u64 page = linear & kPageMask;
   const u64 addend = page_floor(at).raw() - page;
+  // I3 of soft_tlb.h.
+  if (access != Access::kExec && &view == &c.views[kViewUserAligned]) return;
   TlbEntry& e = view.slot(linear);
   if (e.addend != addend ||
       (e.read_tag != page && e.write_tag != page && e.exec_tag != page)) {
@@ -211,6 +214,14 @@ bool probe(Cpu& c, u64 linear, u32 size, Access access, Who who) {
 
 }  // namespace
 
+bool misaligned(Cpu& c, u64 linear, u32 size) {
+  if (c.tlb != &c.views[kViewUserAligned]) [[likely]] return false;
+  const u64 border = std::min<u64>(std::bit_floor(size), 16);
+  if ((linear & (border - 1)) == 0) return false;
+  c.raise(kVectorAc, 0);
+  return true;
+}
+
 bool load_bytes(Cpu& c, u64 linear, void* data, u32 size, Who who) {
   return by_page(linear, size, [&](u32 offset, u32 bytes) {
     return load_piece(c, wrap(c, linear + offset), static_cast<u8*>(data) + offset, bytes, who);
@@ -227,13 +238,16 @@ bool store_bytes(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
 }
 
 bool load_slow(Cpu& c, u64 linear, void* data, u32 size, Who who) {
+  if (who == Who::kExplicit && misaligned(c, linear, size)) return false;
   return load_bytes(c, linear, data, size, who);
 }
 bool store_slow(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
+  if (who == Who::kExplicit && misaligned(c, linear, size)) return false;
   return store_bytes(c, linear, data, size, who);
 }
 
 bool probe_write(Cpu& c, u64 linear, u32 size, Who who) {
+  if (who == Who::kExplicit && misaligned(c, linear, size)) return false;
   return probe(c, linear, size, Access::kWrite, who);
 }
 bool probe_read(Cpu& c, u64 linear, u32 size) {
@@ -241,6 +255,7 @@ bool probe_read(Cpu& c, u64 linear, u32 size) {
 }
 
 Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva) {
+  if (misaligned(c, linear, size)) return Direct::kStopped;
   if (((linear ^ (linear + size - 1)) & kPageMask) != 0) {
     return probe(c, linear, size, access, Who::kExplicit) ? Direct::kSplit : Direct::kStopped;
   }

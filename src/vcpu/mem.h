@@ -47,6 +47,10 @@ template <typename T>
          store_slow(c, linear, &value, sizeof(T), Who::kExplicit);
 }
 
+// Is this an access that CR0.AM and EFLAGS.AC forbid? True: #AC is raised. The functions above and
+// below that take Who::kExplicit or none ask themselves; those that go page by page do not.
+[[nodiscard]] bool misaligned(Cpu& c, u64 linear, u32 size);
+
 // Any size up to a page; page by page.
 [[nodiscard]] bool load_bytes(Cpu& c, u64 linear, void* data, u32 size, Who who);
 [[nodiscard]] bool store_bytes(Cpu& c, u64 linear, const void* data, u32 size, Who who);

@@ -83,9 +83,8 @@ Step cmpxchg(Cpu& c, const Insn& insn) {
       }
     } else {
       old = get_register<T>(c, insn.operand[0]);
-      // On failure a 32-bit destination register keeps its upper half on no processor: it is
-      // written with its own lower half.
-      set_register<T>(c, insn.operand[0], old == expected ? desired : old);
+      // On failure the register is not written, not even its upper half by a 32-bit form.
+      if (old == expected) set_register<T>(c, insn.operand[0], desired);
     }
     alu::sub<T>(c.flags, expected, old);
     if (old != expected) set_gpr<T>(c, kRax, old);

@@ -129,7 +129,7 @@ bool attend_events(Cpu& c) {
 
 // TF or guest debugging: one instruction, then the trap it leaves.
 bool single_step(Cpu& c) {
-  const bool trap = (c.s.rflags & rflags::kTf) != 0;
+  c.trap_due = (c.s.rflags & rflags::kTf) != 0;
   const bool debug = c.debug.enabled && c.debug.single_step;
   const u8 shadow = c.s.events.shadow;
   const Step step = run_one(c);
@@ -138,7 +138,7 @@ bool single_step(Cpu& c) {
   if (c.mmio.write_waits()) return report_mmio_write(c);
   if (!done) return true;
   if (debug) return report_debug(c, 0x4000);
-  if (trap && shadow != kShadowMovSs) {
+  if (c.trap_due && shadow != kShadowMovSs) {
     return conclude(c, deliver_fault(c, Fault{.vector = kVectorDb, .trap = true, .payload = 0x4000}));
   }
   return true;

@@ -9,7 +9,8 @@
 // I2  `write_tag` is set only if the guest's PTE has D set, the page is marked in the dirty log, and
 //     no cached code of this vCPU stands on the host page (block_cache.h).
 // I3  Entries differ by privilege: one array for user accesses, one for supervisor accesses, one
-//     for supervisor accesses with EFLAGS.AC set under SMAP.
+//     for supervisor accesses with EFLAGS.AC set under SMAP, one for user accesses whose alignment
+//     is checked: that one never has a data tag, so that every access takes the slow way.
 // I4  An access that crosses a page never hits: its last byte's page has another slot.
 // Locking: none; its vCPU's thread only.
 
@@ -57,6 +58,6 @@ struct SoftTlb {
   }
 };
 
-enum TlbView : u8 { kViewUser, kViewSupervisor, kViewSupervisorAc, kViewCount };
+enum TlbView : u8 { kViewUser, kViewSupervisor, kViewSupervisorAc, kViewUserAligned, kViewCount };
 
 }  // namespace stagetwo::vcpu

@@ -8,28 +8,28 @@
 
 namespace stagetwo::vcpu::sse {
 
-#define ST_SSE_CONVERT(name, text, where)                                             \
+#define ST_SSE_CONVERT(name, text, what, lanes)                                       \
   SseOutcome name(const Insn&, SseOperands& o) {                                      \
     u32 control = host_control(o.mxcsr);                                              \
     __m128i dst = to_host(o.dst);                                                     \
     const __m128i src = to_host(o.src);                                               \
     ST_UNDER_MXCSR(text " %[src], %[dst]", control, [dst] "+x"(dst), [src] "x"(src)); \
     const Xmm result = from_host(dst);                                                \
-    const SseOutcome outcome = settle(o, control, Tiny::where, result);               \
+    const SseOutcome outcome = settle(o, control, Arithmetic::what, Lanes::lanes);    \
     if (outcome == SseOutcome::kDone) o.dst = result;                                 \
     return outcome;                                                                   \
   }
 
-ST_SSE_CONVERT(cvtps2pd, "cvtps2pd", kNone)
-ST_SSE_CONVERT(cvtpd2ps, "cvtpd2ps", kSingles)
-ST_SSE_CONVERT(cvtss2sd, "cvtss2sd", kNone)
-ST_SSE_CONVERT(cvtsd2ss, "cvtsd2ss", kSingle)
-ST_SSE_CONVERT(cvtdq2ps, "cvtdq2ps", kNone)
-ST_SSE_CONVERT(cvtps2dq, "cvtps2dq", kNone)
-ST_SSE_CONVERT(cvttps2dq, "cvttps2dq", kNone)
-ST_SSE_CONVERT(cvtdq2pd, "cvtdq2pd", kNone)
-ST_SSE_CONVERT(cvtpd2dq, "cvtpd2dq", kNone)
-ST_SSE_CONVERT(cvttpd2dq, "cvttpd2dq", kNone)
+ST_SSE_CONVERT(cvtps2pd, "cvtps2pd", kExact, kSingle)
+ST_SSE_CONVERT(cvtpd2ps, "cvtpd2ps", kNarrow, kDoubles)
+ST_SSE_CONVERT(cvtss2sd, "cvtss2sd", kExact, kSingle)
+ST_SSE_CONVERT(cvtsd2ss, "cvtsd2ss", kNarrow, kDouble)
+ST_SSE_CONVERT(cvtdq2ps, "cvtdq2ps", kExact, kSingle)
+ST_SSE_CONVERT(cvtps2dq, "cvtps2dq", kExact, kSingle)
+ST_SSE_CONVERT(cvttps2dq, "cvttps2dq", kExact, kSingle)
+ST_SSE_CONVERT(cvtdq2pd, "cvtdq2pd", kExact, kSingle)
+ST_SSE_CONVERT(cvtpd2dq, "cvtpd2dq", kExact, kSingle)
+ST_SSE_CONVERT(cvttpd2dq, "cvttpd2dq", kExact, kSingle)
 
 // From a general register or memory integer of 4 or 8 bytes.
 #define ST_SSE_FROM_INTEGER(name, text)                                                        \
@@ -40,7 +40,7 @@ ST_SSE_CONVERT(cvttpd2dq, "cvttpd2dq", kNone)
       ST_UNDER_MXCSR(text "q %[src], %[dst]", control, [dst] "+x"(dst), [src] "r"(o.src.lo));  \
     else                                                                                       \
       ST_UNDER_MXCSR(text "l %k[src], %[dst]", control, [dst] "+x"(dst), [src] "r"(o.src.lo)); \
-    const SseOutcome outcome = settle(o, control, Tiny::kNone, o.dst);                         \
+    const SseOutcome outcome = settle(o, control, Arithmetic::kExact, Lanes::kSingle);         \
     if (outcome == SseOutcome::kDone) o.dst = from_host(dst);                                  \
     return outcome;                                                                            \
   }
@@ -58,7 +58,7 @@ ST_SSE_FROM_INTEGER(cvtsi2sd, "cvtsi2sd")
       ST_UNDER_MXCSR(text " %[src], %[dst]", control, [dst] "=r"(value), [src] "x"(src));  \
     else                                                                                   \
       ST_UNDER_MXCSR(text " %[src], %k[dst]", control, [dst] "=r"(value), [src] "x"(src)); \
-    const SseOutcome outcome = settle(o, control, Tiny::kNone, o.dst);                     \
+    const SseOutcome outcome = settle(o, control, Arithmetic::kExact, Lanes::kSingle);     \
     if (outcome == SseOutcome::kDone) o.dst = {value, 0};                                  \
     return outcome;                                                                        \
   }

@@ -11,7 +11,8 @@
 //     the instruction before its result exists: overflow, underflow and precision are not reported;
 //   - a tiny result is an underflow even if exact once underflow is unmasked, and flush-to-zero
 //     does not act then;
-//   - beside an unmasked overflow or underflow a masked precision exception is not reported.
+//   - beside an unmasked overflow or underflow, precision is what rounding with an unbounded
+//     exponent would lose, not what the exponent's bounds cost.
 // Spec: SDM vol. 1, 11.5.2 to 11.5.4, and 4.9.1.5.
 
 #include "vcpu/sse.h"
@@ -32,43 +33,24 @@ inline u32 host_control(u32 guest) {
   return control;
 }
 
-// Where a result may be denormal; kNone: the instruction cannot underflow.
-enum class Tiny : u8 { kNone, kSingle, kSingles, kDouble, kDoubles };
+// What an instruction computes, as far as its result can overflow or underflow. kExact: it cannot.
+enum class Arithmetic : u8 { kExact, kAdd, kSub, kMul, kDiv, kNarrow };
+enum class Lanes : u8 { kSingle, kSingles, kDouble, kDoubles };
 
-inline bool tiny32(u64 bits) {
-  return (bits & 0x7f800000) == 0 && (bits & 0x007fffff) != 0;
-}
-inline bool tiny64(u64 bits) {
-  return (bits & 0x7ff0000000000000) == 0 && (bits & 0x000fffffffffffff) != 0;
-}
-inline bool is_tiny(Tiny where, const Xmm& r) {
-  switch (where) {
-    case Tiny::kNone:
-      return false;
-    case Tiny::kSingle:
-      return tiny32(r.lo);
-    case Tiny::kSingles:
-      return tiny32(r.lo) || tiny32(r.lo >> 32) || tiny32(r.hi) || tiny32(r.hi >> 32);
-    case Tiny::kDouble:
-      return tiny64(r.lo);
-    case Tiny::kDoubles:
-      return tiny64(r.lo) || tiny64(r.hi);
-  }
-  return false;
-}
+// The flags of the arithmetic once overflow or underflow is unmasked: lane by lane. `control` as
+// from host_control(); o.dst and o.src are the operands.
+[[nodiscard]] u32 unmasked_flags(const SseOperands& o, u32 control, Arithmetic what, Lanes lanes);
 
 // Accounts for the flags the host raised: o.mxcsr is updated; on kDone the caller stores its
-// result.
-inline SseOutcome settle(SseOperands& o, u32 host_mxcsr, Tiny where, const Xmm& result) {
+// result. Pre: o.dst and o.src are still the operands.
+inline SseOutcome settle(SseOperands& o, u32 host_mxcsr, Arithmetic what, Lanes lanes) {
   u32 raised = host_mxcsr & kFlags;
   const u32 unmasked = ~(o.mxcsr >> kMaskShift) & kFlags;
   if (unmasked != 0) [[unlikely]] {
-    if ((raised & unmasked & kPreComputation) != 0) {
+    if ((raised & unmasked & kPreComputation) != 0)
       raised &= kPreComputation;
-    } else {
-      if ((unmasked & kUnderflow) != 0 && is_tiny(where, result)) raised |= kUnderflow;
-      if ((raised & unmasked & (kOverflow | kUnderflow)) != 0) raised &= unmasked | ~kPrecision;
-    }
+    else if (what != Arithmetic::kExact && (unmasked & (kOverflow | kUnderflow)) != 0)
+      raised = unmasked_flags(o, host_control(o.mxcsr), what, lanes);
   }
   o.mxcsr |= raised;
   return (raised & unmasked) == 0 ? SseOutcome::kDone : SseOutcome::kSimdException;

@@ -28,6 +28,36 @@ bool sse_memory(Cpu& c, const Insn& insn, const Operand& op, bool write, u64* li
   return true;
 }
 
+// 2, 4, 8 or 16 bytes. Sixteen are two accesses, but never half of one: the second half of a page that
+// answered the first answers too.
+bool load_vector(Cpu& c, u64 linear, Xmm* value, u32 size) {
+  switch (size) {
+    case 4: {
+      u32 low = 0;
+      if (!load(c, linear, &low)) return false;
+      value->lo = low;
+      return true;
+    }
+    case 8: return load(c, linear, &value->lo);
+    case 16:
+      if (load_hit(c, linear, &value->lo) && load_hit(c, linear + 8, &value->hi)) return true;
+      [[fallthrough]];
+    default: return load_slow(c, linear, value, size, Who::kExplicit);
+  }
+}
+bool store_vector(Cpu& c, u64 linear, const Xmm& value, u32 size) {
+  switch (size) {
+    case 4: return store(c, linear, static_cast<u32>(value.lo));
+    case 8: return store(c, linear, value.lo);
+    case 16:
+      if ((linear & ~kPageMask) <= kPageSize - 16 && store_hit(c, linear, value.lo) &&
+          store_hit(c, linear + 8, value.hi))
+        return true;
+      [[fallthrough]];
+    default: return store_slow(c, linear, &value, size, Who::kExplicit);
+  }
+}
+
 bool read_source(Cpu& c, const Insn& insn, const Operand& op, Xmm* value) {
   *value = Xmm{};
   switch (op.kind) {
@@ -36,9 +66,7 @@ bool read_source(Cpu& c, const Insn& insn, const Operand& op, Xmm* value) {
     case OperandKind::kMem: {
       u64 linear = 0;
       if (!sse_memory(c, insn, op, false, &linear)) return false;
-      if (op.size == 8) return load(c, linear, &value->lo);
-      if (op.size != 16) return load_bytes(c, linear, value, op.size, Who::kExplicit);
-      return load(c, linear, &value->lo) && load(c, linear + 8, &value->hi);
+      return load_vector(c, linear, value, op.size);
     }
     default:
       value->lo = op.size == 8 ? c.s.gpr[op.reg] : static_cast<u32>(c.s.gpr[op.reg]);
@@ -51,8 +79,7 @@ bool write_result(Cpu& c, const Insn& insn, const Operand& op, const Xmm& value)
     case OperandKind::kXmm: c.s.xmm[op.reg] = value; return true;
     case OperandKind::kMem: {
       u64 linear = 0;
-      return sse_memory(c, insn, op, true, &linear) &&
-             store_bytes(c, linear, &value, op.size, Who::kExplicit);
+      return sse_memory(c, insn, op, true, &linear) && store_vector(c, linear, value, op.size);
     }
     default:
       c.s.gpr[op.reg] = op.size == 8 ? value.lo : static_cast<u32>(value.lo);
@@ -89,17 +116,15 @@ Step sse(Cpu& c, const Insn& insn) {
 Step maskmovdqu(Cpu& c, const Insn& insn) {
   if (!sse_ready(c)) return c.stop;
   const u16 mask = sse_mask(c.s.xmm[insn.operand[1].reg]);
-  if (mask == 0) return Step::kNext;
   u64 offset = c.s.gpr[kRdi];
   if (insn.address_size == 4) offset = static_cast<u32>(offset);
   if (insn.address_size == 2) offset = static_cast<u16>(offset);
   u64 linear = 0;
   if (!linearize(c, static_cast<unsigned>(insn.segment), offset, 16, true, &linear)) return c.stop;
+  // Whether a byte that the mask spares can fault is the processor's choice: here it can.
   u8 bytes[16];
   __builtin_memcpy(bytes, &c.s.xmm[insn.operand[0].reg], 16);
-  for (unsigned i = 0; i < 16; ++i) {
-    if ((mask >> i & 1) != 0 && !probe_write(c, linear + i, 1)) return c.stop;
-  }
+  if (!probe_write(c, linear, 16)) return c.stop;
   for (unsigned i = 0; i < 16; ++i) {
     if ((mask >> i & 1) != 0 && !store(c, linear + i, bytes[i])) return c.stop;
   }

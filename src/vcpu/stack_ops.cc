@@ -113,7 +113,7 @@ Step enter(Cpu& c, const Insn& insn) {
   if (level > 0 && !stack.push(size, frame)) return c.stop;
   stack.skip(~(insn.imm & 0xffff) + 1);
   u64 linear = 0;
-  if (!linearize(c, kSegSs, stack.sp(), 1, true, &linear) || !probe_write(c, linear, 1)) {
+  if (!linearize(c, kSegSs, stack.sp(), size, true, &linear) || !probe_write(c, linear, size)) {
     return c.stop;
   }
   stack.commit();

@@ -43,7 +43,7 @@ inline constexpr u64 kArena = 0x1000'0000, kArenaSize = 0x100'0000;
 inline constexpr u64 kCode = kArena, kCodeSize = 0x10000;                   // read, execute
 inline constexpr u64 kScratch = kArena + 0x10'0000, kScratchSize = 0x2000;  // read, write
 inline constexpr u64 kStack = kArena + 0x20'0000, kStackSize = 0x1000;      // read, write
-inline constexpr u64 kExit = kArena + 0x30'0000;   // a sequence ends by a jump here
-inline constexpr u64 kFrame = kArena + 0x40'0000;  // the process's own: registers on their way
+inline constexpr u64 kExit = 0x2a6c'7000;   // a sequence ends by a jump here
+inline constexpr u64 kFrame = 0x35d9'b000;  // the process's own: registers on their way
 
 }  // namespace stagetwo::twin

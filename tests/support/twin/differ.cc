@@ -69,6 +69,8 @@ void compare_ends(std::string& text, const CpuEnd& e, const CpuEnd& a,
     add(text, "vector", static_cast<u64>(e.vector), static_cast<u64>(a.vector));
   compare(text, "rip", e.image.rip, a.image.rip);
   u64 ignored = at_or_before(placed, e.image.rip).undefined_before;
+  if (e.image.rip < placed.front().start || e.image.rip > placed.back().start)
+    for (const Placed& p : placed) ignored |= p.undefined_before;
   if (e.vector < 0) ignored = placed.back().undefined_before | vcpu::rflags::kRf;
   compare(text, "rflags", e.image.rflags & ~ignored, a.image.rflags & ~ignored);
   if (e.vector < 0 || e.vector != a.vector) return;

@@ -114,7 +114,11 @@ bool GuestWorld::read_end(u64 rip, CpuEnd* end) const {
 
 vcpu::SystemState guest_world_system() {
   vcpu::SystemState system;
-  for (auto& segment : system.seg) segment = flat(0, false);
+  for (auto& segment : system.seg) {  // null selectors, as in 64-bit user programs
+    segment = {};
+    segment.unusable = 1;
+    segment.present = 0;
+  }
   system.seg[vcpu::kSegSs] = flat(GuestWorld::kKernelSs, false);
   system.seg[vcpu::kSegCs] = flat(GuestWorld::kKernelCs, true);
   system.tr = flat(GuestWorld::kTssSelector, true);

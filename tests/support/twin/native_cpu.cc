@@ -43,7 +43,7 @@ struct Frame {
 };
 static_assert(offsetof(Frame, host_rsp) == 0x98 && offsetof(Frame, cr2) == 0xe0);
 static_assert(offsetof(Frame, xmm) == 0x100);
-static_assert(kFrame == 0x10400000 && kExit == 0x10300000, "written out in the assembly below");
+static_assert(kFrame == 0x35d9b000, "written out in the assembly below");
 
 Frame& frame() {
   return *reinterpret_cast<Frame*>(kFrame);
@@ -61,7 +61,7 @@ extern const char st_native_leave[], st_native_leave_end[];
 // clang-format off
 asm(R"(
 .pushsection .text
-.set F, 0x10400000
+.set F, 0x35d9b000
 .macro xmms op
   .irp n,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
   \op \n
@@ -240,6 +240,13 @@ bool map_area(u64 where, u64 size, int protection) {
   return mprotect(reinterpret_cast<void*>(where), size, protection) == 0;
 }
 
+// A page away from the arena, where no arithmetic on its addresses leads.
+bool map_apart(u64 where) {
+  void* const at = reinterpret_cast<void*>(where);
+  return mmap(at, 0x1000, PROT_READ | PROT_WRITE,
+              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == at;
+}
+
 // The code is readable and executable where it runs, as in a guest, and written through a second
 // mapping.
 bool map_code(u8** writable) {
@@ -275,7 +282,7 @@ bool NativeCpu::open(std::string* reason) {
     return false;
   }
   if (!map_area(kScratch, kScratchSize, kRw) || !map_area(kStack, kStackSize, kRw) ||
-      !map_area(kFrame, 0x1000, kRw) || !map_area(kExit, 0x1000, kRw)) {
+      !map_apart(kFrame) || !map_apart(kExit)) {
     *reason = "no memory";
     return false;
   }
@@ -299,6 +306,8 @@ NativeCpu::~NativeCpu() {
   for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &g_previous[i], nullptr);
   munmap(reinterpret_cast<void*>(kArena), kArenaSize);
   munmap(code_, kCodeSize);
+  munmap(reinterpret_cast<void*>(kFrame), 0x1000);
+  munmap(reinterpret_cast<void*>(kExit), 0x1000);
   if (signal_stack_ == nullptr) return;
   stack_t stack = {};
   stack.ss_flags = SS_DISABLE;

@@ -250,6 +250,7 @@ struct SequenceGenerator::Build {
   u64 memory_target = 0;
   std::vector<Fixup> fixups;  // relative to the instruction until it is placed
   bool branch = false;
+  bool exact = true;  // the operand will be at memory_target, not just near it
   unsigned return_reg = 0;
 
   void load(unsigned reg, u64 value) { loads.emplace_back(reg, value); }
@@ -408,8 +409,10 @@ void SequenceGenerator::point_operand(Build& b) {
   if (mem.index == kNoReg) {
     b.load(mem.base, trim(static_cast<u64>(rest)));
   } else if (mem.base == kNoReg) {
+    b.exact = rest % mem.scale == 0;
     b.load(mem.index, trim(static_cast<u64>(rest / mem.scale)));
   } else if (mem.base == mem.index) {
+    b.exact = rest % (mem.scale + 1) == 0;
     b.load(mem.base, trim(static_cast<u64>(rest / (mem.scale + 1))));
   } else {
     const u64 index = random_.below(128) - 64;
@@ -480,6 +483,8 @@ bool SequenceGenerator::unit(u16 row, Unit* unit) {
   point_strings(b);
   if (b.insn.has_mem) point_operand(b);
   aim_branch(b);
+  // A jump through memory must find the address that was stored there.
+  if (b.branch && b.insn.has_mem && !b.exact) return false;
 
   std::vector<u8>& out = unit->bytes;
   out.clear();
