@@ -133,7 +133,10 @@ int strcmp(const char* left, const char* right) {
 }
 
 // Two declarations in <cstring>, one symbol.
-char* find_char(const char* text, int wanted) __asm__("strchr");
+#if !defined(ST_NAME_OF_FIND_CHAR)
+#define ST_NAME_OF_FIND_CHAR "strchr"
+#endif
+char* find_char(const char* text, int wanted) __asm__(ST_NAME_OF_FIND_CHAR);
 char* find_char(const char* text, int wanted) {
   for (;; ++text) {
     if (*text == static_cast<char>(wanted)) return const_cast<char*>(text);

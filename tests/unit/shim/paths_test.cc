@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/paths.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+namespace stagetwo::shim {
+namespace {
+
+PathKind kind(const char* path) {
+  return target_of(AT_FDCWD, path).kind;
+}
+
+TEST(Paths, DeviceIsFoundHoweverItIsWritten) {
+  for (const char* path : {"/dev/kvm", "//dev/kvm", "/dev//kvm", "/dev/./kvm", "/dev/../dev/kvm",
+                           "/./dev/kvm", "/tmp/../dev/kvm", "/dev/shm/../kvm", "/dev/kvm/"}) {
+    EXPECT_EQ(kind(path), PathKind::kDevice) << path;
+  }
+  EXPECT_TRUE(target_of(AT_FDCWD, "/dev/kvm/").trailing_slash);
+  EXPECT_FALSE(target_of(AT_FDCWD, "/dev/kvm").trailing_slash);
+  EXPECT_EQ(target_of(AT_FDCWD, "/dev/kvm").device->minor, 232u);
+}
+
+TEST(Paths, OthersAreForeign) {
+  for (const char* path : {"", "/", "/dev", "/dev/kvmm", "/dev/kv", "/dev/kvm/x", "/dev/null",
+                           "/kvm", "kvm", "/devkvm", "/sys/module/kvm/parameters/no_such_parameter",
+                           "/sys/module/other", "/tmp/dev/kvm", "/../../etc/passwd", ".."}) {
+    EXPECT_EQ(kind(path), PathKind::kForeign) << path;
+  }
+  EXPECT_EQ(kind(nullptr), PathKind::kForeign);
+  EXPECT_EQ(kind(reinterpret_cast<const char*>(8)), PathKind::kForeign);
+}
+
+TEST(Paths, RelativeNamesStartWhereTheKernelStartsThem) {
+  const int dev = open("/dev", O_RDONLY | O_DIRECTORY);
+  EXPECT_EQ(target_of(dev, "kvm").kind, PathKind::kDevice);
+  EXPECT_EQ(target_of(dev, "./kvm").kind, PathKind::kDevice);
+  EXPECT_EQ(target_of(dev, "null").kind, PathKind::kForeign);
+  close(dev);
+  char before[4096];
+  ASSERT_NE(getcwd(before, sizeof(before)), nullptr);
+  ASSERT_EQ(chdir("/dev"), 0);
+  EXPECT_EQ(kind("kvm"), PathKind::kDevice);
+  EXPECT_EQ(kind("../dev/kvm"), PathKind::kDevice);
+  ASSERT_EQ(chdir("/tmp"), 0);
+  EXPECT_EQ(kind("kvm"), PathKind::kForeign);
+  ASSERT_EQ(chdir(before), 0);
+}
+
+TEST(Paths, ParametersHaveTheirText) {
+  const Target target = target_of(AT_FDCWD, "/sys/module/kvm/parameters/enable_pmu");
+  EXPECT_EQ(target.kind, PathKind::kParameter);
+  EXPECT_EQ(target.text, "N\n");
+  EXPECT_EQ(kind("/sys/module/kvm"), PathKind::kDirectory);
+  EXPECT_EQ(kind("/sys/module/kvm/parameters"), PathKind::kDirectory);
+}
+
+TEST(Paths, NeverMoreThanOneVendorIsThere) {
+  EXPECT_NE(kind("/sys/module/kvm_amd"), kind("/sys/module/kvm_intel"));
+}
+
+}  // namespace
+}  // namespace stagetwo::shim
