@@ -127,13 +127,14 @@ void* alloc_small(Arena& a, size_t bytes) {
   const LeafGuard guard(&a.lock);
   void* block = a.free[c.index];
   if (block != nullptr) {
-    ST_UNPOISON(block, bytes);
+    ST_UNPOISON(block, sizeof(FreeBlock));
     a.free[c.index] = static_cast<FreeBlock*>(block)->next;
+    ST_POISON(block, sizeof(FreeBlock));
   } else {
     block = cut(a, c.size);
     if (block == nullptr) return nullptr;
-    ST_UNPOISON(block, bytes);
   }
+  ST_UNPOISON(block, bytes);
   ++a.use.blocks;
   a.use.bytes += static_cast<s64>(c.size);
   return block;
@@ -173,6 +174,7 @@ void dealloc(void* block, size_t bytes, size_t align) {
   ST_CHECK(a != nullptr);
   const Class c = class_of(bytes);
   const LeafGuard guard(&a->lock);
+  ST_UNPOISON(block, sizeof(FreeBlock));
   auto* free_block = static_cast<FreeBlock*>(block);
   free_block->next = a->free[c.index];
   a->free[c.index] = free_block;

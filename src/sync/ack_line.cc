@@ -90,7 +90,18 @@ bool AckLine::passed(u64 ticket) const {
   return state_.load(kSeqCst) == 0 || ack_.load(kAcquire) >= ticket;
 }
 
+// Every call that waits for the set's lock does so with the thread's own sections aside: whoever holds
+// the lock may be waiting for this thread to poll.
+//
+//   owner A, in its section           | invalidator B            | C
+//                                     | holds the set shared:    |
+//                                     | waits for A's poll       |
+//                                     |                          | add(): waits for B, and
+//   barrier(): waits for C's turn     |                          | keeps new readers out
+//   (aside: outside, B goes on)       |                          |
+
 void AckSet::add(AckLine& line) {
+  const ThreadSections::Aside aside;
   const ExclusiveGuard guard(lock_);
   ST_CHECK(line.set_ == nullptr);
   ST_DCHECK(!line.running());
@@ -104,9 +115,10 @@ void AckSet::add(AckLine& line) {
 }
 
 void AckSet::remove(AckLine& line) {
+  ST_CHECK(!line.running());
+  const ThreadSections::Aside aside;
   const ExclusiveGuard guard(lock_);
   ST_CHECK(line.set_ == this);
-  ST_CHECK(!line.running());
   AckLine** link = &first_;
   while (*link != &line) link = &(*link)->next_in_set_;
   *link = line.next_in_set_;
@@ -115,6 +127,7 @@ void AckSet::remove(AckLine& line) {
 }
 
 u64 AckSet::bump_all() {
+  const ThreadSections::Aside aside;
   const SharedGuard guard(lock_);
   // Acquire and release: what every retirer of an earlier ticket did is seen by whom we reach.
   const u64 ticket = ticket_.fetch_add(1, kSeqCst) + 1;
@@ -157,8 +170,7 @@ u64 wait_until(Look&& look, Sleep&& sleep, Liveness&& liveness) {
 }  // namespace
 
 void AckSet::wait_all(u64 ticket) {
-  const ThreadSections::Aside aside;  // own sections count as outside, so that two cannot wait for
-                                      // each other
+  const ThreadSections::Aside aside;  // nor can two owners that invalidate wait for each other
   const SharedGuard guard(lock_);
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
     if (line->passed(ticket)) [[likely]] continue;
@@ -187,6 +199,7 @@ void AckSet::wait_all(u64 ticket) {
 }
 
 u64 AckSet::passed() {
+  const ThreadSections::Aside aside;
   const SharedGuard guard(lock_);
   u64 passed = ticket_.load(kAcquire);
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
@@ -194,7 +207,9 @@ u64 AckSet::passed() {
     // enters, as in the Dekker handshake above.
     const u64 request = line->request_.load(kSeqCst);
     const u64 ack = line->ack_.load(kAcquire);
-    const u64 reached = line->state_.load(kSeqCst) == 0 ? request : ack;
+    // The own sections are aside, not over: only their acknowledgement counts.
+    const bool outside = line->state_.load(kSeqCst) == 0 && !ThreadSections::entered(*line);
+    const u64 reached = outside ? request : ack;
     if (reached < passed) passed = reached;
   }
   return passed;

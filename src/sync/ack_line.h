@@ -112,10 +112,12 @@ class AckSet {
   void add(AckLine& line);
   void remove(AckLine& line);
 
+  // Calls of the set but kick() may wait, for its lock at least. While they do, sections of the
+  // calling thread count as outside: it polls before its next access to anything borrowed.
+
   // Raises every line's request. Everything done before is seen by whoever acknowledges.
   u64 bump_all();
-  // Post: every line that was running at bump_all() has acknowledged, left, or died. A line this
-  // thread itself runs counts as outside until the return; its owner polls before the next access.
+  // Post: every line that was running at bump_all() has acknowledged, left, or died.
   // Context: no lock that a running section may want; may sleep.
   void wait_all(u64 ticket);
   // Both.

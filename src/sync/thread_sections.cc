@@ -47,6 +47,13 @@ void ThreadSections::pop(AckLine& line) {
   innermost = line.outer_;
 }
 
+bool ThreadSections::entered(const AckLine& line) {
+  for (const AckLine* own = innermost; own != nullptr; own = own->outer_) {
+    if (own == &line) return true;
+  }
+  return false;
+}
+
 ThreadSections::Aside::Aside() {
   for (AckLine* line = innermost; line != nullptr; line = line->outer_) {
     line->state_.store(0, kRelease);

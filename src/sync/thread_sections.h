@@ -13,6 +13,8 @@ namespace stagetwo::sync {
 struct ThreadSections {
   static void push(AckLine& line);
   static void pop(AckLine& line);
+  // Is it one of the calling thread's sections?
+  static bool entered(const AckLine& line);
 
   // While it lives, the thread's sections count as outside. On its end they run again, as new
   // entries; requests raised meanwhile stay pending, so the owner's next poll says true.

@@ -127,6 +127,24 @@ TEST(AckLine, OwnersThatInvalidateDoNotWaitForEachOther) {
   expect_holds<InvalidateFromInside>(800);
 }
 
+// The same while a third thread wants the set for itself: the owner that waits for the set's lock must
+// not be waited for by whoever holds it.
+struct InvalidateFromInsideWhileAnotherJoins : InvalidateFromInside {
+  static constexpr unsigned kThreads = 3;
+  AckLine third;
+  void thread(unsigned me) {
+    if (me < 2) {
+      InvalidateFromInside::thread(me);
+    } else {
+      set.add(third);
+      set.remove(third);
+    }
+  }
+};
+TEST(AckLine, OwnersThatInvalidateDoNotHoldUpTheSet) {
+  expect_holds<InvalidateFromInsideWhileAnotherJoins>(3000);
+}
+
 // Lines come and go while others invalidate.
 struct AddAgainstBarrier : Borrowed {
   static constexpr unsigned kThreads = 2;

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <vector>
 
 #include "sync/schedule.h"
 #include "tests/support/seeds.h"
@@ -31,7 +32,10 @@ sync::sched::Outcome run_once(std::uint64_t seed, bool weak_memory = true) {
   options.weak_memory = weak_memory;
   const auto outcome = sync::sched::run(options, Scenario::kThreads,
                                         [&](unsigned index) { scenario->thread(index); });
-  if (!outcome.finished()) static_cast<void>(scenario.release());
+  if (!outcome.finished()) {
+    static auto& kept = *new std::vector<Scenario*>;  // reachable after static destructors too
+    kept.push_back(scenario.release());
+  }
   return outcome;
 }
 
