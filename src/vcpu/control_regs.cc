@@ -65,6 +65,11 @@ bool set_cr4(Cpu& c, u64 value) {
 
 bool set_cr8(Cpu& c, u64 value) {
   if (value > 15) return false;
+  // A lower priority may let an interrupt through: the controllers look between two runs.
+  if (c.policy->irqchip && value < c.s.sys.cr8) {
+    c.exit_requested.store(1);
+    c.attention |= kAttendExit;
+  }
   c.s.sys.cr8 = value;
   return true;
 }

@@ -195,8 +195,15 @@ u64 next_random(Cpu& c) {
 
 u64 read_tsc(const Cpu& c) { return host_tsc() + static_cast<u64>(c.tsc_offset); }
 
+// Registers of the local APIC, which belong to whoever has the controllers.
+static bool is_apic_msr(const Cpu& c, u32 index) {
+  return c.policy->irqchip && c.policy->read_msr != nullptr && c.policy->write_msr != nullptr &&
+         (index == kApicBase || index == kTscDeadline || (index >= 0x800 && index <= 0x8ff));
+}
+
 MsrOutcome read_msr(Cpu& c, u32 index, u64* value, bool host) {
   *value = 0;
+  if (is_apic_msr(c, index)) return c.policy->read_msr(c.policy->context, c.id, index, value);
   const u64* word = plain_msr(c, index);
   if (word == nullptr) word = address_msr(c, index);
   if (word == nullptr) word = host_msr(c, index);
@@ -212,6 +219,7 @@ MsrOutcome read_msr(Cpu& c, u32 index, u64* value, bool host) {
 }
 
 MsrOutcome write_msr(Cpu& c, u32 index, u64 value, bool host) {
+  if (is_apic_msr(c, index)) return c.policy->write_msr(c.policy->context, c.id, index, value);
   if (u64* word = plain_msr(c, index); word != nullptr) {
     *word = value;
     return MsrOutcome::kDone;

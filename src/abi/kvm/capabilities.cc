@@ -32,6 +32,7 @@ constexpr std::array kTable = {
     Capability{21, "DESTROY_MEMORY_REGION_WORKS", 1, Enable::kNone, ""},
     Capability{22, "USER_NMI", 1, Enable::kNone, ""},
     Capability{23, "SET_GUEST_DEBUG", 1, Enable::kNone, ""},
+    Capability{25, "IRQ_ROUTING", kMaxIrqRoutes, Enable::kNone, "routes"},
     Capability{26, "IRQ_INJECT_STATUS", 1, Enable::kNone, ""},
     Capability{30, "JOIN_MEMORY_REGIONS_WORKS", 1, Enable::kNone, ""},
     Capability{31, "MCE", kMaxMceBanks, Enable::kNone, "banks"},
@@ -47,7 +48,9 @@ constexpr std::array kTable = {
     Capability{55, "XSAVE", 1, Enable::kNone, "x87 and SSE parts"},
     Capability{61, "GET_TSC_KHZ", 1, Enable::kNone, ""},
     Capability{66, "MAX_VCPUS", kMaxVcpus, Enable::kNone, ""},
+    Capability{72, "TSC_DEADLINE_TIMER", 1, Enable::kNone, ""},
     Capability{74, "SYNC_REGS", KVM_SYNC_X86_VALID_FIELDS, Enable::kNone, ""},
+    Capability{77, "SIGNAL_MSI", 1, Enable::kNone, ""},
     Capability{81, "READONLY_MEM", 1, Enable::kNone, ""},
     Capability{89, "DEVICE_CTRL", 1, Enable::kNone, "no device type is built: KVM_CREATE_DEVICE is ENODEV"},
     Capability{95, "EXT_EMUL_CPUID", 1, Enable::kNone, ""},
@@ -80,6 +83,7 @@ constexpr std::array kTable = {
     Capability{231, "USER_MEMORY2", 1, Enable::kNone, ""},
     Capability{232, "MEMORY_FAULT_INFO", 1, Enable::kNone, ""},
     Capability{235, "VM_TYPES", 1 << KVM_X86_DEFAULT_VM, Enable::kNone, "default VM"},
+    Capability{237, "X86_APIC_BUS_CYCLES_NS", 1, Enable::kVm, "the default"},
     Capability{238, "X86_GUEST_MODE", 1, Enable::kNone, ""},
 };
 

@@ -50,17 +50,21 @@ Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* ru
     msr.arch_capabilities = feature_msr(kMsrArchCapabilities).value_or(0);
     msr.platform_info = u64{1} << 31;  // CPUID can be made to fault
   }
+  ST_TRY(made->create_unit(boot_cpu));
   made->run_area_ = run_area;
   made->run_ = static_cast<kvm_run*>(run_area);
-  if (vm.irqchip() && !boot_cpu) made->cpu_->state().mp_state = vcpu::MpState::kUninitialized;
   return made;
 }
 
 Processor::Processor(Vm& vm, u32 id, void* run_area)
     : vm_(vm), id_(id), run_area_(run_area), run_(static_cast<kvm_run*>(run_area)),
-      tsc_khz_(vm.policy().tsc_khz) {}
+      tsc_khz_(vm.policy().tsc_khz) {
+  interrupted_.kind = vcpu::ExitKind::kInterrupted;
+  interrupted_.error = EINTR;
+}
 
 Processor::~Processor() {
+  unit_.reset();  // leaves the bus before the processor goes
   if (cpu_ != nullptr) vcpu::Vcpu::destroy(cpu_);
   if (run_area_ != nullptr) host::Backing::unmap(run_area_, kRunAreaSize);
 }
@@ -73,6 +77,10 @@ Result<long> Processor::publish(host::Backing backing) {
 kvm_coalesced_mmio_ring* Processor::ring() const {
   return reinterpret_cast<kvm_coalesced_mmio_ring*>(
       static_cast<char*>(run_area_) + KVM_COALESCED_MMIO_PAGE_OFFSET * kPageSize);
+}
+
+u8* Processor::pio_page() const {
+  return static_cast<u8*>(run_area_) + KVM_PIO_PAGE_OFFSET * kPageSize;
 }
 
 Result<long> Processor::ioctl(u32 request, u64 arg) {
@@ -110,6 +118,8 @@ Result<long> Processor::dispatch(u32 request, u64 arg) {
     case KVM_SET_DEBUGREGS: return set_debugregs(arg);
     case KVM_SET_GUEST_DEBUG: return set_guest_debug(arg);
     case KVM_SET_SIGNAL_MASK: return set_signal_mask(arg);
+    case KVM_GET_LAPIC: return get_lapic(arg);
+    case KVM_SET_LAPIC: return set_lapic(arg);
     case KVM_INTERRUPT: return interrupt(arg);
     case KVM_NMI: cpu_->nmi(); return 0;
     case KVM_TRANSLATE: return translate(arg);
@@ -145,27 +155,6 @@ Result<long> Processor::stats_fd() {
   TextWriter(id, sizeof(id))
       .append("kvm-").append_int(sys::getpid()).append("/vcpu-").append_int(id_);
   return ST_TRY(stats_.block().open(vm_, id));
-}
-
-Result<long> Processor::get_mp_state(u64 arg) {
-  ST_TRY(copy_out(arg, kvm_mp_state{static_cast<u32>(cpu_->state().mp_state)}));
-  return 0;
-}
-
-Result<long> Processor::set_mp_state(u64 arg) {
-  const auto asked = ST_TRY(copy_in<kvm_mp_state>(arg));
-  switch (asked.mp_state) {
-    case KVM_MP_STATE_UNINITIALIZED:
-    case KVM_MP_STATE_HALTED:
-    case KVM_MP_STATE_INIT_RECEIVED:
-    case KVM_MP_STATE_SIPI_RECEIVED:
-      if (!vm_.irqchip()) return refuse(EINVAL);
-      break;
-    case KVM_MP_STATE_RUNNABLE: break;
-    default: return refuse(EINVAL);
-  }
-  cpu_->state().mp_state = static_cast<vcpu::MpState>(asked.mp_state);
-  return 0;
 }
 
 }  // namespace stagetwo::abi_kvm

@@ -19,6 +19,7 @@
 #include "host/descriptor.h"
 #include "host/run_section.h"
 #include "sync/mutex.h"
+#include "vcpu/interrupt_unit.h"
 #include "vcpu/vcpu.h"
 
 namespace stagetwo::abi_kvm {
@@ -46,18 +47,21 @@ class Processor {
   [[nodiscard]] u32 id() const { return id_; }
   [[nodiscard]] Vm& vm() { return vm_; }
   [[nodiscard]] kvm_coalesced_mmio_ring* ring() const;
+  [[nodiscard]] u8* pio_page() const;
   // Called by the running thread itself, now and then: has a signal come that the mask lets through?
   [[nodiscard]] bool poll_signal();
   // Makes a run stop soon. Context: any thread, signal handlers.
   void kick();
+  // Accesses of the running guest that a controller of the VM answers. False, kUnknown: not ours.
+  [[nodiscard]] bool device_write(bool port, u64 address, const void* data, u32 size);
+  [[nodiscard]] vcpu::MsrOutcome read_msr(u32 index, u64* value);
+  [[nodiscard]] vcpu::MsrOutcome write_msr(u32 index, u64 value);
 
  private:
   // processor.cc
   Result<long> dispatch(u32 request, u64 arg);
   Result<long> set_signal_mask(u64 arg);
   Result<long> stats_fd();
-  Result<long> set_mp_state(u64 arg);
-  Result<long> get_mp_state(u64 arg);
   // processor_regs.cc
   Result<long> get_regs(u64 arg);
   Result<long> set_regs(u64 arg);
@@ -99,6 +103,13 @@ class Processor {
   Result<long> set_tsc_khz(u64 khz);
   Result<long> device_attr(u32 request, u64 arg);
   Result<long> enable_cap(u64 arg);
+  // processor_apic.cc
+  Result<void> create_unit(bool boot_cpu);
+  Result<long> get_lapic(u64 arg);
+  Result<long> set_lapic(u64 arg);
+  Result<long> set_mp_state(u64 arg);
+  Result<long> get_mp_state(u64 arg);
+  Result<void> set_apic_base(u64 base);
   // processor_run.cc
   Result<long> run(u64 arg);
   Result<long> enter(bool immediate, host::RunSection& section);
@@ -108,7 +119,10 @@ class Processor {
   void show(const vcpu::Exit& exit);
   void count(const vcpu::Exit& exit);
   void save_after_run();
+  Result<long> run_guest(bool immediate, host::RunSection& section);
   Result<long> wait_for_init(bool immediate, host::RunSection& section);
+  bool signalled(host::RunSection& section);
+  void nap(u32 ticket, host::RunSection& section);
 
   Vm& vm_;
   const u32 id_;
@@ -117,7 +131,9 @@ class Processor {
   Stats<VcpuStat> stats_{vcpu_stat_descriptors()};
 
   sync::Mutex lock_{sync::Rank::kVcpu};
-  vcpu::Vcpu* cpu_ = nullptr;  // owned; immutable after create()
+  vcpu::Vcpu* cpu_ = nullptr;         // owned; immutable after create()
+  Box<vcpu::InterruptUnit> unit_;     // where the VM has controllers; immutable after create()
+  vcpu::Exit interrupted_;  // what a wait that a signal ends reports; immutable after create()
   host::RunSection* section_ = nullptr;  // of the thread inside run()
   bool has_run_ = false;
   bool has_signal_mask_ = false;

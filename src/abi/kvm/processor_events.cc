@@ -117,7 +117,7 @@ Result<long> Processor::set_events(u64 arg) {
 Result<long> Processor::interrupt(u64 arg) {
   const auto asked = ST_TRY(copy_in<kvm_interrupt>(arg));
   if (asked.irq >= KVM_NR_INTERRUPTS) return refuse(EINVAL);
-  if (vm_.pic_in_kernel()) return refuse(ENXIO);
+  if (vm_.irqchip()) return refuse(ENXIO);
   ST_TRY(cpu_->interrupt(static_cast<u8>(asked.irq)));
   return 0;
 }

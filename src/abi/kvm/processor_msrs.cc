@@ -14,6 +14,7 @@ namespace stagetwo::abi_kvm {
 namespace {
 
 constexpr u32 kLeaf1ApicBit = 9;
+constexpr u32 kMsrApicBase = 0x1b;
 constexpr u64 kApicEnable = u64{1} << 11;
 
 // Both directions: entries in, one by one until a refusal, the number done out.
@@ -50,6 +51,7 @@ Result<long> Processor::set_msrs(u64 arg) {
       return cpu_->get_msr(entry.index, &value, true) == vcpu::MsrOutcome::kDone &&
              value == entry.data;
     }
+    if (entry.index == kMsrApicBase) return set_apic_base(entry.data).has_value();
     const auto outcome = cpu_->set_msr(entry.index, entry.data, true);
     if (outcome == vcpu::MsrOutcome::kDone) return true;
     return outcome == vcpu::MsrOutcome::kUnknown && entry.data == 0 && is_listed_msr(entry.index);

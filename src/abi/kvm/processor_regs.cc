@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Registers of a vCPU: general, segment and control registers. What combinations are possible is the
-// processor's knowledge (Vcpu::set_system_state); the base of the APIC is checked here.
+// processor's knowledge (Vcpu::set_system_state).
 #include <algorithm>
 
 #include "abi/kvm/client.h"
@@ -9,10 +9,6 @@
 
 namespace stagetwo::abi_kvm {
 namespace {
-
-constexpr u64 kApicEnable = u64{1} << 11;
-constexpr u64 kApicX2 = u64{1} << 10;
-constexpr u64 kApicReserved = 0x2ff;
 
 kvm_segment shown(const vcpu::Segment& s) {
   kvm_segment out{};
@@ -95,17 +91,6 @@ vcpu::SystemState take_system(const Sregs& in) {
   return sys;
 }
 
-// Analogue: kvm_apic_set_base for the host: reserved bits, and x2APIC without enable.
-bool valid_apic_base(u64 base, const vcpu::Vcpu& cpu) {
-  const vcpu::CpuidEntry widths = cpu.query_cpuid(0x80000008, 0);
-  const u32 bits = (widths.eax & 0xff) != 0 ? widths.eax & 0xff : 36;
-  const bool has_x2apic = (cpu.query_cpuid(1, 0).ecx >> 21 & 1) != 0;
-  u64 reserved = kApicReserved | (bits < 64 ? ~u64{0} << bits : 0);
-  if (!has_x2apic) reserved |= kApicX2;
-  if ((base & reserved) != 0) return false;
-  return (base & kApicX2) == 0 || (base & kApicEnable) != 0;
-}
-
 }  // namespace
 
 void Processor::read_regs(kvm_regs* out) const {
@@ -176,8 +161,14 @@ void Processor::read_sregs(kvm_sregs* out) const {
 }
 
 Result<void> Processor::apply_system(const vcpu::SystemState& system) {
-  if (!valid_apic_base(system.apic_base, *cpu_)) return refuse(EINVAL);
+  const vcpu::SystemState before = cpu_->state().sys;
   ST_TRY(cpu_->set_system_state(system));
+  cpu_->state().sys.apic_base = before.apic_base;
+  if (auto based = set_apic_base(system.apic_base); !based) {
+    static_cast<void>(cpu_->set_system_state(before));
+    return based;
+  }
+  if (unit_) unit_->set_task_priority(static_cast<u8>(system.cr8));
   return {};
 }
 

@@ -105,9 +105,16 @@ void kick_processor(void* who) { static_cast<Processor*>(who)->kick(); }
 
 }  // namespace
 
-void Processor::kick() { cpu_->request_exit(); }
+void Processor::kick() {
+  if (unit_) {
+    unit_->wake();
+  } else {
+    cpu_->request_exit();
+  }
+}
 
 bool Processor::poll_signal() {
+  if (unit_ && unit_->timer_is_due()) return true;
   return section_ != nullptr && (section_->exit_requested() ||
                                  (section_->needs_polling() && section_->poll_pending()));
 }
@@ -142,16 +149,43 @@ Result<long> Processor::enter(bool immediate, host::RunSection& section) {
     if ((cr8 & ~u64{0xf}) != 0) return refuse(EINVAL);
     cpu_->state().sys.cr8 = cr8;
   }
-  vcpu::RunRequest request = request_of(immediate);
   has_run_ = true;
+  return run_guest(immediate, section);
+}
+
+bool Processor::signalled(host::RunSection& section) {
+  return section.exit_requested() || section.poll_pending();
+}
+
+// Until something wakes the processor. Signals under KVM_SET_SIGNAL_MASK wake nobody by themselves:
+// they are looked at every millisecond.
+void Processor::nap(u32 ticket, host::RunSection& section) {
+  constexpr u64 kMillisecond = 1'000'000;
+  stats_.set(VcpuStat::kBlocking, 1);
+  const u64 start = sys::monotonic_ns();
+  unit_->sleep(ticket, section.needs_polling() ? kMillisecond : 100 * kMillisecond);
+  stats_.add(VcpuStat::kHaltWaitNs, sys::monotonic_ns() - start);
+  stats_.set(VcpuStat::kBlocking, 0);
+}
+
+Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
+  vcpu::RunRequest request = request_of(immediate);
   for (;;) {
     // A signal that came before the guest was entered completes the last exit, then ends the run.
-    if (!immediate && (section.exit_requested() || section.poll_pending())) kick();
-    const vcpu::Exit& exit = cpu_->run(request);
+    if (!immediate && signalled(section)) kick();
+    const u32 ticket = unit_ ? unit_->sleep_ticket() : 0;
+    const bool wait =
+        unit_ && !immediate && unit_->prepare(&request) == vcpu::InterruptUnit::Turn::kWait;
+    if (wait && !signalled(section)) {
+      nap(ticket, section);
+      continue;
+    }
+    const vcpu::Exit& exit = wait ? interrupted_ : cpu_->run(request);
     count(exit);
+    if (unit_ && unit_->absorb(exit, &request, pio_page())) continue;
     // A kick left over from an earlier run is nobody's: the client has had its answer.
     const bool stale = exit.kind == vcpu::ExitKind::kInterrupted && !exit.immediate && !immediate &&
-                       !section.exit_requested() && !section.poll_pending();
+                       !signalled(section);
     if (stale) {
       request.completion = {};
       continue;
@@ -162,10 +196,16 @@ Result<long> Processor::enter(bool immediate, host::RunSection& section) {
   }
 }
 
-// A processor that waits for INIT does not enter the guest; a signal ends the wait.
+// A processor that waits for INIT does not enter the guest. Whatever ends the wait, the client is
+// asked to come again: the kernel's answer too.
 Result<long> Processor::wait_for_init(bool immediate, host::RunSection& section) {
   if (immediate) return refuse(EINTR);
-  while (!section.exit_requested() && !section.poll_pending()) sys::sched_yield();
+  while (!signalled(section)) {
+    const u32 ticket = unit_->sleep_ticket();
+    unit_->accept_events();
+    if (cpu_->state().mp_state != vcpu::MpState::kUninitialized) return refuse(EAGAIN);
+    nap(ticket, section);
+  }
   write_once(run_->exit_reason, u32{KVM_EXIT_INTR});
   stats_.add(VcpuStat::kSignalExits);
   return refuse(EINTR);
@@ -174,7 +214,8 @@ Result<long> Processor::wait_for_init(bool immediate, host::RunSection& section)
 vcpu::RunRequest Processor::request_of(bool immediate) const {
   vcpu::RunRequest request;
   request.immediate_exit = immediate;
-  request.request_interrupt_window = read_once(run_->request_interrupt_window) != 0;
+  // With the interrupt controllers here, the window is ours to ask for.
+  request.request_interrupt_window = !unit_ && read_once(run_->request_interrupt_window) != 0;
   request.completion.mmio_data = run_->mmio.data;
   request.completion.hypercall_ret = read_once(run_->hypercall.ret);
   request.completion.msr_data = read_once(run_->msr.data);
@@ -231,7 +272,7 @@ void Processor::save_after_run() {
   run_->cr8 = s.sys.cr8;
   run_->apic_base = s.sys.apic_base;
   run_->ready_for_interrupt_injection =
-      vm_.pic_in_kernel() || cpu_->ready_for_interrupt_injection() ? 1 : 0;
+      vm_.irqchip() || cpu_->ready_for_interrupt_injection() ? 1 : 0;
 }
 
 void Processor::count(const vcpu::Exit& exit) {

@@ -38,6 +38,8 @@ constexpr std::array kRequests = {
     ST_REQUEST(SET_IRQCHIP, kVm, ""),
     ST_REQUEST(IRQ_LINE, kVm, ""),
     ST_REQUEST(IRQ_LINE_STATUS, kVm, ""),
+    ST_REQUEST(SIGNAL_MSI, kVm, ""),
+    ST_REQUEST(SET_GSI_ROUTING, kVm, ""),
     ST_REQUEST(CREATE_PIT, kVm, "no timer is built: ENOENT"),
     ST_REQUEST(CREATE_PIT2, kVm, "no timer is built: ENOENT"),
     ST_REQUEST(GET_PIT, kVm, "no timer is built: ENXIO"),

@@ -66,10 +66,13 @@ Vm::Vm(Box<stage2::GuestMemory> memory) : memory_(std::move(memory)) {
   policy_.coalesce_mmio = &Vm::coalesce_mmio;
   policy_.coalesce_pio = &Vm::coalesce_pio;
   policy_.signal_pending = &Vm::signal_pending;
+  policy_.read_msr = &Vm::read_msr;
+  policy_.write_msr = &Vm::write_msr;
 }
 
 Vm::~Vm() {
   for (Processor* processor : vcpus_) destroy(processor);
+  destroy(chip_.load());
   unmap_pages(by_id_, kTableBytes);
 }
 
@@ -175,19 +178,31 @@ bool Vm::msr_allowed(void* context, u32 index, bool write) {
   return static_cast<Vm*>(context)->msr_filter_.allows(index, write);
 }
 
-bool Vm::coalesce_mmio(void* context, u32, Gpa gpa, const void* data, u32 len) {
+bool Vm::coalesce_mmio(void* context, u32 id, Gpa gpa, const void* data, u32 len) {
   auto* const vm = static_cast<Vm*>(context);
+  if (vm->irqchip() && vm->processor(id)->device_write(false, gpa.raw(), data, len)) return true;
   return vm->zones_.write(vm->ring_.load(sync::kAcquire), false, gpa.raw(), data, len);
 }
 
-bool Vm::coalesce_pio(void* context, u32, u16 port, const void* data, u32 len) {
+bool Vm::coalesce_pio(void* context, u32 id, u16 port, const void* data, u32 len) {
   auto* const vm = static_cast<Vm*>(context);
+  if (vm->irqchip() && vm->processor(id)->device_write(true, port, data, len)) return true;
   return vm->zones_.write(vm->ring_.load(sync::kAcquire), true, port, data, len);
 }
 
 bool Vm::signal_pending(void* context, u32 id) {
   Processor* const processor = static_cast<Vm*>(context)->processor(id);
   return processor != nullptr && processor->poll_signal();
+}
+
+vcpu::MsrOutcome Vm::read_msr(void* context, u32 id, u32 index, u64* value) {
+  Processor* const processor = static_cast<Vm*>(context)->processor(id);
+  return processor != nullptr ? processor->read_msr(index, value) : vcpu::MsrOutcome::kUnknown;
+}
+
+vcpu::MsrOutcome Vm::write_msr(void* context, u32 id, u32 index, u64 value) {
+  Processor* const processor = static_cast<Vm*>(context)->processor(id);
+  return processor != nullptr ? processor->write_msr(index, value) : vcpu::MsrOutcome::kUnknown;
 }
 
 }  // namespace stagetwo::abi_kvm

@@ -24,6 +24,7 @@
 #include "stage2/address_space.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
+#include "vcpu/irqchip.h"
 #include "vcpu/vcpu.h"
 
 namespace stagetwo::abi_kvm {
@@ -55,13 +56,12 @@ class Vm {
   // Words that vCPUs read and KVM_ENABLE_CAP writes.
   [[nodiscard]] bool exception_payload() const { return exception_payload_.load(sync::kRelaxed); }
   [[nodiscard]] bool triple_fault_event() const { return triple_fault_event_.load(sync::kRelaxed); }
-  [[nodiscard]] bool irqchip() const { return irqchip_mode_.load(sync::kRelaxed) != IrqchipMode::kNone; }
-  [[nodiscard]] bool pic_in_kernel() const {
-    return irqchip_mode_.load(sync::kRelaxed) == IrqchipMode::kFull;
-  }
+  // The interrupt controllers; null: the client has them. Set at most once, before the first vCPU.
+  [[nodiscard]] vcpu::Irqchip* chip() const { return chip_.load(sync::kAcquire); }
+  [[nodiscard]] bool irqchip() const { return chip() != nullptr; }
+  [[nodiscard]] u64 apic_bus_cycle_ns() const { return apic_bus_cycle_ns_.load(sync::kRelaxed); }
 
  private:
-  enum class IrqchipMode : u8 { kNone, kFull };
 
   // vm.cc
   Result<long> create_vcpu(u64 id);
@@ -82,17 +82,27 @@ class Vm {
   Result<long> set_boot_cpu_id(u64 id);
   Result<long> set_identity_map(u64 arg);
   Result<long> set_tsc_khz(u64 khz);
-  Result<long> create_irqchip();
+  Result<long> enable_apic_bus_cycle(u64 ns);
   Result<long> get_clock(u64 arg);
   Result<long> set_clock(u64 arg);
   Result<long> arch_ioctl(u32 request, u64 arg);
+  // vm_irqchip.cc
+  Result<long> create_irqchip();
   Result<long> irqchip_ioctl(u32 request, u64 arg);
+  Result<long> pit_ioctl(u32 request, u64 arg);
+  Result<long> get_irqchip(u64 arg);
+  Result<long> set_irqchip(u64 arg);
+  Result<long> irq_line(u64 arg, bool with_status);
+  Result<long> signal_msi(u64 arg);
+  Result<long> set_gsi_routing(u64 arg);
 
   // What vCPUs ask of us; `context` is the Vm.
   static bool msr_allowed(void* context, u32 index, bool write);
   static bool coalesce_mmio(void* context, u32 id, Gpa gpa, const void* data, u32 len);
   static bool coalesce_pio(void* context, u32 id, u16 port, const void* data, u32 len);
   static bool signal_pending(void* context, u32 id);
+  static vcpu::MsrOutcome read_msr(void* context, u32 id, u32 index, u64* value);
+  static vcpu::MsrOutcome write_msr(void* context, u32 id, u32 index, u64 value);
 
   sync::Atomic<u32> refs_{1};
   Box<stage2::GuestMemory> memory_;  // immutable after construction
@@ -103,7 +113,8 @@ class Vm {
   MsrFilter msr_filter_;
   sync::Atomic<bool> exception_payload_{false};
   sync::Atomic<bool> triple_fault_event_{false};
-  sync::Atomic<IrqchipMode> irqchip_mode_{IrqchipMode::kNone};
+  sync::Atomic<vcpu::Irqchip*> chip_{nullptr};  // owned; set under lock_ with release
+  sync::Atomic<u64> apic_bus_cycle_ns_{1};
   // Indexed by id; written under lock_ with release, read by vCPUs with acquire. Pages, so that a VM
   // with few vCPUs touches few of them.
   sync::Atomic<Processor*>* by_id_ = nullptr;

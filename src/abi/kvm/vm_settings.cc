@@ -87,6 +87,7 @@ Result<long> Vm::enable(const kvm_enable_cap& cap) {
       write_once(policy_.exit_on_emulation_failure, value != 0);
       return 0;
     case KVM_CAP_MAX_VCPU_ID: return enable_max_vcpu_id(value);
+    case KVM_CAP_X86_APIC_BUS_CYCLES_NS: return enable_apic_bus_cycle(value);
     case KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: return enable_no_nx_pages(value);
     default: return refuse(EINVAL);
   }
@@ -126,12 +127,14 @@ Result<long> Vm::set_clock(u64 arg) {
   return 0;
 }
 
-Result<long> Vm::create_irqchip() {
+Result<long> Vm::enable_apic_bus_cycle(u64 ns) {
+  u64 longest = 0;
+  // The longest count with the largest divider must have a time.
+  if (ns == 0 || __builtin_mul_overflow(u64{0xffffffff} * 128, ns, &longest)) return refuse(EINVAL);
   sync::MutexGuard guard(lock_);
-  if (irqchip()) return refuse(EEXIST);
+  if (!irqchip()) return refuse(ENXIO);
   if (created_ != 0) return refuse(EINVAL);
-  write_once(policy_.irqchip, true);
-  irqchip_mode_.store(IrqchipMode::kFull);
+  apic_bus_cycle_ns_.store(ns);
   return 0;
 }
 
@@ -153,31 +156,7 @@ Result<long> Vm::arch_ioctl(u32 request, u64 arg) {
       ST_TRY(msr_filter_.set(arg));
       return 0;
     }
-    case KVM_CREATE_IRQCHIP: return create_irqchip();
     default: return irqchip_ioctl(request, arg);
-  }
-}
-
-// What belongs to interrupt controllers and timers. A request whose device is not built is refused
-// as the kernel refuses it without the device.
-Result<long> Vm::irqchip_ioctl(u32 request, u64 arg) {
-  switch (request) {
-    case KVM_CREATE_PIT2:
-      ST_TRY(copy_in<kvm_pit_config>(arg));
-      [[fallthrough]];
-    case KVM_CREATE_PIT: return refuse(ENOENT);
-    case KVM_GET_PIT:
-    case KVM_SET_PIT:
-      ST_TRY(copy_in<kvm_pit_state>(arg));
-      return refuse(ENXIO);
-    case KVM_SET_PIT2:
-      ST_TRY(copy_in<kvm_pit_state2>(arg));
-      [[fallthrough]];
-    case KVM_GET_PIT2: return refuse(ENXIO);
-    case KVM_REINJECT_CONTROL:
-      ST_TRY(copy_in<kvm_reinject_control>(arg));
-      return refuse(ENXIO);
-    default: return refuse(ENOTTY);
   }
 }
 
