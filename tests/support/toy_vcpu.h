@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A thread that accesses guest memory the way a vCPU does: a cache of translations that lives from a
+// fault to the next acknowledged flush, guarded accesses, a poll between blocks. What is left out is the
+// processor.
+
+#include <atomic>
+
+#include "host/access.h"
+#include "stage2/address_space.h"
+#include "tests/support/random_source.h"
+
+namespace stagetwo::test {
+
+class ToyVcpu {
+ public:
+  static constexpr unsigned kPages = 16;
+
+  ToyVcpu(stage2::GuestMemory& memory, u64 gpa, u64 seed)
+      : memory_(memory), gpa_(gpa), random_(seed) {
+    memory_.lines().add(line_);
+  }
+  ~ToyVcpu() { memory_.lines().remove(line_); }
+
+  // Hammers until `stop`.
+  void run(const std::atomic<bool>& stop) {
+    while (!stop.load(std::memory_order_relaxed)) block();
+    forget();
+  }
+  // Eight stores, then a poll.
+  void block() {
+    enter();
+    for (int i = 0; i < 8; ++i) {
+      const unsigned page = random_.small(kPages);
+      if (cached_[page] == 0 && !fault(page)) continue;
+      u64 old = 0;
+      if (host::fetch_add(Hva(cached_[page] + 8 * random_.small(512)), u64{1}, &old)) {
+        ++stores;
+      } else {
+        ++faulted;  // would be a SIGSEGV
+        cached_[page] = 0;
+      }
+    }
+    if (line_.poll()) forget();
+    leave();
+  }
+
+  std::atomic<u64> stores{0};
+  std::atomic<u64> faulted{0};
+  std::atomic<u64> mmio{0};
+  std::atomic<u64> to_user{0};
+
+ private:
+  void enter() {
+    if (line_.enter()) forget();
+  }
+  void leave() { line_.leave(); }
+  void forget() {
+    for (u64& page : cached_) page = 0;
+  }
+  // RUNNING on entry and on return. False: no memory there now.
+  bool fault(unsigned page) {
+    stage2::Fault f{};
+    f.gpa = Gpa(gpa_ + page * kPageSize);
+    f.access = Access::kWrite;
+    leave();
+    const stage2::FaultOutcome outcome = memory_.handle_fault(f);
+    enter();
+    if (outcome == stage2::FaultOutcome::kMmio) ++mmio;
+    if (outcome == stage2::FaultOutcome::kToUser) ++to_user;
+    if (outcome != stage2::FaultOutcome::kFixed || !memory_.install(f)) return false;
+    cached_[page] = f.page.raw();
+    return true;
+  }
+
+  stage2::GuestMemory& memory_;
+  u64 gpa_;
+  RandomSource random_;
+  sync::AckLine line_;
+  u64 cached_[kPages] = {};
+};
+
+}  // namespace stagetwo::test
