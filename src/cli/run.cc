@@ -63,15 +63,12 @@ int run(const RunOptions& options) {
   }
   Session session = Session::open(options.session);
   if (!session.failure().empty()) {
-    if (!options.session.empty()) {
-      fmt::print(stderr, "stagetwo: {}\n", session.failure());
-      return kExitToolFailed;
-    }
-    if (options.verbose) fmt::print(stderr, "stagetwo: no session: {}\n", session.failure());
+    fmt::print(stderr, "stagetwo: {}\n", session.failure());
+    return kExitToolFailed;
   }
   if (options.verbose) {
-    fmt::print(stderr, "stagetwo: engine {}\nstagetwo: program {}\nstagetwo: session {}\n", engine,
-               program.path, session.directory());
+    fmt::print(stderr, "stagetwo: engine {}\nstagetwo: program {}\n", engine, program.path);
+    if (!options.session.empty()) fmt::print(stderr, "stagetwo: session {}\n", session.directory());
   }
   return supervise(program.path, options.program,
                    environment_of(engine, options_text(options, session)));

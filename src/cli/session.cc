@@ -58,6 +58,7 @@ void remove_if_stale(const std::string& directory) {
 
 void remove_stale_sessions(const std::string& house, const std::string& own) {
   std::error_code error;
+  if (access(house.c_str(), F_OK) != 0) return;
   for (std::filesystem::directory_iterator it(house, error), end; !error && it != end;
        it.increment(error)) {
     if (it->path() != own) remove_if_stale(it->path());
@@ -83,11 +84,11 @@ int hold(const std::string& directory) {
 Session Session::open(const std::string& name) {
   Session session;
   const std::string house = house_of_user();
+  const std::string directory = house + "/" + name;
+  remove_stale_sessions(house, directory);
+  if (name.empty()) return session;
   session.failure_ = make_private_directory(house);
   if (!session.failure_.empty()) return session;
-  const std::string directory =
-      house + "/" + (name.empty() ? fmt::format("run-{}", getpid()) : name);
-  remove_stale_sessions(house, directory);
   for (int attempt = 0; attempt < kAttempts && session.lock_fd_ < 0; ++attempt) {
     session.failure_ = make_private_directory(directory);
     if (!session.failure_.empty()) return session;

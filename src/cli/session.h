@@ -3,9 +3,10 @@
 
 // The session directory: ${XDG_RUNTIME_DIR:-/tmp}/stagetwo-UID/NAME, mode 0700.
 //
-// A supervisor holds a shared flock on the directory's file `alive`; a directory whose lock nobody
-// holds is stale and removed by the next run. The lock dies with its holder, kill -9 included.
-// Whoever ends last removes the directory.
+// It is made at first use: for a name that is joined, at once; a run without a name has no use for
+// one yet and makes none. A supervisor holds a shared flock on the directory's file `alive`; a
+// directory whose lock nobody holds is stale and removed by the next run. The lock dies with its
+// holder, kill -9 included. Whoever ends last removes the directory.
 
 #include <string>
 

@@ -146,7 +146,7 @@ TEST_F(Session, IsJoinedByItsName) {
 }
 
 TEST_F(Session, StaleOnesAreRemovedByTheNextRun) {
-  run_in("true");
+  run_in("true", {"--session=mine"});
   fs::create_directory(house() + "/dead");
   std::ofstream(house() + "/dead/alive").put('x');
   run_in("true");
