@@ -36,10 +36,9 @@ void ArenaAllocFree(benchmark::State& state) {
     benchmark::DoNotOptimize(block);
     std::free(block);
   });
-  bench::report(state, {.unit = "ns",
-                        .yardstick = "malloc and free",
-                        .yardstick_value = libc,
-                        .at_most = 10});
+  bench::report(
+      state,
+      {.unit = "ns", .yardstick = "malloc and free", .yardstick_value = libc, .at_most = 10});
 }
 BENCHMARK(ArenaAllocFree)->Arg(64)->Arg(1024);
 
@@ -59,10 +58,9 @@ void HashMapFind(benchmark::State& state) {
     key = (key + 7919) % 10'000;
     benchmark::DoNotOptimize(standard.find(key * 4096));
   });
-  bench::report(state, {.unit = "ns",
-                        .yardstick = "std::unordered_map",
-                        .yardstick_value = other,
-                        .at_most = 1.5});
+  bench::report(
+      state,
+      {.unit = "ns", .yardstick = "std::unordered_map", .yardstick_value = other, .at_most = 1.5});
 }
 BENCHMARK(HashMapFind);
 

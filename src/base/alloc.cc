@@ -28,9 +28,10 @@
 #define ST_UNPOISON(at, bytes) static_cast<void>(at)
 #endif
 
-// The arena: size classes of 16, 32 … 128, then four steps a doubling up to 32 KiB. Each class keeps
-// a list of free blocks; new blocks are cut from a chunk of 256 KiB. Chunks are never returned: the
-// engine's small objects are slots, vCPUs and descriptors, whose number swings little.
+// The arena: size classes of 16, 32 … 128, then four steps a doubling up to 32 KiB. Each class
+// keeps a list of free blocks; new blocks are cut from a chunk of 256 KiB. Chunks are never
+// returned: the engine's small objects are slots, vCPUs and descriptors, whose number swings
+// little.
 //
 // The whole state stands in the process page, which a child of fork finds empty:
 //
@@ -99,7 +100,9 @@ size_t rounded(size_t bytes, size_t align) {
   return std::bit_ceil(std::max(bytes, align));
 }
 
-size_t pages_of(size_t bytes) { return align_up(bytes, kPage); }
+size_t pages_of(size_t bytes) {
+  return align_up(bytes, kPage);
+}
 
 void* map_anonymous(size_t bytes, int prot, int flags) {
   auto mapped = sys::mmap(nullptr, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
@@ -154,8 +157,9 @@ void* alloc(size_t bytes, size_t align, const char* site) {
   if (failpoint::should_fail(site)) return nullptr;
   bytes = rounded(bytes, align);
   if (bytes > kMaxSmall) {
-    void* pages = bytes > ~size_t{0} - kPage ? nullptr
-                                             : map_anonymous(pages_of(bytes), PROT_READ | PROT_WRITE, 0);
+    void* pages = bytes > ~size_t{0} - kPage
+                      ? nullptr
+                      : map_anonymous(pages_of(bytes), PROT_READ | PROT_WRITE, 0);
     if (pages != nullptr) count(1, static_cast<s64>(pages_of(bytes)));
     return pages;
   }

@@ -7,7 +7,8 @@
 // I1: every way to get memory here passes failpoint::should_fail exactly once.
 // I2: nothing is mapped before the first allocation.
 // I3: a child of fork starts with an empty arena of its own whatever another thread was doing in
-//     the parent (base/process_page.h); blocks inherited from the parent may be read and given back.
+//     the parent (base/process_page.h); blocks inherited from the parent may be read and given
+//     back.
 //
 // Blocks up to kMaxSmall come from size classes, larger ones from mmap. Memory given back to a size
 // class is kept for the next request of that class.
@@ -79,7 +80,8 @@ class Box {
 
   Box(Box&& other) noexcept { swap(other); }
   template <typename U>
-    requires std::is_convertible_v<U*, T*> && (std::is_same_v<U, T> || std::has_virtual_destructor_v<T>)
+    requires std::is_convertible_v<U*, T*> &&
+                 (std::is_same_v<U, T> || std::has_virtual_destructor_v<T>)
   Box(Box<U>&& other) noexcept
       : object_(other.object_), block_(other.block_), bytes_(other.bytes_), align_(other.align_) {
     other.object_ = nullptr;

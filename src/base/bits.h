@@ -34,7 +34,9 @@ constexpr bool is_aligned(T value, std::type_identity_t<T> align) {
   return (value & static_cast<T>(align - 1)) == 0;
 }
 
-constexpr u64 bit(unsigned position) { return u64{1} << position; }
+constexpr u64 bit(unsigned position) {
+  return u64{1} << position;
+}
 
 // The bits high..low of a word, both included, as a mask. Pre: low <= high < 64.
 constexpr u64 bit_mask(unsigned high, unsigned low) {

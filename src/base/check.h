@@ -26,19 +26,20 @@ constexpr std::uint64_t check_operand(T value) {
 }
 }  // namespace stagetwo::detail
 
-#define ST_CHECK(condition)                                                              \
-  (__builtin_expect(!!(condition), 1) ? static_cast<void>(0)                             \
-                                      : ::stagetwo::detail::check_failed(__FILE__, __LINE__, #condition))
+#define ST_CHECK(condition)           \
+  (__builtin_expect(!!(condition), 1) \
+       ? static_cast<void>(0)         \
+       : ::stagetwo::detail::check_failed(__FILE__, __LINE__, #condition))
 
 // `op` is a comparison: ST_CHECK_OP(count, >, 0).
-#define ST_CHECK_OP(left, op, right)                                                     \
-  do {                                                                                   \
-    const auto st_left = (left);                                                         \
-    const auto st_right = (right);                                                       \
-    if (!(st_left op st_right)) [[unlikely]]                                             \
-      ::stagetwo::detail::check_op_failed(__FILE__, __LINE__, #left " " #op " " #right,  \
-                                          ::stagetwo::detail::check_operand(st_left),    \
-                                          ::stagetwo::detail::check_operand(st_right));  \
+#define ST_CHECK_OP(left, op, right)                                                    \
+  do {                                                                                  \
+    const auto st_left = (left);                                                        \
+    const auto st_right = (right);                                                      \
+    if (!(st_left op st_right)) [[unlikely]]                                            \
+      ::stagetwo::detail::check_op_failed(__FILE__, __LINE__, #left " " #op " " #right, \
+                                          ::stagetwo::detail::check_operand(st_left),   \
+                                          ::stagetwo::detail::check_operand(st_right)); \
   } while (false)
 
 #if defined(NDEBUG)

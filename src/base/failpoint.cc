@@ -70,7 +70,9 @@ void arm(const char* site, u64 nth, u64 times) {
   restart(site, nth, last, true);
 }
 
-void count_only() { restart(nullptr, 0, 0, true); }
+void count_only() {
+  restart(nullptr, 0, 0, true);
+}
 
 void disarm() {
   const LeafGuard guard(&lock);

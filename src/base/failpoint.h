@@ -21,7 +21,8 @@ bool should_fail_slow(const char* site);
 
 // Must the caller behave as if memory (or whatever it asks for) had run out?
 inline bool should_fail(const char* site) {
-  if (!__atomic_load_n(&detail::active, __ATOMIC_RELAXED)) [[likely]] return false;
+  if (!__atomic_load_n(&detail::active, __ATOMIC_RELAXED)) [[likely]]
+    return false;
   return detail::should_fail_slow(site);
 }
 
@@ -43,8 +44,9 @@ u64 failed();
 inline constexpr size_t kMaxSites = 256;
 void for_each_site(void (*fn)(void*, const char*, u64, u64), void* context);
 
-// Runs `body` once with every question n = 1, 2, … failing, until a run asks fewer than n questions.
-// `body` must leave the world as it found it; returns the number of runs in which something failed.
+// Runs `body` once with every question n = 1, 2, … failing, until a run asks fewer than n
+// questions. `body` must leave the world as it found it; returns the number of runs in which
+// something failed.
 template <typename F>
 u64 sweep(F&& body, const char* site = nullptr, u64 limit = 100'000) {
   for (u64 n = 1; n <= limit; ++n) {

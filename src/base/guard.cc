@@ -25,7 +25,9 @@ void remove(const char* name) {
   __atomic_store_n(&removed_count, n + 1, __ATOMIC_RELEASE);
 }
 
-void restore_all() { __atomic_store_n(&removed_count, 0, __ATOMIC_RELEASE); }
+void restore_all() {
+  __atomic_store_n(&removed_count, 0, __ATOMIC_RELEASE);
+}
 
 bool removed(const char* name) {
   const int n = __atomic_load_n(&removed_count, __ATOMIC_ACQUIRE);

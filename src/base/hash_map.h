@@ -5,7 +5,8 @@
 // Move-only; a refused insertion leaves the map as it was. Pointers to values die with the next
 // insertion or erasure. Erasure never needs memory.
 //
-// K: trivially copyable, ==, and hashable by Hash (integers, enums, pointers and address kinds are).
+// K: trivially copyable, ==, and hashable by Hash (integers, enums, pointers and address kinds
+// are).
 
 #include <type_traits>
 #include <utility>
@@ -151,7 +152,9 @@ class HashMap {
   };
   static constexpr size_t kAlign = alignof(Cell) > kMinAlign ? alignof(Cell) : kMinAlign;
 
-  size_t home_of(const K& key) const { return static_cast<size_t>(Hasher{}(key)) & (capacity_ - 1); }
+  size_t home_of(const K& key) const {
+    return static_cast<size_t>(Hasher{}(key)) & (capacity_ - 1);
+  }
   size_t next(size_t i) const { return (i + 1) & (capacity_ - 1); }
   // Where `key` is, or the free cell where it would go. Pre: capacity_ != 0.
   size_t probe(const K& key) const {

@@ -10,9 +10,9 @@
 //
 // A change needs at most kNodesPerChange nodes. reserve() keeps that many ready, after which one
 // assign_reserved() or erase_reserved() cannot fail: that is how teardown uses the map.
-// The address just below the end of A's values cannot be covered: `end` has no representation there.
-// Locking: the caller's. A: totally ordered, copyable. V: copyable, ==. References to values die with
-// the next change.
+// The address just below the end of A's values cannot be covered: `end` has no representation
+// there. Locking: the caller's. A: totally ordered, copyable. V: copyable, ==. References to values
+// die with the next change.
 
 #include <utility>
 

@@ -65,7 +65,8 @@ class IntervalTree {
     wanted_spares_ = count;
     return {};
   }
-  // Everything in [start, end) leaves the tree, which is empty until put_back(). Uses up to two spares.
+  // Everything in [start, end) leaves the tree, which is empty until put_back(). Uses up to two
+  // spares.
   Parts take_out(A start, A end) {
     cut(start);
     cut(end);

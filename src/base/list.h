@@ -28,7 +28,7 @@ class ListNode {
   }
 
  private:
-  template <typename T, ListNode T::*Member>
+  template <typename T, ListNode T::* Member>
   friend class List;
   void link_before(ListNode* where) {
     ST_DCHECK(!linked());
@@ -41,7 +41,7 @@ class ListNode {
   ListNode* next_ = nullptr;
 };
 
-template <typename T, ListNode T::*Member>
+template <typename T, ListNode T::* Member>
 class List {
  public:
   List() { head_.prev_ = head_.next_ = &head_; }
@@ -86,8 +86,8 @@ class List {
   }
 
  private:
-  // The object whose member `node` is. The offset of a member pointer is measured on an address that
-  // is never read.
+  // The object whose member `node` is. The offset of a member pointer is measured on an address
+  // that is never read.
   static T* owner(ListNode* node) {
     auto* nowhere = reinterpret_cast<T*>(u64{1} << 20);
     const u64 offset = reinterpret_cast<u64>(&(nowhere->*Member)) - reinterpret_cast<u64>(nowhere);

@@ -21,9 +21,10 @@ bool wiped_on_fork = false;
 
 u64* process_page() {
   u64* page = __atomic_load_n(&the_page, __ATOMIC_ACQUIRE);  // pairs with the exchange below
-  if (page != nullptr) [[likely]] return page;
-  auto mapped = sys::mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          -1, 0);
+  if (page != nullptr) [[likely]]
+    return page;
+  auto mapped =
+      sys::mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (!mapped) return nullptr;
   const bool wipes = sys::madvise(*mapped, kPageBytes, MADV_WIPEONFORK).has_value();
   __atomic_store_n(&wiped_on_fork, wipes, __ATOMIC_RELAXED);  // published by the exchange
@@ -42,7 +43,8 @@ u32 process_stamp() {
     return static_cast<u32>(sys::getpid());
   }
   const u64 stamp = __atomic_load_n(&page[kStampWord], __ATOMIC_RELAXED);
-  if (stamp != 0) [[likely]] return static_cast<u32>(stamp);
+  if (stamp != 0) [[likely]]
+    return static_cast<u32>(stamp);
   // Every thread that finds 0 writes the same number: the pid is unique among living relatives.
   const u64 pid = static_cast<u64>(sys::getpid());
   __atomic_store_n(&page[kStampWord], pid, __ATOMIC_RELAXED);

@@ -13,7 +13,9 @@ namespace stagetwo {
 // An errno value, always > 0. A type of its own so that no byte count becomes a refusal.
 enum class Errno : int {};
 
-constexpr int to_int(Errno e) { return static_cast<int>(e); }
+constexpr int to_int(Errno e) {
+  return static_cast<int>(e);
+}
 
 template <typename T = void>
 using Result = std::expected<T, Errno>;
@@ -22,7 +24,9 @@ using Result = std::expected<T, Errno>;
 constexpr std::unexpected<Errno> refuse(int positive_errno) {
   return std::unexpected<Errno>(Errno{positive_errno});
 }
-constexpr std::unexpected<Errno> refuse(Errno e) { return std::unexpected<Errno>(e); }
+constexpr std::unexpected<Errno> refuse(Errno e) {
+  return std::unexpected<Errno>(e);
+}
 
 }  // namespace stagetwo
 
@@ -30,11 +34,11 @@ constexpr std::unexpected<Errno> refuse(Errno e) { return std::unexpected<Errno>
 #define ST_TRY(expression) ST_TRY_NUMBERED(expression, __COUNTER__)
 #define ST_TRY_NUMBERED(expression, number) ST_TRY_PASTED(expression, number)
 #define ST_TRY_PASTED(expression, number) ST_TRY_NAMED(expression, st_try_result_##number)
-#define ST_TRY_NAMED(expression, result)                                \
-  __extension__({                                                       \
-    auto result = (expression);                                         \
-    if (!result) [[unlikely]]                                           \
-      return ::stagetwo::refuse(result.error());                        \
+#define ST_TRY_NAMED(expression, result)                                   \
+  __extension__({                                                          \
+    auto result = (expression);                                            \
+    if (!result) [[unlikely]]                                              \
+      return ::stagetwo::refuse(result.error());                           \
     ::stagetwo::detail::value_of(static_cast<decltype(result)&&>(result)); \
   })
 

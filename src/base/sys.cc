@@ -34,7 +34,9 @@ Result<void*> pointer(long returned) {
   if (returned < 0 && returned > -4096) return refuse(static_cast<int>(-returned));
   return reinterpret_cast<void*>(returned);
 }
-long size_arg(size_t bytes) { return static_cast<long>(bytes); }
+long size_arg(size_t bytes) {
+  return static_cast<long>(bytes);
+}
 
 struct CachedTid {
   u32 tid;
@@ -75,11 +77,15 @@ Result<int> openat(int dir, const char* path, int flags, mode_t mode) {
 Result<int> memfd_create(const char* name, unsigned flags) {
   return number(call(SYS_memfd_create, arg(name), flags));
 }
-Result<void> close(int fd) { return nothing(call(SYS_close, fd)); }
+Result<void> close(int fd) {
+  return nothing(call(SYS_close, fd));
+}
 Result<void> fstat(int fd, struct ::stat* out) {
   return nothing(call(SYS_newfstatat, fd, arg(""), arg(out), AT_EMPTY_PATH));
 }
-Result<void> ftruncate(int fd, off_t size) { return nothing(call(SYS_ftruncate, fd, size)); }
+Result<void> ftruncate(int fd, off_t size) {
+  return nothing(call(SYS_ftruncate, fd, size));
+}
 Result<size_t> read(int fd, void* to, size_t bytes) {
   return count(call(SYS_read, fd, arg(to), size_arg(bytes)));
 }
@@ -106,7 +112,7 @@ Result<int> eventfd(unsigned initial, int flags) {
 }
 
 Result<int> raise_engine_fd(int fd) {
-  struct rlimit limit {};
+  struct rlimit limit{};
   // Half of what the limit allows: high enough to be out of the way, low enough that there is room.
   long low = kFirstEngineFd;
   if (call(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, arg(&limit)) == 0) {
@@ -131,9 +137,15 @@ int futex_wake(volatile u32* word, int count) {
   const long woken = call(SYS_futex, arg(word), FUTEX_WAKE_PRIVATE, count);
   return woken < 0 ? 0 : static_cast<int>(woken);
 }
-void sched_yield() { static_cast<void>(call(SYS_sched_yield)); }
-int gettid() { return static_cast<int>(call(SYS_gettid)); }
-int getpid() { return static_cast<int>(call(SYS_getpid)); }
+void sched_yield() {
+  static_cast<void>(call(SYS_sched_yield));
+}
+int gettid() {
+  return static_cast<int>(call(SYS_gettid));
+}
+int getpid() {
+  return static_cast<int>(call(SYS_getpid));
+}
 
 int current_tid() {
   const u32 stamp = process_stamp();
@@ -143,7 +155,9 @@ int current_tid() {
   return static_cast<int>(cached_tid.tid);
 }
 
-bool thread_alive(int tid) { return call(SYS_tgkill, getpid(), tid, 0) == 0; }
+bool thread_alive(int tid) {
+  return call(SYS_tgkill, getpid(), tid, 0) == 0;
+}
 Result<void> tgkill(int pid, int tid, int signal) {
   return nothing(call(SYS_tgkill, pid, tid, signal));
 }

@@ -73,7 +73,8 @@ Result<int> eventfd(unsigned initial, int flags);
 // close-on-exec. Post: `fd` is closed, also on failure.
 inline constexpr int kFirstEngineFd = 1 << 19;
 Result<int> raise_engine_fd(int fd);
-// Opens again what is behind `fd` (a description of its own: the client cannot tell), as an engine fd.
+// Opens again what is behind `fd` (a description of its own: the client cannot tell), as an engine
+// fd.
 Result<int> reopen_engine_fd(int fd, int flags);
 
 // Threads and time.

@@ -55,8 +55,12 @@ static_assert(std::size(kEventNames) == static_cast<size_t>(Event::count_));
 static_assert(std::size(kRoomNames) == static_cast<size_t>(Room::count_));
 static_assert(static_cast<size_t>(Room::count_) <= 64, "rooms_since() is a mask");
 
-u64 load(const u64& word) { return __atomic_load_n(&word, __ATOMIC_RELAXED); }
-void store(u64& word, u64 value) { __atomic_store_n(&word, value, __ATOMIC_RELAXED); }
+u64 load(const u64& word) {
+  return __atomic_load_n(&word, __ATOMIC_RELAXED);
+}
+void store(u64& word, u64 value) {
+  __atomic_store_n(&word, value, __ATOMIC_RELAXED);
+}
 
 // False: being written, overwritten, or never written.
 bool read_slot(u64 position, Record* out) {
@@ -72,7 +76,9 @@ bool read_slot(u64 position, Record* out) {
   return load(slot.stamp) == stamp;
 }
 
-u64 oldest(u64 head) { return head > ring.size ? head - ring.size : 0; }
+u64 oldest(u64 head) {
+  return head > ring.size ? head - ring.size : 0;
+}
 
 }  // namespace
 
@@ -95,7 +101,9 @@ std::string_view name_of(Event event) {
 std::string_view name_of(Room room) {
   return room < Room::count_ ? kRoomNames[static_cast<size_t>(room)] : "?";
 }
-bool is_kernel_event(Event event) { return event > Event::none && event < Event::st_room; }
+bool is_kernel_event(Event event) {
+  return event > Event::none && event < Event::st_room;
+}
 
 Result<void> start(size_t records) {
   const u64 size = std::bit_ceil(records < 64 ? u64{64} : u64{records});
@@ -111,7 +119,9 @@ Result<void> start(size_t records) {
   return {};
 }
 
-void stop() { __atomic_store_n(&detail::on, false, __ATOMIC_RELEASE); }
+void stop() {
+  __atomic_store_n(&detail::on, false, __ATOMIC_RELEASE);
+}
 
 void clear() {
   __atomic_store_n(&ring.head, 0, __ATOMIC_RELEASE);
@@ -123,7 +133,9 @@ void release() {
   ring = Ring{};
 }
 
-u64 written() { return __atomic_load_n(&ring.head, __ATOMIC_ACQUIRE); }
+u64 written() {
+  return __atomic_load_n(&ring.head, __ATOMIC_ACQUIRE);
+}
 
 void for_each(void (*fn)(void*, const Record&), void* context) {
   const u64 head = written();
@@ -162,7 +174,8 @@ void dump(int fd) {
 
 void Mark::hit() {
   __atomic_fetch_add(&hits_, 1, __ATOMIC_RELAXED);
-  if (__atomic_load_n(&listed_, __ATOMIC_RELAXED)) [[likely]] return;
+  if (__atomic_load_n(&listed_, __ATOMIC_RELAXED)) [[likely]]
+    return;
   if (__atomic_exchange_n(&listed_, true, __ATOMIC_RELAXED)) return;
   next_ = __atomic_load_n(&first_mark, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(&first_mark, &next_, this, true, __ATOMIC_RELEASE,

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// One trace record for everybody: journey tests count the rooms a request entered, the checker reads
-// the order of events, probes read the same words. Off, an event costs one relaxed load.
+// One trace record for everybody: journey tests count the rooms a request entered, the checker
+// reads the order of events, probes read the same words. Off, an event costs one relaxed load.
 //
 //   trace::emit(trace::Event::kvm_page_fault, trace::Room::stage2, vcpu, rip, gpa, error_code);
 //
-// The ring is one per process and overwrites its oldest records. Writers never wait. A child of fork
-// writes into a copy of its own.
+// The ring is one per process and overwrites its oldest records. Writers never wait. A child of
+// fork writes into a copy of its own.
 //
 // Marks: ST_MARK(lost_install_race); counts an odd branch, so that a test can say it was there.
 //
@@ -28,7 +28,7 @@ enum class Event : u16 {
   // Above: the kernel's tracepoints. Below: the engine's own.
   ST_ENGINE_EVENTS(ST_X)
 #undef ST_X
-  count_
+      count_
 };
 
 enum class Room : u16 {
@@ -36,7 +36,7 @@ enum class Room : u16 {
 #define ST_X(name) name,
   ST_ROOMS(ST_X)
 #undef ST_X
-  count_
+      count_
 };
 
 struct Record {
@@ -58,10 +58,13 @@ extern bool on;
 void emit_slow(Event event, Room room, u64 a, u64 b, u64 c, u64 d);
 }  // namespace detail
 
-[[nodiscard]] inline bool enabled() { return __atomic_load_n(&detail::on, __ATOMIC_RELAXED); }
+[[nodiscard]] inline bool enabled() {
+  return __atomic_load_n(&detail::on, __ATOMIC_RELAXED);
+}
 
 inline void emit(Event event, Room room, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0) {
-  if (enabled()) [[unlikely]] detail::emit_slow(event, room, a, b, c, d);
+  if (enabled()) [[unlikely]]
+    detail::emit_slow(event, room, a, b, c, d);
 }
 // A request enters a room; `step` is the number the journey's document gives.
 inline void enter_room(Room room, u64 step = 0, u64 detail = 0) {
@@ -86,7 +89,8 @@ u64 written();
 void for_each(void (*fn)(void* context, const Record&), void* context);
 template <typename F>
 void for_each(F&& fn) {
-  for_each([](void* f, const Record& r) { (*static_cast<std::remove_reference_t<F>*>(f))(r); }, &fn);
+  for_each([](void* f, const Record& r) { (*static_cast<std::remove_reference_t<F>*>(f))(r); },
+           &fn);
 }
 // How many records of `event` are in the ring.
 u64 count(Event event);

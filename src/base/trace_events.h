@@ -8,6 +8,7 @@
 //
 // The arguments of an event are up to four words; the comment names them.
 
+// clang-format off
 #define ST_KERNEL_EVENTS(X)                                                         \
   X(kvm_userspace_exit)        /* exit_reason, errno */                             \
   X(kvm_vcpu_wakeup)           /* ns, waited, valid */                              \
@@ -105,3 +106,4 @@
   X(base) X(sync) X(addr) X(pt) X(mem) X(host) X(stage2) X(iommu) X(mirror) X(reclaim)  \
   X(vcpu) X(vfio) X(uv) X(abi_kvm) X(abi_vfio) X(abi_iommufd) X(abi_hmm) X(check)       \
   X(shim) X(cli)
+// clang-format on

@@ -56,7 +56,8 @@ bool AckLine::enter() {
   const u64 mine = u64{++entries_} << 32 | static_cast<u32>(sys::current_tid());
   state_.exchange(mine, kSeqCst);
   // Pairs with raise_to(): see the head of this file.
-  if (request_.load(kSeqCst) == ack_.load(kRelaxed)) [[likely]] return false;
+  if (request_.load(kSeqCst) == ack_.load(kRelaxed)) [[likely]]
+    return false;
   acknowledge();
   return true;
 }
@@ -64,20 +65,39 @@ bool AckLine::enter() {
 void AckLine::leave() {
   ThreadSections::pop(*this);
   state_.store(0, kRelease);  // pairs with passed(): every use happened before
-  if (waiters_.load(kRelaxed) != 0) [[unlikely]] ring();
+  if (waiters_.load(kRelaxed) != 0) [[unlikely]]
+    ring();
 }
 
 void AckLine::acknowledge() {
   const u64 request = request_.load(kAcquire);  // pairs with raise_to()
   ack_.store(request, kRelease);                // pairs with passed()
   trace::emit(trace::Event::st_ack, trace::Room::sync, request);
-  if (waiters_.load(kRelaxed) != 0) [[unlikely]] ring();
+  if (waiters_.load(kRelaxed) != 0) [[unlikely]]
+    ring();
 }
 
 // A waiter may have missed it: it sleeps with a timeout.
 void AckLine::ring() {
   bell_.fetch_add(1, kRelease);
   futex_wake(bell_, 1 << 30);
+}
+
+// Sleeps once; the owner's bell ends it early.
+void AckLine::sleep_until_passed(u64 ticket) {
+  waiters_.fetch_add(1, kSeqCst);
+  const u32 seen = bell_.load(kAcquire);
+  if (!passed(ticket)) futex_wait(bell_, seen, kSleepNs);
+  waiters_.fetch_sub(1, kRelaxed);
+}
+
+// Puts the line outside if the thread of its section no longer exists.
+void AckLine::leave_for_the_dead(u64 ticket) {
+  u64 state = state_.load(kAcquire);
+  const int owner = static_cast<int>(static_cast<u32>(state));
+  if (state == 0 || sys::thread_alive(owner)) return;
+  if (!state_.compare_exchange(state, 0, kAcqRel)) return;
+  trace::emit(trace::Event::st_ack_owner_dead, trace::Room::sync, ticket, static_cast<u32>(owner));
 }
 
 void AckLine::raise_to(u64 ticket) {
@@ -90,8 +110,8 @@ bool AckLine::passed(u64 ticket) const {
   return state_.load(kSeqCst) == 0 || ack_.load(kAcquire) >= ticket;
 }
 
-// Every call that waits for the set's lock does so with the thread's own sections aside: whoever holds
-// the lock may be waiting for this thread to poll.
+// Every call that waits for the set's lock does so with the thread's own sections aside: whoever
+// holds the lock may be waiting for this thread to poll.
 //
 //   owner A, in its section           | invalidator B            | C
 //                                     | holds the set shared:    |
@@ -173,24 +193,12 @@ void AckSet::wait_all(u64 ticket) {
   const ThreadSections::Aside aside;  // nor can two owners that invalidate wait for each other
   const SharedGuard guard(lock_);
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
-    if (line->passed(ticket)) [[likely]] continue;
+    if (line->passed(ticket)) [[likely]]
+      continue;
     const int owner = line->debug_owner();
-    const u64 waited = wait_until(
-        [line, ticket] { return line->passed(ticket); },
-        [line, ticket] {
-          line->waiters_.fetch_add(1, kSeqCst);
-          const u32 seen = line->bell_.load(kAcquire);
-          if (!line->passed(ticket)) futex_wait(line->bell_, seen, kSleepNs);
-          line->waiters_.fetch_sub(1, kRelaxed);
-        },
-        [line, ticket] {
-          u64 state = line->state_.load(kAcquire);
-          if (state == 0 || sys::thread_alive(static_cast<int>(static_cast<u32>(state)))) return;
-          if (line->state_.compare_exchange(state, 0, kAcqRel)) {
-            trace::emit(trace::Event::st_ack_owner_dead, trace::Room::sync, ticket,
-                        static_cast<u32>(state));
-          }
-        });
+    const u64 waited =
+        wait_until([=] { return line->passed(ticket); }, [=] { line->sleep_until_passed(ticket); },
+                   [=] { line->leave_for_the_dead(ticket); });
     if (waited > kSpinNs) {
       trace::emit(trace::Event::st_ack_slow, trace::Room::sync, ticket, waited,
                   static_cast<u64>(owner));
@@ -203,8 +211,8 @@ u64 AckSet::passed() {
   const SharedGuard guard(lock_);
   u64 passed = ticket_.load(kAcquire);
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
-    // The request is read before the state: a line that is outside now will see this request when it
-    // enters, as in the Dekker handshake above.
+    // The request is read before the state: a line that is outside now will see this request when
+    // it enters, as in the Dekker handshake above.
     const u64 request = line->request_.load(kSeqCst);
     const u64 ack = line->ack_.load(kAcquire);
     // The own sections are aside, not over: only their acknowledgement counts.

@@ -4,7 +4,8 @@
 // Acknowledging a flush: the proof that after an invalidation returns nobody dereferences the old
 // address. Each vCPU, device engine or copying helper owns one AckLine; an invalidator raises the
 // request of every line of a set and waits until each line is outside or has acknowledged.
-// Analogue: the kernel's remote TLB flush request and vcpu->mode (OUTSIDE_GUEST_MODE, IN_GUEST_MODE).
+// Analogue: the kernel's remote TLB flush request and vcpu->mode (OUTSIDE_GUEST_MODE,
+// IN_GUEST_MODE).
 //
 //   owner                                      invalidator
 //   if (line.enter()) flush my caches;         gate.begin(first, last);
@@ -44,7 +45,8 @@ class alignas(64) AckLine {
   // The quiescent point: no borrowed address survives it. About one relaxed load when nothing is
   // requested. True: as for enter().
   [[nodiscard]] bool poll() {
-    if (!pending()) [[likely]] return false;
+    if (!pending()) [[likely]]
+      return false;
     acknowledge();
     return true;
   }
@@ -65,6 +67,8 @@ class alignas(64) AckLine {
 
   void raise_to(u64 ticket);
   void ring();
+  void sleep_until_passed(u64 ticket);
+  void leave_for_the_dead(u64 ticket);
   [[nodiscard]] bool passed(u64 ticket) const;
 
   // One cache line, and nothing else on it.
@@ -80,10 +84,10 @@ class alignas(64) AckLine {
   Atomic<u32> bell_{0};
 
   // The second line: cold.
-  alignas(64) u32 entries_ = 0;      // the owner's
-  AckLine* outer_ = nullptr;         // the owner's: sections this one stands in
-  AckSet* set_ = nullptr;            // immutable while in the set
-  AckLine* next_in_set_ = nullptr;   // under the set's lock
+  alignas(64) u32 entries_ = 0;     // the owner's
+  AckLine* outer_ = nullptr;        // the owner's: sections this one stands in
+  AckSet* set_ = nullptr;           // immutable while in the set
+  AckLine* next_in_set_ = nullptr;  // under the set's lock
 };
 
 // The section as a scope.

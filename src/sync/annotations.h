@@ -2,8 +2,8 @@
 #pragma once
 
 // Clang's thread-safety attributes under short names, empty under g++. The preset `tsa` turns their
-// diagnoses into errors. What the analysis cannot follow (callbacks, lock-free entries) says so with
-// TA_ASSERT or a role capability; see docs/locking.md.
+// diagnoses into errors. What the analysis cannot follow (callbacks, lock-free entries) says so
+// with TA_ASSERT or a role capability; see docs/locking.md.
 
 #if defined(__clang__)
 #define ST_TA(x) __attribute__((x))

@@ -21,7 +21,9 @@ bool asymmetric_init() {
   return true;
 }
 
-void debug_forbid_membarrier() { detail::membarrier_ready.store(0, kRelease); }
+void debug_forbid_membarrier() {
+  detail::membarrier_ready.store(0, kRelease);
+}
 
 void asymmetric_barrier() {
 #if defined(ST_SCHED)

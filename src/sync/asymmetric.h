@@ -11,8 +11,8 @@
 //                                            if (load_heavy(flag)) …
 //
 // At least one of the two sees the other. Where the kernel refuses the barrier, where the target is
-// built for ThreadSanitizer, which does not know it, and before asymmetric_init(), the frequent side
-// is an exchange and the rare side a read-modify-write: the plain Dekker handshake.
+// built for ThreadSanitizer, which does not know it, and before asymmetric_init(), the frequent
+// side is an exchange and the rare side a read-modify-write: the plain Dekker handshake.
 //
 // Pre: the frequent side's later load is kSeqCst in source (free on x86-64), so that the fallback
 // is right in C++ orders too.
@@ -56,8 +56,8 @@ inline void store_light(Atomic<T>& word, T value) {
   }
 }
 
-// Post: every light store that is before its thread's current instruction is visible here, and every
-// later load of those threads sees what was stored here before.
+// Post: every light store that is before its thread's current instruction is visible here, and
+// every later load of those threads sees what was stored here before.
 void asymmetric_barrier();
 
 // Reads a word that is written by store_light, after the barrier.

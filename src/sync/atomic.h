@@ -102,6 +102,7 @@ class Atomic {
 
 namespace stagetwo::sync {
 
-static_assert(sizeof(Atomic<u64>) == 8, "the seam costs no space: shared layouts stay what they are");
+static_assert(sizeof(Atomic<u64>) == 8,
+              "the seam costs no space: shared layouts stay what they are");
 
 }  // namespace stagetwo::sync

@@ -11,7 +11,9 @@
 
 namespace stagetwo::sync {
 
-inline void spin_hint() { sched::spin(); }
+inline void spin_hint() {
+  sched::spin();
+}
 
 // The same face with the scheduler behind it. The newest value stands in `value_`, so that code
 // outside a scheduled run sees an ordinary atomic; older values are the scheduler's memory.

@@ -27,7 +27,9 @@
 
 namespace stagetwo::sync {
 
-EpochDomain::~EpochDomain() { release_up_to(~u64{0}); }
+EpochDomain::~EpochDomain() {
+  release_up_to(~u64{0});
+}
 
 u32 EpochDomain::take(u64 passed, Retired* batch) {
   const MutexGuard guard(lock_);
@@ -66,7 +68,9 @@ void EpochDomain::retire(void* object, Release release) {
   }
 }
 
-u32 EpochDomain::collect() { return release_up_to(set_.passed()); }
+u32 EpochDomain::collect() {
+  return release_up_to(set_.passed());
+}
 
 void EpochDomain::synchronize() {
   const u64 ticket = set_.bump_all();

@@ -30,8 +30,8 @@ class EpochDomain {
   EpochDomain& operator=(const EpochDomain&) = delete;
 
   // `object` can no longer be found by who enters now; release(object) is called later, by this or
-  // another thread, without a lock. Context: the caller holds no borrowed pointer of the set, and no
-  // lock that a running section may want: it may wait.
+  // another thread, without a lock. Context: the caller holds no borrowed pointer of the set, and
+  // no lock that a running section may want: it may wait.
   void retire(void* object, Release release);
   // Releases what all lines have passed already. Returns how many. Waits for nobody.
   u32 collect();

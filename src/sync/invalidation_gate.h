@@ -62,15 +62,16 @@ class InvalidationGate {
   [[nodiscard]] bool active() const { return count_.load(kSeqCst) != 0; }
 
  private:
-  // Both words acquire: a reader that sees a hull of a later invalidation also sees that the earlier
-  // one ended, by the sequence it reads next.
+  // Both words acquire: a reader that sees a hull of a later invalidation also sees that the
+  // earlier one ended, by the sequence it reads next.
   bool in_hull(u64 page) const {
     return page >= hull_first_.load(kAcquire) && page <= hull_last_.load(kAcquire);
   }
   void widen(u64 first, u64 last) TA_REQ(lock_);
 
   Mutex lock_{Rank::kGate};
-  // All four: written under lock_, read by anyone. The reader's cases stand in invalidation_gate.cc.
+  // All four: written under lock_, read by anyone. The reader's cases stand in
+  // invalidation_gate.cc.
   Atomic<u64> count_{0};       // raised seq_cst, dropped release; read seq_cst
   Atomic<u64> sequence_{0};    // raised release; read acquire
   Atomic<u64> hull_first_{0};  // stored release; read acquire

@@ -14,9 +14,9 @@
 //                                     | futex_wait(2): the word is 0, returns at once
 //                                     | exchange(2) -> 0: has it
 //
-// SharedMutex: sleepers set kParked before they sleep; whoever makes the word takeable clears it and
-// wakes all, who then set it again if they lose. kWriterWaits keeps new readers out while a writer
-// sleeps; it is cleared by the writer that gets in, and set again by the next that does not.
+// SharedMutex: sleepers set kParked before they sleep; whoever makes the word takeable clears it
+// and wakes all, who then set it again if they lose. kWriterWaits keeps new readers out while a
+// writer sleeps; it is cleared by the writer that gets in, and set again by the next that does not.
 
 namespace stagetwo::sync {
 
@@ -31,7 +31,9 @@ void Mutex::acquire_slow() {
   while (state_.exchange(kContended, kAcquire) != kFree) futex_wait(state_, kContended);
 }
 
-void Mutex::wake_one() { futex_wake(state_, 1); }
+void Mutex::wake_one() {
+  futex_wake(state_, 1);
+}
 
 void SharedMutex::acquire_slow() {
   for (;;) {
@@ -62,7 +64,8 @@ void SharedMutex::acquire_shared_slow() {
 }
 
 void SharedMutex::release_shared_slow() {
-  // The last reader left and somebody sleeps. If another thread got in meanwhile, its release wakes.
+  // The last reader left and somebody sleeps. If another thread got in meanwhile, its release
+  // wakes.
   u32 seen = state_.load(kRelaxed);
   while ((seen & (kWriter | kReaders)) == 0 && (seen & kParked) != 0) {
     if (state_.compare_exchange(seen, seen & ~kParked, kRelaxed)) {
@@ -72,15 +75,18 @@ void SharedMutex::release_shared_slow() {
   }
 }
 
-void SharedMutex::wake_all() { futex_wake(state_, 1 << 30); }
+void SharedMutex::wake_all() {
+  futex_wake(state_, 1 << 30);
+}
 
 const char* name_of(Rank rank) {
   static constexpr const char* kNames[] = {
-      "session",    "descriptors", "vm",           "vcpu",      "container", "device",
-      "ioas",       "io_domains",  "uv",           "slots",     "slots_arch", "active",
-      "address_space", "notifiers", "passage", "owners", "reclaim",   "mem_object", "mem_store",
-      "secondary",  "gate",        "ack_set",      "page_table", "interrupts", "coalesced",
-      "blocks",     "retired",     "frames",       "lru",       "stats",     "leaf"};
+      "session",       "descriptors", "vm",      "vcpu",    "container",  "device",
+      "ioas",          "io_domains",  "uv",      "slots",   "slots_arch", "active",
+      "address_space", "notifiers",   "passage", "owners",  "reclaim",    "mem_object",
+      "mem_store",     "secondary",   "gate",    "ack_set", "page_table", "interrupts",
+      "coalesced",     "blocks",      "retired", "frames",  "lru",        "stats",
+      "leaf"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == static_cast<size_t>(Rank::kCount));
   return rank < Rank::kCount ? kNames[static_cast<size_t>(rank)] : "?";
 }

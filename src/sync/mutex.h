@@ -65,11 +65,13 @@ class TA_CAP("mutex") Mutex {
 
   void acquire() {
     u32 seen = kFree;
-    if (!state_.compare_exchange(seen, kLocked, kAcquire)) [[unlikely]] acquire_slow();
+    if (!state_.compare_exchange(seen, kLocked, kAcquire)) [[unlikely]]
+      acquire_slow();
   }
   void acquire_slow();
   void release() {
-    if (state_.exchange(kFree, kRelease) == kContended) [[unlikely]] wake_one();
+    if (state_.exchange(kFree, kRelease) == kContended) [[unlikely]]
+      wake_one();
   }
   void wake_one();
 
@@ -121,22 +123,26 @@ class TA_CAP("shared_mutex") SharedMutex {
 
   void acquire() {
     u32 seen = 0;
-    if (!state_.compare_exchange(seen, kWriter, kAcquire)) [[unlikely]] acquire_slow();
+    if (!state_.compare_exchange(seen, kWriter, kAcquire)) [[unlikely]]
+      acquire_slow();
   }
   void acquire_slow();
   void release() {
-    if ((state_.exchange(0, kRelease) & kParked) != 0) [[unlikely]] wake_all();
+    if ((state_.exchange(0, kRelease) & kParked) != 0) [[unlikely]]
+      wake_all();
   }
   void acquire_shared() {
     u32 seen = state_.load(kRelaxed);
-    if ((seen & ~kReaders) != 0 || !state_.compare_exchange(seen, seen + 1, kAcquire)) [[unlikely]] {
+    if ((seen & ~kReaders) != 0 || !state_.compare_exchange(seen, seen + 1, kAcquire))
+        [[unlikely]] {
       acquire_shared_slow();
     }
   }
   void acquire_shared_slow();
   void release_shared() {
     const u32 left = state_.fetch_sub(1, kRelease) - 1;
-    if ((left & kReaders) == 0 && (left & kParked) != 0) [[unlikely]] release_shared_slow();
+    if ((left & kReaders) == 0 && (left & kParked) != 0) [[unlikely]]
+      release_shared_slow();
   }
   void release_shared_slow();
   void wake_all();

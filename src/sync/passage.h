@@ -12,12 +12,11 @@
 // Locking: waiters exclude each other (rank: passage). Sections may nest, and may end on another
 // thread than they began on.
 //
-// | word         | writers            | readers  | order                                           |
-// |--------------|--------------------|----------|-------------------------------------------------|
-// | side_        | waiters            | sections | relaxed: a stale side is waited for as well     |
-// | inside of a cell | sections       | waiters  | seq_cst add / seq_cst load: either the waiter   |
-// |              |                    |          | sees the section, or the section sees what the  |
-// |              |                    |          | waiter published (seq_cst) before               |
+// side_:       written by waiters under their lock, read by sections relaxed: a stale side is
+// waited
+//              for as well.
+// cell.inside: added to by sections, read by waiters, both seq_cst: either the waiter sees the
+//              section, or the section sees what the waiter published (seq_cst) before.
 
 #include "base/types.h"
 #include "sync/annotations.h"

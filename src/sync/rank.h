@@ -9,6 +9,7 @@
 
 namespace stagetwo::sync {
 
+// clang-format off
 enum class Rank : u8 {
   kSession,           // shim: session directory, first open, wrapped signal handlers
   kDescriptors,       // host: (dev, ino) → description
@@ -43,6 +44,7 @@ enum class Rank : u8 {
   kLeaf,              // nothing is taken under it
   kCount
 };
+// clang-format on
 static_assert(static_cast<unsigned>(Rank::kCount) <= 64, "the held ranks are a mask of 64 bits");
 
 const char* name_of(Rank rank);

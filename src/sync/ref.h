@@ -53,7 +53,7 @@ class RefCounted {
   template <typename T>
   friend class Ref;
   mutable Atomic<u32> count_{1};
-  u32 align_ = 0;          // these three: immutable after make_ref
+  u32 align_ = 0;  // these three: immutable after make_ref
   void* block_ = nullptr;
   size_t bytes_ = 0;
 };

@@ -44,7 +44,7 @@ struct Run {
   unsigned count;
   unsigned switch_one_in;
   u64 steps;
-  bool over;        // the model no longer stands behind the threads' accesses
+  bool over;  // the model no longer stands behind the threads' accesses
   bool in_invariant;
   u32 main_go;
   Outcome outcome;
@@ -209,7 +209,9 @@ Outcome run(const Options& options, unsigned threads, void (*body)(void*, unsign
   return outcome;
 }
 
-bool active() { return self != nullptr && !self->run->over && !self->run->in_invariant; }
+bool active() {
+  return self != nullptr && !self->run->over && !self->run->in_invariant;
+}
 
 void fail(const char* why) {
   if (self == nullptr || self->run->over) return;
@@ -246,7 +248,9 @@ void modified(const void* word, u64 value, std::memory_order order) {
   self->run->model.write(self->index, word, value, order, true);
 }
 
-bool fail_weakly() { return self->run->random.below(8) == 0; }
+bool fail_weakly() {
+  return self->run->random.below(8) == 0;
+}
 
 void forget(const void* word) {
   if (active()) self->run->model.forget(word);
@@ -286,7 +290,9 @@ void barrier_everywhere() {
   self->run->model.barrier_everywhere();
 }
 
-u64 now() { return self->run->steps * kNsPerStep; }
+u64 now() {
+  return self->run->steps * kNsPerStep;
+}
 
 u64 PlainWord::read() const {
   if (!active()) return value_;

@@ -2,13 +2,14 @@
 #pragma once
 
 // The deterministic scheduler: runs a few threads one at a time, decides by a seed who goes on at
-// every shared access and which of the permitted values a load returns. Only in ST_SCHED builds, for
-// tests/sched. Analogue: DeterministicSchedule of folly, with a memory model (schedule_model.h).
+// every shared access and which of the permitted values a load returns. Only in ST_SCHED builds,
+// for tests/sched. Analogue: DeterministicSchedule of folly, with a memory model
+// (schedule_model.h).
 //
 //   const Outcome end = run({.seed = seed}, 2, [&](unsigned thread) { … });
 //
-// A run that does not finish (deadlock, step limit, sched::fail) leaves its threads asleep for ever:
-// what they refer to must then not be destroyed. The same seed gives the same run.
+// A run that does not finish (deadlock, step limit, sched::fail) leaves its threads asleep for
+// ever: what they refer to must then not be destroyed. The same seed gives the same run.
 
 #include <type_traits>
 

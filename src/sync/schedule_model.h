@@ -15,8 +15,8 @@
 //   barrier everywhere joins all views of all threads
 //
 // Weaker than every machine we know in that it takes a locked instruction for no more than its C++
-// order; stronger than C++ in that writes of one word are ordered as executed. Accesses of one thread
-// happen in program order, so a load never sees the future.
+// order; stronger than C++ in that writes of one word are ordered as executed. Accesses of one
+// thread happen in program order, so a load never sees the future.
 //
 // No lock: one thread runs at a time.
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// SequenceCounter: readers of a few words that change rarely read without a lock and look again if a
-// writer was there. Analogue: seqcount_t. Writers exclude each other by a lock of their own; the
+// SequenceCounter: readers of a few words that change rarely read without a lock and look again if
+// a writer was there. Analogue: seqcount_t. Writers exclude each other by a lock of their own; the
 // words themselves are Atomic (relaxed), so that no read is undefined.
 //
 //   reader                            | writer (under its lock)

@@ -37,7 +37,8 @@ void thread_dies(void*) {
 }  // namespace
 
 void ThreadSections::push(AckLine& line) {
-  if (!watched) [[unlikely]] watch_this_thread();
+  if (!watched) [[unlikely]]
+    watch_this_thread();
   line.outer_ = innermost;
   innermost = &line;
 }

@@ -46,7 +46,9 @@ struct EnterAgainstRequest : Borrowed {
     }
   }
 };
-TEST(AckLine, EnterAndRequestCannotMissEachOther) { expect_holds<EnterAgainstRequest>(); }
+TEST(AckLine, EnterAndRequestCannotMissEachOther) {
+  expect_holds<EnterAgainstRequest>();
+}
 
 // A cached address is kept over blocks and dropped when poll says so.
 struct PollAgainstRequest {
@@ -62,7 +64,8 @@ struct PollAgainstRequest {
       cached = !line.enter() || cached;
       if (borrowed.link.load(kRelaxed) != 1) cached = false;
       for (int block = 0; block < 4; ++block) {
-        if (cached) sched::expect(borrowed.page.read() == kAlive, "a cached address outlived the ack");
+        if (cached)
+          sched::expect(borrowed.page.read() == kAlive, "a cached address outlived the ack");
         if (line.poll()) cached = false;
       }
       line.leave();
@@ -73,7 +76,9 @@ struct PollAgainstRequest {
     }
   }
 };
-TEST(AckLine, PollDropsWhatWasCached) { expect_holds<PollAgainstRequest>(); }
+TEST(AckLine, PollDropsWhatWasCached) {
+  expect_holds<PollAgainstRequest>();
+}
 
 // Two invalidators, two lines.
 struct ManyOfEach {
@@ -102,7 +107,9 @@ struct ManyOfEach {
     }
   }
 };
-TEST(AckLine, TwoInvalidatorsAndTwoOwnersHold) { expect_holds<ManyOfEach>(800); }
+TEST(AckLine, TwoInvalidatorsAndTwoOwnersHold) {
+  expect_holds<ManyOfEach>(800);
+}
 
 // Two owners invalidate from inside their own sections: neither waits for the other for ever.
 struct InvalidateFromInside {
@@ -127,8 +134,8 @@ TEST(AckLine, OwnersThatInvalidateDoNotWaitForEachOther) {
   expect_holds<InvalidateFromInside>(800);
 }
 
-// The same while a third thread wants the set for itself: the owner that waits for the set's lock must
-// not be waited for by whoever holds it.
+// The same while a third thread wants the set for itself: the owner that waits for the set's lock
+// must not be waited for by whoever holds it.
 struct InvalidateFromInsideWhileAnotherJoins : InvalidateFromInside {
   static constexpr unsigned kThreads = 3;
   AckLine third;
@@ -164,7 +171,9 @@ struct AddAgainstBarrier : Borrowed {
     }
   }
 };
-TEST(AckLine, JoiningASetIsOrderedAgainstItsBarriers) { expect_holds<AddAgainstBarrier>(); }
+TEST(AckLine, JoiningASetIsOrderedAgainstItsBarriers) {
+  expect_holds<AddAgainstBarrier>();
+}
 
 // A kick reaches the next poll and nobody waits for it.
 struct Kick {
@@ -187,7 +196,9 @@ struct Kick {
     }
   }
 };
-TEST(AckLine, AKickBringsItsReasonAlong) { expect_holds<Kick>(); }
+TEST(AckLine, AKickBringsItsReasonAlong) {
+  expect_holds<Kick>();
+}
 
 // The broken twins: the same handshake with one order too weak, or one step missing.
 template <std::memory_order Enter, std::memory_order Look>
@@ -232,7 +243,9 @@ struct NoWaiting : EnterAgainstRequest {
     }
   }
 };
-TEST(AckLineTwin, ABarrierThatDoesNotWaitIsFound) { expect_found<NoWaiting>(); }
+TEST(AckLineTwin, ABarrierThatDoesNotWaitIsFound) {
+  expect_found<NoWaiting>();
+}
 
 }  // namespace
 }  // namespace stagetwo::test

@@ -56,7 +56,9 @@ struct RetireAndSynchronize : Readers {
     }
   }
 };
-TEST(Epoch, SynchronizeReleasesNothingThatIsRead) { expect_holds<RetireAndSynchronize>(); }
+TEST(Epoch, SynchronizeReleasesNothingThatIsRead) {
+  expect_holds<RetireAndSynchronize>();
+}
 
 struct RetireAndCollect : Readers {
   static constexpr unsigned kThreads = 3;
@@ -73,7 +75,9 @@ struct RetireAndCollect : Readers {
     }
   }
 };
-TEST(Epoch, CollectRidesOnTheFlushesOfOthers) { expect_holds<RetireAndCollect>(2500); }
+TEST(Epoch, CollectRidesOnTheFlushesOfOthers) {
+  expect_holds<RetireAndCollect>(2500);
+}
 
 struct ReleasedAtOnce : Readers {
   static constexpr unsigned kThreads = 2;
@@ -83,7 +87,9 @@ struct ReleasedAtOnce : Readers {
     release(&object[0]);
   }
 };
-TEST(EpochTwin, ReleaseWithoutWaitingIsFound) { expect_found<ReleasedAtOnce>(); }
+TEST(EpochTwin, ReleaseWithoutWaitingIsFound) {
+  expect_found<ReleasedAtOnce>();
+}
 
 // "Outside" alone is not enough: without a request the next entry may still see the old pointer.
 struct OutsideIsEnough : Readers {
@@ -95,7 +101,9 @@ struct OutsideIsEnough : Readers {
     release(&object[0]);
   }
 };
-TEST(EpochTwin, OutsideWithoutARequestIsFound) { expect_found<OutsideIsEnough>(); }
+TEST(EpochTwin, OutsideWithoutARequestIsFound) {
+  expect_found<OutsideIsEnough>();
+}
 
 }  // namespace
 }  // namespace stagetwo::test

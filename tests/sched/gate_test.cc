@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fault against invalidation: the gate and the ack line together let no translation survive that was
-// looked up before an overlapping invalidation ended. `meaning` is what the client's system call
-// changes; it lives outside the memory model, as the kernel's tables do.
+// Fault against invalidation: the gate and the ack line together let no translation survive that
+// was looked up before an overlapping invalidation ended. `meaning` is what the client's system
+// call changes; it lives outside the memory model, as the kernel's tables do.
 
 #include "sync/ack_line.h"
 #include "sync/invalidation_gate.h"
@@ -147,7 +147,9 @@ struct HullReset : FaultAgainstInvalidation<RealGate> {
     }
   }
 };
-TEST(FaultAgainstInvalidation, AnotherRangeDoesNotOpenTheGate) { expect_holds<HullReset>(); }
+TEST(FaultAgainstInvalidation, AnotherRangeDoesNotOpenTheGate) {
+  expect_holds<HullReset>();
+}
 
 // Two vCPUs fault for one page while it is invalidated.
 struct TwoFaults : FaultAgainstInvalidation<RealGate> {
@@ -168,7 +170,9 @@ struct TwoFaults : FaultAgainstInvalidation<RealGate> {
     }
   }
 };
-TEST(FaultAgainstInvalidation, TwoInstallersHold) { expect_holds<TwoFaults>(); }
+TEST(FaultAgainstInvalidation, TwoInstallersHold) {
+  expect_holds<TwoFaults>();
+}
 
 }  // namespace
 }  // namespace stagetwo::test

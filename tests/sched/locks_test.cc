@@ -27,7 +27,9 @@ struct ThreeInTheMutex {
     if (done.fetch_add(1) == 2) sched::expect(value.read() == 6, "an increment was lost");
   }
 };
-TEST(Mutex, ExcludesAndPublishesAndWakes) { expect_holds<ThreeInTheMutex>(); }
+TEST(Mutex, ExcludesAndPublishesAndWakes) {
+  expect_holds<ThreeInTheMutex>();
+}
 
 // A lock whose release does not release, and one that never wakes.
 struct ForgetfulMutex {
@@ -62,8 +64,12 @@ struct BrokenMutex {
     lock.unlock();
   }
 };
-TEST(MutexTwin, ReleaseWithoutReleaseOrderIsFound) { expect_found<BrokenMutex<ForgetfulMutex>>(); }
-TEST(MutexTwin, ALostWakeUpIsFound) { expect_found<BrokenMutex<SleepyMutex>>(); }
+TEST(MutexTwin, ReleaseWithoutReleaseOrderIsFound) {
+  expect_found<BrokenMutex<ForgetfulMutex>>();
+}
+TEST(MutexTwin, ALostWakeUpIsFound) {
+  expect_found<BrokenMutex<SleepyMutex>>();
+}
 
 struct ReadersAndWriters {
   static constexpr unsigned kThreads = 4;
@@ -82,7 +88,9 @@ struct ReadersAndWriters {
     }
   }
 };
-TEST(SharedMutex, ReadersSeeWholeWrites) { expect_holds<ReadersAndWriters>(); }
+TEST(SharedMutex, ReadersSeeWholeWrites) {
+  expect_holds<ReadersAndWriters>();
+}
 
 template <bool kOrdered>
 struct SequenceReader {
@@ -109,8 +117,12 @@ struct SequenceReader {
     }
   }
 };
-TEST(SequenceCounter, ReadersSeeNoHalf) { expect_holds<SequenceReader<true>>(); }
-TEST(SequenceCounter, RelaxedWordsAreFound) { expect_found<SequenceReader<false>>(5000); }
+TEST(SequenceCounter, ReadersSeeNoHalf) {
+  expect_holds<SequenceReader<true>>();
+}
+TEST(SequenceCounter, RelaxedWordsAreFound) {
+  expect_found<SequenceReader<false>>(5000);
+}
 
 // Lookup against the last unref: the object is found alive or not at all.
 struct Counted : RefCounted {
@@ -144,7 +156,9 @@ struct LookupAgainstLastUnref {
     if (mine) sched::expect(alive.read() == 1, "a reference to a dead object");
   }
 };
-TEST(Ref, LookupAgainstTheLastUnref) { expect_holds<LookupAgainstLastUnref>(); }
+TEST(Ref, LookupAgainstTheLastUnref) {
+  expect_holds<LookupAgainstLastUnref>();
+}
 
 }  // namespace
 }  // namespace stagetwo::test

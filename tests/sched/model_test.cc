@@ -80,7 +80,9 @@ struct ReleaseSequence {
     }
   }
 };
-TEST(ReadModifyWrite, CarriesAReleaseOn) { expect_holds<ReleaseSequence>(); }
+TEST(ReadModifyWrite, CarriesAReleaseOn) {
+  expect_holds<ReleaseSequence>();
+}
 
 struct Increments {
   static constexpr unsigned kThreads = 3;
@@ -91,7 +93,9 @@ struct Increments {
     if (done.fetch_add(1) == 2) sched::expect(word.load() == 9, "an increment was lost");
   }
 };
-TEST(ReadModifyWrite, LosesNothing) { expect_holds<Increments>(300); }
+TEST(ReadModifyWrite, LosesNothing) {
+  expect_holds<Increments>(300);
+}
 
 struct LostIncrements {
   static constexpr unsigned kThreads = 2;
@@ -102,7 +106,9 @@ struct LostIncrements {
     if (done.fetch_add(1) == 1) sched::expect(word.load() == 2, "an increment was lost");
   }
 };
-TEST(ReadModifyWrite, MadeOfTwoAccessesIsFound) { expect_found<LostIncrements>(100); }
+TEST(ReadModifyWrite, MadeOfTwoAccessesIsFound) {
+  expect_found<LostIncrements>(100);
+}
 
 // The asymmetric barrier, and its fallback.
 template <bool kMembarrier, bool kBarrier>
@@ -135,7 +141,9 @@ TEST(AsymmetricBarrier, NobodyMissesTheOther) {
   if (!asymmetric_init()) GTEST_SKIP() << "no membarrier in this build or on this kernel";
   expect_holds<Asymmetric<true, true>>();
 }
-TEST(AsymmetricBarrier, TheFallbackHoldsToo) { expect_holds<Asymmetric<false, true>>(); }
+TEST(AsymmetricBarrier, TheFallbackHoldsToo) {
+  expect_holds<Asymmetric<false, true>>();
+}
 TEST(AsymmetricBarrier, WithoutTheBarrierTheMissIsFound) {
   if (!asymmetric_init()) GTEST_SKIP() << "no membarrier in this build or on this kernel";
   expect_found<Asymmetric<true, false>>(300);
@@ -178,7 +186,9 @@ struct WakesAfterCheck {
     }
   }
 };
-TEST(Scheduler, FutexComparesBeforeItSleeps) { expect_holds<WakesAfterCheck>(500); }
+TEST(Scheduler, FutexComparesBeforeItSleeps) {
+  expect_holds<WakesAfterCheck>(500);
+}
 
 TEST(Scheduler, TheSameSeedGivesTheSameRun) {
   const auto first = run_once<Increments>(77);

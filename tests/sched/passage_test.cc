@@ -35,7 +35,9 @@ struct SectionsAgainstWaiters {
   }
 };
 
-TEST(Passage, NothingIsUsedAfterTheWait) { expect_holds<SectionsAgainstWaiters<kSeqCst>>(2500); }
+TEST(Passage, NothingIsUsedAfterTheWait) {
+  expect_holds<SectionsAgainstWaiters<kSeqCst>>(2500);
+}
 TEST(PassageTwin, AnAcquiringReadOfWhatWasPublishedIsFound) {
   expect_found<SectionsAgainstWaiters<kAcquire>>();
 }

@@ -30,7 +30,8 @@ void run_threads(std::vector<std::thread>& threads) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// Two vCPUs translate, cache and use; one thread changes the meaning of the page under the protocol.
+// Two vCPUs translate, cache and use; one thread changes the meaning of the page under the
+// protocol.
 TEST(Stress, NoTranslationOutlivesItsInvalidation) {
   struct World {
     InvalidationGate gate;

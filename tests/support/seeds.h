@@ -11,7 +11,9 @@
 
 namespace stagetwo::test {
 
-inline bool seed_is_fixed() { return std::getenv("STAGETWO_SEED") != nullptr; }
+inline bool seed_is_fixed() {
+  return std::getenv("STAGETWO_SEED") != nullptr;
+}
 
 // The seed of this process: from the environment, else a fresh one.
 inline std::uint64_t seed() {

@@ -5,16 +5,19 @@
 // the fault table: "if this instruction faults, go there". Analogue: the kernel's exception table
 // (kernel file: extable.c). On the hot path an access is one mov; nothing is prepared or undone.
 //
-// Invariants: I1  one entry stands for exactly one instruction, which commits entirely or not at all
-//                 (the string move commits a prefix and says in rcx how much is left).
+// Invariants: I1  one entry stands for exactly one instruction, which commits entirely or not at
+//                 all (the string move commits a prefix and says in rcx how much is left).
 //             I2  entries are self-relative, so the table needs no relocation at load.
-// Locking: none. Orders: x86-64 gives every plain access acquire/release; nothing stronger is promised
-// except by the LOCK forms, which are full barriers. Used by host/access.h only.
+// Locking: none. Orders: x86-64 gives every plain access acquire/release; nothing stronger is
+// promised except by the LOCK forms, which are full barriers. Used by host/access.h only.
 
 #include <cstring>
 #include <type_traits>
 
 #include "base/types.h"
+
+// The operands of an asm stand one a line.
+// clang-format off
 
 namespace stagetwo::arch {
 
@@ -137,5 +140,7 @@ ST_FOREIGN_ACCESS inline size_t guarded_string_move(u64 to, u64 from, size_t byt
 }
 
 }  // namespace stagetwo::arch
+
+// clang-format on
 
 #include "base/arch/guarded_locked.h"

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The LOCK forms of base/arch/guarded.h, which includes this and has the theory: one instruction each,
-// full barriers, false means that it faulted and nothing was changed.
+// The LOCK forms of base/arch/guarded.h, which includes this and has the theory: one instruction
+// each, full barriers, false means that it faulted and nothing was changed.
 
 #include "base/arch/guarded.h"
+
+// The operands of an asm stand one a line.
+// clang-format off
 
 namespace stagetwo::arch {
 
@@ -80,3 +83,5 @@ fault:
 }
 
 }  // namespace stagetwo::arch
+
+// clang-format on

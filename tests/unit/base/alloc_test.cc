@@ -81,7 +81,8 @@ TEST(Alloc, EveryWayToMemoryAsksTheFailpointOnce) {
   auto made = make<int>("f", 3);
   destroy(*made);
   failpoint::disarm();
-  for (const char* site : {"a", "b", "c", "d", "e", "f"}) EXPECT_EQ(failpoint::asked(site), 1u) << site;
+  for (const char* site : {"a", "b", "c", "d", "e", "f"})
+    EXPECT_EQ(failpoint::asked(site), 1u) << site;
   EXPECT_EQ(failpoint::asked(), 6u);
 }
 

@@ -38,7 +38,9 @@ Result<int> half(int n) {
   if (n % 2 != 0) return refuse(EINVAL);
   return n / 2;
 }
-Result<int> quarter(int n) { return ST_TRY(half(ST_TRY(half(n)))); }
+Result<int> quarter(int n) {
+  return ST_TRY(half(ST_TRY(half(n))));
+}
 
 TEST(Result, ARefusalTravelsUnchanged) {
   EXPECT_EQ(*quarter(8), 2);

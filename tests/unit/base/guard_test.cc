@@ -48,8 +48,10 @@ TEST(Guard, NoShippedObjectHasASwitch) {
     }
   }
   EXPECT_GT(archives, 0);
-  const std::string base = symbols_of(std::filesystem::path(ST_BINARY_DIR) / "src/base/libst_base.a");
-  EXPECT_NE(base.find("stagetwo::alloc"), std::string::npos) << "nm does not see the symbols there are";
+  const std::string base =
+      symbols_of(std::filesystem::path(ST_BINARY_DIR) / "src/base/libst_base.a");
+  EXPECT_NE(base.find("stagetwo::alloc"), std::string::npos)
+      << "nm does not see the symbols there are";
 }
 
 #endif

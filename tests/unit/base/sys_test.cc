@@ -21,7 +21,8 @@ TEST(Sys, ARefusalIsThePositiveErrnoAndErrnoIsLeftAlone) {
   errno = 77;
   EXPECT_EQ(sys::close(-1).error(), Errno{EBADF});
   EXPECT_EQ(sys::openat(AT_FDCWD, "/nonexistent", O_RDONLY).error(), Errno{ENOENT});
-  EXPECT_EQ(sys::mmap(nullptr, 0, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0).error(), Errno{EINVAL});
+  EXPECT_EQ(sys::mmap(nullptr, 0, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0).error(),
+            Errno{EINVAL});
   EXPECT_EQ(errno, 77);
 }
 
@@ -34,7 +35,7 @@ TEST(Sys, SixArgumentsArriveInOrder) {
   ASSERT_TRUE(mapped);
   EXPECT_EQ(*static_cast<char*>(*mapped), 'x');
   EXPECT_TRUE(sys::munmap(*mapped, 4096));
-  struct stat st {};
+  struct stat st{};
   ASSERT_TRUE(sys::fstat(fd, &st));
   EXPECT_EQ(st.st_size, 3 * 4096);
   EXPECT_TRUE(sys::close(fd));

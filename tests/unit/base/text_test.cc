@@ -10,7 +10,8 @@ namespace {
 
 TEST(Text, AppendsNumbersAndText) {
   FixedString<128> text;
-  text.append("a=").append_int(-5).append_char(' ').append_hex(0xbeef, 8).append(" ").append_int(7u);
+  text.append("a=").append_int(-5).append_char(' ').append_hex(0xbeef, 8).append(" ").append_int(
+      7u);
   EXPECT_EQ(text.view(), "a=-5 0x0000beef 7");
   EXPECT_STREQ(text.c_str(), "a=-5 0x0000beef 7");
   EXPECT_FALSE(text.cut());

@@ -53,7 +53,8 @@ TEST_F(Trace, TheRoomsOfARequestCanBeCounted) {
   trace::enter_room(Room::stage2, 2);
   trace::emit(Event::kvm_page_fault, Room::stage2);
   const u64 rooms = trace::rooms_since(since);
-  EXPECT_EQ(rooms, u64{1} << static_cast<int>(Room::vcpu) | u64{1} << static_cast<int>(Room::stage2));
+  EXPECT_EQ(rooms,
+            u64{1} << static_cast<int>(Room::vcpu) | u64{1} << static_cast<int>(Room::stage2));
   EXPECT_EQ(std::popcount(rooms), 2);
 }
 
@@ -121,7 +122,9 @@ TEST_F(Trace, DumpsOneLineARecord) {
   close(fd);
 }
 
-void odd_branch() { ST_MARK(odd_branch_taken); }
+void odd_branch() {
+  ST_MARK(odd_branch_taken);
+}
 
 TEST(Mark, SaysThatATestWasThere) {
   trace::reset_marks();

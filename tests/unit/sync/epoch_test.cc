@@ -13,7 +13,9 @@ namespace stagetwo::sync {
 namespace {
 
 int released = 0;
-void release(void*) { ++released; }
+void release(void*) {
+  ++released;
+}
 
 class Epoch : public ::testing::Test {
  protected:

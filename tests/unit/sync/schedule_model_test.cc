@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory model asked directly: which values may a load return? The scheduler around it is tested
-// by the litmus tests of tests/sched/model_test.cc.
+// The memory model asked directly: which values may a load return? The scheduler around it is
+// tested by the litmus tests of tests/sched/model_test.cc.
 
 #include "sync/schedule_model.h"
 
@@ -97,7 +97,9 @@ TEST(Random, IsTheSameForTheSameSeed) {
   EXPECT_NE(x.next(), z.next());
 }
 
-TEST(Schedule, CodeOutsideARunIsNotScheduled) { EXPECT_FALSE(active()); }
+TEST(Schedule, CodeOutsideARunIsNotScheduled) {
+  EXPECT_FALSE(active());
+}
 
 }  // namespace
 }  // namespace stagetwo::sync::sched
