@@ -359,7 +359,10 @@ void rewrite_stat(const DescriptionRef& ref, struct ::stat* out) {
   }
 }
 
+bool in_borrowed_memory() { return static_cast<u32>(sys::getpid()) != process_stamp(); }
+
 CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
+  if (ref_ && in_borrowed_memory()) ref_.reset();
   if (!ref_ || ref_.foreign() || ref_.spec().home != StateHome::kProcess) return;
   if (const auto opened = sys::reopen_engine_fd(fd, O_RDONLY)) watch_fd_ = *opened;
 }

@@ -170,6 +170,10 @@ class CloseWatch {
 // still held them. One relaxed load when there are none.
 void sweep_closed();
 
+// Does the caller run in memory it has borrowed (a child of vfork, with descriptors of its own)?
+// What is written down about descriptors is then not about its own. One system call.
+bool in_borrowed_memory();
+
 // Is `fd` one of the engine's own? The client must not see, close or replace it.
 bool is_engine_fd(int fd);
 // The lowest engine fd >= first, or -1.

@@ -300,6 +300,23 @@ static void forked(void) {
   destroy_machine(&m);
 }
 
+// A child of vfork has descriptors of its own and its parent's memory.
+static void vforked(void) {
+  const int kvm = open("/dev/kvm", O_RDWR);
+  const unsigned before = count_descriptors();
+  const int vm = open_vm(kvm);
+  const pid_t child = vfork();
+  if (child == 0) {
+    close(vm);
+    close_range(3, ~0u, 0);
+    _exit(0);
+  }
+  REQUIRE(status_of(child) == 0);
+  REQUIRE(ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY) == 1);
+  REQUIRE(count_descriptors() == before + 1);  // no watch was left
+  REQUIRE(close(vm) == 0 && count_descriptors() == before);
+}
+
 static unsigned resident_kilobytes(void) {
   FILE* file = fopen("/proc/self/statm", "r");
   unsigned size = 0, resident = 0;
@@ -529,6 +546,7 @@ int main(int argc, char** argv) {
       {"many_opens", many_opens},
       {"threads_open", threads_open},
       {"forked", forked},
+      {"vforked", vforked},
       {"killed_children", killed_children},
       {"sent", sent},
       {"executed", executed},
