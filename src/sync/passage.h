@@ -13,8 +13,7 @@
 // thread than they began on.
 //
 // side_:       written by waiters under their lock, read by sections relaxed: a stale side is
-// waited
-//              for as well.
+//              waited for as well.
 // cell.inside: added to by sections, read by waiters, both seq_cst: either the waiter sees the
 //              section, or the section sees what the waiter published (seq_cst) before.
 
