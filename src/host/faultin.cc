@@ -74,6 +74,7 @@ void debug_without_populate(bool without) {
 }
 
 Result<void> faultin(Hva page, Access access) {
+  trace::enter_room(trace::Room::host, 7, page.raw());
   if (!is_user_range(page, kPageSize)) return refuse(EFAULT);
   if (!has_populate()) return touch(page, access);
   const int error = populate(page, access);

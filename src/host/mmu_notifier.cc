@@ -167,6 +167,7 @@ void InvalidateSection::ring() {
   ST_CHECK(!in_callback);
   const Roster& roster = *static_cast<Roster*>(roster_);
   const u32 used = roster.used.load();
+  trace::enter_room(trace::Room::host, 4, event_.range.start().raw());
   u64 anybody = 0;
   in_callback = true;
   for (u32 first = 0; first < used; first += 64) {
@@ -190,6 +191,7 @@ void InvalidateSection::ring() {
 
 void InvalidateSection::ring_end() {
   const Roster& roster = *static_cast<Roster*>(roster_);
+  trace::enter_room(trace::Room::host, 10, event_.range.start().raw());
   in_callback = true;
   for (u32 word = 0; word < words_; ++word) {
     for (u64 left = engaged_[word]; left != 0; left &= left - 1) {

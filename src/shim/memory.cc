@@ -5,6 +5,7 @@
 #include <fcntl.h>
 
 #include "base/sys.h"
+#include "base/trace.h"
 #include "host/change.h"
 #include "host/descriptor.h"
 #include "host/run_section.h"
@@ -55,6 +56,7 @@ long refusal_of_map(int fd, const host::MapRequest& request) {
 template <typename F>
 auto change(const void* at, u64 size, host::EventKind kind, F&& system_call) {
   host::EngineSection section;
+  trace::enter_room(trace::Room::shim, 1, number(at));
   auto result = host::change(number(at), size, kind, static_cast<F&&>(system_call));
   section.leave();
   return result;
@@ -81,6 +83,7 @@ int unmap(void* at, size_t size) {
   if (!awake()) [[likely]]
     return next::munmap(at, size);
   host::EngineSection section;
+  trace::enter_room(trace::Room::shim, 1, number(at));
   const int result = host::change(number(at), size, host::EventKind::kUnmap,
                                   [&] { return next::munmap(at, size); });
   // It may have been what kept a closed descriptor alive.

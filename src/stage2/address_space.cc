@@ -100,7 +100,7 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
 }
 
 FaultOutcome GuestMemory::handle_fault(Fault& fault) {
-  trace::enter_room(trace::Room::stage2, 2, fault.gpa.raw());
+  trace::enter_room(trace::Room::stage2, 4, fault.gpa.raw());
   const FaultOutcome found = look_up(fault);
   if (found != FaultOutcome::kFixed) return found;
   faults_.fetch_add(1, sync::kRelaxed);
@@ -117,6 +117,7 @@ bool GuestMemory::is_stale(const Fault& fault) {
 }
 
 bool GuestMemory::install(const Fault& fault) {
+  trace::enter_room(trace::Room::stage2, 10, fault.gpa.raw());
   if (is_stale(fault)) return false;
   // The slot lives: whoever removes it raises the gate first and then waits for this line.
   if (fault.access == Access::kWrite) Memslots::mark_dirty(*fault.slot, fault.gfn);
@@ -187,6 +188,7 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
     const Memslots::Reader section(slots_);
     if (!section.overlaps(event.range)) return false;
   }
+  trace::enter_room(trace::Room::stage2, 5, event.range.start().raw());
   trace::emit(trace::Event::kvm_unmap_hva_range, trace::Room::stage2, event.range.start().raw(),
               event.range.end().raw());
   invalidations_.fetch_add(1, sync::kRelaxed);
@@ -196,6 +198,7 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
 }
 
 void GuestMemory::invalidate_range_end(const host::InvalidateEvent& event) {
+  trace::enter_room(trace::Room::stage2, 11, event.range.start().raw());
   open_range(event.range);
 }
 

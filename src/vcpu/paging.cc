@@ -217,6 +217,7 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
     stage2::Fault fault;
     fault.gpa = Gpa(gpa.raw() & kPageMask);
     fault.access = access;
+    trace::enter_room(trace::Room::vcpu, 3, gpa.raw());
     leave_section(c);
     const FaultOutcome outcome = c.memory->handle_fault(fault);
     enter_section(c);

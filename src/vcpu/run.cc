@@ -218,6 +218,7 @@ void run_guest(Cpu& c) {
   if (dirty_ring_is_full(c)) return trace_exit(c);
   for (;;) {
     if (c.line.poll()) [[unlikely]] {
+      trace::enter_room(trace::Room::vcpu, 8);
       c.flush_tlb();
       c.attention |= kAttendExit;
       if (dirty_ring_is_full(c)) break;

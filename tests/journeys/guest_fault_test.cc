@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// docs/journeys/guest_fault.md, asserted: the rooms a guest's fault enters and the steps it takes.
+#include <gtest/gtest.h>
+
+#include "host/change.h"
+#include "tests/journeys/journey.h"
+#include "tests/unit/vcpu/guest.h"
+
+namespace stagetwo::vcpu::testing {
+namespace {
+
+using test::Journey;
+using test::Step;
+using trace::Room;
+
+constexpr u64 kWindow = 0x200000;
+// Of the window; its number is far from that of the code's page in any soft TLB.
+constexpr u64 kPage = 11;
+
+class GuestFault : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    // mov [rdi], rax; hlt — run again and again from the same place
+    guest_.long_mode();
+    guest_.code({0x48, 0x89, 0x07, 0xf4});
+    window_ = mmap(nullptr, 16 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    guest_.add_slot(1, kWindow, 16 * kPageSize, window_);
+    store_to(kPage + 1);  // the code and the tables are there now
+    ASSERT_TRUE(trace::start());
+  }
+  void TearDown() override {
+    trace::stop();
+    munmap(window_, 16 * kPageSize);
+  }
+  void store_to(u64 page) {
+    guest_.state().rip = kCode;
+    guest_.reg(kRdi) = kWindow + page * kPageSize;
+    guest_.run_to_hlt();
+  }
+  Guest guest_{kWindow};
+  void* window_ = nullptr;
+};
+
+TEST_F(GuestFault, OfAFreshPagePassesThreeRoomsInTheDocumentsOrder) {
+  const Journey journey = test::journey_of([this] { store_to(kPage); });
+  EXPECT_EQ((std::vector<Step>{
+                {Room::vcpu, 3}, {Room::stage2, 4}, {Room::host, 7}, {Room::stage2, 10}}),
+            journey.steps);
+  EXPECT_LE(journey.rooms.size(), 4U);
+  EXPECT_EQ(3U, journey.rooms.size());
+}
+
+TEST_F(GuestFault, OfAPageKnownResidentPassesTwo) {
+  store_to(kPage);
+  // The processor forgets every translation, the client's memory did not change.
+  ASSERT_TRUE(guest_.cpu().set_system_state(SystemState(guest_.state().sys)));
+  const Journey journey = test::journey_of([this] { store_to(kPage); });
+  EXPECT_EQ((std::set<Room>{Room::vcpu, Room::stage2}), journey.rooms);
+}
+
+TEST_F(GuestFault, AHitOfTheSoftTlbLeavesTheProcessorForNobody) {
+  store_to(kPage);
+  const Journey journey = test::journey_of([this] { store_to(kPage); });
+  EXPECT_EQ((std::set<Room>{Room::vcpu}), journey.rooms);
+  EXPECT_TRUE(journey.steps.empty());
+}
+
+TEST_F(GuestFault, OfNoSlotEndsInStage2) {
+  const Journey journey = test::journey_of([this] {
+    guest_.state().rip = kCode;
+    guest_.reg(kRdi) = 0x300000;
+    EXPECT_EQ(ExitKind::kMmio, guest_.run().kind);
+  });
+  EXPECT_EQ((std::vector<Step>{{Room::vcpu, 3}, {Room::stage2, 4}}), journey.steps);
+}
+
+}  // namespace
+}  // namespace stagetwo::vcpu::testing
