@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guest instructions a second of the executor, on three kinds of guest code.
+// Guest instructions a second of the executor, on several kinds of guest code; one decode.
+#include <Zydis/Zydis.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -10,6 +11,7 @@
 #include "bench/report.h"
 #include "host/backstop.h"
 #include "stage2/address_space.h"
+#include "vcpu/decoder.h"
 #include "vcpu/vcpu.h"
 
 namespace stagetwo::bench {
@@ -25,8 +27,8 @@ class Machine {
  public:
   Machine() {
     (void)host::backstop::install();
-    ram_ = static_cast<u8*>(mmap(nullptr, kMemory, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ram_ = static_cast<u8*>(
+        mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     memory_ = std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}));
     stage2::Region region;
     region.size = kMemory;
@@ -46,7 +48,9 @@ class Machine {
   Machine(const Machine&) = delete;
   Machine& operator=(const Machine&) = delete;
 
-  void code(std::initializer_list<u8> bytes) { std::memcpy(ram_ + kCode, bytes.begin(), bytes.size()); }
+  void code(std::initializer_list<u8> bytes) {
+    std::memcpy(ram_ + kCode, bytes.begin(), bytes.size());
+  }
   // Runs to HLT with rcx as given and rbx at the stream.
   void run(u64 count) {
     cpu_->state().rip = kCode;
@@ -111,29 +115,31 @@ void measure(benchmark::State& state, std::initializer_list<u8> code, u64 turns,
 
 void Arithmetic(benchmark::State& state) {
   // add rax, rcx; xor rdx, rax; lea rsi, [rax+rdx*2]; sub rdi, rsi; dec rcx; jne
-  measure(state, {0x48, 0x01, 0xc8, 0x48, 0x31, 0xc2, 0x48, 0x8d, 0x34, 0x50, 0x48, 0x29, 0xf7,
-                  0x48, 0xff, 0xc9, 0x75, 0xee, 0xf4},
+  measure(state,
+          {0x48, 0x01, 0xc8, 0x48, 0x31, 0xc2, 0x48, 0x8d, 0x34, 0x50, 0x48, 0x29, 0xf7, 0x48, 0xff,
+           0xc9, 0x75, 0xee, 0xf4},
           1 << 20, 6, 100);
 }
 
 void LoadAddStore(benchmark::State& state) {
   // mov rax, [rbx]; add rax, 1; mov [rbx], rax; add rbx, 8; dec rcx; jne
-  measure(state, {0x48, 0x8b, 0x03, 0x48, 0x83, 0xc0, 0x01, 0x48, 0x89, 0x03, 0x48, 0x83, 0xc3,
-                  0x08, 0x48, 0xff, 0xc9, 0x75, 0xed, 0xf4},
+  measure(state, {0x48, 0x8b, 0x03, 0x48, 0x83, 0xc0, 0x01, 0x48, 0x89, 0x03,
+                  0x48, 0x83, 0xc3, 0x08, 0x48, 0xff, 0xc9, 0x75, 0xed, 0xf4},
           1 << 17, 6, 100);
 }
 
 void StorePerPage(benchmark::State& state) {
   // mov [rbx], rax; add rbx, 4096; dec rcx; jne
-  measure(state, {0x48, 0x89, 0x03, 0x48, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x48, 0xff, 0xc9,
-                  0x75, 0xf1, 0xf4},
+  measure(state,
+          {0x48, 0x89, 0x03, 0x48, 0x81, 0xc3, 0x00, 0x10, 0x00, 0x00, 0x48, 0xff, 0xc9, 0x75, 0xf1,
+           0xf4},
           15 << 10, 4, kNone);
 }
 
 void CallReturn(benchmark::State& state) {
   // l: call f; dec rcx; jne l; hlt; f: push rax; pop rax; ret
-  measure(state, {0xe8, 0x06, 0x00, 0x00, 0x00, 0x48, 0xff, 0xc9, 0x75, 0xf6, 0xf4, 0x50, 0x58,
-                  0xc3},
+  measure(state,
+          {0xe8, 0x06, 0x00, 0x00, 0x00, 0x48, 0xff, 0xc9, 0x75, 0xf6, 0xf4, 0x50, 0x58, 0xc3},
           1 << 18, 6, kNone);
 }
 
@@ -143,11 +149,51 @@ void ByteLoop(benchmark::State& state) {
           4, 100);
 }
 
+// What a compiler mostly emits, one of each.
+constexpr u8 kCommon[][vcpu::kMaxInsnLength] = {{0x48, 0x89, 0xd8},
+                                                {0x8b, 0x44, 0x24, 0x10},
+                                                {0x83, 0xc0, 0x01},
+                                                {0x74, 0x05},
+                                                {0x48, 0x8d, 0x05},
+                                                {0x0f, 0xb6, 0xc0},
+                                                {0xe8},
+                                                {0x81, 0xc0},
+                                                {0x55},
+                                                {0xc3},
+                                                {0x66, 0x0f, 0x6f, 0x00},
+                                                {0xf0, 0x0f, 0xb1, 0x0b}};
+constexpr int kCommonCount = sizeof kCommon / sizeof kCommon[0];
+
+void Decode(benchmark::State& state) {
+  const auto one = [](int round) {
+    vcpu::Insn insn;
+    benchmark::DoNotOptimize(vcpu::decode(kCommon[round % kCommonCount], vcpu::Mode::k64, &insn));
+    benchmark::DoNotOptimize(insn);
+  };
+  int round = 0;
+  for (auto _ : state) one(round++);
+  ZydisDecoder zydis;
+  ZydisDecoderInit(&zydis, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+  constexpr int kRounds = 1'000'000;
+  const double start = cpu_seconds();
+  for (int i = 0; i < kRounds; ++i) {
+    ZydisDecodedInstruction insn;
+    ZydisDecodedOperand operands[ZYDIS_MAX_OPERAND_COUNT];
+    benchmark::DoNotOptimize(ZydisDecoderDecodeFull(&zydis, kCommon[i % kCommonCount],
+                                                    vcpu::kMaxInsnLength, &insn, operands));
+  }
+  report(state, {.unit = "ns",
+                 .yardstick = "Zydis",
+                 .yardstick_value = (cpu_seconds() - start) / kRounds * 1e9,
+                 .at_most = 1});
+}
+
 BENCHMARK(Arithmetic)->Unit(benchmark::kMillisecond);
 BENCHMARK(LoadAddStore)->Unit(benchmark::kMillisecond);
 BENCHMARK(StorePerPage)->Unit(benchmark::kMillisecond);
 BENCHMARK(CallReturn)->Unit(benchmark::kMillisecond);
 BENCHMARK(ByteLoop)->Unit(benchmark::kMillisecond);
+BENCHMARK(Decode);
 
 }  // namespace
 }  // namespace stagetwo::bench
