@@ -6,6 +6,7 @@
 
 #include <array>
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -76,10 +77,20 @@ class Differ {
 
   [[nodiscard]] u64 faulted() const { return faulted_; }
 
+  // A reference with known oddities: asked about each disagreement (`left` says how the reference
+  // left the sequence, empty if it ended as it should). A reason instead of null: no difference,
+  // but counted under that reason.
+  using Excuse = std::function<const char*(const CpuEnd& expected, const CpuEnd& actual,
+                                           const std::string& left)>;
+  void set_excuse(Excuse excuse) { excuse_ = std::move(excuse); }
+  [[nodiscard]] const std::map<std::string, u64>& excused() const { return excused_; }
+
  private:
   void prepare(const World& world, const Sequence& sequence, const std::vector<u8>& code);
 
   World expected_, actual_;
+  Excuse excuse_;
+  std::map<std::string, u64> excused_;
   u64 slot_ = 0;
   u64 faulted_ = 0;
 };

@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 
 #include <array>
+#include <cstdio>
+#include <cstring>
 #include <utility>
 
 #include "host/backstop.h"
@@ -12,6 +14,7 @@
 namespace stagetwo::twin {
 namespace {
 
+constexpr u64 kStepLimit = 4096;
 constexpr u32 kFsBaseMsr = 0xc0000100, kGsBaseMsr = 0xc0000101;
 
 // The leaves that say which instructions exist, as this machine answers them.
@@ -37,7 +40,7 @@ InterpretedCpu::~InterpretedCpu() {
   if (memory_ != nullptr) munmap(memory_, kWorldBytes);
 }
 
-bool InterpretedCpu::open(std::string* reason) {
+bool InterpretedCpu::open(std::string* reason, std::span<const vcpu::CpuidEntry> cpuid) {
   void* memory =
       mmap(nullptr, kWorldBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
@@ -72,8 +75,8 @@ bool InterpretedCpu::open(std::string* reason) {
     return false;
   }
   vcpu_ = *created;
-  const auto cpuid = host_cpuid();
-  if (!vcpu_->set_cpuid(cpuid)) {
+  const auto host = host_cpuid();
+  if (!vcpu_->set_cpuid(cpuid.empty() ? std::span<const vcpu::CpuidEntry>(host) : cpuid)) {
     *reason = "set_cpuid refused";
     return false;
   }
@@ -86,7 +89,7 @@ void InterpretedCpu::reset() {
   (void)vcpu_->set_system_state(guest_world_system());
 }
 
-bool InterpretedCpu::run(const CpuImage& start, unsigned cpl, CpuEnd* end, std::string* what) {
+void InterpretedCpu::enter(const CpuImage& start, unsigned cpl) {
   vcpu::CpuState& state = vcpu_->state();
   std::memcpy(state.gpr, start.gpr, sizeof state.gpr);
   std::memcpy(state.xmm, start.xmm, sizeof state.xmm);
@@ -97,20 +100,51 @@ bool InterpretedCpu::run(const CpuImage& start, unsigned cpl, CpuEnd* end, std::
   vcpu_->registers_changed();
   (void)vcpu_->set_msr(kFsBaseMsr, start.fs_base, true);
   (void)vcpu_->set_msr(kGsBaseMsr, start.gs_base, true);
-  const vcpu::Exit& exit = vcpu_->run({});
-  std::memcpy(end->image.gpr, state.gpr, sizeof state.gpr);
-  std::memcpy(end->image.xmm, state.xmm, sizeof state.xmm);
-  end->image.mxcsr = state.mxcsr;
-  end->image.fs_base = state.sys.seg[vcpu::kSegFs].base;
-  end->image.gs_base = state.sys.seg[vcpu::kSegGs].base;
-  end->cr2 = state.sys.cr2;
-  if (exit.kind == vcpu::ExitKind::kHlt && world_->read_end(state.rip, end)) return true;
-  *what = "exit kind " + std::to_string(static_cast<int>(exit.kind)) + " at rip " +
-          std::to_string(state.rip);
-  end->image.rip = state.rip;
+}
+
+void InterpretedCpu::read(CpuImage* image) {
+  const vcpu::CpuState& state = vcpu_->state();
+  std::memcpy(image->gpr, state.gpr, sizeof state.gpr);
+  std::memcpy(image->xmm, state.xmm, sizeof state.xmm);
+  image->rip = state.rip;
+  image->rflags = state.rflags;
+  image->mxcsr = state.mxcsr;
+  image->fs_base = state.sys.seg[vcpu::kSegFs].base;
+  image->gs_base = state.sys.seg[vcpu::kSegGs].base;
+}
+
+bool InterpretedCpu::finish(const vcpu::Exit& exit, CpuEnd* end, std::string* what) {
+  read(&end->image);
+  end->cr2 = vcpu_->state().sys.cr2;
+  if (exit.kind == vcpu::ExitKind::kHlt && world_->read_end(end->image.rip, end)) return true;
+  char text[80];
+  std::snprintf(text, sizeof text, "exit kind %d at rip %llx", static_cast<int>(exit.kind),
+                static_cast<unsigned long long>(end->image.rip));
+  *what = text;
   end->vector = -2;
   reset();
   return false;
+}
+
+bool InterpretedCpu::run(const CpuImage& start, unsigned cpl, CpuEnd* end, std::string* what) {
+  enter(start, cpl);
+  return finish(vcpu_->run({}), end, what);
+}
+
+bool InterpretedCpu::step(const CpuImage& start, unsigned cpl, const Observer& after, CpuEnd* end,
+                          std::string* what) {
+  vcpu_->set_guest_debug({.enabled = true, .single_step = true});
+  enter(start, cpl);
+  const vcpu::Exit* exit = &vcpu_->run({});
+  for (u64 steps = 0; steps < kStepLimit && exit->kind == vcpu::ExitKind::kDebug; ++steps) {
+    CpuImage image;
+    read(&image);
+    if (GuestWorld::in_handlers(image.rip)) vcpu_->set_guest_debug({});
+    if (!GuestWorld::in_handlers(image.rip)) after(image);
+    exit = &vcpu_->run({});
+  }
+  vcpu_->set_guest_debug({});
+  return finish(*exit, end, what);
 }
 
 }  // namespace stagetwo::twin

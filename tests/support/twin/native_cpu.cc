@@ -243,8 +243,8 @@ bool map_area(u64 where, u64 size, int protection) {
 // A page away from the arena, where no arithmetic on its addresses leads.
 bool map_apart(u64 where) {
   void* const at = reinterpret_cast<void*>(where);
-  return mmap(at, 0x1000, PROT_READ | PROT_WRITE,
-              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == at;
+  return mmap(at, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
+              -1, 0) == at;
 }
 
 // The code is readable and executable where it runs, as in a guest, and written through a second
