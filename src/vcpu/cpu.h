@@ -147,6 +147,7 @@ struct Cpu {
   GuestDebug debug;
   bool window_wanted = false;
   bool trap_due = false;  // TF was set when the instruction started
+  bool element_done = false;  // a repeated string instruction did one element and is not finished
   u64 instructions = 0;
   s64 tsc_offset = 0;
   u32 id = 0;

@@ -87,6 +87,11 @@ bool valid_pat(u64 value) {
   return true;
 }
 
+// TSC_AUX exists for a guest only with an instruction that reads it.
+bool hidden_msr(const Cpu& c, u32 index, bool host) {
+  return index == kTscAux && !host && !c.features.rdtscp && !c.features.rdpid;
+}
+
 // Reads as zero, writes are swallowed.
 bool ignored_msr(u32 index) {
   switch (index) {
@@ -204,6 +209,7 @@ static bool is_apic_msr(const Cpu& c, u32 index) {
 MsrOutcome read_msr(Cpu& c, u32 index, u64* value, bool host) {
   *value = 0;
   if (is_apic_msr(c, index)) return c.policy->read_msr(c.policy->context, c.id, index, value);
+  if (hidden_msr(c, index, host)) return MsrOutcome::kRefused;
   const u64* word = plain_msr(c, index);
   if (word == nullptr) word = address_msr(c, index);
   if (word == nullptr) word = host_msr(c, index);
@@ -220,6 +226,8 @@ MsrOutcome read_msr(Cpu& c, u32 index, u64* value, bool host) {
 
 MsrOutcome write_msr(Cpu& c, u32 index, u64 value, bool host) {
   if (is_apic_msr(c, index)) return c.policy->write_msr(c.policy->context, c.id, index, value);
+  if (hidden_msr(c, index, host)) return MsrOutcome::kRefused;
+  if (index == kTscAux) value &= 0xffff'ffff;
   if (u64* word = plain_msr(c, index); word != nullptr) {
     *word = value;
     return MsrOutcome::kDone;

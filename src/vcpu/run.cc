@@ -132,8 +132,10 @@ bool single_step(Cpu& c) {
   c.trap_due = (c.s.rflags & rflags::kTf) != 0;
   const bool debug = c.debug.enabled && c.debug.single_step;
   const u8 shadow = c.s.events.shadow;
+  c.element_done = false;
   const Step step = run_one(c);
-  const bool done = step == Step::kNext || step == Step::kJump || step == Step::kEnd;
+  const bool done = step == Step::kNext || step == Step::kJump || step == Step::kEnd ||
+                    (step == Step::kAgain && c.element_done);
   if (!conclude(c, step)) return false;
   if (c.mmio.write_waits()) return report_mmio_write(c);
   if (!done) return true;

@@ -60,6 +60,11 @@ Step repeat(Cpu& c, const Insn& insn, Pointers& p, Element&& element, Stop&& sto
     p.set(kRcx, count - 1);
     c.mmio.answered = c.mmio.position = 0;
     if (count == 1 || stop_on()) return Step::kNext;
+    // A single step is one element.
+    if ((c.attention & kAttendTrap) != 0) {
+      c.element_done = true;
+      return Step::kAgain;
+    }
     // A write for the client, or code of this page changed: be seen in between.
     if ((c.attention & (kAttendMmio | kAttendCode)) != 0) return Step::kAgain;
   }

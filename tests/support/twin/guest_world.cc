@@ -112,7 +112,7 @@ bool GuestWorld::read_end(u64 rip, CpuEnd* end) const {
   return true;
 }
 
-vcpu::SystemState guest_world_system() {
+vcpu::SystemState guest_world_system(std::span<const vcpu::CpuidEntry> cpuid) {
   vcpu::SystemState system;
   for (auto& segment : system.seg) {  // null selectors, as in 64-bit user programs
     segment = {};
@@ -137,7 +137,9 @@ vcpu::SystemState guest_world_system() {
   system.cr0 = vcpu::cr0::kPe | vcpu::cr0::kMp | vcpu::cr0::kEt | vcpu::cr0::kNe | vcpu::cr0::kWp |
                vcpu::cr0::kAm | vcpu::cr0::kPg;
   system.cr3 = GuestWorld::kTables;
-  system.cr4 = vcpu::cr4::kPae | vcpu::cr4::kOsfxsr | vcpu::cr4::kOsxmmexcpt | vcpu::cr4::kFsgsbase;
+  system.cr4 = vcpu::cr4::kPae | vcpu::cr4::kOsfxsr | vcpu::cr4::kOsxmmexcpt;
+  for (const vcpu::CpuidEntry& e : cpuid)
+    if (e.function == 7 && e.index == 0 && (e.ebx & 1) != 0) system.cr4 |= vcpu::cr4::kFsgsbase;
   system.efer = vcpu::efer::kSce | vcpu::efer::kLme | vcpu::efer::kLma | vcpu::efer::kNx;
   system.apic_base = 0xfee00900;
   return system;

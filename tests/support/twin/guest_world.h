@@ -17,6 +17,7 @@
 #include <span>
 
 #include "tests/support/twin/cpu_image.h"
+#include "vcpu/vcpu.h"
 
 namespace stagetwo::twin {
 
@@ -71,7 +72,8 @@ class GuestWorld {
   u64 tables_used_ = 0x1000;
 };
 
-// The system registers of that kernel: flat segments, long mode, CPL 0.
-[[nodiscard]] vcpu::SystemState guest_world_system();
+// The system registers of that kernel: flat segments, long mode, CPL 0. CR4.FSGSBASE is set if the
+// guest's CPUID has it.
+[[nodiscard]] vcpu::SystemState guest_world_system(std::span<const vcpu::CpuidEntry> cpuid);
 
 }  // namespace stagetwo::twin

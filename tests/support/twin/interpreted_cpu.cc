@@ -80,13 +80,14 @@ bool InterpretedCpu::open(std::string* reason, std::span<const vcpu::CpuidEntry>
     *reason = "set_cpuid refused";
     return false;
   }
-  reset();
-  return true;
+  if (reset()) return true;
+  *reason = "set_system_state refused";
+  return false;
 }
 
-void InterpretedCpu::reset() {
+bool InterpretedCpu::reset() {
   vcpu_->state().events = {};
-  (void)vcpu_->set_system_state(guest_world_system());
+  return vcpu_->set_system_state(guest_world_system(vcpu_->cpuid())).has_value();
 }
 
 void InterpretedCpu::enter(const CpuImage& start, unsigned cpl) {
@@ -122,7 +123,7 @@ bool InterpretedCpu::finish(const vcpu::Exit& exit, CpuEnd* end, std::string* wh
                 static_cast<unsigned long long>(end->image.rip));
   *what = text;
   end->vector = -2;
-  reset();
+  (void)reset();
   return false;
 }
 

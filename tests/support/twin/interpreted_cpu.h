@@ -39,7 +39,7 @@ class InterpretedCpu {
   void enter(const CpuImage& start, unsigned cpl);
   void read(CpuImage* image);
   [[nodiscard]] bool finish(const vcpu::Exit& exit, CpuEnd* end, std::string* what);
-  void reset();
+  bool reset();
 
   u8* memory_ = nullptr;
   std::optional<GuestWorld> world_;

@@ -119,7 +119,7 @@ bool KvmCpu::set_up_vcpu(std::string* reason) {
 }
 
 bool KvmCpu::reset() {
-  const vcpu::SystemState s = guest_world_system();
+  const vcpu::SystemState s = guest_world_system(cpuid_);
   kvm_sregs k = {};
   if (raw_ioctl(vcpu_, KVM_GET_SREGS, &k) != 0) return false;
   kvm_segment* const segments[] = {&k.es, &k.cs, &k.ss, &k.ds, &k.fs, &k.gs};

@@ -479,12 +479,13 @@ bool SequenceGenerator::unit(u16 row, Unit* unit) {
   const std::span<const u8> encoded(b.raw.data(), b.insn.length);
   if (not_for_user_mode(b.insn) != nullptr || is_unpredictable(b.insn, encoded)) return false;
   if (b.insn.op == Op::kInt && (b.insn.imm < 5 || b.insn.imm >= 0x80)) return false;
+  if (filter_ && !filter_(b.insn, encoded)) return false;
   tame_counts(b);
   point_strings(b);
   if (b.insn.has_mem) point_operand(b);
   aim_branch(b);
-  // A jump through memory must find the address that was stored there.
-  if (b.branch && b.insn.has_mem && !b.exact) return false;
+  // What was stored there for it must be found.
+  if ((b.branch || b.insn.op == Op::kLdmxcsr) && b.insn.has_mem && !b.exact) return false;
 
   std::vector<u8>& out = unit->bytes;
   out.clear();

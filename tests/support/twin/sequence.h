@@ -7,6 +7,8 @@
 // completes and sometimes faults on purpose. Units can be left out and the rest laid out anew: that
 // is how a failing sequence shrinks.
 
+#include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -75,6 +77,10 @@ class SequenceGenerator {
     }
     return s;
   }
+  // Only instructions it says yes to, besides those that may run at all.
+  using Filter = std::function<bool(const vcpu::Insn&, std::span<const u8>)>;
+  void set_filter(Filter filter) { filter_ = std::move(filter); }
+
   // False: this row gave nothing that may run (it is excluded, or the dice were against it).
   [[nodiscard]] bool unit(u16 row, Unit* unit);
 
@@ -92,6 +98,7 @@ class SequenceGenerator {
   void aim_branch(Build& b);
 
   RandomSource& random_;
+  Filter filter_;
 };
 
 // Fills an area of memory, the same for the same seed.
