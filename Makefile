@@ -23,18 +23,20 @@ configure = @if [ ! -f $(2)/build.ninja ]; then echo "configuring $(1)"; \
 	mv $(2).configure.log $(2)/configure.log; fi
 ninja = NINJA_STATUS='[%f/%t %es] ' ninja -j$(JOBS) -C
 
-
-.PHONY: all build mutation demo test stress check conformance bench race install clean help
+.PHONY: all configured build mutation demo test stress check conformance bench race install clean help
 
 all: build ## the tool, the engine, the examples and the tests, in build/
 
-build:
+configured:
 	@tools/install-deps build
 	@mkdir -p build
 	$(call configure,fast,build)
+
+build: configured
 	@$(ninja) build
 
-demo: build ## install what is needed, build, and show a guest at work
+demo: configured ## install what is needed, build, and show a guest at work
+	@$(ninja) build stagetwo stagetwo_preload hello_vmm
 	@tools/demo
 
 # The programs that remove a guard exist in the preset `mutation` only.

@@ -238,14 +238,9 @@ bool Lapic::write_register(u32 offset, u32 value, u64 now_ns) {
       set_reg(offset, value);
       start_timer(now_ns);
       return true;
-    case kDivide: {
-      const u32 left = current_count(now_ns);
-      set_reg(offset, value & 0xb);
-      // A running count goes on from where it is, at the new pace.
-      if (deadline_ns_ != 0 && reg(kInitialCount) != 0)
-        deadline_ns_ = now_ns + timer_period_ns() / reg(kInitialCount) * left;
+    case kDivide:
+      write_divide(value, now_ns);
       return true;
-    }
     case kErrorStatus:
       return !(extended && value != 0);
     case kSelfIpi:
@@ -256,6 +251,19 @@ bool Lapic::write_register(u32 offset, u32 value, u64 now_ns) {
       break;
   }
   if (!is_lvt(offset)) return false;
+  write_lvt(offset, value);
+  return true;
+}
+
+void Lapic::write_divide(u32 value, u64 now_ns) {
+  const u32 left = current_count(now_ns);
+  set_reg(kDivide, value & 0xb);
+  // A running count goes on from where it is, at the new pace.
+  if (deadline_ns_ != 0 && reg(kInitialCount) != 0)
+    deadline_ns_ = now_ns + timer_period_ns() / reg(kInitialCount) * left;
+}
+
+void Lapic::write_lvt(u32 offset, u32 value) {
   const u32 old_mode = timer_mode();
   if (!software_enabled()) value |= kLvtMasked;
   set_reg(offset, value & lvt_mask(offset));
@@ -265,7 +273,6 @@ bool Lapic::write_register(u32 offset, u32 value, u64 now_ns) {
     tsc_deadline_ = 0;
     set_reg(kInitialCount, 0);
   }
-  return true;
 }
 
 void Lapic::write_spurious(u32 value) {

@@ -136,6 +136,8 @@ class Lapic {
   [[nodiscard]] bool readable(u32 offset) const;
   [[nodiscard]] bool write_register(u32 offset, u32 value, u64 now_ns);
   void write_spurious(u32 value);
+  void write_divide(u32 value, u64 now_ns);
+  void write_lvt(u32 offset, u32 value);
   void send(u32 icr_low, u32 destination);
   void end_of_interrupt();
   void update_ppr();
