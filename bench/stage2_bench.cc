@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+// Faults, invalidations and slot calls; the yardsticks are what the host itself charges for the same.
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "bench/report.h"
+#include "host/backstop.h"
+#include "host/change.h"
+#include "stage2/address_space.h"
+
+namespace stagetwo::stage2 {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr u64 kGpa = 0x100000;
+constexpr int kPopulateRead = 22;
+
+double since_ns(Clock::time_point start) {
+  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
+}
+double median(std::vector<double>& values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+void* map(size_t bytes) {
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+              0);
+}
+
+// A VM with one slot.
+struct Vm {
+  size_t bytes;
+  void* at;
+  Box<GuestMemory> memory;
+  sync::AckLine line;
+
+  explicit Vm(size_t size, u32 flags = 0) : bytes(size), at(map(size)) {
+    static_cast<void>(host::backstop::install());
+    memory = std::move(*GuestMemory::create(SlotPolicy{}));
+    set(0, kGpa, size, flags);
+    memory->lines().add(line);
+  }
+  ~Vm() {
+    memory->lines().remove(line);
+    memory.reset();
+    munmap(at, bytes);
+  }
+  void set(u32 id, u64 gpa, u64 size, u32 flags = 0) {
+    Region region;
+    region.slot = id;
+    region.gpa = gpa;
+    region.size = size;
+    region.flags = flags;
+    region.hva = reinterpret_cast<u64>(at);
+    if (!memory->slots().set_region(region)) std::abort();
+  }
+  // One access as vcpu makes it.
+  void access(u64 offset, Access kind) {
+    Fault fault{};
+    fault.gpa = Gpa(kGpa + offset);
+    fault.access = kind;
+    if (memory->handle_fault(fault) != FaultOutcome::kFixed) std::abort();
+    const sync::RunningSection running(line);
+    benchmark::DoNotOptimize(memory->install(fault));
+  }
+  void forget() {
+    host::change(reinterpret_cast<u64>(at), kPageSize, host::EventKind::kProtection, [] {});
+  }
+};
+
+void FaultOfAPageKnownResident(benchmark::State& state) {
+  Vm vm(64 * kPageSize);
+  vm.access(0, Access::kWrite);
+  const auto start = Clock::now();
+  for (int i = 0; i < 20'000; ++i) madvise(vm.at, kPageSize, kPopulateRead);
+  const double populate = since_ns(start) / 20'000;
+  for (auto _ : state) vm.access(0, Access::kWrite);
+  bench::report(state, {.unit = "ns",
+                        .yardstick = "MADV_POPULATE_READ of a present page",
+                        .yardstick_value = populate,
+                        .at_most = 0.25});
+}
+BENCHMARK(FaultOfAPageKnownResident);
+
+void FaultOfAPresentPageNotKnown(benchmark::State& state) {
+  Vm vm(64 * kPageSize);
+  vm.access(0, Access::kWrite);
+  const auto start = Clock::now();
+  for (int i = 0; i < 20'000; ++i) madvise(vm.at, kPageSize, kPopulateRead);
+  const double populate = since_ns(start) / 20'000;
+  double spent = 0;
+  u64 rounds = 0;
+  for (auto _ : state) {
+    vm.forget();
+    const auto begin = Clock::now();
+    vm.access(0, Access::kRead);
+    spent += since_ns(begin);
+    ++rounds;
+  }
+  bench::report(state, {.unit = "ns",
+                        .value = spent / static_cast<double>(rounds),
+                        .yardstick = "MADV_POPULATE_READ of a present page",
+                        .yardstick_value = populate,
+                        .at_most = 1.5});
+}
+BENCHMARK(FaultOfAPresentPageNotKnown)->Iterations(20'000);
+
+void FaultOfAFreshPage(benchmark::State& state) {
+  constexpr u64 kPages = 16'384;
+  std::vector<double> host_cost;
+  std::vector<double> guest_cost;
+  for (auto _ : state) {
+    auto* plain = static_cast<volatile char*>(map(kPages * kPageSize));
+    auto start = Clock::now();
+    for (u64 page = 0; page < kPages; ++page) plain[page * kPageSize] = 1;
+    host_cost.push_back(since_ns(start) / kPages);
+    munmap(const_cast<char*>(plain), kPages * kPageSize);
+    Vm vm(kPages * kPageSize);
+    start = Clock::now();
+    for (u64 page = 0; page < kPages; ++page) vm.access(page * kPageSize, Access::kWrite);
+    guest_cost.push_back(since_ns(start) / kPages);
+  }
+  bench::report(state, {.unit = "ns a page",
+                        .value = median(guest_cost),
+                        .yardstick = "the host's own first touch",
+                        .yardstick_value = median(host_cost),
+                        .at_most = 1.5});
+}
+BENCHMARK(FaultOfAFreshPage)->Iterations(7);
+
+// The time one word takes from this thread to another and back.
+double line_round_trip() {
+  std::atomic<u64> ping{0};
+  std::atomic<u64> pong{0};
+  constexpr u64 kRounds = 20'000;
+  std::thread other([&] {
+    for (u64 i = 1; i <= kRounds; ++i) {
+      while (ping.load() != i) {
+      }
+      pong.store(i);
+    }
+  });
+  std::vector<double> times;
+  for (u64 i = 1; i <= kRounds; ++i) {
+    const auto start = Clock::now();
+    ping.store(i);
+    while (pong.load() != i) {
+    }
+    times.push_back(since_ns(start));
+  }
+  other.join();
+  return median(times);
+}
+
+// A start with one processor that runs and polls every 64 accesses.
+void InvalidationUnderARunningLine(benchmark::State& state) {
+  Vm vm(64 * kPageSize);
+  const double round_trip = line_round_trip();
+  std::atomic<bool> stop{false};
+  std::thread vcpu([&] {
+    static_cast<void>(vm.line.enter());
+    u64 word = 0;
+    while (!stop.load(std::memory_order_relaxed)) {
+      for (u64 i = 0; i < 64; ++i) {
+        static_cast<void>(host::load(Hva(reinterpret_cast<u64>(vm.at) + 8 * i), &word));
+      }
+      static_cast<void>(vm.line.poll());
+    }
+    vm.line.leave();
+  });
+  while (!vm.line.running()) std::this_thread::yield();
+  const host::InvalidateEvent event{{Hva(reinterpret_cast<u64>(vm.at)), kPageSize},
+                                    host::EventKind::kUnmap};
+  std::vector<double> times;
+  for (auto _ : state) {
+    const auto start = Clock::now();
+    const bool engaged = vm.memory->invalidate_range_start(event);
+    times.push_back(since_ns(start));
+    if (engaged) vm.memory->invalidate_range_end(event);
+  }
+  stop = true;
+  vcpu.join();
+  bench::report(state, {.unit = "ns, median of a start",
+                        .value = median(times),
+                        .yardstick = "one word there and back",
+                        .yardstick_value = round_trip,
+                        .at_most = 4});
+}
+BENCHMARK(InvalidationUnderARunningLine)->Iterations(20'000)->UseRealTime();
+
+void MunmapTaxWithAnIdleVm(benchmark::State& state) {
+  Vm vm(64 * kPageSize);
+  const auto one = [](bool announced) {
+    void* page = map(kPageSize);
+    *static_cast<volatile char*>(page) = 1;
+    if (!announced) return static_cast<void>(munmap(page, kPageSize));
+    host::change(reinterpret_cast<u64>(page), kPageSize, host::EventKind::kUnmap,
+                 [&] { munmap(page, kPageSize); });
+  };
+  std::vector<double> alone;
+  std::vector<double> taxed;
+  for (auto _ : state) {  // paired, so that the machine's moods hit both
+    auto start = Clock::now();
+    one(false);
+    alone.push_back(since_ns(start));
+    start = Clock::now();
+    one(true);
+    taxed.push_back(since_ns(start));
+  }
+  bench::report(state, {.unit = "ns, median",
+                        .value = median(taxed),
+                        .yardstick = "mmap, touch, munmap alone",
+                        .yardstick_value = median(alone),
+                        .at_most = 1.05});
+}
+BENCHMARK(MunmapTaxWithAnIdleVm)->Iterations(20'000);
+
+constexpr u32 kManySlots = 32'763;
+
+void SetUpOf32763Slots(benchmark::State& state) {
+  std::vector<double> times;
+  for (auto _ : state) {
+    Vm vm(u64{kManySlots} * kPageSize + kPageSize);
+    const auto start = Clock::now();
+    for (u32 i = 1; i < kManySlots; ++i) {
+      vm.set(i, (u64{1} << 32) + u64{i} * kPageSize, kPageSize);
+    }
+    times.push_back(since_ns(start) / 1e6);
+  }
+  bench::report(state, {.unit = "ms", .value = median(times), .at_most = 1000});
+}
+BENCHMARK(SetUpOf32763Slots)->Iterations(3)->Unit(benchmark::kMillisecond);
+
+void LookupAmong32763Slots(benchmark::State& state) {
+  Vm vm(u64{kManySlots} * kPageSize + kPageSize);
+  for (u32 i = 1; i < kManySlots; ++i) vm.set(i, (u64{1} << 32) + u64{i} * kPageSize, kPageSize);
+  u64 x = 1;
+  for (auto _ : state) {
+    x = x * 6364136223846793005U + 1442695040888963407U;
+    const Memslots::Reader reader(vm.memory->slots());
+    benchmark::DoNotOptimize(reader.find(0, Gfn((u64{1} << 20) + 1 + (x >> 33) % (kManySlots - 1))));
+  }
+  bench::report(state, {.unit = "ns"});
+}
+BENCHMARK(LookupAmong32763Slots);
+
+void SlotCreateAndDelete(benchmark::State& state) {
+  Vm vm(64 * kPageSize);
+  for (auto _ : state) {
+    vm.set(1, u64{1} << 32, kPageSize);
+    vm.set(1, 0, 0);
+  }
+  bench::report(state, {.unit = "ns a pair"});
+}
+BENCHMARK(SlotCreateAndDelete);
+
+// 1 GiB, nothing dirty: 32 KiB of bitmap.
+void DirtyLogOfACleanGigabyte(benchmark::State& state) {
+  constexpr size_t kBitmap = 32 << 10;
+  Vm vm(1 << 30, kLogDirtyPages);
+  void* bitmap = map(kBitmap);
+  std::memset(bitmap, 1, kBitmap);
+  static char other[kBitmap];
+  const auto start = Clock::now();
+  for (int i = 0; i < 20'000; ++i) {
+    std::memcpy(other, bitmap, kBitmap);
+    benchmark::DoNotOptimize(static_cast<char*>(other));
+    benchmark::ClobberMemory();
+  }
+  const double copy = since_ns(start) / 20'000;
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(
+        vm.memory->slots().get_dirty_log(0, Hva(reinterpret_cast<u64>(bitmap))));
+  }
+  munmap(bitmap, kBitmap);
+  bench::report(state, {.unit = "ns",
+                        .yardstick = "memcpy of the bitmap",
+                        .yardstick_value = copy,
+                        .at_most = 10});
+}
+BENCHMARK(DirtyLogOfACleanGigabyte);
+
+}  // namespace
+}  // namespace stagetwo::stage2
