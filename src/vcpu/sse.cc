@@ -20,11 +20,10 @@ struct Row {
 using Table = std::array<Row, kOpCount>;
 
 // clang-format off
-consteval Table build_table() {
-  Table table{};
 #define ST_SSE(op, function, aligned) \
   table[static_cast<std::size_t>(Op::k##op)] = {&sse::function, aligned};
-    // Memory operands of 16 bytes on a 16-byte border.
+// Memory operands of 16 bytes on a 16-byte border.
+consteval void add_aligned(Table& table) {
     ST_SSE(Addps, addps, true) ST_SSE(Andnps, andn, true) ST_SSE(Andps, and_, true)
     ST_SSE(Cmpps, cmpps, true) ST_SSE(Divps, divps, true) ST_SSE(Maxps, maxps, true)
     ST_SSE(Minps, minps, true) ST_SSE(Movaps, copy128, true) ST_SSE(Movntps, copy128, true)
@@ -62,7 +61,9 @@ consteval Table build_table() {
     ST_SSE(Punpckhwd, punpckhwd, true) ST_SSE(Punpcklbw, punpcklbw, true)
     ST_SSE(Punpckldq, punpckldq, true) ST_SSE(Punpcklqdq, punpcklqdq, true)
     ST_SSE(Punpcklwd, punpcklwd, true)
-    // Memory operands of fewer bytes or on any border, or none.
+}
+// Memory operands of fewer bytes or on any border, or none.
+consteval void add_others(Table& table) {
     ST_SSE(Addss, addss, false) ST_SSE(Cmpss, cmpss, false) ST_SSE(Comiss, comiss, false)
     ST_SSE(Cvtsi2ss, cvtsi2ss, false) ST_SSE(Cvtss2si, cvtss2si, false)
     ST_SSE(Cvttss2si, cvttss2si, false) ST_SSE(Divss, divss, false) ST_SSE(Maxss, maxss, false)
@@ -82,10 +83,16 @@ consteval Table build_table() {
     ST_SSE(Mulsd, mulsd, false) ST_SSE(Sqrtsd, sqrtsd, false) ST_SSE(Subsd, subsd, false)
     ST_SSE(Ucomisd, ucomisd, false) ST_SSE(Pextrw, pextrw, false) ST_SSE(Pinsrw, pinsrw, false)
     ST_SSE(Pmovmskb, pmovmskb, false) ST_SSE(Pslldq, pslldq, false) ST_SSE(Psrldq, psrldq, false)
+}
 #undef ST_SSE
+// clang-format on
+
+consteval Table build_table() {
+  Table table{};
+  add_aligned(table);
+  add_others(table);
   return table;
 }
-// clang-format on
 
 constexpr Table kTable = build_table();
 

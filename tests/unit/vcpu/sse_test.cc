@@ -9,6 +9,8 @@
 #include <cstring>
 
 #include "vcpu/fx_image.h"
+#include "vcpu/sse_functions.h"
+#include "vcpu/sse_mxcsr.h"
 
 namespace stagetwo::vcpu {
 namespace {
@@ -31,7 +33,8 @@ Insn registers(Op op, u64 imm = 0) {
 }
 
 constexpr u32 kDefault = 0x1f80;
-constexpr u32 kInvalid = 1, kDenormal = 2, kZeroDivide = 4, kUnderflow = 16, kPrecision = 32;
+constexpr u32 kInvalid = 1, kDenormal = 2, kZeroDivide = 4, kOverflow = 8, kUnderflow = 16,
+              kPrecision = 32;
 constexpr u32 unmask(u32 mxcsr, u32 flags) {
   return mxcsr & ~(flags << 7);
 }
@@ -79,6 +82,35 @@ TEST(Sse, AnExactTinyResultUnderflowsOnlyIfUnmasked) {
       .dst = doubles(smallest_normal), .src = doubles(0.5), .mxcsr = unmask(kDefault, kUnderflow)};
   EXPECT_EQ(execute_sse(registers(Op::kMulsd), o), SseOutcome::kSimdException);
   EXPECT_EQ(o.mxcsr & 0x3f, kUnderflow);
+}
+
+// IEEE 754, trapped overflow: the result is only out of the exponent's bounds, its significand
+// fits.
+TEST(Sse, AnUnmaskedOverflowIsPreciseIfTheSignificandFits) {
+  const double huge = 0x1p1000;
+  SseOperands o{.dst = doubles(huge), .src = doubles(huge), .mxcsr = unmask(kDefault, kOverflow)};
+  EXPECT_EQ(execute_sse(registers(Op::kMulsd), o), SseOutcome::kSimdException);
+  EXPECT_EQ(o.mxcsr & 0x3f, kOverflow);
+  o = {.dst = doubles(huge / 3), .src = doubles(huge / 7), .mxcsr = unmask(kDefault, kOverflow)};
+  EXPECT_EQ(execute_sse(registers(Op::kMulsd), o), SseOutcome::kSimdException);
+  EXPECT_EQ(o.mxcsr & 0x3f, kOverflow | kPrecision);
+}
+
+TEST(Sse, EachLaneRaisesItsOwnFlagsOnceUnderflowIsUnmasked) {
+  const SseOperands o{
+      .dst = doubles(1, 0x1p-1022), .src = doubles(3, 2), .mxcsr = unmask(kDefault, kUnderflow)};
+  const u32 control = sse::host_control(o.mxcsr);
+  EXPECT_EQ(sse::unmasked_flags(o, control, sse::Arithmetic::kDiv, sse::Lanes::kDouble),
+            kPrecision);
+  EXPECT_EQ(sse::unmasked_flags(o, control, sse::Arithmetic::kDiv, sse::Lanes::kDoubles),
+            kPrecision | kUnderflow);
+}
+
+TEST(Sse, TheTableNamesTheFunctionOfAnOp) {
+  EXPECT_EQ(sse_function(Op::kPaddb), &sse::paddb);
+  EXPECT_EQ(sse_function(Op::kMovntdq), &sse::copy128);
+  EXPECT_EQ(sse_function(Op::kCvtsd2si), &sse::cvtsd2si);
+  EXPECT_EQ(sse_function(Op::kMaxpd), &sse::maxpd);
 }
 
 TEST(Sse, ComparesIntoTheArithmeticFlags) {
