@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/run_section.h"
 
+#include <errno.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 
@@ -62,11 +63,14 @@ void queue_to_self(int signal, siginfo_t* info) {
 
 }  // namespace
 
-EngineSection::EngineSection() {
+EngineSection::EngineSection(Touches touches) {
   if (current != nullptr) return;
   outermost_ = true;
-  client_mask_ = change_mask(SIG_UNBLOCK, kGuarded);
-  restore_mask_ = (client_mask_ & kGuarded) != 0;
+  if (touches == Touches::kClientMemory) {
+    client_mask_ = change_mask(SIG_UNBLOCK, kGuarded);
+    restore_mask_ = (client_mask_ & kGuarded) != 0;
+    mask_known_ = true;
+  }
   int type = PTHREAD_CANCEL_DEFERRED;
   static_cast<void>(pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type));
   if (type == PTHREAD_CANCEL_ASYNCHRONOUS) [[unlikely]]
@@ -97,13 +101,16 @@ void EngineSection::leave() {
     *link = next_;
   }
   current = nullptr;
-  // A signal from here on runs its handler; what came before is in recorded_.
+  // A signal from here on runs its handler; what came before is in recorded_. A handler may spoil
+  // errno: after a system call the kernel's would have run before errno was written.
+  const int saved_errno = errno;
   const int signal = recorded_.load(sync::kRelaxed);
   if (signal != 0) queue_to_self(signal, &info_);
   if (signal != 0 || restore_mask_) change_mask(SIG_SETMASK, client_mask_);
   if (asynchronous_) {
     static_cast<void>(pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, nullptr));
   }
+  errno = saved_errno;
 }
 
 void EngineSection::request_exit() {
@@ -115,7 +122,7 @@ void EngineSection::request_exit() {
 
 RunSection::RunSection(Kick kick, void* who, const KernelSigset* mask)
     : section_(current), kick_(kick), who_(who) {
-  ST_CHECK(section_ != nullptr);
+  ST_CHECK(section_ != nullptr && section_->mask_known_);
   if (mask != nullptr) {
     const KernelSigset to_block = *mask & ~section_->client_mask_ & ~kFaults & ~kNeverBlocked;
     if (to_block != 0) {
@@ -155,6 +162,11 @@ bool record_signal(int signal, siginfo_t* info, void* context) {
   // The kernel keeps 8 bytes of mask, the C type is larger.
   auto* const ucontext = static_cast<ucontext_t*>(context);
   const KernelSigset everything = ~kFaults & ~kNeverBlocked;
+  // Of handlers that interrupt each other the outermost writes last, and it knows the client's
+  // mask.
+  if (!section->mask_known_) {
+    std::memcpy(&section->client_mask_, &ucontext->uc_sigmask, sizeof(everything));
+  }
   std::memcpy(&ucontext->uc_sigmask, &everything, sizeof(everything));
   if (section->recorded_.load(sync::kRelaxed) != 0) {
     queue_to_self(signal, info);  // stays pending until leave()

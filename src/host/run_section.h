@@ -3,7 +3,7 @@
 
 // A client's signal handler never runs inside the engine.
 //
-//   shim:     EngineSection section;            every call that enters the engine
+//   shim:     EngineSection section(touches);   every call that enters the engine
 //   abi/kvm:    RunSection run(kick, who, mask);  KVM_RUN alone: a signal ends it
 //   vcpu:         polls; leaves its loop when kick was called
 //             section.leave();                  handlers run here, no engine frame is left
@@ -19,9 +19,11 @@
 // (their default action may be fatal); they are polled with rt_sigpending and stay pending.
 //
 // I1: between leave() and the client's next instruction no engine lock or reference is held.
-// I2: SIGSEGV and SIGBUS are unblocked inside a section: guarded accesses need them.
+// I2: SIGSEGV and SIGBUS are unblocked inside a section that touches the client's memory: guarded
+//     accesses need them.
 // Locking: none; the sections a canceller may kick stand in a table with a leaf lock.
-// Context: one system call to enter, one more to leave when something was recorded or restored.
+// Context: one system call to enter for client memory, none else; more to leave when something was
+// recorded or is restored.
 
 #include <pthread.h>
 #include <signal.h>
@@ -37,18 +39,22 @@ using KernelSigset = u64;
 // Makes the run stop soon. Called by the thread itself in a signal handler, and by other threads.
 using Kick = void (*)(void* who);
 
+// Does the section read or write the client's memory? Then faults must be deliverable in it.
+enum class Touches : u8 { kNothing, kClientMemory };
+
 class RunSection;
 
 // The outermost one of a thread does the work; inner ones do nothing.
 class EngineSection {
  public:
-  EngineSection();
+  explicit EngineSection(Touches touches = Touches::kClientMemory);
   EngineSection(const EngineSection&) = delete;
   EngineSection& operator=(const EngineSection&) = delete;
   // A caller that holds engine objects lets them go first and calls leave() itself.
   ~EngineSection() { leave(); }
 
-  // Handlers run inside this call, and it may never return (siglongjmp, cancellation).
+  // Handlers run inside this call, and it may never return (siglongjmp, cancellation). errno is
+  // kept.
   void leave();
 
  private:
@@ -62,6 +68,7 @@ class EngineSection {
   bool outermost_ = false;
   bool restore_mask_ = false;     // a mask other than client_mask_ is in force
   bool asynchronous_ = false;     // cancellation was asynchronous, and is deferred meanwhile
+  bool mask_known_ = false;       // else the first signal that is recorded brings it
   KernelSigset client_mask_ = 0;  // what the client had when it entered
   sync::Atomic<int> recorded_{
       0};           // the signal that waits, 0: none; written by this thread's handler
@@ -76,7 +83,8 @@ class EngineSection {
 // The part of a section that a signal interrupts.
 class RunSection {
  public:
-  // `mask`: what KVM_SET_SIGNAL_MASK set, or nullptr. Pre: an EngineSection of this thread is open.
+  // `mask`: what KVM_SET_SIGNAL_MASK set, or nullptr. Pre: an EngineSection of this thread is open
+  // that touches client memory.
   RunSection(Kick kick, void* who, const KernelSigset* mask);
   RunSection(const RunSection&) = delete;
   RunSection& operator=(const RunSection&) = delete;

@@ -79,7 +79,7 @@ int close_fd(int fd) {
   if (host::is_engine_fd(fd)) return static_cast<int>(as_libc(-EBADF));
   struct ::stat behind{};
   if (!may_be_ours(fd, &behind)) return next::close(fd);
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   const long result = close_watched(fd);
   section.leave();
   return static_cast<int>(as_libc(result));
@@ -101,7 +101,7 @@ int close_fds(unsigned first, unsigned last, int flags) {
   if (!awake() || (flags & kOnlyMark) != 0 || first > last) {
     return next::close_range(first, last, flags);
   }
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   for_each_open(first, last, [](int fd) {
     struct ::stat behind{};
     if (!host::is_engine_fd(fd) && may_be_ours(fd, &behind)) static_cast<void>(close_watched(fd));
@@ -131,7 +131,7 @@ int dup_to(int from, int to, int flags, bool dup3) {
   struct ::stat behind{};
   const bool engines = host::is_engine_fd(to);
   if (!engines && !may_be_ours(to, &behind)) return call_next();
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   int result = 0;
   if (engines) {
     host::vacate_engine_fd(to);

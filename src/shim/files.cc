@@ -39,7 +39,7 @@ Result<int> open_target(const Target& target, int flags) {
   if ((flags & O_DIRECTORY) != 0 || target.trailing_slash) return refuse(ENOTDIR);
   if (target.kind == PathKind::kParameter) return open_text(target.text, flags);
   ST_TRY(wake());
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   const Result<int> opened = target.device->open(flags);
   section.leave();
   return opened;
@@ -73,7 +73,7 @@ host::DescriptionRef ours_behind(int fd, const struct ::stat& said) {
 
 void correct(int fd, struct ::stat* said) {
   if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   if (const host::DescriptionRef ref = ours_behind(fd, *said)) show_description(ref, said);
   section.leave();
 }
@@ -180,7 +180,7 @@ long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
     return next::ioctl(fd, request, argument);
   }
   if (const auto woken = wake(); !woken) return as_libc(woken);
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kClientMemory);
   long answer = 0;
   bool ours = false;
   {
@@ -196,7 +196,7 @@ bool io_refused(int fd, Io io, const off_t* offset) {
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return false;
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   int refusal = 0;
   if (const host::DescriptionRef ref = host::find(fd, behind)) {
     const auto flags = sys::fcntl(fd, F_GETFL);
@@ -223,7 +223,7 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return next::lseek(fd, offset, whence);
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   const bool ours = static_cast<bool>(host::find(fd, behind));
   section.leave();
   // The kernel's files of this kind have a position that only reading moves.
@@ -235,7 +235,7 @@ int truncate_fd(int fd, off_t size) {
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return next::ftruncate(fd, size);
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   const bool ours = static_cast<bool>(host::find(fd, behind));
   section.leave();
   return ours ? static_cast<int>(as_libc(-EINVAL)) : next::ftruncate(fd, size);
@@ -246,7 +246,7 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]] {
     return next::fallocate(fd, mode, offset, size);
   }
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
   bool ours = false;
   {

@@ -36,7 +36,7 @@ int refusal_before_file(int fd, const host::DescriptionRef& ref, const host::Map
 long refusal_of_map(int fd, const host::MapRequest& request) {
   struct ::stat behind{};
   if (!may_be_ours(fd, &behind)) return 0;
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
   {
     const host::DescriptionRef ref = host::find(fd, behind);
@@ -55,7 +55,7 @@ long refusal_of_map(int fd, const host::MapRequest& request) {
 // The system call between start and end, then the handlers that had to wait.
 template <typename F>
 auto change(const void* at, u64 size, host::EventKind kind, F&& system_call) {
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   trace::enter_room(trace::Room::shim, 1, number(at));
   auto result = host::change(number(at), size, kind, static_cast<F&&>(system_call));
   section.leave();
@@ -82,7 +82,7 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset) {
 int unmap(void* at, size_t size) {
   if (!awake()) [[likely]]
     return next::munmap(at, size);
-  host::EngineSection section;
+  host::EngineSection section(host::Touches::kNothing);
   trace::enter_room(trace::Room::shim, 1, number(at));
   const int result = host::change(number(at), size, host::EventKind::kUnmap,
                                   [&] { return next::munmap(at, size); });

@@ -63,6 +63,29 @@ TEST(Run, FollowsChildren) {
   EXPECT_EQ(outcome.out, "N\n");
 }
 
+TEST(Run, WorksWhereTheMachineHasNoDevice) {
+  if (geteuid() != 0) GTEST_SKIP() << "skipped: needs root (mount namespace)";
+  // Neither the device nor the parameters of the kernel's own module.
+  const std::string hide =
+      "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && "
+      "mount -t tmpfs none /sys && exec \"$@\"";
+  for (const char* which : {"identity", "every_open", "parameters", "last_close"}) {
+    const Outcome outcome = run_program({"unshare", "-m", "sh", "-c", hide, "sh", tool(), "run",
+                                         "--", program("descriptors"), which});
+    EXPECT_EQ(outcome.status, 0) << which << ": " << outcome.err;
+  }
+}
+
+TEST(Run, WorksForAUserWithoutRights) {
+  if (geteuid() != 0) GTEST_SKIP() << "the whole run is such a user's";
+  for (const char* which : {"identity", "every_open", "stats", "last_close"}) {
+    const Outcome outcome =
+        run_program({"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", tool(), "run",
+                     "--", program("descriptors"), which});
+    EXPECT_EQ(outcome.status, 0) << which << ": " << outcome.err;
+  }
+}
+
 TEST(Run, RefusesABadCommandLineInOneSentenceWithAHint) {
   const std::vector<std::vector<std::string>> lines = {
       {tool()},

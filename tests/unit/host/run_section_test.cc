@@ -21,6 +21,7 @@ std::vector<int> delivered;
 // What the shim's wrapper does, with a client's handler that notes the value it was sent.
 void wrapper(int signal, siginfo_t* info, void* context) {
   if (record_signal(signal, info, context)) return;
+  errno = 1;  // a careless handler
   delivered.push_back(info->si_code == SI_QUEUE ? info->si_value.sival_int : signal);
 }
 
@@ -76,6 +77,18 @@ TEST_F(RunSectionTest, SignalInsideWaitsForLeave) {
   EXPECT_TRUE(delivered.empty());
   section.leave();
   EXPECT_EQ(delivered, std::vector<int>{SIGUSR1});
+}
+
+TEST_F(RunSectionTest, MaskIsRightThoughNobodyAskedForIt) {
+  block(SIG_BLOCK, SIGUSR2);
+  const u64 clients = mask_of_thread();
+  EngineSection section(Touches::kNothing);
+  raise(SIGUSR1);
+  EXPECT_NE(mask_of_thread(), clients);
+  section.leave();
+  EXPECT_EQ(mask_of_thread(), clients);
+  EXPECT_EQ(delivered, std::vector<int>{SIGUSR1});
+  block(SIG_UNBLOCK, SIGUSR2);
 }
 
 TEST_F(RunSectionTest, ErrnoIsNotTouched) {
