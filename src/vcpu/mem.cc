@@ -23,6 +23,7 @@ namespace stagetwo::vcpu {
 namespace {
 
 constexpr unsigned kBackstopTries = 64;
+constexpr u64 kTraceUnsatisfied = 0, kTraceWrite = 2;  // the kernel's mmio types
 
 SoftTlb& view_for(Cpu& c, Who who) {
   return who == Who::kExplicit ? *c.tlb : c.views[kViewSupervisor];
@@ -100,7 +101,7 @@ bool mmio_read(Cpu& c, Gpa gpa, void* data, u32 size) {
       c.exit.mmio = MmioExit{.gpa = gpa + done, .data = {}, .len = len, .write = false};
       c.mmio.waiting_len = len;
       c.io.kind = Pending::kMmioRead;
-      trace::emit(trace::Event::kvm_mmio, trace::Room::vcpu, (gpa + done).raw(), len, 0);
+      trace::emit(trace::Event::kvm_mmio, trace::Room::vcpu, kTraceUnsatisfied, len, (gpa + done).raw(), 0);
       c.stop = Step::kExit;
       return false;
     }
@@ -115,7 +116,9 @@ bool mmio_write(Cpu& c, Gpa gpa, const void* data, u32 size) {
   for (u32 done = 0; done < size;) {
     const u32 len = std::min<u32>(size - done, 8);
     const Gpa at = gpa + done;
-    trace::emit(trace::Event::kvm_mmio, trace::Room::vcpu, at.raw(), len, 1);
+    u64 value = 0;
+    std::memcpy(&value, from + done, len);
+    trace::emit(trace::Event::kvm_mmio, trace::Room::vcpu, kTraceWrite, len, at.raw(), value);
     const bool swallowed = c.policy->coalesce_mmio != nullptr &&
                            c.policy->coalesce_mmio(c.policy->context, c.id, at, from + done, len);
     if (!swallowed) {
@@ -124,8 +127,7 @@ bool mmio_write(Cpu& c, Gpa gpa, const void* data, u32 size) {
         return false;
       }
       Mmio::Fragment& f = c.mmio.writes[c.mmio.queued++];
-      f = {.gpa = at, .len = len, .data = 0};
-      std::memcpy(&f.data, from + done, len);
+      f = {.gpa = at, .len = len, .data = value};
       c.attention |= kAttendMmio;
     }
     done += len;

@@ -221,8 +221,8 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
     leave_section(c);
     const FaultOutcome outcome = c.memory->handle_fault(fault);
     enter_section(c);
-    trace::emit(trace::Event::kvm_page_fault, trace::Room::vcpu, gpa.raw(),
-                static_cast<u64>(access), static_cast<u64>(outcome));
+    trace::emit(trace::Event::kvm_page_fault, trace::Room::vcpu, c.id, c.s.rip, gpa.raw(),
+                access == Access::kWrite ? kErrW : access == Access::kExec ? kErrI : 0);
     switch (outcome) {
       case FaultOutcome::kFixed:
         if (!c.memory->install(fault)) break;

@@ -20,7 +20,7 @@ bool privileged(Cpu& c) {
 Step hlt(Cpu& c, const Insn&) {
   if (!privileged(c)) return c.stop;
   c.s.rip = c.next_rip;
-  c.s.mp_state = MpState::kHalted;
+  if (c.policy->irqchip) c.s.mp_state = MpState::kHalted;
   c.update_attention();
   c.exit.kind = ExitKind::kHlt;
   c.exit.error = 0;

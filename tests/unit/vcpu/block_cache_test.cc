@@ -17,8 +17,8 @@ TEST(BlockCache, StoreIntoAnotherBlockIsSeenWhenItIsEntered) {
   Guest g;
   g.long_mode();
   // call f; mov byte [f+1], 9; call f; hlt; f: mov eax, 5; ret
-  g.code({0xe8, 0x0d, 0, 0, 0, 0xc6, 0x05, 7, 0, 0, 0, 9, 0xe8, 1, 0, 0, 0, 0xf4, 0xb8, 5, 0, 0, 0,
-          0xc3});
+  g.code({0xe8, 0x0d, 0, 0, 0, 0xc6, 0x05, 7, 0, 0, 0, 9,
+          0xe8, 1,    0, 0, 0, 0xf4, 0xb8, 5, 0, 0, 0, 0xc3});
   g.run_to_hlt();
   EXPECT_EQ(g.reg(kRax), 9u);
 }

@@ -86,7 +86,9 @@ class Guest {
   void write(u64 gpa, T value) {
     std::memcpy(ram_ + gpa, &value, sizeof(T));
   }
-  void code(const Bytes& bytes, u64 at = kCode) { std::memcpy(ram_ + at, bytes.data(), bytes.size()); }
+  void code(const Bytes& bytes, u64 at = kCode) {
+    std::memcpy(ram_ + at, bytes.data(), bytes.size());
+  }
 
   CpuState& state() { return cpu_->state(); }
   u64& reg(unsigned r) { return cpu_->state().gpr[r]; }
@@ -101,12 +103,12 @@ class Guest {
     write<u64>(kTables + 0x2000, (kTables + 0x3000) | flags);
     write<u64>(kTables + 0x2008, (kTables + 0x4000) | flags);
     for (u64 i = 0; i < 1024; ++i) write<u64>(kTables + 0x3000 + 8 * i, (i << 12) | flags);
-    write<u64>(kGdt + 8, 0x00af9b000000ffff);   // 0x08 kernel code
-    write<u64>(kGdt + 16, 0x00cf93000000ffff);  // 0x10 kernel data
-    write<u64>(kGdt + 24, 0x00affb000000ffff);  // 0x1b user code
-    write<u64>(kGdt + 32, 0x00cff3000000ffff);  // 0x23 user data
-    write<u64>(kTss + 4, kStackTop);            // RSP0
-    write<u64>(kTss + 0x24, kStackTop - 0x800); // IST1
+    write<u64>(kGdt + 8, 0x00af9b000000ffff);    // 0x08 kernel code
+    write<u64>(kGdt + 16, 0x00cf93000000ffff);   // 0x10 kernel data
+    write<u64>(kGdt + 24, 0x00affb000000ffff);   // 0x1b user code
+    write<u64>(kGdt + 32, 0x00cff3000000ffff);   // 0x23 user data
+    write<u64>(kTss + 4, kStackTop);             // RSP0
+    write<u64>(kTss + 0x24, kStackTop - 0x800);  // IST1
     SystemState sys = state().sys;
     const u8 dpl = user ? 3 : 0;
     for (Segment& s : sys.seg) {

@@ -4,7 +4,7 @@
 namespace stagetwo::vcpu::testing {
 namespace {
 
-constexpr u64 kHole = 0x300000;       // linear
+constexpr u64 kHole = 0x300000;      // linear
 constexpr u64 kDevice = 0x40000000;  // physical: no slot
 
 class MmioGuest : public Guest {
