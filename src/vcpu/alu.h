@@ -3,8 +3,8 @@
 
 // Integer arithmetic on values: result and flags, no registers, no memory. Each function takes the
 // flags before and leaves the flags after.
-// Spec: Intel SDM vol. 2 for each mnemonic. Flags it leaves undefined are what current AMD and Intel
-// processors agree on where they do (the native test shows it), else cleared.
+// Spec: Intel SDM vol. 2 for each mnemonic. Flags it leaves undefined are what current AMD and
+// Intel processors agree on where they do (the native test shows it), else cleared.
 
 #include "vcpu/flags.h"
 
@@ -14,7 +14,9 @@ template <typename T>
 using Signed = std::make_signed_t<T>;
 
 // One bit of a value as a flag in place.
-constexpr u64 flag_if(bool value, u64 flag) { return value ? flag : 0; }
+constexpr u64 flag_if(bool value, u64 flag) {
+  return value ? flag : 0;
+}
 template <typename T>
 constexpr bool msb(T value) {
   return (value >> (kBits<T> - 1) & 1) != 0;
@@ -253,8 +255,8 @@ bool idiv(T high, T low, T divisor, Product<T>* out) {
   __extension__ using UWide = unsigned __int128;
   const auto d = static_cast<Signed<T>>(divisor);
   if (d == 0) return false;
-  const auto dividend = static_cast<Wide>(
-      static_cast<UWide>(Wide{static_cast<Signed<T>>(high)}) << kBits<T> | low);
+  const auto dividend =
+      static_cast<Wide>(static_cast<UWide>(Wide{static_cast<Signed<T>>(high)}) << kBits<T> | low);
   if (d == -1) {  // the most negative dividend has no positive counterpart
     const Wide least = -(Wide{1} << (kBits<T> - 1));
     if (dividend > -least || dividend <= least) return false;

@@ -11,8 +11,7 @@ Step two_operands(Cpu& c, const Insn& insn, F f) {
   return by_size(insn.operand_size, [&]<typename T>() {
     T source = 0;
     if (!read_operand<T>(c, insn, insn.operand[1], &source)) return c.stop;
-    return modify<T>(c, insn,
-                     [&](LazyFlags& flags, T old) { return f(flags, old, source); });
+    return modify<T>(c, insn, [&](LazyFlags& flags, T old) { return f(flags, old, source); });
   });
 }
 
@@ -49,16 +48,20 @@ T wide_high(const Cpu& c) {
 }  // namespace
 
 Step add(Cpu& c, const Insn& insn) {
-  return two_operands(c, insn, []<typename T>(LazyFlags& f, T a, T b) { return alu::add(f, a, b); });
+  return two_operands(c, insn,
+                      []<typename T>(LazyFlags& f, T a, T b) { return alu::add(f, a, b); });
 }
 Step adc(Cpu& c, const Insn& insn) {
-  return two_operands(c, insn, []<typename T>(LazyFlags& f, T a, T b) { return alu::adc(f, a, b); });
+  return two_operands(c, insn,
+                      []<typename T>(LazyFlags& f, T a, T b) { return alu::adc(f, a, b); });
 }
 Step sub(Cpu& c, const Insn& insn) {
-  return two_operands(c, insn, []<typename T>(LazyFlags& f, T a, T b) { return alu::sub(f, a, b); });
+  return two_operands(c, insn,
+                      []<typename T>(LazyFlags& f, T a, T b) { return alu::sub(f, a, b); });
 }
 Step sbb(Cpu& c, const Insn& insn) {
-  return two_operands(c, insn, []<typename T>(LazyFlags& f, T a, T b) { return alu::sbb(f, a, b); });
+  return two_operands(c, insn,
+                      []<typename T>(LazyFlags& f, T a, T b) { return alu::sbb(f, a, b); });
 }
 Step and_(Cpu& c, const Insn& insn) {
   return two_operands(c, insn, []<typename T>(LazyFlags& f, T a, T b) {
@@ -79,9 +82,8 @@ Step cmp(Cpu& c, const Insn& insn) {
   return compare(c, insn, []<typename T>(LazyFlags& f, T a, T b) { alu::sub(f, a, b); });
 }
 Step test(Cpu& c, const Insn& insn) {
-  return compare(c, insn, []<typename T>(LazyFlags& f, T a, T b) {
-    alu::logic(f, static_cast<T>(a & b));
-  });
+  return compare(c, insn,
+                 []<typename T>(LazyFlags& f, T a, T b) { alu::logic(f, static_cast<T>(a & b)); });
 }
 
 Step inc(Cpu& c, const Insn& insn) {
@@ -213,10 +215,18 @@ Step decimal_adjust(Cpu& c, bool subtract) {
 }
 }  // namespace
 
-Step aaa(Cpu& c, const Insn&) { return ascii_adjust(c, 1); }
-Step aas(Cpu& c, const Insn&) { return ascii_adjust(c, -1); }
-Step daa(Cpu& c, const Insn&) { return decimal_adjust(c, false); }
-Step das(Cpu& c, const Insn&) { return decimal_adjust(c, true); }
+Step aaa(Cpu& c, const Insn&) {
+  return ascii_adjust(c, 1);
+}
+Step aas(Cpu& c, const Insn&) {
+  return ascii_adjust(c, -1);
+}
+Step daa(Cpu& c, const Insn&) {
+  return decimal_adjust(c, false);
+}
+Step das(Cpu& c, const Insn&) {
+  return decimal_adjust(c, true);
+}
 Step aam(Cpu& c, const Insn& insn) {
   const u8 base = static_cast<u8>(insn.imm);
   if (base == 0) return c.raise(kVectorDe);
@@ -251,7 +261,11 @@ Step add_with(Cpu& c, const Insn& insn, u64 flag) {
 }
 }  // namespace
 
-Step adcx(Cpu& c, const Insn& insn) { return add_with(c, insn, rflags::kCf); }
-Step adox(Cpu& c, const Insn& insn) { return add_with(c, insn, rflags::kOf); }
+Step adcx(Cpu& c, const Insn& insn) {
+  return add_with(c, insn, rflags::kCf);
+}
+Step adox(Cpu& c, const Insn& insn) {
+  return add_with(c, insn, rflags::kOf);
+}
 
 }  // namespace stagetwo::vcpu::ops

@@ -37,10 +37,14 @@ template <typename T>
 T apply(BitAction action, T value, unsigned bit) {
   const T mask = static_cast<T>(T{1} << bit);
   switch (action) {
-    case BitAction::kTest: return value;
-    case BitAction::kSet: return static_cast<T>(value | mask);
-    case BitAction::kReset: return static_cast<T>(value & ~mask);
-    case BitAction::kComplement: return static_cast<T>(value ^ mask);
+    case BitAction::kTest:
+      return value;
+    case BitAction::kSet:
+      return static_cast<T>(value | mask);
+    case BitAction::kReset:
+      return static_cast<T>(value & ~mask);
+    case BitAction::kComplement:
+      return static_cast<T>(value ^ mask);
   }
   return value;
 }
@@ -58,8 +62,8 @@ Step bit_in_memory(Cpu& c, const Insn& insn, BitAction action) {
   if (insn.operand[1].kind == OperandKind::kImm) {
     bit = static_cast<unsigned>(insn.imm) % kBits<T>;
   } else {
-    const auto offset = static_cast<i64>(
-        static_cast<std::make_signed_t<T>>(get_register<T>(c, insn.operand[1])));
+    const auto offset =
+        static_cast<i64>(static_cast<std::make_signed_t<T>>(get_register<T>(c, insn.operand[1])));
     bit = static_cast<unsigned>(offset & (kBits<T> - 1));
     address += static_cast<u64>(offset >> std::countr_zero(kBits<T>)) * sizeof(T);
     if (insn.address_size == 4) address = static_cast<u32>(address);
@@ -94,8 +98,12 @@ Step bit_operation(Cpu& c, const Insn& insn, BitAction action) {
   });
 }
 
-bool has_feature_bmi1(const Cpu& c) { return c.features.bmi1; }
-bool has_feature_lzcnt(const Cpu& c) { return c.features.lzcnt; }
+bool has_feature_bmi1(const Cpu& c) {
+  return c.features.bmi1;
+}
+bool has_feature_lzcnt(const Cpu& c) {
+  return c.features.lzcnt;
+}
 
 }  // namespace
 
@@ -129,10 +137,18 @@ Step shrd(Cpu& c, const Insn& insn) {
       c, insn, []<typename T>(LazyFlags& f, T a, T b, u8 n) { return alu::shrd(f, a, b, n); });
 }
 
-Step bt(Cpu& c, const Insn& insn) { return bit_operation(c, insn, BitAction::kTest); }
-Step bts(Cpu& c, const Insn& insn) { return bit_operation(c, insn, BitAction::kSet); }
-Step btr(Cpu& c, const Insn& insn) { return bit_operation(c, insn, BitAction::kReset); }
-Step btc(Cpu& c, const Insn& insn) { return bit_operation(c, insn, BitAction::kComplement); }
+Step bt(Cpu& c, const Insn& insn) {
+  return bit_operation(c, insn, BitAction::kTest);
+}
+Step bts(Cpu& c, const Insn& insn) {
+  return bit_operation(c, insn, BitAction::kSet);
+}
+Step btr(Cpu& c, const Insn& insn) {
+  return bit_operation(c, insn, BitAction::kReset);
+}
+Step btc(Cpu& c, const Insn& insn) {
+  return bit_operation(c, insn, BitAction::kComplement);
+}
 
 // Of a zero source the destination keeps its value (a 32-bit one loses its upper half on no
 // processor) and only ZF is defined; the others stay.
@@ -164,8 +180,12 @@ Step count_zeros(Cpu& c, const Insn& insn, bool trailing) {
 }
 }  // namespace
 
-Step bsf(Cpu& c, const Insn& insn) { return scan(c, insn, true); }
-Step bsr(Cpu& c, const Insn& insn) { return scan(c, insn, false); }
+Step bsf(Cpu& c, const Insn& insn) {
+  return scan(c, insn, true);
+}
+Step bsr(Cpu& c, const Insn& insn) {
+  return scan(c, insn, false);
+}
 // Without the CPUID bit the prefix means nothing and the older instruction remains.
 Step tzcnt(Cpu& c, const Insn& insn) {
   return has_feature_bmi1(c) ? count_zeros(c, insn, true) : scan(c, insn, true);
@@ -187,9 +207,15 @@ Step popcnt(Cpu& c, const Insn& insn) {
 Step bswap(Cpu& c, const Insn& insn) {
   const Operand& op = insn.operand[0];
   switch (insn.operand_size) {
-    case 8: c.s.gpr[op.reg] = __builtin_bswap64(c.s.gpr[op.reg]); break;
-    case 4: set_gpr<u32>(c, op.reg, __builtin_bswap32(get_gpr<u32>(c, op.reg))); break;
-    default: set_gpr<u16>(c, op.reg, 0); break;  // undefined; processors clear it
+    case 8:
+      c.s.gpr[op.reg] = __builtin_bswap64(c.s.gpr[op.reg]);
+      break;
+    case 4:
+      set_gpr<u32>(c, op.reg, __builtin_bswap32(get_gpr<u32>(c, op.reg)));
+      break;
+    default:
+      set_gpr<u16>(c, op.reg, 0);
+      break;  // undefined; processors clear it
   }
   return Step::kNext;
 }

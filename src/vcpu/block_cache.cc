@@ -111,13 +111,14 @@ void* BlockCache::take(u64 bytes) {
 Block* BlockCache::build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached) {
   Insn insns[kMaxBlockInsns];
   bool needs_more = false;
-  const unsigned count = decode_run(mode, bytes, size, cached ? kMaxBlockInsns : 1, insns, &needs_more);
+  const unsigned count =
+      decode_run(mode, bytes, size, cached ? kMaxBlockInsns : 1, insns, &needs_more);
   if (needs_more) return nullptr;
   u64 code = 0;
   for (unsigned i = 0; i < count; ++i) code += insns[i].length;
   const u64 word_count = code < 8 ? 1 : (code + 7) / 8;
-  const u64 total = ((sizeof(Block) + 31) & ~u64{31}) + sizeof(Uop) * (count + 1) + sizeof(u64) * word_count +
-                    sizeof(Insn) * count;
+  const u64 total = ((sizeof(Block) + 31) & ~u64{31}) + sizeof(Uop) * (count + 1) +
+                    sizeof(u64) * word_count + sizeof(Insn) * count;
   auto* at = static_cast<u8*>(take(total));
   auto* block = ::new (at) Block{};
   at += (sizeof(Block) + 31) & ~u64{31};

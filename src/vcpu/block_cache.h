@@ -7,7 +7,8 @@
 // When is a block still right? Three writers can change code; each is noticed in its own way:
 //   the host or another vCPU   the bytes are compared when a block is entered (a few words)
 //   this vCPU, another block   the same
-//   this vCPU, this very block stores go to pages with cached code by the slow path only (I1), which
+//   this vCPU, this very block stores go to pages with cached code by the slow path only (I1),
+//   which
 //                              looks whether the running block was hit and then ends it
 // A change by somebody else becomes visible at the next block boundary, which the architecture
 // allows: cross-modifying code has to serialise.
@@ -49,7 +50,7 @@ struct Block {
   u16 size;   // bytes of code
   u16 count;  // instructions
   Mode mode;
-  i8 lead;    // first compared byte, relative to host: 0, or negative at the end of a page
+  i8 lead;  // first compared byte, relative to host: 0, or negative at the end of a page
   u16 word_count;
   u64 mask;   // of the only word of a block shorter than a word
   Uop* uops;  // count + 1: the last one ends the block
@@ -72,9 +73,9 @@ class BlockCache {
     }
     return block;
   }
-  // Decodes what stands at `bytes` (a copy of the code up to the end of its page). Not `cached`: one
-  // instruction, forgotten at the next build.
-  // Post: nullptr only if the first instruction needs bytes of the next page.
+  // Decodes what stands at `bytes` (a copy of the code up to the end of its page). Not `cached`:
+  // one instruction, forgotten at the next build. Post: nullptr only if the first instruction needs
+  // bytes of the next page.
   [[nodiscard]] Block* build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached);
   void clear();
 

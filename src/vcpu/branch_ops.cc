@@ -19,7 +19,9 @@ bool may_jump(Cpu& c, u64 target) {
   return ok;
 }
 
-unsigned branch_size(const Cpu& c, const Insn& insn) { return c.long64() ? 8 : insn.operand_size; }
+unsigned branch_size(const Cpu& c, const Insn& insn) {
+  return c.long64() ? 8 : insn.operand_size;
+}
 
 Step jump_relative(Cpu& c, const Insn& insn) {
   const u64 target = truncate(branch_size(c, insn), c.next_rip + insn.imm);
@@ -48,9 +50,15 @@ u64 count_register(const Cpu& c, const Insn& insn) {
 }
 void set_count(Cpu& c, const Insn& insn, u64 value) {
   switch (insn.address_size) {
-    case 2: set_gpr<u16>(c, kRcx, static_cast<u16>(value)); break;
-    case 4: set_gpr<u32>(c, kRcx, static_cast<u32>(value)); break;
-    default: c.s.gpr[kRcx] = value; break;
+    case 2:
+      set_gpr<u16>(c, kRcx, static_cast<u16>(value));
+      break;
+    case 4:
+      set_gpr<u32>(c, kRcx, static_cast<u32>(value));
+      break;
+    default:
+      c.s.gpr[kRcx] = value;
+      break;
   }
 }
 
@@ -71,9 +79,15 @@ Step jcc(Cpu& c, const Insn& insn) {
 Step jcxz(Cpu& c, const Insn& insn) {
   return count_register(c, insn) == 0 ? jump_relative(c, insn) : Step::kNext;
 }
-Step loop(Cpu& c, const Insn& insn) { return loop_if(c, insn, true); }
-Step loope(Cpu& c, const Insn& insn) { return loop_if(c, insn, c.flags.zf()); }
-Step loopne(Cpu& c, const Insn& insn) { return loop_if(c, insn, !c.flags.zf()); }
+Step loop(Cpu& c, const Insn& insn) {
+  return loop_if(c, insn, true);
+}
+Step loope(Cpu& c, const Insn& insn) {
+  return loop_if(c, insn, c.flags.zf());
+}
+Step loopne(Cpu& c, const Insn& insn) {
+  return loop_if(c, insn, !c.flags.zf());
+}
 
 Step jmp(Cpu& c, const Insn& insn) {
   u64 target = 0;
@@ -116,8 +130,7 @@ bool far_operand(Cpu& c, const Insn& insn, u16* selector, u64* offset) {
   u64 linear = 0;
   *offset = 0;
   return operand_address(c, insn, size + 2U, false, &linear) &&
-         load_bytes(c, linear, offset, size, Who::kExplicit) &&
-         load(c, linear + size, selector);
+         load_bytes(c, linear, offset, size, Who::kExplicit) && load(c, linear + size, selector);
 }
 
 void load_real_cs(Cpu& c, u16 selector) {
@@ -135,7 +148,8 @@ bool check_far_code(Cpu& c, u16 selector, Descriptor* d) {
   }
   if (!read_descriptor(c, selector, kVectorGp, d)) return false;
   const u8 rpl = selector & 3;
-  const bool allowed = d->conforming() ? d->dpl() <= c.cpl() : rpl <= c.cpl() && d->dpl() == c.cpl();
+  const bool allowed =
+      d->conforming() ? d->dpl() <= c.cpl() : rpl <= c.cpl() && d->dpl() == c.cpl();
   if (!d->is_code() || !allowed || (c.s.long_mode() && d->l() && d->db())) {
     c.raise(kVectorGp, error);
     return false;
@@ -149,7 +163,8 @@ bool check_far_code(Cpu& c, u16 selector, Descriptor* d) {
 
 bool offset_fits(Cpu& c, const Descriptor& d, u64 offset) {
   const bool wide = c.s.long_mode() && d.l();
-  const bool ok = wide ? is_canonical(offset, (c.s.sys.cr4 & cr4::kLa57) != 0) : offset <= d.limit();
+  const bool ok =
+      wide ? is_canonical(offset, (c.s.sys.cr4 & cr4::kLa57) != 0) : offset <= d.limit();
   if (!ok) c.gp0();
   return ok;
 }
@@ -354,7 +369,9 @@ Step iret(Cpu& c, const Insn& insn) {
   return Step::kJump;
 }
 
-Step int_(Cpu& c, const Insn& insn) { return software_interrupt(c, static_cast<u8>(insn.imm), false); }
+Step int_(Cpu& c, const Insn& insn) {
+  return software_interrupt(c, static_cast<u8>(insn.imm), false);
+}
 Step int3(Cpu& c, const Insn&) {
   if (c.debug.enabled && c.debug.software_bp) {
     c.exit.kind = ExitKind::kDebug;
@@ -364,7 +381,9 @@ Step int3(Cpu& c, const Insn&) {
   }
   return software_interrupt(c, kVectorBp, false);
 }
-Step int1(Cpu& c, const Insn&) { return software_interrupt(c, kVectorDb, true); }
+Step int1(Cpu& c, const Insn&) {
+  return software_interrupt(c, kVectorDb, true);
+}
 Step into(Cpu& c, const Insn&) {
   return c.flags.of() ? software_interrupt(c, kVectorOf, false) : Step::kNext;
 }

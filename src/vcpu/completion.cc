@@ -17,16 +17,24 @@ void skip(Cpu& c) {
   c.s.events.shadow = 0;
 }
 
-bool moved(const Cpu& c) { return c.linear_rip() != c.io.linear_rip; }
+bool moved(const Cpu& c) {
+  return c.linear_rip() != c.io.linear_rip;
+}
 
 void finish_in(Cpu& c) {
   if (moved(c)) return;
   u32 value = 0;
   std::memcpy(&value, c.pio_page, c.io.size);
   switch (c.io.size) {
-    case 1: set_gpr<u8>(c, kRax, static_cast<u8>(value)); break;
-    case 2: set_gpr<u16>(c, kRax, static_cast<u16>(value)); break;
-    default: set_gpr<u32>(c, kRax, value); break;
+    case 1:
+      set_gpr<u8>(c, kRax, static_cast<u8>(value));
+      break;
+    case 2:
+      set_gpr<u16>(c, kRax, static_cast<u16>(value));
+      break;
+    default:
+      set_gpr<u32>(c, kRax, value);
+      break;
   }
   skip(c);
 }
@@ -35,9 +43,12 @@ void finish_in(Cpu& c) {
 Step restart(Cpu& c) {
   const Step step = run_one(c);
   switch (step) {
-    case Step::kFault: return deliver_fault(c, c.fault) == Step::kExit ? Step::kExit : Step::kNext;
-    case Step::kExit: return Step::kExit;
-    default: return Step::kNext;
+    case Step::kFault:
+      return deliver_fault(c, c.fault) == Step::kExit ? Step::kExit : Step::kNext;
+    case Step::kExit:
+      return Step::kExit;
+    default:
+      return Step::kNext;
   }
 }
 
@@ -66,19 +77,26 @@ Step complete_pending(Cpu& c, const Completion& completion) {
   const Pending kind = c.io.kind;
   Step step = Step::kNext;
   switch (kind) {
-    case Pending::kNone: return Step::kNext;
-    case Pending::kIn: finish_in(c); break;
+    case Pending::kNone:
+      return Step::kNext;
+    case Pending::kIn:
+      finish_in(c);
+      break;
     case Pending::kOut:
       if (!moved(c)) skip(c);
       break;
     case Pending::kStringIn:
       if (!moved(c)) return restart(c);
       break;
-    case Pending::kMmioRead: step = finish_mmio_read(c, completion.mmio_data); break;
-    case Pending::kMmioWrite: step = finish_mmio_write(c); break;
+    case Pending::kMmioRead:
+      step = finish_mmio_read(c, completion.mmio_data);
+      break;
+    case Pending::kMmioWrite:
+      step = finish_mmio_write(c);
+      break;
     case Pending::kHypercall:
-      c.s.gpr[kRax] = c.long64() ? completion.hypercall_ret
-                                 : static_cast<u32>(completion.hypercall_ret);
+      c.s.gpr[kRax] =
+          c.long64() ? completion.hypercall_ret : static_cast<u32>(completion.hypercall_ret);
       skip(c);
       break;
     case Pending::kRdMsr:

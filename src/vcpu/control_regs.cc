@@ -96,7 +96,9 @@ const CpuidEntry* find_entry(const Cpu& c, u32 function, u32 index) {
   return nullptr;
 }
 
-bool has_bit(u32 word, unsigned bit) { return (word >> bit & 1) != 0; }
+bool has_bit(u32 word, unsigned bit) {
+  return (word >> bit & 1) != 0;
+}
 
 }  // namespace
 

@@ -68,8 +68,8 @@ void Cpu::flush_tlb_page(u64 linear) {
   for (unsigned i = 0; i < kViewCount; ++i) views[i].flush_page(linear);
 }
 
-// Laid out as the kernel does: data[0] flags, data[1..2] size and bytes, then what its hardware exit
-// would have said, which for an interpreter is nothing.
+// Laid out as the kernel does: data[0] flags, data[1..2] size and bytes, then what its hardware
+// exit would have said, which for an interpreter is nothing.
 Step Cpu::emulation_failure() {
   stop = Step::kExit;
   const u64 start = linear_rip();

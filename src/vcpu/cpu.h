@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What the executor works on: the architectural state plus everything that is in flight. Internal to
-// the room; outside it there is only Vcpu.
+// What the executor works on: the architectural state plus everything that is in flight. Internal
+// to the room; outside it there is only Vcpu.
 //
-// How an instruction runs: an operation (ops.h) is called with RIP at the instruction and `next_rip`
-// behind it. It changes registers only after its last memory access has succeeded, so that it can be
-// started again. It answers with a Step; kFault has filled `fault`, kExit has filled `exit`.
+// How an instruction runs: an operation (ops.h) is called with RIP at the instruction and
+// `next_rip` behind it. It changes registers only after its last memory access has succeeded, so
+// that it can be started again. It answers with a Step; kFault has filled `fault`, kExit has filled
+// `exit`.
 //
 // I1  lazy flags: RFLAGS is `s.rflags` without the six arithmetic bits plus `flags`.
-// I2  `tlb` is the view that belongs to CPL, CR4.SMAP and EFLAGS.AC (update_view after each change).
-// I3  host addresses live in `view` arrays, in the block being run and in locals of one access;
+// I2  `tlb` is the view that belongs to CPL, CR4.SMAP and EFLAGS.AC (update_view after each
+// change). I3  host addresses live in `view` arrays, in the block being run and in locals of one
+// access;
 //     leaving the section bumps `section`, and whoever holds a local compares it.
 // Locking: none; the thread that runs the vCPU.
 
@@ -28,18 +30,32 @@ namespace stagetwo::vcpu {
 class BlockCache;
 
 enum class Step : u8 {
-  kNext,    // done; go on behind the instruction
-  kJump,    // done; s.rip is where to go on
-  kEnd,     // done; go on behind the instruction, but look at the world first
-  kFault,   // `fault` is to be delivered; RIP is at the instruction
-  kExit,    // `exit` is to be reported; RIP is where it belongs
-  kAgain,   // RIP is at the instruction, which is to be started again (REP, retry)
+  kNext,   // done; go on behind the instruction
+  kJump,   // done; s.rip is where to go on
+  kEnd,    // done; go on behind the instruction, but look at the world first
+  kFault,  // `fault` is to be delivered; RIP is at the instruction
+  kExit,   // `exit` is to be reported; RIP is where it belongs
+  kAgain,  // RIP is at the instruction, which is to be started again (REP, retry)
 };
 
 enum Vector : u8 {
-  kVectorDe = 0, kVectorDb = 1, kVectorNmi = 2, kVectorBp = 3, kVectorOf = 4, kVectorBr = 5,
-  kVectorUd = 6, kVectorNm = 7, kVectorDf = 8, kVectorTs = 10, kVectorNp = 11, kVectorSs = 12,
-  kVectorGp = 13, kVectorPf = 14, kVectorMf = 16, kVectorAc = 17, kVectorXm = 19,
+  kVectorDe = 0,
+  kVectorDb = 1,
+  kVectorNmi = 2,
+  kVectorBp = 3,
+  kVectorOf = 4,
+  kVectorBr = 5,
+  kVectorUd = 6,
+  kVectorNm = 7,
+  kVectorDf = 8,
+  kVectorTs = 10,
+  kVectorNp = 11,
+  kVectorSs = 12,
+  kVectorGp = 13,
+  kVectorPf = 14,
+  kVectorMf = 16,
+  kVectorAc = 17,
+  kVectorXm = 19,
 };
 
 struct Fault {
@@ -50,9 +66,9 @@ struct Fault {
   u64 payload = 0;  // CR2 of #PF, DR6 bits of #DB
 };
 
-// Accesses to memory nobody backs, while one instruction is under way. A read the client must answer
-// ends the instruction; when it is started again the answers stand in `reads`. Writes are queued and
-// reported once the instruction is done. Analogue: kvm_mmio_fragment.
+// Accesses to memory nobody backs, while one instruction is under way. A read the client must
+// answer ends the instruction; when it is started again the answers stand in `reads`. Writes are
+// queued and reported once the instruction is done. Analogue: kvm_mmio_fragment.
 struct Mmio {
   static constexpr unsigned kMax = 72;  // FXSAVE, page crossing included
   struct Fragment {
@@ -72,25 +88,34 @@ struct Mmio {
 };
 
 // What run() must finish before the guest goes on.
-enum class Pending : u8 { kNone, kIn, kOut, kStringIn, kMmioRead, kMmioWrite, kHypercall, kRdMsr,
-                          kWrMsr };
+enum class Pending : u8 {
+  kNone,
+  kIn,
+  kOut,
+  kStringIn,
+  kMmioRead,
+  kMmioWrite,
+  kHypercall,
+  kRdMsr,
+  kWrMsr
+};
 
 struct PendingIo {
   Pending kind = Pending::kNone;
   u8 size = 0;
-  u8 length = 0;      // of the instruction
-  u32 count = 0;      // string input: elements the client filled
+  u8 length = 0;  // of the instruction
+  u32 count = 0;  // string input: elements the client filled
   u32 used = 0;
   u64 linear_rip = 0;
 };
 
 // Why the loop must look around before the next block. Own thread only.
 enum Attention : u32 {
-  kAttendEvents = 1,   // something may be deliverable: interrupt, NMI, window, shadow
-  kAttendTrap = 2,     // TF or guest debugging: one instruction at a time
-  kAttendMmio = 4,     // queued writes
-  kAttendCode = 8,     // the running block was written to
-  kAttendExit = 16,    // somebody may want the guest out
+  kAttendEvents = 1,  // something may be deliverable: interrupt, NMI, window, shadow
+  kAttendTrap = 2,    // TF or guest debugging: one instruction at a time
+  kAttendMmio = 4,    // queued writes
+  kAttendCode = 8,    // the running block was written to
+  kAttendExit = 16,   // somebody may want the guest out
 };
 
 inline constexpr unsigned kMaxCpuid = 256;
@@ -116,7 +141,7 @@ struct Cpu {
   Fault fault;
   Step stop = Step::kFault;  // why the last memory access failed
   Exit exit;
-  u64 section = 0;           // counts leavings of the read section
+  u64 section = 0;  // counts leavings of the read section
 
   // Code being run, as host addresses: stores into it end the block.
   u64 code_start = 0;
@@ -140,13 +165,13 @@ struct Cpu {
   CpuidEntry cpuid[kMaxCpuid];
   u32 cpuid_count = 0;
   Features features;
-  u64 reserved_gpa = 0;      // physical address bits above MAXPHYADDR
+  u64 reserved_gpa = 0;  // physical address bits above MAXPHYADDR
   u64 cr4_reserved = 0;
   bool has_run = false;
 
   GuestDebug debug;
   bool window_wanted = false;
-  bool trap_due = false;  // TF was set when the instruction started
+  bool trap_due = false;      // TF was set when the instruction started
   bool element_done = false;  // a repeated string instruction did one element and is not finished
   u64 instructions = 0;
   s64 tsc_offset = 0;
@@ -175,7 +200,8 @@ struct Cpu {
   [[nodiscard]] u64 linear_rip() const {
     return long64() ? s.rip : (s.sys.seg[kSegCs].base + s.rip) & 0xffffffff;
   }
-  // Recomputes mode and TLB view from the state. After each change of CS, SS.DPL, CR0, CR4, EFER, AC.
+  // Recomputes mode and TLB view from the state. After each change of CS, SS.DPL, CR0, CR4, EFER,
+  // AC.
   void update_view();
   // After TF, the shadow, pending events or guest debugging changed.
   void update_attention();

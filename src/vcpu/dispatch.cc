@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Op to operation. What has no entry is an instruction this processor does not offer: #UD. What needs
-// a CPUID bit is behind a gate that asks for it.
+// Op to operation. What has no entry is an instruction this processor does not offer: #UD. What
+// needs a CPUID bit is behind a gate that asks for it.
 #include "vcpu/operand.h"
 #include "vcpu/ops.h"
 #include "vcpu/sse.h"
@@ -10,13 +10,15 @@ namespace stagetwo::vcpu {
 namespace {
 
 // `operation` only if CPUID offers `feature`.
-template <bool Features::*feature, OpFn* operation>
+template <bool Features::* feature, OpFn* operation>
 Step gated(Cpu& c, const Insn& insn) {
   return c.features.*feature ? operation(c, insn) : c.ud();
 }
 
 // x87, MMX: outside; an emulation failure unless the OS turned the unit off.
-Step outside(Cpu& c, const Insn& insn) { return ops::x87(c, insn); }
+Step outside(Cpu& c, const Insn& insn) {
+  return ops::x87(c, insn);
+}
 
 struct Table {
   ExecFn at[kOpCount];
@@ -160,7 +162,8 @@ struct Table {
   consteval void system() {
     set(Op::kMovToSeg, &ops::mov_to_segment);
     set(Op::kMovFromSeg, &ops::mov_from_segment);
-    for (Op op : {Op::kLds, Op::kLes, Op::kLfs, Op::kLgs, Op::kLss}) set(op, &ops::load_far_pointer);
+    for (Op op : {Op::kLds, Op::kLes, Op::kLfs, Op::kLgs, Op::kLss})
+      set(op, &ops::load_far_pointer);
     set(Op::kLar, &ops::lar);
     set(Op::kLsl, &ops::lsl);
     set(Op::kVerr, &ops::verr);
@@ -233,20 +236,53 @@ constinit const Table kTable;
 
 }  // namespace
 
-ExecFn exec_function(Op op) { return kTable.at[static_cast<std::size_t>(op)]; }
+ExecFn exec_function(Op op) {
+  return kTable.at[static_cast<std::size_t>(op)];
+}
 
 bool ends_block(Op op) {
   switch (op) {
-    case Op::kJcc: case Op::kJmp: case Op::kCall: case Op::kRet: case Op::kJcxz: case Op::kLoop:
-    case Op::kLoope: case Op::kLoopne: case Op::kJmpFar: case Op::kCallFar: case Op::kRetFar:
-    case Op::kIret: case Op::kInt: case Op::kInt1: case Op::kInt3: case Op::kInto:
-    case Op::kSyscall: case Op::kSysret: case Op::kSysenter: case Op::kSysexit: case Op::kHlt:
-    case Op::kSti: case Op::kPopf: case Op::kMovToCr: case Op::kClts: case Op::kLmsw:
-    case Op::kWrmsr: case Op::kInvlpg: case Op::kInvpcid: case Op::kMovToSeg: case Op::kPopSeg:
-    case Op::kUd0: case Op::kUd1: case Op::kUd2: case Op::kPause: case Op::kVmcall:
-    case Op::kVmmcall: case Op::kMwait:
+    case Op::kJcc:
+    case Op::kJmp:
+    case Op::kCall:
+    case Op::kRet:
+    case Op::kJcxz:
+    case Op::kLoop:
+    case Op::kLoope:
+    case Op::kLoopne:
+    case Op::kJmpFar:
+    case Op::kCallFar:
+    case Op::kRetFar:
+    case Op::kIret:
+    case Op::kInt:
+    case Op::kInt1:
+    case Op::kInt3:
+    case Op::kInto:
+    case Op::kSyscall:
+    case Op::kSysret:
+    case Op::kSysenter:
+    case Op::kSysexit:
+    case Op::kHlt:
+    case Op::kSti:
+    case Op::kPopf:
+    case Op::kMovToCr:
+    case Op::kClts:
+    case Op::kLmsw:
+    case Op::kWrmsr:
+    case Op::kInvlpg:
+    case Op::kInvpcid:
+    case Op::kMovToSeg:
+    case Op::kPopSeg:
+    case Op::kUd0:
+    case Op::kUd1:
+    case Op::kUd2:
+    case Op::kPause:
+    case Op::kVmcall:
+    case Op::kVmmcall:
+    case Op::kMwait:
       return true;
-    default: return false;
+    default:
+      return false;
   }
 }
 

@@ -31,7 +31,9 @@ struct Gate {
   bool present;
 };
 
-u32 vector_error(const Event& e) { return e.vector * 8U + 2U + (e.external ? 1U : 0U); }
+u32 vector_error(const Event& e) {
+  return e.vector * 8U + 2U + (e.external ? 1U : 0U);
+}
 
 bool read_gate(Cpu& c, const Event& e, Gate* gate) {
   const bool wide = c.s.long_mode();
@@ -51,8 +53,8 @@ bool read_gate(Cpu& c, const Event& e, Gate* gate) {
   gate->dpl = raw[0] >> 45 & 3;
   gate->present = (raw[0] >> 47 & 1) != 0;
   gate->ist = wide ? raw[0] >> 32 & 7 : 0;
-  const bool known = gate->type == 14 || gate->type == 15 ||
-                     (!wide && (gate->type == 6 || gate->type == 7));
+  const bool known =
+      gate->type == 14 || gate->type == 15 || (!wide && (gate->type == 6 || gate->type == 7));
   if (!known || (e.software && gate->dpl < c.cpl())) {
     c.raise(kVectorGp, vector_error(e));
     return false;
@@ -205,8 +207,9 @@ Step deliver_real(Cpu& c, const Event& e) {
 }
 
 Step deliver(Cpu& c, const Event& e) {
-  trace::emit(e.software || e.external ? trace::Event::kvm_inj_virq : trace::Event::kvm_inj_exception,
-              trace::Room::vcpu, e.vector, e.error);
+  trace::emit(
+      e.software || e.external ? trace::Event::kvm_inj_virq : trace::Event::kvm_inj_exception,
+      trace::Room::vcpu, e.vector, e.error);
   Step step = Step::kNext;
   if (c.real_mode()) {
     step = deliver_real(c, e);
@@ -224,11 +227,18 @@ enum class Class : u8 { kBenign, kContributory, kPageFault, kDouble };
 
 Class class_of(u8 vector) {
   switch (vector) {
-    case kVectorDe: case kVectorTs: case kVectorNp: case kVectorSs: case kVectorGp:
+    case kVectorDe:
+    case kVectorTs:
+    case kVectorNp:
+    case kVectorSs:
+    case kVectorGp:
       return Class::kContributory;
-    case kVectorPf: return Class::kPageFault;
-    case kVectorDf: return Class::kDouble;
-    default: return Class::kBenign;
+    case kVectorPf:
+      return Class::kPageFault;
+    case kVectorDf:
+      return Class::kDouble;
+    default:
+      return Class::kBenign;
   }
 }
 

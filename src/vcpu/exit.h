@@ -13,21 +13,21 @@
 namespace stagetwo::vcpu {
 
 enum class ExitKind : u8 {
-  kUnknown,           // entered, nothing to report: exit_reason 0 (with error EFAULT: a host fault)
-  kIo,                // exit_reason 2; OUT data is in the PIO page, IN data is expected there
-  kDebug,             // 4
-  kHypercall,         // 3
-  kHlt,               // 5
-  kMmio,              // 6
-  kIrqWindow,         // 7
-  kShutdown,          // 8
-  kInterrupted,       // 10; error EINTR. immediate_exit: the run page keeps its old reason
-  kSetTpr,            // 11
-  kInternalError,     // 17
-  kRdMsr,             // 29
-  kWrMsr,             // 30
-  kDirtyRingFull,     // 31
-  kMemoryFault,       // 39; error EFAULT or EHWPOISON
+  kUnknown,        // entered, nothing to report: exit_reason 0 (with error EFAULT: a host fault)
+  kIo,             // exit_reason 2; OUT data is in the PIO page, IN data is expected there
+  kDebug,          // 4
+  kHypercall,      // 3
+  kHlt,            // 5
+  kMmio,           // 6
+  kIrqWindow,      // 7
+  kShutdown,       // 8
+  kInterrupted,    // 10; error EINTR. immediate_exit: the run page keeps its old reason
+  kSetTpr,         // 11
+  kInternalError,  // 17
+  kRdMsr,          // 29
+  kWrMsr,          // 30
+  kDirtyRingFull,  // 31
+  kMemoryFault,    // 39; error EFAULT or EHWPOISON
 };
 
 struct IoExit {

@@ -54,39 +54,54 @@ struct LazyFlags {
     return is_exact() ? (exact & rflags::kSf) != 0 : ((res >> top()) & 1) != 0;
   }
   [[nodiscard]] bool pf() const {
-    return is_exact() ? (exact & rflags::kPf) != 0
-                      : (std::popcount(static_cast<u8>(res)) & 1) == 0;
+    return is_exact() ? (exact & rflags::kPf) != 0 : (std::popcount(static_cast<u8>(res)) & 1) == 0;
   }
   [[nodiscard]] bool cf() const {
     switch (group()) {
-      case FlagGroup::kExact: return (exact & rflags::kCf) != 0;
-      case FlagGroup::kAdd: return res < a;
-      case FlagGroup::kSub: return a < b;
-      case FlagGroup::kLogic: return false;
+      case FlagGroup::kExact:
+        return (exact & rflags::kCf) != 0;
+      case FlagGroup::kAdd:
+        return res < a;
+      case FlagGroup::kSub:
+        return a < b;
+      case FlagGroup::kLogic:
+        return false;
       case FlagGroup::kInc:
-      case FlagGroup::kDec: return b != 0;
+      case FlagGroup::kDec:
+        return b != 0;
     }
     return false;
   }
   [[nodiscard]] bool of() const {
     switch (group()) {
-      case FlagGroup::kExact: return (exact & rflags::kOf) != 0;
-      case FlagGroup::kAdd: return (((a ^ res) & (b ^ res)) >> top() & 1) != 0;
-      case FlagGroup::kSub: return (((a ^ b) & (a ^ res)) >> top() & 1) != 0;
-      case FlagGroup::kLogic: return false;
-      case FlagGroup::kInc: return res == u64{1} << top();
-      case FlagGroup::kDec: return res == (u64{1} << top()) - 1;
+      case FlagGroup::kExact:
+        return (exact & rflags::kOf) != 0;
+      case FlagGroup::kAdd:
+        return (((a ^ res) & (b ^ res)) >> top() & 1) != 0;
+      case FlagGroup::kSub:
+        return (((a ^ b) & (a ^ res)) >> top() & 1) != 0;
+      case FlagGroup::kLogic:
+        return false;
+      case FlagGroup::kInc:
+        return res == u64{1} << top();
+      case FlagGroup::kDec:
+        return res == (u64{1} << top()) - 1;
     }
     return false;
   }
   [[nodiscard]] bool af() const {
     switch (group()) {
-      case FlagGroup::kExact: return (exact & rflags::kAf) != 0;
+      case FlagGroup::kExact:
+        return (exact & rflags::kAf) != 0;
       case FlagGroup::kAdd:
-      case FlagGroup::kSub: return ((a ^ b ^ res) & 0x10) != 0;
-      case FlagGroup::kLogic: return false;
-      case FlagGroup::kInc: return (res & 0xf) == 0;
-      case FlagGroup::kDec: return (res & 0xf) == 0xf;
+      case FlagGroup::kSub:
+        return ((a ^ b ^ res) & 0x10) != 0;
+      case FlagGroup::kLogic:
+        return false;
+      case FlagGroup::kInc:
+        return (res & 0xf) == 0;
+      case FlagGroup::kDec:
+        return (res & 0xf) == 0xf;
     }
     return false;
   }
@@ -102,14 +117,30 @@ struct LazyFlags {
     const auto code = static_cast<u8>(cond);
     bool value = false;
     switch (code >> 1) {
-      case 0: value = of(); break;
-      case 1: value = cf(); break;
-      case 2: value = zf(); break;
-      case 3: value = cf() || zf(); break;
-      case 4: value = sf(); break;
-      case 5: value = pf(); break;
-      case 6: value = sf() != of(); break;
-      default: value = zf() || sf() != of(); break;
+      case 0:
+        value = of();
+        break;
+      case 1:
+        value = cf();
+        break;
+      case 2:
+        value = zf();
+        break;
+      case 3:
+        value = cf() || zf();
+        break;
+      case 4:
+        value = sf();
+        break;
+      case 5:
+        value = pf();
+        break;
+      case 6:
+        value = sf() != of();
+        break;
+      default:
+        value = zf() || sf() != of();
+        break;
     }
     return value != ((code & 1) != 0);
   }
@@ -118,8 +149,7 @@ struct LazyFlags {
 // ZF, SF and PF of a result.
 template <typename T>
 constexpr u64 result_flags(T result) {
-  return (result == 0 ? rflags::kZf : 0) |
-         ((result >> (kBits<T> - 1)) != 0 ? rflags::kSf : 0) |
+  return (result == 0 ? rflags::kZf : 0) | ((result >> (kBits<T> - 1)) != 0 ? rflags::kSf : 0) |
          ((std::popcount(static_cast<u8>(result)) & 1) == 0 ? rflags::kPf : 0);
 }
 

@@ -7,7 +7,9 @@ namespace {
 
 enum class Alu : u8 { kAdd, kSub, kAnd, kOr, kXor, kCmp, kTest, kAdc, kSbb };
 
-constexpr bool writes(Alu op) { return op != Alu::kCmp && op != Alu::kTest; }
+constexpr bool writes(Alu op) {
+  return op != Alu::kCmp && op != Alu::kTest;
+}
 
 template <Alu op, typename T>
 [[gnu::always_inline]] inline T compute(LazyFlags& f, T a, T b) {
@@ -35,7 +37,8 @@ const Uop* reg_imm(Cpu& c, const Uop* u) {
 template <Alu op, typename T, Form form>
 const Uop* reg_mem(Cpu& c, const Uop* u) {
   T value = 0;
-  if (!load_hit(c, address<form>(c, u), &value)) [[unlikely]] return u;
+  if (!load_hit(c, address<form>(c, u), &value)) [[unlikely]]
+    return u;
   const T r = compute<op, T>(c.flags, get<T>(c, u->dst), value);
   if constexpr (writes(op)) set<T>(c, u->dst, r);
   return next(c, u);
@@ -54,10 +57,12 @@ const Uop* mem_any(Cpu& c, const Uop* u) {
     }
     LazyFlags flags = c.flags;
     const T r = compute<op, T>(flags, old, operand);
-    if (!host::store<T>(host, r)) [[unlikely]] return u;
+    if (!host::store<T>(host, r)) [[unlikely]]
+      return u;
     c.flags = flags;
   } else {
-    if (!load_hit(c, at, &old)) [[unlikely]] return u;
+    if (!load_hit(c, at, &old)) [[unlikely]]
+      return u;
     compute<op, T>(c.flags, old, operand);
   }
   return next(c, u);
@@ -75,9 +80,12 @@ template <Alu op, typename T>
 Handler with_size(const Shape& s) {
   if (!s.dst_memory && !s.src_memory) return s.src_imm ? &reg_imm<op, T> : &reg_reg<op, T>;
   switch (s.form) {
-    case Form::kBase: return with_form<op, T, Form::kBase>(s);
-    case Form::kBaseIndex: return with_form<op, T, Form::kBaseIndex>(s);
-    case Form::kAbsolute: return with_form<op, T, Form::kAbsolute>(s);
+    case Form::kBase:
+      return with_form<op, T, Form::kBase>(s);
+    case Form::kBaseIndex:
+      return with_form<op, T, Form::kBaseIndex>(s);
+    case Form::kAbsolute:
+      return with_form<op, T, Form::kAbsolute>(s);
   }
   return nullptr;
 }
@@ -85,11 +93,16 @@ Handler with_size(const Shape& s) {
 template <Alu op>
 Handler with_op(const Insn& insn, const Shape& s) {
   switch (insn.operand_size) {
-    case 1: return with_size<op, u8>(s);
-    case 2: return with_size<op, u16>(s);
-    case 4: return with_size<op, u32>(s);
-    case 8: return with_size<op, u64>(s);
-    default: return nullptr;
+    case 1:
+      return with_size<op, u8>(s);
+    case 2:
+      return with_size<op, u16>(s);
+    case 4:
+      return with_size<op, u32>(s);
+    case 8:
+      return with_size<op, u64>(s);
+    default:
+      return nullptr;
   }
 }
 
@@ -111,10 +124,14 @@ const Uop* unary(Cpu& c, const Uop* u) {
 template <Unary op>
 Handler unary_size(const Insn& insn) {
   switch (insn.operand_size) {
-    case 1: return &unary<op, u8>;
-    case 4: return &unary<op, u32>;
-    case 8: return &unary<op, u64>;
-    default: return nullptr;
+    case 1:
+      return &unary<op, u8>;
+    case 4:
+      return &unary<op, u32>;
+    case 8:
+      return &unary<op, u64>;
+    default:
+      return nullptr;
   }
 }
 
@@ -135,9 +152,12 @@ template <Shift op>
 Handler shift_size(const Insn& insn) {
   const bool by_cl = insn.operand[1].kind == OperandKind::kGpr;
   switch (insn.operand_size) {
-    case 4: return by_cl ? &shift<op, u32, true> : &shift<op, u32, false>;
-    case 8: return by_cl ? &shift<op, u64, true> : &shift<op, u64, false>;
-    default: return nullptr;
+    case 4:
+      return by_cl ? &shift<op, u32, true> : &shift<op, u32, false>;
+    case 8:
+      return by_cl ? &shift<op, u64, true> : &shift<op, u64, false>;
+    default:
+      return nullptr;
   }
 }
 
@@ -166,27 +186,45 @@ Handler choose_alu(const Insn& insn, Uop*) {
   const Shape s = shape_of(insn);
   if (!s.usual) return nullptr;
   switch (insn.op) {
-    case Op::kAdd: return with_op<Alu::kAdd>(insn, s);
-    case Op::kSub: return with_op<Alu::kSub>(insn, s);
-    case Op::kAnd: return with_op<Alu::kAnd>(insn, s);
-    case Op::kOr: return with_op<Alu::kOr>(insn, s);
-    case Op::kXor: return with_op<Alu::kXor>(insn, s);
-    case Op::kCmp: return with_op<Alu::kCmp>(insn, s);
-    case Op::kTest: return with_op<Alu::kTest>(insn, s);
-    case Op::kAdc: return with_op<Alu::kAdc>(insn, s);
-    case Op::kSbb: return with_op<Alu::kSbb>(insn, s);
-    default: break;
+    case Op::kAdd:
+      return with_op<Alu::kAdd>(insn, s);
+    case Op::kSub:
+      return with_op<Alu::kSub>(insn, s);
+    case Op::kAnd:
+      return with_op<Alu::kAnd>(insn, s);
+    case Op::kOr:
+      return with_op<Alu::kOr>(insn, s);
+    case Op::kXor:
+      return with_op<Alu::kXor>(insn, s);
+    case Op::kCmp:
+      return with_op<Alu::kCmp>(insn, s);
+    case Op::kTest:
+      return with_op<Alu::kTest>(insn, s);
+    case Op::kAdc:
+      return with_op<Alu::kAdc>(insn, s);
+    case Op::kSbb:
+      return with_op<Alu::kSbb>(insn, s);
+    default:
+      break;
   }
   if (s.dst_memory || s.src_memory) return nullptr;
   switch (insn.op) {
-    case Op::kInc: return unary_size<Unary::kInc>(insn);
-    case Op::kDec: return unary_size<Unary::kDec>(insn);
-    case Op::kNeg: return unary_size<Unary::kNeg>(insn);
-    case Op::kNot: return unary_size<Unary::kNot>(insn);
-    case Op::kShl: return shift_size<Shift::kShl>(insn);
-    case Op::kShr: return shift_size<Shift::kShr>(insn);
-    case Op::kSar: return shift_size<Shift::kSar>(insn);
-    default: return nullptr;
+    case Op::kInc:
+      return unary_size<Unary::kInc>(insn);
+    case Op::kDec:
+      return unary_size<Unary::kDec>(insn);
+    case Op::kNeg:
+      return unary_size<Unary::kNeg>(insn);
+    case Op::kNot:
+      return unary_size<Unary::kNot>(insn);
+    case Op::kShl:
+      return shift_size<Shift::kShl>(insn);
+    case Op::kShr:
+      return shift_size<Shift::kShr>(insn);
+    case Op::kSar:
+      return shift_size<Shift::kSar>(insn);
+    default:
+      return nullptr;
   }
 }
 

@@ -14,11 +14,14 @@ template <Cond cond>
 const Uop* jcc(Cpu& c, const Uop* u) {
   return done(c, holds<cond>(c.flags) ? u->imm : static_cast<u64>(u->disp));
 }
-const Uop* jmp(Cpu& c, const Uop* u) { return done(c, u->imm); }
+const Uop* jmp(Cpu& c, const Uop* u) {
+  return done(c, u->imm);
+}
 
 const Uop* call(Cpu& c, const Uop* u) {
   const u64 rsp = c.s.gpr[kRsp] - 8;
-  if (!store_hit(c, rsp, static_cast<u64>(u->disp))) [[unlikely]] return u;
+  if (!store_hit(c, rsp, static_cast<u64>(u->disp))) [[unlikely]]
+    return u;
   c.s.gpr[kRsp] = rsp;
   return done(c, u->imm);
 }
@@ -34,13 +37,15 @@ const Uop* call_reg(Cpu& c, const Uop* u) {
 }
 const Uop* jmp_reg(Cpu& c, const Uop* u) {
   const u64 target = c.s.gpr[u->dst & 15];
-  if (!is_canonical(target, false)) [[unlikely]] return u;
+  if (!is_canonical(target, false)) [[unlikely]]
+    return u;
   return done(c, target);
 }
 const Uop* ret(Cpu& c, const Uop* u) {
   u64 target = 0;
   const u64 rsp = c.s.gpr[kRsp];
-  if (!load_hit(c, rsp, &target) || !is_canonical(target, false)) [[unlikely]] return u;
+  if (!load_hit(c, rsp, &target) || !is_canonical(target, false)) [[unlikely]]
+    return u;
   c.s.gpr[kRsp] = rsp + 8;
   return done(c, target);
 }
@@ -51,7 +56,8 @@ constexpr auto jumps(std::index_sequence<i...>) {
 }
 constexpr auto kJumps = jumps(std::make_index_sequence<16>{});
 
-// --- Compare and jump ------------------------------------------------------------------------------
+// --- Compare and jump
+// ------------------------------------------------------------------------------
 
 enum class Compare : u8 { kCmpReg, kCmpImm, kTestReg, kTestImm, kDec };
 
@@ -105,7 +111,7 @@ constexpr auto row(std::index_sequence<i...>) {
     if constexpr (has_comparison(cond)) return &compare_jump<what, cond, T>;
     return nullptr;
   };
-  return std::array<Handler, 16>{one.template operator()<static_cast<Cond>(i)>()...};
+  return std::array<Handler, 16> { one.template operator()<static_cast<Cond>(i)>()... };
 }
 template <Compare what, typename T>
 constexpr auto kRow = row<what, T>(std::make_index_sequence<16>{});
@@ -113,10 +119,14 @@ constexpr auto kRow = row<what, T>(std::make_index_sequence<16>{});
 template <Compare what>
 Handler pick(unsigned size, std::size_t cond) {
   switch (size) {
-    case 1: return kRow<what, u8>[cond];
-    case 4: return kRow<what, u32>[cond];
-    case 8: return kRow<what, u64>[cond];
-    default: return nullptr;
+    case 1:
+      return kRow<what, u8>[cond];
+    case 4:
+      return kRow<what, u32>[cond];
+    case 8:
+      return kRow<what, u64>[cond];
+    default:
+      return nullptr;
   }
 }
 
@@ -138,7 +148,8 @@ Handler choose_fused(const Insn& compare, const Insn& jump) {
       // Only ZF and SF can be told from the result alone.
       if (cond >> 1 != 2 && cond >> 1 != 4) return nullptr;
       return pick<Compare::kDec>(size, cond);
-    default: return nullptr;
+    default:
+      return nullptr;
   }
 }
 
@@ -157,8 +168,10 @@ Handler choose_flow(const Insn& insn, u64 next_rip, Uop* uop) {
       if (insn.op == Op::kJcc) return kJumps[static_cast<std::size_t>(insn.cond)];
       if (insn.op == Op::kJmp) return relative ? &jmp : &jmp_reg;
       return relative ? &call : &call_reg;
-    case Op::kRet: return insn.operand_count == 0 ? &ret : nullptr;
-    default: return nullptr;
+    case Op::kRet:
+      return insn.operand_count == 0 ? &ret : nullptr;
+    default:
+      return nullptr;
   }
 }
 

@@ -9,11 +9,17 @@ namespace stagetwo::vcpu {
 namespace {
 
 // Off the fast path: the loop executes the instruction by its operation.
-const Uop* run_slow(Cpu&, const Uop* uop) { return uop; }
+const Uop* run_slow(Cpu&, const Uop* uop) {
+  return uop;
+}
 
-const Uop* run_end(Cpu& c, const Uop* uop) { return hot::done(c, uop->imm); }
+const Uop* run_end(Cpu& c, const Uop* uop) {
+  return hot::done(c, uop->imm);
+}
 
-bool plain_register(const Operand& op) { return op.kind == OperandKind::kGpr; }
+bool plain_register(const Operand& op) {
+  return op.kind == OperandKind::kGpr;
+}
 
 // Address form of a memory operand; false: an unusual one.
 bool usual_address(const Insn& insn, hot::Form* form) {
@@ -30,7 +36,7 @@ bool usual_address(const Insn& insn, hot::Form* form) {
 void fill_fields(const Insn& insn, u64 next_rip, Uop* uop) {
   const auto reg = [&](unsigned i) {
     return insn.operand_count > i && insn.operand[i].kind == OperandKind::kGpr ? insn.operand[i].reg
-                                                                              : u8{0};
+                                                                               : u8{0};
   };
   uop->dst = reg(0);
   uop->src = reg(1);
@@ -49,10 +55,16 @@ hot::Shape hot::shape_of(const Insn& insn) {
   if (insn.lock || insn.operand_count > 2) return s;
   for (unsigned i = 0; i < insn.operand_count; ++i) {
     switch (insn.operand[i].kind) {
-      case OperandKind::kGpr: break;
-      case OperandKind::kImm: s.src_imm = true; break;
-      case OperandKind::kMem: (i == 0 ? s.dst_memory : s.src_memory) = true; break;
-      default: return s;
+      case OperandKind::kGpr:
+        break;
+      case OperandKind::kImm:
+        s.src_imm = true;
+        break;
+      case OperandKind::kMem:
+        (i == 0 ? s.dst_memory : s.src_memory) = true;
+        break;
+      default:
+        return s;
     }
   }
   s.usual = !insn.has_mem || usual_address(insn, &s.form);
@@ -81,7 +93,8 @@ void fuse_uops(const Insn* insns, Uop* uops, unsigned count) {
   if (count < 2 || insns[count - 1].op != Op::kJcc) return;
   Uop& compare = uops[count - 2];
   const Uop& jump = uops[count - 1];
-  if (compare.run == run_slow || jump.run == run_slow || !plain_register(insns[count - 2].operand[0])) {
+  if (compare.run == run_slow || jump.run == run_slow ||
+      !plain_register(insns[count - 2].operand[0])) {
     return;
   }
   const Handler handler = hot::choose_fused(insns[count - 2], insns[count - 1]);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Handlers of the instructions that make up most of what a 64-bit guest executes. A handler does one
-// instruction whose shape is known at decode time (operand kinds, size, address form) and goes on to
-// the next by a sibling call; what it cannot finish at once (a TLB miss, MMIO, a fault) it gives
-// back unchanged, and the loop executes the instruction by its operation.
+// Handlers of the instructions that make up most of what a 64-bit guest executes. A handler does
+// one instruction whose shape is known at decode time (operand kinds, size, address form) and goes
+// on to the next by a sibling call; what it cannot finish at once (a TLB miss, MMIO, a fault) it
+// gives back unchanged, and the loop executes the instruction by its operation.
 //
 // I1  A handler that returns its own uop has changed nothing.
 // I2  Only 64-bit mode, 64-bit addresses, segments with base zero, no LOCK: all else is slow.
@@ -42,7 +42,9 @@ template <typename T>
   }
 }
 
-[[gnu::always_inline]] inline const Uop* next(Cpu& c, const Uop* u) { return u[1].run(c, u + 1); }
+[[gnu::always_inline]] inline const Uop* next(Cpu& c, const Uop* u) {
+  return u[1].run(c, u + 1);
+}
 // The joined second instruction stands behind and is skipped.
 [[gnu::always_inline]] inline const Uop* done(Cpu& c, u64 rip) {
   c.s.rip = rip;
@@ -72,7 +74,8 @@ template <Cond cond>
 // A compare and the conditional jump behind it as one.
 [[nodiscard]] Handler choose_fused(const Insn& compare, const Insn& jump);
 
-// Register operands, immediates and the address form of an instruction, where it has the usual shape.
+// Register operands, immediates and the address form of an instruction, where it has the usual
+// shape.
 struct Shape {
   bool usual = false;  // I2 holds and no operand is a high byte register
   bool dst_memory = false;

@@ -167,13 +167,17 @@ bool InterruptUnit::absorb(const Exit& exit, RunRequest* request, u8* pio_page) 
     case ExitKind::kIo: {
       if (exit.io.out) return false;
       for (u32 i = 0; i < exit.io.count; ++i) {
-        if (!chip_->port_read(exit.io.port, pio_page + i * exit.io.size, exit.io.size)) return false;
+        if (!chip_->port_read(exit.io.port, pio_page + i * exit.io.size, exit.io.size))
+          return false;
       }
       return true;
     }
-    case ExitKind::kHlt: return true;         // the state says halted; prepare() waits
-    case ExitKind::kIrqWindow: return true;   // asked for by deliver()
-    default: return false;
+    case ExitKind::kHlt:
+      return true;  // the state says halted; prepare() waits
+    case ExitKind::kIrqWindow:
+      return true;  // asked for by deliver()
+    default:
+      return false;
   }
 }
 
@@ -235,7 +239,9 @@ MsrOutcome InterruptUnit::write_msr(u32 index, u64 value) {
   return MsrOutcome::kDone;
 }
 
-void InterruptUnit::get_state(u8* registers) { lapic_.get_state(registers, sys::monotonic_ns()); }
+void InterruptUnit::get_state(u8* registers) {
+  lapic_.get_state(registers, sys::monotonic_ns());
+}
 
 Result<void> InterruptUnit::set_state(const u8* registers) {
   ST_TRY(lapic_.set_state(registers, sys::monotonic_ns()));

@@ -4,7 +4,8 @@
 // One processor's local APIC at work: what happens around each run of a vCPU whose VM has interrupt
 // controllers. Vcpu itself knows no controller; this unit looks at them between two runs.
 //
-//   prepare    timer, NMI, INIT, SIPI; an interrupt that can be delivered is handed to the vCPU, one
+//   prepare    timer, NMI, INIT, SIPI; an interrupt that can be delivered is handed to the vCPU,
+//   one
 //              that cannot asks for the window
 //   run        by the caller
 //   absorb     an exit that a controller answers: the next run goes on as if nothing had been
@@ -12,7 +13,8 @@
 // Linux analogue: kvm_apic_accept_events, kvm_cpu_get_interrupt, vcpu_block (kernel files: x86.c,
 // lapic.c, irq.c). Differs: a running guest is taken out of its run to be given an interrupt.
 // Invariants: I1  sys.cr8 and sys.apic_base of the vCPU are the APIC's after prepare().
-//             I2  whoever makes something deliverable kicks: the guest's own writes here, others through
+//             I2  whoever makes something deliverable kicks: the guest's own writes here, others
+//             through
 //                 the APIC's wake callback.
 // Locking: the vCPU's mutex, except wake(). Lifetime: borrows vCPU and Irqchip; on the bus from
 // creation to destruction.
@@ -49,8 +51,8 @@ class InterruptUnit {
   // Pre: `exit` is what the run that `request` was for has returned.
   [[nodiscard]] bool absorb(const Exit& exit, RunRequest* request, u8* pio_page);
 
-  // Sleeping. seen = sleep_ticket(); look at the world; sleep(seen, …) returns at once if wake() came
-  // in between, else by the deadline of the timer or after `limit_ns`.
+  // Sleeping. seen = sleep_ticket(); look at the world; sleep(seen, …) returns at once if wake()
+  // came in between, else by the deadline of the timer or after `limit_ns`.
   [[nodiscard]] u32 sleep_ticket() const { return bell_.load(); }
   void sleep(u32 ticket, u64 limit_ns);
   // Ends a sleep and a run. Context: any thread, signal handlers.
@@ -89,8 +91,8 @@ class InterruptUnit {
   Irqchip* const chip_;
   const bool boot_cpu_;
   Lapic lapic_;
-  u8 answer_[8] = {};            // of an absorbed read
-  sync::Atomic<u32> bell_{0};    // counts wakes; slept on
+  u8 answer_[8] = {};          // of an absorbed read
+  sync::Atomic<u32> bell_{0};  // counts wakes; slept on
 };
 
 }  // namespace stagetwo::vcpu

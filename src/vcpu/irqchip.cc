@@ -6,9 +6,12 @@ namespace {
 
 bool pin_exists(const IrqRoute& route) {
   switch (route.target) {
-    case IrqTarget::kPic: return route.pin < Pic::kLineCount;
-    case IrqTarget::kIoApic: return route.pin < IoApic::kPinCount;
-    case IrqTarget::kMsi: return true;
+    case IrqTarget::kPic:
+      return route.pin < Pic::kLineCount;
+    case IrqTarget::kIoApic:
+      return route.pin < IoApic::kPinCount;
+    case IrqTarget::kMsi:
+      return true;
   }
   return false;
 }
@@ -69,7 +72,8 @@ int Irqchip::send(const IrqRoute& route, bool level) {
       tell_pic();
       return taken;
     }
-    case IrqTarget::kIoApic: return ioapic_.set_pin(route.pin, level);
+    case IrqTarget::kIoApic:
+      return ioapic_.set_pin(route.pin, level);
     case IrqTarget::kMsi: {
       if (!level) return -1;
       const u32 taken = bus_.deliver(message_of(route.msi_address, route.msi_data), nullptr);

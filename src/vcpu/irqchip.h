@@ -4,9 +4,9 @@
 // The interrupt controllers of one VM and the wires between them: a pair of PICs, an I/O APIC, the
 // bus to the local APICs, and the table that says which controller a GSI reaches.
 //
-// Linux analogue: virt/kvm/irqchip.c with arch/x86/kvm/irq_comm.c. Differs: one interrupt source, and
-// the table is searched under the lock instead of in a grace period.
-// Invariants: I1  an entry of the table names a pin that exists.
+// Linux analogue: virt/kvm/irqchip.c with arch/x86/kvm/irq_comm.c. Differs: one interrupt source,
+// and the table is searched under the lock instead of in a grace period. Invariants: I1  an entry
+// of the table names a pin that exists.
 //             I2  a GSI has at most one entry a chip, and an MSI entry is alone.
 // Locking: lock_ (rank: kInterrupts) over controllers and table; messages to local APICs are sent
 // under it, their wake callbacks may take no lock of this rank or above it.
@@ -28,7 +28,7 @@ enum class IrqTarget : u8 { kPic, kIoApic, kMsi };
 struct IrqRoute {
   u32 gsi = 0;
   IrqTarget target = IrqTarget::kIoApic;
-  u32 pin = 0;            // kPic: 0..15, kIoApic: 0..23
+  u32 pin = 0;  // kPic: 0..15, kIoApic: 0..23
   u64 msi_address = 0;
   u32 msi_data = 0;
   friend constexpr bool operator==(const IrqRoute&, const IrqRoute&) = default;
@@ -54,7 +54,8 @@ class Irqchip {
   // A message-signalled interrupt. As set_line.
   int send_msi(u64 address, u32 data);
 
-  // The whole table at once. Failure: EINVAL (I1, I2, a GSI >= kMaxRoutes), ENOMEM; it stays as it was.
+  // The whole table at once. Failure: EINVAL (I1, I2, a GSI >= kMaxRoutes), ENOMEM; it stays as it
+  // was.
   [[nodiscard]] Result<void> set_routes(std::span<const IrqRoute> routes);
 
   // Accesses of a guest; false: not ours.

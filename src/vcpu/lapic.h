@@ -153,9 +153,9 @@ class Lapic {
 
   Config config_;
   u64 base_ = 0;
-  u32 regs_[64] = {};            // registers other than IRR and TMR
-  sync::Atomic<u32> irr_[8]{};   // written by any sender, cleared by the owner
-  sync::Atomic<u32> tmr_[8]{};   // written by any sender
+  u32 regs_[64] = {};           // registers other than IRR and TMR
+  sync::Atomic<u32> irr_[8]{};  // written by any sender, cleared by the owner
+  sync::Atomic<u32> tmr_[8]{};  // written by any sender
   sync::Atomic<u32> nmi_{0};
   sync::Atomic<u32> init_{0};
   sync::Atomic<u32> startup_{0};  // 0x100 | vector

@@ -6,9 +6,9 @@
 //   piece       part of an access inside one page: host access, or a fragment for the client
 //   slow        one or two pieces; a store is probed on both pages before the first byte moves
 //
-// A host access that faults although stage 2 had answered means that the page was changed without the
-// bell (the backstop): the translation is dropped and stage 2 asked again, which ends in
-// the kernel's EFAULT if the page is really gone.
+// A host access that faults although stage 2 had answered means that the page was changed without
+// the bell (the backstop): the translation is dropped and stage 2 asked again, which ends in the
+// kernel's EFAULT if the page is really gone.
 #include "vcpu/mem.h"
 
 #include <algorithm>
@@ -30,9 +30,7 @@ SoftTlb& view_for(Cpu& c, Who who) {
 }
 
 u64& tag_for(TlbEntry& e, Access access) {
-  return access == Access::kRead    ? e.read_tag
-         : access == Access::kWrite ? e.write_tag
-                                    : e.exec_tag;
+  return access == Access::kRead ? e.read_tag : access == Access::kWrite ? e.write_tag : e.exec_tag;
 }
 
 void fill(Cpu& c, SoftTlb& view, u64 linear, Access access, Hva at, bool large) {
@@ -41,15 +39,16 @@ void fill(Cpu& c, SoftTlb& view, u64 linear, Access access, Hva at, bool large) 
   // I3 of soft_tlb.h.
   if (access != Access::kExec && &view == &c.views[kViewUserAligned]) return;
   TlbEntry& e = view.slot(linear);
-  if (e.addend != addend ||
-      (e.read_tag != page && e.write_tag != page && e.exec_tag != page)) {
+  if (e.addend != addend || (e.read_tag != page && e.write_tag != page && e.exec_tag != page)) {
     e = TlbEntry{};
     e.addend = addend;
   }
   view.used = true;
   c.large_pages = c.large_pages || large;
   switch (access) {
-    case Access::kRead: e.read_tag = page; break;
+    case Access::kRead:
+      e.read_tag = page;
+      break;
     case Access::kWrite:
       e.read_tag = page;
       if (!holds_code(c, page_floor(at))) e.write_tag = page;
@@ -101,7 +100,8 @@ bool mmio_read(Cpu& c, Gpa gpa, void* data, u32 size) {
       c.exit.mmio = MmioExit{.gpa = gpa + done, .data = {}, .len = len, .write = false};
       c.mmio.waiting_len = len;
       c.io.kind = Pending::kMmioRead;
-      trace::emit(trace::Event::kvm_mmio, trace::Room::vcpu, kTraceUnsatisfied, len, (gpa + done).raw(), 0);
+      trace::emit(trace::Event::kvm_mmio, trace::Room::vcpu, kTraceUnsatisfied, len,
+                  (gpa + done).raw(), 0);
       c.stop = Step::kExit;
       return false;
     }
@@ -140,20 +140,51 @@ bool mmio_write(Cpu& c, Gpa gpa, const void* data, u32 size) {
 // A naturally sized access stays one host instruction.
 bool host_load(Hva at, void* data, u32 size) {
   switch (size) {
-    case 1: return host::load<u8>(at, static_cast<u8*>(data));
-    case 2: { u16 v = 0; if (!host::load(at, &v)) return false; std::memcpy(data, &v, 2); return true; }
-    case 4: { u32 v = 0; if (!host::load(at, &v)) return false; std::memcpy(data, &v, 4); return true; }
-    case 8: { u64 v = 0; if (!host::load(at, &v)) return false; std::memcpy(data, &v, 8); return true; }
-    default: return host::copy_from(data, at, size) == size;
+    case 1:
+      return host::load<u8>(at, static_cast<u8*>(data));
+    case 2: {
+      u16 v = 0;
+      if (!host::load(at, &v)) return false;
+      std::memcpy(data, &v, 2);
+      return true;
+    }
+    case 4: {
+      u32 v = 0;
+      if (!host::load(at, &v)) return false;
+      std::memcpy(data, &v, 4);
+      return true;
+    }
+    case 8: {
+      u64 v = 0;
+      if (!host::load(at, &v)) return false;
+      std::memcpy(data, &v, 8);
+      return true;
+    }
+    default:
+      return host::copy_from(data, at, size) == size;
   }
 }
 bool host_store(Hva at, const void* data, u32 size) {
   switch (size) {
-    case 1: return host::store<u8>(at, *static_cast<const u8*>(data));
-    case 2: { u16 v; std::memcpy(&v, data, 2); return host::store(at, v); }
-    case 4: { u32 v; std::memcpy(&v, data, 4); return host::store(at, v); }
-    case 8: { u64 v; std::memcpy(&v, data, 8); return host::store(at, v); }
-    default: return host::copy_to(at, data, size) == size;
+    case 1:
+      return host::store<u8>(at, *static_cast<const u8*>(data));
+    case 2: {
+      u16 v;
+      std::memcpy(&v, data, 2);
+      return host::store(at, v);
+    }
+    case 4: {
+      u32 v;
+      std::memcpy(&v, data, 4);
+      return host::store(at, v);
+    }
+    case 8: {
+      u64 v;
+      std::memcpy(&v, data, 8);
+      return host::store(at, v);
+    }
+    default:
+      return host::copy_to(at, data, size) == size;
   }
 }
 
@@ -168,8 +199,10 @@ bool load_piece(Cpu& c, u64 linear, void* data, u32 size, Who who) {
   for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
     Resolved r;
     switch (resolve(c, linear, Access::kRead, who, &r)) {
-      case Second::kStopped: return false;
-      case Second::kMmio: return mmio_read(c, r.gpa, data, size);
+      case Second::kStopped:
+        return false;
+      case Second::kMmio:
+        return mmio_read(c, r.gpa, data, size);
       case Second::kHost:
         if (host_load(r.hva, data, size)) return true;
         c.flush_tlb_page(linear);
@@ -182,8 +215,10 @@ bool store_piece(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
   for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
     Resolved r;
     switch (resolve(c, linear, Access::kWrite, who, &r)) {
-      case Second::kStopped: return false;
-      case Second::kMmio: return mmio_write(c, r.gpa, data, size);
+      case Second::kStopped:
+        return false;
+      case Second::kMmio:
+        return mmio_write(c, r.gpa, data, size);
       case Second::kHost:
         note_store(c, r.hva, size);
         if (host_store(r.hva, data, size)) return true;
@@ -193,7 +228,9 @@ bool store_piece(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
   return give_up(c);
 }
 
-u64 wrap(const Cpu& c, u64 linear) { return c.long64() ? linear : linear & 0xffffffff; }
+u64 wrap(const Cpu& c, u64 linear) {
+  return c.long64() ? linear : linear & 0xffffffff;
+}
 
 // Calls piece(offset, bytes) for each page that [linear, linear + size) touches.
 template <typename F>
@@ -217,7 +254,8 @@ bool probe(Cpu& c, u64 linear, u32 size, Access access, Who who) {
 }  // namespace
 
 bool misaligned(Cpu& c, u64 linear, u32 size) {
-  if (c.tlb != &c.views[kViewUserAligned]) [[likely]] return false;
+  if (c.tlb != &c.views[kViewUserAligned]) [[likely]]
+    return false;
   const u64 border = std::min<u64>(std::bit_floor(size), 16);
   if ((linear & (border - 1)) == 0) return false;
   c.raise(kVectorAc, 0);
@@ -263,9 +301,12 @@ Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva) {
   }
   Resolved r;
   switch (resolve(c, linear, access, Who::kExplicit, &r)) {
-    case Second::kStopped: return Direct::kStopped;
-    case Second::kMmio: return Direct::kMmio;
-    case Second::kHost: break;
+    case Second::kStopped:
+      return Direct::kStopped;
+    case Second::kMmio:
+      return Direct::kMmio;
+    case Second::kHost:
+      break;
   }
   *hva = r.hva;
   return Direct::kHost;

@@ -43,8 +43,7 @@ template <typename T>
 }
 template <typename T>
 [[nodiscard]] inline bool store(Cpu& c, u64 linear, T value) {
-  return store_hit(c, linear, value) ||
-         store_slow(c, linear, &value, sizeof(T), Who::kExplicit);
+  return store_hit(c, linear, value) || store_slow(c, linear, &value, sizeof(T), Who::kExplicit);
 }
 
 // Is this an access that CR0.AM and EFLAGS.AC forbid? True: #AC is raised. The functions above and
@@ -67,7 +66,8 @@ enum class Direct : u8 {
   kMmio,     // nobody backs it
   kStopped,  // c.stop
 };
-// For LOCK forms and string moves: the host address of `size` bytes with write (or read) permission.
+// For LOCK forms and string moves: the host address of `size` bytes with write (or read)
+// permission.
 [[nodiscard]] Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva);
 
 // A store through `direct` may have hit cached code.

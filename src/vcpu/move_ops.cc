@@ -122,7 +122,8 @@ Step cmpxchg16b(Cpu& c, const Insn& insn) {
   Hva at;
   bool swapped = false;
   switch (direct(c, linear, 16, Access::kWrite, &at)) {
-    case Direct::kStopped: return c.stop;
+    case Direct::kStopped:
+      return c.stop;
     case Direct::kHost:
       note_store(c, at, 16);
       if (!host::cmpxchg16b(at, expected, desired, &swapped)) {
@@ -131,7 +132,8 @@ Step cmpxchg16b(Cpu& c, const Insn& insn) {
       }
       break;
     case Direct::kSplit:
-    case Direct::kMmio: return c.emulation_failure();
+    case Direct::kMmio:
+      return c.emulation_failure();
   }
   u64 bits = c.flags.bits() & ~rflags::kZf;
   if (swapped) {
@@ -163,9 +165,15 @@ Step setcc(Cpu& c, const Insn& insn) {
 
 Step cbw(Cpu& c, const Insn& insn) {
   switch (insn.operand_size) {
-    case 2: set_gpr<u16>(c, kRax, static_cast<u16>(static_cast<i8>(c.s.gpr[kRax]))); break;
-    case 4: set_gpr<u32>(c, kRax, static_cast<u32>(static_cast<i16>(c.s.gpr[kRax]))); break;
-    default: set_gpr<u64>(c, kRax, static_cast<u64>(static_cast<i32>(c.s.gpr[kRax]))); break;
+    case 2:
+      set_gpr<u16>(c, kRax, static_cast<u16>(static_cast<i8>(c.s.gpr[kRax])));
+      break;
+    case 4:
+      set_gpr<u32>(c, kRax, static_cast<u32>(static_cast<i16>(c.s.gpr[kRax])));
+      break;
+    default:
+      set_gpr<u64>(c, kRax, static_cast<u64>(static_cast<i32>(c.s.gpr[kRax])));
+      break;
   }
   return Step::kNext;
 }
@@ -197,7 +205,9 @@ Step movbe(Cpu& c, const Insn& insn) {
   });
 }
 
-Step nop(Cpu&, const Insn&) { return Step::kNext; }
+Step nop(Cpu&, const Insn&) {
+  return Step::kNext;
+}
 
 Step clc(Cpu& c, const Insn&) {
   c.flags.set_exact(c.flags.bits() & ~rflags::kCf);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Model-specific registers. A guest's access to an unknown one is #GP or, if the VM asked for it, an
-// exit (system_ops.cc); the host's is refused. Values a processor would refuse are refused.
+// Model-specific registers. A guest's access to an unknown one is #GP or, if the VM asked for it,
+// an exit (system_ops.cc); the host's is refused. Values a processor would refuse are refused.
 // Linux analogue: kvm_set_msr_common, kvm_get_msr_common (kernel file: x86.c).
 #include "vcpu/control_regs.h"
 #include "vcpu/mem.h"
@@ -10,41 +10,99 @@ namespace stagetwo::vcpu {
 namespace {
 
 enum Msr : u32 {
-  kTsc = 0x10, kPlatformId = 0x17, kApicBase = 0x1b, kEblCrPowerOn = 0x2a, kFeatureControl = 0x3a,
-  kTscAdjust = 0x3b, kSpecCtrl = 0x48, kPredCmd = 0x49, kUcodeRev = 0x8b, kSmbase = 0x9e,
-  kPlatformInfo = 0xce, kMtrrCap = 0xfe, kArchCapabilities = 0x10a, kFlushCmd = 0x10b,
-  kMiscFeatures = 0x140, kSysenterCs = 0x174, kSysenterEsp = 0x175, kSysenterEip = 0x176,
-  kMcgCap = 0x179, kMcgStatus = 0x17a, kMcgCtl = 0x17b, kPerfStatus = 0x198, kMiscEnable = 0x1a0,
-  kDebugCtl = 0x1d9, kLastBranchFrom = 0x1db, kLastIntTo = 0x1de, kMtrrPhys = 0x200,
-  kMtrrFix64 = 0x250, kMtrrFix16 = 0x258, kMtrrFix4 = 0x268, kPat = 0x277, kMtrrDefType = 0x2ff,
-  kPerfCapabilities = 0x345, kMcBanks = 0x400, kTscDeadline = 0x6e0, kXss = 0xda0,
-  kEfer = 0xc0000080, kStar = 0xc0000081, kLstar = 0xc0000082, kCstar = 0xc0000083,
-  kSfmask = 0xc0000084, kFsBase = 0xc0000100, kGsBase = 0xc0000101, kKernelGsBase = 0xc0000102,
-  kTscAux = 0xc0000103, kSyscfg = 0xc0010010, kHwcr = 0xc0010015, kTopMem = 0xc001001a,
-  kNbCfg = 0xc001001f, kVmHsavePa = 0xc0010117, kBuCfg2 = 0xc001102a, kDcCfg = 0xc0011022,
+  kTsc = 0x10,
+  kPlatformId = 0x17,
+  kApicBase = 0x1b,
+  kEblCrPowerOn = 0x2a,
+  kFeatureControl = 0x3a,
+  kTscAdjust = 0x3b,
+  kSpecCtrl = 0x48,
+  kPredCmd = 0x49,
+  kUcodeRev = 0x8b,
+  kSmbase = 0x9e,
+  kPlatformInfo = 0xce,
+  kMtrrCap = 0xfe,
+  kArchCapabilities = 0x10a,
+  kFlushCmd = 0x10b,
+  kMiscFeatures = 0x140,
+  kSysenterCs = 0x174,
+  kSysenterEsp = 0x175,
+  kSysenterEip = 0x176,
+  kMcgCap = 0x179,
+  kMcgStatus = 0x17a,
+  kMcgCtl = 0x17b,
+  kPerfStatus = 0x198,
+  kMiscEnable = 0x1a0,
+  kDebugCtl = 0x1d9,
+  kLastBranchFrom = 0x1db,
+  kLastIntTo = 0x1de,
+  kMtrrPhys = 0x200,
+  kMtrrFix64 = 0x250,
+  kMtrrFix16 = 0x258,
+  kMtrrFix4 = 0x268,
+  kPat = 0x277,
+  kMtrrDefType = 0x2ff,
+  kPerfCapabilities = 0x345,
+  kMcBanks = 0x400,
+  kTscDeadline = 0x6e0,
+  kXss = 0xda0,
+  kEfer = 0xc0000080,
+  kStar = 0xc0000081,
+  kLstar = 0xc0000082,
+  kCstar = 0xc0000083,
+  kSfmask = 0xc0000084,
+  kFsBase = 0xc0000100,
+  kGsBase = 0xc0000101,
+  kKernelGsBase = 0xc0000102,
+  kTscAux = 0xc0000103,
+  kSyscfg = 0xc0010010,
+  kHwcr = 0xc0010015,
+  kTopMem = 0xc001001a,
+  kNbCfg = 0xc001001f,
+  kVmHsavePa = 0xc0010117,
+  kBuCfg2 = 0xc001102a,
+  kDcCfg = 0xc0011022,
 };
 
 // The plain ones: no check, no effect. Null: not plain.
 u64* plain_msr(Cpu& c, u32 index) {
   Msrs& m = c.s.msr;
   switch (index) {
-    case kStar: return &m.star;
-    case kCstar: return &m.cstar;
-    case kSfmask: return &m.sfmask;
-    case kSysenterCs: return &m.sysenter_cs;
-    case kTscAux: return &m.tsc_aux;
-    case kTscDeadline: return &m.tsc_deadline;
-    case kMiscEnable: return &m.misc_enable;
-    case kSpecCtrl: return &m.spec_ctrl;
-    case kMiscFeatures: return &m.misc_features_enables;
-    case kFeatureControl: return &m.feature_control;
-    case kXss: return &m.xss;
-    case kMcgStatus: return &m.mcg_status;
-    case kDebugCtl: return &m.debugctl;
-    case kMtrrDefType: return &m.mtrr_def_type;
-    case kMtrrFix64: return &m.mtrr_fixed[0];
-    case kMtrrFix16: case kMtrrFix16 + 1: return &m.mtrr_fixed[1 + index - kMtrrFix16];
-    default: break;
+    case kStar:
+      return &m.star;
+    case kCstar:
+      return &m.cstar;
+    case kSfmask:
+      return &m.sfmask;
+    case kSysenterCs:
+      return &m.sysenter_cs;
+    case kTscAux:
+      return &m.tsc_aux;
+    case kTscDeadline:
+      return &m.tsc_deadline;
+    case kMiscEnable:
+      return &m.misc_enable;
+    case kSpecCtrl:
+      return &m.spec_ctrl;
+    case kMiscFeatures:
+      return &m.misc_features_enables;
+    case kFeatureControl:
+      return &m.feature_control;
+    case kXss:
+      return &m.xss;
+    case kMcgStatus:
+      return &m.mcg_status;
+    case kDebugCtl:
+      return &m.debugctl;
+    case kMtrrDefType:
+      return &m.mtrr_def_type;
+    case kMtrrFix64:
+      return &m.mtrr_fixed[0];
+    case kMtrrFix16:
+    case kMtrrFix16 + 1:
+      return &m.mtrr_fixed[1 + index - kMtrrFix16];
+    default:
+      break;
   }
   if (index >= kMtrrPhys && index < kMtrrPhys + 16) return &m.mtrr_var[index - kMtrrPhys];
   if (index >= kMtrrFix4 && index < kMtrrFix4 + 8) return &m.mtrr_fixed[3 + index - kMtrrFix4];
@@ -57,25 +115,38 @@ u64* plain_msr(Cpu& c, u32 index) {
 // Those that must be canonical addresses.
 u64* address_msr(Cpu& c, u32 index) {
   switch (index) {
-    case kLstar: return &c.s.msr.lstar;
-    case kSysenterEsp: return &c.s.msr.sysenter_esp;
-    case kSysenterEip: return &c.s.msr.sysenter_eip;
-    case kKernelGsBase: return &c.s.msr.kernel_gs_base;
-    case kFsBase: return &c.s.sys.seg[kSegFs].base;
-    case kGsBase: return &c.s.sys.seg[kSegGs].base;
-    default: return nullptr;
+    case kLstar:
+      return &c.s.msr.lstar;
+    case kSysenterEsp:
+      return &c.s.msr.sysenter_esp;
+    case kSysenterEip:
+      return &c.s.msr.sysenter_eip;
+    case kKernelGsBase:
+      return &c.s.msr.kernel_gs_base;
+    case kFsBase:
+      return &c.s.sys.seg[kSegFs].base;
+    case kGsBase:
+      return &c.s.sys.seg[kSegGs].base;
+    default:
+      return nullptr;
   }
 }
 
 // The host alone may set these; guests read them.
 u64* host_msr(Cpu& c, u32 index) {
   switch (index) {
-    case kArchCapabilities: return &c.s.msr.arch_capabilities;
-    case kPlatformInfo: return &c.s.msr.platform_info;
-    case kPerfCapabilities: return &c.s.msr.perf_capabilities;
-    case kUcodeRev: return &c.s.msr.ucode_rev;
-    case kMcgCap: return &c.s.msr.mcg_cap;
-    default: return nullptr;
+    case kArchCapabilities:
+      return &c.s.msr.arch_capabilities;
+    case kPlatformInfo:
+      return &c.s.msr.platform_info;
+    case kPerfCapabilities:
+      return &c.s.msr.perf_capabilities;
+    case kUcodeRev:
+      return &c.s.msr.ucode_rev;
+    case kMcgCap:
+      return &c.s.msr.mcg_cap;
+    default:
+      return nullptr;
   }
 }
 
@@ -95,10 +166,18 @@ bool hidden_msr(const Cpu& c, u32 index, bool host) {
 // Reads as zero, writes are swallowed.
 bool ignored_msr(u32 index) {
   switch (index) {
-    case kPlatformId: case kEblCrPowerOn: case kPerfStatus: case kSyscfg: case kTopMem: case kNbCfg:
-    case kVmHsavePa: case kBuCfg2: case kDcCfg:
+    case kPlatformId:
+    case kEblCrPowerOn:
+    case kPerfStatus:
+    case kSyscfg:
+    case kTopMem:
+    case kNbCfg:
+    case kVmHsavePa:
+    case kBuCfg2:
+    case kDcCfg:
       return true;
-    default: return index >= kLastBranchFrom && index <= kLastIntTo;
+    default:
+      return index >= kLastBranchFrom && index <= kLastIntTo;
   }
 }
 
@@ -136,7 +215,8 @@ MsrOutcome set_hwcr(Cpu& c, u64 value, bool host) {
 MsrOutcome set_special(Cpu& c, u32 index, u64 value, bool host) {
   Msrs& m = c.s.msr;
   switch (index) {
-    case kEfer: return set_efer(c, value, host);
+    case kEfer:
+      return set_efer(c, value, host);
     case kPat:
       if (!valid_pat(value)) return MsrOutcome::kRefused;
       m.pat = value;
@@ -156,39 +236,62 @@ MsrOutcome set_special(Cpu& c, u32 index, u64 value, bool host) {
       if (value != 0 && value != ~u64{0}) return MsrOutcome::kRefused;
       m.mcg_ctl = value;
       return MsrOutcome::kDone;
-    case kHwcr: return set_hwcr(c, value, host);
+    case kHwcr:
+      return set_hwcr(c, value, host);
     case kSmbase:
       if (!host) return MsrOutcome::kRefused;
       m.smbase = value;
       return MsrOutcome::kDone;
-    case kPredCmd: case kFlushCmd:
+    case kPredCmd:
+    case kFlushCmd:
       return (value & ~u64{1}) == 0 ? MsrOutcome::kDone : MsrOutcome::kRefused;
-    case kMtrrCap: return MsrOutcome::kRefused;
-    default: return MsrOutcome::kUnknown;
+    case kMtrrCap:
+      return MsrOutcome::kRefused;
+    default:
+      return MsrOutcome::kUnknown;
   }
 }
 
 MsrOutcome get_special(Cpu& c, u32 index, u64* value, bool host) {
   const Msrs& m = c.s.msr;
   switch (index) {
-    case kEfer: *value = c.s.sys.efer; return MsrOutcome::kDone;
-    case kPat: *value = m.pat; return MsrOutcome::kDone;
-    case kTsc: *value = read_tsc(c); return MsrOutcome::kDone;
-    case kTscAdjust: *value = m.tsc_adjust; return MsrOutcome::kDone;
-    case kApicBase: *value = c.s.sys.apic_base; return MsrOutcome::kDone;
-    case kMcgCtl: *value = m.mcg_ctl; return MsrOutcome::kDone;
-    case kHwcr: *value = m.hwcr; return MsrOutcome::kDone;
-    case kMtrrCap: *value = 0x508; return MsrOutcome::kDone;  // WC, fixed ranges, 8 variable ones
+    case kEfer:
+      *value = c.s.sys.efer;
+      return MsrOutcome::kDone;
+    case kPat:
+      *value = m.pat;
+      return MsrOutcome::kDone;
+    case kTsc:
+      *value = read_tsc(c);
+      return MsrOutcome::kDone;
+    case kTscAdjust:
+      *value = m.tsc_adjust;
+      return MsrOutcome::kDone;
+    case kApicBase:
+      *value = c.s.sys.apic_base;
+      return MsrOutcome::kDone;
+    case kMcgCtl:
+      *value = m.mcg_ctl;
+      return MsrOutcome::kDone;
+    case kHwcr:
+      *value = m.hwcr;
+      return MsrOutcome::kDone;
+    case kMtrrCap:
+      *value = 0x508;
+      return MsrOutcome::kDone;  // WC, fixed ranges, 8 variable ones
     case kSmbase:
       *value = m.smbase;
       return host ? MsrOutcome::kDone : MsrOutcome::kRefused;
-    default: return MsrOutcome::kUnknown;
+    default:
+      return MsrOutcome::kUnknown;
   }
 }
 
 }  // namespace
 
-u64 host_tsc() { return __builtin_ia32_rdtsc(); }
+u64 host_tsc() {
+  return __builtin_ia32_rdtsc();
+}
 
 u64 next_random(Cpu& c) {
   c.random += host_tsc() | 1;
@@ -198,7 +301,9 @@ u64 next_random(Cpu& c) {
   return x ^ (x >> 31);
 }
 
-u64 read_tsc(const Cpu& c) { return host_tsc() + static_cast<u64>(c.tsc_offset); }
+u64 read_tsc(const Cpu& c) {
+  return host_tsc() + static_cast<u64>(c.tsc_offset);
+}
 
 // Registers of the local APIC, which belong to whoever has the controllers.
 static bool is_apic_msr(const Cpu& c, u32 index) {

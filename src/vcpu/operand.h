@@ -5,8 +5,8 @@
 // forms go through. False always means c.stop.
 //
 // I1  A LOCK form (and XCHG with memory) is one atomic host instruction on the operand's host
-//     address. An operand that crosses a page is two host pages: such accesses exclude each other by
-//     a process-wide lock and nothing else (a processor would lock the bus; see README, Debts).
+//     address. An operand that crosses a page is two host pages: such accesses exclude each other
+//     by a process-wide lock and nothing else (a processor would lock the bus; see README, Debts).
 // I2  Flags and registers change only after the store succeeded.
 
 #include "vcpu/mem.h"
@@ -44,12 +44,16 @@ inline void set_register(Cpu& c, const Operand& op, T value) {
 template <typename T>
 [[nodiscard]] inline bool read_operand(Cpu& c, const Insn& insn, const Operand& op, T* out) {
   switch (op.kind) {
-    case OperandKind::kImm: *out = static_cast<T>(insn.imm); return true;
+    case OperandKind::kImm:
+      *out = static_cast<T>(insn.imm);
+      return true;
     case OperandKind::kMem: {
       u64 linear = 0;
       return operand_address(c, insn, sizeof(T), false, &linear) && load(c, linear, out);
     }
-    default: *out = get_register<T>(c, op); return true;
+    default:
+      *out = get_register<T>(c, op);
+      return true;
   }
 }
 template <typename T>
@@ -67,13 +71,14 @@ template <typename T>
 [[nodiscard]] bool try_lock_split();
 void unlock_split();
 
-// old -> change(old), atomically if `locked`. `change` may run more than once and must not touch the
-// Cpu. Post on true: *old is what was there before.
+// old -> change(old), atomically if `locked`. `change` may run more than once and must not touch
+// the Cpu. Post on true: *old is what was there before.
 template <typename T, typename F>
 [[nodiscard]] bool update_memory(Cpu& c, u64 linear, bool locked, T* old, F&& change) {
   Hva at;
   switch (direct(c, linear, sizeof(T), Access::kWrite, &at)) {
-    case Direct::kStopped: return false;
+    case Direct::kStopped:
+      return false;
     case Direct::kHost:
       note_store(c, at, sizeof(T));
       if (locked) {
@@ -125,10 +130,14 @@ template <typename T, typename F>
 template <typename F>
 [[nodiscard, gnu::always_inline]] inline Step by_size(unsigned size, F&& f) {
   switch (size) {
-    case 1: return f.template operator()<u8>();
-    case 2: return f.template operator()<u16>();
-    case 4: return f.template operator()<u32>();
-    default: return f.template operator()<u64>();
+    case 1:
+      return f.template operator()<u8>();
+    case 2:
+      return f.template operator()<u16>();
+    case 4:
+      return f.template operator()<u32>();
+    default:
+      return f.template operator()<u64>();
   }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The operations: one function per Op, grouped into files by what they do. dispatch.cc has the table.
-// Contract: see cpu.h, "How an instruction runs".
+// The operations: one function per Op, grouped into files by what they do. dispatch.cc has the
+// table. Contract: see cpu.h, "How an instruction runs".
 
 #include "vcpu/cpu.h"
 #include "vcpu/insn.h"

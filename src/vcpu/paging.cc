@@ -9,7 +9,8 @@ namespace {
 
 using stage2::FaultOutcome;
 
-constexpr u64 kPresent = 1, kWritable = 2, kUser = 4, kAccessed = 0x20, kDirty = 0x40, kLarge = 0x80;
+constexpr u64 kPresent = 1, kWritable = 2, kUser = 4, kAccessed = 0x20, kDirty = 0x40,
+              kLarge = 0x80;
 constexpr u64 kNx = u64{1} << 63;
 constexpr u64 kAddressMask = 0x000ffffffffff000;
 
@@ -200,8 +201,10 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
   }
   for (;;) {
     switch (attempt_walk(c, request, out)) {
-      case Attempt::kDone: return true;
-      case Attempt::kFailed: return false;
+      case Attempt::kDone:
+        return true;
+      case Attempt::kFailed:
+        return false;
       case Attempt::kAgain:
         // Progress: another writer changed the entry. A guest that never stops is left by request.
         if (c.exit_requested.load(std::memory_order_relaxed) != 0 && !request.quiet) {
@@ -222,14 +225,18 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
     const FaultOutcome outcome = c.memory->handle_fault(fault);
     enter_section(c);
     trace::emit(trace::Event::kvm_page_fault, trace::Room::vcpu, c.id, c.s.rip, gpa.raw(),
-                access == Access::kWrite ? kErrW : access == Access::kExec ? kErrI : 0);
+                access == Access::kWrite  ? kErrW
+                : access == Access::kExec ? kErrI
+                                          : 0);
     switch (outcome) {
       case FaultOutcome::kFixed:
         if (!c.memory->install(fault)) break;
         *hva = fault.page + page_offset(gpa);
         return Second::kHost;
-      case FaultOutcome::kRetry: break;
-      case FaultOutcome::kMmio: return Second::kMmio;
+      case FaultOutcome::kRetry:
+        break;
+      case FaultOutcome::kMmio:
+        return Second::kMmio;
       case FaultOutcome::kToUser:
       case FaultOutcome::kPoison:
         // A bare EFAULT with exit_reason 0: what the kernel does for shared memory.

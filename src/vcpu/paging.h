@@ -3,8 +3,8 @@
 
 // The guest's own page tables: linear address to guest-physical address. 4- and 5-level long mode,
 // PAE and 32-bit legacy paging in one walk.
-// Linux analogue: FNAME(walk_addr_generic) (kernel file: paging_tmpl.h). A table that lies in no slot
-// reads as not present, as there.
+// Linux analogue: FNAME(walk_addr_generic) (kernel file: paging_tmpl.h). A table that lies in no
+// slot reads as not present, as there.
 //
 // I1  Accessed and dirty bits are set by compare-and-exchange on the guest's memory, after the
 //     permission check; a lost race walks again.
@@ -26,9 +26,9 @@ struct Translation {
 struct WalkRequest {
   u64 linear;
   Access access;
-  bool user;             // privilege of the access, not of the CPU
-  bool implicit;         // SMAP's AC override does not apply
-  bool quiet = false;    // KVM_TRANSLATE: no A/D update, no fault raised
+  bool user;           // privilege of the access, not of the CPU
+  bool implicit;       // SMAP's AC override does not apply
+  bool quiet = false;  // KVM_TRANSLATE: no A/D update, no fault raised
 };
 
 // False: c.stop (a page fault is raised, or the instruction is to be started again). With `quiet`:

@@ -9,9 +9,15 @@ namespace {
 constexpr u32 kCascade = 2;  // the master's line that carries the slave
 constexpr u32 kNoPriority = 8;
 
-u8 bit(u32 line) { return static_cast<u8>(1u << line); }
-void clear(u8& mask, u32 line) { mask = static_cast<u8>(mask & ~bit(line)); }
-void set(u8& mask, u32 line) { mask = static_cast<u8>(mask | bit(line)); }
+u8 bit(u32 line) {
+  return static_cast<u8>(1u << line);
+}
+void clear(u8& mask, u32 line) {
+  mask = static_cast<u8>(mask & ~bit(line));
+}
+void set(u8& mask, u32 line) {
+  mask = static_cast<u8>(mask | bit(line));
+}
 
 // Distance of the most urgent line of `mask` from the top of the rotation; kNoPriority for none.
 u32 priority_of(const PicState& chip, u8 mask) {
@@ -21,7 +27,9 @@ u32 priority_of(const PicState& chip, u8 mask) {
   return priority;
 }
 
-u32 line_at(const PicState& chip, u32 priority) { return (priority + chip.priority_add) & 7; }
+u32 line_at(const PicState& chip, u32 priority) {
+  return (priority + chip.priority_add) & 7;
+}
 
 int move_line(PicState& chip, u32 line, bool level) {
   const u8 mask = bit(line);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Port I/O. Exits have the shape KVM's have: IN and OUT leave RIP at the instruction and are finished
-// by the next run unless the client moved RIP; OUTS is reported element by element with the registers
-// already advanced; INS asks for as many elements as fit a page and 1024 bytes and is started again
-// with the client's data.
-// Linux analogue: kvm_fast_pio, emulator_pio_in_out, pio_in_emulated (kernel files: x86.c, emulate.c).
+// Port I/O. Exits have the shape KVM's have: IN and OUT leave RIP at the instruction and are
+// finished by the next run unless the client moved RIP; OUTS is reported element by element with
+// the registers already advanced; INS asks for as many elements as fit a page and 1024 bytes and is
+// started again with the client's data. Linux analogue: kvm_fast_pio, emulator_pio_in_out,
+// pio_in_emulated (kernel files: x86.c, emulate.c).
 #include <algorithm>
 #include <cstring>
 
@@ -66,14 +66,21 @@ bool swallowed(Cpu& c, u16 port, const void* data, unsigned size) {
 
 u64 string_register(const Cpu& c, const Insn& insn, unsigned reg) {
   const u64 v = c.s.gpr[reg];
-  return insn.address_size == 8 ? v
-         : insn.address_size == 4 ? static_cast<u32>(v) : static_cast<u16>(v);
+  return insn.address_size == 8   ? v
+         : insn.address_size == 4 ? static_cast<u32>(v)
+                                  : static_cast<u16>(v);
 }
 void set_string_register(Cpu& c, const Insn& insn, unsigned reg, u64 value) {
   switch (insn.address_size) {
-    case 2: set_gpr<u16>(c, reg, static_cast<u16>(value)); break;
-    case 4: set_gpr<u32>(c, reg, static_cast<u32>(value)); break;
-    default: c.s.gpr[reg] = value; break;
+    case 2:
+      set_gpr<u16>(c, reg, static_cast<u16>(value));
+      break;
+    case 4:
+      set_gpr<u32>(c, reg, static_cast<u32>(value));
+      break;
+    default:
+      c.s.gpr[reg] = value;
+      break;
   }
 }
 void step_register(Cpu& c, const Insn& insn, unsigned reg, u64 bytes) {

@@ -74,10 +74,8 @@ bool report_mmio_write(Cpu& c) {
 bool report_debug(Cpu& c, u64 dr6_bits) {
   c.exit.kind = ExitKind::kDebug;
   c.exit.error = 0;
-  c.exit.debug = DebugExit{.exception = kVectorDb,
-                           .pc = c.linear_rip(),
-                           .dr6 = dr6_bits | 0xffff0ff0,
-                           .dr7 = c.s.dr7};
+  c.exit.debug = DebugExit{
+      .exception = kVectorDb, .pc = c.linear_rip(), .dr6 = dr6_bits | 0xffff0ff0, .dr7 = c.s.dr7};
   return false;
 }
 
@@ -87,9 +85,12 @@ bool conclude(Cpu& c, Step step) {
     case Step::kNext:
     case Step::kJump:
     case Step::kEnd:
-    case Step::kAgain: return true;
-    case Step::kFault: return deliver_fault(c, c.fault) != Step::kExit;
-    case Step::kExit: return false;
+    case Step::kAgain:
+      return true;
+    case Step::kFault:
+      return deliver_fault(c, c.fault) != Step::kExit;
+    case Step::kExit:
+      return false;
   }
   return false;
 }
@@ -141,7 +142,8 @@ bool single_step(Cpu& c) {
   if (!done) return true;
   if (debug) return report_debug(c, 0x4000);
   if (c.trap_due && shadow != kShadowMovSs) {
-    return conclude(c, deliver_fault(c, Fault{.vector = kVectorDb, .trap = true, .payload = 0x4000}));
+    return conclude(c,
+                    deliver_fault(c, Fault{.vector = kVectorDb, .trap = true, .payload = 0x4000}));
   }
   return true;
 }

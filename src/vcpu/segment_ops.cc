@@ -65,18 +65,27 @@ Step mov_from_segment(Cpu& c, const Insn& insn) {
 Step load_far_pointer(Cpu& c, const Insn& insn) {
   unsigned segment = kSegDs;
   switch (insn.op) {
-    case Op::kLes: segment = kSegEs; break;
-    case Op::kLfs: segment = kSegFs; break;
-    case Op::kLgs: segment = kSegGs; break;
-    case Op::kLss: segment = kSegSs; break;
-    default: break;
+    case Op::kLes:
+      segment = kSegEs;
+      break;
+    case Op::kLfs:
+      segment = kSegFs;
+      break;
+    case Op::kLgs:
+      segment = kSegGs;
+      break;
+    case Op::kLss:
+      segment = kSegSs;
+      break;
+    default:
+      break;
   }
   const unsigned size = insn.operand_size;
   u64 linear = 0, offset = 0;
   u16 selector = 0;
   if (!operand_address(c, insn, size + 2U, false, &linear) ||
-      !load_bytes(c, linear, &offset, size, Who::kExplicit) ||
-      !load(c, linear + size, &selector) || !load_segment(c, segment, selector)) {
+      !load_bytes(c, linear, &offset, size, Who::kExplicit) || !load(c, linear + size, &selector) ||
+      !load_segment(c, segment, selector)) {
     return c.stop;
   }
   const Step step = by_size(size, [&]<typename T>() {
@@ -115,9 +124,18 @@ bool lar_type(const Cpu& c, u8 type, bool limit_only) {
     return type == 2 || type == 9 || type == 11 || (type == 12 && !limit_only);
   }
   switch (type) {
-    case 1: case 2: case 3: case 9: case 11: return true;
-    case 4: case 5: case 12: return !limit_only;
-    default: return false;
+    case 1:
+    case 2:
+    case 3:
+    case 9:
+    case 11:
+      return true;
+    case 4:
+    case 5:
+    case 12:
+      return !limit_only;
+    default:
+      return false;
   }
 }
 
@@ -161,8 +179,12 @@ Step lar(Cpu& c, const Insn& insn) {
 Step lsl(Cpu& c, const Insn& insn) {
   return describe(c, insn, true, [](const Descriptor& d) { return d.limit(); });
 }
-Step verr(Cpu& c, const Insn& insn) { return verify_segment(c, insn, false); }
-Step verw(Cpu& c, const Insn& insn) { return verify_segment(c, insn, true); }
+Step verr(Cpu& c, const Insn& insn) {
+  return verify_segment(c, insn, false);
+}
+Step verw(Cpu& c, const Insn& insn) {
+  return verify_segment(c, insn, true);
+}
 
 Step arpl(Cpu& c, const Insn& insn) {
   if (!protected_only(c)) return c.stop;
@@ -214,10 +236,18 @@ Step store_table(Cpu& c, const Insn& insn, const DescTable& table) {
 
 }  // namespace
 
-Step lgdt(Cpu& c, const Insn& insn) { return load_table(c, insn, &c.s.sys.gdt); }
-Step lidt(Cpu& c, const Insn& insn) { return load_table(c, insn, &c.s.sys.idt); }
-Step sgdt(Cpu& c, const Insn& insn) { return store_table(c, insn, c.s.sys.gdt); }
-Step sidt(Cpu& c, const Insn& insn) { return store_table(c, insn, c.s.sys.idt); }
+Step lgdt(Cpu& c, const Insn& insn) {
+  return load_table(c, insn, &c.s.sys.gdt);
+}
+Step lidt(Cpu& c, const Insn& insn) {
+  return load_table(c, insn, &c.s.sys.idt);
+}
+Step sgdt(Cpu& c, const Insn& insn) {
+  return store_table(c, insn, c.s.sys.gdt);
+}
+Step sidt(Cpu& c, const Insn& insn) {
+  return store_table(c, insn, c.s.sys.idt);
+}
 
 Step lldt(Cpu& c, const Insn& insn) {
   if (!protected_only(c) || !privileged(c)) return c.stop;

@@ -6,7 +6,9 @@
 namespace stagetwo::vcpu {
 namespace {
 
-constexpr u32 error_of(u16 selector) { return selector & ~3U; }
+constexpr u32 error_of(u16 selector) {
+  return selector & ~3U;
+}
 
 // The table a selector names. False: it names none, or lies outside.
 bool table_of(const Cpu& c, u16 selector, u64* base, u32* limit) {

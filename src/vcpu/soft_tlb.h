@@ -6,7 +6,8 @@
 // Linux analogue: the processor's own TLB; the flush request is kvm_flush_remote_tlbs.
 //
 // I1  A tag is the page address of a canonical linear address, or kNoTag.
-// I2  `write_tag` is set only if the guest's PTE has D set, the page is marked in the dirty log, and
+// I2  `write_tag` is set only if the guest's PTE has D set, the page is marked in the dirty log,
+// and
 //     no cached code of this vCPU stands on the host page (block_cache.h).
 // I3  Entries differ by privilege: one array for user accesses, one for supervisor accesses, one
 //     for supervisor accesses with EFLAGS.AC set under SMAP, one for user accesses whose alignment
@@ -34,7 +35,9 @@ struct SoftTlb {
   TlbEntry entry[kTlbEntries];
   bool used = false;
 
-  [[nodiscard]] TlbEntry& slot(u64 linear) { return entry[linear >> kPageShift & (kTlbEntries - 1)]; }
+  [[nodiscard]] TlbEntry& slot(u64 linear) {
+    return entry[linear >> kPageShift & (kTlbEntries - 1)];
+  }
   // The page tag an access of `size` bytes must find; differs from the slot's if it crosses.
   [[nodiscard]] static constexpr u64 tag(u64 linear, u64 size) {
     return (linear + size - 1) & kPageMask;

@@ -14,6 +14,8 @@ bool try_lock_split() {
   u32 free = 0;
   return split_owner.compare_exchange(free, 1, sync::kAcquire);
 }
-void unlock_split() { split_owner.store(0, sync::kRelease); }
+void unlock_split() {
+  split_owner.store(0, sync::kRelease);
+}
 
 }  // namespace stagetwo::vcpu

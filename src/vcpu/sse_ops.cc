@@ -12,9 +12,14 @@ namespace {
 // False: #UD or #NM is raised.
 bool sse_ready(Cpu& c) {
   switch (sse_availability(c.s.sys.cr0, c.s.sys.cr4)) {
-    case SseAvailability::kAvailable: return true;
-    case SseAvailability::kUndefined: c.ud(); return false;
-    case SseAvailability::kDeviceNotAvailable: c.raise(kVectorNm); return false;
+    case SseAvailability::kAvailable:
+      return true;
+    case SseAvailability::kUndefined:
+      c.ud();
+      return false;
+    case SseAvailability::kDeviceNotAvailable:
+      c.raise(kVectorNm);
+      return false;
   }
   return false;
 }
@@ -28,8 +33,8 @@ bool sse_memory(Cpu& c, const Insn& insn, const Operand& op, bool write, u64* li
   return true;
 }
 
-// 2, 4, 8 or 16 bytes. Sixteen are two accesses, but never half of one: the second half of a page that
-// answered the first answers too.
+// 2, 4, 8 or 16 bytes. Sixteen are two accesses, but never half of one: the second half of a page
+// that answered the first answers too.
 bool load_vector(Cpu& c, u64 linear, Xmm* value, u32 size) {
   switch (size) {
     case 4: {
@@ -38,31 +43,40 @@ bool load_vector(Cpu& c, u64 linear, Xmm* value, u32 size) {
       value->lo = low;
       return true;
     }
-    case 8: return load(c, linear, &value->lo);
+    case 8:
+      return load(c, linear, &value->lo);
     case 16:
       if (load_hit(c, linear, &value->lo) && load_hit(c, linear + 8, &value->hi)) return true;
       [[fallthrough]];
-    default: return load_slow(c, linear, value, size, Who::kExplicit);
+    default:
+      return load_slow(c, linear, value, size, Who::kExplicit);
   }
 }
 bool store_vector(Cpu& c, u64 linear, const Xmm& value, u32 size) {
   switch (size) {
-    case 4: return store(c, linear, static_cast<u32>(value.lo));
-    case 8: return store(c, linear, value.lo);
+    case 4:
+      return store(c, linear, static_cast<u32>(value.lo));
+    case 8:
+      return store(c, linear, value.lo);
     case 16:
       if ((linear & ~kPageMask) <= kPageSize - 16 && store_hit(c, linear, value.lo) &&
           store_hit(c, linear + 8, value.hi))
         return true;
       [[fallthrough]];
-    default: return store_slow(c, linear, &value, size, Who::kExplicit);
+    default:
+      return store_slow(c, linear, &value, size, Who::kExplicit);
   }
 }
 
 bool read_source(Cpu& c, const Insn& insn, const Operand& op, Xmm* value) {
   *value = Xmm{};
   switch (op.kind) {
-    case OperandKind::kXmm: *value = c.s.xmm[op.reg]; return true;
-    case OperandKind::kImm: value->lo = insn.imm; return true;
+    case OperandKind::kXmm:
+      *value = c.s.xmm[op.reg];
+      return true;
+    case OperandKind::kImm:
+      value->lo = insn.imm;
+      return true;
     case OperandKind::kMem: {
       u64 linear = 0;
       if (!sse_memory(c, insn, op, false, &linear)) return false;
@@ -76,7 +90,9 @@ bool read_source(Cpu& c, const Insn& insn, const Operand& op, Xmm* value) {
 
 bool write_result(Cpu& c, const Insn& insn, const Operand& op, const Xmm& value) {
   switch (op.kind) {
-    case OperandKind::kXmm: c.s.xmm[op.reg] = value; return true;
+    case OperandKind::kXmm:
+      c.s.xmm[op.reg] = value;
+      return true;
     case OperandKind::kMem: {
       u64 linear = 0;
       return sse_memory(c, insn, op, true, &linear) && store_vector(c, linear, value, op.size);
@@ -100,7 +116,8 @@ Step sse(Cpu& c, const Insn& insn) {
   const bool to_flags = compares_to_flags(insn.op);
   if (to_flags) operands.rflags = c.rflags();
   if (insn.operand[0].kind == OperandKind::kXmm) operands.dst = c.s.xmm[insn.operand[0].reg];
-  if (insn.operand_count > 1 && !read_source(c, insn, insn.operand[1], &operands.src)) return c.stop;
+  if (insn.operand_count > 1 && !read_source(c, insn, insn.operand[1], &operands.src))
+    return c.stop;
   const SseOutcome outcome = execute_sse(insn, operands);
   c.s.mxcsr = operands.mxcsr;
   if (outcome == SseOutcome::kSimdException) {

@@ -34,8 +34,9 @@ class Stack {
     return true;
   }
   [[nodiscard]] bool push(unsigned size, u64 value) {
-    return size == 2 ? push(static_cast<u16>(value))
-                     : size == 4 ? push(static_cast<u32>(value)) : push(value);
+    return size == 2   ? push(static_cast<u16>(value))
+           : size == 4 ? push(static_cast<u32>(value))
+                       : push(value);
   }
   [[nodiscard]] bool pop(unsigned size, u64* value) {
     if (size == 8) return pop(value);

@@ -8,8 +8,8 @@ namespace {
 
 // What POPF and IRET may change besides the arithmetic flags.
 u64 writable_flags(const Cpu& c, unsigned size) {
-  u64 mask = rflags::kArithmetic | rflags::kTf | rflags::kDf | rflags::kNt | rflags::kAc |
-             rflags::kId;
+  u64 mask =
+      rflags::kArithmetic | rflags::kTf | rflags::kDf | rflags::kNt | rflags::kAc | rflags::kId;
   const u64 iopl = c.s.rflags >> 12 & 3;
   if (c.real_mode() || c.cpl() == 0) mask |= rflags::kIopl;
   if (c.real_mode() || c.cpl() <= iopl) mask |= rflags::kIf;
@@ -118,9 +118,15 @@ Step enter(Cpu& c, const Insn& insn) {
   }
   stack.commit();
   switch (size) {
-    case 2: set_gpr<u16>(c, kRbp, static_cast<u16>(frame)); break;
-    case 4: set_gpr<u32>(c, kRbp, static_cast<u32>(frame)); break;
-    default: c.s.gpr[kRbp] = frame; break;
+    case 2:
+      set_gpr<u16>(c, kRbp, static_cast<u16>(frame));
+      break;
+    case 4:
+      set_gpr<u32>(c, kRbp, static_cast<u32>(frame));
+      break;
+    default:
+      c.s.gpr[kRbp] = frame;
+      break;
   }
   return Step::kNext;
 }
@@ -131,9 +137,15 @@ Step leave(Cpu& c, const Insn& insn) {
   if (!stack.pop(insn.operand_size, &value)) return c.stop;
   stack.commit();
   switch (insn.operand_size) {
-    case 2: set_gpr<u16>(c, kRbp, static_cast<u16>(value)); break;
-    case 4: set_gpr<u32>(c, kRbp, static_cast<u32>(value)); break;
-    default: c.s.gpr[kRbp] = value; break;
+    case 2:
+      set_gpr<u16>(c, kRbp, static_cast<u16>(value));
+      break;
+    case 4:
+      set_gpr<u32>(c, kRbp, static_cast<u32>(value));
+      break;
+    default:
+      c.s.gpr[kRbp] = value;
+      break;
   }
   return Step::kNext;
 }

@@ -25,8 +25,24 @@ using i32 = std::int32_t;
 using i64 = std::int64_t;
 
 // Numbers as the instruction encoding has them.
-enum Gpr : u8 { kRax, kRcx, kRdx, kRbx, kRsp, kRbp, kRsi, kRdi, kR8, kR9, kR10, kR11, kR12, kR13,
-                kR14, kR15 };
+enum Gpr : u8 {
+  kRax,
+  kRcx,
+  kRdx,
+  kRbx,
+  kRsp,
+  kRbp,
+  kRsi,
+  kRdi,
+  kR8,
+  kR9,
+  kR10,
+  kR11,
+  kR12,
+  kR13,
+  kR14,
+  kR15
+};
 enum SegIndex : u8 { kSegEs, kSegCs, kSegSs, kSegDs, kSegFs, kSegGs };
 
 // A segment register with its hidden part. `limit` is in bytes, already scaled.
@@ -159,10 +175,9 @@ struct CpuState {
 };
 
 namespace rflags {
-inline constexpr u64 kCf = 1, kPf = 4, kAf = 0x10, kZf = 0x40, kSf = 0x80, kTf = 0x100,
-                     kIf = 0x200, kDf = 0x400, kOf = 0x800, kIopl = 0x3000, kNt = 0x4000,
-                     kRf = 0x10000, kVm = 0x20000, kAc = 0x40000, kVif = 0x80000,
-                     kVip = 0x100000, kId = 0x200000;
+inline constexpr u64 kCf = 1, kPf = 4, kAf = 0x10, kZf = 0x40, kSf = 0x80, kTf = 0x100, kIf = 0x200,
+                     kDf = 0x400, kOf = 0x800, kIopl = 0x3000, kNt = 0x4000, kRf = 0x10000,
+                     kVm = 0x20000, kAc = 0x40000, kVif = 0x80000, kVip = 0x100000, kId = 0x200000;
 inline constexpr u64 kArithmetic = kCf | kPf | kAf | kZf | kSf | kOf;
 }  // namespace rflags
 
@@ -172,10 +187,9 @@ inline constexpr u64 kPe = 1, kMp = 2, kEm = 4, kTs = 8, kEt = 0x10, kNe = 0x20,
 }
 namespace cr4 {
 inline constexpr u64 kVme = 1, kPvi = 2, kTsd = 4, kDe = 8, kPse = 0x10, kPae = 0x20, kMce = 0x40,
-                     kPge = 0x80, kPce = 0x100, kOsfxsr = 0x200, kOsxmmexcpt = 0x400,
-                     kUmip = 0x800, kLa57 = 0x1000, kVmxe = 0x2000, kFsgsbase = 0x10000,
-                     kPcide = 0x20000, kOsxsave = 0x40000, kSmep = 0x100000, kSmap = 0x200000,
-                     kPke = 0x400000;
+                     kPge = 0x80, kPce = 0x100, kOsfxsr = 0x200, kOsxmmexcpt = 0x400, kUmip = 0x800,
+                     kLa57 = 0x1000, kVmxe = 0x2000, kFsgsbase = 0x10000, kPcide = 0x20000,
+                     kOsxsave = 0x40000, kSmep = 0x100000, kSmap = 0x200000, kPke = 0x400000;
 }
 namespace efer {
 inline constexpr u64 kSce = 1, kLme = 0x100, kLma = 0x400, kNx = 0x800, kSvme = 0x1000,

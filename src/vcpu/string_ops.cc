@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // String instructions. Each element is a step of its own: registers are right after every one, so a
-// fault, an exit or a flush request in the middle leaves the instruction restartable. A REP form works
-// at most kChunk elements before it lets the loop poll.
-// MOVS and STOS move page-sized runs at once where both ends are ordinary memory and go upward.
+// fault, an exit or a flush request in the middle leaves the instruction restartable. A REP form
+// works at most kChunk elements before it lets the loop poll. MOVS and STOS move page-sized runs at
+// once where both ends are ordinary memory and go upward.
 #include <algorithm>
 
 #include "vcpu/alu.h"
@@ -22,9 +22,15 @@ class Pointers {
   [[nodiscard]] u64 get(unsigned reg) const { return truncate(c_.s.gpr[reg]); }
   void set(unsigned reg, u64 value) {
     switch (size_) {
-      case 2: set_gpr<u16>(c_, reg, static_cast<u16>(value)); break;
-      case 4: set_gpr<u32>(c_, reg, static_cast<u32>(value)); break;
-      default: c_.s.gpr[reg] = value; break;
+      case 2:
+        set_gpr<u16>(c_, reg, static_cast<u16>(value));
+        break;
+      case 4:
+        set_gpr<u32>(c_, reg, static_cast<u32>(value));
+        break;
+      default:
+        c_.s.gpr[reg] = value;
+        break;
     }
   }
   void advance(unsigned reg, u64 bytes) {
@@ -72,15 +78,17 @@ Step repeat(Cpu& c, const Insn& insn, Pointers& p, Element&& element, Stop&& sto
 }
 
 // Elements that fit before the page of `linear` ends, going upward.
-u64 room(u64 linear, u64 size) { return (kPageSize - (linear & ~kPageMask)) / size; }
+u64 room(u64 linear, u64 size) {
+  return (kPageSize - (linear & ~kPageMask)) / size;
+}
 
 bool may_run(const Cpu& c, const Insn& insn) {
   return insn.rep && c.long64() && insn.address_size == 8 && (c.s.rflags & rflags::kDf) == 0 &&
          (c.attention & kAttendTrap) == 0;
 }
 
-// Copies `bytes`. False where the destination begins inside the source: there a pattern spreads, and
-// only going element by element makes it.
+// Copies `bytes`. False where the destination begins inside the source: there a pattern spreads,
+// and only going element by element makes it.
 bool copy_run(Hva to, Hva from, u64 bytes) {
   u8 buffer[kPageSize];
   if (to.raw() - from.raw() < bytes) return false;
@@ -98,8 +106,7 @@ u64 movs_run(Cpu& c, const Insn& insn, Pointers& p) {
   if (read.read_tag != (from & kPageMask) || write.write_tag != (to & kPageMask)) return 0;
   u64 count = std::min(p.get(kRcx), std::min(room(from, sizeof(T)), room(to, sizeof(T))));
   const u64 bytes = count * sizeof(T);
-  if (bytes < 64 ||
-      !copy_run(Hva(to + write.addend), Hva(from + read.addend), bytes)) {
+  if (bytes < 64 || !copy_run(Hva(to + write.addend), Hva(from + read.addend), bytes)) {
     return 0;
   }
   p.advance(kRsi, bytes);
@@ -135,17 +142,20 @@ Step movs(Cpu& c, const Insn& insn) {
   return by_size(insn.operand_size, [&]<typename T>() {
     Pointers p(c, insn);
     if (movs_run<T>(c, insn, p) != 0) return p.get(kRcx) == 0 ? Step::kNext : Step::kAgain;
-    return repeat(c, insn, p, [&] {
-      u64 from = 0, to = 0;
-      T value = 0;
-      if (!source_address<T>(c, insn, p, &from) || !dest_address<T>(c, p, true, &to) ||
-          !load(c, from, &value) || !store(c, to, value)) {
-        return false;
-      }
-      p.advance(kRsi, sizeof(T));
-      p.advance(kRdi, sizeof(T));
-      return true;
-    }, kNever);
+    return repeat(
+        c, insn, p,
+        [&] {
+          u64 from = 0, to = 0;
+          T value = 0;
+          if (!source_address<T>(c, insn, p, &from) || !dest_address<T>(c, p, true, &to) ||
+              !load(c, from, &value) || !store(c, to, value)) {
+            return false;
+          }
+          p.advance(kRsi, sizeof(T));
+          p.advance(kRdi, sizeof(T));
+          return true;
+        },
+        kNever);
   });
 }
 
@@ -153,26 +163,32 @@ Step stos(Cpu& c, const Insn& insn) {
   return by_size(insn.operand_size, [&]<typename T>() {
     Pointers p(c, insn);
     if (stos_run<T>(c, insn, p) != 0) return p.get(kRcx) == 0 ? Step::kNext : Step::kAgain;
-    return repeat(c, insn, p, [&] {
-      u64 to = 0;
-      if (!dest_address<T>(c, p, true, &to) || !store(c, to, get_gpr<T>(c, kRax))) return false;
-      p.advance(kRdi, sizeof(T));
-      return true;
-    }, kNever);
+    return repeat(
+        c, insn, p,
+        [&] {
+          u64 to = 0;
+          if (!dest_address<T>(c, p, true, &to) || !store(c, to, get_gpr<T>(c, kRax))) return false;
+          p.advance(kRdi, sizeof(T));
+          return true;
+        },
+        kNever);
   });
 }
 
 Step lods(Cpu& c, const Insn& insn) {
   return by_size(insn.operand_size, [&]<typename T>() {
     Pointers p(c, insn);
-    return repeat(c, insn, p, [&] {
-      u64 from = 0;
-      T value = 0;
-      if (!source_address<T>(c, insn, p, &from) || !load(c, from, &value)) return false;
-      set_gpr<T>(c, kRax, value);
-      p.advance(kRsi, sizeof(T));
-      return true;
-    }, kNever);
+    return repeat(
+        c, insn, p,
+        [&] {
+          u64 from = 0;
+          T value = 0;
+          if (!source_address<T>(c, insn, p, &from) || !load(c, from, &value)) return false;
+          set_gpr<T>(c, kRax, value);
+          p.advance(kRsi, sizeof(T));
+          return true;
+        },
+        kNever);
   });
 }
 
@@ -180,18 +196,21 @@ Step cmps(Cpu& c, const Insn& insn) {
   return by_size(insn.operand_size, [&]<typename T>() {
     Pointers p(c, insn);
     const auto stop = [&] { return c.flags.zf() == insn.repne; };
-    return repeat(c, insn, p, [&] {
-      u64 left = 0, right = 0;
-      T a = 0, b = 0;
-      if (!source_address<T>(c, insn, p, &left) || !dest_address<T>(c, p, false, &right) ||
-          !load(c, left, &a) || !load(c, right, &b)) {
-        return false;
-      }
-      alu::sub<T>(c.flags, a, b);
-      p.advance(kRsi, sizeof(T));
-      p.advance(kRdi, sizeof(T));
-      return true;
-    }, stop);
+    return repeat(
+        c, insn, p,
+        [&] {
+          u64 left = 0, right = 0;
+          T a = 0, b = 0;
+          if (!source_address<T>(c, insn, p, &left) || !dest_address<T>(c, p, false, &right) ||
+              !load(c, left, &a) || !load(c, right, &b)) {
+            return false;
+          }
+          alu::sub<T>(c.flags, a, b);
+          p.advance(kRsi, sizeof(T));
+          p.advance(kRdi, sizeof(T));
+          return true;
+        },
+        stop);
   });
 }
 
@@ -199,14 +218,17 @@ Step scas(Cpu& c, const Insn& insn) {
   return by_size(insn.operand_size, [&]<typename T>() {
     Pointers p(c, insn);
     const auto stop = [&] { return c.flags.zf() == insn.repne; };
-    return repeat(c, insn, p, [&] {
-      u64 at = 0;
-      T value = 0;
-      if (!dest_address<T>(c, p, false, &at) || !load(c, at, &value)) return false;
-      alu::sub<T>(c.flags, get_gpr<T>(c, kRax), value);
-      p.advance(kRdi, sizeof(T));
-      return true;
-    }, stop);
+    return repeat(
+        c, insn, p,
+        [&] {
+          u64 at = 0;
+          T value = 0;
+          if (!dest_address<T>(c, p, false, &at) || !load(c, at, &value)) return false;
+          alu::sub<T>(c.flags, get_gpr<T>(c, kRax), value);
+          p.advance(kRdi, sizeof(T));
+          return true;
+        },
+        stop);
   });
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // SYSCALL, SYSRET, SYSENTER, SYSEXIT: flat segments out of MSRs, no descriptor is read.
-// Spec: Intel SDM vol. 2; where AMD differs (SYSRET's canonical check, SYSENTER outside 64-bit mode)
-// the guest's CPUID vendor does not matter: the stricter rule is taken.
+// Spec: Intel SDM vol. 2; where AMD differs (SYSRET's canonical check, SYSENTER outside 64-bit
+// mode) the guest's CPUID vendor does not matter: the stricter rule is taken.
 #include "vcpu/mem.h"
 #include "vcpu/ops.h"
 
@@ -39,7 +39,9 @@ void enter(Cpu& c, const Segment& cs, const Segment& ss, u64 rip) {
   c.update_attention();
 }
 
-bool la57(const Cpu& c) { return (c.s.sys.cr4 & cr4::kLa57) != 0; }
+bool la57(const Cpu& c) {
+  return (c.s.sys.cr4 & cr4::kLa57) != 0;
+}
 
 }  // namespace
 

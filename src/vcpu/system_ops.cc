@@ -45,7 +45,8 @@ Step sti(Cpu& c, const Insn&) {
   return Step::kEnd;
 }
 
-// --- Control and debug registers ------------------------------------------------------------------
+// --- Control and debug registers
+// ------------------------------------------------------------------
 
 Step clts(Cpu& c, const Insn&) {
   if (!privileged(c)) return c.stop;
@@ -78,12 +79,24 @@ Step mov_to_cr(Cpu& c, const Insn& insn) {
   trace::emit(trace::Event::kvm_cr, trace::Room::vcpu, 1, insn.operand[0].reg, value);
   bool ok = false;
   switch (insn.operand[0].reg) {
-    case 0: ok = set_cr0(c, value); break;
-    case 2: c.s.sys.cr2 = value; ok = true; break;
-    case 3: ok = set_cr3(c, value); break;
-    case 4: ok = set_cr4(c, value); break;
-    case 8: ok = set_cr8(c, value); break;
-    default: return c.ud();
+    case 0:
+      ok = set_cr0(c, value);
+      break;
+    case 2:
+      c.s.sys.cr2 = value;
+      ok = true;
+      break;
+    case 3:
+      ok = set_cr3(c, value);
+      break;
+    case 4:
+      ok = set_cr4(c, value);
+      break;
+    case 8:
+      ok = set_cr8(c, value);
+      break;
+    default:
+      return c.ud();
   }
   return ok ? Step::kEnd : c.gp0();
 }
@@ -91,12 +104,23 @@ Step mov_from_cr(Cpu& c, const Insn& insn) {
   if (!privileged(c)) return c.stop;
   u64 value = 0;
   switch (insn.operand[1].reg) {
-    case 0: value = c.s.sys.cr0; break;
-    case 2: value = c.s.sys.cr2; break;
-    case 3: value = c.s.sys.cr3; break;
-    case 4: value = c.s.sys.cr4; break;
-    case 8: value = c.s.sys.cr8; break;
-    default: return c.ud();
+    case 0:
+      value = c.s.sys.cr0;
+      break;
+    case 2:
+      value = c.s.sys.cr2;
+      break;
+    case 3:
+      value = c.s.sys.cr3;
+      break;
+    case 4:
+      value = c.s.sys.cr4;
+      break;
+    case 8:
+      value = c.s.sys.cr8;
+      break;
+    default:
+      return c.ud();
   }
   c.s.gpr[insn.operand[0].reg] = c.long64() ? value : static_cast<u32>(value);
   return Step::kNext;
@@ -129,9 +153,15 @@ Step mov_to_dr(Cpu& c, const Insn& insn) {
   if (!c.long64()) value = static_cast<u32>(value);
   if (reg >= 6 && (value >> 32) != 0) return c.gp0();
   switch (reg) {
-    case 6: c.s.dr6 = (value & 0x0001e00f) | 0xffff0ff0; break;
-    case 7: c.s.dr7 = (value & 0xffff2bff) | 0x400; break;
-    default: c.s.dr[reg] = value; break;
+    case 6:
+      c.s.dr6 = (value & 0x0001e00f) | 0xffff0ff0;
+      break;
+    case 7:
+      c.s.dr7 = (value & 0xffff2bff) | 0x400;
+      break;
+    default:
+      c.s.dr[reg] = value;
+      break;
   }
   return Step::kNext;
 }
@@ -171,7 +201,8 @@ Step invpcid(Cpu& c, const Insn& insn) {
   return Step::kEnd;
 }
 
-// --- Identification, time, MSRs -------------------------------------------------------------------
+// --- Identification, time, MSRs
+// -------------------------------------------------------------------
 
 Step cpuid(Cpu& c, const Insn&) {
   const CpuidEntry e = lookup_cpuid(c, get_gpr<u32>(c, kRax), get_gpr<u32>(c, kRcx));
@@ -216,7 +247,9 @@ Step rdpid(Cpu& c, const Insn& insn) {
   return Step::kNext;
 }
 // There is no PMU: every counter index is out of range.
-Step rdpmc(Cpu& c, const Insn&) { return c.gp0(); }
+Step rdpmc(Cpu& c, const Insn&) {
+  return c.gp0();
+}
 
 namespace {
 
@@ -266,7 +299,8 @@ Step wrmsr(Cpu& c, const Insn&) {
   return Step::kEnd;
 }
 
-// --- Extended state -------------------------------------------------------------------------------
+// --- Extended state
+// -------------------------------------------------------------------------------
 
 Step xgetbv(Cpu& c, const Insn&) {
   if ((c.s.sys.cr4 & cr4::kOsxsave) == 0) return c.ud();
@@ -287,7 +321,8 @@ Step xsetbv(Cpu& c, const Insn&) {
   return Step::kNext;
 }
 
-// --- The rest -------------------------------------------------------------------------------------
+// --- The rest
+// -------------------------------------------------------------------------------------
 
 Step monitor(Cpu& c, const Insn&) {
   if (!c.features.monitor) return c.ud();
@@ -310,7 +345,9 @@ constexpr u64 kErrNosys = static_cast<u64>(-1000), kErrPerm = static_cast<u64>(-
 // VMCALL and VMMCALL are one and the same here. Analogue: kvm_emulate_hypercall.
 Step vmcall(Cpu& c, const Insn& insn) {
   const bool wide = c.long64();
-  const auto arg = [&](unsigned reg) { return wide ? c.s.gpr[reg] : static_cast<u32>(c.s.gpr[reg]); };
+  const auto arg = [&](unsigned reg) {
+    return wide ? c.s.gpr[reg] : static_cast<u32>(c.s.gpr[reg]);
+  };
   const u64 nr = arg(kRax);
   trace::emit(trace::Event::kvm_hypercall, trace::Room::vcpu, nr, arg(kRbx), arg(kRcx), arg(kRdx));
   u64 result = kErrNosys;
@@ -337,7 +374,9 @@ Step vmcall(Cpu& c, const Insn& insn) {
   return Step::kNext;
 }
 
-Step invd(Cpu& c, const Insn&) { return privileged(c) ? Step::kNext : c.stop; }
+Step invd(Cpu& c, const Insn&) {
+  return privileged(c) ? Step::kNext : c.stop;
+}
 Step clac(Cpu& c, const Insn&) {
   if ((c.s.sys.cr4 & cr4::kSmap) == 0 && (c.cr4_reserved & cr4::kSmap) != 0) return c.ud();
   if (c.cpl() != 0) return c.ud();
@@ -365,7 +404,9 @@ Step clflush(Cpu& c, const Insn& insn) {
   if (!operand_address(c, insn, 1, false, &linear) || !probe_read(c, linear, 1)) return c.stop;
   return Step::kNext;
 }
-Step prefetch(Cpu&, const Insn&) { return Step::kNext; }
+Step prefetch(Cpu&, const Insn&) {
+  return Step::kNext;
+}
 
 Step rdrand(Cpu& c, const Insn& insn) {
   if (!(insn.op == Op::kRdrand ? c.features.rdrand : c.features.rdseed)) return c.ud();
@@ -388,8 +429,12 @@ Step rdpkru(Cpu& c, const Insn& insn) {
 }
 
 // An encoding that is no instruction; more than 15 bytes of prefixes are #GP.
-Step ud(Cpu& c, const Insn& insn) { return insn.length > 15 ? c.gp0() : c.ud(); }
+Step ud(Cpu& c, const Insn& insn) {
+  return insn.length > 15 ? c.gp0() : c.ud();
+}
 // An instruction this processor does not offer.
-Step undefined(Cpu& c, const Insn&) { return c.ud(); }
+Step undefined(Cpu& c, const Insn&) {
+  return c.ud();
+}
 
 }  // namespace stagetwo::vcpu::ops

@@ -114,8 +114,12 @@ void Vcpu::request_exit() {
   cpu_->memory->lines().kick(cpu_->line);
 }
 
-CpuState& Vcpu::state() { return cpu_->s; }
-const CpuState& Vcpu::state() const { return cpu_->s; }
+CpuState& Vcpu::state() {
+  return cpu_->s;
+}
+const CpuState& Vcpu::state() const {
+  return cpu_->s;
+}
 
 void Vcpu::registers_changed() {
   cpu_->s.rflags |= 2;
@@ -141,7 +145,9 @@ Result<void> Vcpu::set_cpuid(std::span<const CpuidEntry> entries) {
   return {};
 }
 
-std::span<const CpuidEntry> Vcpu::cpuid() const { return {cpu_->cpuid, cpu_->cpuid_count}; }
+std::span<const CpuidEntry> Vcpu::cpuid() const {
+  return {cpu_->cpuid, cpu_->cpuid_count};
+}
 
 CpuidEntry Vcpu::query_cpuid(u32 function, u32 index) const {
   return lookup_cpuid(*cpu_, function, index);
@@ -169,11 +175,16 @@ void Vcpu::nmi() {
 
 bool Vcpu::ready_for_interrupt_injection() const {
   const Cpu& c = *cpu_;
-  return interrupt_window_open(c) && !c.s.events.exception_pending && !c.s.events.exception_injected;
+  return interrupt_window_open(c) && !c.s.events.exception_pending &&
+         !c.s.events.exception_injected;
 }
-bool Vcpu::interrupts_enabled() const { return (cpu_->s.rflags & rflags::kIf) != 0; }
+bool Vcpu::interrupts_enabled() const {
+  return (cpu_->s.rflags & rflags::kIf) != 0;
+}
 
-void Vcpu::set_guest_debug(const GuestDebug& debug) { cpu_->debug = debug; }
+void Vcpu::set_guest_debug(const GuestDebug& debug) {
+  cpu_->debug = debug;
+}
 
 bool Vcpu::translate(Gva gva, Gpa* gpa) {
   Cpu& c = *cpu_;
@@ -192,8 +203,14 @@ bool Vcpu::translate(Gva gva, Gpa* gpa) {
   return ok;
 }
 
-u64 Vcpu::guest_tsc() const { return read_tsc(*cpu_); }
-u32 Vcpu::id() const { return cpu_->id; }
-u64 Vcpu::instructions() const { return cpu_->instructions; }
+u64 Vcpu::guest_tsc() const {
+  return read_tsc(*cpu_);
+}
+u32 Vcpu::id() const {
+  return cpu_->id;
+}
+u64 Vcpu::instructions() const {
+  return cpu_->instructions;
+}
 
 }  // namespace stagetwo::vcpu

@@ -10,7 +10,8 @@
 //                 set_system_state.
 //             I3  an exit leaves RIP where the kernel leaves it (kernel file: x86.c).
 // Locking: the caller holds the vCPU's mutex over every call, except request_exit (any thread,
-// signal handlers included). Lifetime: borrows GuestMemory, VmPolicy and the PIO page until destroyed.
+// signal handlers included). Lifetime: borrows GuestMemory, VmPolicy and the PIO page until
+// destroyed.
 
 #include <span>
 
@@ -48,8 +49,8 @@ struct VmPolicy {
   bool irqchip = false;                    // HLT waits instead of exiting
   u64 hypercall_exits = 0;                 // KVM_CAP_EXIT_HYPERCALL mask
   u64 disabled_quirks = 0;                 // KVM_CAP_DISABLE_QUIRKS2
-  u32 msr_exit_reasons = 0;                // KVM_CAP_X86_USER_SPACE_MSR: 1 inval, 2 unknown, 4 filter
-  u64 hlt_in_guest = 0;                    // KVM_CAP_X86_DISABLE_EXITS bits
+  u32 msr_exit_reasons = 0;  // KVM_CAP_X86_USER_SPACE_MSR: 1 inval, 2 unknown, 4 filter
+  u64 hlt_in_guest = 0;      // KVM_CAP_X86_DISABLE_EXITS bits
   u32 tsc_khz = 0;
 
   void* context = nullptr;
