@@ -36,9 +36,12 @@ std::map<u32, std::string> known_capabilities() {
 
 const char* name_of(Enable enable) {
   switch (enable) {
-    case Enable::kNone: return "";
-    case Enable::kVm: return "VM";
-    case Enable::kVcpu: return "vCPU";
+    case Enable::kNone:
+      return "";
+    case Enable::kVm:
+      return "VM";
+    case Enable::kVcpu:
+      return "vCPU";
   }
   return "";
 }
@@ -46,7 +49,8 @@ const char* name_of(Enable enable) {
 std::string support_matrix() {
   std::ostringstream out;
   out << "# What of KVM is there\n\n"
-         "Generated from `src/abi/kvm/capabilities.cc` and `src/abi/kvm/requests.cc`; a test fails when it is stale.\n"
+         "Generated from `src/abi/kvm/capabilities.cc` and `src/abi/kvm/requests.cc`; a test fails "
+         "when it is stale.\n"
          "Rewrite it with `STAGETWO_UPDATE_DOCS=1 build/tests/abi_kvm_capabilities_test`.\n\n"
          "## Capabilities\n\n"
          "`KVM_CHECK_EXTENSION` answers these; every number that is not listed answers 0.\n\n"
@@ -65,13 +69,17 @@ std::string support_matrix() {
     comma = ", ";
   }
   out << ".\n\n## Requests\n\n"
-         "A request that is not listed for a descriptor is refused as Linux refuses an unknown one: EINVAL on the\n"
-         "device and on a vCPU, ENOTTY on a VM. A descriptor of another process's VM answers EIO to everything.\n\n"
+         "A request that is not listed for a descriptor is refused as Linux refuses an unknown "
+         "one: EINVAL on the\n"
+         "device and on a vCPU, ENOTTY on a VM. A descriptor of another process's VM answers EIO "
+         "to everything.\n\n"
          "| request | on | remark |\n|---|---|---|\n";
   for (const Request& row : requests())
     out << "| " << row.name << " | "
-        << (row.on == On::kDevice ? "device" : row.on == On::kVm ? "VM" : "vCPU") << " | "
-        << row.remark << " |\n";
+        << (row.on == On::kDevice ? "device"
+            : row.on == On::kVm   ? "VM"
+                                  : "vCPU")
+        << " | " << row.remark << " |\n";
   return out.str();
 }
 
@@ -107,10 +115,10 @@ TEST(Capabilities, HaveTheValuesEveryKvmProgramNeeds) {
 }
 
 TEST(Capabilities, OfLaterWorkAreZero) {
-  for (const int number : {KVM_CAP_GUEST_MEMFD, KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_DIRTY_LOG_RING,
-                           KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_PRE_FAULT_MEMORY,
-                           KVM_CAP_NESTED_STATE, KVM_CAP_X86_SMM, KVM_CAP_HYPERV, KVM_CAP_XEN_HVM,
-                           KVM_CAP_MULTI_ADDRESS_SPACE})
+  for (const int number :
+       {KVM_CAP_GUEST_MEMFD, KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_DIRTY_LOG_RING,
+        KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_NESTED_STATE,
+        KVM_CAP_X86_SMM, KVM_CAP_HYPERV, KVM_CAP_XEN_HVM, KVM_CAP_MULTI_ADDRESS_SPACE})
     EXPECT_EQ(check_extension(static_cast<u64>(number)), 0) << number;
 }
 
