@@ -265,6 +265,10 @@ constexpr unsigned long kFsgsbaseHwcap2 = 2;  // AT_HWCAP2, HWCAP2_FSGSBASE
 }  // namespace
 
 bool NativeCpu::open(std::string* reason) {
+  if (kShadowMemory) {
+    *reason = "a sanitizer's shadow memory lies within reach of random sequences";
+    return false;
+  }
   if ((getauxval(AT_HWCAP2) & kFsgsbaseHwcap2) == 0) {
     *reason = "the kernel does not let user mode write FS and GS bases";
     return false;

@@ -15,6 +15,16 @@
 
 namespace stagetwo::twin {
 
+// A sanitizer's shadow memory lies where random sequences may write: nothing runs beside it.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kShadowMemory = true;
+#elif defined(__has_feature)
+inline constexpr bool kShadowMemory =
+    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
+#else
+inline constexpr bool kShadowMemory = false;
+#endif
+
 class NativeCpu {
  public:
   NativeCpu() = default;

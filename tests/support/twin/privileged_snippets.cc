@@ -43,6 +43,11 @@ asm(R"(
   mov $(\value >> 32), %edx
   wrmsr
 .endm
+# REX.W FF /5 (2c: jump) or /3 (1c: call) with the 10-byte pointer at SCRATCH; assemblers differ here
+.macro far_through_scratch modrm
+  .byte 0x48, 0xff, \modrm, 0x25
+  .long SCRATCH
+.endm
 # an IRETQ frame, then the IRETQ, to the next instruction
 .macro to_ring cs, ss
   mov %rsp, %rax
@@ -287,20 +292,20 @@ snippet "a far jump through memory"
   lea 1f(%rip), %rax
   mov %rax, SCRATCH
   movw $KERNEL_CS, SCRATCH+8
-  rex.w ljmp *SCRATCH
+  far_through_scratch 0x2c
   ud2
 1:
   mov %cs, %ebx
 end_snippet
 snippet "a far jump to a data segment is refused"
   movw $KERNEL_SS, SCRATCH+8
-  rex.w ljmp *SCRATCH
+  far_through_scratch 0x2c
 end_snippet
 snippet "a far call and a far return"
   lea 1f(%rip), %rax
   mov %rax, SCRATCH
   movw $KERNEL_CS, SCRATCH+8
-  rex.w lcall *SCRATCH
+  far_through_scratch 0x1c
   mov $7, %esi
   jmp 2f
 1:

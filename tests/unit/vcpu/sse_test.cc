@@ -33,8 +33,7 @@ Insn registers(Op op, u64 imm = 0) {
 }
 
 constexpr u32 kDefault = 0x1f80;
-constexpr u32 kInvalid = 1, kDenormal = 2, kZeroDivide = 4, kOverflow = 8, kUnderflow = 16,
-              kPrecision = 32;
+constexpr u32 kInvalid = 1, kZeroDivide = 4, kOverflow = 8, kUnderflow = 16, kPrecision = 32;
 constexpr u32 unmask(u32 mxcsr, u32 flags) {
   return mxcsr & ~(flags << 7);
 }
