@@ -21,6 +21,7 @@
 #include "sync/ack_line.h"
 #include "vcpu/exit.h"
 #include "vcpu/flags.h"
+#include "vcpu/in_flight.h"
 #include "vcpu/soft_tlb.h"
 #include "vcpu/state.h"
 #include "vcpu/vcpu.h"
@@ -29,86 +30,6 @@ namespace stagetwo::vcpu {
 
 class BlockCache;
 
-enum class Step : u8 {
-  kNext,   // done; go on behind the instruction
-  kJump,   // done; s.rip is where to go on
-  kEnd,    // done; go on behind the instruction, but look at the world first
-  kFault,  // `fault` is to be delivered; RIP is at the instruction
-  kExit,   // `exit` is to be reported; RIP is where it belongs
-  kAgain,  // RIP is at the instruction, which is to be started again (REP, retry)
-};
-
-enum Vector : u8 {
-  kVectorDe = 0,
-  kVectorDb = 1,
-  kVectorNmi = 2,
-  kVectorBp = 3,
-  kVectorOf = 4,
-  kVectorBr = 5,
-  kVectorUd = 6,
-  kVectorNm = 7,
-  kVectorDf = 8,
-  kVectorTs = 10,
-  kVectorNp = 11,
-  kVectorSs = 12,
-  kVectorGp = 13,
-  kVectorPf = 14,
-  kVectorMf = 16,
-  kVectorAc = 17,
-  kVectorXm = 19,
-};
-
-struct Fault {
-  u8 vector = 0;
-  bool has_error = false;
-  bool trap = false;  // RIP is already behind the instruction
-  u32 error = 0;
-  u64 payload = 0;  // CR2 of #PF, DR6 bits of #DB
-};
-
-// Accesses to memory nobody backs, while one instruction is under way. A read the client must
-// answer ends the instruction; when it is started again the answers stand in `reads`. Writes are
-// queued and reported once the instruction is done. Analogue: kvm_mmio_fragment.
-struct Mmio {
-  static constexpr unsigned kMax = 72;  // FXSAVE, page crossing included
-  struct Fragment {
-    Gpa gpa;
-    u32 len;
-    u64 data;
-  };
-  u64 reads[kMax];
-  unsigned answered = 0;  // valid in `reads`
-  unsigned position = 0;  // next one the instruction will ask for
-  u32 waiting_len = 0;    // a read is with the client
-  Fragment writes[kMax];
-  unsigned queued = 0;
-  unsigned reported = 0;
-
-  [[nodiscard]] bool write_waits() const { return reported < queued; }
-};
-
-// What run() must finish before the guest goes on.
-enum class Pending : u8 {
-  kNone,
-  kIn,
-  kOut,
-  kStringIn,
-  kMmioRead,
-  kMmioWrite,
-  kHypercall,
-  kRdMsr,
-  kWrMsr
-};
-
-struct PendingIo {
-  Pending kind = Pending::kNone;
-  u8 size = 0;
-  u8 length = 0;  // of the instruction
-  u32 count = 0;  // string input: elements the client filled
-  u32 used = 0;
-  u64 linear_rip = 0;
-};
-
 // Why the loop must look around before the next block. Own thread only.
 enum Attention : u32 {
   kAttendEvents = 1,  // something may be deliverable: interrupt, NMI, window, shadow
@@ -116,17 +37,6 @@ enum Attention : u32 {
   kAttendMmio = 4,    // queued writes
   kAttendCode = 8,    // the running block was written to
   kAttendExit = 16,   // somebody may want the guest out
-};
-
-inline constexpr unsigned kMaxCpuid = 256;
-
-// What CPUID offers, as the executor asks for it. Before KVM_SET_CPUID2: nothing.
-struct Features {
-  bool bmi1 = false, lzcnt = false, popcnt = false, movbe = false, crc32 = false, adx = false;
-  bool rdtscp = false, rdpid = false, monitor = false, invpcid = false, fsgsbase = false;
-  bool rdrand = false, rdseed = false, xsave = false, nx = false, long_mode = false;
-  bool syscall = false, cx16 = false, clflushopt = false, clwb = false, ffxsr = false;
-  bool amd = false;
 };
 
 struct Cpu {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "vcpu/alu.h"
+#include "vcpu/alu_wide.h"
 #include "vcpu/hot_ops.h"
 
 namespace stagetwo::vcpu::hot {
