@@ -201,6 +201,7 @@ bool interrupt_window_open(const Cpu& c) {
 Step run_one(Cpu& c) {
   // The shadow covers this instruction; one that makes a new shadow sets it again.
   const u8 shadow = c.s.events.shadow;
+  const u64 start = c.s.rip;
   c.s.events.shadow = 0;
   const Block* block = find_block(c);
   Step step = c.stop;
@@ -210,7 +211,9 @@ Step run_one(Cpu& c) {
     c.insn = nullptr;
     ++c.instructions;
   }
-  if (step == Step::kAgain || step == Step::kExit) c.s.events.shadow = shadow;
+  // An instruction that is not over keeps its shadow; HLT is over when it exits.
+  const bool waiting = step == Step::kExit && c.s.rip == start;
+  if (step == Step::kAgain || waiting) c.s.events.shadow = shadow;
   return step;
 }
 

@@ -23,6 +23,7 @@
 namespace kvm_client {
 
 using stagetwo::u32;
+using stagetwo::u16;
 using stagetwo::u64;
 using stagetwo::u8;
 

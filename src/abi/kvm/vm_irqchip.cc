@@ -127,7 +127,7 @@ Result<long> Vm::irq_line(u64 arg, bool with_status) {
 Result<long> Vm::signal_msi(u64 arg) {
   const auto msi = ST_TRY(copy_in<kvm_msi>(arg));
   vcpu::Irqchip* const controllers = chip();
-  if (controllers == nullptr || msi.flags != 0) return refuse(EINVAL);
+  if (controllers == nullptr || (msi.flags & ~KVM_MSI_VALID_DEVID) != 0) return refuse(EINVAL);
   const int taken = controllers->send_msi(msi.address_lo | u64{msi.address_hi} << 32, msi.data);
   if (taken < 0) return refuse(EPERM);
   return taken;
