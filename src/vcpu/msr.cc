@@ -34,6 +34,7 @@ enum Msr : u32 {
   kPerfStatus = 0x198,
   kMiscEnable = 0x1a0,
   kDebugCtl = 0x1d9,
+  kPowerCtl = 0x1fc,
   kLastBranchFrom = 0x1db,
   kLastIntTo = 0x1de,
   kMtrrPhys = 0x200,
@@ -94,6 +95,8 @@ u64* plain_msr(Cpu& c, u32 index) {
       return &m.mcg_status;
     case kDebugCtl:
       return &m.debugctl;
+    case kPowerCtl:
+      return &m.power_ctl;
     case kMtrrDefType:
       return &m.mtrr_def_type;
     case kMtrrFix64:

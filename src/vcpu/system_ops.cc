@@ -342,8 +342,26 @@ constexpr u64 kHcMapGpaRange = 12;
 constexpr u64 kErrNosys = static_cast<u64>(-1000), kErrPerm = static_cast<u64>(-1);
 }  // namespace
 
-// VMCALL and VMMCALL are one and the same here. Analogue: kvm_emulate_hypercall.
+namespace {
+
+// The other vendor's hypercall: KVM writes the right one over it, or under a disabled quirk lets
+// the guest have its #UD. Analogue: em_hypercall, emulator_fix_hypercall.
+bool is_foreign_hypercall(const Cpu& c, const Insn& insn) {
+  return c.cpuid_count != 0 && (insn.op == Op::kVmmcall) != c.features.amd;
+}
+Step fix_hypercall(Cpu& c) {
+  constexpr u64 kQuirkFixHypercall = 1 << 5;
+  if ((c.policy->disabled_quirks & kQuirkFixHypercall) != 0) return c.ud();
+  const u8 bytes[3] = {0x0f, 0x01, static_cast<u8>(c.features.amd ? 0xd9 : 0xc1)};
+  return store_bytes(c, c.linear_rip(), bytes, sizeof(bytes), Who::kExplicit) ? Step::kAgain
+                                                                              : c.stop;
+}
+
+}  // namespace
+
+// Analogue: kvm_emulate_hypercall.
 Step vmcall(Cpu& c, const Insn& insn) {
+  if (is_foreign_hypercall(c, insn)) return fix_hypercall(c);
   const bool wide = c.long64();
   const auto arg = [&](unsigned reg) {
     return wide ? c.s.gpr[reg] : static_cast<u32>(c.s.gpr[reg]);

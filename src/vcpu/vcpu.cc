@@ -53,6 +53,8 @@ Result<Vcpu*> Vcpu::create(const VcpuConfig& config) {
     }
     c.pio_page = c.own_pio_page = static_cast<u8*>(*page);
   }
+  const u64 origin = c.policy->tsc_origin;
+  c.tsc_offset = -static_cast<s64>(origin != 0 ? origin : host_tsc());
   c.s.reset(config.boot_cpu);
   c.poll_countdown = 1;
   apply_cpuid(c);

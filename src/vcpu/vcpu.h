@@ -52,6 +52,7 @@ struct VmPolicy {
   u32 msr_exit_reasons = 0;  // KVM_CAP_X86_USER_SPACE_MSR: 1 inval, 2 unknown, 4 filter
   u64 hlt_in_guest = 0;      // KVM_CAP_X86_DISABLE_EXITS bits
   u32 tsc_khz = 0;
+  u64 tsc_origin = 0;  // the machine's counter when the guest's began at zero; 0: at vCPU creation
 
   void* context = nullptr;
   // False: the filter denies the access.

@@ -61,6 +61,7 @@ Result<long> Vm::open(u64 type) {
 
 Vm::Vm(Box<stage2::GuestMemory> memory) : memory_(std::move(memory)) {
   policy_.tsc_khz = host_tsc_khz();
+  policy_.tsc_origin = host_tsc();
   policy_.context = this;
   policy_.msr_allowed = &Vm::msr_allowed;
   policy_.coalesce_mmio = &Vm::coalesce_mmio;
