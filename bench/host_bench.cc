@@ -29,7 +29,9 @@ double mean_ns(int rounds, F&& f) {
 void* map(size_t bytes) {
   return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
-u64 number(const void* at) { return reinterpret_cast<u64>(at); }
+u64 number(const void* at) {
+  return reinterpret_cast<u64>(at);
+}
 
 class Listener final : public MmuNotifier {
  public:
@@ -46,7 +48,9 @@ void bell(benchmark::State& state) {
   }
   bench::report(state, {.unit = "ns", .at_most = 50});
 }
-void BellWithoutSubscriber(benchmark::State& state) { bell(state); }
+void BellWithoutSubscriber(benchmark::State& state) {
+  bell(state);
+}
 BENCHMARK(BellWithoutSubscriber);
 
 void BellWithAForeignSubscriber(benchmark::State& state) {
@@ -112,10 +116,9 @@ void CopyOfOnePage(benchmark::State& state) {
   });
   for (auto _ : state) benchmark::DoNotOptimize(copy_from(buffer, Hva(number(page)), kPageSize));
   munmap(page, kPageSize);
-  bench::report(state, {.unit = "ns",
-                        .yardstick = "memcpy of 4 KiB",
-                        .yardstick_value = plain,
-                        .at_most = 1.5});
+  bench::report(
+      state,
+      {.unit = "ns", .yardstick = "memcpy of 4 KiB", .yardstick_value = plain, .at_most = 1.5});
 }
 BENCHMARK(CopyOfOnePage);
 

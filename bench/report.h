@@ -2,7 +2,8 @@
 #pragma once
 
 // How a benchmark says what its figure means, so that tools/bench can put it beside a yardstick.
-// A figure without report() is a time per iteration in nanoseconds, with neither yardstick nor target.
+// A figure without report() is a time per iteration in nanoseconds, with neither yardstick nor
+// target.
 
 #include <benchmark/benchmark.h>
 

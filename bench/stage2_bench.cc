@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Faults, invalidations and slot calls; the yardsticks are what the host itself charges for the same.
+// Faults, invalidations and slot calls; the yardsticks are what the host itself charges for the
+// same.
 
 #include <sys/mman.h>
 
@@ -31,8 +32,8 @@ double median(std::vector<double>& values) {
   return *middle;
 }
 void* map(size_t bytes) {
-  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-              0);
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+              -1, 0);
 }
 
 // A VM with one slot.
@@ -246,7 +247,8 @@ void LookupAmong32763Slots(benchmark::State& state) {
   for (auto _ : state) {
     x = x * 6364136223846793005U + 1442695040888963407U;
     const Memslots::Reader reader(vm.memory->slots());
-    benchmark::DoNotOptimize(reader.find(0, Gfn((u64{1} << 20) + 1 + (x >> 33) % (kManySlots - 1))));
+    benchmark::DoNotOptimize(
+        reader.find(0, Gfn((u64{1} << 20) + 1 + (x >> 33) % (kManySlots - 1))));
   }
   bench::report(state, {.unit = "ns"});
 }
@@ -281,10 +283,9 @@ void DirtyLogOfACleanGigabyte(benchmark::State& state) {
         vm.memory->slots().get_dirty_log(0, Hva(reinterpret_cast<u64>(bitmap))));
   }
   munmap(bitmap, kBitmap);
-  bench::report(state, {.unit = "ns",
-                        .yardstick = "memcpy of the bitmap",
-                        .yardstick_value = copy,
-                        .at_most = 10});
+  bench::report(
+      state,
+      {.unit = "ns", .yardstick = "memcpy of the bitmap", .yardstick_value = copy, .at_most = 10});
 }
 BENCHMARK(DirtyLogOfACleanGigabyte);
 

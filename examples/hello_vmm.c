@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The smallest machine that shows the main job: a guest that prints through a port, fills memory
-// nobody has touched yet, talks to a device that is not there, and keeps its view of memory coherent
-// with ours while we take a page away under it.
+// nobody has touched yet, talks to a device that is not there, and keeps its view of memory
+// coherent with ours while we take a page away under it.
 //
 // Only the public KVM ABI is used, so the same program runs on the kernel's own /dev/kvm:
 //
@@ -20,10 +20,10 @@
 
 enum {
   kPage = 4096,
-  kPml4 = 0x1000,      // The guest's page tables,
+  kPml4 = 0x1000,  // The guest's page tables,
   kPdpt = 0x2000,
-  kPdLow = 0x3000,     // the first GiB in 2 MiB pages,
-  kPdDevices = 0x4000, // and the fourth, where the device is.
+  kPdLow = 0x3000,      // the first GiB in 2 MiB pages,
+  kPdDevices = 0x4000,  // and the fourth, where the device is.
   kCode = 0x10000,
   kStackTop = 0x20000,
   kData = 0x200000,
@@ -56,11 +56,11 @@ __asm__(
     "  dec %rbx\n"
     "  jnz 3b\n"
     "  mov $0xd0000000, %rdi\n"
-    "  movq $42, (%rdi)\n"       // No memory here: the store leaves the guest,
-    "  mov 8(%rdi), %r8\n"       // and the load waits for an answer.
-    "  mov 0x200000, %r9\n"      // Page 0 as we wrote it,
+    "  movq $42, (%rdi)\n"   // No memory here: the store leaves the guest,
+    "  mov 8(%rdi), %r8\n"   // and the load waits for an answer.
+    "  mov 0x200000, %r9\n"  // Page 0 as we wrote it,
     "  mov $1, %al\n"
-    "  out %al, $0xea\n"         // and again after the host has discarded it.
+    "  out %al, $0xea\n"  // and again after the host has discarded it.
     "  mov 0x200000, %r10\n"
     "  mov $2, %al\n"
     "  out %al, $0xea\n"
@@ -149,9 +149,9 @@ static void enter_long_mode(struct machine* m) {
   s.cs = code;
   s.ds = s.es = s.fs = s.gs = s.ss = data;
   s.cr3 = kPml4;
-  s.cr4 = 1u << 5;                        // PAE
-  s.efer = (1u << 8) | (1u << 10);        // LME, LMA
-  s.cr0 = 1u | (1u << 4) | (1u << 31);    // PE, ET, PG
+  s.cr4 = 1u << 5;                      // PAE
+  s.efer = (1u << 8) | (1u << 10);      // LME, LMA
+  s.cr0 = 1u | (1u << 4) | (1u << 31);  // PE, ET, PG
   must(ioctl(m->vcpu, KVM_SET_SREGS, &s) == 0, "KVM_SET_SREGS");
   struct kvm_regs r = {.rip = kCode, .rsp = kStackTop, .rflags = 2};
   must(ioctl(m->vcpu, KVM_SET_REGS, &r) == 0, "KVM_SET_REGS");
@@ -201,14 +201,19 @@ int main(void) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   create_machine(&m);
   enter_long_mode(&m);
-  printf("host   gives a guest %u pages it has not touched: %u are resident\n", (unsigned)kDataPages,
-         resident_pages(&m));
+  printf("host   gives a guest %u pages it has not touched: %u are resident\n",
+         (unsigned)kDataPages, resident_pages(&m));
   for (;;) {
     must(ioctl(m.vcpu, KVM_RUN, 0) == 0 || errno == EINTR, "KVM_RUN");
     switch (m.run->exit_reason) {
-      case KVM_EXIT_IO: handle_port(&m); break;
-      case KVM_EXIT_MMIO: handle_mmio(&m); break;
-      case KVM_EXIT_INTR: break;
+      case KVM_EXIT_IO:
+        handle_port(&m);
+        break;
+      case KVM_EXIT_MMIO:
+        handle_mmio(&m);
+        break;
+      case KVM_EXIT_INTR:
+        break;
       case KVM_EXIT_HLT:
         printf("guest  halted after %u port and %u device exits\n", m.port_exits, m.mmio_exits);
         return 0;

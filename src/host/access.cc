@@ -71,6 +71,8 @@ size_t copy_to(Hva to, const void* from, size_t bytes) {
   });
 }
 
-std::optional<Hva> take_poison() { return backstop::take_poison(); }
+std::optional<Hva> take_poison() {
+  return backstop::take_poison();
+}
 
 }  // namespace stagetwo::host

@@ -16,10 +16,10 @@
 
 extern "C" {
 // The linker's bounds of the section the guarded accesses fill; null where a program has none.
-[[gnu::weak, gnu::visibility("hidden")]] extern const stagetwo::arch::FaultEntry
-    __start_st_fault_table[];
-[[gnu::weak, gnu::visibility("hidden")]] extern const stagetwo::arch::FaultEntry
-    __stop_st_fault_table[];
+[[gnu::weak,
+  gnu::visibility("hidden")]] extern const stagetwo::arch::FaultEntry __start_st_fault_table[];
+[[gnu::weak,
+  gnu::visibility("hidden")]] extern const stagetwo::arch::FaultEntry __stop_st_fault_table[];
 void stagetwo_sigreturn();
 }
 
@@ -27,11 +27,14 @@ void stagetwo_sigreturn();
 // its stack flag. The kernel therefore does for our handler what it would have done for the
 // client's, and passing a signal on is a call. What is left to do by hand:
 //
-//   SIG_DFL, SIG_IGN   of a fault: put SIG_DFL back and return; the instruction faults again and the
+//   SIG_DFL, SIG_IGN   of a fault: put SIG_DFL back and return; the instruction faults again and
+//   the
 //                      kernel ends the process, with the core dump the client expects
-//                      of a sent signal: SIG_DFL the same way after sending it again; SIG_IGN: nothing
+//                      of a sent signal: SIG_DFL the same way after sending it again; SIG_IGN:
+//                      nothing
 //   SA_RESETHAND       becomes SIG_DFL before the handler is called
-//   SA_SIGINFO missing the handler gets its one argument anyway, the others are in registers it ignores
+//   SA_SIGINFO missing the handler gets its one argument anyway, the others are in registers it
+//   ignores
 
 namespace stagetwo::host::backstop {
 namespace {
@@ -115,8 +118,8 @@ void die_by(int signal, const siginfo_t* info) {
                            0};
   static_cast<void>(set_kernel_action(signal, &fatal, nullptr));
   if (info->si_code > 0) return;  // a fault: it happens again, and now it is fatal
-  static_cast<void>(sys::call(SYS_rt_tgsigqueueinfo, sys::getpid(), sys::gettid(), signal,
-                              sys::arg(info)));
+  static_cast<void>(
+      sys::call(SYS_rt_tgsigqueueinfo, sys::getpid(), sys::gettid(), signal, sys::arg(info)));
 }
 
 void pass_to_client(int signal, siginfo_t* info, void* context) {
@@ -235,7 +238,9 @@ void remove_code_range(u64 start) {
   }
 }
 
-void after_fork_child() { std::construct_at(&actions, sync::Rank::kLeaf); }
+void after_fork_child() {
+  std::construct_at(&actions, sync::Rank::kLeaf);
+}
 
 std::optional<Hva> take_poison() {
   const u64 page = poisoned_page;
@@ -244,6 +249,8 @@ std::optional<Hva> take_poison() {
   return Hva(page);
 }
 
-u64 fixed_count() { return fixed.load(sync::kRelaxed); }
+u64 fixed_count() {
+  return fixed.load(sync::kRelaxed);
+}
 
 }  // namespace stagetwo::host::backstop

@@ -359,7 +359,9 @@ void rewrite_stat(const DescriptionRef& ref, struct ::stat* out) {
   }
 }
 
-bool in_borrowed_memory() { return static_cast<u32>(sys::getpid()) != process_stamp(); }
+bool in_borrowed_memory() {
+  return static_cast<u32>(sys::getpid()) != process_stamp();
+}
 
 CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
   if (ref_ && in_borrowed_memory()) ref_.reset();

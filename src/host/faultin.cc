@@ -48,8 +48,7 @@ Result<void> touch(Hva page, Access access) {
 int populate(Hva page, Access access) {
   const int advice = access == Access::kWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
   for (int asked = 0; asked < kMaxAsks; ++asked) {
-    const Result<void> done =
-        sys::madvise(reinterpret_cast<void*>(page.raw()), kPageSize, advice);
+    const Result<void> done = sys::madvise(reinterpret_cast<void*>(page.raw()), kPageSize, advice);
     if (done) return 0;
     const int error = to_int(done.error());
     if (error != EINTR && error != EAGAIN) return error;

@@ -12,13 +12,14 @@
 #include "sync/passage.h"
 
 // The roster is an array of seats that only grows. A change passes through `changes` from before it
-// reads the roster until after its last end, and rings the seats that are active; which of them said
-// "engaged" is a bit each, kept with the change. So:
+// reads the roster until after its last end, and rings the seats that are active; which of them
+// said "engaged" is a bit each, kept with the change. So:
 //
 //   register     fills a free seat, or publishes a larger copy of the roster; then waits for the
 //                changes that may not have seen it. It therefore gets both start and end of a
 //                change, or neither.
-//   unregister   marks the seat inactive: new changes pass it by. Then it waits for the changes that
+//   unregister   marks the seat inactive: new changes pass it by. Then it waits for the changes
+//   that
 //                rang it; they still ring its end. Only then is the seat free. Needs no memory.
 //
 //   change                          | register
@@ -31,8 +32,8 @@ namespace stagetwo::host {
 namespace {
 
 struct Seat {
-  // Written under the registry lock. Read by changes: `active` acquire pairs with the release of the
-  // register that filled `who`.
+  // Written under the registry lock. Read by changes: `active` acquire pairs with the release of
+  // the register that filled `who`.
   sync::Atomic<MmuNotifier*> who{nullptr};
   sync::Atomic<u32> active{0};
 };
@@ -136,7 +137,9 @@ void unregister_notifier(MmuNotifier* notifier) {
   notifier_count.fetch_sub(1, sync::kRelaxed);
 }
 
-void wait_for_changes() { changes.wait(); }
+void wait_for_changes() {
+  changes.wait();
+}
 
 unsigned debug_notifier_count() {
   return own_roster() == nullptr ? 0 : notifier_count.load(sync::kRelaxed);

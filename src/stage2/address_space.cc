@@ -8,9 +8,9 @@
 #include "base/trace.h"
 #include "host/faultin.h"
 
-// The theory is the kernel's: snapshot, translate without a lock, compare where a start would wait for
-// us, install. There is no lock to install under; what a lock does there is done by "an invalidation
-// waits for everybody who may have compared before it began":
+// The theory is the kernel's: snapshot, translate without a lock, compare where a start would wait
+// for us, install. There is no lock to install under; what a lock does there is done by "an
+// invalidation waits for everybody who may have compared before it began":
 //
 //   vCPU thread                         | unmapping thread
 //   snapshot s                          |
@@ -25,14 +25,16 @@
 //   uses P                              | gate.begin; bump; the line is RUNNING: wait
 //   poll: acknowledge, drop P           | ... acknowledged: munmap
 //
-// KVM's own accesses (page walks, emulation, ioctls) hold a read section instead of a line; the start
-// waits for those as well. Neither blocks in the kernel on what a resolver of the client must fill: the
-// page was made present before, outside (docs/journeys/guest_fault.md).
+// KVM's own accesses (page walks, emulation, ioctls) hold a read section instead of a line; the
+// start waits for those as well. Neither blocks in the kernel on what a resolver of the client must
+// fill: the page was made present before, outside (docs/journeys/guest_fault.md).
 
 namespace stagetwo::stage2 {
 namespace {
 
-u64 frame_of(Hva page) { return page.raw() >> kPageShift; }
+u64 frame_of(Hva page) {
+  return page.raw() >> kPageShift;
+}
 
 }  // namespace
 
@@ -133,8 +135,7 @@ FaultOutcome GuestMemory::transfer(Gpa gpa, size_t bytes, size_t* done, Access k
   FaultOutcome outcome = FaultOutcome::kFixed;
   while (moved < bytes) {
     Fault fault{.gpa = gpa + moved, .access = kind, .address_space = address_space};
-    const size_t chunk =
-        std::min<size_t>(bytes - moved, kPageSize - page_offset(fault.gpa));
+    const size_t chunk = std::min<size_t>(bytes - moved, kPageSize - page_offset(fault.gpa));
     outcome = with_page(fault, Mode::kMayBlock,
                         [&](Hva hva) { return copy(hva, moved, chunk) == chunk; });
     if (outcome != FaultOutcome::kFixed) break;

@@ -16,9 +16,10 @@
 //   polls: drops the translation, acks      |
 //   next store: a fault, marks again        | returns: this harvest's pages hold every store so far
 //
-// The mark is made where the acknowledgement can see it, never before RUNNING: a mark made outside and
-// harvested there would be followed by stores of nobody's harvest. The kernel's own order (entry first,
-// bit second) needs the same wait. Manual protection defers the wait to CLEAR, with the clearing.
+// The mark is made where the acknowledgement can see it, never before RUNNING: a mark made outside
+// and harvested there would be followed by stores of nobody's harvest. The kernel's own order
+// (entry first, bit second) needs the same wait. Manual protection defers the wait to CLEAR, with
+// the clearing.
 
 namespace stagetwo::stage2 {
 
@@ -73,8 +74,7 @@ Result<void> Memslots::clear_dirty_log(u32 slot, u64 first_page, u32 page_count,
   DirtyBitmap& dirty = *found.dirty;
   const u64 words = div_ceil<u64>(page_count, 64);
   const size_t bytes = words * sizeof(u64);
-  if (!host::is_user_range(bitmap, bytes) ||
-      host::copy_from(dirty.taken, bitmap, bytes) != bytes) {
+  if (!host::is_user_range(bitmap, bytes) || host::copy_from(dirty.taken, bitmap, bytes) != bytes) {
     return refuse(EFAULT);
   }
   bool any = false;

@@ -20,8 +20,8 @@
 // What commit publishes:
 //
 //   CREATE   hva tree with the slot | wait for changes | gfn tree with the slot
-//            A change that began before the first store may not have known the slot; it is over before
-//            a fault can find it. One that began later rings for it.
+//            A change that began before the first store may not have known the slot; it is over
+//            before a fault can find it. One that began later rings for it.
 //   DELETE   the slot as INVALID | close its hvas, flush, wait | without the slot | open
 //   MOVE     the same, and the slot at its new place
 //   FLAGS    close its hvas | the slot with its new flags | flush, wait | open
@@ -42,9 +42,9 @@ namespace stagetwo::stage2 {
 struct Memslots::Plan {
   ChangeKind kind = ChangeKind::kNone;
   u32 id = 0;
-  Slot* old = nullptr;          // what is there
-  Slot* fresh = nullptr;        // what will be there
-  Slot* invalid = nullptr;      // what is there meanwhile
+  Slot* old = nullptr;            // what is there
+  Slot* fresh = nullptr;          // what will be there
+  Slot* invalid = nullptr;        // what is there meanwhile
   DirtyBitmap* bitmap = nullptr;  // made for `fresh`, not yet shared
   SlotTreeBuilder* builder = nullptr;
   const SlotSet* first = nullptr;
@@ -190,8 +190,7 @@ Result<void> Memslots::prepare_bitmap(Plan* plan) {
 }
 
 Result<void> Memslots::build_sets(Plan* plan) {
-  plan->builder =
-      ST_TRY(make<SlotTreeBuilder>("stage2.slot_builder", set_.load(sync::kRelaxed)));
+  plan->builder = ST_TRY(make<SlotTreeBuilder>("stage2.slot_builder", set_.load(sync::kRelaxed)));
   SlotTreeBuilder& builder = *plan->builder;
   switch (plan->kind) {
     case ChangeKind::kNone:
@@ -225,12 +224,9 @@ Result<void> Memslots::build_sets(Plan* plan) {
 Result<void> Memslots::prepare(const Region& region, Plan* plan) {
   if (plan->kind != ChangeKind::kDelete) {
     plan->fresh = ST_TRY(make<Slot>("stage2.slot"));  // line 19
-    *plan->fresh = Slot{region.slot,
-                        region.flags,
-                        gpa_to_gfn(Gpa(region.gpa)),
-                        region.size >> kPageShift,
-                        Hva(region.hva),
-                        nullptr};
+    *plan->fresh =
+        Slot{region.slot,     region.flags, gpa_to_gfn(Gpa(region.gpa)), region.size >> kPageShift,
+             Hva(region.hva), nullptr};
     if ((region.flags & kGuestMemfd) != 0) {
       ST_TRY(policy_.binder->bind(*plan->fresh, region.memfd, region.memfd_offset));  // 20, 21
       plan->bound = true;
@@ -363,8 +359,12 @@ void Memslots::set_write_tracked(bool tracked) {
   policy_.write_tracked = tracked;
 }
 
-u64 Memslots::generation() const { return generation_.load(sync::kAcquire); }
-u32 Memslots::count() const { return count_.load(sync::kRelaxed); }
+u64 Memslots::generation() const {
+  return generation_.load(sync::kAcquire);
+}
+u32 Memslots::count() const {
+  return count_.load(sync::kRelaxed);
+}
 
 // --- checks and tests ---
 
@@ -386,7 +386,7 @@ void Memslots::check_world() const {
     ST_CHECK_OP(slot->flags & kInvalid, ==, 0U);
     ST_CHECK_OP((slot->flags & kLogDirtyPages) != 0, ==, slot->dirty != nullptr);
     const SlotNode* node = find_containing(set->by_gfn[slot->id >> 16], slot->base_gfn.raw());
-    ST_CHECK(node != nullptr && node->slot == slot);                    // I2
+    ST_CHECK(node != nullptr && node->slot == slot);  // I2
     ST_CHECK(find_overlap(set->by_hva, slot->hva.raw(), slot->hvas().end().raw()) != nullptr);
   }
   ST_CHECK_OP(slots, ==, u64{count_.load(sync::kRelaxed)});

@@ -7,9 +7,9 @@
 #include "base/check.h"
 
 // A treap whose nodes are copied on their way to the change. `own` is the only place that copies: a
-// node the builder made since its last snapshot is edited in place, any other is replaced by a copy and
-// superseded. A builder that once got no memory goes on with nulls and is thrown away at the end;
-// nothing it touched was published.
+// node the builder made since its last snapshot is edited in place, any other is replaced by a copy
+// and superseded. A builder that once got no memory goes on with nulls and is thrown away at the
+// end; nothing it touched was published.
 
 namespace stagetwo::stage2 {
 namespace {
@@ -30,7 +30,9 @@ bool before(u64 start, u32 id, const SlotNode& node) {
   return start != node.start ? start < node.start : id < node.id;
 }
 
-u64 max_end_of(const SlotNode* node) { return node == nullptr ? 0 : node->max_end; }
+u64 max_end_of(const SlotNode* node) {
+  return node == nullptr ? 0 : node->max_end;
+}
 
 void free_nodes(SlotNode* list) {
   while (list != nullptr) {
@@ -172,8 +174,8 @@ SlotNode* SlotTreeBuilder::make(u64 start, u64 end, u32 id, const Slot* slot) {
     failed_ = true;
     return nullptr;
   }
-  **made = SlotNode{start,   end,     end, priority_of(id), slot,  nullptr,
-                    nullptr, id,      false, batch_,          fresh_};
+  **made =
+      SlotNode{start, end, end, priority_of(id), slot, nullptr, nullptr, id, false, batch_, fresh_};
   fresh_ = *made;
   return *made;
 }
@@ -198,8 +200,7 @@ void SlotTreeBuilder::insert_gfn(const Slot& slot) {
 
 void SlotTreeBuilder::insert_hva(const Slot& slot) {
   const HvaRange range = slot.hvas();
-  now_.by_hva = insert(now_.by_hva,
-                       make(range.start().raw(), range.end().raw(), slot.id, nullptr));
+  now_.by_hva = insert(now_.by_hva, make(range.start().raw(), range.end().raw(), slot.id, nullptr));
 }
 
 void SlotTreeBuilder::remove_gfn(const Slot& slot) {

@@ -42,9 +42,15 @@ using Cpuid = Counted<kvm_cpuid2, kvm_cpuid_entry2>;
 using MsrList = Counted<kvm_msr_list, u32>;
 using Msrs = Counted<kvm_msrs, kvm_msr_entry>;
 
-TEST_F(Device, ApiVersionIsTwelve) { EXPECT_EQ(call(fd_, KVM_GET_API_VERSION), 12); }
-TEST_F(Device, ApiVersionTakesNoArgument) { EXPECT_EQ(call(fd_, KVM_GET_API_VERSION, 1), -EINVAL); }
-TEST_F(Device, MmapSizeIsThreePages) { EXPECT_EQ(call(fd_, KVM_GET_VCPU_MMAP_SIZE), 12288); }
+TEST_F(Device, ApiVersionIsTwelve) {
+  EXPECT_EQ(call(fd_, KVM_GET_API_VERSION), 12);
+}
+TEST_F(Device, ApiVersionTakesNoArgument) {
+  EXPECT_EQ(call(fd_, KVM_GET_API_VERSION, 1), -EINVAL);
+}
+TEST_F(Device, MmapSizeIsThreePages) {
+  EXPECT_EQ(call(fd_, KVM_GET_VCPU_MMAP_SIZE), 12288);
+}
 TEST_F(Device, MmapSizeTakesNoArgument) {
   EXPECT_EQ(call(fd_, KVM_GET_VCPU_MMAP_SIZE, 1), -EINVAL);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The VM's interrupt controllers: their requests, and guests that use them. Guests run in real mode with
-// the interrupt table at 0; DS reaches the APIC's page where a test says so.
+// The VM's interrupt controllers: their requests, and guests that use them. Guests run in real mode
+// with the interrupt table at 0; DS reaches the APIC's page where a test says so.
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -72,8 +72,9 @@ class Irqchip : public Machine {
   }
   // ICW1..4 of the master with vectors from 0x20, only line `n` open.
   static Bytes pic_init(u8 n) {
-    return {0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01,
-            0xe6, 0x21, 0xb0, static_cast<u8>(~(1 << n)), 0xe6, 0x21};
+    return {0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0,
+            0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6, 0x21, 0xb0, static_cast<u8>(~(1 << n)),
+            0xe6, 0x21};
   }
   static constexpr u64 kApicPage = 0xfee00000;
 };
@@ -169,8 +170,11 @@ TEST_F(Irqchip, LineInterruptsASpinningGuest) {
 
 TEST_F(Irqchip, TimerOfTheApicWakesTheGuest) {
   handle(0x40, apic_write(0xb0, 0));
-  code(kCode, join({apic_write(0xf0, 0x1ff), apic_write(0x3e0, 0xb), apic_write(0x320, 0x40),
-                    apic_write(0x380, 5'000'000), {0xfb, 0xf4, 0xe6, 0x80}}));
+  code(kCode, join({apic_write(0xf0, 0x1ff),
+                    apic_write(0x3e0, 0xb),
+                    apic_write(0x320, 0x40),
+                    apic_write(0x380, 5'000'000),
+                    {0xfb, 0xf4, 0xe6, 0x80}}));
   start(kApicPage);
   const auto begin = std::chrono::steady_clock::now();
   expect_out(0x80);
@@ -182,8 +186,11 @@ TEST_F(Irqchip, TimerOfTheApicWakesTheGuest) {
 
 TEST_F(Irqchip, TimerInterruptsASpinningGuest) {
   handle(0x40, apic_write(0xb0, 0));
-  code(kCode, join({apic_write(0xf0, 0x1ff), apic_write(0x3e0, 0xb), apic_write(0x320, 0x40),
-                    apic_write(0x380, 1'000'000), {0xfb, 0x80, 0xfb, 0x55, 0x75, 0xfb, 0xe6, 0x80}}));
+  code(kCode, join({apic_write(0xf0, 0x1ff),
+                    apic_write(0x3e0, 0xb),
+                    apic_write(0x320, 0x40),
+                    apic_write(0x380, 1'000'000),
+                    {0xfb, 0x80, 0xfb, 0x55, 0x75, 0xfb, 0xe6, 0x80}}));
   start(kApicPage);
   expect_out(0x80);
 }
@@ -206,8 +213,11 @@ TEST_F(Irqchip, MessageReachesTheProcessorItNames) {
 TEST_F(Irqchip, InitAndStartupMessagesStartAProcessor) {
   const Fd ap(call(vm_, KVM_CREATE_VCPU, 1));
   code(kApCode, {0xe6, 0x82, 0xf4});
-  code(kCode, join({apic_write(0xf0, 0x1ff), apic_write(0x310, 1 << 24), apic_write(0x300, 0x4500),
-                    apic_write(0x300, 0x4600 | kApCode >> 12), {0xe6, 0x80}}));
+  code(kCode, join({apic_write(0xf0, 0x1ff),
+                    apic_write(0x310, 1 << 24),
+                    apic_write(0x300, 0x4500),
+                    apic_write(0x300, 0x4600 | kApCode >> 12),
+                    {0xe6, 0x80}}));
   start(kApicPage);
   void* area = ::mmap(nullptr, 3 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED, ap, 0);
   ASSERT_NE(area, MAP_FAILED);
@@ -256,7 +266,9 @@ TEST_F(Irqchip, RoutingRefusesPinsAndTablesThatCannotBe) {
   EXPECT_EQ(call(vm_, KVM_SET_GSI_ROUTING, kBadPointer), -EFAULT);
 }
 
-TEST_F(Irqchip, LineWithoutARouteGoesNowhere) { EXPECT_LT(line(1000, 1), 0); }
+TEST_F(Irqchip, LineWithoutARouteGoesNowhere) {
+  EXPECT_LT(line(1000, 1), 0);
+}
 
 TEST_F(Irqchip, BusRateIsSetBeforeTheFirstProcessor) {
   kvm_enable_cap cap{};

@@ -21,7 +21,9 @@ class Run : public Machine {
   long run() { return call(vcpu_, KVM_RUN); }
 };
 
-TEST_F(Run, TakesNoArgument) { EXPECT_EQ(call(vcpu_, KVM_RUN, 1UL), -EINVAL); }
+TEST_F(Run, TakesNoArgument) {
+  EXPECT_EQ(call(vcpu_, KVM_RUN, 1UL), -EINVAL);
+}
 
 TEST_F(Run, ImmediateExitIsEintrAndRunsNothing) {
   load_code({0xf4});

@@ -21,7 +21,8 @@ class Stats : public Machine {
     Read out;
     EXPECT_EQ(::pread(fd, &out.header, sizeof(out.header), 0), 24);
     std::vector<char> id(out.header.name_size);
-    EXPECT_EQ(::pread(fd, id.data(), id.size(), out.header.id_offset), static_cast<ssize_t>(id.size()));
+    EXPECT_EQ(::pread(fd, id.data(), id.size(), out.header.id_offset),
+              static_cast<ssize_t>(id.size()));
     out.id = id.data();
     const size_t row = sizeof(kvm_stats_desc) + out.header.name_size;
     std::vector<char> rows(row * out.header.num_desc);

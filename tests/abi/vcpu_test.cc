@@ -26,12 +26,14 @@ TEST_F(Vcpu, UnknownRequestIsEinval) {
 }
 TEST_F(Vcpu, BadPointerIsEfaultEverywhere) {
   for (const unsigned long request :
-       {KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_SREGS2, KVM_SET_SREGS2,
-        KVM_GET_FPU, KVM_SET_FPU, KVM_GET_XSAVE, KVM_SET_XSAVE, KVM_GET_XCRS, KVM_SET_XCRS,
-        KVM_GET_MSRS, KVM_SET_MSRS, KVM_SET_CPUID, KVM_SET_CPUID2, KVM_GET_CPUID2, KVM_GET_MP_STATE,
-        KVM_SET_MP_STATE, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_GET_DEBUGREGS,
-        KVM_SET_DEBUGREGS, KVM_SET_GUEST_DEBUG, KVM_SET_SIGNAL_MASK, KVM_INTERRUPT, KVM_TRANSLATE,
-        KVM_X86_SETUP_MCE, KVM_X86_SET_MCE, KVM_ENABLE_CAP})
+       {KVM_GET_REGS,        KVM_SET_REGS,      KVM_GET_SREGS,     KVM_SET_SREGS,
+        KVM_GET_SREGS2,      KVM_SET_SREGS2,    KVM_GET_FPU,       KVM_SET_FPU,
+        KVM_GET_XSAVE,       KVM_SET_XSAVE,     KVM_GET_XCRS,      KVM_SET_XCRS,
+        KVM_GET_MSRS,        KVM_SET_MSRS,      KVM_SET_CPUID,     KVM_SET_CPUID2,
+        KVM_GET_CPUID2,      KVM_GET_MP_STATE,  KVM_SET_MP_STATE,  KVM_GET_VCPU_EVENTS,
+        KVM_SET_VCPU_EVENTS, KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, KVM_SET_GUEST_DEBUG,
+        KVM_SET_SIGNAL_MASK, KVM_INTERRUPT,     KVM_TRANSLATE,     KVM_X86_SETUP_MCE,
+        KVM_X86_SET_MCE,     KVM_ENABLE_CAP})
     EXPECT_EQ(call(vcpu_, request, kBadPointer), -EFAULT) << std::hex << request;
 }
 
@@ -70,11 +72,11 @@ TEST_F(Vcpu, ImpossibleControlRegistersAreRefusedAndChangeNothing) {
     EXPECT_EQ(std::memcmp(&before, &after, sizeof(before)), 0);
   };
   refused([](kvm_sregs& s) { s.cr0 |= u64{1} << 32; });
-  refused([](kvm_sregs& s) { s.cr0 = 0x80000000; });                // paging, no protection
-  refused([](kvm_sregs& s) { s.cr0 = 0x20000000; });                // NW without CD
-  refused([](kvm_sregs& s) { s.efer |= 0x400; });                   // LMA alone
+  refused([](kvm_sregs& s) { s.cr0 = 0x80000000; });  // paging, no protection
+  refused([](kvm_sregs& s) { s.cr0 = 0x20000000; });  // NW without CD
+  refused([](kvm_sregs& s) { s.efer |= 0x400; });     // LMA alone
   refused([](kvm_sregs& s) { s.cr4 |= u64{1} << 40; });
-  refused([](kvm_sregs& s) { s.apic_base = 1 << 10; });             // x2APIC, not enabled
+  refused([](kvm_sregs& s) { s.apic_base = 1 << 10; });  // x2APIC, not enabled
   refused([](kvm_sregs& s) { s.apic_base |= u64{1} << 60; });
 }
 TEST_F(Vcpu, ApicBaseMayBeMoved) {
@@ -102,7 +104,8 @@ TEST_F(Vcpu, SecondFormOfSystemRegistersChecksItsFlags) {
 
 TEST_F(Vcpu, FloatingPointStateComesBackAsSet) {
   kvm_fpu in{};
-  for (unsigned i = 0; i < sizeof(in.xmm); ++i) reinterpret_cast<u8*>(in.xmm)[i] = static_cast<u8>(i);
+  for (unsigned i = 0; i < sizeof(in.xmm); ++i)
+    reinterpret_cast<u8*>(in.xmm)[i] = static_cast<u8>(i);
   in.fcw = 0x27f;
   in.ftwx = 0x80;
   in.last_ip = 0x1234;

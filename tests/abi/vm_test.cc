@@ -133,7 +133,9 @@ TEST_F(Vm, IdentityMapIsSetBeforeTheFirstVcpu) {
   add_vcpu();
   EXPECT_EQ(call(vm_, KVM_SET_IDENTITY_MAP_ADDR, &address), -EINVAL);
 }
-TEST_F(Vm, TscRateIsKnown) { EXPECT_GT(call(vm_, KVM_GET_TSC_KHZ), 1000); }
+TEST_F(Vm, TscRateIsKnown) {
+  EXPECT_GT(call(vm_, KVM_GET_TSC_KHZ), 1000);
+}
 TEST_F(Vm, ClockRefusesUnknownFlags) {
   kvm_clock_data clock{};
   EXPECT_EQ(call(vm_, KVM_GET_CLOCK, &clock), 0);

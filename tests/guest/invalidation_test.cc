@@ -41,9 +41,9 @@ class Processor {
     //          dec ecx
     //          jne inner
     //          jmp outer
-    guest_.code({0xbe, 0x00, 0x00, 0x20, 0x00, 0x48, 0x89, 0xf7, 0xb9, 0x10, 0x00, 0x00, 0x00,
-                 0x90, 0x48, 0x83, 0x07, 0x01, 0x48, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00,
-                 0xff, 0xc9, 0x75, 0xf0, 0xeb, 0xe6});
+    guest_.code({0xbe, 0x00, 0x00, 0x20, 0x00, 0x48, 0x89, 0xf7, 0xb9, 0x10, 0x00,
+                 0x00, 0x00, 0x90, 0x48, 0x83, 0x07, 0x01, 0x48, 0x81, 0xc7, 0x00,
+                 0x10, 0x00, 0x00, 0xff, 0xc9, 0x75, 0xf0, 0xeb, 0xe6});
     add_window(window);
   }
   void add_window(u64 hva) { guest_.add_slot(1, kWindow, kBytes, reinterpret_cast<void*>(hva)); }
@@ -144,9 +144,9 @@ TEST_F(Invalidation, ANewMappingAtTheSameAddressIsWhatTheGuestUsesAtOnce) {
     // The old memory stays reachable by another name: nothing may be written there any more.
     u64* old = nullptr;
     ASSERT_EQ(0, change(host::EventKind::kUnmap, [&] {
-                void* moved = mremap(pages_.pointer(), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                                     mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
-                                          -1, 0));
+                void* moved =
+                    mremap(pages_.pointer(), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                           mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
                 old = static_cast<u64*>(moved);
                 void* fresh = mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
@@ -207,8 +207,8 @@ TEST_F(Invalidation, ReusedAddressesKeepTheirCanaries) {
   std::vector<u8> canary(kBytes, 0xC5);
   while (rounds < 100'000 && deadline.running()) {
     for (auto& one : processors_) one->remove_window();
-    ASSERT_EQ(0, change(host::EventKind::kUnmap,
-                        [this] { return munmap(pages_.pointer(), kBytes); }));
+    ASSERT_EQ(0,
+              change(host::EventKind::kUnmap, [this] { return munmap(pages_.pointer(), kBytes); }));
     std::thread other([&] {
       mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);

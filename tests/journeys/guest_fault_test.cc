@@ -23,7 +23,8 @@ class GuestFault : public ::testing::Test {
     // mov [rdi], rax; hlt — run again and again from the same place
     guest_.long_mode();
     guest_.code({0x48, 0x89, 0x07, 0xf4});
-    window_ = mmap(nullptr, 16 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    window_ =
+        mmap(nullptr, 16 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     guest_.add_slot(1, kWindow, 16 * kPageSize, window_);
     store_to(kPage + 1);  // the code and the tables are there now
     ASSERT_TRUE(trace::start());
@@ -43,9 +44,9 @@ class GuestFault : public ::testing::Test {
 
 TEST_F(GuestFault, OfAFreshPagePassesThreeRoomsInTheDocumentsOrder) {
   const Journey journey = test::journey_of([this] { store_to(kPage); });
-  EXPECT_EQ((std::vector<Step>{
-                {Room::vcpu, 3}, {Room::stage2, 4}, {Room::host, 7}, {Room::stage2, 10}}),
-            journey.steps);
+  EXPECT_EQ(
+      (std::vector<Step>{{Room::vcpu, 3}, {Room::stage2, 4}, {Room::host, 7}, {Room::stage2, 10}}),
+      journey.steps);
   EXPECT_LE(journey.rooms.size(), 4U);
   EXPECT_EQ(3U, journey.rooms.size());
 }

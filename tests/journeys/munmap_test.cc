@@ -46,9 +46,9 @@ class Munmap : public ::testing::Test {
 
 TEST_F(Munmap, OfGuestMemoryPassesHostAndStage2AndComesBack) {
   const Journey journey = discard(window_);
-  EXPECT_EQ((std::vector<Step>{
-                {Room::host, 4}, {Room::stage2, 5}, {Room::host, 10}, {Room::stage2, 11}}),
-            journey.steps);
+  EXPECT_EQ(
+      (std::vector<Step>{{Room::host, 4}, {Room::stage2, 5}, {Room::host, 10}, {Room::stage2, 11}}),
+      journey.steps);
 }
 
 TEST_F(Munmap, UnderARunningProcessorPassesFourRoomsWithTheShim) {

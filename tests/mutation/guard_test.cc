@@ -7,7 +7,9 @@
 namespace stagetwo {
 namespace {
 
-bool stale_is_refused(bool stale) { return ST_GUARD(stale_answer, stale); }
+bool stale_is_refused(bool stale) {
+  return ST_GUARD(stale_answer, stale);
+}
 
 class Guard : public ::testing::Test {
  protected:

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fault journey against everything that may come between, with the real code of stage2 and host.
+// The fault journey against everything that may come between, with the real code of stage2 and
+// host.
 #include "tests/sched/stage2_scenarios.h"
 
 namespace stagetwo::test {
@@ -8,7 +9,9 @@ namespace {
 TEST(FaultAgainstChange, NobodyHoldsATranslationWhileTheRangeChanges) {
   expect_holds<FaultAgainstChange>(2000);
 }
-TEST(FaultAgainstChange, TwoVcpusHold) { expect_holds<TwoFaultsAgainstChange>(1000); }
+TEST(FaultAgainstChange, TwoVcpusHold) {
+  expect_holds<TwoFaultsAgainstChange>(1000);
+}
 TEST(FaultAgainstDelete, NoSlotIsSeenOnlyWhenNoTranslationIsLeft) {
   expect_holds<FaultAgainstDelete>(1000);
 }

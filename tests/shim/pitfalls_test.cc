@@ -31,7 +31,9 @@ TEST(Pitfall04, EveryNameOfOpenWorksInAProgramThatIsNotPie) {
 TEST(Pitfall05, ForkedChildGetsEioAndMayHaveMachinesOfItsOwn) {
   expect_case("descriptors", "forked");
 }
-TEST(Pitfall05, ChildOfVforkClosesItsOwnDescriptors) { expect_case("descriptors", "vforked"); }
+TEST(Pitfall05, ChildOfVforkClosesItsOwnDescriptors) {
+  expect_case("descriptors", "vforked");
+}
 TEST(Pitfall05, SixtyFourKilledChildrenLeaveNothingBehind) {
   expect_case("descriptors", "killed_children");
 }

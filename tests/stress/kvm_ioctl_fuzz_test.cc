@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random requests with random arguments on every kind of KVM descriptor, and random code in the guests:
-// whatever comes, the engine answers, and everything is given back at the end.
+// Random requests with random arguments on every kind of KVM descriptor, and random code in the
+// guests: whatever comes, the engine answers, and everything is given back at the end.
 //
-// Random addresses are chosen so that an honest kernel could not harm the test either: host addresses
-// of slots and pointers inside structs point into an arena or nowhere.
+// Random addresses are chosen so that an honest kernel could not harm the test either: host
+// addresses of slots and pointers inside structs point into an arena or nowhere.
 #include <pthread.h>
 #include <signal.h>
 
@@ -77,15 +77,37 @@ class Fuzzer {
   }
 
   u64 interesting() {
-    static constexpr std::array<u64, 20> kValues = {
-        0, 1, 2, 3, 8, 16, 63, 64, 255, 256, 4095, 4096, 0x1000, 0x8000, 0xfee00000, 0xfec00000,
-        0x7fffffff, 0xffffffff, 0x8000000000000000, ~u64{0}};
+    static constexpr std::array<u64, 20> kValues = {0,
+                                                    1,
+                                                    2,
+                                                    3,
+                                                    8,
+                                                    16,
+                                                    63,
+                                                    64,
+                                                    255,
+                                                    256,
+                                                    4095,
+                                                    4096,
+                                                    0x1000,
+                                                    0x8000,
+                                                    0xfee00000,
+                                                    0xfec00000,
+                                                    0x7fffffff,
+                                                    0xffffffff,
+                                                    0x8000000000000000,
+                                                    ~u64{0}};
     switch (random_.small(5)) {
-      case 0: return random_.next();
-      case 1: return random_.next() & 0xffff;
-      case 2: return u64{1} << random_.small(64);
-      case 3: return reinterpret_cast<u64>(arena_) + (random_.below(kArena) & ~u64{4095});
-      default: return kValues[random_.below(kValues.size())];
+      case 0:
+        return random_.next();
+      case 1:
+        return random_.next() & 0xffff;
+      case 2:
+        return u64{1} << random_.small(64);
+      case 3:
+        return reinterpret_cast<u64>(arena_) + (random_.below(kArena) & ~u64{4095});
+      default:
+        return kValues[random_.below(kValues.size())];
     }
   }
 
@@ -118,11 +140,16 @@ class Fuzzer {
 
   u64 argument(const Request& request) {
     switch (random_.small(12)) {
-      case 0: return 0;
-      case 1: return kBadPointer;
-      case 2: return ~u64{0} - random_.below(4096);
-      case 3: return random_.below(8);
-      default: break;
+      case 0:
+        return 0;
+      case 1:
+        return kBadPointer;
+      case 2:
+        return ~u64{0} - random_.below(4096);
+      case 3:
+        return random_.below(8);
+      default:
+        break;
     }
     const size_t size = _IOC_SIZE(request.number);
     size_t room = std::min(kBuffer, size + random_.below(4) * 4096 + 64);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Goal: after an invalidation returned, nobody dereferences the old meaning; no store is lost to the
-// dirty log; slots come and go under running vCPUs. Method: threads that access as vCPUs do, against
-// changes that would turn a late access into a fault or into damage.
+// Goal: after an invalidation returned, nobody dereferences the old meaning; no store is lost to
+// the dirty log; slots come and go under running vCPUs. Method: threads that access as vCPUs do,
+// against changes that would turn a late access into a fault or into damage.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
@@ -57,8 +57,8 @@ class Stress : public testing::Test {
     memory_->check_world();
   }
   void report(const char* what, u64 rounds) {
-    std::printf("%llu %s, %llu stores, %llu retries\n", static_cast<unsigned long long>(rounds), what,
-                static_cast<unsigned long long>(stores_),
+    std::printf("%llu %s, %llu stores, %llu retries\n", static_cast<unsigned long long>(rounds),
+                what, static_cast<unsigned long long>(stores_),
                 static_cast<unsigned long long>(memory_->counts().retries));
   }
 

@@ -37,7 +37,8 @@ constexpr std::array kTable = {
     Capability{30, "JOIN_MEMORY_REGIONS_WORKS", 1, Enable::kNone, ""},
     Capability{31, "MCE", kMaxMceBanks, Enable::kNone, "banks"},
     Capability{34, "SET_BOOT_CPU_ID", 1, Enable::kNone, ""},
-    Capability{37, "SET_IDENTITY_MAP_ADDR", 1, Enable::kNone, "the address is not needed and not used"},
+    Capability{37, "SET_IDENTITY_MAP_ADDR", 1, Enable::kNone,
+               "the address is not needed and not used"},
     Capability{39, "ADJUST_CLOCK", kClockFlags, Enable::kNone, "flags of KVM_GET_CLOCK"},
     Capability{40, "INTERNAL_ERROR_DATA", 1, Enable::kNone, ""},
     Capability{41, "VCPU_EVENTS", 1, Enable::kNone, ""},
@@ -52,7 +53,8 @@ constexpr std::array kTable = {
     Capability{74, "SYNC_REGS", KVM_SYNC_X86_VALID_FIELDS, Enable::kNone, ""},
     Capability{77, "SIGNAL_MSI", 1, Enable::kNone, ""},
     Capability{81, "READONLY_MEM", 1, Enable::kNone, ""},
-    Capability{89, "DEVICE_CTRL", 1, Enable::kNone, "no device type is built: KVM_CREATE_DEVICE is ENODEV"},
+    Capability{89, "DEVICE_CTRL", 1, Enable::kNone,
+               "no device type is built: KVM_CREATE_DEVICE is ENODEV"},
     Capability{95, "EXT_EMUL_CPUID", 1, Enable::kNone, ""},
     Capability{97, "IOAPIC_POLARITY_IGNORED", 1, Enable::kNone, ""},
     Capability{98, "ENABLE_CAP_VM", 1, Enable::kNone, ""},
@@ -105,7 +107,9 @@ int online_cpus() {
 
 }  // namespace
 
-std::span<const Capability> capabilities() { return kTable; }
+std::span<const Capability> capabilities() {
+  return kTable;
+}
 
 int check_extension(u64 number) {
   const auto* row = std::ranges::lower_bound(kTable, number, {}, &Capability::number);

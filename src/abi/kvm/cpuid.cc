@@ -18,7 +18,8 @@ constexpr u32 kHighestExtended = 0x80000008;
 constexpr u32 kKvmBase = 0x40000000;
 constexpr u32 kKvmFeatures = 0x40000001;
 
-// CPUID 1 EDX: FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH FXSR SSE SSE2.
+// CPUID 1 EDX: FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH FXSR SSE
+// SSE2.
 constexpr u32 kLeaf1Edx =
     bits(0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 24, 25, 26);
 // CPUID 1 ECX: CX16 X2APIC MOVBE POPCNT HYPERVISOR.
@@ -57,8 +58,14 @@ void add_extended(CpuidTable& table) {
 
 void CpuidTable::add(u32 function, u32 eax, u32 ebx, u32 ecx, u32 edx) {
   ST_CHECK(count_ < rows_.size());
-  rows_[count_++] = {.function = function, .index = 0, .flags = 0,
-                     .eax = eax, .ebx = ebx, .ecx = ecx, .edx = edx, .padding = {}};
+  rows_[count_++] = {.function = function,
+                     .index = 0,
+                     .flags = 0,
+                     .eax = eax,
+                     .ebx = ebx,
+                     .ecx = ecx,
+                     .edx = edx,
+                     .padding = {}};
 }
 
 void CpuidTable::add_indexed(u32 function, u32 index, u32 eax, u32 ebx, u32 ecx, u32 edx) {

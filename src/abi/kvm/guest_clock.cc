@@ -7,9 +7,13 @@
 
 namespace stagetwo::abi_kvm {
 
-GuestClock::GuestClock() { offset_.store(u64{0} - sys::monotonic_ns()); }
+GuestClock::GuestClock() {
+  offset_.store(u64{0} - sys::monotonic_ns());
+}
 
-u64 GuestClock::now_ns() const { return sys::monotonic_ns() + offset_.load(); }
+u64 GuestClock::now_ns() const {
+  return sys::monotonic_ns() + offset_.load();
+}
 
 kvm_clock_data GuestClock::get() const {
   kvm_clock_data data{};

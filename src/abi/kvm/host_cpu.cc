@@ -52,7 +52,9 @@ u32 host_physical_bits() {
   return std::min<u32>(host_cpuid(0x80000008, 0).eax & 0xff, 52);
 }
 
-u64 host_tsc() { return __rdtsc(); }
+u64 host_tsc() {
+  return __rdtsc();
+}
 
 u32 host_tsc_khz() {
   u32 khz = cached_tsc_khz.load();

@@ -18,7 +18,9 @@ bool contains(const kvm_coalesced_mmio_zone& zone, u64 address, u32 size) {
   return end >= address && address >= zone.addr && end <= zone.addr + zone.size;
 }
 
-bool is_bus(u32 pio) { return pio <= 1; }
+bool is_bus(u32 pio) {
+  return pio <= 1;
+}
 
 }  // namespace
 

@@ -5,7 +5,9 @@
 
 namespace stagetwo::abi_kvm {
 
-MsrFilter::~MsrFilter() { destroy(rules_.load()); }
+MsrFilter::~MsrFilter() {
+  destroy(rules_.load());
+}
 
 Result<void> MsrFilter::add_range(Rules& rules, const kvm_msr_filter_range& asked) {
   if (asked.nmsrs == 0) return {};

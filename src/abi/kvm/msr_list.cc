@@ -47,9 +47,13 @@ constexpr std::array kFeatures = {kDeCfg, kUcodeRev, kArchCapabilities, kPerfCap
 
 }  // namespace
 
-std::span<const u32> msr_index_list() { return kIndices; }
+std::span<const u32> msr_index_list() {
+  return kIndices;
+}
 
-bool is_listed_msr(u32 index) { return std::ranges::find(kIndices, index) != kIndices.end(); }
+bool is_listed_msr(u32 index) {
+  return std::ranges::find(kIndices, index) != kIndices.end();
+}
 
 bool is_immutable_msr(u32 index) {
   return index != kUcodeRev && std::ranges::find(kFeatures, index) != kFeatures.end();
@@ -64,10 +68,13 @@ std::optional<u64> feature_msr(u32 index) {
   const auto list = feature_msr_list();
   if (std::ranges::find(list, index) == list.end()) return std::nullopt;
   switch (index) {
-    case kDeCfg: return u64{1} << 1;  // LFENCE waits for what is before it
+    case kDeCfg:
+      return u64{1} << 1;  // LFENCE waits for what is before it
     // RDCL, L1D flush, SSB, MDS, PSCHANGE, TAA: nothing speculates here.
-    case kArchCapabilities: return 0x179;
-    default: return 0;
+    case kArchCapabilities:
+      return 0x179;
+    default:
+      return 0;
   }
 }
 

@@ -8,7 +8,10 @@
 namespace stagetwo::abi_kvm {
 namespace {
 
-#define ST_REQUEST(name, on, remark) Request{KVM_##name, "KVM_" #name, On::on, remark}
+#define ST_REQUEST(name, on, remark)         \
+  Request {                                  \
+    KVM_##name, "KVM_" #name, On::on, remark \
+  }
 constexpr std::array kRequests = {
     ST_REQUEST(GET_API_VERSION, kDevice, ""),
     ST_REQUEST(CREATE_VM, kDevice, ""),
@@ -103,6 +106,8 @@ constexpr std::array kRequests = {
 
 }  // namespace
 
-std::span<const Request> requests() { return kRequests; }
+std::span<const Request> requests() {
+  return kRequests;
+}
 
 }  // namespace stagetwo::abi_kvm

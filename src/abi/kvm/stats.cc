@@ -45,14 +45,38 @@ constexpr std::array kVmTable = {
 };
 static_assert(kVmTable.size() == static_cast<u32>(VmStat::kCount), "one value a descriptor");
 
-constexpr const char* kPlainVcpuCounters[] = {
-    "pf_taken", "pf_fixed", "pf_emulate", "pf_spurious", "pf_fast", "pf_mmio_spte_created",
-    "pf_guest", "tlb_flush", "invlpg", "exits", "io_exits", "mmio_exits", "signal_exits",
-    "irq_window_exits", "nmi_window_exits", "l1d_flush", "halt_exits", "request_irq_exits",
-    "irq_exits", "host_state_reload", "fpu_reload", "insn_emulation", "insn_emulation_fail",
-    "hypercalls", "irq_injections", "nmi_injections", "req_event", "nested_run",
-    "directed_yield_attempted", "directed_yield_successful", "preemption_reported",
-    "preemption_other"};
+constexpr const char* kPlainVcpuCounters[] = {"pf_taken",
+                                              "pf_fixed",
+                                              "pf_emulate",
+                                              "pf_spurious",
+                                              "pf_fast",
+                                              "pf_mmio_spte_created",
+                                              "pf_guest",
+                                              "tlb_flush",
+                                              "invlpg",
+                                              "exits",
+                                              "io_exits",
+                                              "mmio_exits",
+                                              "signal_exits",
+                                              "irq_window_exits",
+                                              "nmi_window_exits",
+                                              "l1d_flush",
+                                              "halt_exits",
+                                              "request_irq_exits",
+                                              "irq_exits",
+                                              "host_state_reload",
+                                              "fpu_reload",
+                                              "insn_emulation",
+                                              "insn_emulation_fail",
+                                              "hypercalls",
+                                              "irq_injections",
+                                              "nmi_injections",
+                                              "req_event",
+                                              "nested_run",
+                                              "directed_yield_attempted",
+                                              "directed_yield_successful",
+                                              "preemption_reported",
+                                              "preemption_other"};
 
 constexpr auto kVcpuTable = [] {
   std::array<StatDescriptor, 45> table{};
@@ -150,11 +174,14 @@ class StatsFile final : public host::Description {
 
 }  // namespace
 
-std::span<const StatDescriptor> vm_stat_descriptors() { return kVmTable; }
-std::span<const StatDescriptor> vcpu_stat_descriptors() { return kVcpuTable; }
+std::span<const StatDescriptor> vm_stat_descriptors() {
+  return kVmTable;
+}
+std::span<const StatDescriptor> vcpu_stat_descriptors() {
+  return kVcpuTable;
+}
 
-StatsBlock::StatsBlock(std::span<const StatDescriptor> table,
-                       std::span<sync::Atomic<u64>> values)
+StatsBlock::StatsBlock(std::span<const StatDescriptor> table, std::span<sync::Atomic<u64>> values)
     : table_(table), values_(values), lock_(sync::Rank::kStats) {}
 
 StatsBlock::~StatsBlock() = default;

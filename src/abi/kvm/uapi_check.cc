@@ -7,7 +7,8 @@
 
 namespace stagetwo::abi_kvm {
 #define ST_SIZE(type, bytes) static_assert(sizeof(struct type) == (bytes), #type)
-#define ST_AT(type, member, at) static_assert(offsetof(struct type, member) == (at), #type "." #member)
+#define ST_AT(type, member, at) \
+  static_assert(offsetof(struct type, member) == (at), #type "." #member)
 
 ST_SIZE(kvm_clear_dirty_log, 24);
 ST_SIZE(kvm_clock_data, 48);

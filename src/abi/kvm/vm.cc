@@ -77,7 +77,9 @@ Vm::~Vm() {
   unmap_pages(by_id_, kTableBytes);
 }
 
-void Vm::get() { refs_.fetch_add(1, sync::kRelaxed); }
+void Vm::get() {
+  refs_.fetch_add(1, sync::kRelaxed);
+}
 
 void Vm::put() {
   if (refs_.fetch_sub(1, sync::kAcqRel) == 1) destroy(this);
@@ -89,13 +91,20 @@ Processor* Vm::processor(u32 id) const {
 
 Result<long> Vm::ioctl(u32 request, u64 arg) {
   switch (request) {
-    case KVM_CREATE_VCPU: return create_vcpu(arg);
-    case KVM_CHECK_EXTENSION: return check_extension(arg);
-    case KVM_ENABLE_CAP: return enable_cap(arg);
-    case KVM_SET_USER_MEMORY_REGION: return set_region(arg, true);
-    case KVM_SET_USER_MEMORY_REGION2: return set_region(arg, false);
-    case KVM_GET_DIRTY_LOG: return get_dirty_log(arg);
-    case KVM_CLEAR_DIRTY_LOG: return clear_dirty_log(arg);
+    case KVM_CREATE_VCPU:
+      return create_vcpu(arg);
+    case KVM_CHECK_EXTENSION:
+      return check_extension(arg);
+    case KVM_ENABLE_CAP:
+      return enable_cap(arg);
+    case KVM_SET_USER_MEMORY_REGION:
+      return set_region(arg, true);
+    case KVM_SET_USER_MEMORY_REGION2:
+      return set_region(arg, false);
+    case KVM_GET_DIRTY_LOG:
+      return get_dirty_log(arg);
+    case KVM_CLEAR_DIRTY_LOG:
+      return clear_dirty_log(arg);
     case KVM_REGISTER_COALESCED_MMIO:
       ST_TRY(zones_.add(ST_TRY(copy_in<kvm_coalesced_mmio_zone>(arg))));
       return 0;
@@ -106,9 +115,12 @@ Result<long> Vm::ioctl(u32 request, u64 arg) {
       // No device type is built; the test flag makes no difference to that.
       ST_TRY(copy_in<kvm_create_device>(arg));
       return refuse(ENODEV);
-    case KVM_RESET_DIRTY_RINGS: return refuse(EINVAL);  // no ring can have been enabled
-    case KVM_GET_STATS_FD: return stats_fd();
-    default: return arch_ioctl(request, arg);
+    case KVM_RESET_DIRTY_RINGS:
+      return refuse(EINVAL);  // no ring can have been enabled
+    case KVM_GET_STATS_FD:
+      return stats_fd();
+    default:
+      return arch_ioctl(request, arg);
   }
 }
 

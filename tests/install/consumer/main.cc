@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory half of a VMM by somebody who has only the installed package: a slot over the program's own
-// memory, bytes through it in both directions, and a refusal with the kernel's errno.
+// The memory half of a VMM by somebody who has only the installed package: a slot over the
+// program's own memory, bytes through it in both directions, and a refusal with the kernel's errno.
 #include <sys/mman.h>
 
 #include <cerrno>
@@ -33,10 +33,12 @@ int main() {
   if (!(*guest)->slots().set_region(region)) return fail("the slot was refused");
 
   using stagetwo::stage2::FaultOutcome;
-  if ((*guest)->write(stagetwo::Gpa(0x100ffc), "coherent", 9) != FaultOutcome::kFixed) return fail("write");
+  if ((*guest)->write(stagetwo::Gpa(0x100ffc), "coherent", 9) != FaultOutcome::kFixed)
+    return fail("write");
   if (std::strcmp(static_cast<char*>(memory) + 0xffc, "coherent") != 0) return fail("not coherent");
   char byte = 0;
-  if ((*guest)->read(stagetwo::Gpa(0), &byte, 1) != FaultOutcome::kMmio) return fail("a hole is MMIO");
+  if ((*guest)->read(stagetwo::Gpa(0), &byte, 1) != FaultOutcome::kMmio)
+    return fail("a hole is MMIO");
 
   region.slot = 1;  // Over the same guest addresses.
   const auto refused = (*guest)->slots().set_region(region);

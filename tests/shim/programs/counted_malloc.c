@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counts every allocation from before the first library is initialised, and says how many there were
-// when main began. Preloaded after the engine, so it sees what the engine asks of libc.
+// Counts every allocation from before the first library is initialised, and says how many there
+// were when main began. Preloaded after the engine, so it sees what the engine asks of libc.
 #include <stddef.h>
 #include <stdio.h>
 

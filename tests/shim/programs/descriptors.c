@@ -164,8 +164,9 @@ static void parameters(void) {
   unsigned max, signature[3];
   __cpuid(0, max, signature[0], signature[2], signature[1]);
   const int amd = signature[0] == 0x68747541;  // "Auth"
-  REQUIRE(access(amd ? "/sys/module/kvm_amd/parameters/npt" : "/sys/module/kvm_intel/parameters/ept",
-                 R_OK) == 0);
+  REQUIRE(
+      access(amd ? "/sys/module/kvm_amd/parameters/npt" : "/sys/module/kvm_intel/parameters/ept",
+             R_OK) == 0);
   REFUSES(open("/sys/module/kvm/parameters/tdp_mmu", O_RDWR), EACCES);
 }
 
@@ -369,10 +370,8 @@ static void killed_children(void) {
 static void send_descriptor(int to, int fd) {
   char byte = 'x', control[CMSG_SPACE(sizeof(int))] = {0};
   struct iovec data = {&byte, 1};
-  struct msghdr message = {.msg_iov = &data,
-                           .msg_iovlen = 1,
-                           .msg_control = control,
-                           .msg_controllen = sizeof control};
+  struct msghdr message = {
+      .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
   struct cmsghdr* header = CMSG_FIRSTHDR(&message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
@@ -384,10 +383,8 @@ static void send_descriptor(int to, int fd) {
 static int receive_descriptor(int from) {
   char byte, control[CMSG_SPACE(sizeof(int))];
   struct iovec data = {&byte, 1};
-  struct msghdr message = {.msg_iov = &data,
-                           .msg_iovlen = 1,
-                           .msg_control = control,
-                           .msg_controllen = sizeof control};
+  struct msghdr message = {
+      .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
   REQUIRE(recvmsg(from, &message, 0) == 1);
   int fd;
   memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);

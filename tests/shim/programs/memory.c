@@ -8,7 +8,9 @@
 
 static struct machine m;
 
-static volatile uint64_t* word(uint64_t gpa) { return (volatile uint64_t*)(m.memory + gpa); }
+static volatile uint64_t* word(uint64_t gpa) {
+  return (volatile uint64_t*)(m.memory + gpa);
+}
 
 static uint64_t rax(void) {
   struct kvm_regs r;
@@ -17,8 +19,8 @@ static uint64_t rax(void) {
 }
 
 // mov 0x200000, %rax; out %al, $0x10; jmp back
-static const uint8_t kReadLoop[] = {0x48, 0x8b, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00,
-                                    0xe6, 0x10, 0xeb, 0xf4};
+static const uint8_t kReadLoop[] = {0x48, 0x8b, 0x04, 0x25, 0x00, 0x00,
+                                    0x20, 0x00, 0xe6, 0x10, 0xeb, 0xf4};
 
 static uint64_t guest_reads(void) {
   REQUIRE(run_to_exit(&m) == KVM_EXIT_IO);
@@ -154,8 +156,8 @@ static void deletion_is_synchronous(void) {
   pthread_join(runner, NULL);
 }
 
-// The guest's addresses may be numbers that mean something in the program, too. What the guest reads
-// is its own copy, poisoned here to differ from the program's.
+// The guest's addresses may be numbers that mean something in the program, too. What the guest
+// reads is its own copy, poisoned here to differ from the program's.
 static uint64_t poisoned = 0x1111111111111111;
 
 static void own_copy_of_addresses(void) {
@@ -167,7 +169,8 @@ static void own_copy_of_addresses(void) {
   memcpy(code + 2, &va, 8);
   code[10] = 0xf4;
   create_machine(&m, code, 11);
-  // 4 KiB mapping of that one address; code and stack stay identity mapped unless it is below 1 GiB.
+  // 4 KiB mapping of that one address; code and stack stay identity mapped unless it is below 1
+  // GiB.
   const unsigned i4 = va >> 39 & 511, i3 = va >> 30 & 511, i2 = va >> 21 & 511, i1 = va >> 12 & 511;
   memcpy(m.memory + kPml4Copy, m.memory + kPml4, kPage);
   const int low = i4 == 0 && i3 == 0;

@@ -12,7 +12,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void handler(int number) { (void)number; }
+static void handler(int number) {
+  (void)number;
+}
 
 static unsigned count_entries(const char* path) {
   unsigned count = 0;

@@ -115,7 +115,9 @@ static void siginfo_survives(void) {
 
 static sigjmp_buf back;
 
-static void jump_out(int number) { siglongjmp(back, number); }
+static void jump_out(int number) {
+  siglongjmp(back, number);
+}
 
 // The handler never returns: KVM_RUN is left in the middle, hundreds of times.
 static void handler_jumps(void) {

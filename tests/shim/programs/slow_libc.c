@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exports byte-wise string functions as the kernel's selftests do, and counts who calls them. Linked
-// with -rdynamic, so they come first in symbol lookup.
+// Exports byte-wise string functions as the kernel's selftests do, and counts who calls them.
+// Linked with -rdynamic, so they come first in symbol lookup.
 #include "machine.h"
 
 static volatile unsigned long calls;

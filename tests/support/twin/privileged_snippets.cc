@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/support/twin/privileged_snippets.h"
 
-// The addresses and selectors are those of cpu_image.h and guest_world.h: SCRATCH is the first scratch
-// page, RODATA a byte of the code pages, which are not writable, that no code uses. Whatever a
-// snippet changes for those after it, it puts back.
+// The addresses and selectors are those of cpu_image.h and guest_world.h: SCRATCH is the first
+// scratch page, RODATA a byte of the code pages, which are not writable, that no code uses.
+// Whatever a snippet changes for those after it, it puts back.
 
 extern "C" {
 struct StSnippet {

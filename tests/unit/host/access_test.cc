@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Goal: a guarded access reads and writes what a plain one would, and answers false where a plain one
-// would kill. Method: pages at the end of which there is nothing.
+// Goal: a guarded access reads and writes what a plain one would, and answers false where a plain
+// one would kill. Method: pages at the end of which there is nothing.
 #include "host/access.h"
 
 #include <gtest/gtest.h>

@@ -38,7 +38,7 @@ int exit_of(F&& body) {
 }
 
 struct sigaction action_of(void (*handler)(int, siginfo_t*, void*), int flags) {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = handler;
   action.sa_flags = flags;
   return action;
@@ -67,27 +67,27 @@ TEST(Backstop, AClientHandlerInstalledBeforeGetsItsFaultWithAddressAndCode) {
 }
 
 TEST(Backstop, AClientHandlerInstalledAfterGetsItsFaultAndItsMaskAndStack) {
-  EXPECT_EQ(kPassed, exit_of([] {
-              static char stack[65536];
-              const stack_t alternative{stack, 0, sizeof(stack)};
-              sigaltstack(&alternative, nullptr);
-              if (!backstop::install()) _exit(1);
-              struct sigaction client = action_of(
-                  [](int, siginfo_t*, void*) {
-                    char here = 0;
-                    sigset_t mask;
-                    sigprocmask(SIG_BLOCK, nullptr, &mask);
-                    const bool on_stack = &here >= stack && &here < stack + sizeof(stack);
-                    _exit(on_stack && sigismember(&mask, SIGUSR2) == 1 &&
-                                  sigismember(&mask, SIGUSR1) == 0
-                              ? kPassed
-                              : 2);
-                  },
-                  SA_SIGINFO | SA_ONSTACK);
-              sigaddset(&client.sa_mask, SIGUSR2);
-              if (!backstop::exchange_client_action(SIGSEGV, &client, nullptr)) _exit(3);
-              *kNowhere = 1;
-            }));
+  EXPECT_EQ(
+      kPassed, exit_of([] {
+        static char stack[65536];
+        const stack_t alternative{stack, 0, sizeof(stack)};
+        sigaltstack(&alternative, nullptr);
+        if (!backstop::install()) _exit(1);
+        struct sigaction client = action_of(
+            [](int, siginfo_t*, void*) {
+              char here = 0;
+              sigset_t mask;
+              sigprocmask(SIG_BLOCK, nullptr, &mask);
+              const bool on_stack = &here >= stack && &here < stack + sizeof(stack);
+              _exit(on_stack && sigismember(&mask, SIGUSR2) == 1 && sigismember(&mask, SIGUSR1) == 0
+                        ? kPassed
+                        : 2);
+            },
+            SA_SIGINFO | SA_ONSTACK);
+        sigaddset(&client.sa_mask, SIGUSR2);
+        if (!backstop::exchange_client_action(SIGSEGV, &client, nullptr)) _exit(3);
+        *kNowhere = 1;
+      }));
 }
 
 sigjmp_buf jump;
@@ -113,8 +113,8 @@ TEST(Backstop, AClientMayJumpOutOfItsHandlerAndFaultAgain) {
 TEST(Backstop, ResetHandlerCountsOnceThenDefaultKills) {
   EXPECT_EQ(128 + SIGSEGV, exit_of([] {
               if (!backstop::install()) _exit(1);
-              const struct sigaction client =
-                  action_of([](int, siginfo_t*, void*) {}, SA_SIGINFO | static_cast<int>(SA_RESETHAND));
+              const struct sigaction client = action_of(
+                  [](int, siginfo_t*, void*) {}, SA_SIGINFO | static_cast<int>(SA_RESETHAND));
               if (!backstop::exchange_client_action(SIGSEGV, &client, nullptr)) _exit(2);
               *kNowhere = 1;  // handled once, faults again
             }));
@@ -143,10 +143,10 @@ TEST(Backstop, AnIgnoredFaultIsFatalAsTheKernelMakesIt) {
 TEST(Backstop, ExchangeReportsWhatTheClientHad) {
   EXPECT_EQ(kPassed, exit_of([] {
               if (!backstop::install()) _exit(1);
-              struct sigaction old {};
+              struct sigaction old{};
               if (!backstop::exchange_client_action(SIGSEGV, nullptr, &old)) _exit(2);
               if (old.sa_handler != SIG_DFL) _exit(3);
-              struct sigaction ignore {};
+              struct sigaction ignore{};
               ignore.sa_handler = SIG_IGN;
               if (!backstop::exchange_client_action(SIGSEGV, &ignore, nullptr)) _exit(4);
               if (!backstop::exchange_client_action(SIGSEGV, nullptr, &old)) _exit(5);
@@ -156,7 +156,7 @@ TEST(Backstop, ExchangeReportsWhatTheClientHad) {
 
 TEST(Backstop, OtherSignalsAreNotItsBusiness) {
   ASSERT_TRUE(backstop::install());
-  struct sigaction old {};
+  struct sigaction old{};
   const auto refused = backstop::exchange_client_action(SIGUSR1, nullptr, &old);
   ASSERT_FALSE(refused);
   EXPECT_EQ(EINVAL, to_int(refused.error()));

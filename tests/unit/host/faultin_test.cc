@@ -25,7 +25,9 @@
 namespace stagetwo::host {
 namespace {
 
-int errno_of(const Result<void>& result) { return result ? 0 : to_int(result.error()); }
+int errno_of(const Result<void>& result) {
+  return result ? 0 : to_int(result.error());
+}
 
 class Faultin : public testing::TestWithParam<bool> {
  protected:

@@ -61,7 +61,9 @@ TEST(MmuNotifier, SendsNoEndToThoseThatWereNotEngaged) {
   Recorder other(kOther);
   ASSERT_TRUE(register_notifier(&mine));
   ASSERT_TRUE(register_notifier(&other));
-  { const InvalidateSection section({kMine, EventKind::kClear}); }
+  {
+    const InvalidateSection section({kMine, EventKind::kClear});
+  }
   EXPECT_EQ(1U, mine.ends);
   EXPECT_EQ(0U, other.starts + other.ends);
   unregister_notifier(&mine);
@@ -72,7 +74,9 @@ TEST(MmuNotifier, RingsNobodyAfterUnregister) {
   Recorder recorder(kMine);
   ASSERT_TRUE(register_notifier(&recorder));
   unregister_notifier(&recorder);
-  { const InvalidateSection section({kMine, EventKind::kUnmap}); }
+  {
+    const InvalidateSection section({kMine, EventKind::kUnmap});
+  }
   EXPECT_EQ(0U, recorder.starts);
   EXPECT_EQ(0U, debug_notifier_count());
 }
@@ -83,7 +87,9 @@ TEST(MmuNotifier, RingsManySubscribersAndGrows) {
     all.push_back(std::make_unique<Recorder>(kMine));
     ASSERT_TRUE(register_notifier(all.back().get()));
   }
-  { const InvalidateSection section({kMine, EventKind::kUnmap}); }
+  {
+    const InvalidateSection section({kMine, EventKind::kUnmap});
+  }
   for (const auto& one : all) {
     EXPECT_EQ(1U, one->starts);
     EXPECT_EQ(1U, one->ends);
@@ -155,12 +161,16 @@ TEST(MmuNotifier, AChildOfForkHasNoSubscribersAndMayHaveItsOwn) {
   ASSERT_TRUE(register_notifier(&recorder));
   const pid_t child = fork();
   if (child == 0) {
-    { const InvalidateSection section({kMine, EventKind::kUnmap}); }
+    {
+      const InvalidateSection section({kMine, EventKind::kUnmap});
+    }
     if (recorder.starts != 0) _exit(1);
     unregister_notifier(&recorder);  // let go of what the parent registered: nothing happens
     Recorder own(kMine);
     if (!register_notifier(&own)) _exit(2);
-    { const InvalidateSection section({kMine, EventKind::kUnmap}); }
+    {
+      const InvalidateSection section({kMine, EventKind::kUnmap});
+    }
     _exit(own.starts == 1 && own.ends == 1 && recorder.starts == 0 ? 0 : 3);
   }
   int status = 0;
@@ -199,7 +209,9 @@ TEST(MmuNotifier, RingingAsksForNoMemoryAndUnregisterNeedsNone) {
   Recorder recorder(kMine);
   ASSERT_TRUE(register_notifier(&recorder));
   failpoint::arm(nullptr, 1, failpoint::kForever);
-  { const InvalidateSection section({kMine, EventKind::kUnmap}); }
+  {
+    const InvalidateSection section({kMine, EventKind::kUnmap});
+  }
   unregister_notifier(&recorder);
   EXPECT_EQ(0U, failpoint::asked());
   failpoint::disarm();

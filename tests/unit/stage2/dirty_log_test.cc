@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Goal: KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG answer as the kernel does, bit for bit and errno for
-// errno.
+// Goal: KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG answer as the kernel does, bit for bit and errno
+// for errno.
 #include <gtest/gtest.h>
 
 #include <array>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Goal: KVM_SET_USER_MEMORY_REGION(2) refuses in the kernel's order and changes what it says.
-// Method: each line of the order violated alone; each pair of lines that can be violated together; and
-// random calls against the naive model of tests/support/slot_model.h.
+// Method: each line of the order violated alone; each pair of lines that can be violated together;
+// and random calls against the naive model of tests/support/slot_model.h.
 #include "stage2/memslots.h"
 
 #include <gtest/gtest.h>
@@ -115,7 +115,9 @@ Region plain(u32 slot, u64 gpa, u64 size = 16 * 4096, u64 hva = kHva, u32 flags 
   region.hva = hva;
   return region;
 }
-Region erase(u32 slot) { return plain(slot, 0, 0, 0); }
+Region erase(u32 slot) {
+  return plain(slot, 0, 0, 0);
+}
 
 // --- what a call does ---
 
@@ -307,8 +309,8 @@ struct Violation {
 // The call the violations are applied to.
 enum class Base { kCreate, kDelete, kModify };
 
-constexpr u32 kThere = 5;     // a plain slot at 1 MiB
-constexpr u32 kFileSlot = 6;  // a guest_memfd slot at 2 MiB
+constexpr u32 kThere = 5;            // a plain slot at 1 MiB
+constexpr u32 kFileSlot = 6;         // a guest_memfd slot at 2 MiB
 constexpr u64 kHigh = u64{1} << 46;  // slot 8 lies here, beyond a lowered highest frame
 
 void furnish(World& w) {
@@ -330,43 +332,104 @@ Region base_call(Base base, bool memfd) {
 std::vector<Violation> violations() {
   const auto with_file = [](Region& r) { r.flags |= kGuestMemfd; };
   return {
-      {2, "old ioctl, unknown flag", [](World&, Region& r) { r.first_version = true; r.flags |= 8; }},
+      {2, "old ioctl, unknown flag",
+       [](World&, Region& r) {
+         r.first_version = true;
+         r.flags |= 8;
+       }},
       {2, "old ioctl, file flag",
-       [=](World&, Region& r) { r.first_version = true; with_file(r); }},
+       [=](World&, Region& r) {
+         r.first_version = true;
+         with_file(r);
+       }},
       {3, "id", [](World&, Region& r) { r.slot = (r.slot & ~0xffffU) | kUserSlots; }},
       {4, "unknown flag", [](World&, Region& r) { r.flags |= 16; }},
-      {4, "file and logging", [=](World&, Region& r) { with_file(r); r.flags |= kLogDirtyPages; }},
-      {4, "file and read-only", [=](World&, Region& r) { with_file(r); r.flags |= kReadonly; }},
+      {4, "file and logging",
+       [=](World&, Region& r) {
+         with_file(r);
+         r.flags |= kLogDirtyPages;
+       }},
+      {4, "file and read-only",
+       [=](World&, Region& r) {
+         with_file(r);
+         r.flags |= kReadonly;
+       }},
       {4, "internal flag", [](World&, Region& r) { r.flags |= kInvalid; }},
       {5, "size", [](World&, Region& r) { r.size += 1; }},
       {6, "gpa", [](World&, Region& r) { r.gpa |= 8; }},
       {7, "hva alignment", [](World&, Region& r) { r.hva |= 16; }},
       {7, "hva in the kernel's half", [](World&, Region& r) { r.hva = u64{0xffff8} << 44; }},
-      {8, "file offset", [=](World&, Region& r) { with_file(r); r.memfd_offset = 4095; }},
+      {8, "file offset",
+       [=](World&, Region& r) {
+         with_file(r);
+         r.memfd_offset = 4095;
+       }},
       {8, "file offset wraps",
-       [=](World&, Region& r) { with_file(r); r.memfd_offset = ~u64{0} & kPageMask; r.size += 4096; }},
+       [=](World&, Region& r) {
+         with_file(r);
+         r.memfd_offset = ~u64{0} & kPageMask;
+         r.size += 4096;
+       }},
       {9, "address space", [](World&, Region& r) { r.slot |= 1U << 16; }},
       {10, "gpa wraps", [](World&, Region& r) { r.gpa = (~u64{0} & kPageMask) | (r.gpa & 0xfff); }},
-      {11, "pages", [](World&, Region& r) { r.size += u64{1} << 43; r.hva &= 0xffff000000000fff; }},
-      {12, "no such slot", [](World&, Region& r) { r.slot = (r.slot & ~0xffffU) | 77; r.size = 0; }},
-      {13, "accounting", [](World& w, Region& r) { r.size = 0; r.slot = kThere; w.set_total(3); }},
+      {11, "pages",
+       [](World&, Region& r) {
+         r.size += u64{1} << 43;
+         r.hva &= 0xffff000000000fff;
+       }},
+      {12, "no such slot",
+       [](World&, Region& r) {
+         r.slot = (r.slot & ~0xffffU) | 77;
+         r.size = 0;
+       }},
+      {13, "accounting",
+       [](World& w, Region& r) {
+         r.size = 0;
+         r.slot = kThere;
+         w.set_total(3);
+       }},
       {14, "total wraps", [](World& w, Region&) { w.set_total(~u64{0} - 3); }},
       {15, "file flag on a slot",
-       [=](World&, Region& r) { r.slot = kThere; with_file(r); }},
-      {15, "file slot again", [=](World& w, Region& r) {
+       [=](World&, Region& r) {
+         r.slot = kThere;
+         with_file(r);
+       }},
+      {15, "file slot again",
+       [=](World& w, Region& r) {
          if (!w.model.memfd) return;
          r = plain(kFileSlot, 2 * kMiB, 16 * 4096, kHva + kMiB, kGuestMemfd);
          r.memfd = test::kMemfdGood;
        }},
-      {16, "other hva", [](World&, Region& r) { r.slot = kThere; r.hva += 4096; }},
-      {16, "other size", [](World&, Region& r) { r.slot = kThere; r.size += 4096; }},
-      {16, "read-only toggles", [](World&, Region& r) { r.slot = kThere; r.flags ^= kReadonly; }},
+      {16, "other hva",
+       [](World&, Region& r) {
+         r.slot = kThere;
+         r.hva += 4096;
+       }},
+      {16, "other size",
+       [](World&, Region& r) {
+         r.slot = kThere;
+         r.size += 4096;
+       }},
+      {16, "read-only toggles",
+       [](World&, Region& r) {
+         r.slot = kThere;
+         r.flags ^= kReadonly;
+       }},
       {17, "identical", [](World&, Region& r) { r = plain(kThere, kMiB); }},
       {18, "overlap", [](World&, Region& r) { r.gpa = kHigh | (r.gpa & 0xfff); }},
       {19, "no memory", [](World& w, Region&) { w.run_out_of_memory(); }},
-      {20, "file not open", [=](World&, Region& r) { with_file(r); r.memfd = test::kMemfdClosed; }},
-      {21, "not its file", [=](World&, Region& r) { with_file(r); r.memfd = test::kMemfdForeign; }},
-      {22, "beyond the highest frame", [](World& w, Region& r) {
+      {20, "file not open",
+       [=](World&, Region& r) {
+         with_file(r);
+         r.memfd = test::kMemfdClosed;
+       }},
+      {21, "not its file",
+       [=](World&, Region& r) {
+         with_file(r);
+         r.memfd = test::kMemfdForeign;
+       }},
+      {22, "beyond the highest frame",
+       [](World& w, Region& r) {
          w.lower_max_gfn((u64{1} << 30) - 1);
          if (r.gpa >> 42 == 0) r.gpa += u64{1} << 45;
        }},
@@ -536,9 +599,9 @@ TEST(MemslotsMemory, ARefusedCallLeavesTheWorldAndNoBlockBehind) {
   {
     World w(true);
     furnish(w);
-    const std::vector<Region> calls = {
-        plain(20, 64 * kMiB), plain(kThere, 65 * kMiB),
-        plain(kThere, kMiB, 16 * 4096, kHva, kLogDirtyPages), erase(8)};
+    const std::vector<Region> calls = {plain(20, 64 * kMiB), plain(kThere, 65 * kMiB),
+                                       plain(kThere, kMiB, 16 * 4096, kHva, kLogDirtyPages),
+                                       erase(8)};
     for (const Region& call : calls) {
       u64 n = 1;
       for (int answer = ENOMEM; answer != 0; ++n) {

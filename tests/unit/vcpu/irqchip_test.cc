@@ -57,7 +57,9 @@ TEST_F(PicTest, SlaveComesThroughTheCascade) {
   EXPECT_EQ(pic_.acknowledge(), 0x38 + 4);
 }
 
-TEST_F(PicTest, NothingPendingGivesTheSpuriousVector) { EXPECT_EQ(pic_.acknowledge(), 0x37); }
+TEST_F(PicTest, NothingPendingGivesTheSpuriousVector) {
+  EXPECT_EQ(pic_.acknowledge(), 0x37);
+}
 
 TEST_F(PicTest, MaskedLineAnswersMinusOneAndStaysPending) {
   out(0x21, 0x10);

@@ -18,8 +18,11 @@ class LapicTest : public ::testing::Test {
  protected:
   LapicTest() : bus_(std::make_unique<ApicBus>()) {
     for (u32 i = 0; i < 3; ++i) {
-      cpu_[i] = std::make_unique<Lapic>(Lapic::Config{
-          .id = i, .boot_cpu = i == 0, .bus = bus_.get(), .wake_context = &wakes_[i], .wake = count});
+      cpu_[i] = std::make_unique<Lapic>(Lapic::Config{.id = i,
+                                                      .boot_cpu = i == 0,
+                                                      .bus = bus_.get(),
+                                                      .wake_context = &wakes_[i],
+                                                      .wake = count});
       bus_->attach(cpu_[i].get());
       write(i, kSvr, 0x1ff);
     }

@@ -15,7 +15,9 @@ namespace {
 class Filter : public testing::Test {
  protected:
   void SetUp() override { ASSERT_TRUE(host::backstop::install()); }
-  Result<void> set(const kvm_msr_filter& asked) { return filter_.set(reinterpret_cast<u64>(&asked)); }
+  Result<void> set(const kvm_msr_filter& asked) {
+    return filter_.set(reinterpret_cast<u64>(&asked));
+  }
   u8 bits_[KVM_MSR_FILTER_MAX_BITMAP_SIZE] = {};
   MsrFilter filter_;
 };

@@ -19,8 +19,13 @@ using kvm_client::call;
 using kvm_client::Fd;
 
 TEST(VmLife, DescriptorsGoInAnyOrderAndNothingStays) {
-  { const Fd warm(kvm_client::open_kvm()); }
-  { const Fd device(kvm_client::open_kvm()); const Fd vm(call(device, KVM_CREATE_VM)); }
+  {
+    const Fd warm(kvm_client::open_kvm());
+  }
+  {
+    const Fd device(kvm_client::open_kvm());
+    const Fd vm(call(device, KVM_CREATE_VM));
+  }
   const AllocUse before = alloc_use();
   for (int order = 0; order < 4; ++order) {
     Fd device(kvm_client::open_kvm());
@@ -38,7 +43,9 @@ TEST(VmLife, DescriptorsGoInAnyOrderAndNothingStays) {
 
 TEST(VmLife, EachRefusedAllocationIsEnomemAndLeavesNothing) {
   const Fd device(kvm_client::open_kvm());
-  { const Fd vm(call(device, KVM_CREATE_VM)); }
+  {
+    const Fd vm(call(device, KVM_CREATE_VM));
+  }
   const u64 live = host::descriptor_counts().live;
   u64 refused = 0;
   const auto make_machine = [&] {
