@@ -40,12 +40,19 @@ struct Started {
   int exec_error = 0;
 };
 
+// What the program inherits, as the tool's caller left it.
+struct Inherited {
+  sigset_t mask;
+  struct sigaction child_action;
+};
+
 // vfork: the child borrows our memory until it is the program, so the cost does not grow with us.
-Started start(const char* path, char* const* argv, char* const* envp, const sigset_t& mask) {
+Started start(const char* path, char* const* argv, char* const* envp, const Inherited& inherited) {
   volatile int exec_error = 0;
   const pid_t pid = vfork();
   if (pid == 0) {
-    sigprocmask(SIG_SETMASK, &mask, nullptr);
+    sigaction(SIGCHLD, &inherited.child_action, nullptr);
+    sigprocmask(SIG_SETMASK, &inherited.mask, nullptr);
     execve(path, argv, envp);
     exec_error = errno;
     _exit(kExitCannotExecute);
@@ -55,14 +62,14 @@ Started start(const char* path, char* const* argv, char* const* envp, const sigs
 
 // As a shell does: an executable file the kernel does not know is a script for sh.
 Started start_program(const std::string& path, const std::vector<std::string>& arguments,
-                      const std::vector<std::string>& environment, const sigset_t& mask) {
+                      const std::vector<std::string>& environment, const Inherited& inherited) {
   const std::vector<char*> envp = pointers_to(environment);
-  Started started = start(path.c_str(), pointers_to(arguments).data(), envp.data(), mask);
+  Started started = start(path.c_str(), pointers_to(arguments).data(), envp.data(), inherited);
   if (started.exec_error == ENOEXEC) {
     waitpid(started.pid, nullptr, 0);
     std::vector<std::string> script = {"/bin/sh", path};
     script.insert(script.end(), arguments.begin() + 1, arguments.end());
-    started = start("/bin/sh", pointers_to(script).data(), envp.data(), mask);
+    started = start("/bin/sh", pointers_to(script).data(), envp.data(), inherited);
   }
   return started;
 }
@@ -105,9 +112,12 @@ int watch(pid_t pid, const sigset_t& forwarded) {
 int supervise(const std::string& path, const std::vector<std::string>& arguments,
               const std::vector<std::string>& environment) {
   const sigset_t forwarded = forwarded_signals();
-  sigset_t before;
-  sigprocmask(SIG_BLOCK, &forwarded, &before);
-  const Started started = start_program(path, arguments, environment, before);
+  Inherited inherited{};
+  sigprocmask(SIG_BLOCK, &forwarded, &inherited.mask);
+  // Where the caller ignores SIGCHLD the kernel would keep no status for us.
+  struct sigaction standard{};
+  sigaction(SIGCHLD, &standard, &inherited.child_action);
+  const Started started = start_program(path, arguments, environment, inherited);
   if (started.pid < 0) throw std::runtime_error(fmt::format("fork: {}", std::strerror(errno)));
   if (started.exec_error != 0) {
     waitpid(started.pid, nullptr, 0);

@@ -10,6 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-tree-loop-distribute-patterns")
+#endif
+
 namespace {
 
 using std::size_t;
@@ -53,6 +57,10 @@ void* memcpy(void* to, const void* from, size_t size) {
     copy_short(out, in, size);
     return to;
   }
+  if (size < 8) {
+    for (size_t i = 0; i < size; ++i) out[i] = in[i];
+    return to;
+  }
   __asm__ volatile("rep movsb" : "+D"(out), "+S"(in), "+c"(size) : : "memory");
   return to;
 }
@@ -83,6 +91,10 @@ void* memset(void* to, int byte, size_t size) {
     const Word pattern = Word{value} * 0x0101010101010101u;
     for (size_t i = 0; i + 8 <= size; i += 8) store(out + i, pattern);
     store(out + size - 8, pattern);
+    return to;
+  }
+  if (size < 8) {
+    for (size_t i = 0; i < size; ++i) out[i] = value;
     return to;
   }
   __asm__ volatile("rep stosb" : "+D"(out), "+c"(size) : "a"(value) : "memory");

@@ -63,6 +63,17 @@ TEST(Run, FollowsChildren) {
   EXPECT_EQ(outcome.out, "N\n");
 }
 
+TEST(Run, KnowsTheStatusThoughItsCallerIgnoresChildren) {
+  const std::string ignore = "trap '' CHLD; ";
+  const std::string look = "grep SigIgn /proc/self/status";
+  EXPECT_EQ(
+      run_program({"bash", "-c", ignore + "exec " + tool() + " run -- sh -c 'exit 6'"}).status, 6);
+  // The program inherits what the caller chose.
+  const Outcome alone = run_program({"bash", "-c", ignore + "exec " + look});
+  const Outcome under = run_program({"bash", "-c", ignore + "exec " + tool() + " run -- " + look});
+  EXPECT_EQ(under.out, alone.out);
+}
+
 TEST(Run, WorksWhereTheMachineHasNoDevice) {
   if (geteuid() != 0) GTEST_SKIP() << "skipped: needs root (mount namespace)";
   // Neither the device nor the parameters of the kernel's own module.
