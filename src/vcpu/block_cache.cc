@@ -98,6 +98,7 @@ void BlockCache::destroy(BlockCache* cache) {
 void BlockCache::clear() {
   std::fill(std::begin(table_), std::end(table_), nullptr);
   used_ = 0;
+  unlink();
 }
 
 void* BlockCache::take(u64 bytes) {
@@ -132,7 +133,7 @@ Block* BlockCache::build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size
   block->size = static_cast<u16>(code);
   block->count = static_cast<u16>(count);
   block->mode = mode;
-  block->word_count = static_cast<u16>(word_count);
+  block->word_count = cached ? static_cast<u16>(word_count) : u16{0};
   std::memcpy(block->insns, insns, sizeof(Insn) * count);
   u64 offset = 0;
   for (unsigned i = 0; i < count; ++i) {
@@ -238,6 +239,22 @@ Block* find_block(Cpu& c) {
   c.code_start = at.raw();
   c.code_size = block->size;
   return block;
+}
+
+Block* follow_block(Cpu& c, Block* last) {
+  const u64 epoch = c.blocks->epoch();
+  Link& link = last->link[c.s.rip == last->uops[last->count].imm ? 0 : 1];
+  if (link.epoch == epoch && link.block->rip == c.s.rip && verify(*link.block)) [[likely]] {
+    c.code_start = link.block->host;
+    c.code_size = link.block->size;
+    return link.block;
+  }
+  Block* found = find_block(c);
+  // A new epoch may mean that `last` is no more.
+  if (found != nullptr && found->word_count != 0 && c.blocks->epoch() == epoch) {
+    link = {found, epoch};
+  }
+  return found;
 }
 
 }  // namespace stagetwo::vcpu

@@ -44,6 +44,15 @@ struct Uop {
   u16 offset;  // of the instruction from the block's start
 };
 
+struct Block;
+
+// Where control went from here the last time. Good while the cache's epoch is the same: no
+// translation was dropped, no mode changed, no block was freed since.
+struct Link {
+  Block* block;
+  u64 epoch;
+};
+
 struct Block {
   u64 rip;
   u64 host;
@@ -56,6 +65,7 @@ struct Block {
   Uop* uops;  // count + 1: the last one ends the block
   Insn* insns;
   u64* words;
+  Link link[2];  // behind the last instruction; elsewhere
 };
 
 inline constexpr unsigned kMaxBlockInsns = 48;
@@ -78,6 +88,9 @@ class BlockCache {
   // bytes of the next page.
   [[nodiscard]] Block* build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached);
   void clear();
+  // Translations, privilege or mode changed: links are no shorter way any more.
+  void unlink() { ++epoch_; }
+  [[nodiscard]] u64 epoch() const { return epoch_; }
 
  private:
   static constexpr unsigned kTableLg2 = 12;
@@ -89,6 +102,7 @@ class BlockCache {
   Block* table_[u64{1} << kTableLg2] = {};
   u8* arena_ = nullptr;
   u64 used_ = 0;
+  u64 epoch_ = 1;
 };
 
 // Are the bytes of the block still what was decoded? Pre: block.host is what the exec translation
@@ -100,6 +114,8 @@ class BlockCache {
 
 // The block at RIP, verified. nullptr: c.stop.
 [[nodiscard]] Block* find_block(Cpu& c);
+// The same after `last` ran to its end, by its link if that still leads here.
+[[nodiscard]] Block* follow_block(Cpu& c, Block* last);
 
 // Chooses the handler of an instruction and fills its fields (hot_ops.cc).
 void prepare_uop(const Insn& insn, Mode mode, u64 rip, u64 next_rip, Uop* uop);

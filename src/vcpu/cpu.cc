@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "stage2/address_space.h"
+#include "vcpu/block_cache.h"
 #include "vcpu/mem.h"
 #include "vcpu/paging.h"
 #include "vcpu/run.h"
@@ -24,6 +25,8 @@ void leave_section(Cpu& c) {
 }
 
 void Cpu::update_view() {
+  const Mode old_mode = mode;
+  const SoftTlb* old_tlb = tlb;
   const SystemState& sys = s.sys;
   const Segment& cs = sys.seg[kSegCs];
   if ((sys.cr0 & cr0::kPe) == 0 || (s.rflags & rflags::kVm) != 0) {
@@ -43,6 +46,9 @@ void Cpu::update_view() {
   if (views != nullptr) tlb = &views[view];
   fs_base = sys.seg[kSegFs].base;
   gs_base = sys.seg[kSegGs].base;
+  // Outside 64-bit mode CS's base and limit are part of what a link stands for.
+  const bool same = mode == Mode::k64 && mode == old_mode && tlb == old_tlb;
+  if (blocks != nullptr && !same) blocks->unlink();
 }
 
 void Cpu::update_attention() {
@@ -61,10 +67,12 @@ void Cpu::flush_tlb() {
   for (unsigned i = 0; i < kViewCount; ++i) views[i].flush();
   std::fill(std::begin(code_filter), std::end(code_filter), 0);
   large_pages = false;
+  if (blocks != nullptr) blocks->unlink();
 }
 
 void Cpu::flush_tlb_page(u64 linear) {
   if (large_pages) return flush_tlb();
+  if (blocks != nullptr) blocks->unlink();
   for (unsigned i = 0; i < kViewCount; ++i) views[i].flush_page(linear);
 }
 

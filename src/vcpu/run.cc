@@ -223,27 +223,34 @@ void run_guest(Cpu& c) {
   c.attention |= kAttendExit;
   trace_entry(c);
   if (dirty_ring_is_full(c)) return trace_exit(c);
+  Block* last = nullptr;
   for (;;) {
     if (c.line.poll()) [[unlikely]] {
+      last = nullptr;
       trace::enter_room(trace::Room::vcpu, 8);
       c.flush_tlb();
       c.attention |= kAttendExit;
       if (dirty_ring_is_full(c)) break;
     }
     if (c.attention != 0) [[unlikely]] {
+      last = nullptr;
       if (!attend(c)) break;
       if (c.attention != 0) continue;
     }
     if (--c.poll_countdown == 0) [[unlikely]] {
       if (!poll_client(c)) break;
     }
-    const Block* block = find_block(c);
+    Block* block = last != nullptr ? follow_block(c, last) : find_block(c);
     Step step = c.stop;
     if (block != nullptr) [[likely]] {
       c.instructions += block->count;
       step = run_block(c, *block);
     }
-    if (step != Step::kJump && !conclude(c, step)) break;
+    last = block;
+    if (step != Step::kJump) [[unlikely]] {
+      last = nullptr;
+      if (!conclude(c, step)) break;
+    }
   }
   trace_exit(c);
 }

@@ -70,6 +70,20 @@ TEST(BlockCache, SecondPageOfAnInstructionFaultsAtItsFirstByte) {
   EXPECT_EQ(g.reg(kRax), 0x10u);
 }
 
+TEST(BlockCache, SameOffsetInAnotherRealModeSegmentIsOtherCode) {
+  Guest g;
+  SystemState sys;
+  sys.seg[kSegCs].type = 11;
+  ASSERT_TRUE(g.cpu().set_system_state(sys).has_value());
+  // 0:1000 jumps to 100:1000 (linear 2000), which jumps back until AX is 6.
+  g.code({0x40, 0xea, 0x00, 0x10, 0x00, 0x01}, 0x1000);  // inc ax; jmp 0x100:0x1000
+  g.code({0x40, 0x3d, 0x06, 0x00, 0x74, 0x05, 0xea, 0x00, 0x10, 0x00, 0x00, 0xf4}, 0x2000);
+  g.state().rip = 0x1000;
+  g.state().rflags = 2;
+  g.run_to_hlt();
+  EXPECT_EQ(g.reg(kRax), 6u);
+}
+
 TEST(BlockCache, SameBytesUnderAnotherMappingAreAnotherBlock) {
   Guest g;
   g.long_mode();
