@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // /dev/kvm itself: what can be asked before there is a VM. Holds no state, so every process may use
 // a descriptor of it. kernel file: virt/kvm/kvm_main.c (kvm_dev_ioctl), arch/x86/kvm/x86.c.
+#include "abi/kvm/kvm.h"
+
 #include <algorithm>
 #include <array>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/cpuid.h"
-#include "abi/kvm/kvm.h"
 #include "abi/kvm/msr_list.h"
 #include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "abi/kvm/kvm.h"
+
 #include <array>
 #include <string_view>
 
-#include "abi/kvm/kvm.h"
 #include "abi/kvm/host_cpu.h"
 
 namespace stagetwo::abi_kvm {

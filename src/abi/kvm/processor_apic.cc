@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The local APIC of a vCPU: its get and set calls, and the accesses of a running guest that it or the
 // VM's controllers answer. kernel file: arch/x86/kvm/lapic.c, x86.c.
-#include "abi/kvm/client.h"
 #include "abi/kvm/processor.h"
+
+#include "abi/kvm/client.h"
 #include "abi/kvm/vm.h"
 
 namespace stagetwo::abi_kvm {

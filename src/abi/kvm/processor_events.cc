@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Events of a vCPU (exceptions, interrupts, NMIs), debugging, and machine checks.
 // kernel file: arch/x86/kvm/x86.c (kvm_vcpu_ioctl_x86_get_vcpu_events and neighbours).
+#include "abi/kvm/processor.h"
+
 #include <algorithm>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
-#include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"
 
 namespace stagetwo::abi_kvm {

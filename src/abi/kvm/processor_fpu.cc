@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // x87 and SSE state, as KVM_GET_FPU shows it and as an XSAVE image of the two legacy components.
 // Specification: Intel SDM volume 1, "XSAVE area"; FXSAVE in volume 2.
+#include "abi/kvm/processor.h"
+
 #include <cstring>
 
 #include "abi/kvm/client.h"
-#include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"
 
 namespace stagetwo::abi_kvm {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // MSRs and CPUID of a vCPU, and what is left of its get and set calls.
+#include "abi/kvm/processor.h"
+
 #include <array>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/host_cpu.h"
 #include "abi/kvm/msr_list.h"
-#include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"
 #include "base/vec.h"
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Registers of a vCPU: general, segment and control registers. What combinations are possible is the
 // processor's knowledge (Vcpu::set_system_state).
+#include "abi/kvm/processor.h"
+
 #include <algorithm>
 
 #include "abi/kvm/client.h"
-#include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"
 
 namespace stagetwo::abi_kvm {

@@ -10,11 +10,12 @@
 // An exit that never entered the guest (immediate_exit, a refusal) leaves exit_reason and its payload
 // alone: a client decodes the same exit twice. Signals: see host/run_section.h.
 // kernel file: arch/x86/kvm/x86.c (kvm_arch_vcpu_ioctl_run, vcpu_run, post_kvm_run_save).
+#include "abi/kvm/processor.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "abi/kvm/client.h"
-#include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"
 #include "base/sys.h"
 #include "base/trace.h"

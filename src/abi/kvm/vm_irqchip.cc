@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The VM's interrupt controllers as requests see them. kernel file: arch/x86/kvm/x86.c, irq_comm.c,
 // virt/kvm/irqchip.c. Which pins exist and which routes clash is vcpu::Irqchip's knowledge.
+#include "abi/kvm/vm.h"
+
 #include <cstring>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
-#include "abi/kvm/vm.h"
 
 namespace stagetwo::abi_kvm {
 

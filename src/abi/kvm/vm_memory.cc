@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory requests of a VM: translation between the uapi structs and stage2's slots, which decide.
-#include "abi/kvm/client.h"
 #include "abi/kvm/vm.h"
+
+#include "abi/kvm/client.h"
 
 namespace stagetwo::abi_kvm {
 

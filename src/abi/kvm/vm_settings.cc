@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Settings of a VM: KVM_ENABLE_CAP and the requests that set one value.
+#include "abi/kvm/vm.h"
+
 #include <linux/capability.h>
 #include <sys/syscall.h>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/host_cpu.h"
-#include "abi/kvm/vm.h"
 #include "base/sys.h"
 
 namespace stagetwo::abi_kvm {
