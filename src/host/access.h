@@ -4,17 +4,18 @@
 // The only door to client memory. Every read or write of an address that a client or a guest chose
 // goes through here; a tidy test finds other dereferences.
 //
-// Analogue: get_user/put_user and copy_from_user (kernel file: uaccess.h). Differs: an access is one
-// host instruction, so what is one access for a guest is one access for every other observer.
+// Analogue: get_user/put_user and copy_from_user (kernel file: uaccess.h). Differs: an access is
+// one host instruction, so what is one access for a guest is one access for every other observer.
 //
 // Invariants: I1  false (or a short count) means the address faulted; the faulting access changed
 //                 nothing and the client saw no signal.
 //             I2  on the hot path an access is one mov and no branch is taken.
-//             I3  a fault is the backstop, never the mechanism: whoever holds a translation holds it
+//             I3  a fault is the backstop, never the mechanism: whoever holds a translation holds
+//             it
 //                 only until the next acknowledged flush (docs/journeys/munmap.md).
 // Locking: none. Orders: as a guest sees them; plain forms relaxed, LOCK forms sequentially
-// consistent. Context: any, backstop::install() must have run. May block in the kernel if the page is
-// not resident: see faultin.h.
+// consistent. Context: any, backstop::install() must have run. May block in the kernel if the page
+// is not resident: see faultin.h.
 
 #include <cstddef>
 #include <optional>
@@ -79,8 +80,8 @@ template <typename T>
   return fetch_update(at, old, [value](T x) { return x ^ value; });
 }
 
-// Copies in words of the machine, not bytes. Returns how much was copied before the first fault, which
-// is `bytes` when all is well; the count is exact or up to one word short.
+// Copies in words of the machine, not bytes. Returns how much was copied before the first fault,
+// which is `bytes` when all is well; the count is exact or up to one word short.
 [[nodiscard]] size_t copy_from(void* to, Hva from, size_t bytes);
 [[nodiscard]] size_t copy_to(Hva to, const void* from, size_t bytes);
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What an interposed system call does to the client's addresses, and the one form of ringing the bell
-// around it: start, call, end. A loss of meaning or of rights rings; a gain does not: it is learnt by
-// the next fault.
+// What an interposed system call does to the client's addresses, and the one form of ringing the
+// bell around it: start, call, end. A loss of meaning or of rights rings; a gain does not: it is
+// learnt by the next fault.
 //
 //   return host::change(address, size, host::EventKind::kUnmap, [&] { return real_munmap(...); });
 //
-// Context: the client's thread, with no engine lock held and no ack line of its own RUNNING. Handlers
-// of the client are deferred until after the end (host/run_section.h): one that left by siglongjmp
-// would leave the range closed for ever.
+// Context: the client's thread, with no engine lock held and no ack line of its own RUNNING.
+// Handlers of the client are deferred until after the end (host/run_section.h): one that left by
+// siglongjmp would leave the range closed for ever.
 
 #include <sys/mman.h>
 
@@ -42,8 +42,8 @@ auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
   return std::forward<F>(system_call)();
 }
 
-// What an mprotect to `prot` takes away: reading or writing. With both left, nothing a guest has can
-// be lost (execution by the host is no right of a guest).
+// What an mprotect to `prot` takes away: reading or writing. With both left, nothing a guest has
+// can be lost (execution by the host is no right of a guest).
 [[nodiscard]] constexpr std::optional<EventKind> loss_by_mprotect(int prot) {
   const int all = PROT_READ | PROT_WRITE;
   if ((prot & all) == all) return std::nullopt;

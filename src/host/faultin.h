@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Makes one page of the client present before anybody holds a translation to it, and answers with an
-// errno instead of a signal. Analogue: hva_to_pfn / get_user_pages (kernel file: kvm_main.c). Differs:
-// nothing is pinned and nothing is returned but the answer; the translation is the address itself.
+// Makes one page of the client present before anybody holds a translation to it, and answers with
+// an errno instead of a signal. Analogue: hva_to_pfn / get_user_pages (kernel file: kvm_main.c).
+// Differs: nothing is pinned and nothing is returned but the answer; the translation is the address
+// itself.
 //
 // Context: outside every read section and with no ack line RUNNING: it may block for as long as the
 // client's own userfaultfd resolver or file system takes. No lock held.
@@ -14,8 +15,8 @@
 namespace stagetwo::host {
 
 // Post: on success `page` was present and permitted `access` at some moment during the call.
-// Failure: EFAULT (no mapping, no permission, beyond the end of a file), EHWPOISON. The kernel's own
-// answers of MADV_POPULATE (ENOMEM, EINVAL, EFAULT) are all EFAULT here, as KVM's are.
+// Failure: EFAULT (no mapping, no permission, beyond the end of a file), EHWPOISON. The kernel's
+// own answers of MADV_POPULATE (ENOMEM, EINVAL, EFAULT) are all EFAULT here, as KVM's are.
 [[nodiscard]] Result<void> faultin(Hva page, Access access);
 
 // Is MADV_POPULATE_READ/WRITE there (Linux 5.14)? Without it a guarded touch stands in.

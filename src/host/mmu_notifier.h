@@ -2,10 +2,12 @@
 #pragma once
 
 // The bell: who must forget a range of the client's addresses before its meaning changes.
-// Analogue: struct mmu_notifier and its registry (kernel file: mmu_notifier.c). Differs: it is rung by
-// the wrapper of a system call, outside any kernel lock, so every start may block and none can fail.
+// Analogue: struct mmu_notifier and its registry (kernel file: mmu_notifier.c). Differs: it is rung
+// by the wrapper of a system call, outside any kernel lock, so every start may block and none can
+// fail.
 //
-// Invariants: I1  start returns only when no access through the old meaning is in flight or can start.
+// Invariants: I1  start returns only when no access through the old meaning is in flight or can
+// start.
 //             I2  every subscriber whose start said "engaged" gets exactly one end, with the same
 //                 event, and nobody else does.
 //             I3  after unregister returns, no callback of that subscriber runs or will run.
@@ -29,15 +31,15 @@ enum class EventKind : u8 {
 };
 
 struct InvalidateEvent {
-  HvaRange range;               // whole pages
+  HvaRange range;  // whole pages
   EventKind kind;
   const void* owner = nullptr;  // who changes it, so that a subscriber can recognise itself
 };
 
 class MmuNotifier {
  public:
-  // The range is about to change: forget every translation of it, make new ones impossible until the
-  // end, and wait until nobody uses an old one. False: none of it was mine, no end is wanted.
+  // The range is about to change: forget every translation of it, make new ones impossible until
+  // the end, and wait until nobody uses an old one. False: none of it was mine, no end is wanted.
   // Context: the client's thread; may block for vCPUs to acknowledge, never for a lock that a
   // system call of the client can hold; allocates nothing.
   virtual bool invalidate_range_start(const InvalidateEvent& event) = 0;
@@ -50,8 +52,8 @@ class MmuNotifier {
 
 inline constexpr unsigned kMaxNotifiers = 4096;
 
-// Post: changes that begin later ring it; one that is under way rings it for both ends or for neither,
-// and is over when this returns. Failure: ENOMEM, also when kMaxNotifiers are registered.
+// Post: changes that begin later ring it; one that is under way rings it for both ends or for
+// neither, and is over when this returns. Failure: ENOMEM, also when kMaxNotifiers are registered.
 [[nodiscard]] Result<void> register_notifier(MmuNotifier* notifier);
 // Pre: registered. Waits for running callbacks. Never fails. Context: not from a callback.
 void unregister_notifier(MmuNotifier* notifier);

@@ -3,7 +3,8 @@
 
 // Whose address space does an object hang off? VMs, vCPUs and everything else that borrows the
 // creator's addresses answer EIO in a child of fork. Analogue: kvm->mm != current->mm (kernel file:
-// kvm_main.c). Differs: told by a page that fork wipes (base/process_page.h), without a system call.
+// kvm_main.c). Differs: told by a page that fork wipes (base/process_page.h), without a system
+// call.
 
 #include "base/process_page.h"
 #include "base/types.h"

@@ -14,7 +14,8 @@
 // Invariants: I1  after invalidate_range_start no thread dereferences the old meaning of the range.
 //             I2  install() accepts only what no overlapping change has begun or ended on since the
 //                 snapshot (docs/locking.md, fault against invalidation).
-//             I3  a store through an installed translation of a logging slot is in the bitmap of the
+//             I3  a store through an installed translation of a logging slot is in the bitmap of
+//             the
 //                 harvest in progress or of the next one.
 // Locking: no lock on the fault path; slots_lock inside slots(). Lifetime: registered with the bell
 // from create() until destruction; vCPUs borrow it and remove their lines before it goes.
@@ -46,7 +47,8 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
 
   // Resolves one guest access.
   // Pre:     the "asked" part of `fault` is filled in, nothing else is.
-  // Post:    on kFixed the translation existed at some moment during the call; it may already be gone
+  // Post:    on kFixed the translation existed at some moment during the call; it may already be
+  // gone
   //          again, which install() finds out.
   // Context: the thread's line is not RUNNING, no read section; may block in `host`.
   [[nodiscard]] FaultOutcome handle_fault(Fault& fault);
@@ -68,8 +70,8 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   [[nodiscard]] FaultOutcome cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                      u32 address_space = 0);
 
-  // The same for a thread whose line is RUNNING: never blocks; kRetry where the page is not known to
-  // be resident or is being changed: leave, use the slow form, enter again. Within one page.
+  // The same for a thread whose line is RUNNING: never blocks; kRetry where the page is not known
+  // to be resident or is being changed: leave, use the slow form, enter again. Within one page.
   [[nodiscard]] FaultOutcome try_read(Gpa from, void* to, size_t bytes, u32 address_space = 0);
   template <typename T>
   [[nodiscard]] FaultOutcome try_cmpxchg(Gpa at, T* expected, T desired, bool* swapped,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The part of address_space.h that must be seen by its users: accesses of their own types. Included by
-// address_space.h only.
+// The part of address_space.h that must be seen by its users: accesses of their own types. Included
+// by address_space.h only.
 
 #include "stage2/address_space.h"
 #include "sync/futex.h"
@@ -11,8 +11,8 @@ namespace stagetwo::stage2 {
 
 template <typename F>
 FaultOutcome GuestMemory::with_page(Fault& fault, Mode mode, F&& access) {
-  // A change that nobody announced can take the page between the kernel's answer and the access; twice
-  // in a row it is not there for us.
+  // A change that nobody announced can take the page between the kernel's answer and the access;
+  // twice in a row it is not there for us.
   constexpr int kMaxVanished = 2;
   for (int vanished = 0; vanished <= kMaxVanished;) {
     FaultOutcome outcome = look_up(fault);
@@ -41,18 +41,16 @@ template <typename T>
 FaultOutcome GuestMemory::cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                   u32 address_space) {
   Fault fault{.gpa = at, .access = Access::kWrite, .address_space = address_space};
-  return with_page(fault, Mode::kMayBlock, [&](Hva hva) {
-    return host::cmpxchg(hva, expected, desired, swapped);
-  });
+  return with_page(fault, Mode::kMayBlock,
+                   [&](Hva hva) { return host::cmpxchg(hva, expected, desired, swapped); });
 }
 
 template <typename T>
 FaultOutcome GuestMemory::try_cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                       u32 address_space) {
   Fault fault{.gpa = at, .access = Access::kWrite, .address_space = address_space};
-  return with_page(fault, Mode::kMustNotBlock, [&](Hva hva) {
-    return host::cmpxchg(hva, expected, desired, swapped);
-  });
+  return with_page(fault, Mode::kMustNotBlock,
+                   [&](Hva hva) { return host::cmpxchg(hva, expected, desired, swapped); });
 }
 
 }  // namespace stagetwo::stage2

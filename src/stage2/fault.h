@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The fault that travels: asked by `vcpu`, found out by `stage2`, answered by `host`. Each room fills
-// its part and touches no other. Analogue: struct kvm_page_fault (kernel file: mmu_internal.h).
+// The fault that travels: asked by `vcpu`, found out by `stage2`, answered by `host`. Each room
+// fills its part and touches no other. Analogue: struct kvm_page_fault (kernel file:
+// mmu_internal.h).
 //
-// Lifetime: on the stack of the thread that faults. The answer is a borrow: it may be used only after
-// GuestMemory::install() accepted it, and only until the thread's next poll that asks for a flush.
+// Lifetime: on the stack of the thread that faults. The answer is a borrow: it may be used only
+// after GuestMemory::install() accepted it, and only until the thread's next poll that asks for a
+// flush.
 
 #include "addr/addr.h"
 #include "base/types.h"
@@ -28,7 +30,7 @@ struct Fault {
   sync::InvalidationGate::Snapshot snapshot{};
 
   // Answered.
-  Hva page{};              // host address of the page
+  Hva page{};             // host address of the page
   bool writable = false;  // stores may go through this translation
 };
 

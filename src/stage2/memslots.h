@@ -2,20 +2,22 @@
 #pragma once
 
 // The memory slots of one VM: which guest frames are which host addresses. Analogue: struct
-// kvm_memslots (kernel file: kvm_main.c). Differs: instead of two sets that are edited in turn there
-// is one immutable set; an update builds the next one by copying a path of a balanced tree, and a
-// single store publishes it.
+// kvm_memslots (kernel file: kvm_main.c). Differs: instead of two sets that are edited in turn
+// there is one immutable set; an update builds the next one by copying a path of a balanced tree,
+// and a single store publishes it.
 //
 // Invariants: I1  a reader sees a set as it was after some update, never half of one.
-//             I2  no two slots of an address space overlap in guest frames; in host addresses they may.
-//             I3  a fault never finds "no slot" while a translation of the slot that was there lives:
-//                 DELETE and MOVE first publish the slot as INVALID, flush, and only then remove it.
+//             I2  no two slots of an address space overlap in guest frames; in host addresses they
+//             may. I3  a fault never finds "no slot" while a translation of the slot that was there
+//             lives:
+//                 DELETE and MOVE first publish the slot as INVALID, flush, and only then remove
+//                 it.
 //             I4  a refused call changes nothing, and the first check that fails names the errno.
 //             I5  every slot in the gfn tree is in the hva tree, and it was there first.
 // Locking: updates and the dirty log under slots_lock (rank: slots). Readers take none: they hold a
-// read section (`Memslots::Reader`) and must not block in it. No caller may wait for an update inside a
-// change (host/change.h): the update waits for changes to end.
-// Lifetime: a Slot lives until every reader and every acknowledged vCPU has left it.
+// read section (`Memslots::Reader`) and must not block in it. No caller may wait for an update
+// inside a change (host/change.h): the update waits for changes to end. Lifetime: a Slot lives
+// until every reader and every acknowledged vCPU has left it.
 
 #include "addr/addr.h"
 #include "base/alloc.h"
@@ -34,7 +36,7 @@ inline constexpr u32 kReadonly = 1U << 1;
 inline constexpr u32 kGuestMemfd = 1U << 2;
 inline constexpr u32 kInvalid = 1U << 16;  // never the user's
 
-inline constexpr u32 kUserSlots = 32764;     // ids 0..32763
+inline constexpr u32 kUserSlots = 32764;  // ids 0..32763
 inline constexpr u32 kSlotsPerSpace = 32767;
 inline constexpr u64 kMaxSlotPages = (u64{1} << 31) - 1;
 inline constexpr u32 kMaxAddressSpaces = 2;
@@ -110,8 +112,8 @@ class Memslots {
 
   [[nodiscard]] Result<void> set_region(const Region& region) TA_EXCL(slots_lock_);
 
-  // A read section. Everything found through it is valid until it ends; it must be short and must not
-  // block. Several may nest.
+  // A read section. Everything found through it is valid until it ends; it must be short and must
+  // not block. Several may nest.
   class Reader {
    public:
     explicit Reader(const Memslots& slots) : slots_(slots), ticket_(slots.readers_.enter()) {}
@@ -132,15 +134,15 @@ class Memslots {
   // Waits until every read section that began before the call has ended.
   void wait_for_readers() const { readers_.wait(); }
 
-  // The dirty log. `bitmap` is the client's. Failures in the kernel's order: EINVAL, ENOENT, EINVAL,
-  // EFAULT (kernel file: kvm_main.c, kvm_get_dirty_log_protect and its CLEAR twin).
+  // The dirty log. `bitmap` is the client's. Failures in the kernel's order: EINVAL, ENOENT,
+  // EINVAL, EFAULT (kernel file: kvm_main.c, kvm_get_dirty_log_protect and its CLEAR twin).
   [[nodiscard]] Result<void> get_dirty_log(u32 slot, Hva bitmap) TA_EXCL(slots_lock_);
   [[nodiscard]] Result<void> clear_dirty_log(u32 slot, u64 first_page, u32 page_count, Hva bitmap)
       TA_EXCL(slots_lock_);
   void set_dirty_protect(DirtyProtect protect) TA_EXCL(slots_lock_);
 
-  // The bit of a frame, set after the store it stands for and before the section or the RUNNING mode
-  // that made the store ends. Pre: the slot is valid here; gfn is in it.
+  // The bit of a frame, set after the store it stands for and before the section or the RUNNING
+  // mode that made the store ends. Pre: the slot is valid here; gfn is in it.
   static void mark_dirty(const Slot& slot, Gfn gfn);
 
   void set_max_gfn(u64 max_gfn);

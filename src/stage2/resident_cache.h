@@ -2,8 +2,8 @@
 #pragma once
 
 // Which pages were made present since the last invalidation ended, so that the kernel is not asked
-// again. A hint of fixed size: forgetting an entry costs a system call, remembering one too long costs a
-// fault that host/access.h turns into an answer.
+// again. A hint of fixed size: forgetting an entry costs a system call, remembering one too long
+// costs a fault that host/access.h turns into an answer.
 //
 // Invariant: I1  an entry counts only together with the gate's snapshot it was made under: the
 //                sequence is part of it, so one invalidation forgets them all.

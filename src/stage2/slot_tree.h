@@ -2,13 +2,14 @@
 #pragma once
 
 // The slots as readers see them: an immutable set of balanced trees, and the builder that makes the
-// next set by copying the paths it changes. Analogue: the kernel's two slot sets with their gfn and hva
-// trees. Differs: no second set has to be brought up to date, and an update that cannot get memory is
-// thrown away whole.
+// next set by copying the paths it changes. Analogue: the kernel's two slot sets with their gfn and
+// hva trees. Differs: no second set has to be brought up to date, and an update that cannot get
+// memory is thrown away whole.
 //
 // Invariants: I1  a published node or set never changes; a node is edited only by the builder that
 //                 made it.
-//             I2  trees are ordered by (start, id) and heap-ordered by a number hashed from the id, so
+//             I2  trees are ordered by (start, id) and heap-ordered by a number hashed from the id,
+//             so
 //                 their shape depends only on their contents and their depth is logarithmic.
 //             I3  max_end of a node is the largest end in its subtree.
 // Locking: none; the builder is used under slots_lock. Lifetime: what a published set replaced is

@@ -24,27 +24,27 @@ enum { kPage = 4096, kPages = 8, kBytes = kPage * kPages, kCode = 0x1000, kWindo
 
 static int vm;
 static int vcpu;
-static struct kvm_run *run;
-static char *window;
+static struct kvm_run* run;
+static char* window;
 static atomic_int stop;
 static atomic_ulong efaults;
 static atomic_ulong mmios;
 static atomic_ulong others;
 
-static void check(int holds, const char *what) {
+static void check(int holds, const char* what) {
   if (holds) return;
   printf("failed: %s: %s\n", what, strerror(errno));
   fflush(stdout);
   _exit(1);
 }
 
-static void slot(uint32_t id, uint64_t gpa, uint64_t size, void *at) {
+static void slot(uint32_t id, uint64_t gpa, uint64_t size, void* at) {
   struct kvm_userspace_memory_region region = {
       .slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)at};
   check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "KVM_SET_USER_MEMORY_REGION");
 }
 
-static void *guest(void *unused) {
+static void* guest(void* unused) {
   (void)unused;
   while (!atomic_load(&stop)) {
     if (ioctl(vcpu, KVM_RUN, 0) == 0) {
@@ -62,7 +62,9 @@ static void *guest(void *unused) {
   return NULL;
 }
 
-static uint16_t word(int page) { return *(volatile uint16_t *)(window + page * kPage); }
+static uint16_t word(int page) {
+  return *(volatile uint16_t*)(window + page * kPage);
+}
 
 // The guest is at work on every page.
 static void wait_for_guest(void) {
@@ -76,7 +78,7 @@ static void wait_for_guest(void) {
   }
 }
 
-static void wait_for(atomic_ulong *count) {
+static void wait_for(atomic_ulong* count) {
   const unsigned long before = atomic_load(count);
   const time_t start = time(NULL);
   while (atomic_load(count) == before) {
@@ -85,7 +87,7 @@ static void wait_for(atomic_ulong *count) {
   }
 }
 
-static void *map_at(void *at, int flags) {
+static void* map_at(void* at, int flags) {
   return mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
 }
 
@@ -98,7 +100,7 @@ static void create(void) {
   check(kvm >= 0, "open /dev/kvm");
   vm = ioctl(kvm, KVM_CREATE_VM, 0);
   check(vm >= 0, "KVM_CREATE_VM");
-  char *text = map_at(NULL, 0);
+  char* text = map_at(NULL, 0);
   memcpy(text, code, sizeof(code));
   window = map_at(NULL, 0);
   slot(0, kCode, kPage, text);
@@ -130,7 +132,7 @@ static void discard(int rounds) {
 // The old memory lives on under another name; nothing is written there any more.
 static void replace(int rounds) {
   for (int i = 0; i < rounds; ++i) {
-    char *aside = map_at(NULL, 0);
+    char* aside = map_at(NULL, 0);
     check(mremap(window, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, aside) == aside, "mremap");
     char before[kBytes];
     memcpy(before, aside, kBytes);
@@ -180,7 +182,7 @@ static void reuse(int rounds) {
   printf("a slot deleted, its address reused: the canaries are whole\n");
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   const int rounds = argc > 1 ? atoi(argv[1]) : 20;
   setvbuf(stdout, NULL, _IOLBF, 0);
   create();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The steps a request took, as the trace has them: (room, number of the step in the document). Rooms
-// are counted as the documents count them: `base`, `sync`, `addr` and `pt` are furniture.
+// The steps a request took, as the trace has them: (room, number of the step in the document).
+// Rooms are counted as the documents count them: `base`, `sync`, `addr` and `pt` are furniture.
 
 #include <set>
 #include <utility>
@@ -33,7 +33,8 @@ Journey journey_of(F&& request) {
     const trace::Record& record = records[i];
     if (record.room <= trace::Room::pt) continue;
     journey.rooms.insert(record.room);
-    if (record.event == trace::Event::st_room) journey.steps.emplace_back(record.room, record.arg[0]);
+    if (record.event == trace::Event::st_room)
+      journey.steps.emplace_back(record.room, record.arg[0]);
   }
   return journey;
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The real fault path, the real slots and the real bell under the scheduler. What a system call of the
-// client changes is `meaning`, outside the memory model, as the kernel's tables are. A thread that
-// holds an installed translation says so; while the range changes nobody may.
+// The real fault path, the real slots and the real bell under the scheduler. What a system call of
+// the client changes is `meaning`, outside the memory model, as the kernel's tables are. A thread
+// that holds an installed translation says so; while the range changes nobody may.
 //
 // A scenario that fails leaves locks of the process held: mutation programs run it in a child.
 
@@ -130,13 +130,12 @@ struct TwoFaultsAgainstChange : SmallVm {
   }
 };
 
-// DELETE: nobody sees MMIO while another vCPU still holds the page, and after the call the client may
-// do with the memory what it likes.
+// DELETE: nobody sees MMIO while another vCPU still holds the page, and after the call the client
+// may do with the memory what it likes.
 struct FaultAgainstDelete : SmallVm {
   static constexpr unsigned kThreads = 3;
   void vcpu(unsigned me) {
-    const FaultOutcome outcome =
-        guest_access(me, [this](u64 translated) { use(translated); });
+    const FaultOutcome outcome = guest_access(me, [this](u64 translated) { use(translated); });
     if (outcome == FaultOutcome::kMmio) {
       sched::expect(holders == 0, "no slot, and a translation of it lives");
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The executable contract of a subscriber of the bell: any implementer of host::MmuNotifier runs it.
+// The executable contract of a subscriber of the bell: any implementer of host::MmuNotifier runs
+// it.
 //
 //   struct MySubscriber {
 //     host::MmuNotifier& notifier();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The naive model of KVM_SET_USER_MEMORY_REGION(2): a map of slots, and one predicate for each line of
-// the kernel's check order, written without regard to the others. The answer is the first line, in the
-// kernel's order, whose predicate holds. (Kernel files: kvm_main.c, x86.c; the write-tracker of line 23
-// is asked before the highest frame of line 22.)
+// The naive model of KVM_SET_USER_MEMORY_REGION(2): a map of slots, and one predicate for each line
+// of the kernel's check order, written without regard to the others. The answer is the first line,
+// in the kernel's order, whose predicate holds. (Kernel files: kvm_main.c, x86.c; the write-tracker
+// of line 23 is asked before the highest frame of line 22.)
 
 #include <array>
 #include <map>
@@ -66,46 +66,74 @@ struct SlotModel {
     u32 legal = stage2::kLogDirtyPages | stage2::kReadonly;
     if (with_memfd) legal = memfd ? stage2::kGuestMemfd : 0;
     switch (n) {
-      case 2: return r.first_version && (r.flags & ~3U) != 0;
-      case 3: return (r.slot & 0xffff) >= 32764;
-      case 4: return (r.flags & ~legal) != 0;
-      case 5: return r.size % 4096 != 0;
-      case 6: return r.gpa % 4096 != 0;
+      case 2:
+        return r.first_version && (r.flags & ~3U) != 0;
+      case 3:
+        return (r.slot & 0xffff) >= 32764;
+      case 4:
+        return (r.flags & ~legal) != 0;
+      case 5:
+        return r.size % 4096 != 0;
+      case 6:
+        return r.gpa % 4096 != 0;
       case 7:
         return r.hva % 4096 != 0 || r.size > 0x7ffffffff000 || r.hva > 0x7ffffffff000 - r.size;
       case 8:
         return with_memfd &&
                (r.memfd_offset % 4096 != 0 || r.memfd_offset + r.size < r.memfd_offset);
-      case 9: return r.slot >> 16 >= spaces;
-      case 10: return r.gpa + r.size < r.gpa;
-      case 11: return a.pages > (u64{1} << 31) - 1;
-      case 12: return a.deletes && a.old == nullptr;
-      case 13: return a.deletes && a.old != nullptr && total < a.old->pages;
-      case 14: return a.creates && total + a.pages < total;
-      case 15: return r.size != 0 && a.old != nullptr && with_memfd;
+      case 9:
+        return r.slot >> 16 >= spaces;
+      case 10:
+        return r.gpa + r.size < r.gpa;
+      case 11:
+        return a.pages > (u64{1} << 31) - 1;
+      case 12:
+        return a.deletes && a.old == nullptr;
+      case 13:
+        return a.deletes && a.old != nullptr && total < a.old->pages;
+      case 14:
+        return a.creates && total + a.pages < total;
+      case 15:
+        return r.size != 0 && a.old != nullptr && with_memfd;
       case 16:
         return r.size != 0 && a.old != nullptr &&
-               (a.old->hva != r.hva || a.old->pages != a.pages || ((a.old->flags ^ r.flags) & 6) != 0);
-      case 17: return identical(a);
-      case 18: return overlaps(a);
-      case 19: return no_memory;
-      case 20: return a.creates && with_memfd && r.memfd == kMemfdClosed;
-      case 21: return a.creates && with_memfd && r.memfd == kMemfdForeign;
-      case 22: return (a.creates || a.moves) && ((r.gpa + r.size - 1) >> 12) > max_gfn;
-      case 23: return a.moves && tracked;
-      default: return false;
+               (a.old->hva != r.hva || a.old->pages != a.pages ||
+                ((a.old->flags ^ r.flags) & 6) != 0);
+      case 17:
+        return identical(a);
+      case 18:
+        return overlaps(a);
+      case 19:
+        return no_memory;
+      case 20:
+        return a.creates && with_memfd && r.memfd == kMemfdClosed;
+      case 21:
+        return a.creates && with_memfd && r.memfd == kMemfdForeign;
+      case 22:
+        return (a.creates || a.moves) && ((r.gpa + r.size - 1) >> 12) > max_gfn;
+      case 23:
+        return a.moves && tracked;
+      default:
+        return false;
     }
   }
   static constexpr std::array<int, 22> kOrder = {2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
                                                  13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 22};
   static int errno_of(int line) {
     switch (line) {
-      case 0: case 17: return 0;
-      case 13: return EIO;
-      case 18: return EEXIST;
-      case 19: return ENOMEM;
-      case 20: return EBADF;
-      default: return EINVAL;
+      case 0:
+      case 17:
+        return 0;
+      case 13:
+        return EIO;
+      case 18:
+        return EEXIST;
+      case 19:
+        return ENOMEM;
+      case 20:
+        return EBADF;
+      default:
+        return EINVAL;
     }
   }
   // 0: nothing is wrong.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A thread that accesses guest memory the way a vCPU does: a cache of translations that lives from a
-// fault to the next acknowledged flush, guarded accesses, a poll between blocks. What is left out is the
-// processor.
+// A thread that accesses guest memory the way a vCPU does: a cache of translations that lives from
+// a fault to the next acknowledged flush, guarded accesses, a poll between blocks. What is left out
+// is the processor.
 
 #include <atomic>
 
