@@ -130,6 +130,25 @@ bool is_wrappable(int signal) {
          (signal < kFirstReserved || signal > kLastReserved);
 }
 
+// False: errno says why, and nothing changed.
+bool exchange(int signal, const struct sigaction* asked, struct sigaction* before) {
+  const Quiet quiet;
+  const sync::MutexGuard guard(action_lock);
+  Record& record = records[signal];
+  *before = to_libc(load(record));
+  if (asked == nullptr) return true;
+  const bool handled = is_handler(reinterpret_cast<u64>(asked->sa_sigaction));
+  const struct sigaction ours = handled ? wrapped(*asked) : *asked;
+  // A handler must be in the table before the kernel can call the wrapper for it.
+  if (handled) store(record, *asked);
+  if (next::sigaction(signal, &ours, nullptr) != 0) {
+    store(record, *before);
+    return false;
+  }
+  if (!handled) store(record, *asked);
+  return true;
+}
+
 bool is_backstops(int signal) {
   return signal == SIGSEGV || signal == SIGBUS;
 }
@@ -161,22 +180,11 @@ int set_action(int signal, const struct sigaction* set, struct sigaction* old) {
   if (is_backstops(signal)) {
     return static_cast<int>(as_libc(host::backstop::exchange_client_action(signal, set, old)));
   }
-  const Quiet quiet;
-  const sync::MutexGuard guard(action_lock);
-  Record& record = records[signal];
-  const struct sigaction before = to_libc(load(record));
-  if (set != nullptr) {
-    const struct sigaction asked = *set;
-    const bool handled = is_handler(reinterpret_cast<u64>(asked.sa_sigaction));
-    const struct sigaction ours = handled ? wrapped(asked) : asked;
-    // A handler must be in the table before the kernel can call the wrapper for it.
-    if (handled) store(record, asked);
-    if (next::sigaction(signal, &ours, nullptr) != 0) {
-      store(record, before);
-      return -1;
-    }
-    if (!handled) store(record, asked);
-  }
+  // The client's memory is read and written while its own fault handlers can run.
+  struct sigaction asked{};
+  if (set != nullptr) asked = *set;
+  struct sigaction before{};
+  if (!exchange(signal, set == nullptr ? nullptr : &asked, &before)) return -1;
   if (old != nullptr) *old = before;
   return 0;
 }
