@@ -50,6 +50,13 @@ std::size_t fx_save(const CpuState& state, const FxFormat& format, u8* image) {
   return kXmm + count * kSlot;
 }
 
+void settle_x87(X87* x87) {
+  constexpr u16 kControl = 0x1f3f, kAlwaysSet = 0x0040, kExceptions = 0x3f, kPending = 0x8080;
+  x87->fcw = static_cast<u16>((x87->fcw & kControl) | kAlwaysSet);
+  const bool pending = (x87->fsw & ~x87->fcw & kExceptions) != 0;
+  x87->fsw = static_cast<u16>((x87->fsw & ~kPending) | (pending ? kPending : 0));
+}
+
 bool fx_restore(CpuState* state, const FxFormat& format, const u8* image) {
   const u32 mxcsr = get<u32>(image, kMxcsr);
   if ((mxcsr & ~kMxcsrValid) != 0) return false;
@@ -61,6 +68,7 @@ bool fx_restore(CpuState* state, const FxFormat& format, const u8* image) {
   x87.fip = format.wide ? get<u64>(image, kFip) : get<u32>(image, kFip);
   x87.fdp = format.wide ? get<u64>(image, kFdp) : get<u32>(image, kFdp);
   for (std::size_t i = 0; i < 8; ++i) std::memcpy(x87.st[i], image + kSt + i * kSlot, kStBytes);
+  settle_x87(&x87);
   state->mxcsr = mxcsr;
   std::memcpy(state->xmm, image + kXmm, xmm_count(format) * kSlot);
   return true;

@@ -212,11 +212,18 @@ bool x87_ready(Cpu& c) {
   c.raise(kVectorNm);
   return false;
 }
+// The check of the instructions that wait: an exception that is pending comes first. Without CR0.NE
+// it would be an interrupt, which nobody here delivers.
+bool x87_quiet(Cpu& c) {
+  if ((c.s.x87.fsw & kX87Pending) == 0 || (c.s.sys.cr0 & cr0::kNe) == 0) return true;
+  c.raise(kVectorMf);
+  return false;
+}
 }  // namespace
 
 // Arithmetic is outside. The operand is touched first, so that a page fault is a page fault.
 Step x87(Cpu& c, const Insn& insn) {
-  if (!x87_ready(c)) return c.stop;
+  if (!x87_ready(c) || !x87_quiet(c)) return c.stop;
   if (insn.has_mem) {
     const u32 size = insn.operand[0].size != 0 ? insn.operand[0].size : 1;
     u64 linear = 0;
@@ -228,7 +235,8 @@ Step x87(Cpu& c, const Insn& insn) {
 }
 Step fwait(Cpu& c, const Insn&) {
   constexpr u64 kBoth = cr0::kMp | cr0::kTs;
-  return (c.s.sys.cr0 & kBoth) == kBoth ? c.raise(kVectorNm) : Step::kNext;
+  if ((c.s.sys.cr0 & kBoth) == kBoth) return c.raise(kVectorNm);
+  return x87_quiet(c) ? Step::kNext : c.stop;
 }
 Step fninit(Cpu& c, const Insn&) {
   if (!x87_ready(c)) return c.stop;
@@ -246,8 +254,12 @@ Step fnclex(Cpu& c, const Insn&) {
 }
 Step fldcw(Cpu& c, const Insn& insn) {
   u16 value = 0;
-  if (!x87_ready(c) || !read_operand<u16>(c, insn, insn.operand[0], &value)) return c.stop;
-  c.s.x87.fcw = value | 0x40;
+  if (!x87_ready(c) || !x87_quiet(c) ||
+      !read_operand<u16>(c, insn, insn.operand[0], &value)) {
+    return c.stop;
+  }
+  c.s.x87.fcw = value;
+  settle_x87(&c.s.x87);
   return Step::kNext;
 }
 Step fnstcw(Cpu& c, const Insn& insn) {

@@ -86,6 +86,8 @@ class Differ {
   [[nodiscard]] const std::map<std::string, u64>& excused() const { return excused_; }
 
  private:
+  [[nodiscard]] std::string compare_all(const CpuEnd& expected, const CpuEnd& actual,
+                                        const std::vector<Placed>& placed);
   void prepare(const World& world, const Sequence& sequence, const std::vector<u8>& code);
 
   World expected_, actual_;

@@ -95,6 +95,7 @@ void InterpretedCpu::enter(const CpuImage& start, unsigned cpl) {
   std::memcpy(state.gpr, start.gpr, sizeof state.gpr);
   std::memcpy(state.xmm, start.xmm, sizeof state.xmm);
   state.mxcsr = start.mxcsr;
+  state.x87 = {};
   state.gpr[vcpu::kRsp] = world_->prepare(start, cpl);
   state.rip = GuestWorld::kIret;
   state.rflags = 2;

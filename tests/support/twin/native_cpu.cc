@@ -39,10 +39,12 @@ struct Frame {
   u64 error;           // 0x0d8
   u64 cr2;             // 0x0e0
   u64 pad2[3];
-  Xmm xmm[16];  // 0x100
+  Xmm xmm[16];          // 0x100
+  u8 gap[0x200];        // 0x200
+  u8 clean_fpu[0x200];  // 0x400: the image of an x87 unit after reset
 };
 static_assert(offsetof(Frame, host_rsp) == 0x98 && offsetof(Frame, cr2) == 0xe0);
-static_assert(offsetof(Frame, xmm) == 0x100);
+static_assert(offsetof(Frame, xmm) == 0x100 && offsetof(Frame, clean_fpu) == 0x400);
 static_assert(kFrame == 0x35d9b000, "written out in the assembly below");
 
 Frame& frame() {
@@ -95,6 +97,7 @@ st_native_enter:
   wrfsbase %rax
   mov F+0xb0, %rax
   wrgsbase %rax
+  fxrstor64 F+0x400
   ldmxcsr F+0x90
   xmms load_xmm
   pushq F+0x88
@@ -150,6 +153,7 @@ st_native_leave:
   mov F+0xc0, %rax
   wrgsbase %rax
   movq $0, F+0xc8
+  fninit
   ldmxcsr F+0xa0
   popfq
   pop %r15
@@ -164,6 +168,7 @@ st_native_leave_end:
 .globl st_native_resume
 .type st_native_resume, @function
 st_native_resume:
+  fninit
   ldmxcsr F+0xa0
   popfq
   pop %r15
@@ -290,6 +295,10 @@ bool NativeCpu::open(std::string* reason) {
     *reason = "no memory";
     return false;
   }
+  const u16 control = 0x37f;
+  const u32 mxcsr = 0x1f80;
+  std::memcpy(frame().clean_fpu, &control, sizeof control);
+  std::memcpy(frame().clean_fpu + 24, &mxcsr, sizeof mxcsr);
   std::memcpy(reinterpret_cast<void*>(kExit), st_native_leave,
               static_cast<std::size_t>(st_native_leave_end - st_native_leave));
   if (!map_area(kExit, 0x1000, PROT_READ | PROT_EXEC)) return false;

@@ -201,19 +201,11 @@ const char* not_for_user_mode(const Insn& insn) {
     case Op::kXsaves:
     case Op::kXrstor:
     case Op::kXrstors:
-    case Op::kFxsave:
-    case Op::kFxrstor:
     case Op::kRdpkru:
     case Op::kWrpkru:
       return "depends on which extended state the host's kernel enabled";
     case Op::kX87:
-    case Op::kFldcw:
-    case Op::kFnclex:
-    case Op::kFninit:
-    case Op::kFnstcw:
-    case Op::kFnstsw:
-    case Op::kFwait:
-      return "the x87 unit is not part of the comparison";
+      return "x87 registers are not computed with";
     case Op::kMonitor:
     case Op::kMwait:
     case Op::kVmrun:
@@ -385,6 +377,8 @@ void SequenceGenerator::point_operand(Build& b) {
   const auto& mem = b.insn.mem;
   const bool aligned = sse_aligned(b.insn.op) || b.insn.op == Op::kCmpxchg16b;
   b.memory_target = target(16, aligned);
+  const bool image = b.insn.op == Op::kFxsave || b.insn.op == Op::kFxrstor;
+  if (image) b.memory_target = kScratch + (random_.below(kScratchSize - 512) & ~u64{15});
   const u64 ea = b.memory_target - segment_base(b.insn.segment);
   const auto length = b.insn.length;
   if (!b.insn.has_modrm) {  // moffs: the address is the last thing in the instruction
@@ -485,7 +479,8 @@ bool SequenceGenerator::unit(u16 row, Unit* unit) {
   if (b.insn.has_mem) point_operand(b);
   aim_branch(b);
   // What was stored there for it must be found.
-  if ((b.branch || b.insn.op == Op::kLdmxcsr) && b.insn.has_mem && !b.exact) return false;
+  const bool image = b.insn.op == Op::kFxsave || b.insn.op == Op::kFxrstor;
+  if ((b.branch || image || b.insn.op == Op::kLdmxcsr) && b.insn.has_mem && !b.exact) return false;
 
   std::vector<u8>& out = unit->bytes;
   out.clear();
@@ -496,6 +491,13 @@ bool SequenceGenerator::unit(u16 row, Unit* unit) {
     put_movabs(out, b.return_reg, 0);
     unit->fixups.push_back({.at = static_cast<u8>(here(out) - 8), .size = 8, .to_end = true});
     if (b.insn.op != Op::kRet) put_store(out, b.return_reg, b.memory_target);
+  }
+  if (b.insn.op == Op::kFxrstor) {
+    put_store32(out, new_mxcsr(), b.memory_target + 24);
+    // What becomes of the last instruction's opcode and pointers differs from processor to
+    // processor.
+    put_store32(out, random_.byte(), b.memory_target + 4);
+    for (const u64 at : {8u, 12u, 16u, 20u}) put_store32(out, 0, b.memory_target + at);
   }
   if (b.insn.op == Op::kLdmxcsr) put_store32(out, new_mxcsr(), b.memory_target);
   for (const auto& [reg, v] : b.loads) put_movabs(out, reg, v);
@@ -516,6 +518,8 @@ bool SequenceGenerator::unit(u16 row, Unit* unit) {
   out.insert(out.end(), b.raw.begin(), b.raw.begin() + b.insn.length);
   unit->insn_end = here(out);
   if (b.branch) out.insert(out.end(), kSkipped.begin(), kSkipped.end());
+  // MXCSR_MASK of the image is the processor's: AMD's has a bit more.
+  if (b.insn.op == Op::kFxsave) put_store32(out, 0, b.memory_target + 28);
   // The patches may have changed immediates and displacements.
   return vcpu::decode({out.data() + unit->insn_at, b.insn.length}, vcpu::Mode::k64, &unit->insn) ==
          vcpu::DecodeStatus::kOk;
@@ -542,6 +546,7 @@ std::vector<Placed> Sequence::lay_out(u64 where, std::vector<u8>* code) {
     }
     const std::size_t base = code->size();
     p.insn = where + base + unit.insn_at;
+    p.image = unit.insn.op == Op::kFxsave || unit.insn.op == Op::kFxrstor;
     code->insert(code->end(), unit.bytes.begin(), unit.bytes.end());
     for (const Fixup& fixup : unit.fixups) {
       u64 v = fixup.to_end ? where + code->size() : fixup.target;

@@ -42,6 +42,7 @@ struct Placed {
   u64 start = 0;             // of the unit
   u64 insn = 0;              // of its instruction
   u64 undefined_before = 0;  // arithmetic flags undefined when its instruction starts
+  bool image = false;        // accesses 512 bytes, and may fault at any of them first
 };
 
 struct Sequence {

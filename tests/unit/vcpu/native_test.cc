@@ -14,7 +14,7 @@
 namespace stagetwo::twin {
 namespace {
 
-constexpr std::size_t kMaxFindings = 20;
+constexpr std::size_t kMaxFindings = 12;
 constexpr u64 kEnough = 1000;  // executions of each form
 
 class AgainstTheHost : public testing::Test {
