@@ -338,6 +338,7 @@ Step mwait(Cpu& c, const Insn&) {
 
 namespace {
 constexpr u64 kHcVapicPollIrq = 1;
+constexpr u64 kHcSchedYield = 11;  // a hint: who runs next is the host's business
 constexpr u64 kHcMapGpaRange = 12;
 constexpr u64 kErrNosys = static_cast<u64>(-1000), kErrPerm = static_cast<u64>(-1);
 }  // namespace
@@ -385,7 +386,7 @@ Step vmcall(Cpu& c, const Insn& insn) {
       c.io = PendingIo{.kind = Pending::kHypercall, .length = insn.length};
       return Step::kExit;
     }
-  } else if (nr == kHcVapicPollIrq) {
+  } else if (nr == kHcVapicPollIrq || nr == kHcSchedYield) {
     result = 0;
   }
   c.s.gpr[kRax] = wide ? result : static_cast<u32>(result);
