@@ -17,8 +17,8 @@ class ToyVcpu {
  public:
   static constexpr unsigned kPages = 16;
 
-  ToyVcpu(stage2::GuestMemory& memory, u64 gpa, u64 seed)
-      : memory_(memory), gpa_(gpa), random_(seed) {
+  ToyVcpu(stage2::GuestMemory& memory, u64 gpa, u64 seed, int block_length = 8)
+      : memory_(memory), gpa_(gpa), random_(seed), block_length_(block_length) {
     memory_.lines().add(line_);
   }
   ~ToyVcpu() { memory_.lines().remove(line_); }
@@ -28,10 +28,10 @@ class ToyVcpu {
     while (!stop.load(std::memory_order_relaxed)) block();
     forget();
   }
-  // Eight stores, then a poll.
+  // Some stores, then a poll.
   void block() {
     enter();
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < block_length_; ++i) {
       const unsigned page = random_.small(kPages);
       if (cached_[page] == 0 && !fault(page)) continue;
       u64 old = 0;
@@ -77,6 +77,7 @@ class ToyVcpu {
   stage2::GuestMemory& memory_;
   u64 gpa_;
   RandomSource random_;
+  int block_length_;
   sync::AckLine line_;
   u64 cached_[kPages] = {};
 };
