@@ -14,7 +14,7 @@
 namespace stagetwo::twin {
 namespace {
 
-constexpr u64 kStepLimit = 4096;
+constexpr u64 kStepLimit = 16384;
 constexpr u32 kFsBaseMsr = 0xc0000100, kGsBaseMsr = 0xc0000101;
 
 // The leaves that say which instructions exist, as this machine answers them.

@@ -44,7 +44,7 @@ constexpr unsigned long kGetSupportedCpuid = 0xc008ae05, kSetCpuid2 = 0x4008ae90
 using XsaveArea = std::array<u8, 4096>;
 constexpr u32 kMaxCpuid = 128;
 constexpr std::size_t kFxMxcsr = 24, kFxXmm = 160, kXsaveComponents = 512;
-constexpr u64 kStepLimit = 4096;
+constexpr u64 kStepLimit = 16384;
 constexpr u64 kTssAddress = 0xfffbd000;
 
 }  // namespace

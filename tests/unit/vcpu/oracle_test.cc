@@ -128,12 +128,13 @@ bool fit_for_kernel_mode(vcpu::Op op) {
 // PVM runs a guest's kernel by the instruction emulator, which is no processor: it knows little of
 // SSE, takes REX.R for part of a segment register's number, lets a null segment prefix cancel FS or
 // GS, runs LZCNT and TZCNT as BSR and BSF, does not probe the new stack of ENTER, writes the
-// register of a CMPXCHG that fails.
+// register of a CMPXCHG that fails and of a bit scan of zero, and does not stop inside a repeated
+// string instruction.
 bool known_to_the_emulator(const vcpu::Insn& insn, std::span<const u8> bytes) {
   using vcpu::Op;
-  static const std::set<Op> unknown = {Op::kMovFromSeg, Op::kMovbe,  Op::kLzcnt,
-                                       Op::kTzcnt,      Op::kInt,    Op::kEnter,
-                                       Op::kCmpxchg,    Op::kFxsave, Op::kFxrstor};
+  static const std::set<Op> unknown = {Op::kMovFromSeg, Op::kMovbe, Op::kLzcnt,   Op::kTzcnt,
+                                       Op::kInt,        Op::kEnter, Op::kCmpxchg, Op::kFxsave,
+                                       Op::kFxrstor,    Op::kBsf,   Op::kBsr};
   const auto segment_prefixes =
       std::ranges::count_if(bytes.first(4 < bytes.size() ? 4 : bytes.size()), [](u8 b) {
         return b == 0x26 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x64 || b == 0x65;
