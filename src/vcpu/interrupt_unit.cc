@@ -124,7 +124,7 @@ bool InterruptUnit::may_run() {
 }
 
 void InterruptUnit::deliver(RunRequest* request) {
-  if (!has_interrupt()) return;
+  if (blocked_ || !has_interrupt()) return;
   if (vcpu_->ready_for_interrupt_injection()) {
     const bool from_pic = lapic_.accepts_pic() && chip_->pic_output();
     const u8 vector = from_pic ? chip_->acknowledge_pic() : lapic_.acknowledge();

@@ -68,6 +68,8 @@ class InterruptUnit {
 
   // The host's. Failure: EINVAL; nothing changed.
   [[nodiscard]] Result<void> set_base(u64 base, bool host_initiated);
+  // KVM_GUESTDBG_BLOCKIRQ: interrupts wait while somebody single-steps the guest.
+  void block_interrupts(bool blocked) { blocked_ = blocked; }
   void set_task_priority(u8 cr8) { lapic_.set_task_priority_class(cr8); }
   void get_state(u8* registers);
   [[nodiscard]] Result<void> set_state(const u8* registers);
@@ -91,6 +93,7 @@ class InterruptUnit {
   Irqchip* const chip_;
   const bool boot_cpu_;
   Lapic lapic_;
+  bool blocked_ = false;       // KVM_GUESTDBG_BLOCKIRQ
   u8 answer_[8] = {};          // of an absorbed read
   sync::Atomic<u32> bell_{0};  // counts wakes; slept on
 };

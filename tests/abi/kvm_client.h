@@ -22,8 +22,8 @@
 
 namespace kvm_client {
 
-using stagetwo::u32;
 using stagetwo::u16;
+using stagetwo::u32;
 using stagetwo::u64;
 using stagetwo::u8;
 
@@ -127,8 +127,8 @@ class Machine : public testing::Test {
   }
 
   void add_memory(u64 gpa = 0x1000) {
-    memory_ = static_cast<u8*>(::mmap(nullptr, kMemory, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    memory_ = static_cast<u8*>(
+        ::mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     ASSERT_NE(memory_, MAP_FAILED);
     kvm_userspace_memory_region region{};
     region.guest_phys_addr = gpa;

@@ -43,7 +43,7 @@ inline constexpr u32 kMaxMceBanks = 32;
 inline constexpr u64 kValidQuirks = 0x1ff;
 inline constexpr u64 kGuestDebugMask = 0x1f0003;
 inline constexpr u64 kHypercallMask = u64{1} << 12;  // KVM_HC_MAP_GPA_RANGE
-inline constexpr u64 kDisableExits = 0xe;             // HLT, PAUSE, CSTATE
-inline constexpr u64 kClockFlags = 0xe;               // TSC_STABLE, REALTIME, HOST_TSC
+inline constexpr u64 kDisableExits = 0xe;            // HLT, PAUSE, CSTATE
+inline constexpr u64 kClockFlags = 0xe;              // TSC_STABLE, REALTIME, HOST_TSC
 
 }  // namespace stagetwo::abi_kvm

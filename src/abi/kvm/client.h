@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The client's memory as an ioctl sees it, and the run page as two owners share it. A bad pointer is
-// EFAULT, decided by host::access alone.
+// The client's memory as an ioctl sees it, and the run page as two owners share it. A bad pointer
+// is EFAULT, decided by host::access alone.
 //
 // Linux analogue: copy_from_user, copy_to_user; READ_ONCE of the shared run page.
 

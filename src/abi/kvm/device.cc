@@ -89,22 +89,32 @@ Result<long> device_ioctl(u32 request, u64 arg) {
     case KVM_GET_API_VERSION:
       if (arg != 0) return refuse(EINVAL);
       return KVM_API_VERSION;
-    case KVM_CREATE_VM: return Vm::open(arg);
-    case KVM_CHECK_EXTENSION: return check_extension(arg);
+    case KVM_CREATE_VM:
+      return Vm::open(arg);
+    case KVM_CHECK_EXTENSION:
+      return check_extension(arg);
     case KVM_GET_VCPU_MMAP_SIZE:
       if (arg != 0) return refuse(EINVAL);
       return static_cast<long>(Processor::kRunAreaSize);
-    case KVM_GET_MSR_INDEX_LIST: return index_list(arg, msr_index_list());
-    case KVM_GET_MSR_FEATURE_INDEX_LIST: return index_list(arg, feature_msr_list());
-    case KVM_GET_MSRS: return feature_msrs(arg);
-    case KVM_GET_SUPPORTED_CPUID: return cpuid_list(arg, false);
-    case KVM_GET_EMULATED_CPUID: return cpuid_list(arg, true);
+    case KVM_GET_MSR_INDEX_LIST:
+      return index_list(arg, msr_index_list());
+    case KVM_GET_MSR_FEATURE_INDEX_LIST:
+      return index_list(arg, feature_msr_list());
+    case KVM_GET_MSRS:
+      return feature_msrs(arg);
+    case KVM_GET_SUPPORTED_CPUID:
+      return cpuid_list(arg, false);
+    case KVM_GET_EMULATED_CPUID:
+      return cpuid_list(arg, true);
     case KVM_X86_GET_MCE_CAP_SUPPORTED:
       ST_TRY(copy_out(arg, kSupportedMceCap));
       return 0;
-    case KVM_GET_DEVICE_ATTR: return device_attr(arg, true);
-    case KVM_HAS_DEVICE_ATTR: return device_attr(arg, false);
-    default: return refuse(EINVAL);
+    case KVM_GET_DEVICE_ATTR:
+      return device_attr(arg, true);
+    case KVM_HAS_DEVICE_ATTR:
+      return device_attr(arg, false);
+    default:
+      return refuse(EINVAL);
   }
 }
 

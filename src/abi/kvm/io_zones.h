@@ -3,9 +3,9 @@
 
 // Writes to device addresses that need no exit: coalescing zones, and the ring they fill.
 //
-// Linux analogue: virt/kvm/coalesced_mmio.c. The ring lies in page KVM_COALESCED_MMIO_PAGE_OFFSET of
-// the vCPU descriptors of the VM; this room writes it, so uapi.h is its declaration.
-// Invariants: I1  an entry is complete before `last` names the next one (release).
+// Linux analogue: virt/kvm/coalesced_mmio.c. The ring lies in page KVM_COALESCED_MMIO_PAGE_OFFSET
+// of the vCPU descriptors of the VM; this room writes it, so uapi.h is its declaration. Invariants:
+// I1  an entry is complete before `last` names the next one (release).
 //             I2  one slot stays free, so that full and empty differ.
 // Locking: all under one leaf lock (rank: kCoalesced). The client may write the ring at any time:
 // every word of it is read once.

@@ -4,7 +4,8 @@
 // Which MSRs a guest may touch (KVM_X86_SET_MSR_FILTER). A filter is immutable; setting one
 // replaces the whole. Linux analogue: struct kvm_x86_msr_filter (kernel file: arch/x86/kvm/x86.c).
 //
-// Locking: readers take none (a passage keeps the filter alive); set() is called under the VM's lock.
+// Locking: readers take none (a passage keeps the filter alive); set() is called under the VM's
+// lock.
 
 #include <array>
 
@@ -24,8 +25,8 @@ class MsrFilter {
   MsrFilter& operator=(const MsrFilter&) = delete;
   ~MsrFilter();
 
-  // `argument` is the client's address. Failure: EFAULT, EINVAL (unknown flags, a bitmap of no or too
-  // many bytes, default-deny without a range), ENOMEM; the filter in force stays.
+  // `argument` is the client's address. Failure: EFAULT, EINVAL (unknown flags, a bitmap of no or
+  // too many bytes, default-deny without a range), ENOMEM; the filter in force stays.
   [[nodiscard]] Result<void> set(u64 argument);
   [[nodiscard]] bool allows(u32 index, bool write) const;
 

@@ -4,7 +4,8 @@
 // Which MSRs exist for save and restore, and which describe features. A listed MSR can be read by
 // KVM_GET_MSRS of every vCPU, which a test proves.
 //
-// Linux analogue: msrs_to_save, emulated_msrs, msr_based_features (kernel file: arch/x86/kvm/x86.c).
+// Linux analogue: msrs_to_save, emulated_msrs, msr_based_features (kernel file:
+// arch/x86/kvm/x86.c).
 
 #include <optional>
 #include <span>

@@ -44,7 +44,8 @@ Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* ru
   config.policy = &vm.policy();
   config.pio_page = static_cast<u8*>(run_area) + KVM_PIO_PAGE_OFFSET * kPageSize;
   made->cpu_ = ST_TRY(vcpu::Vcpu::create(config));
-  // KVM_X86_QUIRK_STUFF_FEATURE_MSRS: what the processor could have, until the client says otherwise.
+  // KVM_X86_QUIRK_STUFF_FEATURE_MSRS: what the processor could have, until the client says
+  // otherwise.
   if ((vm.policy().disabled_quirks & KVM_X86_QUIRK_STUFF_FEATURE_MSRS) == 0) {
     vcpu::Msrs& msr = made->cpu_->state().msr;
     msr.arch_capabilities = feature_msr(kMsrArchCapabilities).value_or(0);
@@ -57,7 +58,10 @@ Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* ru
 }
 
 Processor::Processor(Vm& vm, u32 id, void* run_area)
-    : vm_(vm), id_(id), run_area_(run_area), run_(static_cast<kvm_run*>(run_area)),
+    : vm_(vm),
+      id_(id),
+      run_area_(run_area),
+      run_(static_cast<kvm_run*>(run_area)),
       tsc_khz_(vm.policy().tsc_khz) {
   interrupted_.kind = vcpu::ExitKind::kInterrupted;
   interrupted_.error = EINTR;
@@ -75,8 +79,8 @@ Result<long> Processor::publish(host::Backing backing) {
 }
 
 kvm_coalesced_mmio_ring* Processor::ring() const {
-  return reinterpret_cast<kvm_coalesced_mmio_ring*>(
-      static_cast<char*>(run_area_) + KVM_COALESCED_MMIO_PAGE_OFFSET * kPageSize);
+  return reinterpret_cast<kvm_coalesced_mmio_ring*>(static_cast<char*>(run_area_) +
+                                                    KVM_COALESCED_MMIO_PAGE_OFFSET * kPageSize);
 }
 
 u8* Processor::pio_page() const {
@@ -93,47 +97,93 @@ Result<long> Processor::ioctl(u32 request, u64 arg) {
 
 Result<long> Processor::dispatch(u32 request, u64 arg) {
   switch (request) {
-    case KVM_RUN: return run(arg);
-    case KVM_GET_REGS: return get_regs(arg);
-    case KVM_SET_REGS: return set_regs(arg);
-    case KVM_GET_SREGS: return get_sregs(arg);
-    case KVM_SET_SREGS: return set_sregs(arg);
-    case KVM_GET_SREGS2: return get_sregs2(arg);
-    case KVM_SET_SREGS2: return set_sregs2(arg);
-    case KVM_GET_FPU: return get_fpu(arg);
-    case KVM_SET_FPU: return set_fpu(arg);
+    case KVM_RUN:
+      return run(arg);
+    case KVM_GET_REGS:
+      return get_regs(arg);
+    case KVM_SET_REGS:
+      return set_regs(arg);
+    case KVM_GET_SREGS:
+      return get_sregs(arg);
+    case KVM_SET_SREGS:
+      return set_sregs(arg);
+    case KVM_GET_SREGS2:
+      return get_sregs2(arg);
+    case KVM_SET_SREGS2:
+      return set_sregs2(arg);
+    case KVM_GET_FPU:
+      return get_fpu(arg);
+    case KVM_SET_FPU:
+      return set_fpu(arg);
     case KVM_GET_XSAVE:
-    case KVM_GET_XSAVE2: return get_xsave(arg);
-    case KVM_SET_XSAVE: return set_xsave(arg);
-    case KVM_GET_XCRS: return get_xcrs(arg);
-    case KVM_SET_XCRS: return set_xcrs(arg);
-    case KVM_GET_MSRS: return get_msrs(arg);
-    case KVM_SET_MSRS: return set_msrs(arg);
-    case KVM_SET_CPUID: return set_cpuid(arg);
-    case KVM_SET_CPUID2: return set_cpuid2(arg);
-    case KVM_GET_CPUID2: return get_cpuid2(arg);
-    case KVM_GET_MP_STATE: return get_mp_state(arg);
-    case KVM_SET_MP_STATE: return set_mp_state(arg);
-    case KVM_GET_VCPU_EVENTS: return get_events(arg);
-    case KVM_SET_VCPU_EVENTS: return set_events(arg);
-    case KVM_GET_DEBUGREGS: return get_debugregs(arg);
-    case KVM_SET_DEBUGREGS: return set_debugregs(arg);
-    case KVM_SET_GUEST_DEBUG: return set_guest_debug(arg);
-    case KVM_SET_SIGNAL_MASK: return set_signal_mask(arg);
-    case KVM_GET_LAPIC: return get_lapic(arg);
-    case KVM_SET_LAPIC: return set_lapic(arg);
-    case KVM_INTERRUPT: return interrupt(arg);
-    case KVM_NMI: cpu_->nmi(); return 0;
-    case KVM_TRANSLATE: return translate(arg);
-    case KVM_X86_SETUP_MCE: return setup_mce(arg);
-    case KVM_X86_SET_MCE: return set_mce(arg);
-    case KVM_SET_TSC_KHZ: return set_tsc_khz(arg);
-    case KVM_GET_TSC_KHZ: return tsc_khz_;
-    case KVM_ENABLE_CAP: return enable_cap(arg);
+    case KVM_GET_XSAVE2:
+      return get_xsave(arg);
+    case KVM_SET_XSAVE:
+      return set_xsave(arg);
+    case KVM_GET_XCRS:
+      return get_xcrs(arg);
+    case KVM_SET_XCRS:
+      return set_xcrs(arg);
+    case KVM_GET_MSRS:
+      return get_msrs(arg);
+    case KVM_SET_MSRS:
+      return set_msrs(arg);
+    case KVM_SET_CPUID:
+      return set_cpuid(arg);
+    case KVM_SET_CPUID2:
+      return set_cpuid2(arg);
+    case KVM_GET_CPUID2:
+      return get_cpuid2(arg);
+    default:
+      return dispatch_events(request, arg);
+  }
+}
+
+Result<long> Processor::dispatch_events(u32 request, u64 arg) {
+  switch (request) {
+    case KVM_GET_MP_STATE:
+      return get_mp_state(arg);
+    case KVM_SET_MP_STATE:
+      return set_mp_state(arg);
+    case KVM_GET_VCPU_EVENTS:
+      return get_events(arg);
+    case KVM_SET_VCPU_EVENTS:
+      return set_events(arg);
+    case KVM_GET_DEBUGREGS:
+      return get_debugregs(arg);
+    case KVM_SET_DEBUGREGS:
+      return set_debugregs(arg);
+    case KVM_SET_GUEST_DEBUG:
+      return set_guest_debug(arg);
+    case KVM_SET_SIGNAL_MASK:
+      return set_signal_mask(arg);
+    case KVM_GET_LAPIC:
+      return get_lapic(arg);
+    case KVM_SET_LAPIC:
+      return set_lapic(arg);
+    case KVM_INTERRUPT:
+      return interrupt(arg);
+    case KVM_NMI:
+      cpu_->nmi();
+      return 0;
+    case KVM_TRANSLATE:
+      return translate(arg);
+    case KVM_X86_SETUP_MCE:
+      return setup_mce(arg);
+    case KVM_X86_SET_MCE:
+      return set_mce(arg);
+    case KVM_SET_TSC_KHZ:
+      return set_tsc_khz(arg);
+    case KVM_GET_TSC_KHZ:
+      return tsc_khz_;
+    case KVM_ENABLE_CAP:
+      return enable_cap(arg);
     case KVM_HAS_DEVICE_ATTR:
     case KVM_GET_DEVICE_ATTR:
-    case KVM_SET_DEVICE_ATTR: return device_attr(request, arg);
-    default: return refuse(EINVAL);
+    case KVM_SET_DEVICE_ATTR:
+      return device_attr(request, arg);
+    default:
+      return refuse(EINVAL);
   }
 }
 
@@ -154,7 +204,10 @@ Result<long> Processor::set_signal_mask(u64 arg) {
 Result<long> Processor::stats_fd() {
   char id[48];
   TextWriter(id, sizeof(id))
-      .append("kvm-").append_int(sys::getpid()).append("/vcpu-").append_int(id_);
+      .append("kvm-")
+      .append_int(sys::getpid())
+      .append("/vcpu-")
+      .append_int(id_);
   return ST_TRY(stats_.block().open(vm_, id));
 }
 

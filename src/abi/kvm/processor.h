@@ -6,11 +6,12 @@
 // Linux analogue: struct kvm_vcpu with kvm_vcpu_ioctl and kvm_arch_vcpu_ioctl(_run). The processor
 // itself is vcpu::Vcpu; this class translates between it and the uapi structs.
 // Invariants: I1  one request at a time (lock_), KVM_RUN included.
-//             I2  the run page is the client's as much as ours: every field is read once, and a struct
+//             I2  the run page is the client's as much as ours: every field is read once, and a
+//             struct
 //                 of it is copied before it is checked.
 //             I3  a refusal changes nothing, except where the kernel has already applied a part.
-// Locking: lock_ (rank: kVcpu). Lifetime: owned by the VM; the mapping of the run area too, so it is
-// usable after the descriptor's last close.
+// Locking: lock_ (rank: kVcpu). Lifetime: owned by the VM; the mapping of the run area too, so it
+// is usable after the descriptor's last close.
 
 #include "abi/kvm/stats.h"
 #include "abi/kvm/uapi.h"
@@ -48,7 +49,8 @@ class Processor {
   [[nodiscard]] Vm& vm() { return vm_; }
   [[nodiscard]] kvm_coalesced_mmio_ring* ring() const;
   [[nodiscard]] u8* pio_page() const;
-  // Called by the running thread itself, now and then: has a signal come that the mask lets through?
+  // Called by the running thread itself, now and then: has a signal come that the mask lets
+  // through?
   [[nodiscard]] bool poll_signal();
   // Makes a run stop soon. Context: any thread, signal handlers.
   void kick();
@@ -60,6 +62,7 @@ class Processor {
  private:
   // processor.cc
   Result<long> dispatch(u32 request, u64 arg);
+  Result<long> dispatch_events(u32 request, u64 arg);
   Result<long> set_signal_mask(u64 arg);
   Result<long> stats_fd();
   // processor_regs.cc
@@ -131,8 +134,8 @@ class Processor {
   Stats<VcpuStat> stats_{vcpu_stat_descriptors()};
 
   sync::Mutex lock_{sync::Rank::kVcpu};
-  vcpu::Vcpu* cpu_ = nullptr;         // owned; immutable after create()
-  Box<vcpu::InterruptUnit> unit_;     // where the VM has controllers; immutable after create()
+  vcpu::Vcpu* cpu_ = nullptr;      // owned; immutable after create()
+  Box<vcpu::InterruptUnit> unit_;  // where the VM has controllers; immutable after create()
   vcpu::Exit interrupted_;  // what a wait that a signal ends reports; immutable after create()
   host::RunSection* section_ = nullptr;  // of the thread inside run()
   bool has_run_ = false;

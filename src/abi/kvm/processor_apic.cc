@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The local APIC of a vCPU: its get and set calls, and the accesses of a running guest that it or the
-// VM's controllers answer. kernel file: arch/x86/kvm/lapic.c, x86.c.
+// The local APIC of a vCPU: its get and set calls, and the accesses of a running guest that it or
+// the VM's controllers answer. kernel file: arch/x86/kvm/lapic.c, x86.c.
 #include "abi/kvm/processor.h"
 
 #include "abi/kvm/client.h"
@@ -73,8 +73,10 @@ Result<long> Processor::set_mp_state(u64 arg) {
     case KVM_MP_STATE_SIPI_RECEIVED:
       if (!unit_) return refuse(EINVAL);
       break;
-    case KVM_MP_STATE_RUNNABLE: break;
-    default: return refuse(EINVAL);
+    case KVM_MP_STATE_RUNNABLE:
+      break;
+    default:
+      return refuse(EINVAL);
   }
   const auto state = static_cast<vcpu::MpState>(asked.mp_state);
   if (unit_) {

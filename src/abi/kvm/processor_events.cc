@@ -13,11 +13,12 @@ namespace stagetwo::abi_kvm {
 namespace {
 
 constexpr u32 kNmiVector = 2;
-constexpr u32 kEventFlags =
-    KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR | KVM_VCPUEVENT_VALID_SHADOW |
-    KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+constexpr u32 kEventFlags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR |
+                            KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM |
+                            KVM_VCPUEVENT_VALID_PAYLOAD | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
 
-// Machine check: Intel SDM volume 3, "Machine-check global control MSRs" and "error-reporting banks".
+// Machine check: Intel SDM volume 3, "Machine-check global control MSRs" and "error-reporting
+// banks".
 constexpr u64 kMcgCtlPresent = u64{1} << 8;
 constexpr u64 kMcgSerPresent = u64{1} << 24;
 constexpr u64 kMcgStatusInProgress = u64{1} << 2;
@@ -25,7 +26,9 @@ constexpr u64 kStatusValid = u64{1} << 63;
 constexpr u64 kStatusOverflow = u64{1} << 62;
 constexpr u64 kStatusUncorrected = u64{1} << 61;
 
-bool is_soft(u8 vector) { return vector == BP_VECTOR || vector == OF_VECTOR; }
+bool is_soft(u8 vector) {
+  return vector == BP_VECTOR || vector == OF_VECTOR;
+}
 
 }  // namespace
 
@@ -162,6 +165,7 @@ Result<long> Processor::set_guest_debug(u64 arg) {
   debug.hardware_bp = debug.enabled && (in.control & KVM_GUESTDBG_USE_HW_BP) != 0;
   std::copy_n(in.arch.debugreg, 8, debug.dr);
   cpu_->set_guest_debug(debug);
+  if (unit_) unit_->block_interrupts(debug.enabled && (in.control & KVM_GUESTDBG_BLOCKIRQ) != 0);
   return 0;
 }
 

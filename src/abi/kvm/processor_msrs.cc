@@ -112,8 +112,13 @@ Result<long> Processor::get_cpuid2(u64 arg) {
   if (header.count < entries.size()) return refuse(E2BIG);
   u64 at = arg + sizeof(header);
   for (const vcpu::CpuidEntry& e : entries) {
-    const kvm_cpuid_entry2 out{.function = e.function, .index = e.index, .flags = e.flags,
-                               .eax = e.eax, .ebx = e.ebx, .ecx = e.ecx, .edx = e.edx,
+    const kvm_cpuid_entry2 out{.function = e.function,
+                               .index = e.index,
+                               .flags = e.flags,
+                               .eax = e.eax,
+                               .ebx = e.ebx,
+                               .ecx = e.ecx,
+                               .edx = e.edx,
                                .padding = {}};
     ST_TRY(copy_out(at, out));
     at += sizeof(out);

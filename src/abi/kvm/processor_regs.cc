@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Registers of a vCPU: general, segment and control registers. What combinations are possible is the
-// processor's knowledge (Vcpu::set_system_state).
+// Registers of a vCPU: general, segment and control registers. What combinations are possible is
+// the processor's knowledge (Vcpu::set_system_state).
 #include "abi/kvm/processor.h"
 
 #include <algorithm>
@@ -45,7 +45,9 @@ vcpu::Segment taken(const kvm_segment& s) {
   return out;
 }
 
-kvm_dtable shown(const vcpu::DescTable& t) { return {.base = t.base, .limit = t.limit, .padding = {}}; }
+kvm_dtable shown(const vcpu::DescTable& t) {
+  return {.base = t.base, .limit = t.limit, .padding = {}};
+}
 
 // The part that kvm_sregs and kvm_sregs2 share.
 template <typename Sregs>
@@ -182,8 +184,8 @@ Result<void> Processor::write_sregs(const kvm_sregs& sregs) {
     if (sregs.interrupt_bitmap[word] == 0) continue;
     s.events.interrupt_injected = true;
     s.events.interrupt_soft = false;
-    s.events.interrupt_vector =
-        static_cast<u8>(word * 64 + static_cast<u32>(__builtin_ctzll(sregs.interrupt_bitmap[word])));
+    s.events.interrupt_vector = static_cast<u8>(
+        word * 64 + static_cast<u32>(__builtin_ctzll(sregs.interrupt_bitmap[word])));
     break;
   }
   return {};

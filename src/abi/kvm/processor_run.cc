@@ -7,9 +7,9 @@
 //   show the exit in the run page
 //   store the registers asked for, and the words every return carries
 //
-// An exit that never entered the guest (immediate_exit, a refusal) leaves exit_reason and its payload
-// alone: a client decodes the same exit twice. Signals: see host/run_section.h.
-// kernel file: arch/x86/kvm/x86.c (kvm_arch_vcpu_ioctl_run, vcpu_run, post_kvm_run_save).
+// An exit that never entered the guest (immediate_exit, a refusal) leaves exit_reason and its
+// payload alone: a client decodes the same exit twice. Signals: see host/run_section.h. kernel
+// file: arch/x86/kvm/x86.c (kvm_arch_vcpu_ioctl_run, vcpu_run, post_kvm_run_save).
 #include "abi/kvm/processor.h"
 
 #include <algorithm>
@@ -27,21 +27,36 @@ constexpr u64 kPioDataOffset = KVM_PIO_PAGE_OFFSET * kPageSize;
 
 u32 reason_of(vcpu::ExitKind kind) {
   switch (kind) {
-    case vcpu::ExitKind::kUnknown: return KVM_EXIT_UNKNOWN;
-    case vcpu::ExitKind::kIo: return KVM_EXIT_IO;
-    case vcpu::ExitKind::kDebug: return KVM_EXIT_DEBUG;
-    case vcpu::ExitKind::kHypercall: return KVM_EXIT_HYPERCALL;
-    case vcpu::ExitKind::kHlt: return KVM_EXIT_HLT;
-    case vcpu::ExitKind::kMmio: return KVM_EXIT_MMIO;
-    case vcpu::ExitKind::kIrqWindow: return KVM_EXIT_IRQ_WINDOW_OPEN;
-    case vcpu::ExitKind::kShutdown: return KVM_EXIT_SHUTDOWN;
-    case vcpu::ExitKind::kInterrupted: return KVM_EXIT_INTR;
-    case vcpu::ExitKind::kSetTpr: return KVM_EXIT_SET_TPR;
-    case vcpu::ExitKind::kInternalError: return KVM_EXIT_INTERNAL_ERROR;
-    case vcpu::ExitKind::kRdMsr: return KVM_EXIT_X86_RDMSR;
-    case vcpu::ExitKind::kWrMsr: return KVM_EXIT_X86_WRMSR;
-    case vcpu::ExitKind::kDirtyRingFull: return KVM_EXIT_DIRTY_RING_FULL;
-    case vcpu::ExitKind::kMemoryFault: return KVM_EXIT_MEMORY_FAULT;
+    case vcpu::ExitKind::kUnknown:
+      return KVM_EXIT_UNKNOWN;
+    case vcpu::ExitKind::kIo:
+      return KVM_EXIT_IO;
+    case vcpu::ExitKind::kDebug:
+      return KVM_EXIT_DEBUG;
+    case vcpu::ExitKind::kHypercall:
+      return KVM_EXIT_HYPERCALL;
+    case vcpu::ExitKind::kHlt:
+      return KVM_EXIT_HLT;
+    case vcpu::ExitKind::kMmio:
+      return KVM_EXIT_MMIO;
+    case vcpu::ExitKind::kIrqWindow:
+      return KVM_EXIT_IRQ_WINDOW_OPEN;
+    case vcpu::ExitKind::kShutdown:
+      return KVM_EXIT_SHUTDOWN;
+    case vcpu::ExitKind::kInterrupted:
+      return KVM_EXIT_INTR;
+    case vcpu::ExitKind::kSetTpr:
+      return KVM_EXIT_SET_TPR;
+    case vcpu::ExitKind::kInternalError:
+      return KVM_EXIT_INTERNAL_ERROR;
+    case vcpu::ExitKind::kRdMsr:
+      return KVM_EXIT_X86_RDMSR;
+    case vcpu::ExitKind::kWrMsr:
+      return KVM_EXIT_X86_WRMSR;
+    case vcpu::ExitKind::kDirtyRingFull:
+      return KVM_EXIT_DIRTY_RING_FULL;
+    case vcpu::ExitKind::kMemoryFault:
+      return KVM_EXIT_MEMORY_FAULT;
   }
   return KVM_EXIT_UNKNOWN;
 }
@@ -98,11 +113,14 @@ void show_payload(const vcpu::Exit& exit, kvm_run* run) {
     case vcpu::ExitKind::kShutdown:
     case vcpu::ExitKind::kInterrupted:
     case vcpu::ExitKind::kSetTpr:
-    case vcpu::ExitKind::kDirtyRingFull: break;
+    case vcpu::ExitKind::kDirtyRingFull:
+      break;
   }
 }
 
-void kick_processor(void* who) { static_cast<Processor*>(who)->kick(); }
+void kick_processor(void* who) {
+  static_cast<Processor*>(who)->kick();
+}
 
 }  // namespace
 
@@ -116,8 +134,8 @@ void Processor::kick() {
 
 bool Processor::poll_signal() {
   if (unit_ && unit_->timer_is_due()) return true;
-  return section_ != nullptr && (section_->exit_requested() ||
-                                 (section_->needs_polling() && section_->poll_pending()));
+  return section_ != nullptr &&
+         (section_->exit_requested() || (section_->needs_polling() && section_->poll_pending()));
 }
 
 Result<long> Processor::run(u64 arg) {
@@ -279,16 +297,29 @@ void Processor::save_after_run() {
 void Processor::count(const vcpu::Exit& exit) {
   stats_.add(VcpuStat::kExits);
   switch (exit.kind) {
-    case vcpu::ExitKind::kIo: stats_.add(VcpuStat::kIoExits); break;
-    case vcpu::ExitKind::kMmio: stats_.add(VcpuStat::kMmioExits); break;
-    case vcpu::ExitKind::kHlt: stats_.add(VcpuStat::kHaltExits); break;
-    case vcpu::ExitKind::kHypercall: stats_.add(VcpuStat::kHypercalls); break;
-    case vcpu::ExitKind::kIrqWindow: stats_.add(VcpuStat::kRequestIrqExits); break;
-    case vcpu::ExitKind::kInternalError: stats_.add(VcpuStat::kInsnEmulationFail); break;
+    case vcpu::ExitKind::kIo:
+      stats_.add(VcpuStat::kIoExits);
+      break;
+    case vcpu::ExitKind::kMmio:
+      stats_.add(VcpuStat::kMmioExits);
+      break;
+    case vcpu::ExitKind::kHlt:
+      stats_.add(VcpuStat::kHaltExits);
+      break;
+    case vcpu::ExitKind::kHypercall:
+      stats_.add(VcpuStat::kHypercalls);
+      break;
+    case vcpu::ExitKind::kIrqWindow:
+      stats_.add(VcpuStat::kRequestIrqExits);
+      break;
+    case vcpu::ExitKind::kInternalError:
+      stats_.add(VcpuStat::kInsnEmulationFail);
+      break;
     case vcpu::ExitKind::kInterrupted:
       if (!exit.immediate) stats_.add(VcpuStat::kSignalExits);
       break;
-    default: break;
+    default:
+      break;
   }
 }
 

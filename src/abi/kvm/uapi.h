@@ -7,6 +7,7 @@
  *
  * Sizes and offsets are asserted in uapi_check.cc. Specification: Linux, Documentation/virt/kvm/api.rst.
  */
+/* clang-format off: laid out as tables */
 #ifndef __LINUX_KVM_H
 #define __LINUX_KVM_H
 #define _ASM_X86_KVM_H

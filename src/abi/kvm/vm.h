@@ -3,15 +3,15 @@
 
 // One VM as its descriptor shows it: settings, memory slots, vCPUs.
 //
-// Linux analogue: struct kvm with kvm_vm_ioctl and kvm_arch_vm_ioctl (kernel files: virt/kvm/kvm_main.c,
-// arch/x86/kvm/x86.c). Errnos and the order of checks are theirs.
-// Invariants: I1  a vCPU, once created, lives as long as the VM; its id is taken for good.
+// Linux analogue: struct kvm with kvm_vm_ioctl and kvm_arch_vm_ioctl (kernel files:
+// virt/kvm/kvm_main.c, arch/x86/kvm/x86.c). Errnos and the order of checks are theirs. Invariants:
+// I1  a vCPU, once created, lives as long as the VM; its id is taken for good.
 //             I2  settings that must not change under vCPUs are refused once one was created.
 //             I3  a refusal changes nothing.
-// Locking: lock_ (rank: kVm) for settings and the list of vCPUs; slots have their own. The descriptor
-// is made outside lock_ (the registry's rank is higher).
-// Lifetime: counted: one for the VM's descriptor, one for each vCPU or stats descriptor. The last
-// put() destroys; no call on a descriptor can be running then.
+// Locking: lock_ (rank: kVm) for settings and the list of vCPUs; slots have their own. The
+// descriptor is made outside lock_ (the registry's rank is higher). Lifetime: counted: one for the
+// VM's descriptor, one for each vCPU or stats descriptor. The last put() destroys; no call on a
+// descriptor can be running then.
 
 #include "abi/kvm/guest_clock.h"
 #include "abi/kvm/io_zones.h"
@@ -62,7 +62,6 @@ class Vm {
   [[nodiscard]] u64 apic_bus_cycle_ns() const { return apic_bus_cycle_ns_.load(sync::kRelaxed); }
 
  private:
-
   // vm.cc
   Result<long> create_vcpu(u64 id);
   Result<long> admit_vcpu(u64 id);
@@ -115,8 +114,8 @@ class Vm {
   sync::Atomic<bool> triple_fault_event_{false};
   sync::Atomic<vcpu::Irqchip*> chip_{nullptr};  // owned; set under lock_ with release
   sync::Atomic<u64> apic_bus_cycle_ns_{1};
-  // Indexed by id; written under lock_ with release, read by vCPUs with acquire. Pages, so that a VM
-  // with few vCPUs touches few of them.
+  // Indexed by id; written under lock_ with release, read by vCPUs with acquire. Pages, so that a
+  // VM with few vCPUs touches few of them.
   sync::Atomic<Processor*>* by_id_ = nullptr;
   // Where coalesced writes go. Written under lock_ with release, read by vCPUs with acquire.
   sync::Atomic<kvm_coalesced_mmio_ring*> ring_{nullptr};

@@ -41,7 +41,8 @@ Result<vcpu::IrqRoute> route_of(const kvm_irq_routing_entry& entry) {
       route.target = vcpu::IrqTarget::kIoApic;
       route.pin = pin;
       return route;
-    default: return refuse(EINVAL);
+    default:
+      return refuse(EINVAL);
   }
 }
 
@@ -60,14 +61,22 @@ Result<long> Vm::create_irqchip() {
 
 Result<long> Vm::irqchip_ioctl(u32 request, u64 arg) {
   switch (request) {
-    case KVM_CREATE_IRQCHIP: return create_irqchip();
-    case KVM_GET_IRQCHIP: return get_irqchip(arg);
-    case KVM_SET_IRQCHIP: return set_irqchip(arg);
-    case KVM_IRQ_LINE: return irq_line(arg, false);
-    case KVM_IRQ_LINE_STATUS: return irq_line(arg, true);
-    case KVM_SIGNAL_MSI: return signal_msi(arg);
-    case KVM_SET_GSI_ROUTING: return set_gsi_routing(arg);
-    default: return pit_ioctl(request, arg);
+    case KVM_CREATE_IRQCHIP:
+      return create_irqchip();
+    case KVM_GET_IRQCHIP:
+      return get_irqchip(arg);
+    case KVM_SET_IRQCHIP:
+      return set_irqchip(arg);
+    case KVM_IRQ_LINE:
+      return irq_line(arg, false);
+    case KVM_IRQ_LINE_STATUS:
+      return irq_line(arg, true);
+    case KVM_SIGNAL_MSI:
+      return signal_msi(arg);
+    case KVM_SET_GSI_ROUTING:
+      return set_gsi_routing(arg);
+    default:
+      return pit_ioctl(request, arg);
   }
 }
 
@@ -87,7 +96,8 @@ Result<long> Vm::get_irqchip(u64 arg) {
       std::memcpy(&state.chip, &ioapic, sizeof(ioapic));
       break;
     }
-    default: return refuse(EINVAL);
+    default:
+      return refuse(EINVAL);
   }
   ST_TRY(copy_out(arg, state));
   return 0;
@@ -111,7 +121,8 @@ Result<long> Vm::set_irqchip(u64 arg) {
       controllers->set_ioapic_state(ioapic);
       return 0;
     }
-    default: return refuse(EINVAL);
+    default:
+      return refuse(EINVAL);
   }
 }
 
@@ -155,7 +166,8 @@ Result<long> Vm::pit_ioctl(u32 request, u64 arg) {
     case KVM_CREATE_PIT2:
       ST_TRY(copy_in<kvm_pit_config>(arg));
       [[fallthrough]];
-    case KVM_CREATE_PIT: return refuse(ENOENT);
+    case KVM_CREATE_PIT:
+      return refuse(ENOENT);
     case KVM_GET_PIT:
     case KVM_SET_PIT:
       ST_TRY(copy_in<kvm_pit_state>(arg));
@@ -163,11 +175,13 @@ Result<long> Vm::pit_ioctl(u32 request, u64 arg) {
     case KVM_SET_PIT2:
       ST_TRY(copy_in<kvm_pit_state2>(arg));
       [[fallthrough]];
-    case KVM_GET_PIT2: return refuse(ENXIO);
+    case KVM_GET_PIT2:
+      return refuse(ENXIO);
     case KVM_REINJECT_CONTROL:
       ST_TRY(copy_in<kvm_reinject_control>(arg));
       return refuse(ENXIO);
-    default: return refuse(ENOTTY);
+    default:
+      return refuse(ENOTTY);
   }
 }
 

@@ -40,8 +40,8 @@ Result<long> Vm::get_dirty_log(u64 arg) {
 
 Result<long> Vm::clear_dirty_log(u64 arg) {
   const auto log = ST_TRY(copy_in<kvm_clear_dirty_log>(arg));
-  ST_TRY(memory_->slots().clear_dirty_log(log.slot, log.first_page, log.num_pages,
-                                          Hva(log.padding2)));
+  ST_TRY(
+      memory_->slots().clear_dirty_log(log.slot, log.first_page, log.num_pages, Hva(log.padding2)));
   return 0;
 }
 

@@ -73,8 +73,12 @@ Result<long> Vm::enable(const kvm_enable_cap& cap) {
       if ((value & ~u64{KVM_X86_DISABLE_VALID_EXITS}) != 0) return refuse(EINVAL);
       write_once(policy_.hlt_in_guest, policy_.hlt_in_guest | (value & kDisableExits));
       return 0;
-    case KVM_CAP_EXCEPTION_PAYLOAD: exception_payload_.store(value != 0); return 0;
-    case KVM_CAP_X86_TRIPLE_FAULT_EVENT: triple_fault_event_.store(value != 0); return 0;
+    case KVM_CAP_EXCEPTION_PAYLOAD:
+      exception_payload_.store(value != 0);
+      return 0;
+    case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
+      triple_fault_event_.store(value != 0);
+      return 0;
     case KVM_CAP_X86_USER_SPACE_MSR:
       if ((value & ~u64{KVM_MSR_EXIT_REASON_VALID_MASK}) != 0) return refuse(EINVAL);
       write_once(policy_.msr_exit_reasons, static_cast<u32>(value));
@@ -87,10 +91,14 @@ Result<long> Vm::enable(const kvm_enable_cap& cap) {
       if ((value & ~u64{1}) != 0) return refuse(EINVAL);
       write_once(policy_.exit_on_emulation_failure, value != 0);
       return 0;
-    case KVM_CAP_MAX_VCPU_ID: return enable_max_vcpu_id(value);
-    case KVM_CAP_X86_APIC_BUS_CYCLES_NS: return enable_apic_bus_cycle(value);
-    case KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: return enable_no_nx_pages(value);
-    default: return refuse(EINVAL);
+    case KVM_CAP_MAX_VCPU_ID:
+      return enable_max_vcpu_id(value);
+    case KVM_CAP_X86_APIC_BUS_CYCLES_NS:
+      return enable_apic_bus_cycle(value);
+    case KVM_CAP_VM_DISABLE_NX_HUGE_PAGES:
+      return enable_no_nx_pages(value);
+    default:
+      return refuse(EINVAL);
   }
 }
 
@@ -145,19 +153,27 @@ Result<long> Vm::arch_ioctl(u32 request, u64 arg) {
     case KVM_SET_TSS_ADDR:
       if (arg > kHighestTss) return refuse(EINVAL);
       return 0;
-    case KVM_SET_IDENTITY_MAP_ADDR: return set_identity_map(arg);
-    case KVM_SET_NR_MMU_PAGES: return set_nr_mmu_pages(arg);
-    case KVM_SET_BOOT_CPU_ID: return set_boot_cpu_id(arg);
-    case KVM_SET_CLOCK: return set_clock(arg);
-    case KVM_GET_CLOCK: return get_clock(arg);
-    case KVM_SET_TSC_KHZ: return set_tsc_khz(arg);
-    case KVM_GET_TSC_KHZ: return read_once(policy_.tsc_khz);
+    case KVM_SET_IDENTITY_MAP_ADDR:
+      return set_identity_map(arg);
+    case KVM_SET_NR_MMU_PAGES:
+      return set_nr_mmu_pages(arg);
+    case KVM_SET_BOOT_CPU_ID:
+      return set_boot_cpu_id(arg);
+    case KVM_SET_CLOCK:
+      return set_clock(arg);
+    case KVM_GET_CLOCK:
+      return get_clock(arg);
+    case KVM_SET_TSC_KHZ:
+      return set_tsc_khz(arg);
+    case KVM_GET_TSC_KHZ:
+      return read_once(policy_.tsc_khz);
     case KVM_X86_SET_MSR_FILTER: {
       sync::MutexGuard guard(lock_);
       ST_TRY(msr_filter_.set(arg));
       return 0;
     }
-    default: return irqchip_ioctl(request, arg);
+    default:
+      return irqchip_ioctl(request, arg);
   }
 }
 
