@@ -7,7 +7,8 @@
  *
  * Sizes and offsets are asserted in uapi_check.cc. Specification: Linux, Documentation/virt/kvm/api.rst.
  */
-/* clang-format off: laid out as tables */
+/* Laid out as tables. */
+/* clang-format off */
 #ifndef __LINUX_KVM_H
 #define __LINUX_KVM_H
 #define _ASM_X86_KVM_H
