@@ -2,10 +2,11 @@
 /*
  * The KVM user interface on x86-64 as this project understands it: names, numbers and layouts of
  * Linux 6.12, with what 6.13 to 6.18 added marked "6.18". Plain C11; compiles alone. It carries the
- * include guards of <linux/kvm.h> and <asm/kvm.h>, so whichever is included first wins and a program
- * never sees two. Ordered by the descriptor a request is made on, not by number.
+ * include guards of <linux/kvm.h> and <asm/kvm.h>, so whichever is included first wins and a
+ * program never sees two. Ordered by the descriptor a request is made on, not by number.
  *
- * Sizes and offsets are asserted in uapi_check.cc. Specification: Linux, Documentation/virt/kvm/api.rst.
+ * Sizes and offsets are asserted in uapi_check.cc. Specification: Linux,
+ * Documentation/virt/kvm/api.rst.
  */
 /* Laid out as tables. */
 /* clang-format off */
