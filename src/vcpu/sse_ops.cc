@@ -240,6 +240,12 @@ Step fwait(Cpu& c, const Insn&) {
 }
 Step fninit(Cpu& c, const Insn&) {
   if (!x87_ready(c)) return c.stop;
+  // Registers are kept by their number on the stack, whose top becomes the first.
+  X87& x87 = c.s.x87;
+  u8 old[8][16];
+  __builtin_memcpy(old, x87.st, sizeof old);
+  const unsigned top = x87.fsw >> 11 & 7;
+  for (unsigned i = 0; i < 8; ++i) __builtin_memcpy(x87.st[i], old[(i - top) & 7], 16);
   c.s.x87.fcw = 0x37f;
   c.s.x87.fsw = 0;
   c.s.x87.ftw = 0;
