@@ -207,14 +207,21 @@ TEST_F(Invalidation, ReusedAddressesKeepTheirCanaries) {
   std::vector<u8> canary(kBytes, 0xC5);
   while (rounds < 100'000 && deadline.running()) {
     for (auto& one : processors_) one->remove_window();
-    ASSERT_EQ(0,
-              change(host::EventKind::kUnmap, [this] { return munmap(pages_.pointer(), kBytes); }));
+    // Started before the hole opens, so that its own stack cannot come to lie in it.
+    std::atomic<bool> gone{false};
+    void* again = MAP_FAILED;
     std::thread other([&] {
-      mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-      std::memcpy(pages_.pointer(), canary.data(), kBytes);
+      while (!gone) std::this_thread::yield();
+      again = mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+      if (again != MAP_FAILED) std::memcpy(again, canary.data(), kBytes);
     });
+    const int unmapped =
+        change(host::EventKind::kUnmap, [this] { return munmap(pages_.pointer(), kBytes); });
+    gone = true;
     other.join();
+    ASSERT_EQ(0, unmapped);
+    ASSERT_NE(MAP_FAILED, again) << "somebody else was quicker with the addresses";
     damaged += std::memcmp(pages_.pointer(), canary.data(), kBytes) != 0;
     for (auto& one : processors_) one->add_window(pages_.address());
     if (rounds % 4 == 0) wait_for_stores();
