@@ -23,8 +23,10 @@
 //
 //   reader                                   last close
 //   identity equal?                          identity := 0
-//   refs 0 → not found, else refs + 1        refs - 1 → 0: the object dies, the slot is free
-//   identity still equal? else give back
+//   refs 0 → not found, else refs + 1        over := true
+//   identity still equal? else give back     refs - 1 → 0: last_close, the object dies, slot free
+//
+// A request that is under way holds a ref, so the last close waits for it, as a file's release does.
 //
 // The first slot of every bucket is part of the library itself, so a program with few
 // descriptors allocates no slot at all.
@@ -38,6 +40,9 @@ struct DescriptorSlot {
   sync::Atomic<u32> refs{0};
   // Written before the slot is reachable.
   sync::Atomic<DescriptorSlot*> next{nullptr};
+  // Nobody holds the descriptor any more: last_close() is due when the last ref goes. Written by
+  // whoever took the slot out of the table, before its unref.
+  sync::Atomic<bool> over{false};
 
   // Constant while refs > 0.
   DescriptorSpec spec;
@@ -98,7 +103,11 @@ void unref(DescriptorSlot& slot) {
   while (!slot.refs.compare_exchange_weak(seen, seen == 1 ? kDying : seen - 1, sync::kAcqRel)) {
   }
   if (seen != 1) return;
-  if (!is_foreign(slot) || slot.stamp == 0) slot.object().~Box();
+  const bool closed = slot.over.exchange(false, sync::kRelaxed);
+  if (!is_foreign(slot) || slot.stamp == 0) {
+    if (closed) slot.object()->last_close();
+    slot.object().~Box();
+  }
   slot.refs.store(0, sync::kRelease);  // pairs with free_slot
 }
 
@@ -149,7 +158,7 @@ bool forget(DescriptorSlot& slot) {
 // Pre: the caller has a ref of its own.
 void end_of(DescriptorSlot& slot) {
   if (!forget(slot)) return;
-  slot.object()->last_close();
+  slot.over.store(true, sync::kRelaxed);
   unref(slot);  // the table's
 }
 
@@ -381,6 +390,7 @@ void CloseWatch::closed() {
       if (forget(slot)) unref(slot);
     } else if (watch_fd_ >= 0 && !is_held(watch_fd_)) {
       end_of(slot);
+      ref_.reset();
     } else if (watch_fd_ >= 0) {
       const sync::MutexGuard guard(table_lock);
       if (slot.watch_fd < 0 && slot.identity.load(sync::kRelaxed) != 0) {

@@ -71,8 +71,8 @@ class Description {
   }
   // Do read and pread answer from the memfd's contents (a stats file), natively?
   [[nodiscard]] virtual bool native_read() const { return false; }
-  // The last holder is gone. Called once, outside all locks; destruction follows when the last
-  // DescriptionRef goes. Cannot fail.
+  // The last holder is gone and no call on the description is running: called once, with the last
+  // DescriptionRef, before destruction. Cannot fail.
   virtual void last_close() {}
 };
 

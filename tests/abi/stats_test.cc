@@ -87,6 +87,17 @@ TEST_F(Stats, ExitsAreCounted) {
     EXPECT_EQ(read(fd).value["io_exits"], 1U);
   }
 }
+TEST_F(Stats, CopyOfTheDescriptorGoesOnCountingWhenOneIsClosed) {
+  add_memory();
+  add_vcpu();
+  load_code({0xe4, 0x60, 0xf4});
+  const Fd fd(call(vcpu_, KVM_GET_STATS_FD));
+  Fd copy(::dup(fd));
+  copy.close();
+  const u64 before = read(fd).value["exits"];
+  ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+  EXPECT_GT(read(fd).value["exits"], before);
+}
 
 }  // namespace
 }  // namespace kvm_client

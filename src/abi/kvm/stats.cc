@@ -203,7 +203,7 @@ Result<int> StatsBlock::open(Vm& vm, const char* id) {
   }
   publish();
   return host::publish(std::move(*file), std::move(backing),
-                       {.home = host::StateHome::kDescription, .open_flags = O_RDONLY | O_CLOEXEC});
+                       {.open_flags = O_RDONLY | O_CLOEXEC});
 }
 
 void StatsBlock::publish() {
