@@ -128,7 +128,7 @@ void InterruptUnit::deliver(RunRequest* request) {
   if (vcpu_->ready_for_interrupt_injection()) {
     const bool from_pic = lapic_.accepts_pic() && chip_->pic_output();
     const u8 vector = from_pic ? chip_->acknowledge_pic() : lapic_.acknowledge();
-    static_cast<void>(vcpu_->interrupt(vector));
+    vcpu_->interrupt(vector);
   }
   request->request_interrupt_window = has_interrupt();
 }

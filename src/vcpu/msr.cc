@@ -3,6 +3,9 @@
 // Model-specific registers. A guest's access to an unknown one is #GP or, if the VM asked for it,
 // an exit (system_ops.cc); the host's is refused. Values a processor would refuse are refused.
 // Linux analogue: kvm_set_msr_common, kvm_get_msr_common (kernel file: x86.c).
+#include <algorithm>
+#include <iterator>
+
 #include "vcpu/control_regs.h"
 #include "vcpu/mem.h"
 
@@ -65,14 +68,14 @@ enum Msr : u32 {
   kDcCfg = 0xc0011022,
 };
 
+constexpr u64 kMcgCtlPresent = u64{1} << 8;  // of MCG_CAP
+
 // The plain ones: no check, no effect. Null: not plain.
 u64* plain_msr(Cpu& c, u32 index) {
   Msrs& m = c.s.msr;
   switch (index) {
     case kStar:
       return &m.star;
-    case kCstar:
-      return &m.cstar;
     case kSfmask:
       return &m.sfmask;
     case kSysenterCs:
@@ -97,22 +100,56 @@ u64* plain_msr(Cpu& c, u32 index) {
       return &m.debugctl;
     case kPowerCtl:
       return &m.power_ctl;
-    case kMtrrDefType:
-      return &m.mtrr_def_type;
-    case kMtrrFix64:
-      return &m.mtrr_fixed[0];
-    case kMtrrFix16:
-    case kMtrrFix16 + 1:
-      return &m.mtrr_fixed[1 + index - kMtrrFix16];
     default:
-      break;
+      return nullptr;
   }
-  if (index >= kMtrrPhys && index < kMtrrPhys + 16) return &m.mtrr_var[index - kMtrrPhys];
+}
+
+u64* mtrr_msr(Cpu& c, u32 index) {
+  Msrs& m = c.s.msr;
+  if (index == kMtrrDefType) return &m.mtrr_def_type;
+  if (index == kMtrrFix64) return &m.mtrr_fixed[0];
+  if (index == kMtrrFix16 || index == kMtrrFix16 + 1)
+    return &m.mtrr_fixed[1 + index - kMtrrFix16];
   if (index >= kMtrrFix4 && index < kMtrrFix4 + 8) return &m.mtrr_fixed[3 + index - kMtrrFix4];
-  if (index >= kMcBanks && index < kMcBanks + 4 * (m.mcg_cap & 0xff)) {
-    return &m.mc_bank[(index - kMcBanks) / 4][index & 3];
-  }
+  if (index >= kMtrrPhys && index < kMtrrPhys + 16) return &m.mtrr_var[index - kMtrrPhys];
   return nullptr;
+}
+
+// A register of a machine-check bank that this processor has. The count is the client's, at most
+// as many as there is room for.
+u64* bank_msr(Cpu& c, u32 index) {
+  Msrs& m = c.s.msr;
+  const u64 banks = std::min<u64>(m.mcg_cap & 0xff, std::size(m.mc_bank));
+  if (index < kMcBanks || index >= kMcBanks + 4 * banks) return nullptr;
+  return &m.mc_bank[(index - kMcBanks) / 4][index & 3];
+}
+
+bool valid_memory_type(u64 type) {
+  return type == 0 || type == 1 || (type >= 4 && type <= 6);  // UC, WC, WT, WP, WB
+}
+
+// Analogue: kvm_mtrr_valid. Intel SDM volume 3, "MTRR control and status".
+bool valid_mtrr(const Cpu& c, u32 index, u64 value) {
+  if (index == kMtrrDefType) return (value & ~u64{0xcff}) == 0 && valid_memory_type(value & 0xff);
+  if (index >= kMtrrFix64 && index < kMtrrFix4 + 8) {
+    for (unsigned i = 0; i < 8; ++i)
+      if (!valid_memory_type(value >> 8 * i & 0xff)) return false;
+    return true;
+  }
+  const bool base = (index & 1) == 0;
+  if (base && !valid_memory_type(value & 0xff)) return false;
+  const u64 reserved = c.reserved_gpa | ~((u64{1} << 52) - 1);
+  return (value & (reserved | (base ? 0xf00 : 0x7ff))) == 0;
+}
+
+// Analogue: set_msr_mce, with its allowances for systems that clear one odd bit of a control word.
+bool valid_bank_word(const Cpu& c, u32 index, u64 value, bool host) {
+  constexpr u64 kMcStatusWrite = u64{1} << 18;  // of HWCR
+  if ((index & 3) == 0) return value == 0 || (value | u64{1} << 10 | 1) == ~u64{0};
+  if ((index & 3) == 1)
+    return host || value == 0 || (c.features.amd && (c.s.msr.hwcr & kMcStatusWrite) != 0);
+  return true;
 }
 
 // Those that must be canonical addresses.
@@ -120,10 +157,8 @@ u64* address_msr(Cpu& c, u32 index) {
   switch (index) {
     case kLstar:
       return &c.s.msr.lstar;
-    case kSysenterEsp:
-      return &c.s.msr.sysenter_esp;
-    case kSysenterEip:
-      return &c.s.msr.sysenter_eip;
+    case kCstar:
+      return &c.s.msr.cstar;
     case kKernelGsBase:
       return &c.s.msr.kernel_gs_base;
     case kFsBase:
@@ -133,6 +168,17 @@ u64* address_msr(Cpu& c, u32 index) {
     default:
       return nullptr;
   }
+}
+
+// Those that are made canonical, as they reach the processor on every vendor's hardware.
+u64* sysenter_msr(Cpu& c, u32 index) {
+  if (index == kSysenterEsp) return &c.s.msr.sysenter_esp;
+  return index == kSysenterEip ? &c.s.msr.sysenter_eip : nullptr;
+}
+
+// 57 bits of address are implemented, whatever the guest has switched on.
+u64 made_canonical(u64 address) {
+  return static_cast<u64>(static_cast<s64>(address << 7) >> 7);
 }
 
 // The host alone may set these; guests read them.
@@ -146,8 +192,6 @@ u64* host_msr(Cpu& c, u32 index) {
       return &c.s.msr.perf_capabilities;
     case kUcodeRev:
       return &c.s.msr.ucode_rev;
-    case kMcgCap:
-      return &c.s.msr.mcg_cap;
     default:
       return nullptr;
   }
@@ -194,7 +238,7 @@ MsrOutcome set_efer(Cpu& c, u64 value, bool host) {
   u64& current = c.s.sys.efer;
   const bool paging = (c.s.sys.cr0 & cr0::kPg) != 0;
   if (!host && paging && ((current ^ value) & efer::kLme) != 0) return MsrOutcome::kRefused;
-  current = host ? value : (value & ~efer::kLma) | (current & efer::kLma);
+  current = (value & ~efer::kLma) | (current & efer::kLma);  // it follows paging alone
   if (c.views != nullptr) c.flush_tlb();
   c.update_view();
   return MsrOutcome::kDone;
@@ -235,7 +279,10 @@ MsrOutcome set_special(Cpu& c, u32 index, u64 value, bool host) {
     case kApicBase:
       c.s.sys.apic_base = value;
       return MsrOutcome::kDone;
+    case kMcgCap:
+      return MsrOutcome::kRefused;
     case kMcgCtl:
+      if ((m.mcg_cap & kMcgCtlPresent) == 0 && (value != 0 || !host)) return MsrOutcome::kRefused;
       if (value != 0 && value != ~u64{0}) return MsrOutcome::kRefused;
       m.mcg_ctl = value;
       return MsrOutcome::kDone;
@@ -273,7 +320,11 @@ MsrOutcome get_special(Cpu& c, u32 index, u64* value, bool host) {
     case kApicBase:
       *value = c.s.sys.apic_base;
       return MsrOutcome::kDone;
+    case kMcgCap:
+      *value = m.mcg_cap;
+      return MsrOutcome::kDone;
     case kMcgCtl:
+      if ((m.mcg_cap & kMcgCtlPresent) == 0 && !host) return MsrOutcome::kRefused;
       *value = m.mcg_ctl;
       return MsrOutcome::kDone;
     case kHwcr:
@@ -319,7 +370,10 @@ MsrOutcome read_msr(Cpu& c, u32 index, u64* value, bool host) {
   if (is_apic_msr(c, index)) return c.policy->read_msr(c.policy->context, c.id, index, value);
   if (hidden_msr(c, index, host)) return MsrOutcome::kRefused;
   const u64* word = plain_msr(c, index);
+  if (word == nullptr) word = mtrr_msr(c, index);
+  if (word == nullptr) word = bank_msr(c, index);
   if (word == nullptr) word = address_msr(c, index);
+  if (word == nullptr) word = sysenter_msr(c, index);
   if (word == nullptr) word = host_msr(c, index);
   if (word != nullptr) {
     *value = *word;
@@ -338,6 +392,20 @@ MsrOutcome write_msr(Cpu& c, u32 index, u64 value, bool host) {
   if (index == kTscAux) value &= 0xffff'ffff;
   if (u64* word = plain_msr(c, index); word != nullptr) {
     *word = value;
+    return MsrOutcome::kDone;
+  }
+  if (u64* word = mtrr_msr(c, index); word != nullptr) {
+    if (!valid_mtrr(c, index, value)) return MsrOutcome::kRefused;
+    *word = value;
+    return MsrOutcome::kDone;
+  }
+  if (u64* word = bank_msr(c, index); word != nullptr) {
+    if (!valid_bank_word(c, index, value, host)) return MsrOutcome::kRefused;
+    *word = value;
+    return MsrOutcome::kDone;
+  }
+  if (u64* word = sysenter_msr(c, index); word != nullptr) {
+    *word = made_canonical(value);
     return MsrOutcome::kDone;
   }
   if (u64* word = address_msr(c, index); word != nullptr) {

@@ -87,7 +87,6 @@ const Exit& Vcpu::run(const RunRequest& request) {
     c.exit.error = to_int(ready.error());
     return c.exit;
   }
-  c.has_run = true;
   c.window_wanted = request.request_interrupt_window;
   c.set_rflags(c.s.rflags);
   enter_section(c);
@@ -102,6 +101,7 @@ const Exit& Vcpu::run(const RunRequest& request) {
       if (c.s.mp_state == MpState::kHalted && !c.policy->irqchip) {
         c.s.mp_state = MpState::kRunnable;
       }
+      c.has_run = true;
       run_guest(c);
     }
   }
@@ -137,6 +137,10 @@ Result<void> Vcpu::set_system_state(const SystemState& system) {
   return {};
 }
 
+bool Vcpu::has_run() const {
+  return cpu_->has_run;
+}
+
 Result<void> Vcpu::set_cpuid(std::span<const CpuidEntry> entries) {
   Cpu& c = *cpu_;
   if (entries.size() > kMaxCpuid) return refuse(E2BIG);
@@ -162,17 +166,20 @@ MsrOutcome Vcpu::set_msr(u32 index, u64 value, bool host_initiated) {
   return write_msr(*cpu_, index, value, host_initiated);
 }
 
-Result<void> Vcpu::interrupt(u8 vector) {
+void Vcpu::interrupt(u8 vector) {
   Events& e = cpu_->s.events;
-  if (e.interrupt_injected) return refuse(EEXIST);
   e.interrupt_injected = true;
   e.interrupt_soft = false;
   e.interrupt_vector = vector;
-  return {};
 }
 void Vcpu::nmi() {
-  u8& pending = cpu_->s.events.nmi_pending;
-  pending = std::min<u8>(static_cast<u8>(pending + 1), 2);
+  ++cpu_->s.events.nmi_pending;
+  bound_nmis();
+}
+
+void Vcpu::bound_nmis() {
+  Events& e = cpu_->s.events;
+  e.nmi_pending = std::min<u8>(e.nmi_pending, e.nmi_masked || e.nmi_injected ? 1 : 2);
 }
 
 bool Vcpu::ready_for_interrupt_injection() const {

@@ -138,9 +138,14 @@ class Vcpu {
   [[nodiscard]] MsrOutcome get_msr(u32 index, u64* value, bool host_initiated);
   [[nodiscard]] MsrOutcome set_msr(u32 index, u64 value, bool host_initiated);
 
-  // KVM_INTERRUPT. Failure: EEXIST if one is already waiting for delivery.
-  [[nodiscard]] Result<void> interrupt(u8 vector);
+  // Was the guest ever entered? A run that only completed an exit does not count.
+  [[nodiscard]] bool has_run() const;
+
+  // KVM_INTERRUPT. One that still waits for delivery is replaced.
+  void interrupt(u8 vector);
   void nmi();
+  // Drops the NMIs that cannot wait: one may, and a second where nothing holds the first back.
+  void bound_nmis();
   // Reported in the run page after every exit.
   [[nodiscard]] bool ready_for_interrupt_injection() const;
   [[nodiscard]] bool interrupts_enabled() const;

@@ -158,6 +158,16 @@ TEST_F(Run, CpuidIsFixedAfterTheFirstRun) {
   cpuid.entry[1].eax ^= 1;
   EXPECT_EQ(call(vcpu_, KVM_SET_CPUID2, &cpuid), -EINVAL);
 }
+TEST_F(Run, CpuidMayChangeUntilTheGuestWasEntered) {
+  Table<kvm_cpuid_entry2, 100> cpuid;
+  ASSERT_EQ(call(device_, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
+  ASSERT_EQ(call(vcpu_, KVM_SET_CPUID2, &cpuid), 0);
+  load_code({0xf4});
+  run_->immediate_exit = 1;
+  ASSERT_EQ(run(), -EINTR);
+  cpuid.entry[0].function = 0x40001234;
+  EXPECT_EQ(call(vcpu_, KVM_SET_CPUID2, &cpuid), 0);
+}
 TEST_F(Run, WindowIsReportedWhenInterruptsAreOn) {
   load_code({0xfb, 0x90, 0x90, 0xf4});  // sti; nop; nop; hlt
   run_->request_interrupt_window = 1;
@@ -219,6 +229,39 @@ TEST_F(Run, MaskedSignalEndsTheRunAndStaysPending) {
     EXPECT_EQ(taken, SIGUSR1);
   });
   while (!ready) sched_yield();
+  usleep(20000);
+  pthread_kill(runner, SIGUSR1);
+  thread.join();
+}
+
+// A request in flight holds what it works on: every descriptor goes while the guest spins, which
+// ends by a signal like any other run.
+TEST_F(Run, ClosedDescriptorsLetTheRunGoOn) {
+  load_code({0xeb, 0xfe});
+  struct {
+    u32 length = 8;
+    u8 set[8] = {};
+  } __attribute__((packed)) mask;
+  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &mask), 0);
+  std::atomic<pthread_t> runner{};
+  std::atomic<bool> ready{false};
+  const int fd = vcpu_;
+  std::thread thread([&] {
+    sigset_t block;
+    sigemptyset(&block);
+    sigaddset(&block, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &block, nullptr);
+    runner = pthread_self();
+    ready = true;
+    EXPECT_EQ(call(fd, KVM_RUN), -EINTR);
+  });
+  while (!ready) sched_yield();
+  usleep(20000);
+  ::munmap(run_, 3 * 4096);
+  run_ = nullptr;
+  vcpu_.close();
+  vm_.close();
+  device_.close();
   usleep(20000);
   pthread_kill(runner, SIGUSR1);
   thread.join();

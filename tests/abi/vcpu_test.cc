@@ -16,6 +16,17 @@ class Vcpu : public Machine {
     EXPECT_EQ(call(vcpu_, KVM_GET_SREGS, &out), 0);
     return out;
   }
+  u64 msr(u32 index) {
+    Table<kvm_msr_entry, 1> one;
+    one.entry[0].index = index;
+    EXPECT_EQ(call(vcpu_, KVM_GET_MSRS, &one), 1) << std::hex << index;
+    return one.entry[0].data;
+  }
+  bool set_msr(u32 index, u64 value) {
+    Table<kvm_msr_entry, 1> one;
+    one.entry[0] = {.index = index, .reserved = 0, .data = value};
+    return call(vcpu_, KVM_SET_MSRS, &one) == 1;
+  }
 };
 
 TEST_F(Vcpu, UnknownRequestIsEinval) {
@@ -23,6 +34,9 @@ TEST_F(Vcpu, UnknownRequestIsEinval) {
   EXPECT_EQ(call(vcpu_, KVM_CREATE_VCPU), -EINVAL);
   EXPECT_EQ(call(vcpu_, 0x1234), -EINVAL);
   EXPECT_EQ(call(vcpu_, KVM_GET_NESTED_STATE, kBadPointer) < 0, true);
+  if (!on_oracle()) {
+    EXPECT_EQ(call(vcpu_, KVM_SMI), -ENOTTY) << "no system management mode";
+  }
 }
 TEST_F(Vcpu, BadPointerIsEfaultEverywhere) {
   for (const unsigned long request :
@@ -136,6 +150,11 @@ TEST_F(Vcpu, XsaveImageWithUnknownPartsOrBadMxcsrIsEinval) {
   bad.region[128] = 3;
   bad.region[6] = 0xffffffff;
   EXPECT_EQ(call(vcpu_, KVM_SET_XSAVE, &bad), -EINVAL);
+  bad.region[128] = 1;
+  EXPECT_EQ(call(vcpu_, KVM_SET_XSAVE, &bad), -EINVAL) << "checked with either part";
+  bad = in;
+  bad.region[132] = 1;
+  EXPECT_EQ(call(vcpu_, KVM_SET_XSAVE, &bad), -EINVAL) << "reserved in the header";
 }
 
 TEST_F(Vcpu, MsrsAreWrittenUntilTheFirstRefusal) {
@@ -161,6 +180,42 @@ TEST_F(Vcpu, EveryListedMsrCanBeRead) {
     one.entry[0].index = list.index[i];
     EXPECT_EQ(call(vcpu_, KVM_GET_MSRS, &one), 1) << std::hex << list.index[i];
   }
+}
+TEST_F(Vcpu, NumberOfMachineCheckBanksIsNoMsrToWrite) {
+  EXPECT_EQ(msr(0x179), 32U) << "before KVM_X86_SETUP_MCE";
+  EXPECT_FALSE(set_msr(0x179, 0xff));
+  EXPECT_EQ(msr(0x179), 32U);
+  EXPECT_FALSE(set_msr(0x400 + 4 * 200, 0));
+  EXPECT_TRUE(set_msr(0x400 + 4 * 31, 0));
+}
+TEST_F(Vcpu, MachineCheckMsrsTakeWhatABankCanHold) {
+  EXPECT_FALSE(set_msr(0x400, 5)) << "control: all or nothing";
+  EXPECT_TRUE(set_msr(0x400, ~u64{0}));
+  EXPECT_TRUE(set_msr(0x401, 5)) << "status: the host may";
+  EXPECT_FALSE(set_msr(0x17b, ~u64{0})) << "no global control";
+  u64 cap = 10 | 1 << 8;
+  ASSERT_EQ(call(vcpu_, KVM_X86_SETUP_MCE, &cap), 0);
+  EXPECT_TRUE(set_msr(0x17b, 0));
+  EXPECT_FALSE(set_msr(0x17b, 1));
+}
+TEST_F(Vcpu, LongModeBitOfEferFollowsPagingAlone) {
+  EXPECT_TRUE(set_msr(0xc0000080, 0x501));
+  EXPECT_EQ(msr(0xc0000080), 0x101U);
+}
+TEST_F(Vcpu, SysenterAddressIsMadeCanonical) {
+  EXPECT_TRUE(set_msr(0x176, 0x0100'0000'0000'0000));
+  EXPECT_NE(msr(0x176), 0x0100'0000'0000'0000U);
+  EXPECT_FALSE(set_msr(0xc0000082, 0x0100'0000'0000'0000)) << "others are refused";
+}
+TEST_F(Vcpu, MemoryTypesMustExist) {
+  EXPECT_FALSE(set_msr(0x2ff, 2));
+  EXPECT_FALSE(set_msr(0x2ff, 0x1006));
+  EXPECT_TRUE(set_msr(0x2ff, 0xc06));
+  EXPECT_FALSE(set_msr(0x250, 0x0606'0602'0606'0606));
+  EXPECT_TRUE(set_msr(0x250, 0x0606'0606'0606'0606));
+  EXPECT_FALSE(set_msr(0x200, 0x106));
+  EXPECT_FALSE(set_msr(0x201, 0x400));
+  EXPECT_TRUE(set_msr(0x201, 0x800));
 }
 
 TEST_F(Vcpu, CpuidComesBackAndNeedsRoom) {
@@ -249,6 +304,32 @@ TEST_F(Vcpu, InterruptVectorEndsAt255) {
   irq.irq = 32;
   EXPECT_EQ(call(vcpu_, KVM_INTERRUPT, &irq), 0);
   EXPECT_EQ(sregs().interrupt_bitmap[0], u64{1} << 32);
+}
+TEST_F(Vcpu, LaterInterruptReplacesTheOneThatWaits) {
+  kvm_interrupt irq{32};
+  EXPECT_EQ(call(vcpu_, KVM_INTERRUPT, &irq), 0);
+  irq.irq = 33;
+  EXPECT_EQ(call(vcpu_, KVM_INTERRUPT, &irq), 0);
+  EXPECT_EQ(sregs().interrupt_bitmap[0], u64{1} << 33);
+}
+TEST_F(Vcpu, OneNmiWaitsWhileTheyAreBlockedElseTwo) {
+  kvm_vcpu_events events{};
+  for (int i = 0; i < 3; ++i) ASSERT_EQ(call(vcpu_, KVM_NMI), 0);
+  ASSERT_EQ(call(vcpu_, KVM_GET_VCPU_EVENTS, &events), 0);
+  EXPECT_EQ(events.nmi.pending, 2);
+  events.nmi.masked = 1;
+  events.nmi.pending = 200;
+  ASSERT_EQ(call(vcpu_, KVM_SET_VCPU_EVENTS, &events), 0);
+  ASSERT_EQ(call(vcpu_, KVM_GET_VCPU_EVENTS, &events), 0);
+  EXPECT_EQ(events.nmi.pending, 1);
+}
+TEST_F(Vcpu, ImpossibleTaskPriorityIsLeftOutOfTheSystemRegisters) {
+  kvm_sregs s = sregs();
+  s.cr8 = 5;
+  ASSERT_EQ(call(vcpu_, KVM_SET_SREGS, &s), 0);
+  s.cr8 = 0x123;
+  EXPECT_EQ(call(vcpu_, KVM_SET_SREGS, &s), 0);
+  EXPECT_EQ(sregs().cr8, 5U);
 }
 TEST_F(Vcpu, MachineCheckBanksAreBounded) {
   u64 cap = 0;

@@ -166,6 +166,8 @@ Result<long> Processor::dispatch_events(u32 request, u64 arg) {
     case KVM_NMI:
       cpu_->nmi();
       return 0;
+    case KVM_SMI:
+      return refuse(ENOTTY);  // a kernel without system management mode
     case KVM_TRANSLATE:
       return translate(arg);
     case KVM_X86_SETUP_MCE:

@@ -138,7 +138,6 @@ class Processor {
   Box<vcpu::InterruptUnit> unit_;  // where the VM has controllers; immutable after create()
   vcpu::Exit interrupted_;  // what a wait that a signal ends reports; immutable after create()
   host::RunSection* section_ = nullptr;  // of the thread inside run()
-  bool has_run_ = false;
   bool has_signal_mask_ = false;
   host::KernelSigset signal_mask_ = 0;
   u32 tsc_khz_ = 0;

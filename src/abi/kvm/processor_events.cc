@@ -33,6 +33,7 @@ bool is_soft(u8 vector) {
 }  // namespace
 
 void Processor::read_events(kvm_vcpu_events* out) const {
+  cpu_->bound_nmis();
   const vcpu::Events& e = cpu_->state().events;
   *out = {};
   // Without an instruction length, a software exception is met again at its instruction.
@@ -101,6 +102,7 @@ Result<void> Processor::write_events(kvm_vcpu_events in) {
   e.nmi_injected = in.nmi.injected != 0;
   if ((in.flags & KVM_VCPUEVENT_VALID_NMI_PENDING) != 0) e.nmi_pending = in.nmi.pending;
   e.nmi_masked = in.nmi.masked != 0;
+  cpu_->bound_nmis();
   if ((in.flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT) != 0)
     e.triple_fault_pending = in.triple_fault.pending != 0;
   return {};
@@ -122,7 +124,7 @@ Result<long> Processor::interrupt(u64 arg) {
   const auto asked = ST_TRY(copy_in<kvm_interrupt>(arg));
   if (asked.irq >= KVM_NR_INTERRUPTS) return refuse(EINVAL);
   if (vm_.irqchip()) return refuse(ENXIO);
-  ST_TRY(cpu_->interrupt(static_cast<u8>(asked.irq)));
+  cpu_->interrupt(static_cast<u8>(asked.irq));
   return 0;
 }
 

@@ -3,6 +3,7 @@
 // Specification: Intel SDM volume 1, "XSAVE area"; FXSAVE in volume 2.
 #include "abi/kvm/processor.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "abi/kvm/client.h"
@@ -15,7 +16,8 @@ constexpr u32 kMxcsrMask = 0xffff;
 constexpr u64 kX87AndSse = 3;
 // Byte offsets in the image.
 constexpr size_t kFcw = 0, kFsw = 2, kFtw = 4, kFop = 6, kFip = 8, kFdp = 16, kMxcsr = 24,
-                 kMxcsrMaskAt = 28, kSt = 32, kXmm = 160, kXstateBv = 512, kXcompBv = 520;
+                 kMxcsrMaskAt = 28, kSt = 32, kXmm = 160, kXstateBv = 512, kXcompBv = 520,
+                 kReserved = 528, kHeaderEnd = 576;
 
 template <typename T>
 void put(u8* image, size_t at, T value) {
@@ -83,8 +85,10 @@ Result<long> Processor::set_xsave(u64 arg) {
   ST_TRY(copy_in_bytes(image, arg, sizeof(image)));
   const u64 present = take<u64>(image, kXstateBv);
   if ((present & ~kX87AndSse) != 0 || take<u64>(image, kXcompBv) != 0) return refuse(EINVAL);
+  if (std::any_of(image + kReserved, image + kHeaderEnd, [](u8 byte) { return byte != 0; }))
+    return refuse(EINVAL);
   const u32 mxcsr = take<u32>(image, kMxcsr);
-  if ((present & 2) != 0 && (mxcsr & ~kMxcsrMask) != 0) return refuse(EINVAL);
+  if (present != 0 && (mxcsr & ~kMxcsrMask) != 0) return refuse(EINVAL);
 
   // A component that is absent from the image goes to its initial state.
   vcpu::CpuState& s = cpu_->state();

@@ -47,7 +47,7 @@ Result<long> Processor::get_msrs(u64 arg) {
 
 Result<long> Processor::set_msrs(u64 arg) {
   return each_msr(arg, false, [this](const kvm_msr_entry& entry) {
-    if (has_run_ && is_immutable_msr(entry.index)) {
+    if (cpu_->has_run() && is_immutable_msr(entry.index)) {
       u64 value = 0;
       return cpu_->get_msr(entry.index, &value, true) == vcpu::MsrOutcome::kDone &&
              value == entry.data;

@@ -11,6 +11,8 @@
 namespace stagetwo::abi_kvm {
 namespace {
 
+constexpr u64 kHighestPriority = 15;
+
 kvm_segment shown(const vcpu::Segment& s) {
   kvm_segment out{};
   out.base = s.base;
@@ -167,11 +169,14 @@ Result<void> Processor::apply_system(const vcpu::SystemState& system) {
   const vcpu::SystemState before = cpu_->state().sys;
   ST_TRY(cpu_->set_system_state(system));
   cpu_->state().sys.apic_base = before.apic_base;
+  // Analogue: the answer of kvm_set_cr8, which nobody looks at.
+  const bool possible = system.cr8 <= kHighestPriority;
+  if (!possible) cpu_->state().sys.cr8 = before.cr8;
   if (auto based = set_apic_base(system.apic_base); !based) {
     static_cast<void>(cpu_->set_system_state(before));
     return based;
   }
-  if (unit_) unit_->set_task_priority(static_cast<u8>(system.cr8));
+  if (unit_ && possible) unit_->set_task_priority(static_cast<u8>(system.cr8));
   return {};
 }
 

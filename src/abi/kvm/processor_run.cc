@@ -168,7 +168,6 @@ Result<long> Processor::enter(bool immediate, host::RunSection& section) {
     if ((cr8 & ~u64{0xf}) != 0) return refuse(EINVAL);
     cpu_->state().sys.cr8 = cr8;
   }
-  has_run_ = true;
   return run_guest(immediate, section);
 }
 
