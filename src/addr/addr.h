@@ -67,8 +67,12 @@ template <typename Tag>
 constexpr std::uint64_t page_offset(Address<Tag> a) {
   return a.raw() & ~kPageMask;
 }
-constexpr Gfn gpa_to_gfn(Gpa a) { return Gfn(a.raw() >> kPageShift); }
-constexpr Gpa gfn_to_gpa(Gfn n) { return Gpa(n.raw() << kPageShift); }
+constexpr Gfn gpa_to_gfn(Gpa a) {
+  return Gfn(a.raw() >> kPageShift);
+}
+constexpr Gpa gfn_to_gpa(Gfn n) {
+  return Gpa(n.raw() << kPageShift);
+}
 
 // A half-open range [start, start + size). `size` is bytes for addresses and frames for Gfn.
 // Never wraps: `make` refuses what would.

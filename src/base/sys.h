@@ -69,8 +69,9 @@ Result<long> ioctl(int fd, unsigned long request, unsigned long argument);
 Result<void> fallocate(int fd, int mode, off_t offset, off_t size);
 Result<int> eventfd(unsigned initial, int flags);
 
-// An engine descriptor is moved out of the client's way, close-on-exec: high, but not to the end, for
-// the kernel keeps a table of every number up to the highest. Post: `fd` is closed, also on failure.
+// An engine descriptor is moved out of the client's way, close-on-exec: high, but not to the end,
+// for the kernel keeps a table of every number up to the highest. Post: `fd` is closed, also on
+// failure.
 inline constexpr int kFirstEngineFd = 1 << 12;
 Result<int> raise_engine_fd(int fd);
 // Opens again what is behind `fd` (a description of its own: the client cannot tell), as an engine

@@ -30,8 +30,8 @@ std::size_t fx_save(const CpuState& state, const FxFormat& format, u8* image);
 // False: MXCSR in the image has reserved bits (#GP(0)) and nothing changed.
 [[nodiscard]] bool fx_restore(CpuState* state, const FxFormat& format, const u8* image);
 
-// Makes control and status words consistent after either was loaded: bits the processor does not have
-// are dropped, and the status word says whether an unmasked exception is pending (ES and B).
+// Makes control and status words consistent after either was loaded: bits the processor does not
+// have are dropped, and the status word says whether an unmasked exception is pending (ES and B).
 void settle_x87(X87* x87);
 inline constexpr u16 kX87Pending = 0x0080;  // ES
 

@@ -260,8 +260,7 @@ Step fnclex(Cpu& c, const Insn&) {
 }
 Step fldcw(Cpu& c, const Insn& insn) {
   u16 value = 0;
-  if (!x87_ready(c) || !x87_quiet(c) ||
-      !read_operand<u16>(c, insn, insn.operand[0], &value)) {
+  if (!x87_ready(c) || !x87_quiet(c) || !read_operand<u16>(c, insn, insn.operand[0], &value)) {
     return c.stop;
   }
   c.s.x87.fcw = value;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small 64-bit guest for test programs: identity page tables for the first GiB in 2 MiB pages, code
-// at 64 KiB, one vCPU. Only the public KVM ABI, so every program also runs on a real /dev/kvm.
+// A small 64-bit guest for test programs: identity page tables for the first GiB in 2 MiB pages,
+// code at 64 KiB, one vCPU. Only the public KVM ABI, so every program also runs on a real /dev/kvm.
 #pragma once
 
 #include <errno.h>
@@ -32,21 +32,21 @@ struct machine {
 };
 
 // Ends the program with the sentence and errno when `ok` is false.
-#define REQUIRE(ok)                                                                        \
-  do {                                                                                     \
-    if (!(ok)) {                                                                           \
-      const int saved = errno;                                                             \
-      fprintf(stderr, "%s:%d: %s (errno %d, %s)\n", __FILE__, __LINE__, #ok, saved,        \
-              strerror(saved));                                                            \
-      _exit(1);                                                                            \
-    }                                                                                      \
+#define REQUIRE(ok)                                                                 \
+  do {                                                                              \
+    if (!(ok)) {                                                                    \
+      const int saved = errno;                                                      \
+      fprintf(stderr, "%s:%d: %s (errno %d, %s)\n", __FILE__, __LINE__, #ok, saved, \
+              strerror(saved));                                                     \
+      _exit(1);                                                                     \
+    }                                                                               \
   } while (0)
 
 // The call fails with exactly that errno.
-#define REFUSES(call, expected)                     \
-  do {                                              \
-    errno = 0;                                      \
-    REQUIRE((call) == -1 && errno == (expected));   \
+#define REFUSES(call, expected)                   \
+  do {                                            \
+    errno = 0;                                    \
+    REQUIRE((call) == -1 && errno == (expected)); \
   } while (0)
 
 static inline void set_entry(struct machine* m, unsigned table, unsigned index, uint64_t value) {

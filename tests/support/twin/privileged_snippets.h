@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A few instructions each that only a kernel may execute, with what they need around them: written in
-// assembly, started at CPL 0 in the guest of guest_world.h, ended by running off their end.
+// A few instructions each that only a kernel may execute, with what they need around them: written
+// in assembly, started at CPL 0 in the guest of guest_world.h, ended by running off their end.
 
 #include <span>
 #include <string>
