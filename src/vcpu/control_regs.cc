@@ -15,6 +15,12 @@ bool cr0_consistent(u64 value) {
   return (value & cr0::kPg) == 0 || (value & cr0::kPe) != 0;
 }
 
+// Analogue: kvm_vcpu_is_legal_cr3. In CR3 the bits above the 52 of a page-table entry are reserved too.
+bool valid_root(const Cpu& c, u64 cr3) {
+  constexpr u64 kEntryBits = (u64{1} << 52) - 1;
+  return (cr3 & (c.reserved_gpa | ~kEntryBits)) == 0;
+}
+
 void paging_changed(Cpu& c) {
   c.flush_tlb();
   c.update_view();
@@ -44,7 +50,7 @@ bool set_cr0(Cpu& c, u64 value) {
 
 bool set_cr3(Cpu& c, u64 value) {
   if ((c.s.sys.cr4 & cr4::kPcide) != 0) value &= ~(u64{1} << 63);
-  if (c.s.long_mode() && (value & c.reserved_gpa) != 0) return false;
+  if (c.s.long_mode() && !valid_root(c, value)) return false;
   c.s.sys.cr3 = value;
   c.flush_tlb();
   return true;
@@ -77,7 +83,7 @@ bool set_cr8(Cpu& c, u64 value) {
 bool valid_system_state(const Cpu& c, const SystemState& s) {
   if ((s.efer & efer::kLme) != 0 && (s.cr0 & cr0::kPg) != 0) {
     if ((s.cr4 & cr4::kPae) == 0 || (s.efer & efer::kLma) == 0) return false;
-    if ((s.cr3 & c.reserved_gpa) != 0) return false;
+    if (!valid_root(c, s.cr3)) return false;
   } else if ((s.efer & efer::kLma) != 0 || s.seg[kSegCs].l != 0) {
     return false;
   }

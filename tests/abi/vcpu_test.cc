@@ -90,6 +90,12 @@ TEST_F(Vcpu, ImpossibleControlRegistersAreRefusedAndChangeNothing) {
   refused([](kvm_sregs& s) { s.cr0 = 0x20000000; });  // NW without CD
   refused([](kvm_sregs& s) { s.efer |= 0x400; });     // LMA alone
   refused([](kvm_sregs& s) { s.cr4 |= u64{1} << 40; });
+  refused([](kvm_sregs& s) {  // long mode, a root beyond any address
+    s.cr0 = 0x80000011;
+    s.cr4 = 0x20;
+    s.efer = 0x500;
+    s.cr3 = u64{1} << 63 | 0x1000;
+  });
   refused([](kvm_sregs& s) { s.apic_base = 1 << 10; });  // x2APIC, not enabled
   refused([](kvm_sregs& s) { s.apic_base |= u64{1} << 60; });
 }
