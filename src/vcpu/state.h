@@ -112,7 +112,7 @@ struct Msrs {
   u64 smbase = 0x30000;
   u64 debugctl = 0;
   u64 power_ctl = 0;
-  u64 mcg_cap = 32, mcg_status = 0, mcg_ctl = 0, mcg_ext_ctl = 0;  // 32 banks until KVM_X86_SETUP_MCE
+  u64 mcg_cap = 32, mcg_status = 0, mcg_ctl = 0, mcg_ext_ctl = 0;  // banks at first: 32
   u64 mc_bank[32][4] = {};
   u64 mtrr_def_type = 0;
   u64 mtrr_var[16] = {};    // base, mask of 8 pairs
