@@ -26,7 +26,8 @@
 //   refs 0 → not found, else refs + 1        over := true
 //   identity still equal? else give back     refs - 1 → 0: last_close, the object dies, slot free
 //
-// A request that is under way holds a ref, so the last close waits for it, as a file's release does.
+// A request that is under way holds a ref, so the last close waits for it, as a file's release
+// does.
 //
 // The first slot of every bucket is part of the library itself, so a program with few
 // descriptors allocates no slot at all.

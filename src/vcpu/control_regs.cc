@@ -15,7 +15,8 @@ bool cr0_consistent(u64 value) {
   return (value & cr0::kPg) == 0 || (value & cr0::kPe) != 0;
 }
 
-// Analogue: kvm_vcpu_is_legal_cr3. In CR3 the bits above the 52 of a page-table entry are reserved too.
+// Analogue: kvm_vcpu_is_legal_cr3. In CR3 the bits above the 52 of a page-table entry are reserved
+// too.
 bool valid_root(const Cpu& c, u64 cr3) {
   constexpr u64 kEntryBits = (u64{1} << 52) - 1;
   return (cr3 & (c.reserved_gpa | ~kEntryBits)) == 0;

@@ -109,8 +109,7 @@ u64* mtrr_msr(Cpu& c, u32 index) {
   Msrs& m = c.s.msr;
   if (index == kMtrrDefType) return &m.mtrr_def_type;
   if (index == kMtrrFix64) return &m.mtrr_fixed[0];
-  if (index == kMtrrFix16 || index == kMtrrFix16 + 1)
-    return &m.mtrr_fixed[1 + index - kMtrrFix16];
+  if (index == kMtrrFix16 || index == kMtrrFix16 + 1) return &m.mtrr_fixed[1 + index - kMtrrFix16];
   if (index >= kMtrrFix4 && index < kMtrrFix4 + 8) return &m.mtrr_fixed[3 + index - kMtrrFix4];
   if (index >= kMtrrPhys && index < kMtrrPhys + 16) return &m.mtrr_var[index - kMtrrPhys];
   return nullptr;

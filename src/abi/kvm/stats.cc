@@ -202,8 +202,7 @@ Result<int> StatsBlock::open(Vm& vm, const char* id) {
     open_.fetch_add(1);
   }
   publish();
-  return host::publish(std::move(*file), std::move(backing),
-                       {.open_flags = O_RDONLY | O_CLOEXEC});
+  return host::publish(std::move(*file), std::move(backing), {.open_flags = O_RDONLY | O_CLOEXEC});
 }
 
 void StatsBlock::publish() {
