@@ -148,14 +148,19 @@ Finding probe_real_kvm() {
     f.advice = "only needed for --oracle runs: load kvm_amd or kvm_intel, or join the group kvm";
     return f;
   }
+  const int version = ioctl(fd.get(), KVM_GET_API_VERSION, 0);
+  if (version < 0) {
+    f.detail = "/dev/kvm: is not the device of KVM";
+    f.mechanism = "comparison with the kernel's KVM: absent";
+    return f;
+  }
   f.verdict = Verdict::kYes;
   const auto has = [&fd](unsigned cap) { return ioctl(fd.get(), KVM_CHECK_EXTENSION, cap); };
   f.detail = fmt::format(
       "API {}, {}; user_memory2 {}, memory_attributes {}, guest_memfd {}, dirty_ring {}, "
       "max_vcpus {}, memslots {}",
-      ioctl(fd.get(), KVM_GET_API_VERSION, 0), kvm_module(), has(kCapUserMemory2),
-      has(kCapMemoryAttributes), has(kCapGuestMemfd), has(KVM_CAP_DIRTY_LOG_RING),
-      has(KVM_CAP_MAX_VCPUS), has(KVM_CAP_NR_MEMSLOTS));
+      version, kvm_module(), has(kCapUserMemory2), has(kCapMemoryAttributes), has(kCapGuestMemfd),
+      has(KVM_CAP_DIRTY_LOG_RING), has(KVM_CAP_MAX_VCPUS), has(KVM_CAP_NR_MEMSLOTS));
   f.mechanism = "used by --oracle alone; `stagetwo run` always emulates";
   return f;
 }

@@ -56,6 +56,14 @@ int run(const RunOptions& options) {
                kEngineName);
     return kExitToolFailed;
   }
+  if (engine.find_first_of(": ") != std::string::npos) {
+    fmt::print(
+        stderr,
+        "stagetwo: {}: the dynamic loader takes no engine whose path has a colon or a space; "
+        "move it\n",
+        engine);
+    return kExitToolFailed;
+  }
   const Program program = find_program(options.program[0]);
   if (program.refusal != 0) {
     fmt::print(stderr, "stagetwo: {}\n", program.reason);
