@@ -178,11 +178,19 @@ Result<DescriptorSlot*> fill_slot(Box<Description> object, const DescriptorSpec&
   return slot;
 }
 
+bool stands_behind(int fd, const struct ::stat& behind) {
+  struct ::stat now{};
+  return sys::fstat(fd, &now) && now.st_ino == behind.st_ino && now.st_dev == behind.st_dev;
+}
+
 // A descriptor that somebody else made. Another thread may just have attached it: that one stays.
+// The number may meanwhile have been published by its maker, closed and forgotten; a close comes
+// before its forget(), which needs the lock we hold, so what still stands behind `fd` now is not.
 Result<DescriptorSlot*> enter_received(Box<Description> object, const DescriptorSpec& spec,
-                                       u32 stamp, const struct ::stat& behind) {
+                                       u32 stamp, int fd, const struct ::stat& behind) {
   const sync::MutexGuard guard(table_lock);
   if (DescriptorSlot* const present = lookup(behind.st_dev, behind.st_ino)) return present;
+  if (!stands_behind(fd, behind)) return refuse(ENOENT);
   return fill_slot(std::move(object), spec, stamp, behind);
 }
 
@@ -190,13 +198,16 @@ Result<DescriptorSlot*> enter_received(Box<Description> object, const Descriptor
 // number while it was not yet a descriptor saw a memfd of ours and attached it.
 Result<DescriptorSlot*> enter_made(Box<Description> object, const DescriptorSpec& spec,
                                    const struct ::stat& behind) {
-  DescriptorSlot* const stand_in = lookup(behind.st_dev, behind.st_ino);
-  if (stand_in != nullptr) {
-    if (forget(*stand_in)) unref(*stand_in);
-    unref(*stand_in);
+  for (;;) {
+    if (DescriptorSlot* const stand_in = lookup(behind.st_dev, behind.st_ino)) {
+      if (forget(*stand_in)) unref(*stand_in);
+      unref(*stand_in);
+    }
+    const sync::MutexGuard guard(table_lock);
+    DescriptorSlot* const late = lookup(behind.st_dev, behind.st_ino);
+    if (late == nullptr) return fill_slot(std::move(object), spec, process_stamp(), behind);
+    unref(*late);  // the table's ref keeps it; it is forgotten in the next turn
   }
-  const sync::MutexGuard guard(table_lock);
-  return fill_slot(std::move(object), spec, process_stamp(), behind);
 }
 
 struct ProcPath : FixedString<48> {
@@ -256,11 +267,8 @@ class Elsewhere final : public Description {
 Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
   char buffer[kMaxKind + 64];
   const std::string_view kind = kind_behind(fd, buffer, sizeof(buffer));
-  struct ::stat again{};
   // The number may have been closed and taken again while we looked.
-  if (kind.empty() || !sys::fstat(fd, &again) || again.st_ino != behind.st_ino) {
-    return refuse(ENOENT);
-  }
+  if (kind.empty() || !stands_behind(fd, behind)) return refuse(ENOENT);
   DescriptorSpec spec;
   Box<Description> object;
   if (const Attacher attach_kind = attacher.load(sync::kAcquire); attach_kind != nullptr) {
@@ -272,7 +280,7 @@ Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
     spec.home = StateHome::kProcess;
     stamp = 0;
   }
-  return enter_received(std::move(object), spec, stamp, behind);
+  return enter_received(std::move(object), spec, stamp, fd, behind);
 }
 
 }  // namespace
