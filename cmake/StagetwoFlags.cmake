@@ -7,7 +7,9 @@ target_compile_options(st_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wold-style-cast -Wnon-virtual-dtor -Woverloaded-virtual>
   # Statement expressions are how ST_TRY propagates a refusal; g++ wants __extension__, which clang
   # honours too, but not through nested macros.
-  $<$<CXX_COMPILER_ID:Clang>:-Wno-gnu-statement-expression-from-macro-expansion>)
+  $<$<CXX_COMPILER_ID:Clang>:-Wno-gnu-statement-expression-from-macro-expansion>
+  # The uapi's open-ended structs stand at the head of a client's own struct; g++ does not mind.
+  $<$<CXX_COMPILER_ID:Clang>:-Wno-gnu-variable-sized-type-not-at-end>)
 if(STAGETWO_THREAD_SAFETY)
   target_compile_options(st_warnings INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-Wthread-safety -Wthread-safety-beta>)
