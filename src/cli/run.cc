@@ -2,9 +2,13 @@
 #include "cli/run.h"
 
 #include <fmt/core.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -47,6 +51,18 @@ std::string options_text(const RunOptions& options, const Session& session) {
   return text;
 }
 
+// The engine opens the log where it has something to say, inside the program, and cannot complain
+// there; so a log that cannot be made is said here. Empty: nothing is wrong.
+std::string log_refusal(const std::string& log_file) {
+  if (log_file.empty()) return {};
+  const std::filesystem::path folder = std::filesystem::absolute(log_file).parent_path();
+  const bool exists = access(log_file.c_str(), F_OK) == 0;
+  if (exists ? access(log_file.c_str(), W_OK) == 0 : access(folder.c_str(), W_OK | X_OK) == 0) {
+    return {};
+  }
+  return fmt::format("the log {} cannot be written: {}", log_file, std::strerror(errno));
+}
+
 }  // namespace
 
 int run(const RunOptions& options) {
@@ -68,6 +84,10 @@ int run(const RunOptions& options) {
   if (program.refusal != 0) {
     fmt::print(stderr, "stagetwo: {}\n", program.reason);
     return program.refusal;
+  }
+  if (const std::string refusal = log_refusal(options.log_file); !refusal.empty()) {
+    fmt::print(stderr, "stagetwo: {}\n", refusal);
+    return kExitToolFailed;
   }
   Session session = Session::open(options.session);
   if (!session.failure().empty()) {

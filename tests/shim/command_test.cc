@@ -135,6 +135,11 @@ TEST(Run, WritesTheLogWhereItIsTold) {
   EXPECT_EQ(found, 1u);
 }
 
+TEST(Run, SaysThatTheLogCannotBeWritten) {
+  EXPECT_EQ(run_shell("true", {"--log-file=/nonexistent/x"}).status, 125);
+  EXPECT_EQ(run_shell("exit 3", {"--log-file=/dev/null"}).status, 3);
+}
+
 TEST(Run, WarnsOnceOfAnUnknownOption) {
   const Outcome outcome =
       run_program({program("descriptors"), "copies"},
