@@ -65,6 +65,11 @@ void Passage::wait() const {
   }
 }
 
+void Passage::wait_for_acquirers() const {
+  for (const Cell& cell : cells_) cell.inside.fetch_add(0, kAcqRel);
+  wait();
+}
+
 bool Passage::debug_empty() const {
   for (const Cell& cell : cells_) {
     if (cell.inside.load(kRelaxed) != 0) return false;

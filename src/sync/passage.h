@@ -42,6 +42,15 @@ class Passage {
 
   // Pre: the caller is inside no section of this passage. Spins, then yields, then sleeps.
   void wait() const;
+  // The same for sections that read what was published with acquire only: it leaves a mark in every
+  // cell that whoever enters later synchronises with.
+  void wait_for_acquirers() const;
+  // Nobody is inside at some moment of the call. Pre: the caller keeps newcomers out, or they hold
+  // it up.
+  void wait_until_empty() const {
+    wait_for_side(0);
+    wait_for_side(1);
+  }
 
   // Nobody is inside. Racy: checks and tests.
   [[nodiscard]] bool debug_empty() const;
@@ -55,7 +64,7 @@ class Passage {
   static constexpr u32 kCells = 16;
 #endif
   struct alignas(64) Cell {
-    Atomic<u64> inside{0};
+    mutable Atomic<u64> inside{0};
   };
 
   static u32 cell_of_thread();

@@ -33,6 +33,7 @@ enum class Rank : u8 {
   kSecondary,         // stage2 mmu_lock | iommu domain | mirror device: never two
   kGate,              // sync: writers of one invalidation gate
   kAckSet,            // sync: which ack lines belong to a set
+  kTdpPages,          // stage2: roots and possible-NX tables, inside mmu_lock (tdp_mmu_pages_lock)
   kPageTable,         // pt: splitting and collapsing
   kInterrupts,        // vcpu, abi/kvm: routing, pending interrupts       (irq_lock)
   kCoalesced,         // abi/kvm: coalesced rings                         (ring_lock)
