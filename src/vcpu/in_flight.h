@@ -43,6 +43,9 @@ struct Fault {
   u8 vector = 0;
   bool has_error = false;
   bool trap = false;  // RIP is already behind the instruction
+  // #PF by an address bit that only the guest's CPUID reserves. Hardware with two-dimensional
+  // paging does not fault there: the kernel emulates the instruction to have the fault raised.
+  bool by_guest_width = false;
   u32 error = 0;
   u64 payload = 0;  // CR2 of #PF, DR6 bits of #DB
 };

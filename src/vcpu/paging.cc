@@ -99,6 +99,13 @@ bool permitted(const Cpu& c, const WalkRequest& r, const Rights& have) {
   return !r.implicit && (c.s.rflags & rflags::kAc) != 0;
 }
 
+// True if `entry` is refused only because the guest's CPUID tells fewer address bits than the
+// processor has. Analogue: kvm_vcpu_is_legal_gpa() under allow_smaller_maxphyaddr.
+bool by_guest_width(const Cpu& c, u64 entry, u64 reserved) {
+  const u64 within_processor = (u64{1} << c.policy->physical_width) - 1;
+  return (entry & reserved & ~(c.reserved_gpa & within_processor)) == 0;
+}
+
 bool page_fault(Cpu& c, const WalkRequest& r, u32 error) {
   if (r.quiet) return false;
   if (r.access == Access::kWrite) error |= kErrW;
@@ -163,8 +170,9 @@ Attempt attempt_walk(Cpu& c, const WalkRequest& r, Translation* out) {
     const bool pse = shape.entry_size == 8 || (c.s.sys.cr4 & cr4::kPse) != 0;
     const bool leaf = level == 1 || ((entry & kLarge) != 0 && pse &&
                                      (may_be_large || (shape.levels == 3 && level == 2)));
-    if ((entry & reserved_bits(c, shape, level, leaf)) != 0) {
+    if (const u64 reserved = reserved_bits(c, shape, level, leaf); (entry & reserved) != 0) {
       page_fault(c, r, kErrP | kErrRsvd);
+      if (!r.quiet) c.fault.by_guest_width = by_guest_width(c, entry, reserved);
       return Attempt::kFailed;
     }
     path.at[path.count] = at;

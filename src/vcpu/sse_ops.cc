@@ -221,14 +221,17 @@ bool x87_quiet(Cpu& c) {
 }
 }  // namespace
 
-// Arithmetic is outside. The operand is touched first, so that a page fault is a page fault.
+// Arithmetic is outside. The operand is touched first, so that a page fault is a page fault; but
+// where the kernel would emulate to raise it, it would fail to emulate this one.
 Step x87(Cpu& c, const Insn& insn) {
   if (!x87_ready(c) || !x87_quiet(c)) return c.stop;
   if (insn.has_mem) {
     const u32 size = insn.operand[0].size != 0 ? insn.operand[0].size : 1;
     u64 linear = 0;
-    if (!operand_address(c, insn, size, false, &linear) || !probe_read(c, linear, size)) {
-      return c.stop;
+    if (!operand_address(c, insn, size, false, &linear)) return c.stop;
+    if (!probe_read(c, linear, size)) {
+      const bool emulated = c.stop == Step::kFault && c.fault.by_guest_width;
+      return emulated ? c.emulation_failure() : c.stop;
     }
   }
   return c.emulation_failure();

@@ -60,6 +60,7 @@ Result<long> Vm::open(u64 type) {
 }
 
 Vm::Vm(Box<stage2::GuestMemory> memory) : memory_(std::move(memory)) {
+  policy_.physical_width = host_physical_bits();
   policy_.tsc_khz = host_tsc_khz();
   policy_.tsc_origin = host_tsc();
   policy_.context = this;

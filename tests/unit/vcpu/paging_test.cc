@@ -75,6 +75,50 @@ TEST(Paging, ErrorCodesSayPresentWriteUserReservedFetch) {
   }
 }
 
+// Bit 40 is an address bit of the processor, and beyond the guest's CPUID.
+class NarrowGuest : public PagingGuest {
+ public:
+  NarrowGuest() {
+    policy.physical_width = 48;
+    policy.exit_on_emulation_failure = true;
+    const CpuidEntry table[] = {{0x80000000, 0, 0, 0x80000008, 0, 0, 0},
+                                {0x80000001, 0, 0, 0, 0, 0, 0x20100800},
+                                {0x80000008, 0, 0, 0x3024, 0, 0, 0}};
+    EXPECT_TRUE(cpu().set_cpuid(table).has_value());
+  }
+};
+
+const Bytes kFld = {0xd9, 0x03, 0xf4};  // fld dword [rbx]; hlt
+
+TEST(Paging, AnAddressBitBeyondTheGuestsWidthIsReservedForWhatTheKernelEmulates) {
+  NarrowGuest g;
+  g.pte(kVictim | 3 | u64{1} << 40);
+  EXPECT_EQ(g.error_of(kLoad), 9u);
+}
+
+TEST(Paging, AnAddressBitBeyondTheGuestsWidthFailsToEmulateWhatTheKernelDoesNotKnow) {
+  NarrowGuest g;
+  g.pte(kVictim | 3 | u64{1} << 40);
+  g.code(kFld);
+  const Exit& exit = g.run();
+  ASSERT_EQ(exit.kind, ExitKind::kInternalError);
+  EXPECT_EQ(exit.internal.suberror, 1u);
+  u8 image[16];
+  std::memcpy(image, &exit.internal.data[1], 16);
+  EXPECT_EQ(image[1], 0xd9);
+  EXPECT_EQ(image[2], 0x03);
+  EXPECT_EQ(g.state().rip, kCode);
+  g.state().rip += 2;
+  g.cpu().registers_changed();
+  g.run_to_hlt();
+}
+
+TEST(Paging, AnAddressBitBeyondTheProcessorsWidthIsReservedForEveryInstruction) {
+  NarrowGuest g;
+  g.pte(kVictim | 3 | u64{1} << 50);
+  EXPECT_EQ(g.error_of(kFld), 9u);
+}
+
 TEST(Paging, NxBitIsReservedWithoutEferNx) {
   PagingGuest g;
   SystemState sys = g.state().sys;
