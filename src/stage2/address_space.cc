@@ -56,6 +56,7 @@ GuestMemory::~GuestMemory() {
 
 FaultOutcome GuestMemory::look_up(Fault& fault) {
   fault.snapshot = gate_.snapshot();  // before anything else is looked up
+  fault.mmio_generation = slots_.generation();
   fault.gfn = gpa_to_gfn(fault.gpa);
   const Memslots::Reader section(slots_);
   const Slot* slot = section.find(fault.address_space, fault.gfn);
@@ -177,6 +178,11 @@ void GuestMemory::open_range(HvaRange range) {
   if (range.empty()) return;
   gate_.end(frame_of(range.start()), frame_of(range.end() - 1));
 }
+
+// The soft TLBs are the only caches, and they are empty after the flush that follows.
+void GuestMemory::zap_slot(const Slot&) {}
+void GuestMemory::logging_changed(const Slot&, const Slot&) {}
+void GuestMemory::generation_wraps() {}
 
 void GuestMemory::flush_and_wait() {
   const u64 ticket = lines_.bump_all();

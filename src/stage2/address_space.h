@@ -109,6 +109,9 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
 
   // SlotUpdateHost: the same two halves a change has.
   void close_range(HvaRange range) override;
+  void zap_slot(const Slot& slot) override;
+  void logging_changed(const Slot& old, const Slot& fresh) override;
+  void generation_wraps() override;
   void flush_and_wait() override;
   void open_range(HvaRange range) override;
 

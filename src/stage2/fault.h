@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The fault that travels: asked by `vcpu`, found out by `stage2`, answered by `host`. Each room
-// fills its part and touches no other. Analogue: struct kvm_page_fault (kernel file:
-// mmu_internal.h).
+// The fault that travels: asked by `vcpu`, found out by `stage2`, answered by `host` and the
+// stage-2 table. Each part is filled by whom its heading names and touched by no other. Analogue:
+// struct kvm_page_fault (kernel file: mmu_internal.h), RET_PF_*.
 //
+// Levels are counted as pt counts them: 1 is 4 KiB, 2 is 2 MiB, 3 is 1 GiB.
 // Lifetime: on the stack of the thread that faults. The answer is a borrow: it may be used only
-// after GuestMemory::install() accepted it, and only until the thread's next poll that asks for a
-// flush.
+// until the thread's next poll that asks for a flush.
 
 #include "addr/addr.h"
 #include "base/types.h"
@@ -22,24 +22,38 @@ struct Fault {
   Gpa gpa{};
   Access access = Access::kRead;
   u32 address_space = 0;  // 1: in system management mode, where the VM has it
+  bool prefetch = false;  // KVM_PRE_FAULT_MEMORY: nobody accesses, an entry is not marked accessed
 
-  // Found out.
-  const Slot* slot = nullptr;  // valid only once install() accepted
+  // Found out by GuestMemory, in this order: what changes later makes the answer stale.
+  sync::InvalidationGate::Snapshot snapshot{};
+  u64 mmio_generation = 0;     // of the slots, from before they were looked at
+  const Slot* slot = nullptr;  // null: none. Good while the gate accepts the snapshot
   u32 slot_flags = 0;
   Gfn gfn{};
-  sync::InvalidationGate::Snapshot snapshot{};
+
+  // Found out on the way to the host.
+  bool map_writable = false;  // the host address permits stores, known for certain
+  u8 max_level = 1;           // what slot, write tracking and the host's own mapping permit
+
+  // Decided by the mapper.
+  u8 goal_level = 1;
+  bool huge_page_disallowed = false;  // by the NX policy: the table will be on its list
 
   // Answered.
-  Hva page{};             // host address of the page
+  Hva page{};             // host address of the 4 KiB page
   bool writable = false;  // stores may go through this translation
+  u8 level = 1;           // of the entry it was found in
 };
 
 enum class FaultOutcome : u8 {
-  kFixed,   // answered; install() decides whether it still holds
-  kRetry,   // an invalidation or a slot change came between: let it pass, ask again
-  kMmio,    // no slot, or a write to a READONLY one: the access is the VMM's
-  kToUser,  // the slot's host address has no page for this access: EFAULT
-  kPoison,  // the host page is broken hardware: EHWPOISON
+  kFixed,     // there is an entry now, or was a moment ago
+  kSpurious,  // there was one already that permits the access
+  kRetry,     // an invalidation, a slot change or another fault came between: ask again
+  kEmulate,   // a store to a write-tracked page: KVM makes it, and tells the tracker
+  kMmio,      // no slot, or a write to a READONLY one: the access is the VMM's
+  kToUser,    // the slot's host address has no page for this access: EFAULT
+  kPoison,    // the host page is broken hardware: EHWPOISON
+  kNoMemory,  // no memory for a table: ENOMEM
 };
 
 }  // namespace stagetwo::stage2

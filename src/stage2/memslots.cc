@@ -22,9 +22,12 @@
 //   CREATE   hva tree with the slot | wait for changes | gfn tree with the slot
 //            A change that began before the first store may not have known the slot; it is over
 //            before a fault can find it. One that began later rings for it.
-//   DELETE   the slot as INVALID | close its hvas, flush, wait | without the slot | open
+//   DELETE   the slot as INVALID | close its hvas, zap, flush, wait | without the slot | open
 //   MOVE     the same, and the slot at its new place
-//   FLAGS    close its hvas | the slot with its new flags | flush, wait | open
+//   FLAGS    close its hvas | the slot with its new flags | protect or widen, flush, wait | open
+//
+// Before the first publication the generation says "in progress", after the last it is the next
+// number: an answer "no slot" that was cached under a number never outlives the set it came from.
 //
 //   vCPU, fault                             | DELETE
 //   snapshot s                              |
@@ -35,7 +38,9 @@
 //   -> retry                                | publishes the set without the slot
 //   finds INVALID -> retry, or no slot: MMIO| opens
 //
-// The hva tree keeps ranges, not slots, so one hva used by many slots is many nodes.
+// The hva tree leads to the same slots, one node each, so that a change of an address finds every
+// frame that uses it. Until MOVE's second set it leads to the old frames: those may still be
+// mapped.
 
 namespace stagetwo::stage2 {
 
@@ -202,18 +207,22 @@ Result<void> Memslots::build_sets(Plan* plan) {
       break;
     case ChangeKind::kDelete:
       builder.replace_gfn(*plan->invalid);
+      builder.replace_hva(*plan->invalid);
       plan->first = builder.snapshot();
       builder.remove_gfn(*plan->old);
       builder.remove_hva(*plan->old);
       break;
     case ChangeKind::kMove:
       builder.replace_gfn(*plan->invalid);
+      builder.replace_hva(*plan->invalid);
       plan->first = builder.snapshot();
       builder.remove_gfn(*plan->old);
       builder.insert_gfn(*plan->fresh);
+      builder.replace_hva(*plan->fresh);
       break;
     case ChangeKind::kFlags:
       builder.replace_gfn(*plan->fresh);
+      builder.replace_hva(*plan->fresh);
       break;
   }
   plan->second = builder.snapshot();
@@ -254,10 +263,19 @@ void Memslots::abandon(Plan* plan) {
 // --- commit ---
 
 void Memslots::publish(const SlotSet* set) {
-  set_.store(set, sync::kSeqCst);  // pairs with Reader's load; the generation follows
+  set_.store(set, sync::kSeqCst);  // pairs with Reader's load
 }
 
 void Memslots::commit(Plan* plan) {
+  // Numbers of two address spaces never collide: each has its residue.
+  const u64 next = generation_.load(sync::kRelaxed) + kMaxAddressSpaces;
+  generation_.store((next - kMaxAddressSpaces) | kUpdateInProgress, sync::kSeqCst);
+  commit_sets(plan);
+  if (ST_GUARD(mmio_wrap, (next & kMmioGenerationMask) == 0)) host_->generation_wraps();
+  generation_.store(next, sync::kSeqCst);
+}
+
+void Memslots::commit_sets(Plan* plan) {
   plan->builder->keep();
   switch (plan->kind) {
     case ChangeKind::kNone:
@@ -271,6 +289,7 @@ void Memslots::commit(Plan* plan) {
     case ChangeKind::kMove:
       publish(plan->first);
       host_->close_range(plan->old->hvas());
+      host_->zap_slot(*plan->old);
       host_->flush_and_wait();
       publish(plan->second);
       host_->open_range(plan->old->hvas());
@@ -278,12 +297,11 @@ void Memslots::commit(Plan* plan) {
     case ChangeKind::kFlags:
       host_->close_range(plan->old->hvas());
       publish(plan->second);
+      host_->logging_changed(*plan->old, *plan->fresh);
       host_->flush_and_wait();
       host_->open_range(plan->old->hvas());
       break;
   }
-  // Numbers of two address spaces never collide: each has its residue.
-  generation_.fetch_add(kMaxAddressSpaces, sync::kRelease);
 }
 
 void Memslots::record(const Plan& plan) {
@@ -344,9 +362,12 @@ const Slot* Memslots::Reader::find(u32 address_space, Gfn gfn) const {
 }
 
 bool Memslots::Reader::overlaps(HvaRange range) const {
+  return find_overlap(by_hva(), range.start().raw(), range.end().raw()) != nullptr;
+}
+
+const SlotNode* Memslots::Reader::by_hva() const {
   const SlotSet* set = slots_.set_.load(sync::kSeqCst);
-  if (set == nullptr) return false;
-  return find_overlap(set->by_hva, range.start().raw(), range.end().raw()) != nullptr;
+  return set == nullptr ? nullptr : set->by_hva;
 }
 
 void Memslots::set_max_gfn(u64 max_gfn) {
@@ -359,9 +380,6 @@ void Memslots::set_write_tracked(bool tracked) {
   policy_.write_tracked = tracked;
 }
 
-u64 Memslots::generation() const {
-  return generation_.load(sync::kAcquire);
-}
 u32 Memslots::count() const {
   return count_.load(sync::kRelaxed);
 }
@@ -387,7 +405,10 @@ void Memslots::check_world() const {
     ST_CHECK_OP((slot->flags & kLogDirtyPages) != 0, ==, slot->dirty != nullptr);
     const SlotNode* node = find_containing(set->by_gfn[slot->id >> 16], slot->base_gfn.raw());
     ST_CHECK(node != nullptr && node->slot == slot);  // I2
-    ST_CHECK(find_overlap(set->by_hva, slot->hva.raw(), slot->hvas().end().raw()) != nullptr);
+    bool leads_here = false;
+    for_each_overlap(set->by_hva, slot->hva.raw(), slot->hva.raw() + 1,
+                     [&](const Slot& found) { leads_here = leads_here || &found == slot; });
+    ST_CHECK(leads_here);  // I5
   }
   ST_CHECK_OP(slots, ==, u64{count_.load(sync::kRelaxed)});
   ST_CHECK_OP(slots, ==, in_trees);
@@ -401,6 +422,11 @@ Verdict Memslots::debug_verdict(const Region& region) {
   if (const Verdict change = check_change(region, &plan); change.line != 0) return change;
   if (const Verdict place = check_place(region, plan); place.line != 0) return place;
   return check_machine(region, plan);
+}
+
+void Memslots::debug_set_generation(u64 generation) {
+  const sync::MutexGuard guard(slots_lock_);
+  generation_.store(generation, sync::kSeqCst);
 }
 
 void Memslots::debug_set_total_pages(u64 pages) {

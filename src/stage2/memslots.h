@@ -8,12 +8,13 @@
 //
 // Invariants: I1  a reader sees a set as it was after some update, never half of one.
 //             I2  no two slots of an address space overlap in guest frames; in host addresses they
-//             may. I3  a fault never finds "no slot" while a translation of the slot that was there
-//             lives:
-//                 DELETE and MOVE first publish the slot as INVALID, flush, and only then remove
-//                 it.
+//                 may.
+//             I3  a fault never finds "no slot" while a translation of the slot that was there
+//                 lives: DELETE and MOVE first publish the slot as INVALID, flush, and only then
+//                 remove it.
 //             I4  a refused call changes nothing, and the first check that fails names the errno.
-//             I5  every slot in the gfn tree is in the hva tree, and it was there first.
+//             I5  every slot in the gfn tree is in the hva tree, and it was there first; both lead
+//                 to the same Slot.
 // Locking: updates and the dirty log under slots_lock (rank: slots). Readers take none: they hold a
 // read section (`Memslots::Reader`) and must not block in it. No caller may wait for an update
 // inside a change (host/change.h): the update waits for changes to end. Lifetime: a Slot lives
@@ -40,6 +41,12 @@ inline constexpr u32 kUserSlots = 32764;  // ids 0..32763
 inline constexpr u32 kSlotsPerSpace = 32767;
 inline constexpr u64 kMaxSlotPages = (u64{1} << 31) - 1;
 inline constexpr u32 kMaxAddressSpaces = 2;
+
+// A cached "no slot" carries this many bits of the number of the set it was found in.
+inline constexpr unsigned kMmioGenerationBits = 19;
+inline constexpr u64 kMmioGenerationMask = (u64{1} << kMmioGenerationBits) - 1;
+// In a generation: an update is under way. Such a number matches nothing.
+inline constexpr u64 kUpdateInProgress = u64{1} << 63;
 
 // What a KVM_SET_USER_MEMORY_REGION(2) asks.
 struct Region {
@@ -84,10 +91,18 @@ class SlotUpdateHost {
  public:
   // Translations of the range may not be installed from here on...
   virtual void close_range(HvaRange range) = 0;
+  // ...those of a slot that goes or moves are taken out of the tables...
+  virtual void zap_slot(const Slot& slot) = 0;
   // ...and none made before is in use after this...
   virtual void flush_and_wait() = 0;
-  // ...until here.
+  // ...until here. What zap_slot() took out is given back.
   virtual void open_range(HvaRange range) = 0;
+  // `fresh` has taken the place of `old`, which differs in kLogDirtyPages; both live until this
+  // returns. Between close_range() and flush_and_wait().
+  virtual void logging_changed(const Slot& old, const Slot& fresh) = 0;
+  // The next number's low kMmioGenerationBits are those of the first: cached "no slot" answers of
+  // old numbers would count again. Nothing counts until this returns.
+  virtual void generation_wraps() = 0;
 
  protected:
   ~SlotUpdateHost() = default;
@@ -125,8 +140,17 @@ class Memslots {
     [[nodiscard]] const Slot* find(u32 address_space, Gfn gfn) const;
     // Does any slot of any address space use a host address of the range?
     [[nodiscard]] bool overlaps(HvaRange range) const;
+    // Calls visit(slot, frames) for every slot that uses host addresses of the range, aliases and
+    // INVALID ones included; `frames` are those of the range.
+    template <typename F>
+    void for_each_user(HvaRange range, F&& visit) const {
+      for_each_overlap(by_hva(), range.start().raw(), range.end().raw(),
+                       [&](const Slot& slot) { visit(slot, slot.gfns_of(range)); });
+    }
 
    private:
+    [[nodiscard]] const SlotNode* by_hva() const;
+
     const Memslots& slots_;
     sync::Passage::Ticket ticket_;
   };
@@ -148,8 +172,10 @@ class Memslots {
   void set_max_gfn(u64 max_gfn);
   void set_write_tracked(bool tracked);
 
-  // Counts updates; never the same for two sets.
-  [[nodiscard]] u64 generation() const;
+  // Counts updates; never the same for two sets. Has kUpdateInProgress from before an update's
+  // first set is published until its last is: what was found under a number without it, and is
+  // looked at under the same number, has not changed.
+  [[nodiscard]] u64 generation() const { return generation_.load(sync::kSeqCst); }
   [[nodiscard]] u32 count() const;
 
   // I2, I5 and the counts. Ends the process where they do not hold.
@@ -158,6 +184,8 @@ class Memslots {
   [[nodiscard]] Verdict debug_verdict(const Region& region) TA_EXCL(slots_lock_);
   // Lines 13 and 14 need a count no caller can bring about.
   void debug_set_total_pages(u64 pages) TA_EXCL(slots_lock_);
+  // The wrap of kMmioGenerationBits is 2^18 updates away.
+  void debug_set_generation(u64 generation) TA_EXCL(slots_lock_);
 
  private:
   struct Plan;
@@ -176,6 +204,7 @@ class Memslots {
   void record(const Plan& plan) TA_REQ(slots_lock_);
   void abandon(Plan* plan) TA_REQ(slots_lock_);
   void publish(const SlotSet* set) TA_REQ(slots_lock_);
+  void commit_sets(Plan* plan) TA_REQ(slots_lock_);
   [[nodiscard]] Slot*& slot_of(u32 slot) const TA_REQ(slots_lock_);
   [[nodiscard]] Result<Slot*> logged_slot(u32 slot) const TA_REQ(slots_lock_);
 

@@ -200,7 +200,7 @@ void SlotTreeBuilder::insert_gfn(const Slot& slot) {
 
 void SlotTreeBuilder::insert_hva(const Slot& slot) {
   const HvaRange range = slot.hvas();
-  now_.by_hva = insert(now_.by_hva, make(range.start().raw(), range.end().raw(), slot.id, nullptr));
+  now_.by_hva = insert(now_.by_hva, make(range.start().raw(), range.end().raw(), slot.id, &slot));
 }
 
 void SlotTreeBuilder::remove_gfn(const Slot& slot) {
@@ -214,7 +214,11 @@ void SlotTreeBuilder::remove_hva(const Slot& slot) {
 
 void SlotTreeBuilder::replace_gfn(const Slot& fresh) {
   const SlotNode*& root = now_.by_gfn[fresh.id >> 16];
-  root = replace(root, fresh.base_gfn.raw(), &fresh);
+  root = replace(root, fresh.base_gfn.raw(), fresh);
+}
+
+void SlotTreeBuilder::replace_hva(const Slot& fresh) {
+  now_.by_hva = replace(now_.by_hva, fresh.hva.raw(), fresh);
 }
 
 void SlotTreeBuilder::refresh(SlotNode* node) {
@@ -293,14 +297,14 @@ const SlotNode* SlotTreeBuilder::remove(const SlotNode* root, u64 start, u32 id)
   return node;
 }
 
-const SlotNode* SlotTreeBuilder::replace(const SlotNode* root, u64 start, const Slot* slot) {
+const SlotNode* SlotTreeBuilder::replace(const SlotNode* root, u64 start, const Slot& slot) {
   if (failed_) return root;
   ST_CHECK(root != nullptr);
   SlotNode* node = own(root);
   if (node == nullptr) return nullptr;
-  if (start == node->start) {
-    node->slot = slot;
-  } else if (start < node->start) {
+  if (start == node->start && slot.id == node->id) {
+    node->slot = &slot;
+  } else if (before(start, slot.id, *node)) {
     node->left = replace(node->left, start, slot);
   } else {
     node->right = replace(node->right, start, slot);

@@ -15,6 +15,8 @@
 // Locking: none; the builder is used under slots_lock. Lifetime: what a published set replaced is
 // kept by its builder until the caller says that no reader is left.
 
+#include <algorithm>
+
 #include "addr/addr.h"
 #include "base/result.h"
 #include "base/types.h"
@@ -49,14 +51,23 @@ struct Slot {
   [[nodiscard]] HvaRange hvas() const { return {hva, page_count << kPageShift}; }
   // Pre: gfn is in gfns().
   [[nodiscard]] Hva gfn_to_hva(Gfn gfn) const { return hva + ((gfn - base_gfn) << kPageShift); }
+  // The frames that use host addresses of `range`. Pre: it overlaps hvas().
+  [[nodiscard]] GfnRange gfns_of(HvaRange range) const;
 };
+
+inline GfnRange Slot::gfns_of(HvaRange range) const {
+  const u64 first = std::max(range.start().raw(), hva.raw()) - hva.raw();
+  const u64 end = std::min(range.end().raw(), hvas().end().raw()) - hva.raw();
+  const u64 first_page = first >> kPageShift;
+  return {base_gfn + first_page, ((end + kPageSize - 1) >> kPageShift) - first_page};
+}
 
 struct SlotNode {
   u64 start;
   u64 end;
   u64 max_end;
   u64 priority;
-  const Slot* slot;  // null in the hva tree: ranges only
+  const Slot* slot;
   const SlotNode* left;
   const SlotNode* right;
   u32 id;
@@ -90,6 +101,16 @@ struct SlotSet {
 [[nodiscard]] const SlotNode* find_overlap(const SlotNode* node, u64 start, u64 end,
                                            u32 skip_id = ~u32{0});
 
+// Calls visit(slot) for each node that overlaps [start, end), in order.
+template <typename F>
+void for_each_overlap(const SlotNode* node, u64 start, u64 end, F&& visit) {
+  if (node == nullptr || node->max_end <= start) return;
+  for_each_overlap(node->left, start, end, visit);
+  if (node->start >= end) return;  // and so is everything to the right
+  if (node->end > start) visit(*node->slot);
+  for_each_overlap(node->right, start, end, visit);
+}
+
 // Order, heap, max_end; with `disjoint` no overlaps. Returns the node count. Ends the process
 // otherwise.
 u64 check_tree(const SlotNode* root, bool disjoint);
@@ -107,8 +128,10 @@ class SlotTreeBuilder {
   void insert_hva(const Slot& slot);
   void remove_gfn(const Slot& slot);
   void remove_hva(const Slot& slot);
-  // `fresh` takes the place of the slot of the same id and frames.
+  // `fresh` takes the place of the slot of the same id and frames...
   void replace_gfn(const Slot& fresh);
+  // ...or host addresses.
+  void replace_hva(const Slot& fresh);
   // The state so far as a set of its own; later edits do not change it. Null: no memory, now or
   // before, and then nothing of this builder may be published.
   [[nodiscard]] const SlotSet* snapshot();
@@ -123,7 +146,7 @@ class SlotTreeBuilder {
   void refresh(SlotNode* node);
   const SlotNode* insert(const SlotNode* root, SlotNode* fresh);
   const SlotNode* remove(const SlotNode* root, u64 start, u32 id);
-  const SlotNode* replace(const SlotNode* root, u64 start, const Slot* slot);
+  const SlotNode* replace(const SlotNode* root, u64 start, const Slot& slot);
   void split(const SlotNode* root, u64 start, u32 id, const SlotNode** left,
              const SlotNode** right);
   const SlotNode* merge(const SlotNode* left, const SlotNode* right);

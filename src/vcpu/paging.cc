@@ -223,6 +223,21 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
   }
 }
 
+namespace {
+
+int errno_of(FaultOutcome outcome) {
+  switch (outcome) {
+    case FaultOutcome::kPoison:
+      return EHWPOISON;
+    case FaultOutcome::kNoMemory:
+      return ENOMEM;
+    default:
+      return EFAULT;
+  }
+}
+
+}  // namespace
+
 Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
   for (;;) {
     stage2::Fault fault;
@@ -238,18 +253,21 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
                                           : 0);
     switch (outcome) {
       case FaultOutcome::kFixed:
+      case FaultOutcome::kSpurious:
         if (!c.memory->install(fault)) break;
         *hva = fault.page + page_offset(gpa);
         return Second::kHost;
       case FaultOutcome::kRetry:
+      case FaultOutcome::kEmulate:
         break;
       case FaultOutcome::kMmio:
         return Second::kMmio;
       case FaultOutcome::kToUser:
       case FaultOutcome::kPoison:
+      case FaultOutcome::kNoMemory:
         // A bare EFAULT with exit_reason 0: what the kernel does for shared memory.
         c.exit.kind = ExitKind::kUnknown;
-        c.exit.error = outcome == FaultOutcome::kToUser ? EFAULT : EHWPOISON;
+        c.exit.error = errno_of(outcome);
         c.stop = Step::kExit;
         return Second::kStopped;
     }

@@ -18,6 +18,9 @@ namespace {
 class CountingHost final : public SlotUpdateHost {
  public:
   void close_range(HvaRange) override {}
+  void zap_slot(const Slot&) override {}
+  void logging_changed(const Slot&, const Slot&) override {}
+  void generation_wraps() override {}
   void flush_and_wait() override { ++flushes; }
   void open_range(HvaRange) override {}
   int flushes = 0;

@@ -7,7 +7,9 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/failpoint.h"
@@ -26,6 +28,18 @@ class RecordingHost final : public SlotUpdateHost {
     last = range;
     log += "close ";
   }
+  void zap_slot(const Slot& slot) override {
+    EXPECT_EQ(last, slot.hvas());
+    log += "zap ";
+  }
+  void logging_changed(const Slot& old, const Slot& fresh) override {
+    EXPECT_NE(old.flags & kLogDirtyPages, fresh.flags & kLogDirtyPages);
+    log += "logging ";
+  }
+  void generation_wraps() override {
+    ++wraps;
+    if (at_wrap) at_wrap();
+  }
   void flush_and_wait() override {
     log += "flush ";
     if (at_flush) at_flush();
@@ -36,8 +50,10 @@ class RecordingHost final : public SlotUpdateHost {
     log += "open ";
   }
   int closed = 0;
+  int wraps = 0;
   HvaRange last;
   std::string log;
+  std::function<void()> at_wrap;
   std::function<void()> at_flush;
 };
 
@@ -176,7 +192,7 @@ TEST(Memslots, DeletePublishesInvalidBeforeItFlushesAndRemovesAfter) {
     EXPECT_EQ(kInvalid, slot->flags & kInvalid);
   };
   w.good(erase(0));
-  EXPECT_EQ("close flush open ", w.host.log);
+  EXPECT_EQ("close zap flush open ", w.host.log);
   const Memslots::Reader reader(*w.slots);
   EXPECT_EQ(nullptr, reader.find(0, Gfn(0)));
 }
@@ -220,7 +236,7 @@ TEST(Memslots, FlagsChangeClosesTheRangeAroundThePublication) {
   World w;
   w.good(plain(0, 0));
   w.good(plain(0, 0, 16 * 4096, kHva, kLogDirtyPages));
-  EXPECT_EQ("close flush open ", w.host.log);
+  EXPECT_EQ("close logging flush open ", w.host.log);
   w.good(plain(0, 0));
   const Memslots::Reader reader(*w.slots);
   EXPECT_EQ(nullptr, reader.find(0, Gfn(0))->dirty);
@@ -265,6 +281,47 @@ TEST(Memslots, AliasesOfOneHvaAreAllFound) {
   EXPECT_FALSE(reader.overlaps(HvaRange(Hva(kHva), 0x10000)));
 }
 
+// The frames that use [start, start + bytes) of the host, by slot.
+std::map<u32, GfnRange> users(const Memslots& slots, u64 start, u64 bytes) {
+  std::map<u32, GfnRange> found;
+  const Memslots::Reader reader(slots);
+  reader.for_each_user(HvaRange(Hva(start), bytes), [&](const Slot& slot, GfnRange frames) {
+    EXPECT_TRUE(found.emplace(slot.id, frames).second);
+  });
+  return found;
+}
+
+TEST(Memslots, AHostRangeLeadsToTheFramesOfEveryAlias) {
+  World w(false, 2);
+  w.good(plain(0, 0));                                 // 16 pages
+  w.good(plain(1, kMiB, 4 * 4096, kHva + 4 * 4096));   // pages 4 to 8 of the same
+  w.good(plain(1 << 16, 2 * kMiB));                    // in the other address space
+  w.good(plain(2, 4 * kMiB, 4096, kHva + 16 * 4096));  // behind
+  EXPECT_EQ(
+      (std::map<u32, GfnRange>{{0, {Gfn(5), 2}}, {1, {Gfn(0x101), 2}}, {1 << 16, {Gfn(0x205), 2}}}),
+      users(*w.slots, kHva + 5 * 4096, 2 * 4096));
+  // Cut at both ends of each slot; a page touched in part is a page.
+  EXPECT_EQ((std::map<u32, GfnRange>{
+                {0, {Gfn(15), 1}}, {1 << 16, {Gfn(0x20f), 1}}, {2, {Gfn(0x400), 1}}}),
+            users(*w.slots, kHva + 16 * 4096 - 1, 2));
+  EXPECT_TRUE(users(*w.slots, kHva - 4096, 4096).empty());
+}
+
+TEST(Memslots, AHostRangeLeadsToTheOldFramesUntilAMoveHasFlushed) {
+  World w;
+  w.good(plain(0, 0));
+  w.host.at_flush = [&] {
+    EXPECT_EQ((std::map<u32, GfnRange>{{0, {Gfn(0), 16}}}), users(*w.slots, kHva, 16 * 4096));
+  };
+  w.good(plain(0, kMiB));
+  EXPECT_EQ((std::map<u32, GfnRange>{{0, {Gfn(0x100), 16}}}), users(*w.slots, kHva, 16 * 4096));
+  w.host.at_flush = nullptr;
+  w.good(plain(0, kMiB, 16 * 4096, kHva, kLogDirtyPages));
+  const Memslots::Reader reader(*w.slots);
+  reader.for_each_user(HvaRange(Hva(kHva), 1),
+                       [&](const Slot& slot, GfnRange) { EXPECT_NE(nullptr, slot.dirty); });
+}
+
 TEST(Memslots, TwoAddressSpacesDoNotMeet) {
   World w(false, 2);
   w.good(plain(0, 0));
@@ -283,6 +340,28 @@ TEST(Memslots, EveryUpdateHasItsOwnGeneration) {
     EXPECT_GT(w.slots->generation(), last);
     last = w.slots->generation();
   }
+}
+
+TEST(Memslots, AnUpdateUnderWayMatchesNoGeneration) {
+  World w;
+  w.good(plain(0, 0));
+  EXPECT_EQ(0U, w.slots->generation() & kUpdateInProgress);
+  w.host.at_flush = [&] { EXPECT_NE(0U, w.slots->generation() & kUpdateInProgress); };
+  w.good(erase(0));
+  EXPECT_EQ(0U, w.slots->generation() & kUpdateInProgress);
+}
+
+TEST(Memslots, TheWrapOfAGenerationIsToldOnceAndBeforeTheNewNumberCounts) {
+  World w;
+  w.slots->debug_set_generation(kMmioGenerationMask + 1 - 2 * kMaxAddressSpaces);
+  w.good(plain(0, 0));
+  EXPECT_EQ(0, w.host.wraps);
+  w.host.at_wrap = [&] { EXPECT_NE(0U, w.slots->generation() & kUpdateInProgress); };
+  w.good(plain(1, kMiB));
+  EXPECT_EQ(1, w.host.wraps);
+  EXPECT_EQ(0U, w.slots->generation() & kMmioGenerationMask);
+  w.good(erase(1));
+  EXPECT_EQ(1, w.host.wraps);
 }
 
 TEST(Memslots, AllIdsCanBeTakenAndTheNextIsRefused) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "base/alloc.h"
@@ -116,6 +117,18 @@ void expect_contents(const SlotSet* set, const Contents& contents) {
   }
 }
 
+// What the hva tree leads to for one page: every slot that uses it, and no other.
+void expect_users(const SlotSet* set, const Contents& contents, u64 page) {
+  std::set<const Slot*> expected;
+  for (const auto& [gfn, one] : contents) {
+    if (one->hva.raw() == page << kPageShift) expected.insert(one);
+  }
+  std::set<const Slot*> found;
+  for_each_overlap(set->by_hva, page << kPageShift, (page << kPageShift) + 1,
+                   [&](const Slot& one) { found.insert(&one); });
+  ASSERT_EQ(expected, found);
+}
+
 TEST(SlotTree, RandomEditsMatchASortedMapAndLeakNothing) {
   test::RandomSource random(test::announced_seed("SlotTree"));
   const AllocUse before = alloc_use();
@@ -138,6 +151,7 @@ TEST(SlotTree, RandomEditsMatchASortedMapAndLeakNothing) {
       } else if (random.one_in(3)) {
         slots.push_back(std::make_unique<Slot>(*found->second));
         builder.replace_gfn(*slots.back());
+        builder.replace_hva(*slots.back());
         found->second = slots.back().get();
       } else {
         builder.remove_gfn(*found->second);
@@ -153,6 +167,7 @@ TEST(SlotTree, RandomEditsMatchASortedMapAndLeakNothing) {
       contents = next;
       if (round % 16 == 0) expect_contents(set, contents);
       ASSERT_EQ(contents.size(), check_tree(set->by_hva, false));
+      expect_users(set, contents, random.below(50));
     }
     free_set(set);
   }
