@@ -46,6 +46,7 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
       "The program stands behind two dashes: stagetwo run [options] -- program [arguments]");
   sub->add_option("--abi", run.abi, "which kernel's visible ABI: 6.12 or 6.18")
       ->check(CLI::IsMember({"6.12", "6.18"}))
+      ->each([&run](const std::string&) { run.abi_given = true; })
       ->capture_default_str();
   sub->add_option("--session", run.session, "join the session of that name, or start it");
   sub->add_option("--log-file", run.log_file,

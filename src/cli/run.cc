@@ -23,6 +23,9 @@ extern char** environ;
 namespace stagetwo::cli {
 namespace {
 
+// As many as shim/options.cc has room for.
+constexpr size_t kLongestOptions = 4095;
+
 bool is_setting_of(const std::string& setting, const char* name) {
   return setting.starts_with(std::string(name) + "=");
 }
@@ -43,8 +46,14 @@ std::vector<std::string> environment_of(const std::string& engine, const std::st
   return result;
 }
 
+// What the command line asks for stands behind what the caller's environment asks for, so that it
+// wins; the default of --abi does not.
 std::string options_text(const RunOptions& options, const Session& session) {
+  const char* const given = std::getenv("STAGETWO_OPTIONS");
   std::string text = "abi=" + options.abi;
+  if (given != nullptr && *given != '\0') {
+    text = options.abi_given ? std::string(given) + ":" + text : text + ":" + given;
+  }
   if (!session.directory().empty()) text += ":session=" + session.directory();
   if (!options.log_file.empty()) text += ":log-file=" + options.log_file;
   if (options.verbose) text += ":verbose=1";
@@ -94,12 +103,17 @@ int run(const RunOptions& options) {
     fmt::print(stderr, "stagetwo: {}\n", session.failure());
     return kExitToolFailed;
   }
+  const std::string text = options_text(options, session);
+  if (text.size() > kLongestOptions) {
+    fmt::print(stderr, "stagetwo: STAGETWO_OPTIONS would be {} bytes long, the engine takes {}\n",
+               text.size(), kLongestOptions);
+    return kExitToolFailed;
+  }
   if (options.verbose) {
     fmt::print(stderr, "stagetwo: engine {}\nstagetwo: program {}\n", engine, program.path);
     if (!options.session.empty()) fmt::print(stderr, "stagetwo: session {}\n", session.directory());
   }
-  return supervise(program.path, options.program,
-                   environment_of(engine, options_text(options, session)));
+  return supervise(program.path, options.program, environment_of(engine, text));
 }
 
 }  // namespace stagetwo::cli

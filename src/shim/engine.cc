@@ -2,6 +2,7 @@
 #include "shim/engine.h"
 
 #include <pthread.h>
+#include <stdlib.h>
 
 #include "abi/kvm/kvm.h"
 #include "base/sys.h"
@@ -28,6 +29,16 @@ void after_fork_in_child() {
   signals_after_fork_child();
 }
 
+s32 waker = 0;  // the process that woke; its children have no vCPUs of their own to tell of
+
+void say_summary() {
+  if (sys::getpid() != waker) return;
+  FixedString<512> line;
+  line.append("at exit: ");
+  abi_kvm::append_summary(line);
+  log_line(line.view());
+}
+
 }  // namespace
 
 bool awake() {
@@ -47,6 +58,9 @@ Result<void> wake() {
   if (pthread_atfork(nullptr, nullptr, after_fork_in_child) != 0) return refuse(ENOMEM);
   is_awake.store(true, sync::kRelease);
   log_line("engine awake");
+  waker = sys::getpid();
+  // A program that ends by a signal or _exit ends without it; so does one where this fails.
+  if (!option("verbose").empty()) static_cast<void>(atexit(say_summary));
   return {};
 }
 

@@ -65,7 +65,11 @@ void take(std::string_view setting) {
 void read_options() {
   const char* const given = getenv("STAGETWO_OPTIONS");
   if (given == nullptr) return;
-  strncpy(text, given, sizeof(text) - 1);
+  const size_t length = strlen(given);
+  if (length >= sizeof(text)) {  // half a setting would be another setting
+    return say("STAGETWO_OPTIONS is longer than 4095 bytes: none of it is used", {});
+  }
+  memcpy(text, given, length + 1);
   std::string_view rest = text;
   while (!rest.empty()) {
     const size_t colon = rest.find(':');

@@ -8,7 +8,8 @@
 
 namespace stagetwo::shim {
 
-// Reads the environment once. An unknown name is one warning.
+// Reads the environment once; of two settings of one name the later counts. An unknown name is one
+// warning; so is a text of 4096 bytes or more, of which nothing is used.
 void read_options();
 
 // The value of an option, or empty. Post: valid for the life of the process.

@@ -135,6 +135,21 @@ TEST(Run, WritesTheLogWhereItIsTold) {
   EXPECT_EQ(found, 1u);
 }
 
+TEST(Run, SaysAtExitWhatTheVcpusDid) {
+  const Outcome outcome =
+      run_program({tool(), "run", "-v", "--", program("memory"), "discard_and_remap"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  const size_t at = outcome.err.find("at exit: 1 vCPUs, exits ");
+  ASSERT_NE(at, std::string::npos) << outcome.err;
+  EXPECT_GT(std::stoul(outcome.err.substr(at + 24)), 0u);
+  EXPECT_NE(outcome.err.find(", io_exits ", at), std::string::npos) << outcome.err;
+  EXPECT_EQ(run_under("memory", {"discard_and_remap"}).err.find("at exit"), std::string::npos);
+  // A child of fork has no vCPUs of its own to tell of.
+  const Outcome forked = run_program({tool(), "run", "-v", "--", program("descriptors"), "forked"});
+  EXPECT_EQ(forked.err.find("at exit: "), forked.err.rfind("at exit: ")) << forked.err;
+  EXPECT_NE(forked.err.find("at exit: "), std::string::npos) << forked.err;
+}
+
 TEST(Run, SaysThatTheLogCannotBeWritten) {
   EXPECT_EQ(run_shell("true", {"--log-file=/nonexistent/x"}).status, 125);
   EXPECT_EQ(run_shell("exit 3", {"--log-file=/dev/null"}).status, 3);
@@ -147,6 +162,46 @@ TEST(Run, WarnsOnceOfAnUnknownOption) {
   EXPECT_EQ(outcome.status, 0);
   EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
   EXPECT_NE(outcome.err.find("frobnicate"), std::string::npos);
+}
+
+TEST(Run, KeepsTheCallersOptionsAndLetsTheCommandLineWin) {
+  const std::string show = "echo $STAGETWO_OPTIONS";
+  EXPECT_EQ(run_shell(show).out, "abi=6.12\n");
+  EXPECT_EQ(run_shell(show, {}, {"STAGETWO_OPTIONS=abi=6.18:verbose=1"}).out,
+            "abi=6.12:abi=6.18:verbose=1\n");
+  EXPECT_EQ(run_shell(show, {"--abi=6.12", "--log-file=/dev/null"},
+                      {"STAGETWO_OPTIONS=abi=6.18:log-file=/tmp/x"})
+                .out,
+            "abi=6.18:log-file=/tmp/x:abi=6.12:log-file=/dev/null\n");
+  // The engine takes the later one: the caller's file is not made.
+  const std::string other = "/tmp/stagetwo_callers_log_" + std::to_string(getpid());
+  const Outcome outcome =
+      run_program({tool(), "run", "--log-file=/dev/null", "--", program("descriptors"), "identity"},
+                  {"STAGETWO_OPTIONS=verbose=1:log-file=" + other});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_FALSE(fs::exists(other));
+}
+
+TEST(Run, RefusesOptionsTheEngineHasNoRoomFor) {
+  const std::string kept(4095 - sizeof("abi=6.12:session=") + 1, 'x');
+  const std::string session = "STAGETWO_OPTIONS=session=" + kept;
+  EXPECT_EQ(run_shell("exit 3", {}, {session}).status, 3);
+  const Outcome outcome = run_shell("exit 3", {}, {session + "x"});
+  EXPECT_EQ(outcome.status, 125);
+  EXPECT_NE(outcome.err.find("4096 bytes long, the engine takes 4095"), std::string::npos)
+      << outcome.err;
+}
+
+TEST(Run, WithoutTheToolAnOverlongTextIsOneWarningAndNothingOfItIsUsed) {
+  const std::string log = "/tmp/stagetwo_overlong_log_" + std::to_string(getpid());
+  const Outcome outcome =
+      run_program({program("descriptors"), "copies"},
+                  {"LD_PRELOAD=" + engine(), "STAGETWO_OPTIONS=verbose=1:log-file=" + log +
+                                                 ":session=" + std::string(4096, 'x')});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  EXPECT_NE(outcome.err.find("longer than 4095 bytes"), std::string::npos) << outcome.err;
+  EXPECT_FALSE(fs::exists(log));
 }
 
 // --- The session ---

@@ -11,6 +11,7 @@
 
 #include "base/alloc.h"
 #include "base/result.h"
+#include "base/text.h"
 #include "host/descriptor.h"
 
 namespace stagetwo::abi_kvm {
@@ -25,5 +26,9 @@ namespace stagetwo::abi_kvm {
 // Is this kind of description ours, and can a process that receives its descriptor use it? Null if
 // not. Post: *spec describes it. See host::set_attacher.
 [[nodiscard]] Box<host::Description> attach(std::string_view kind, host::DescriptorSpec* spec);
+
+// What this process's vCPUs did so far: "3 vCPUs, exits 120, io_exits 117". Statistics that are 0
+// are left out. In a child of fork: not to be called, the parent's vCPUs are not its own.
+void append_summary(TextWriter& to);
 
 }  // namespace stagetwo::abi_kvm

@@ -14,6 +14,7 @@
 // is usable after the descriptor's last close.
 
 #include "abi/kvm/stats.h"
+#include "abi/kvm/summary.h"
 #include "abi/kvm/uapi.h"
 #include "base/alloc.h"
 #include "base/result.h"
@@ -132,6 +133,7 @@ class Processor {
   void* run_area_;  // kRunAreaSize bytes shared with the client; immutable after create()
   kvm_run* run_;
   Stats<VcpuStat> stats_{vcpu_stat_descriptors()};
+  SummaryEntry summary_{stats_};
 
   sync::Mutex lock_{sync::Rank::kVcpu};
   vcpu::Vcpu* cpu_ = nullptr;      // owned; immutable after create()
