@@ -123,7 +123,7 @@ bool GuestMemory::install(const Fault& fault) {
   trace::enter_room(trace::Room::stage2, 10, fault.gpa.raw());
   if (is_stale(fault)) return false;
   // The slot lives: whoever removes it raises the gate first and then waits for this line.
-  if (fault.access == Access::kWrite) Memslots::mark_dirty(*fault.slot, fault.gfn);
+  if (fault.access == Access::kWrite) Memslots::mark_dirty(*fault.slot, fault.gfn, fault.ring);
   return true;
 }
 

@@ -68,14 +68,14 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   // Atomic on guest memory, for accessed and dirty bits. T: 4 or 8 bytes, not crossing a page.
   template <typename T>
   [[nodiscard]] FaultOutcome cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
-                                     u32 address_space = 0);
+                                     DirtyRing* ring = nullptr, u32 address_space = 0);
 
   // The same for a thread whose line is RUNNING: never blocks; kRetry where the page is not known
   // to be resident or is being changed: leave, use the slow form, enter again. Within one page.
   [[nodiscard]] FaultOutcome try_read(Gpa from, void* to, size_t bytes, u32 address_space = 0);
   template <typename T>
   [[nodiscard]] FaultOutcome try_cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
-                                         u32 address_space = 0);
+                                         DirtyRing* ring = nullptr, u32 address_space = 0);
 
   // host::MmuNotifier
   bool invalidate_range_start(const host::InvalidateEvent& event) override;

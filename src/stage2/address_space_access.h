@@ -28,7 +28,7 @@ FaultOutcome GuestMemory::with_page(Fault& fault, Mode mode, F&& access) {
       continue;
     }
     if (access(fault.page + page_offset(fault.gpa))) {
-      if (fault.access == Access::kWrite) Memslots::mark_dirty(*fault.slot, fault.gfn);
+      if (fault.access == Access::kWrite) Memslots::mark_dirty(*fault.slot, fault.gfn, fault.ring);
       return FaultOutcome::kFixed;
     }
     if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
@@ -38,17 +38,17 @@ FaultOutcome GuestMemory::with_page(Fault& fault, Mode mode, F&& access) {
 }
 
 template <typename T>
-FaultOutcome GuestMemory::cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
+FaultOutcome GuestMemory::cmpxchg(Gpa at, T* expected, T desired, bool* swapped, DirtyRing* ring,
                                   u32 address_space) {
-  Fault fault{.gpa = at, .access = Access::kWrite, .address_space = address_space};
+  Fault fault{.gpa = at, .access = Access::kWrite, .address_space = address_space, .ring = ring};
   return with_page(fault, Mode::kMayBlock,
                    [&](Hva hva) { return host::cmpxchg(hva, expected, desired, swapped); });
 }
 
 template <typename T>
 FaultOutcome GuestMemory::try_cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
-                                      u32 address_space) {
-  Fault fault{.gpa = at, .access = Access::kWrite, .address_space = address_space};
+                                      DirtyRing* ring, u32 address_space) {
+  Fault fault{.gpa = at, .access = Access::kWrite, .address_space = address_space, .ring = ring};
   return with_page(fault, Mode::kMustNotBlock,
                    [&](Hva hva) { return host::cmpxchg(hva, expected, desired, swapped); });
 }

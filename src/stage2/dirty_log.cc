@@ -3,6 +3,7 @@
 
 #include "base/bits.h"
 #include "base/guard.h"
+#include "base/trace.h"
 #include "host/access.h"
 #include "stage2/memslots.h"
 
@@ -23,19 +24,69 @@
 
 namespace stagetwo::stage2 {
 
-void Memslots::mark_dirty(const Slot& slot, Gfn gfn) {
+void Memslots::mark_dirty(const Slot& slot, Gfn gfn, DirtyRing* ring) {
   if (slot.dirty == nullptr) return;
   const u64 page = gfn - slot.base_gfn;
   sync::Atomic<u64>& word = slot.dirty->words[page / 64];
   const u64 bit = u64{1} << (page % 64);
   // Seen set: the store this mark is for precedes the flush of whoever takes the bit.
-  if ((word.load(sync::kRelaxed) & bit) == 0) word.fetch_or(bit, sync::kSeqCst);
+  if ((word.load(sync::kRelaxed) & bit) != 0) return;
+  const u64 before = word.fetch_or(bit, sync::kSeqCst);
+  // With rings the bit says "in some ring": who sets it pushes, and a reset clears it.
+  if (ring != nullptr && (before & bit) == 0) ring->push(slot.id, page);
 }
 
 void Memslots::set_dirty_protect(DirtyProtect protect) {
   const sync::MutexGuard guard(slots_lock_);
   protect_ = protect;
 }
+
+// --- rings ---
+
+void Memslots::use_dirty_rings() {
+  const sync::MutexGuard guard(slots_lock_);
+  rings_only_ = true;
+}
+
+void Memslots::add_ring(DirtyRing& ring) {
+  const sync::MutexGuard guard(slots_lock_);
+  ring.next_ = rings_;
+  rings_ = &ring;
+}
+
+void Memslots::remove_ring(DirtyRing& ring) {
+  const sync::MutexGuard guard(slots_lock_);
+  DirtyRing** at = &rings_;
+  while (*at != &ring) at = &(*at)->next_;
+  *at = ring.next_;
+}
+
+// The slot and the pages are what the client left in its ring.
+void Memslots::protect_ring_pages(u32 slot, u64 offset, u64 mask) {
+  if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return;
+  const Slot* found = slot_of(slot);
+  if (found == nullptr || found->dirty == nullptr) return;
+  const u64 last = static_cast<u64>(63 - __builtin_clzll(mask));
+  if (offset >= found->page_count || last >= found->page_count - offset) return;
+  DirtyBitmap& in_ring = *found->dirty;
+  in_ring.words[offset / 64].fetch_and(~(mask << offset % 64), sync::kSeqCst);
+  if (offset % 64 == 0 || mask >> (64 - offset % 64) == 0) return;
+  in_ring.words[offset / 64 + 1].fetch_and(~(mask >> (64 - offset % 64)), sync::kSeqCst);
+}
+
+u32 Memslots::reset_dirty_rings() {
+  const sync::MutexGuard guard(slots_lock_);
+  u32 taken = 0;
+  for (DirtyRing* ring = rings_; ring != nullptr; ring = ring->next_) {
+    taken += ring->reset([this](u32 slot, u64 offset, u64 mask)
+                             TA_REQ(slots_lock_) { protect_ring_pages(slot, offset, mask); });
+    trace::emit(trace::Event::kvm_dirty_ring_reset, trace::Room::stage2, ring->index());
+  }
+  if (ST_GUARD(ring_reset_flush, taken != 0)) host_->flush_and_wait();
+  return taken;
+}
+
+// --- bitmaps ---
 
 Result<Slot*> Memslots::logged_slot(u32 slot) const {
   Slot* found = slot_of(slot);
@@ -45,6 +96,7 @@ Result<Slot*> Memslots::logged_slot(u32 slot) const {
 
 Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
   const sync::MutexGuard guard(slots_lock_);
+  if (rings_only_) return refuse(ENXIO);
   if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
   DirtyBitmap& dirty = *ST_TRY(logged_slot(slot))->dirty;
   bool any = false;
@@ -64,6 +116,7 @@ Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
 
 Result<void> Memslots::clear_dirty_log(u32 slot, u64 first_page, u32 page_count, Hva bitmap) {
   const sync::MutexGuard guard(slots_lock_);
+  if (rings_only_) return refuse(ENXIO);
   if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
   if (first_page % 64 != 0) return refuse(EINVAL);
   const Slot& found = *ST_TRY(logged_slot(slot));

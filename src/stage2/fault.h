@@ -15,6 +15,7 @@
 
 namespace stagetwo::stage2 {
 
+class DirtyRing;
 struct Slot;
 
 struct Fault {
@@ -23,6 +24,7 @@ struct Fault {
   Access access = Access::kRead;
   u32 address_space = 0;  // 1: in system management mode, where the VM has it
   bool prefetch = false;  // KVM_PRE_FAULT_MEMORY: nobody accesses, an entry is not marked accessed
+  DirtyRing* ring = nullptr;  // of the vCPU that asks, where the VM has rings
 
   // Found out by GuestMemory, in this order: what changes later makes the answer stale.
   sync::InvalidationGate::Snapshot snapshot{};

@@ -189,7 +189,7 @@ Result<void> Memslots::prepare_bitmap(Plan* plan) {
     return {};
   }
   plan->bitmap = ST_TRY(DirtyBitmap::create(fresh.page_count));
-  if (protect_.initially_set) plan->bitmap->set_first(fresh.page_count);
+  if (protect_.initially_set && !rings_only_) plan->bitmap->set_first(fresh.page_count);
   fresh.dirty = plan->bitmap;
   return {};
 }

@@ -24,6 +24,7 @@
 #include "base/alloc.h"
 #include "base/result.h"
 #include "base/types.h"
+#include "stage2/dirty_ring.h"
 #include "stage2/slot_tree.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
@@ -165,9 +166,18 @@ class Memslots {
       TA_EXCL(slots_lock_);
   void set_dirty_protect(DirtyProtect protect) TA_EXCL(slots_lock_);
 
-  // The bit of a frame, set after the store it stands for and before the section or the RUNNING
-  // mode that made the store ends. Pre: the slot is valid here; gfn is in it.
-  static void mark_dirty(const Slot& slot, Gfn gfn);
+  // A frame was, or is about to be, written: inside the section or the RUNNING mode that makes the
+  // store. With a ring the page goes there, once until it is taken out again, else into the bitmap.
+  // Pre: the slot is valid here; gfn is in it; `ring` is the calling thread's vCPU's.
+  static void mark_dirty(const Slot& slot, Gfn gfn, DirtyRing* ring = nullptr);
+
+  // From here on GET and CLEAR are ENXIO. Context: before the VM has a vCPU.
+  void use_dirty_rings() TA_EXCL(slots_lock_);
+  void add_ring(DirtyRing& ring) TA_EXCL(slots_lock_);
+  // Pre: nobody pushes into it any more.
+  void remove_ring(DirtyRing& ring) TA_EXCL(slots_lock_);
+  // KVM_RESET_DIRTY_RINGS: the number of entries taken. Post: stores after the return push again.
+  [[nodiscard]] u32 reset_dirty_rings() TA_EXCL(slots_lock_);
 
   void set_max_gfn(u64 max_gfn);
   void set_write_tracked(bool tracked);
@@ -207,11 +217,14 @@ class Memslots {
   void commit_sets(Plan* plan) TA_REQ(slots_lock_);
   [[nodiscard]] Slot*& slot_of(u32 slot) const TA_REQ(slots_lock_);
   [[nodiscard]] Result<Slot*> logged_slot(u32 slot) const TA_REQ(slots_lock_);
+  void protect_ring_pages(u32 slot, u64 offset, u64 mask) TA_REQ(slots_lock_);
 
   SlotUpdateHost* const host_;
   mutable sync::Mutex slots_lock_;
   SlotPolicy policy_ TA_GUARDED(slots_lock_);
   DirtyProtect protect_ TA_GUARDED(slots_lock_);
+  bool rings_only_ TA_GUARDED(slots_lock_) = false;
+  DirtyRing* rings_ TA_GUARDED(slots_lock_) = nullptr;
   u64 total_pages_ TA_GUARDED(slots_lock_) = 0;
   Slot** by_id_ TA_GUARDED(slots_lock_) = nullptr;  // address space * kSlotsPerSpace + id
 

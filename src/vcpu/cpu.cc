@@ -53,7 +53,7 @@ void Cpu::update_view() {
 
 void Cpu::update_attention() {
   const Events& e = s.events;
-  u32 wanted = attention & (kAttendMmio | kAttendCode | kAttendExit);
+  u32 wanted = attention & (kAttendMmio | kAttendCode | kAttendExit | kAttendRing);
   const bool nmi = e.nmi_injected || (e.nmi_pending != 0 && !e.nmi_masked);
   if (e.shadow != 0 || e.triple_fault_pending || e.exception_pending || e.exception_injected ||
       nmi || e.interrupt_injected || (window_wanted && interrupt_window_open(*this))) {

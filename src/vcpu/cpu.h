@@ -37,7 +37,11 @@ enum Attention : u32 {
   kAttendMmio = 4,    // queued writes
   kAttendCode = 8,    // the running block was written to
   kAttendExit = 16,   // somebody may want the guest out
+  kAttendRing = 32,   // the dirty ring was pushed soft full
 };
+
+// What cannot wait for the end of a block, or of a repeated instruction.
+inline constexpr u32 kAttendNow = kAttendMmio | kAttendCode | kAttendRing;
 
 struct Cpu {
   CpuState s;
@@ -64,6 +68,7 @@ struct Cpu {
   u8 insn_size = 0;
 
   stage2::GuestMemory* memory = nullptr;
+  stage2::DirtyRing* ring = nullptr;
   const VmPolicy* policy = nullptr;
   BlockCache* blocks = nullptr;
   SoftTlb* views = nullptr;  // kViewCount of them, made at first run

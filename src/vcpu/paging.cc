@@ -31,6 +31,11 @@ Shape shape_of(const Cpu& c) {
 
 enum class PteRead : u8 { kOk, kAbsent, kStopped };
 
+// After whatever may have pushed into the dirty ring.
+void note_push(Cpu& c) {
+  if (c.ring != nullptr && c.ring->soft_full()) c.attention |= kAttendRing;
+}
+
 // One entry, without blocking where it can be had so.
 PteRead read_pte(Cpu& c, Gpa at, unsigned size, u64* entry) {
   *entry = 0;
@@ -49,12 +54,13 @@ bool set_bits_as(Cpu& c, Gpa at, u64 entry, u64 bits) {
   T expected = static_cast<T>(entry);
   const T desired = static_cast<T>(entry | bits);
   bool swapped = false;
-  FaultOutcome outcome = c.memory->try_cmpxchg<T>(at, &expected, desired, &swapped);
+  FaultOutcome outcome = c.memory->try_cmpxchg<T>(at, &expected, desired, &swapped, c.ring);
   if (outcome == FaultOutcome::kRetry) {
     leave_section(c);
-    outcome = c.memory->cmpxchg<T>(at, &expected, desired, &swapped);
+    outcome = c.memory->cmpxchg<T>(at, &expected, desired, &swapped, c.ring);
     enter_section(c);
   }
+  note_push(c);
   // A table in read-only memory keeps its bits and serves all the same, as in the kernel.
   return outcome != FaultOutcome::kFixed || swapped;
 }
@@ -243,6 +249,7 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
     stage2::Fault fault;
     fault.gpa = Gpa(gpa.raw() & kPageMask);
     fault.access = access;
+    fault.ring = c.ring;
     trace::enter_room(trace::Room::vcpu, 3, gpa.raw());
     leave_section(c);
     const FaultOutcome outcome = c.memory->handle_fault(fault);
@@ -255,6 +262,7 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
       case FaultOutcome::kFixed:
       case FaultOutcome::kSpurious:
         if (!c.memory->install(fault)) break;
+        if (access == Access::kWrite) note_push(c);
         *hva = fault.page + page_offset(gpa);
         return Second::kHost;
       case FaultOutcome::kRetry:

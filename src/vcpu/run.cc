@@ -50,9 +50,20 @@ Step run_block(Cpu& c, const Block& block) {
     const auto index = static_cast<u64>(uop - block.uops);
     const Step step = execute(c, block.insns[index], mask_rip(c, block.rip + uop->offset));
     if (step != Step::kNext) return step;
-    if ((c.attention & (kAttendMmio | kAttendCode)) != 0) return Step::kEnd;
+    if ((c.attention & kAttendNow) != 0) return Step::kEnd;
     ++uop;
   }
+}
+
+// A push that fills the ring asks for attention, and no instruction begins before it was given
+// (the ring's I1). True: c.exit is to be reported, until the client resets.
+bool ring_is_full(Cpu& c) {
+  c.attention &= ~static_cast<u32>(kAttendRing);
+  if (c.ring == nullptr || !c.ring->soft_full()) return false;
+  c.exit.kind = ExitKind::kDirtyRingFull;
+  c.exit.error = 0;
+  trace::emit(trace::Event::kvm_dirty_ring_exit, trace::Room::vcpu, c.id);
+  return true;
 }
 
 bool report_interrupted(Cpu& c) {
@@ -155,6 +166,7 @@ bool attend(Cpu& c) {
     c.attention &= ~static_cast<u32>(kAttendMmio);
     if (c.mmio.write_waits()) return report_mmio_write(c);
   }
+  if ((c.attention & kAttendRing) != 0 && ring_is_full(c)) return false;
   if ((c.attention & kAttendExit) != 0) {
     c.attention &= ~static_cast<u32>(kAttendExit);
     if (c.exit_requested.exchange(0) != 0) return report_interrupted(c);
@@ -182,13 +194,6 @@ void trace_entry(const Cpu& c) {
 void trace_exit(const Cpu& c) {
   trace::emit(trace::Event::kvm_exit, trace::Room::vcpu, c.id, static_cast<u64>(c.exit.kind),
               c.s.rip);
-}
-
-bool dirty_ring_is_full(Cpu& c) {
-  const VmPolicy& p = *c.policy;
-  if (p.dirty_ring_full == nullptr || !p.dirty_ring_full(p.context, c.id)) return false;
-  c.exit.kind = ExitKind::kDirtyRingFull;
-  return true;
 }
 
 }  // namespace
@@ -222,7 +227,7 @@ void run_guest(Cpu& c) {
   c.update_attention();
   c.attention |= kAttendExit;
   trace_entry(c);
-  if (dirty_ring_is_full(c)) return trace_exit(c);
+  if (ring_is_full(c)) return trace_exit(c);
   Block* last = nullptr;
   for (;;) {
     if (c.line.poll()) [[unlikely]] {
@@ -230,7 +235,6 @@ void run_guest(Cpu& c) {
       trace::enter_room(trace::Room::vcpu, 8);
       c.flush_tlb();
       c.attention |= kAttendExit;
-      if (dirty_ring_is_full(c)) break;
     }
     if (c.attention != 0) [[unlikely]] {
       last = nullptr;

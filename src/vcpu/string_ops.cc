@@ -71,8 +71,8 @@ Step repeat(Cpu& c, const Insn& insn, Pointers& p, Element&& element, Stop&& sto
       c.element_done = true;
       return Step::kAgain;
     }
-    // A write for the client, or code of this page changed: be seen in between.
-    if ((c.attention & (kAttendMmio | kAttendCode)) != 0) return Step::kAgain;
+    // A write for the client, code of this page changed, a full ring: be seen in between.
+    if ((c.attention & kAttendNow) != 0) return Step::kAgain;
   }
   return Step::kAgain;
 }

@@ -43,6 +43,7 @@ Result<Vcpu*> Vcpu::create(const VcpuConfig& config) {
   c.id = config.id;
   c.boot_cpu = config.boot_cpu;
   c.memory = config.memory;
+  c.ring = config.ring;
   c.policy = config.policy;
   c.pio_page = config.pio_page;
   if (c.pio_page == nullptr) {

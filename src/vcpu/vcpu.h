@@ -21,8 +21,9 @@
 #include "vcpu/state.h"
 
 namespace stagetwo::stage2 {
+class DirtyRing;
 class GuestMemory;
-}
+}  // namespace stagetwo::stage2
 
 namespace stagetwo::vcpu {
 
@@ -64,8 +65,6 @@ struct VmPolicy {
   // A write that a coalescing zone or an eventfd swallows: true means no exit.
   bool (*coalesce_mmio)(void* context, u32 vcpu_id, Gpa gpa, const void* data, u32 len) = nullptr;
   bool (*coalesce_pio)(void* context, u32 vcpu_id, u16 port, const void* data, u32 len) = nullptr;
-  // True while the vCPU's dirty ring asks for KVM_EXIT_DIRTY_RING_FULL.
-  bool (*dirty_ring_full)(void* context, u32 vcpu_id) = nullptr;
   // A signal is pending under KVM_SET_SIGNAL_MASK; polled now and then while the guest runs.
   bool (*signal_pending)(void* context, u32 vcpu_id) = nullptr;
 };
@@ -74,6 +73,7 @@ struct VcpuConfig {
   u32 id = 0;
   bool boot_cpu = true;
   stage2::GuestMemory* memory = nullptr;
+  stage2::DirtyRing* ring = nullptr;  // where the VM has dirty rings
   const VmPolicy* policy = nullptr;
   u8* pio_page = nullptr;  // 4096 bytes of the run area at data_offset; null: an internal page
 };

@@ -111,12 +111,6 @@ TEST_F(Vm, UserSpaceMsrReasonsAreBounded) {
   EXPECT_EQ(enable(KVM_CAP_X86_USER_SPACE_MSR, 7), 0);
   EXPECT_EQ(enable(KVM_CAP_X86_USER_SPACE_MSR, 8), -EINVAL);
 }
-TEST_F(Vm, RingsAreNotOffered) {
-  EXPECT_EQ(call(vm_, KVM_RESET_DIRTY_RINGS), -EINVAL);
-  if (!on_oracle()) {
-    EXPECT_EQ(enable(KVM_CAP_DIRTY_LOG_RING, 4096), -EINVAL);
-  }
-}
 
 TEST_F(Vm, SmallMmuCacheIsEinval) {
   EXPECT_EQ(call(vm_, KVM_SET_NR_MMU_PAGES, 63), -EINVAL);

@@ -58,6 +58,23 @@ TEST(HarvestFlush, WithoutTheFlushAStoreIsLost) {
     return false;
   }));
 }
+TEST(RingReset, WithoutTheFlushAStoreIsLost) {
+  EXPECT_TRUE(found_without("ring_reset_flush", [] {
+    for (unsigned i = 0; i < 5000; ++i) {
+      ResetAgainstStores scenario;
+      const auto outcome = sync::sched::run({.seed = i + 1}, ResetAgainstStores::kThreads,
+                                            [&](unsigned index) { scenario.thread(index); });
+      if (!outcome.finished() || scenario.lost_a_store()) return true;
+    }
+    return false;
+  }));
+}
+TEST(RingPush, WithoutTheReleaseAnEntryIsShownBeforeItsPage) {
+  EXPECT_TRUE(found_without("ring_release", [] { return search<RingRound>(500).found; }));
+}
+TEST(RingPush, CountedAfterItIsShownAnEntryIsNotTaken) {
+  EXPECT_TRUE(found_without("ring_count_first", [] { return search<RingRound>(500).found; }));
+}
 
 }  // namespace
 }  // namespace stagetwo::test

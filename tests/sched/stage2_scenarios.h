@@ -9,6 +9,7 @@
 
 #include "host/change.h"
 #include "stage2/address_space.h"
+#include "stage2/dirty_ring.h"
 #include "tests/sched/sched_support.h"
 #include "tests/support/pages.h"
 
@@ -38,6 +39,7 @@ struct SmallVm {
   GuardedPages pages{2};
   Box<stage2::GuestMemory> memory;
   AckLine lines[2];
+  stage2::DirtyRing* rings[2] = {};  // where a scenario has them
   // Outside the model: one thread runs at a time.
   int holders = 0;
   bool changing = false;
@@ -81,6 +83,7 @@ struct SmallVm {
       Fault fault{};
       fault.gpa = Gpa(kGpa);
       fault.access = Access::kWrite;
+      fault.ring = rings[me];
       const u64 before = meaning;
       outcome = memory->handle_fault(fault);
       if (outcome != FaultOutcome::kFixed) {
@@ -213,6 +216,91 @@ struct HarvestAgainstStores : SmallVm {
   void last_harvest() {
     harvest();
     EXPECT_EQ(stores, harvested) << "a store is in no harvest";
+  }
+};
+
+// The same with rings: two vCPUs store to one page, the client collects, resets, and reads the page
+// afterwards, as its rules say.
+struct ResetAgainstStores : SmallVm {
+  static constexpr unsigned kThreads = 3;
+  static constexpr u32 kEntries = 128;
+  stage2::DirtyGfn entries[2][kEntries] = {};
+  stage2::DirtyRing first{0, entries[0], sizeof(entries[0])};
+  stage2::DirtyRing second{1, entries[1], sizeof(entries[1])};
+  u32 next[2] = {};
+  u64 stores = 0;
+  u64 seen = 0;
+
+  ResetAgainstStores() : SmallVm(0) {
+    memory->slots().use_dirty_rings();
+    memory->slots().add_ring(first);
+    memory->slots().add_ring(second);
+    static_cast<void>(set(kGpa, kPageSize, stage2::kLogDirtyPages));
+    rings[0] = &first;
+    rings[1] = &second;
+  }
+  ~ResetAgainstStores() {
+    memory->slots().remove_ring(first);
+    memory->slots().remove_ring(second);
+  }
+  void harvest() {
+    u32 collected = 0;
+    for (unsigned ring = 0; ring < 2; ++ring) {
+      for (; entries[ring][next[ring]].flags.load(kAcquire) == stage2::kGfnDirtied; ++next[ring]) {
+        entries[ring][next[ring]].flags.store(stage2::kGfnReset, kRelease);
+        ++collected;
+      }
+    }
+    if (memory->slots().reset_dirty_rings() != collected) {
+      sched::fail("a reset takes what was collected");
+    }
+    if (collected != 0) seen = stores;
+  }
+  void thread(unsigned me) {
+    if (me == 2) return harvest();
+    for (int round = 0; round < 2; ++round) {
+      guest_access(me, [this](u64) {
+        sched::point();
+        ++stores;
+      });
+    }
+  }
+  [[nodiscard]] bool lost_a_store() {
+    harvest();
+    return stores != seen;
+  }
+};
+
+// One ring alone, round and round: what the client reads is what was pushed, a reset takes what it
+// collected, and there is always room.
+struct RingRound {
+  static constexpr unsigned kThreads = 2;
+  static constexpr u32 kEntries = 4;
+  static constexpr u64 kPushes = 10;
+  stage2::DirtyGfn entries[kEntries] = {};
+  stage2::DirtyRing ring{0, entries, sizeof(entries), 0};  // no reserve: every entry is used
+
+  void thread(unsigned me) {
+    if (me == 0) {
+      for (u64 page = 0; page < kPushes; ++page) {
+        while (ring.soft_full()) spin_hint();
+        ring.push(5, page + 1);
+      }
+      return;
+    }
+    for (u64 page = 0; page < kPushes;) {
+      u32 collected = 0;
+      for (; entries[page % kEntries].flags.load(kAcquire) == stage2::kGfnDirtied; ++page) {
+        stage2::DirtyGfn& entry = entries[page % kEntries];
+        sched::expect(entry.slot.load(kRelaxed) == 5, "the slot is shown with the flag");
+        sched::expect(entry.offset.load(kRelaxed) == page + 1, "each page once, in order");
+        entry.flags.store(stage2::kGfnReset, kRelease);
+        ++collected;
+      }
+      const u32 taken = ring.reset([](u32, u64, u64) {});
+      sched::expect(taken == collected, "a reset takes what was collected");
+      if (collected == 0) spin_hint();
+    }
   }
 };
 

@@ -35,5 +35,20 @@ TEST(HarvestAgainstStores, NoStoreIsInNoHarvest) {
   }
 }
 
+TEST(ResetAgainstStores, NoStoreIsInNoEntry) {
+  const unsigned seeds = seed_is_fixed() ? 1 : 1000;
+  for (unsigned i = 0; i < seeds; ++i) {
+    const std::uint64_t chosen = seed_is_fixed() ? seed() : i + 1;
+    ResetAgainstStores scenario;
+    const auto outcome = sync::sched::run({.seed = chosen}, ResetAgainstStores::kThreads,
+                                          [&](unsigned index) { scenario.thread(index); });
+    ASSERT_TRUE(outcome.finished()) << "STAGETWO_SEED=" << chosen << ": " << outcome.why;
+    ASSERT_FALSE(scenario.lost_a_store()) << "STAGETWO_SEED=" << chosen;
+  }
+}
+TEST(RingRound, EachPageOnceInOrderAndAlwaysRoom) {
+  expect_holds<RingRound>(200);
+}
+
 }  // namespace
 }  // namespace stagetwo::test

@@ -37,6 +37,7 @@ inline constexpr u32 kMaxVcpus = 1024;
 inline constexpr u32 kMaxVcpuIds = kMaxVcpus * 4;
 inline constexpr u32 kUserMemSlots = 32764;
 inline constexpr u32 kMaxIrqRoutes = 4096;
+inline constexpr u32 kMaxDirtyRing = 1U << 20;  // bytes
 inline constexpr u32 kMaxCpuidEntries = 256;
 inline constexpr u32 kMaxIoMsrs = 256;
 inline constexpr u32 kMaxMceBanks = 32;

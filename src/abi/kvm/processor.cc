@@ -8,6 +8,8 @@
 #include "base/sys.h"
 #include "base/text.h"
 
+#include <sys/mman.h>
+
 namespace stagetwo::abi_kvm {
 namespace {
 
@@ -20,8 +22,19 @@ class ProcessorFile final : public host::Description {
   long ioctl(int, unsigned long request, unsigned long arg) override {
     return answer(processor_->ioctl(static_cast<u32>(request), arg));
   }
-  // Any part of the run area, shared or private, as the kernel's fault handler would serve it.
-  Result<void> check_mmap(const host::MapRequest&) override { return {}; }
+  Result<void> check_mmap(const host::MapRequest& request) override {
+    // Any part of the run area, shared or private, as the kernel's fault handler would serve it.
+    const u64 end = Processor::kRingOffset + processor_->ring_size();
+    const auto in_ring = [end](u64 at) { return at >= Processor::kRingOffset && at < end; };
+    const u64 first = static_cast<u64>(request.offset);
+    const u64 pages = (request.size + kPageSize - 1) & kPageMask;
+    if (pages == 0 || (!in_ring(first) && !in_ring(first + pages - kPageSize))) return {};
+    // Anonymous inodes hold no code: the file system's word, before KVM is asked.
+    if ((request.prot & PROT_EXEC) != 0) return refuse(EPERM);
+    const int kind = request.flags & MAP_TYPE;
+    if (kind != MAP_SHARED && kind != MAP_SHARED_VALIDATE) return refuse(EINVAL);
+    return {};
+  }
   void last_close() override { release(); }
 
  private:
@@ -35,14 +48,28 @@ class ProcessorFile final : public host::Description {
 
 }  // namespace
 
-Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* run_area) {
-  auto made = ST_TRY(make_box<Processor>("abi.vcpu", vm, id, nullptr));
+Result<void> Processor::map_areas(const host::Backing& backing, u32 ring_size) {
+  run_area_ = ST_TRY(backing.map(0, kRunAreaSize, PROT_READ | PROT_WRITE));
+  run_ = static_cast<kvm_run*>(run_area_);
+  if (ring_size == 0) return {};
+  ring_area_ = ST_TRY(backing.map(kRingOffset, ring_size, PROT_READ | PROT_WRITE));
+  ring_size_ = ring_size;
+  dirty_ring_ = ST_TRY(make_box<stage2::DirtyRing>("abi.dirty_ring", id_, ring_area_, ring_size));
+  vm_.memory().slots().add_ring(*dirty_ring_);
+  return {};
+}
+
+Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu,
+                                         const host::Backing& backing, u32 ring_size) {
+  auto made = ST_TRY(make_box<Processor>("abi.vcpu", vm, id));
+  ST_TRY(made->map_areas(backing, ring_size));
   vcpu::VcpuConfig config;
   config.id = id;
   config.boot_cpu = boot_cpu;
   config.memory = &vm.memory();
   config.policy = &vm.policy();
-  config.pio_page = static_cast<u8*>(run_area) + KVM_PIO_PAGE_OFFSET * kPageSize;
+  config.ring = made->dirty_ring_.get();
+  config.pio_page = made->pio_page();
   made->cpu_ = ST_TRY(vcpu::Vcpu::create(config));
   // KVM_X86_QUIRK_STUFF_FEATURE_MSRS: what the processor could have, until the client says
   // otherwise.
@@ -52,17 +79,10 @@ Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu, void* ru
     msr.platform_info = u64{1} << 31;  // CPUID can be made to fault
   }
   ST_TRY(made->create_unit(boot_cpu));
-  made->run_area_ = run_area;
-  made->run_ = static_cast<kvm_run*>(run_area);
   return made;
 }
 
-Processor::Processor(Vm& vm, u32 id, void* run_area)
-    : vm_(vm),
-      id_(id),
-      run_area_(run_area),
-      run_(static_cast<kvm_run*>(run_area)),
-      tsc_khz_(vm.policy().tsc_khz) {
+Processor::Processor(Vm& vm, u32 id) : vm_(vm), id_(id), tsc_khz_(vm.policy().tsc_khz) {
   interrupted_.kind = vcpu::ExitKind::kInterrupted;
   interrupted_.error = EINTR;
 }
@@ -70,6 +90,8 @@ Processor::Processor(Vm& vm, u32 id, void* run_area)
 Processor::~Processor() {
   unit_.reset();  // leaves the bus before the processor goes
   if (cpu_ != nullptr) vcpu::Vcpu::destroy(cpu_);
+  if (dirty_ring_) vm_.memory().slots().remove_ring(*dirty_ring_);
+  if (ring_area_ != nullptr) host::Backing::unmap(ring_area_, ring_size_);
   if (run_area_ != nullptr) host::Backing::unmap(run_area_, kRunAreaSize);
 }
 

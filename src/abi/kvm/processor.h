@@ -20,6 +20,7 @@
 #include "base/result.h"
 #include "host/descriptor.h"
 #include "host/run_section.h"
+#include "stage2/dirty_ring.h"
 #include "sync/mutex.h"
 #include "vcpu/interrupt_unit.h"
 #include "vcpu/vcpu.h"
@@ -31,11 +32,13 @@ class Vm;
 class Processor {
  public:
   static constexpr u64 kRunAreaSize = 3 * kPageSize;
+  static constexpr u64 kRingOffset = KVM_DIRTY_LOG_PAGE_OFFSET * kPageSize;
 
-  // Pre: `run_area` is a mapping of kRunAreaSize bytes, which is the processor's from here on.
-  // Failure: ENOMEM; the mapping stays the caller's.
-  [[nodiscard]] static Result<Box<Processor>> create(Vm& vm, u32 id, bool boot_cpu, void* run_area);
-  Processor(Vm& vm, u32 id, void* run_area);
+  // Pre: `backing` holds kRunAreaSize bytes, and with a ring kRingOffset + ring_size.
+  // Failure: ENOMEM; nothing is left behind.
+  [[nodiscard]] static Result<Box<Processor>> create(Vm& vm, u32 id, bool boot_cpu,
+                                                     const host::Backing& backing, u32 ring_size);
+  Processor(Vm& vm, u32 id);
   Processor(const Processor&) = delete;
   Processor& operator=(const Processor&) = delete;
   ~Processor();
@@ -47,6 +50,7 @@ class Processor {
   [[nodiscard]] Result<long> ioctl(u32 request, u64 arg);
 
   [[nodiscard]] u32 id() const { return id_; }
+  [[nodiscard]] u32 ring_size() const { return ring_size_; }
   [[nodiscard]] Vm& vm() { return vm_; }
   [[nodiscard]] kvm_coalesced_mmio_ring* ring() const;
   [[nodiscard]] u8* pio_page() const;
@@ -62,6 +66,7 @@ class Processor {
 
  private:
   // processor.cc
+  Result<void> map_areas(const host::Backing& backing, u32 ring_size);
   Result<long> dispatch(u32 request, u64 arg);
   Result<long> dispatch_events(u32 request, u64 arg);
   Result<long> set_signal_mask(u64 arg);
@@ -130,8 +135,12 @@ class Processor {
 
   Vm& vm_;
   const u32 id_;
-  void* run_area_;  // kRunAreaSize bytes shared with the client; immutable after create()
-  kvm_run* run_;
+  // Shared with the client; immutable after create().
+  void* run_area_ = nullptr;  // kRunAreaSize bytes
+  kvm_run* run_ = nullptr;
+  void* ring_area_ = nullptr;  // ring_size_ bytes; null: the VM has no dirty rings
+  u32 ring_size_ = 0;
+  Box<stage2::DirtyRing> dirty_ring_;  // in the VM's list while the processor lives
   Stats<VcpuStat> stats_{vcpu_stat_descriptors()};
   SummaryEntry summary_{stats_};
 

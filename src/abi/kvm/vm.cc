@@ -117,7 +117,7 @@ Result<long> Vm::ioctl(u32 request, u64 arg) {
       ST_TRY(copy_in<kvm_create_device>(arg));
       return refuse(ENODEV);
     case KVM_RESET_DIRTY_RINGS:
-      return refuse(EINVAL);  // no ring can have been enabled
+      return reset_dirty_rings();
     case KVM_GET_STATS_FD:
       return stats_fd();
     default:
@@ -151,13 +151,12 @@ Result<long> Vm::create_vcpu(u64 id) {
   if (id >= kMaxVcpuIds) return refuse(EINVAL);
   const bool boot_cpu = ST_TRY(admit_vcpu(id)) != 0;
   auto build = [&]() -> Result<long> {
-    auto backing = ST_TRY(host::Backing::create("kvm-vcpu", Processor::kRunAreaSize));
-    void* area = ST_TRY(backing.map(0, Processor::kRunAreaSize, PROT_READ | PROT_WRITE));
-    auto made = Processor::create(*this, static_cast<u32>(id), boot_cpu, area);
-    if (!made) {
-      host::Backing::unmap(area, Processor::kRunAreaSize);
-      return refuse(made.error());
-    }
+    const u32 ring_size = dirty_ring_size_.load(sync::kRelaxed);  // fixed since admission
+    const u64 file_size =
+        ring_size == 0 ? Processor::kRunAreaSize : Processor::kRingOffset + ring_size;
+    auto backing = ST_TRY(host::Backing::create("kvm-vcpu", file_size));
+    auto made = Processor::create(*this, static_cast<u32>(id), boot_cpu, backing, ring_size);
+    if (!made) return refuse(made.error());
     {
       sync::MutexGuard guard(lock_);
       if (by_id_[id].load(sync::kRelaxed) != nullptr) return refuse(EEXIST);

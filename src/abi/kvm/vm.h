@@ -71,11 +71,13 @@ class Vm {
   Result<long> set_region(u64 arg, bool first_version);
   Result<long> get_dirty_log(u64 arg);
   Result<long> clear_dirty_log(u64 arg);
+  Result<long> reset_dirty_rings();
   Result<long> set_nr_mmu_pages(u64 count);
   // vm_settings.cc
   Result<long> enable_cap(u64 arg);
   Result<long> enable(const kvm_enable_cap& cap);
   Result<long> enable_manual_dirty_log(const kvm_enable_cap& cap);
+  Result<long> enable_dirty_rings(u32 bytes);
   Result<long> enable_max_vcpu_id(u64 limit);
   Result<long> enable_no_nx_pages(u64 arg);
   Result<long> set_boot_cpu_id(u64 id);
@@ -114,6 +116,8 @@ class Vm {
   sync::Atomic<bool> triple_fault_event_{false};
   sync::Atomic<vcpu::Irqchip*> chip_{nullptr};  // owned; set under lock_ with release
   sync::Atomic<u64> apic_bus_cycle_ns_{1};
+  // Bytes; 0: none. Written once, under lock_, before the first vCPU.
+  sync::Atomic<u32> dirty_ring_size_{0};
   // Indexed by id; written under lock_ with release, read by vCPUs with acquire. Pages, so that a
   // VM with few vCPUs touches few of them.
   sync::Atomic<Processor*>* by_id_ = nullptr;

@@ -2,6 +2,9 @@
 // Memory requests of a VM: translation between the uapi structs and stage2's slots, which decide.
 #include "abi/kvm/vm.h"
 
+#include <cstddef>
+
+#include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 
 namespace stagetwo::abi_kvm {
@@ -9,6 +12,13 @@ namespace stagetwo::abi_kvm {
 static_assert(stage2::kLogDirtyPages == KVM_MEM_LOG_DIRTY_PAGES);
 static_assert(stage2::kReadonly == KVM_MEM_READONLY);
 static_assert(stage2::kGuestMemfd == KVM_MEM_GUEST_MEMFD);
+static_assert(sizeof(stage2::DirtyGfn) == sizeof(kvm_dirty_gfn));
+static_assert(offsetof(stage2::DirtyGfn, flags) == offsetof(kvm_dirty_gfn, flags));
+static_assert(offsetof(stage2::DirtyGfn, slot) == offsetof(kvm_dirty_gfn, slot));
+static_assert(offsetof(stage2::DirtyGfn, offset) == offsetof(kvm_dirty_gfn, offset));
+static_assert(stage2::kGfnDirtied == KVM_DIRTY_GFN_F_DIRTY);
+static_assert(stage2::kGfnReset == KVM_DIRTY_GFN_F_RESET);
+static_assert(stage2::DirtyRing::kMaxEntries * sizeof(kvm_dirty_gfn) == kMaxDirtyRing);
 
 namespace {
 constexpr u64 kMinMmuPages = 64;
@@ -43,6 +53,11 @@ Result<long> Vm::clear_dirty_log(u64 arg) {
   ST_TRY(
       memory_->slots().clear_dirty_log(log.slot, log.first_page, log.num_pages, Hva(log.padding2)));
   return 0;
+}
+
+Result<long> Vm::reset_dirty_rings() {
+  if (dirty_ring_size_.load(sync::kRelaxed) == 0) return refuse(EINVAL);
+  return memory_->slots().reset_dirty_rings();
 }
 
 Result<long> Vm::set_nr_mmu_pages(u64 count) {

@@ -37,6 +37,16 @@ Result<long> Vm::enable_manual_dirty_log(const kvm_enable_cap& cap) {
   return 0;
 }
 
+// The flags of the request are not looked at, and of the size only the low half: as in the kernel.
+Result<long> Vm::enable_dirty_rings(u32 bytes) {
+  ST_TRY(stage2::DirtyRing::check_size(bytes));
+  sync::MutexGuard guard(lock_);
+  if (dirty_ring_size_.load(sync::kRelaxed) != 0 || created_ != 0) return refuse(EINVAL);
+  memory_->slots().use_dirty_rings();
+  dirty_ring_size_.store(bytes, sync::kRelaxed);
+  return 0;
+}
+
 // The limit is set once; below the boot processor's id it makes no sense.
 Result<long> Vm::enable_max_vcpu_id(u64 limit) {
   if (limit > kMaxVcpuIds) return refuse(EINVAL);
@@ -58,6 +68,8 @@ Result<long> Vm::enable_no_nx_pages(u64 arg) {
 
 Result<long> Vm::enable(const kvm_enable_cap& cap) {
   if (cap.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) return enable_manual_dirty_log(cap);
+  if (cap.cap == KVM_CAP_DIRTY_LOG_RING || cap.cap == KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
+    return enable_dirty_rings(static_cast<u32>(cap.args[0]));
   if (cap.flags != 0) return refuse(EINVAL);
   const u64 value = cap.args[0];
   switch (cap.cap) {
