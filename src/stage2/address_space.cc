@@ -66,13 +66,15 @@ FaultOutcome GuestMemory::look_up(Fault& fault) {
   fault.slot = slot;
   fault.slot_flags = slot->flags;
   fault.page = slot->gfn_to_hva(fault.gfn);
+  fault.map_writable = (slot->flags & kReadonly) == 0 && !slot->is_write_tracked(fault.gfn);
   return FaultOutcome::kFixed;
 }
 
-FaultOutcome GuestMemory::answer(Fault& fault, bool writable) {
+FaultOutcome GuestMemory::answer(Fault& fault, bool host_writable) {
+  fault.map_writable = fault.map_writable && host_writable;
   // A logging slot gives the right to store only to those who mark.
-  const bool may_widen = (fault.slot_flags & (kReadonly | kLogDirtyPages)) == 0;
-  fault.writable = fault.access == Access::kWrite || (writable && may_widen);
+  const bool may_widen = fault.map_writable && (fault.slot_flags & kLogDirtyPages) == 0;
+  fault.writable = fault.access == Access::kWrite || may_widen;
   return FaultOutcome::kFixed;
 }
 
@@ -102,8 +104,18 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
   return answer(fault, write);
 }
 
+// Analogue: page_fault_handle_page_track (kernel file: mmu.c).
+bool GuestMemory::is_write_tracked(const Fault& fault) const {
+  if (fault.access != Access::kWrite || !slots_.tracks_writes()) return false;
+  const Memslots::Reader section(slots_);
+  const Gfn gfn = gpa_to_gfn(fault.gpa);
+  const Slot* slot = section.find(fault.address_space, gfn);
+  return slot != nullptr && (slot->flags & kInvalid) == 0 && slot->is_write_tracked(gfn);
+}
+
 FaultOutcome GuestMemory::handle_fault(Fault& fault) {
   trace::enter_room(trace::Room::stage2, 4, fault.gpa.raw());
+  if (ST_GUARD(write_tracking, is_write_tracked(fault))) return FaultOutcome::kEmulate;
   const FaultOutcome found = look_up(fault);
   if (found != FaultOutcome::kFixed) return found;
   faults_.fetch_add(1, sync::kRelaxed);
@@ -161,6 +173,28 @@ FaultOutcome GuestMemory::write(Gpa to, const void* from, size_t bytes, size_t* 
                   });
 }
 
+FaultOutcome GuestMemory::emulated_write(Gpa to, const void* from, size_t bytes,
+                                         u32 address_space) {
+  const FaultOutcome outcome = write(to, from, bytes, nullptr, address_space);
+  if (outcome != FaultOutcome::kFixed) return outcome;
+  const Memslots::Reader section(slots_);
+  if (WriteTracker* tracker = tracker_.load(sync::kSeqCst)) tracker->on_write(to, from, bytes);
+  return outcome;
+}
+
+Result<void> GuestMemory::attach_tracker(WriteTracker& tracker) {
+  WriteTracker* none = nullptr;
+  if (!tracker_.compare_exchange(none, &tracker, sync::kSeqCst)) return refuse(EBUSY);
+  slots_.set_write_tracked(true);
+  return {};
+}
+
+void GuestMemory::detach_tracker() {
+  slots_.set_write_tracked(false);
+  tracker_.store(nullptr, sync::kSeqCst);
+  slots_.wait_for_readers();
+}
+
 FaultOutcome GuestMemory::try_read(Gpa from, void* to, size_t bytes, u32 address_space) {
   Fault fault{.gpa = from, .access = Access::kRead, .address_space = address_space};
   return with_page(fault, Mode::kMustNotBlock,
@@ -180,7 +214,10 @@ void GuestMemory::open_range(HvaRange range) {
 }
 
 // The soft TLBs are the only caches, and they are empty after the flush that follows.
-void GuestMemory::zap_slot(const Slot&) {}
+void GuestMemory::zap_slot(const Slot& slot) {
+  if (WriteTracker* tracker = tracker_.load(sync::kSeqCst)) tracker->on_slot_deleted(slot.gfns());
+}
+void GuestMemory::zap_frames(u32, GfnRange) {}
 void GuestMemory::logging_changed(const Slot&, const Slot&) {}
 void GuestMemory::generation_wraps() {}
 

@@ -65,6 +65,9 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
                                   u32 address_space = 0);
   [[nodiscard]] FaultOutcome write(Gpa to, const void* from, size_t bytes, size_t* done = nullptr,
                                    u32 address_space = 0);
+  // A store that handle_fault() answered with kEmulate: write(), and the tracker is told.
+  [[nodiscard]] FaultOutcome emulated_write(Gpa to, const void* from, size_t bytes,
+                                            u32 address_space = 0);
   // Atomic on guest memory, for accessed and dirty bits. T: 4 or 8 bytes, not crossing a page.
   template <typename T>
   [[nodiscard]] FaultOutcome cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
@@ -80,6 +83,11 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   // host::MmuNotifier
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
   void invalidate_range_end(const host::InvalidateEvent& event) override;
+
+  // Who is told of stores to frames under slots().track_writes(). While there is one, slots do not
+  // move. Failure: EBUSY. Post of detach: it is not called any more.
+  [[nodiscard]] Result<void> attach_tracker(WriteTracker& tracker);
+  void detach_tracker();
 
   // Every invariant of the room's state; ends the process where one does not hold.
   void check_world();
@@ -98,11 +106,12 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
 
   [[nodiscard]] FaultOutcome look_up(Fault& fault);
   [[nodiscard]] FaultOutcome make_resident(Fault& fault, Mode mode, bool trust_cache);
-  [[nodiscard]] FaultOutcome answer(Fault& fault, bool writable);
+  [[nodiscard]] FaultOutcome answer(Fault& fault, bool host_writable);
   // Runs access(hva of fault.gpa) -> bool inside a read section in which the answer holds.
   template <typename F>
   [[nodiscard]] FaultOutcome with_page(Fault& fault, Mode mode, F&& access);
   [[nodiscard]] bool is_stale(const Fault& fault);
+  [[nodiscard]] bool is_write_tracked(const Fault& fault) const;
   template <typename F>
   [[nodiscard]] FaultOutcome transfer(Gpa gpa, size_t bytes, size_t* done, Access kind,
                                       u32 address_space, F&& copy);
@@ -110,6 +119,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   // SlotUpdateHost: the same two halves a change has.
   void close_range(HvaRange range) override;
   void zap_slot(const Slot& slot) override;
+  void zap_frames(u32 address_space, GfnRange frames) override;
   void logging_changed(const Slot& old, const Slot& fresh) override;
   void generation_wraps() override;
   void flush_and_wait() override;
@@ -119,6 +129,8 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   sync::AckSet lines_;
   Memslots slots_;
   ResidentCache resident_;
+  // Read in a read section; detaching waits for those.
+  sync::Atomic<WriteTracker*> tracker_{nullptr};
   bool registered_ = false;  // immutable after create()
   sync::Atomic<u64> faults_{0};
   sync::Atomic<u64> populated_{0};

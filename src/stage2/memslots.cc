@@ -81,6 +81,7 @@ Memslots::~Memslots() {
       policy_.binder->unbind(*by_id_[i]);
     }
     DirtyBitmap::destroy(by_id_[i]->dirty);
+    WriteTracks::destroy(by_id_[i]->tracks.get());
     destroy(by_id_[i]);
     count_.fetch_sub(1, sync::kRelaxed);
   }
@@ -233,9 +234,9 @@ Result<void> Memslots::build_sets(Plan* plan) {
 Result<void> Memslots::prepare(const Region& region, Plan* plan) {
   if (plan->kind != ChangeKind::kDelete) {
     plan->fresh = ST_TRY(make<Slot>("stage2.slot"));  // line 19
-    *plan->fresh =
-        Slot{region.slot,     region.flags, gpa_to_gfn(Gpa(region.gpa)), region.size >> kPageShift,
-             Hva(region.hva), nullptr};
+    *plan->fresh = Slot{region.slot, region.flags, gpa_to_gfn(Gpa(region.gpa)),
+                        region.size >> kPageShift, Hva(region.hva)};
+    if (plan->kind == ChangeKind::kFlags) plan->fresh->tracks = plan->old->tracks;
     if ((region.flags & kGuestMemfd) != 0) {
       ST_TRY(policy_.binder->bind(*plan->fresh, region.memfd, region.memfd_offset));  // 20, 21
       plan->bound = true;
@@ -346,6 +347,7 @@ Result<void> Memslots::set_region(const Region& region) {
     if (plan.fresh == nullptr || plan.fresh->dirty != plan.old->dirty) {
       DirtyBitmap::destroy(plan.old->dirty);
     }
+    if (plan.kind != ChangeKind::kFlags) forget_tracks(*plan.old);
     destroy(plan.old);
   }
   destroy(plan.invalid);

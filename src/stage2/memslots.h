@@ -26,96 +26,12 @@
 #include "base/types.h"
 #include "stage2/dirty_ring.h"
 #include "stage2/slot_tree.h"
+#include "stage2/slot_update.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
 #include "sync/passage.h"
 
 namespace stagetwo::stage2 {
-
-// The uapi's flag bits; abi static_asserts them equal.
-inline constexpr u32 kLogDirtyPages = 1U << 0;
-inline constexpr u32 kReadonly = 1U << 1;
-inline constexpr u32 kGuestMemfd = 1U << 2;
-inline constexpr u32 kInvalid = 1U << 16;  // never the user's
-
-inline constexpr u32 kUserSlots = 32764;  // ids 0..32763
-inline constexpr u32 kSlotsPerSpace = 32767;
-inline constexpr u64 kMaxSlotPages = (u64{1} << 31) - 1;
-inline constexpr u32 kMaxAddressSpaces = 2;
-
-// A cached "no slot" carries this many bits of the number of the set it was found in.
-inline constexpr unsigned kMmioGenerationBits = 19;
-inline constexpr u64 kMmioGenerationMask = (u64{1} << kMmioGenerationBits) - 1;
-// In a generation: an update is under way. Such a number matches nothing.
-inline constexpr u64 kUpdateInProgress = u64{1} << 63;
-
-// What a KVM_SET_USER_MEMORY_REGION(2) asks.
-struct Region {
-  u32 slot = 0;  // address space in bits 16-31, id in bits 0-15
-  u32 flags = 0;
-  u64 gpa = 0;
-  u64 size = 0;
-  u64 hva = 0;
-  u64 memfd_offset = 0;
-  int memfd = -1;
-  bool first_version = false;  // the ioctl without the 2
-};
-
-// Ties a slot to a guest_memfd. A VM without one refuses the flag.
-class MemfdBinder {
- public:
-  // Failure: EBADF, EINVAL as in lines 20 and 21.
-  virtual Result<void> bind(const Slot& slot, int memfd, u64 offset) = 0;
-  virtual void unbind(const Slot& slot) = 0;
-
- protected:
-  ~MemfdBinder() = default;
-};
-
-// What the VM's type and the chosen ABI decide.
-struct SlotPolicy {
-  u32 address_spaces = 1;
-  bool readonly_slots = true;
-  u64 max_gfn = (u64{1} << (52 - kPageShift)) - 1;
-  MemfdBinder* binder = nullptr;  // null: no private memory
-  bool write_tracked = false;     // an external write-tracker is attached: MOVE is refused
-};
-
-// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
-struct DirtyProtect {
-  bool manual = false;
-  bool initially_set = false;
-};
-
-// The world around the slots, as far as an update changes it.
-class SlotUpdateHost {
- public:
-  // Translations of the range may not be installed from here on...
-  virtual void close_range(HvaRange range) = 0;
-  // ...those of a slot that goes or moves are taken out of the tables...
-  virtual void zap_slot(const Slot& slot) = 0;
-  // ...and none made before is in use after this...
-  virtual void flush_and_wait() = 0;
-  // ...until here. What zap_slot() took out is given back.
-  virtual void open_range(HvaRange range) = 0;
-  // `fresh` has taken the place of `old`, which differs in kLogDirtyPages; both live until this
-  // returns. Between close_range() and flush_and_wait().
-  virtual void logging_changed(const Slot& old, const Slot& fresh) = 0;
-  // The next number's low kMmioGenerationBits are those of the first: cached "no slot" answers of
-  // old numbers would count again. Nothing counts until this returns.
-  virtual void generation_wraps() = 0;
-
- protected:
-  ~SlotUpdateHost() = default;
-};
-
-// Which line of the check order decided; 0: none, the call proceeds.
-struct Verdict {
-  u8 line = 0;
-  int error = 0;
-};
-
-enum class ChangeKind : u8 { kNone, kCreate, kDelete, kMove, kFlags };
 
 class Memslots {
  public:
@@ -179,6 +95,14 @@ class Memslots {
   // KVM_RESET_DIRTY_RINGS: the number of entries taken. Post: stores after the return push again.
   [[nodiscard]] u32 reset_dirty_rings() TA_EXCL(slots_lock_);
 
+  // Stores to the frame are somebody's to know, until as many untrack_writes(). Post: no
+  // translation that permits one is in use. Failure: EINVAL (no slot), EOVERFLOW, ENOMEM.
+  [[nodiscard]] Result<void> track_writes(u32 address_space, Gfn gfn) TA_EXCL(slots_lock_);
+  // Failure: EINVAL: not tracked.
+  [[nodiscard]] Result<void> untrack_writes(u32 address_space, Gfn gfn) TA_EXCL(slots_lock_);
+  // Is any frame tracked? A load of a line nobody writes while the answer is no.
+  [[nodiscard]] bool tracks_writes() const { return tracked_.load(sync::kRelaxed) != 0; }
+
   void set_max_gfn(u64 max_gfn);
   void set_write_tracked(bool tracked);
 
@@ -216,6 +140,8 @@ class Memslots {
   void publish(const SlotSet* set) TA_REQ(slots_lock_);
   void commit_sets(Plan* plan) TA_REQ(slots_lock_);
   [[nodiscard]] Slot*& slot_of(u32 slot) const TA_REQ(slots_lock_);
+  void forget_tracks(const Slot& slot) TA_REQ(slots_lock_);
+  [[nodiscard]] const Slot* slot_at(u32 address_space, Gfn gfn) const TA_REQ(slots_lock_);
   [[nodiscard]] Result<Slot*> logged_slot(u32 slot) const TA_REQ(slots_lock_);
   void protect_ring_pages(u32 slot, u64 offset, u64 mask) TA_REQ(slots_lock_);
 
@@ -233,6 +159,7 @@ class Memslots {
   sync::Atomic<const SlotSet*> set_{nullptr};
   sync::Atomic<u64> generation_{0};
   sync::Atomic<u32> count_{0};
+  sync::Atomic<u64> tracked_{0};  // frames with a track
 };
 
 }  // namespace stagetwo::stage2

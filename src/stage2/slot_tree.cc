@@ -72,6 +72,20 @@ void DirtyBitmap::set_first(u64 page_count) {
   }
 }
 
+unsigned Slot::max_level(Gfn gfn) const {
+  if ((flags & kLogDirtyPages) != 0) return 1;
+  const WriteTracks* t = tracks.get();
+  const u64 first = base_gfn.raw();
+  for (unsigned level = 2; level <= 3; ++level) {
+    const u64 pages = u64{1} << (9 * (level - 1));
+    const u64 start = gfn.raw() & ~(pages - 1);
+    const bool aligned_alike = ((first ^ (hva.raw() >> kPageShift)) & (pages - 1)) == 0;
+    if (!aligned_alike || start < first || start + pages > first + page_count) return level - 1;
+    if (t != nullptr && !t->permits(level, gfn)) return level - 1;
+  }
+  return 3;
+}
+
 const SlotNode* find_overlap(const SlotNode* node, u64 start, u64 end, u32 skip_id) {
   if (node == nullptr || node->max_end <= start) return nullptr;
   if (const SlotNode* found = find_overlap(node->left, start, end, skip_id)) return found;

@@ -15,52 +15,13 @@
 // Locking: none; the builder is used under slots_lock. Lifetime: what a published set replaced is
 // kept by its builder until the caller says that no reader is left.
 
-#include <algorithm>
-
 #include "addr/addr.h"
-#include "base/result.h"
 #include "base/types.h"
-#include "sync/atomic.h"
+#include "stage2/slot.h"
 
 namespace stagetwo::stage2 {
 
 inline constexpr u32 kTreeSpaces = 2;
-
-// One bit a frame; bits past the last frame stay zero. `words` and `taken` are one allocation.
-struct DirtyBitmap {
-  u64 word_count = 0;
-  sync::Atomic<u64>* words = nullptr;
-  u64* taken = nullptr;  // where a harvest collects before it copies out
-
-  // Failure: ENOMEM.
-  [[nodiscard]] static Result<DirtyBitmap*> create(u64 page_count);
-  static void destroy(DirtyBitmap* bitmap);
-  void set_first(u64 page_count);
-};
-
-// Immutable after publication, but for the bits of the bitmap. Analogue: struct kvm_memory_slot.
-struct Slot {
-  u32 id = 0;     // address space in bits 16-31, as the ioctl names it
-  u32 flags = 0;  // the user's, and kInvalid
-  Gfn base_gfn;
-  u64 page_count = 0;
-  Hva hva;
-  DirtyBitmap* dirty = nullptr;  // shared by a slot and its successor
-
-  [[nodiscard]] GfnRange gfns() const { return {base_gfn, page_count}; }
-  [[nodiscard]] HvaRange hvas() const { return {hva, page_count << kPageShift}; }
-  // Pre: gfn is in gfns().
-  [[nodiscard]] Hva gfn_to_hva(Gfn gfn) const { return hva + ((gfn - base_gfn) << kPageShift); }
-  // The frames that use host addresses of `range`. Pre: it overlaps hvas().
-  [[nodiscard]] GfnRange gfns_of(HvaRange range) const;
-};
-
-inline GfnRange Slot::gfns_of(HvaRange range) const {
-  const u64 first = std::max(range.start().raw(), hva.raw()) - hva.raw();
-  const u64 end = std::min(range.end().raw(), hvas().end().raw()) - hva.raw();
-  const u64 first_page = first >> kPageShift;
-  return {base_gfn + first_page, ((end + kPageSize - 1) >> kPageShift) - first_page};
-}
 
 struct SlotNode {
   u64 start;

@@ -203,6 +203,7 @@ bool load_piece(Cpu& c, u64 linear, void* data, u32 size, Who who) {
         return false;
       case Second::kMmio:
         return mmio_read(c, r.gpa, data, size);
+      case Second::kTracked:  // never of a load
       case Second::kHost:
         if (host_load(r.hva, data, size)) return true;
         c.flush_tlb_page(linear);
@@ -219,6 +220,8 @@ bool store_piece(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
         return false;
       case Second::kMmio:
         return mmio_write(c, r.gpa, data, size);
+      case Second::kTracked:
+        return store_tracked(c, r.gpa, data, size);
       case Second::kHost:
         note_store(c, r.hva, size);
         if (host_store(r.hva, data, size)) return true;
@@ -305,6 +308,8 @@ Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva) {
       return Direct::kStopped;
     case Second::kMmio:
       return Direct::kMmio;
+    case Second::kTracked:
+      return Direct::kSplit;
     case Second::kHost:
       break;
   }

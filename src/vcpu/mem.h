@@ -62,7 +62,7 @@ template <typename T>
 // Where an access ends that wants the host address itself.
 enum class Direct : u8 {
   kHost,     // *hva is good until the section is left
-  kSplit,    // crosses a page: writable, but in two places
+  kSplit,    // writable, but not at one address: crosses a page, or KVM makes the stores
   kMmio,     // nobody backs it
   kStopped,  // c.stop
 };

@@ -231,15 +231,13 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
 
 namespace {
 
-int errno_of(FaultOutcome outcome) {
-  switch (outcome) {
-    case FaultOutcome::kPoison:
-      return EHWPOISON;
-    case FaultOutcome::kNoMemory:
-      return ENOMEM;
-    default:
-      return EFAULT;
-  }
+// A bare errno with exit_reason 0: what the kernel does for shared memory.
+void refuse_access(Cpu& c, FaultOutcome outcome) {
+  c.exit.kind = ExitKind::kUnknown;
+  c.exit.error = outcome == FaultOutcome::kPoison     ? EHWPOISON
+                 : outcome == FaultOutcome::kNoMemory ? ENOMEM
+                                                      : EFAULT;
+  c.stop = Step::kExit;
 }
 
 }  // namespace
@@ -266,17 +264,15 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
         *hva = fault.page + page_offset(gpa);
         return Second::kHost;
       case FaultOutcome::kRetry:
-      case FaultOutcome::kEmulate:
         break;
+      case FaultOutcome::kEmulate:
+        return Second::kTracked;
       case FaultOutcome::kMmio:
         return Second::kMmio;
       case FaultOutcome::kToUser:
       case FaultOutcome::kPoison:
       case FaultOutcome::kNoMemory:
-        // A bare EFAULT with exit_reason 0: what the kernel does for shared memory.
-        c.exit.kind = ExitKind::kUnknown;
-        c.exit.error = errno_of(outcome);
-        c.stop = Step::kExit;
+        refuse_access(c, outcome);
         return Second::kStopped;
     }
     // Progress: the change that came between ends; a client that wants out is heard meanwhile.
@@ -285,6 +281,20 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
       return Second::kStopped;
     }
   }
+}
+
+bool store_tracked(Cpu& c, Gpa gpa, const void* data, u32 size) {
+  leave_section(c);
+  const FaultOutcome outcome = c.memory->emulated_write(gpa, data, size);
+  enter_section(c);
+  c.attention |= kAttendCode;  // where it went in the host is not known here
+  if (outcome == FaultOutcome::kFixed) return true;
+  if (outcome == FaultOutcome::kMmio) {  // the slot went meanwhile: the instruction asks again
+    c.stop = Step::kAgain;
+    return false;
+  }
+  refuse_access(c, outcome);
+  return false;
 }
 
 }  // namespace stagetwo::vcpu

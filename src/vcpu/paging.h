@@ -36,11 +36,20 @@ struct WalkRequest {
 [[nodiscard]] bool walk(Cpu& c, const WalkRequest& request, Translation* out);
 
 // What stands behind a guest-physical page.
-enum class Second : u8 { kHost, kMmio, kStopped };
+enum class Second : u8 {
+  kHost,
+  kTracked,  // memory, but stores are KVM's to make: store_tracked()
+  kMmio,
+  kStopped,
+};
 
 // Resolves a guest-physical address in stage 2, leaving the section while the host is asked.
 // Post on kHost: *hva is the host address of the byte, good until the section is left.
 [[nodiscard]] Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva);
+
+// A store to a page that is write-tracked, within the page. Leaves and re-enters the section.
+// False: c.stop.
+[[nodiscard]] bool store_tracked(Cpu& c, Gpa gpa, const void* data, u32 size);
 
 // The read section around everything that uses host addresses.
 void enter_section(Cpu& c);

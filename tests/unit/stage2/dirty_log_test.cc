@@ -19,6 +19,7 @@ class CountingHost final : public SlotUpdateHost {
  public:
   void close_range(HvaRange) override {}
   void zap_slot(const Slot&) override {}
+  void zap_frames(u32, GfnRange) override {}
   void logging_changed(const Slot&, const Slot&) override {}
   void generation_wraps() override {}
   void flush_and_wait() override { ++flushes; }

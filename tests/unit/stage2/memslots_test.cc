@@ -32,6 +32,11 @@ class RecordingHost final : public SlotUpdateHost {
     EXPECT_EQ(last, slot.hvas());
     log += "zap ";
   }
+  void zap_frames(u32 address_space, GfnRange frames) override {
+    EXPECT_EQ(0U, address_space);
+    zapped = frames;
+    log += "frames ";
+  }
   void logging_changed(const Slot& old, const Slot& fresh) override {
     EXPECT_NE(old.flags & kLogDirtyPages, fresh.flags & kLogDirtyPages);
     log += "logging ";
@@ -52,6 +57,7 @@ class RecordingHost final : public SlotUpdateHost {
   int closed = 0;
   int wraps = 0;
   HvaRange last;
+  GfnRange zapped;
   std::string log;
   std::function<void()> at_wrap;
   std::function<void()> at_flush;
