@@ -13,6 +13,7 @@
 #include "base/process_page.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/kept_fd.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
 
@@ -431,16 +432,16 @@ void sweep_closed() {
 }
 
 bool is_engine_fd(int fd) {
-  if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
+  if (watched_count.load(sync::kRelaxed) == 0 && !any_kept_fd()) [[likely]]
     return false;
   return fd >= 0 && next_engine_fd(fd) == fd;
 }
 
 int next_engine_fd(int first) {
+  int lowest = any_kept_fd() ? next_kept_fd(first) : -1;
   if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
-    return -1;
+    return lowest;
   const sync::MutexGuard guard(table_lock);
-  int lowest = -1;
   for (const DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {
     if (slot->watch_fd >= first && (lowest < 0 || slot->watch_fd < lowest)) lowest = slot->watch_fd;
   }
@@ -448,6 +449,7 @@ int next_engine_fd(int first) {
 }
 
 void vacate_engine_fd(int fd) {
+  if (any_kept_fd() && vacate_kept_fd(fd)) return;
   const sync::MutexGuard guard(table_lock);
   for (DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {
     if (slot->watch_fd != fd) continue;

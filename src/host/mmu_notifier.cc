@@ -90,6 +90,24 @@ Seat* find_seat(Roster* roster, const MmuNotifier* who) {
   return nullptr;
 }
 
+// fn(subscriber) -> "go on" for each that listens, in the order of the seats. The ticket keeps each
+// of them registered meanwhile.
+template <typename F>
+void ask_each(F&& fn) {
+  const sync::Passage::Ticket ticket = changes.enter();
+  Roster* roster = own_roster();
+  const u32 used = roster == nullptr ? 0 : roster->used.load();
+  const bool outer = in_callback;
+  in_callback = true;
+  for (u32 i = 0; i < used; ++i) {
+    Seat& seat = roster->seats[i];
+    if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
+    if (!fn(*seat.who.load(sync::kRelaxed))) break;
+  }
+  in_callback = outer;
+  changes.leave(ticket);
+}
+
 // A larger roster with the same subscribers, published; the old one is free once changes passed.
 Result<Roster*> grow(Roster* old) {
   const u32 capacity = old == nullptr ? kFirstCapacity : old->capacity * 2;
@@ -135,6 +153,30 @@ void unregister_notifier(MmuNotifier* notifier) {
   changes.wait();
   seat->who.store(nullptr, sync::kRelaxed);
   notifier_count.fetch_sub(1, sync::kRelaxed);
+}
+
+bool clear_flush_young(HvaRange range) {
+  bool young = false;
+  ask_each([&](MmuNotifier& who) {
+    young |= who.clear_flush_young(range);
+    return true;
+  });
+  return young;
+}
+
+bool clear_young(HvaRange range) {
+  bool young = false;
+  ask_each([&](MmuNotifier& who) {
+    young |= who.clear_young(range);
+    return true;
+  });
+  return young;
+}
+
+bool test_young(HvaRange range) {
+  bool young = false;
+  ask_each([&](MmuNotifier& who) { return !(young = who.test_young(range)); });
+  return young;
 }
 
 void wait_for_changes() {

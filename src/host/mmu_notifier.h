@@ -46,6 +46,14 @@ class MmuNotifier {
   // The change is over, whatever became of it.
   virtual void invalidate_range_end(const InvalidateEvent& event) = 0;
 
+  // Ageing: was any page of the range used since it was last made old? The clearing forms make it
+  // old; only the flushing one promises that the next use is seen. Nothing changes its meaning, so
+  // no start or end surrounds them. A subscriber without accessed bits keeps these answers.
+  // Context: as invalidate_range_start, but must not wait for anybody who may sleep.
+  virtual bool clear_flush_young(HvaRange /*range*/) { return false; }
+  virtual bool clear_young(HvaRange /*range*/) { return false; }
+  virtual bool test_young(HvaRange /*range*/) { return false; }
+
  protected:
   ~MmuNotifier() = default;
 };
@@ -61,6 +69,12 @@ void unregister_notifier(MmuNotifier* notifier);
 // Waits until every change that began before the call is over. What a subscriber published before
 // the call is seen by every change that begins after it. Context: not inside a change.
 void wait_for_changes();
+
+// Asks every subscriber, whatever the first one says: each has to make its own copy old.
+bool clear_flush_young(HvaRange range);
+bool clear_young(HvaRange range);
+// Asks until somebody says young.
+[[nodiscard]] bool test_young(HvaRange range);
 
 // One change. Use host/change.h; this is the part of it that needs the registry.
 class InvalidateSection {

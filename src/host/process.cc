@@ -2,12 +2,20 @@
 #include "host/process.h"
 
 #include "host/backstop.h"
+#include "host/hugetlb_standin.h"
+#include "host/kept_fd.h"
 #include "host/mmu_notifier.h"
+#include "host/session.h"
+#include "host/worker.h"
 
 namespace stagetwo::host {
 
 void after_fork_child() {
   notifiers_after_fork_child();
+  session_after_fork_child();
+  worker_after_fork_child();
+  kept_fds_after_fork_child();
+  hugetlb::after_fork_child();
   backstop::after_fork_child();
 }
 

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/alloc.h"
@@ -232,6 +233,68 @@ TEST(MmuNotifier, ARefusedRegistrationChangesNothing) {
     all.clear();
   });
   EXPECT_EQ(0U, debug_notifier_count());
+}
+
+class Ageing final : public MmuNotifier {
+ public:
+  bool invalidate_range_start(const InvalidateEvent&) override { return false; }
+  void invalidate_range_end(const InvalidateEvent&) override {}
+  bool clear_flush_young(HvaRange range) override {
+    ++flushes;
+    return clear_young(range);
+  }
+  bool clear_young(HvaRange range) override {
+    ++asked;
+    return range.overlaps(kMine) && std::exchange(young, false);
+  }
+  bool test_young(HvaRange range) override {
+    ++asked;
+    return range.overlaps(kMine) && young;
+  }
+  bool young = false;
+  int asked = 0;
+  int flushes = 0;
+};
+
+TEST(Ageing, IsAnsweredByThoseWhoKeepAccessedBits) {
+  Recorder without(kMine);
+  Ageing with;
+  ASSERT_TRUE(register_notifier(&without));
+  EXPECT_FALSE(test_young(kMine));
+  EXPECT_FALSE(clear_young(kMine));
+  EXPECT_FALSE(clear_flush_young(kMine));
+  ASSERT_TRUE(register_notifier(&with));
+  with.young = true;
+  EXPECT_TRUE(test_young(kMine));
+  EXPECT_TRUE(test_young(kMine)) << "asking changes nothing";
+  EXPECT_FALSE(test_young(kOther));
+  EXPECT_TRUE(clear_young(kMine));
+  EXPECT_FALSE(clear_young(kMine));
+  EXPECT_EQ(0, with.flushes);
+  with.young = true;
+  EXPECT_TRUE(clear_flush_young(kMine));
+  EXPECT_EQ(1, with.flushes);
+  EXPECT_FALSE(test_young(kMine));
+  unregister_notifier(&with);
+  unregister_notifier(&without);
+  EXPECT_EQ(0U, without.starts);
+}
+
+TEST(Ageing, ClearsEveryonesBitAndAsksOnlyUntilSomebodySaysYoung) {
+  Ageing first;
+  Ageing second;
+  ASSERT_TRUE(register_notifier(&first));
+  ASSERT_TRUE(register_notifier(&second));
+  first.young = second.young = true;
+  EXPECT_TRUE(test_young(kMine));
+  EXPECT_EQ(1, first.asked + second.asked);
+  EXPECT_TRUE(clear_young(kMine));
+  EXPECT_FALSE(first.young);
+  EXPECT_FALSE(second.young);
+  unregister_notifier(&first);
+  unregister_notifier(&second);
+  first.young = true;
+  EXPECT_FALSE(test_young(kMine)) << "no callback after unregistration";
 }
 
 }  // namespace

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/kept_fd.h"
+
+#include <fcntl.h>
+
+#include <memory>
+
+#include "base/sys.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::host {
+
+// The ones that were opened in this process.
+struct KeptFds {
+  static sync::Mutex lock;
+  static KeptFd* first;
+  static sync::Atomic<bool> any;
+
+  template <typename F>
+  static void for_each(F&& fn) {
+    for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) fn(kept->fd_);
+  }
+};
+
+constinit sync::Mutex KeptFds::lock{sync::Rank::kLeaf};
+constinit KeptFd* KeptFds::first = nullptr;
+constinit sync::Atomic<bool> KeptFds::any{false};
+
+Result<int> KeptFd::get() {
+  if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) [[likely]]
+    return fd;
+  const sync::MutexGuard guard(KeptFds::lock);
+  if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) return fd;
+  const int opened = ST_TRY(sys::openat(AT_FDCWD, path_, O_RDONLY | O_CLOEXEC));
+  const int raised = ST_TRY(sys::raise_engine_fd(opened));
+  fd_.store(raised, sync::kRelaxed);
+  if (!listed_) {
+    next_ = KeptFds::first;
+    KeptFds::first = this;
+    listed_ = true;
+  }
+  KeptFds::any.store(true, sync::kRelaxed);
+  return raised;
+}
+
+bool any_kept_fd() {
+  return KeptFds::any.load(sync::kRelaxed);
+}
+
+int next_kept_fd(int first) {
+  const sync::MutexGuard guard(KeptFds::lock);
+  int lowest = -1;
+  KeptFds::for_each([&](const sync::Atomic<int>& place) {
+    const int fd = place.load(sync::kRelaxed);
+    if (fd >= first && (lowest < 0 || fd < lowest)) lowest = fd;
+  });
+  return lowest;
+}
+
+bool vacate_kept_fd(int fd) {
+  const sync::MutexGuard guard(KeptFds::lock);
+  bool found = false;
+  KeptFds::for_each([&](sync::Atomic<int>& place) {
+    if (place.load(sync::kRelaxed) != fd) return;
+    // raise_engine_fd closes the old number, which the client is about to take.
+    place.store(sys::raise_engine_fd(fd).value_or(-1), sync::kRelaxed);
+    found = true;
+  });
+  return found;
+}
+
+void kept_fds_after_fork_child() {
+  std::construct_at(&KeptFds::lock, sync::Rank::kLeaf);
+  KeptFds::for_each([](sync::Atomic<int>& place) {
+    const int fd = place.exchange(-1, sync::kRelaxed);
+    if (fd >= 0) static_cast<void>(sys::close(fd));
+  });
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A file the engine opens once and keeps: a question to the kernel is then one system call. The
+// client must not see its number: host/descriptor.h counts it among the engine's.
+//
+//   constinit KeptFd pagemap("/proc/self/pagemap");
+//
+// Lifetime: static. A child of fork opens its own (what is behind /proc/self is another there).
+// Locking: a leaf lock around opening; get() of an open one is a load.
+
+#include "base/result.h"
+#include "base/types.h"
+#include "sync/atomic.h"
+
+namespace stagetwo::host {
+
+class KeptFd {
+ public:
+  explicit constexpr KeptFd(const char* path) : path_(path) {}
+  KeptFd(const KeptFd&) = delete;
+  KeptFd& operator=(const KeptFd&) = delete;
+
+  // Failure: the kernel's; asked again next time.
+  [[nodiscard]] Result<int> get();
+
+ private:
+  friend struct KeptFds;
+  const char* path_;
+  sync::Atomic<int> fd_{-1};
+  KeptFd* next_ = nullptr;  // of those that were ever open; under the lock
+  bool listed_ = false;
+};
+
+// Is any open? A relaxed load.
+[[nodiscard]] bool any_kept_fd();
+// The lowest one >= first, or -1.
+[[nodiscard]] int next_kept_fd(int first);
+// Moves it elsewhere. False: none of them.
+bool vacate_kept_fd(int fd);
+void kept_fds_after_fork_child();
+
+}  // namespace stagetwo::host
