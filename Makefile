@@ -63,7 +63,7 @@ conformance: build ## the kernel's own suites: SUITE=kvm, ALL=1, ORACLE=1, ONLY=
 		$(if $(ORACLE),--oracle) $(if $(ONLY),--only '$(ONLY)')
 
 bench: ## figures beside their yardsticks, into build/bench/results.json
-	@tools/install-deps build
+	@tools/install-deps conformance
 	@mkdir -p build
 	$(call configure,bench,build/bench)
 	@$(ninja) build/bench
