@@ -35,10 +35,12 @@ struct Fault {
 
   // Found out on the way to the host.
   bool map_writable = false;  // the host address permits stores, known for certain
+  bool is_private = false;    // the page is the guest's alone
   u8 max_level = 1;           // what slot, write tracking and the host's own mapping permit
 
   // Decided by the mapper.
-  u8 goal_level = 1;
+  u8 wanted_level = 1;                // what slot, host and attributes allow
+  u8 goal_level = 1;                  // the same, less where NX splits
   bool huge_page_disallowed = false;  // by the NX policy: the table will be on its list
 
   // Answered.

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stage2/table_pool.h"
+
+#include <memory>
+#include <new>
+
+#include "base/alloc.h"
+#include "base/check.h"
+#include "base/failpoint.h"
+
+namespace stagetwo::stage2 {
+namespace {
+
+// Every entry nonpresent, and for the schedule seam a word without a history.
+void clear(Entry* entries) {
+  for (unsigned i = 0; i < kTableEntries; ++i) std::construct_at(entries + i, Format::kNonpresent);
+}
+
+}  // namespace
+
+TablePool::~TablePool() {
+  ST_CHECK_OP(live(), ==, u64{0});
+  Chunk* chunk = chunks_;
+  while (chunk != nullptr) {
+    Chunk* following = chunk->next;
+    unmap_pages(chunk->reserve, 2 * kChunkBytes);
+    destroy(chunk);
+    chunk = following;
+  }
+}
+
+bool TablePool::grow() {
+  auto made = make<Chunk>("stage2.table_chunk");
+  if (!made) return false;
+  Chunk* chunk = *made;
+  const auto reserve = reserve_pages(2 * kChunkBytes, "stage2.table_chunk");
+  if (!reserve) {
+    destroy(chunk);
+    return false;
+  }
+  chunk->reserve = *reserve;
+  chunk->base = align_up(reinterpret_cast<u64>(*reserve), kChunkBytes);
+  if (!commit_pages(reinterpret_cast<void*>(chunk->base), kChunkBytes, "stage2.table_chunk")) {
+    unmap_pages(chunk->reserve, 2 * kChunkBytes);
+    destroy(chunk);
+    return false;
+  }
+  for (unsigned i = kChunkPages; i-- > kHeaderPages;) {
+    TablePage* page = ::new (static_cast<void*>(header(chunk->base, i))) TablePage;
+    page->entries = reinterpret_cast<Entry*>(chunk->base + i * kPageSize);
+#if !defined(ST_SCHED)
+    page->fresh = true;
+#endif
+    page->next_free = free_;
+    free_ = page;
+  }
+  chunk->next = chunks_;
+  chunks_ = chunk;
+  return true;
+}
+
+TablePage* TablePool::allocate() {
+  if (failpoint::should_fail("stage2.table_page")) return nullptr;
+  TablePage* page = nullptr;
+  {
+    const sync::MutexGuard guard(lock_);
+    if (free_ == nullptr && !grow()) return nullptr;
+    page = free_;
+    free_ = page->next_free;
+  }
+  live_.fetch_add(1, sync::kRelaxed);
+  ST_CHECK(!page->possible_nx.linked());  // whoever lists a table it does not own is found here
+  if (!page->fresh) clear(page->entries);
+  page->fresh = false;
+  page->use = TableUse::kCached;
+  return page;
+}
+
+void TablePool::give_back(TablePage* page) {
+  ST_CHECK(!page->possible_nx.linked());
+  ST_CHECK(page->use == TableUse::kCached || page->use == TableUse::kRemoved);
+  page->use = TableUse::kFree;
+  page->nx_huge_page_disallowed = false;
+  page->parent = nullptr;
+  live_.fetch_sub(1, sync::kRelaxed);
+  const sync::MutexGuard guard(lock_);
+  page->next_free = free_;
+  free_ = page;
+}
+
+Result<void> TableCache::top_up(unsigned enough) {
+  if (count_ >= enough) [[likely]]
+    return {};
+  // As the kernel's: once one is missing, fill up, so that the next faults need not ask.
+  while (count_ < kCapacity) {
+    TablePage* page = pool_.allocate();
+    if (page == nullptr) break;
+    pages_[count_++] = page;
+  }
+  if (count_ < enough) return refuse(ENOMEM);
+  return {};
+}
+
+TablePage* TableCache::take() {
+  ST_CHECK_OP(count_, >, 0U);
+  return pages_[--count_];
+}
+
+void TableCache::drain() {
+  while (count_ > 0) pool_.give_back(take());
+}
+
+}  // namespace stagetwo::stage2

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/check.h"
+#include "stage2/tdp_mmu.h"
+
+// The world checker of the tables, and the counts that are kept nowhere: both walk. The checker
+// follows every table from every root, so it sees a leaf that stands where a table belongs, a table
+// that two entries share, and a table that nobody leads to.
+
+namespace stagetwo::stage2 {
+namespace {
+
+// A leaf against the slot it claims to be of.
+void check_leaf(const TdpPolicy& policy, const Slot* slot, Word leaf, u64 frame, unsigned level) {
+  ST_CHECK(slot != nullptr);
+  const u64 frames = pt::span_of<Format>(level);
+  ST_CHECK(Gfn(frame) >= slot->base_gfn);
+  ST_CHECK(Gfn(frame) + frames <= slot->gfns().end());
+  if (!Format::is_private(leaf)) {
+    ST_CHECK_OP(Format::output(leaf), ==, slot->gfn_to_hva(Gfn(frame)).raw());
+  }
+  if ((slot->flags & kReadonly) != 0) ST_CHECK(!Format::is_host_writable(leaf));
+  // D is set by stores through a writable entry; write protection leaves it.
+  if (Format::is_dirty(leaf)) ST_CHECK(Format::is_mmu_writable(leaf));
+  if (level == 1) return;
+  ST_CHECK(!policy.nx_huge_pages || !Format::is_executable(leaf));
+  // One bit of the log stands for one frame.
+  ST_CHECK((slot->flags & kLogDirtyPages) == 0 || !Format::is_writable(leaf));
+}
+
+}  // namespace
+
+void TdpMmu::check_table(TablePage& table, PageCounts* found) {
+  ST_CHECK(table.use == TableUse::kLinked);
+  ST_CHECK(!table.marked);
+  table.marked = true;
+  ++found->tables;
+  if (table.possible_nx.linked()) {
+    ST_CHECK(table.nx_huge_page_disallowed);
+    ++found->nx_lpage_splits;
+  }
+  const u64 span = pt::span_of<Format>(table.level);
+  for (unsigned i = 0; i < kTableEntries; ++i) {
+    const Word word = table.entries[i].load(sync::kAcquire);
+    const u64 frame = table.gfn.raw() + i * span;
+    ST_CHECK(!Format::is_frozen(word));
+    ST_CHECK(Format::is_legal(word, table.level));
+    ST_CHECK(!Format::is_mmio(word) || table.level == 1);
+    if (Format::is_leaf(word, table.level)) {
+      check_leaf(policy_, host_.audit_slot(table.address_space, Gfn(frame)), word, frame,
+                 table.level);
+    } else if (Format::is_table(word, table.level)) {
+      TablePage* child = TablePage::of(pt::DirectMemory<Word>::entries(Format::output(word)));
+      ST_CHECK_OP(unsigned{child->level}, ==, table.level - 1U);
+      ST_CHECK_OP(child->gfn.raw(), ==, frame);
+      ST_CHECK_OP(child->address_space, ==, table.address_space);
+      ST_CHECK(child->parent == &table.entries[i]);
+      check_table(*child, found);
+    }
+  }
+}
+
+void TdpMmu::check_world() {
+  const sync::BigWriterGuard alone(mmu_lock_);
+  PageCounts found;
+  for_each_root([&](TdpRoot& root) {
+    ST_CHECK_OP(unsigned{root.page->level}, ==, policy_.root_level);
+    ST_CHECK_OP(u32{root.page->address_space}, ==, root.address_space);
+    // Of the MMU, unless it is invalid and zapped, and of this walk.
+    ST_CHECK_OP(root.refs.load(sync::kRelaxed), >=, root.invalid.load(sync::kRelaxed) ? 1U : 2U);
+    check_table(*root.page, &found);
+  });
+  u64 linked = 0;
+  pool_.for_each([&linked](TablePage& page) {
+    if (page.use == TableUse::kLinked) ++linked;
+    ST_CHECK(page.marked == (page.use == TableUse::kLinked));
+    page.marked = false;
+    ST_CHECK(!page.possible_nx.linked() || page.use == TableUse::kLinked);
+  });
+  ST_CHECK_OP(linked, ==, found.tables);
+  const sync::MutexGuard pages(pages_lock_);
+  ST_CHECK_OP(possible_nx_.count(), ==, found.nx_lpage_splits);
+}
+
+PageCounts TdpMmu::count_pages() {
+  PageCounts counts;
+  const sync::BigReaderGuard shared(mmu_lock_);
+  for_each_root([&](TdpRoot& root) {
+    if (root.invalid.load(sync::kRelaxed)) return;
+    ++counts.tables;
+    const GfnRange everything(Gfn(0), pt::frame_limit<Format>(policy_.root_level));
+    for (TdpCursor at = cursor(root, everything); at.valid(); at.next()) {
+      if (at.is_table()) ++counts.tables;
+      if (!at.is_leaf()) continue;
+      ++(at.level() == 1 ? counts.pages_4k : at.level() == 2 ? counts.pages_2m : counts.pages_1g);
+    }
+  });
+  const sync::MutexGuard pages(pages_lock_);
+  counts.nx_lpage_splits = possible_nx_.count();
+  return counts;
+}
+
+}  // namespace stagetwo::stage2

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the table asks of the VM around it: flushes, grace periods, and facts about slots. It is
+// implemented by GuestMemory, and by small worlds in tests. Analogue: the calls of tdp_mmu.c back
+// into mmu.c and kvm_main.c (kvm_flush_remote_tlbs, synchronize_rcu, mmu_invalidate_retry_gfn,
+// kvm_lpage_info, mark_page_dirty_in_slot).
+//
+// Locking: each call says what may be held. None may take a lock above Rank::kSecondary except
+// synchronize().
+
+#include "stage2/fault.h"
+#include "stage2/memslots.h"
+
+namespace stagetwo::stage2 {
+
+class MmuContext;
+
+class TdpHost {
+ public:
+  // After it returns no translation that was filled before is in use: every line that ran has
+  // acknowledged. Context: mmu_lock may be held in any way.
+  virtual void flush_tlbs() = 0;
+
+  // The grace period of a table that was unlinked: flush_tlbs(), and every other read section that
+  // began before has ended: shared sections of mmu_lock, readers of the slots.
+  // Context: no lock of Rank::kPassage or below.
+  virtual void synchronize() = 0;
+
+  // May what was found for `fault` since its snapshot not be installed? Asked under mmu_lock,
+  // shared at least; false means that fault.slot lives until the section ends. Pre: fault.slot !=
+  // null.
+  [[nodiscard]] virtual bool must_retry(const Fault& fault) = 0;
+
+  // Do frames of the entry of `level` that covers gfn differ in their memory attributes? Under
+  // mmu_lock, shared at least.
+  [[nodiscard]] virtual bool attributes_mixed(const Fault& fault, unsigned level) = 0;
+
+  // The page was made writable for a vCPU and is dirty from now on. Inside a read section.
+  virtual void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) = 0;
+
+  // The number of the slots' set; has kUpdateInProgress while an update is under way.
+  [[nodiscard]] virtual u64 slots_generation() = 0;
+
+  // For the audit. The slot of a frame; the VM is at rest.
+  [[nodiscard]] virtual const Slot* audit_slot(u32 address_space, Gfn gfn) = 0;
+
+ protected:
+  ~TdpHost() = default;
+};
+
+}  // namespace stagetwo::stage2

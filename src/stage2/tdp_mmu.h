@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The stage-2 tables of one VM. Analogue: the TDP MMU (kernel files: tdp_mmu.c, mmu.c). Faults
+// install entries in parallel by compare-and-exchange while they share mmu_lock; what takes
+// translations away holds it alone, or freezes entry by entry.
+//
+// Invariants (checked by check_world(), and each by a test that fails without its guard):
+//   I1  every entry is legal (pt/fmt/stage2.h); a leaf lies in a slot, at that slot's host address,
+//       aligned, with no right the slot does not have.
+//   I2  nobody but who froze an entry writes it (frozen_before_leaf).
+//   I3  a leaf stands only at the level its fault aimed at (leaf_only_at_goal, unexpected_level).
+//   I4  a leaf is never replaced in one step by a leaf of another page.
+//   I5  a table is on the possible-NX list only while it is linked (nx_recheck_under_lock).
+//   I6  what was found before an overlapping change began or ended is not installed (stale_fault).
+//   I7  an unlinked table is given back after a grace period, by who unlinked it (tdp_grace).
+// Locking: mmu_lock_ (secondary), pages_lock_ inside it (tdp_pages). Holding mmu_lock_ in any way
+// is a read section of the tables; so is a line that runs and a Memslots::Reader. See
+// docs/decisions/0011-one-fault-routine.md. Counts of pages are not kept: count_pages() walks.
+// Lifetime: contexts end before it; the destructor gives everything back and cannot fail.
+
+#include "base/list.h"
+#include "pt/cursor.h"
+#include "stage2/mmu_context.h"
+#include "stage2/tdp_host.h"
+#include "sync/big_reader_mutex.h"
+
+namespace stagetwo::stage2 {
+
+using TdpCursor = pt::Cursor<Format>;
+
+struct TdpPolicy {
+  unsigned root_level = 4;     // 5 where guest addresses have more than 48 bits
+  bool nx_huge_pages = false;  // huge leaves are not executable
+};
+
+// A root and who uses it. Starts with two references: of the context that asked, and of the MMU,
+// which keeps it until it has been invalidated and zapped. Never revived from zero.
+struct TdpRoot {
+  TablePage* page = nullptr;
+  u32 address_space = 0;
+  sync::Atomic<u32> refs{2};  // acquire-release; ends the root at zero
+  sync::Atomic<bool> invalid{
+      false};                  // set under mmu_lock_ alone, relaxed: read under it, or a hint
+  bool zap_scheduled = false;  // under pages_lock_
+  ListNode link;               // under pages_lock_
+};
+
+// What a lock-free walk found.
+struct Walk {
+  enum class Kind : u8 { kMiss, kHit, kMmio };
+  Kind kind = Kind::kMiss;
+  u8 level = 1;
+  bool writable = false;
+  bool executable = false;
+  Hva page{};  // of the frame asked for
+};
+
+// How the tables below a removed one are taken apart.
+enum class Removal : u8 {
+  kShared,  // others may install below: every entry is frozen until it sticks
+  kQuiet,   // nobody installs below (an invalid root), others may remove
+  kAlone,   // mmu_lock_ is held exclusively
+};
+
+struct PageCounts {
+  u64 pages_4k = 0;
+  u64 pages_2m = 0;
+  u64 pages_1g = 0;
+  u64 tables = 0;  // roots included
+  u64 nx_lpage_splits = 0;
+};
+
+class TdpMmu {
+ public:
+  TdpMmu(TdpHost& host, const TdpPolicy& policy) : host_(host), policy_(policy) {}
+  ~TdpMmu();
+  TdpMmu(const TdpMmu&) = delete;
+  TdpMmu& operator=(const TdpMmu&) = delete;
+
+  // --- roots (tdp_roots.cc) ---
+
+  // Post: the context has a root of the address space that was valid during the call.
+  // Context: no lock, the line does not run. Failure: ENOMEM.
+  [[nodiscard]] Result<void> load_root(MmuContext& context, u32 address_space);
+  // Forgets roots that were invalidated; at every poll or entry that asked for a flush.
+  void drop_obsolete_roots(MmuContext& context);
+  // Post: no fault installs into a root that was there before. O(roots). The caller flushes before
+  // the next call. Analogue: kvm_tdp_mmu_invalidate_roots.
+  void invalidate_all_roots() TA_EXCL(mmu_lock_, pages_lock_);
+  // Takes the invalidated roots apart, sharing the lock, and waits for grace periods.
+  void zap_invalidated_roots() TA_EXCL(mmu_lock_, pages_lock_);
+
+  // --- faults (tdp_map.cc) ---
+
+  // Context: the line runs, or another read section. Sets A, and D for a write.
+  [[nodiscard]] Walk walk(MmuContext& context, u32 address_space, Gfn gfn, Access access);
+  // Makes a write-protected entry writable where that needs no lock. False: the slow way.
+  // Pre: fault.slot, gfn and access are set. Context: a read section; no lock is taken.
+  [[nodiscard]] bool fast_page_fault(MmuContext& context, Fault& fault, FaultOutcome* outcome);
+  // Installs what was found. Pre: context.top_up() succeeded, nothing was taken since.
+  // Context: no lock, the line does not run. Outcomes: kFixed kSpurious kRetry kEmulate kMmio.
+  [[nodiscard]] FaultOutcome page_fault(MmuContext& context, Fault& fault) TA_EXCL(mmu_lock_);
+
+  // --- removal (tdp_zap.cc) ---
+
+  // Takes every translation of the range away; what was unlinked goes into the bag. Waits for
+  // installers even where nothing is mapped. True: a flush is owed, before the pages may be used
+  // for anything else and before release().
+  [[nodiscard]] bool zap_leafs(u32 address_space, GfnRange range, pt::Gather* removed,
+                               bool may_yield) TA_EXCL(mmu_lock_, pages_lock_);
+  // The second half of a removal. release(): the caller has made TdpHost::synchronize() happen.
+  void flush_and_release(pt::Gather* removed) TA_EXCL(mmu_lock_);
+  void release(pt::Gather* removed) TA_EXCL(mmu_lock_);
+
+  // Part of TdpHost::synchronize(): every shared section of mmu_lock that began before has ended.
+  void wait_for_shared() const TA_EXCL(mmu_lock_) { mmu_lock_.wait_for_shared(); }
+
+  // --- what there is (tdp_audit.cc) ---
+
+  [[nodiscard]] PageCounts count_pages() TA_EXCL(mmu_lock_, pages_lock_);
+  // I1 to I5, by a walk of everything. Context: the VM at rest. Ends the process otherwise.
+  void check_world() TA_EXCL(mmu_lock_, pages_lock_);
+  [[nodiscard]] const TablePool& tables() const { return pool_; }
+  [[nodiscard]] u32 root_count() TA_EXCL(pages_lock_);
+
+ private:
+  friend class MmuContext;
+  friend struct TdpTestAccess;
+
+  // Roots. next_root() gives the reference of `after` back and takes one of what it returns.
+  [[nodiscard]] TdpRoot* find_root(u32 address_space) TA_REQ(pages_lock_);
+  [[nodiscard]] TdpRoot* next_root(TdpRoot* after) TA_EXCL(pages_lock_);
+  void put_root(TdpRoot* root) TA_EXCL(pages_lock_);
+  void release_context(MmuContext& context);
+  void zap_root(TdpRoot& root, sync::BigReaderGuard& shared);
+  template <typename F>
+  void for_each_root(F&& fn) {
+    for (TdpRoot* root = next_root(nullptr); root != nullptr; root = next_root(root)) fn(*root);
+  }
+  [[nodiscard]] TdpCursor cursor(const TdpRoot& root, GfnRange range, unsigned min_level = 1) const;
+
+  // Faults.
+  [[nodiscard]] bool is_stale(const MmuContext& context, const Fault& fault) const;
+  void adjust_level(Fault& fault);
+  [[nodiscard]] FaultOutcome prolog_and_map(MmuContext& context, Fault& fault, pt::Gather* removed)
+      TA_REQ_SHARED(mmu_lock_);
+  [[nodiscard]] FaultOutcome map(MmuContext& context, Fault& fault, pt::Gather* removed)
+      TA_REQ_SHARED(mmu_lock_);
+  [[nodiscard]] bool link_child(MmuContext& context, const Fault& fault, TdpCursor& at)
+      TA_REQ_SHARED(mmu_lock_);
+  [[nodiscard]] FaultOutcome install(MmuContext& context, Fault& fault, TdpCursor& at,
+                                     pt::Gather* removed) TA_REQ_SHARED(mmu_lock_);
+  [[nodiscard]] static FaultOutcome install_mmio(MmuContext& context, const Fault& fault,
+                                                 TdpCursor& at);
+  [[nodiscard]] Word compose(const Fault& fault, Word old, unsigned level) const;
+  void warn_unexpected_level(const TablePage& page, const Fault& fault);
+  // Fills a table with what a split of `leaf`, at `level`, has. Pre: the table is not linked.
+  static void fill_split(TablePage& table, Word leaf, unsigned level);
+  // The table becomes the child of the entry, if that still is at.old(). Pre: filled completely.
+  [[nodiscard]] static bool link(TdpCursor& at, TablePage& table, u32 address_space);
+
+  // Removal. remove_table: `word`, of an entry of this level, was replaced by the caller.
+  void zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,
+                 sync::BigWriterGuard& alone) TA_REQ(mmu_lock_);
+  void yield_alone(sync::BigWriterGuard& alone, pt::Gather* removed);
+  void remove_table(Word word, Removal how, pt::Gather* removed) TA_EXCL(pages_lock_);
+  // Freezes an entry, takes apart what was below, flushes, and only then makes it nonpresent, so
+  // that nothing is installed between removal and flush. False: the entry changed, at.old() is new.
+  [[nodiscard]] bool zap_entry_frozen(TdpCursor& at, pt::Gather* removed) TA_REQ_SHARED(mmu_lock_);
+  // Unlinks one table by its parent. False: it was unlinked already. Analogue: kvm_tdp_mmu_zap_sp.
+  bool zap_table(TablePage& table, pt::Gather* removed) TA_REQ(mmu_lock_);
+
+  // The audit.
+  void check_table(TablePage& table, PageCounts* found);
+
+  TdpHost& host_;
+  const TdpPolicy policy_;
+  TablePool pool_;
+  sync::BigReaderMutex mmu_lock_{sync::Rank::kSecondary};
+  sync::Mutex pages_lock_{sync::Rank::kTdpPages};
+  List<TdpRoot, &TdpRoot::link> roots_ TA_GUARDED(pages_lock_);
+  List<TablePage, &TablePage::possible_nx> possible_nx_ TA_GUARDED(pages_lock_);
+  sync::Atomic<bool> warned_{false};  // once a VM; relaxed
+};
+
+inline MmuContext::MmuContext(TdpMmu& mmu) : mmu_(mmu), tables_(mmu.pool_) {}
+
+}  // namespace stagetwo::stage2

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/check.h"
+#include "base/guard.h"
+#include "base/trace.h"
+#include "stage2/tdp_mmu.h"
+
+// Roots come and go while others walk them. A root is found only under the pages lock, where its
+// count is raised; a count that has reached zero is never raised again, so whoever brought it there
+// is alone with the root:
+//
+//   iterator                              | the last user
+//                                         | refs 1 -> 0
+//   pages lock: sees the root in the list |
+//   refs is 0: skips it                   |
+//   unlock                                | pages lock: unlinks it, unlock, frees it
+//
+// Only invalid roots end: a valid one still has the reference the MMU itself holds. Invalidation
+// is the slot updater's whole exclusive section, so it costs as much as there are roots, whatever
+// is mapped:
+//
+//   fault                                 | slot update
+//   mmu_lock shared; root valid; installs |
+//   unlock                                | mmu_lock alone: every root invalid; unlock
+//   mmu_lock shared; root invalid: retry  | flush: no vCPU walks an old root after it
+//   next entry: another root              | mmu_lock shared: takes the old tree apart, in pieces
+//
+// Nobody installs below an invalid root, so what is taken out of it need not be frozen; a table of
+// level 1 is given back without a look at its entries. Removal by others (a notifier, alone; NX
+// recovery) may still come, hence the exchanges.
+
+namespace stagetwo::stage2 {
+namespace {
+
+// Tables that wait for one grace period. Bounds what an unmapping of everything holds back.
+constexpr u64 kTablesPerGrace = 512;
+
+bool try_ref(TdpRoot& root) {
+  u32 refs = root.refs.load(sync::kRelaxed);
+  while (refs != 0) {
+    if (root.refs.compare_exchange(refs, refs + 1, sync::kAcqRel)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+TdpCursor TdpMmu::cursor(const TdpRoot& root, GfnRange range, unsigned min_level) const {
+  return {root.page->entries, policy_.root_level, min_level, range.start().raw(),
+          range.end().raw()};
+}
+
+TdpRoot* TdpMmu::find_root(u32 address_space) {
+  for (TdpRoot* root = roots_.front(); root != nullptr; root = roots_.next(root)) {
+    if (root->address_space == address_space && !root->invalid.load(sync::kRelaxed)) return root;
+  }
+  return nullptr;
+}
+
+TdpRoot* TdpMmu::next_root(TdpRoot* after) {
+  TdpRoot* next = nullptr;
+  {
+    const sync::MutexGuard pages(pages_lock_);
+    next = after == nullptr ? roots_.front() : roots_.next(after);
+    while (next != nullptr && !try_ref(*next)) next = roots_.next(next);
+  }
+  if (after != nullptr) put_root(after);
+  return next;
+}
+
+void TdpMmu::put_root(TdpRoot* root) {
+  if (root->refs.fetch_sub(1, sync::kAcqRel) != 1) return;
+  ST_CHECK(root->invalid.load(sync::kRelaxed));
+  {
+    const sync::MutexGuard pages(pages_lock_);
+    roots_.remove(root);
+  }
+  // Whoever walked it had a reference, so there is nobody to wait for.
+  root->page->use = TableUse::kRemoved;
+  pool_.give_back(root->page);
+  destroy(root);
+}
+
+Result<void> TdpMmu::load_root(MmuContext& context, u32 address_space) {
+  TdpRoot*& mine = context.roots_[address_space];
+  drop_obsolete_roots(context);
+  for (TdpRoot*& dropped : context.dropped_) {
+    if (dropped != nullptr) put_root(std::exchange(dropped, nullptr));
+  }
+  if (mine != nullptr) return {};
+
+  TablePage* page = nullptr;
+  TdpRoot* made = nullptr;
+  for (;;) {
+    {
+      // Shared, so that what is found valid is valid until the reference is taken.
+      const sync::BigReaderGuard shared(mmu_lock_);
+      const sync::MutexGuard pages(pages_lock_);
+      TdpRoot* found = find_root(address_space);
+      if (found != nullptr) {
+        ST_CHECK(try_ref(*found));
+        mine = found;
+      } else if (made != nullptr) {
+        mine = std::exchange(made, nullptr);
+        roots_.push_back(mine);
+      }
+    }
+    if (mine != nullptr) break;
+    made = ST_TRY(make<TdpRoot>("stage2.root"));
+    page = pool_.allocate();
+    if (page == nullptr) {
+      destroy(made);
+      return refuse(ENOMEM);
+    }
+    page->gfn = Gfn(0);
+    page->level = static_cast<u8>(policy_.root_level);
+    page->address_space = static_cast<u8>(address_space);
+    page->use = TableUse::kLinked;
+    made->page = page;
+    made->address_space = address_space;
+  }
+  if (made != nullptr) {
+    // Another context was first: share its root.
+    page->use = TableUse::kRemoved;
+    pool_.give_back(page);
+    destroy(made);
+    ST_MARK(tdp_root_race);
+  }
+  return {};
+}
+
+void TdpMmu::drop_obsolete_roots(MmuContext& context) {
+  for (u32 i = 0; i < kMaxAddressSpaces; ++i) {
+    TdpRoot* root = context.roots_[i];
+    if (root == nullptr || !root->invalid.load(sync::kRelaxed)) continue;
+    // The reference is given back where locks may be taken. One is enough: before the next root
+    // is loaded, this one is gone.
+    ST_DCHECK(context.dropped_[i] == nullptr);
+    context.dropped_[i] = std::exchange(context.roots_[i], nullptr);
+  }
+}
+
+void TdpMmu::release_context(MmuContext& context) {
+  for (u32 i = 0; i < kMaxAddressSpaces; ++i) {
+    if (context.roots_[i] != nullptr) put_root(std::exchange(context.roots_[i], nullptr));
+    if (context.dropped_[i] != nullptr) put_root(std::exchange(context.dropped_[i], nullptr));
+  }
+}
+
+MmuContext::~MmuContext() {
+  mmu_.release_context(*this);
+}
+
+void TdpMmu::invalidate_all_roots() {
+  u64 count = 0;
+  {
+    const sync::BigWriterGuard alone(mmu_lock_);
+    const sync::MutexGuard pages(pages_lock_);
+    roots_.for_each([&count](TdpRoot& root) {
+      if (root.invalid.load(sync::kRelaxed)) return;
+      root.invalid.store(true, sync::kRelaxed);
+      root.zap_scheduled = true;
+      ++count;
+    });
+  }
+  trace::emit(trace::Event::kvm_mmu_zap_all_fast, trace::Room::stage2, count);
+}
+
+void TdpMmu::zap_invalidated_roots() {
+  for (;;) {
+    TdpRoot* root = nullptr;
+    {
+      const sync::MutexGuard pages(pages_lock_);
+      for (root = roots_.front(); root != nullptr; root = roots_.next(root)) {
+        if (std::exchange(root->zap_scheduled, false)) break;
+      }
+    }
+    if (root == nullptr) return;
+    {
+      sync::BigReaderGuard shared(mmu_lock_);
+      zap_root(*root, shared);
+    }
+    put_root(root);  // the MMU's own
+  }
+}
+
+// One pass a level, the lowest tables first, so that no step between two yields is long: what a
+// higher pass takes out has nothing below it but empty entries.
+void TdpMmu::zap_root(TdpRoot& root, sync::BigReaderGuard& shared) TA_NO_ANALYSIS {
+  pt::Gather removed;
+  const GfnRange everything(Gfn(0), pt::frame_limit<Format>(policy_.root_level));
+  for (unsigned level = 2; level <= policy_.root_level; ++level) {
+    for (TdpCursor at = cursor(root, everything, level); at.valid(); at.next()) {
+      if (at.progressed() && (removed.table_count() >= kTablesPerGrace || mmu_lock_.contended())) {
+        shared.drop();
+        flush_and_release(&removed);
+        shared.retake();
+        at.mark_yielded();
+        continue;
+      }
+      if (at.level() != level) continue;
+      Word was = at.old();
+      while (Format::is_present(was) && !at.compare_exchange(Format::kNonpresent)) was = at.old();
+      if (!Format::is_present(was)) continue;
+      removed.add_range(at.frame(), at.frames());
+      if (Format::is_table(was)) remove_table(was, Removal::kQuiet, &removed);
+    }
+  }
+  shared.drop();
+  flush_and_release(&removed);
+  shared.retake();
+}
+
+u32 TdpMmu::root_count() {
+  const sync::MutexGuard pages(pages_lock_);
+  return static_cast<u32>(roots_.count());
+}
+
+// Nobody is left: no context, no notifier, no reader.
+TdpMmu::~TdpMmu() {
+  pt::Gather removed;
+  while (TdpRoot* root = roots_.pop_front()) {
+    ST_CHECK_OP(root->refs.load(sync::kRelaxed), ==, 1U);
+    const Word word = Format::make_table(reinterpret_cast<u64>(root->page->entries));
+    remove_table(word, Removal::kAlone, &removed);
+    destroy(root);
+  }
+  removed.flushed();
+  removed.release<TablePage, &TablePage::gather>([this](TablePage* p) { pool_.give_back(p); });
+}
+
+}  // namespace stagetwo::stage2
