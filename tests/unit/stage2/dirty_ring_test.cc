@@ -162,6 +162,7 @@ class CountingHost final : public SlotUpdateHost {
   void flush_and_wait() override { ++flushes; }
   void open_range(HvaRange) override {}
   void zap_slot(const Slot&) override {}
+  void zap_frames(u32, GfnRange) override {}
   void logging_changed(const Slot&, const Slot&) override {}
   void generation_wraps() override {}
   int flushes = 0;
