@@ -3,8 +3,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <vector>
 
 #include "bench/report.h"
 #include "host/access.h"
@@ -24,6 +26,12 @@ double mean_ns(int rounds, F&& f) {
   for (int i = 0; i < rounds; ++i) f();
   const std::chrono::duration<double, std::nano> took = Clock::now() - start;
   return took.count() / rounds;
+}
+
+double median(std::vector<double>& values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 void* map(size_t bytes) {
@@ -61,27 +69,31 @@ void BellWithAForeignSubscriber(benchmark::State& state) {
 }
 BENCHMARK(BellWithAForeignSubscriber);
 
-// One page mapped, touched, unmapped, as a small allocation is.
+// One page mapped, touched, unmapped, as a small allocation is. The two turn about: one after the
+// other they differ by several percent for reasons of their own.
 void MunmapTaxOfForeignMemory(benchmark::State& state) {
   Listener listener;
   if (!register_notifier(&listener)) return;
-  const auto touch = [] {
+  const auto one = [](bool announced) {
     void* page = map(kPageSize);
     *static_cast<volatile char*>(page) = 1;
-    return page;
-  };
-  const double alone = mean_ns(20'000, [&] { munmap(touch(), kPageSize); });
-  for (auto _ : state) {
-    void* page = touch();
+    if (!announced) return static_cast<void>(munmap(page, kPageSize));
     change(number(page), kPageSize, EventKind::kUnmap, [&] { munmap(page, kPageSize); });
+  };
+  std::vector<double> alone;
+  std::vector<double> taxed;
+  for (auto _ : state) {
+    alone.push_back(mean_ns(1, [&] { one(false); }));
+    taxed.push_back(mean_ns(1, [&] { one(true); }));
   }
   unregister_notifier(&listener);
-  bench::report(state, {.unit = "ns",
+  bench::report(state, {.unit = "ns, median",
+                        .value = median(taxed),
                         .yardstick = "mmap, touch, munmap alone",
-                        .yardstick_value = alone,
+                        .yardstick_value = median(alone),
                         .at_most = 1.05});
 }
-BENCHMARK(MunmapTaxOfForeignMemory);
+BENCHMARK(MunmapTaxOfForeignMemory)->Iterations(20'000);
 
 void GuardedLoads(benchmark::State& state) {
   static u64 words[512];

@@ -57,7 +57,7 @@ class Figures(unittest.TestCase):
         row = self.row([5], [], at_least=1)
         self.assertEqual((5, None, None, None), (row["value"], row["ratio"], row["target"], row["met"]))
 
-    def test_TheIssuesFiguresAreThereWithTheirTargets(self):
+    def test_EachTargetIsHeldToItsFigure(self):
         targets = {f.name: f.at_least for f in self.by_name.values() if f.at_least}
         self.assertEqual({"demand paging, 256 MiB": 10, "dirty log, 256 MiB: a pass that dirties all": 5,
                           "slot move, active, 32763 slots": 1, "slot move, inactive, 32763 slots": 1,
