@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <vector>
 
 #include "bench/report.h"
 #include "host/backstop.h"
@@ -222,12 +223,14 @@ void TlbHit(benchmark::State& state) {
     for (int i = 0; i < kRounds; ++i) f();
     return (cpu_seconds() - start) / kRounds / 512 * 1e9;
   };
-  double least = 1e9;
-  for (auto _ : state) least = std::min(least, ns_each(through) - ns_each(plain));
-  report(state, {.unit = "ns over a plain load", .value = least, .at_most = 2});
+  std::vector<double> more;
+  for (auto _ : state) more.push_back(ns_each(through) - ns_each(plain));
+  std::sort(more.begin(), more.end());
+  report(state,
+         {.unit = "ns over a plain load, median", .value = more[more.size() / 2], .at_most = 2});
 }
 
-BENCHMARK(TlbHit)->Iterations(5);
+BENCHMARK(TlbHit)->Iterations(9);
 BENCHMARK(Arithmetic)->Unit(benchmark::kMillisecond);
 BENCHMARK(LoadAddStore)->Unit(benchmark::kMillisecond);
 BENCHMARK(StorePerPage)->Unit(benchmark::kMillisecond);
