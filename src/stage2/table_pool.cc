@@ -48,9 +48,7 @@ bool TablePool::grow() {
   for (unsigned i = kChunkPages; i-- > kHeaderPages;) {
     TablePage* page = ::new (static_cast<void*>(header(chunk->base, i))) TablePage;
     page->entries = reinterpret_cast<Entry*>(chunk->base + i * kPageSize);
-#if !defined(ST_SCHED)
     page->fresh = true;
-#endif
     page->next_free = free_;
     free_ = page;
   }

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/sys.h"
@@ -61,21 +63,6 @@ constexpr int kFastAttempts = 4;
 bool allows(Word leaf, Access access) {
   if (access == Access::kWrite) return Format::is_writable(leaf);
   return access != Access::kExec || Format::is_executable(leaf);
-}
-
-// The largest level at which frames and host addresses are aligned alike and the whole range is in
-// the slot.
-bool fits_slot(const Slot& slot, Gfn gfn, unsigned level) {
-  const u64 span = pt::span_of<Format>(level);
-  const Gfn first(pt::span_floor<Format>(gfn.raw(), level));
-  if (first < slot.base_gfn || first + span > slot.gfns().end()) return false;
-  return is_aligned(slot.gfn_to_hva(first).raw(), span << kPageShift);
-}
-
-template <typename S>
-bool is_tracked(const S& slot, Gfn gfn) {
-  if constexpr (requires { slot.is_write_tracked(gfn); }) return slot.is_write_tracked(gfn);
-  return false;
 }
 
 u64 page_of_leaf(Word leaf, unsigned level, Gfn gfn) {
@@ -165,12 +152,11 @@ bool TdpMmu::is_stale(const MmuContext& context, const Fault& fault) const {
 void TdpMmu::adjust_level(Fault& fault) {
   fault.goal_level = fault.wanted_level = 1;
   fault.huge_page_disallowed = false;
-  if (fault.slot == nullptr || (fault.slot_flags & kLogDirtyPages) != 0) return;
-  unsigned level = std::min<unsigned>(fault.max_level, Format::kLargestLeaf);
-  while (level > 1 &&
-         (!fits_slot(*fault.slot, fault.gfn, level) || host_.attributes_mixed(fault, level))) {
-    --level;
-  }
+  if (fault.slot == nullptr || fault.max_level == 1) return;
+  // The slot is asked again: tracking may have begun since.
+  unsigned level =
+      std::min({unsigned{fault.max_level}, Format::kLargestLeaf, fault.slot->max_level(fault.gfn)});
+  while (level > 1 && host_.attributes_mixed(fault, level)) --level;
   fault.wanted_level = fault.goal_level = static_cast<u8>(level);
   if (level > 1 && fault.access == Access::kExec && policy_.nx_huge_pages) {
     fault.huge_page_disallowed = true;
@@ -291,7 +277,7 @@ bool TdpMmu::link_child(MmuContext& context, const Fault& fault, TdpCursor& at) 
 }
 
 Word TdpMmu::compose(const Fault& fault, Word old, unsigned level) const {
-  const bool tracked = is_tracked(*fault.slot, fault.gfn);
+  const bool tracked = fault.slot->is_write_tracked(fault.gfn);
   const bool logging = (fault.slot_flags & kLogDirtyPages) != 0;
   const bool write = fault.access == Access::kWrite;
   Format::Attributes a;

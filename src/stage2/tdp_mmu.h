@@ -127,6 +127,7 @@ class TdpMmu {
  private:
   friend class MmuContext;
   friend struct TdpTestAccess;
+  friend struct TdpPoolAccess;
 
   // Roots. next_root() gives the reference of `after` back and takes one of what it returns.
   [[nodiscard]] TdpRoot* find_root(u32 address_space) TA_REQ(pages_lock_);

@@ -137,7 +137,7 @@ bool TdpMmu::zap_entry_frozen(TdpCursor& at, pt::Gather* removed) {
   if (Format::is_table(was, at.level())) remove_table(was, Removal::kShared, removed);
   removed->add_range(at.frame(), at.frames());
   host_.flush_tlbs();
-  at.store(Format::kNonpresent);
+  ST_CHECK(Format::is_frozen(at.exchange(Format::kNonpresent)));  // I2
   return true;
 }
 

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The TDP MMU under every schedule: the five corrections of its fault path, removal against
+// installs, walks against the release of tables, roots against their invalidation.
+#include "tests/sched/tdp_scenarios.h"
+
+namespace stagetwo::test {
+namespace {
+
+TEST(TdpMap, AFrozenGoalIsNotAPlaceToMap) {
+  expect_holds_with_after<FrozenGoal>(800);
+}
+TEST(TdpMap, ALeafStandsOnlyAtTheLevelItsFaultAimedAt) {
+  expect_holds_with_after<ParentGoes>(300);
+}
+TEST(TdpMap, ATableThatWentIsNotListed) {
+  expect_holds_with_after<ListedAfterItWent>(300);
+}
+TEST(TdpMap, OfTwoInstallersOneIsFirst) {
+  expect_holds_with_after<SameFrame>(500);
+}
+TEST(TdpMap, WhatAChangeOvertookIsNotUsed) {
+  expect_holds_with_after<InstallAgainstChange>(1500);
+}
+TEST(TdpZap, ATableIsGivenBackAfterEveryWalkHasLeft) {
+  expect_holds_with_after<WalkAgainstRelease>(500);
+}
+TEST(TdpZap, LockFreeWritersBringNothingBack) {
+  expect_holds_with_after<LockFreeAgainstZap>(800);
+}
+TEST(TdpZap, AYieldFlushesFirst) {
+  expect_holds_with_after<YieldedZap>(800);
+}
+TEST(TdpRoots, NobodyInstallsIntoAnInvalidRoot) {
+  expect_holds_with_after<RootsAgainstInvalidation>(300);
+}
+
+}  // namespace
+}  // namespace stagetwo::test

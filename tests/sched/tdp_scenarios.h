@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The real TDP MMU under the scheduler, with faults, removals and lock-free walks against each
+// other. Host addresses have no memory behind them; what a system call of the client changes is
+// `meaning`, as in stage2_scenarios.h.
+
+#include "tests/sched/sched_support.h"
+#include "tests/support/tdp_world.h"
+
+namespace stagetwo::stage2 {
+struct TdpPoolAccess {
+  // A table that was given back is somebody else's at once.
+  static void reuse_last(TdpMmu& mmu, Word entry) {
+    TablePage* page = mmu.pool_.allocate();
+    for (unsigned i = 0; i < 8; ++i) page->entries[i].store(entry, sync::kRelease);
+    mmu.pool_.give_back(page);
+  }
+  static bool warned(TdpMmu& mmu) { return mmu.warned_.load(sync::kRelaxed); }
+};
+}  // namespace stagetwo::stage2
+
+namespace stagetwo::test {
+
+using stage2::TdpPoolAccess;
+namespace sched = sync::sched;
+
+struct TdpScenario {
+  TdpWorld world;
+  MmuContext context[3]{MmuContext(world.mmu), MmuContext(world.mmu), MmuContext(world.mmu)};
+
+  explicit TdpScenario(const stage2::TdpPolicy& policy = {}) : world(policy) {
+    world.add_slot(0, 1 << 20, kWorldHva);
+    for (MmuContext& c : context) {
+      static_cast<void>(world.mmu.load_root(c, 0));
+      static_cast<void>(c.top_up());
+    }
+  }
+  // Outside the run.
+  void mapped(u64 gfn, unsigned level = 1, Access access = Access::kWrite) {
+    ASSERT_EQ(world.fault(context[0], gfn, access, level), FaultOutcome::kFixed);
+  }
+  Word entry(u64 gfn, unsigned level = 1) {
+    return TdpTestAccess::find(world.mmu, context[0], Gfn(gfn), level).word;
+  }
+  void zap_frozen(u64 gfn, unsigned level) {
+    pt::Gather removed;
+    static_cast<void>(TdpTestAccess::zap_frozen(world.mmu, *TdpTestAccess::root(context[2]),
+                                                Gfn(gfn), level, &removed));
+    world.mmu.flush_and_release(&removed);
+  }
+  // After the run.
+  void after() {
+    sched::expect(!TdpPoolAccess::warned(world.mmu), "a walk met a table of another level");
+    world.mmu.check_world();
+  }
+};
+
+// F3 1, 2: a fault whose goal is an entry that another thread has frozen.
+struct FrozenGoal : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  FaultOutcome outcome = FaultOutcome::kRetry;
+  FrozenGoal() { mapped(512, 2); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      outcome = world.fault(context[0], 512, Access::kWrite, 2);
+    } else {
+      zap_frozen(512, 2);
+    }
+  }
+};
+
+// F3 3, 4: the table above the goal goes between two reads of the entry that leads to it.
+struct ParentGoes : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  ParentGoes() { mapped(5); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(world.fault(context[0], 6, Access::kWrite));
+    } else {
+      zap_frozen(5, 2);
+    }
+    // In time, not at the end: the wrong leaf may be taken away again.
+    sched::expect(!TdpPoolAccess::warned(world.mmu), "a walk met a table of another level");
+  }
+};
+
+// F3 5, 6: a table is linked, taken out by another thread, and only then about to be listed.
+struct ListedAfterItWent : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  ListedAfterItWent() : TdpScenario({.nx_huge_pages = true}) { mapped(5); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(world.fault(context[0], 512, Access::kExec, 2));
+    } else {
+      zap_frozen(512, 2);
+    }
+  }
+};
+
+// F3 8: two vCPUs install one frame; one is first, the other's table is given back.
+struct SameFrame : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  FaultOutcome outcome[2] = {};
+  void thread(unsigned me) { outcome[me] = world.fault(context[me], 5, Access::kWrite); }
+  void after() {
+    TdpScenario::after();
+    const auto is = [this](FaultOutcome a, FaultOutcome b) {
+      return (outcome[0] == a && outcome[1] == b) || (outcome[0] == b && outcome[1] == a);
+    };
+    EXPECT_TRUE(is(FaultOutcome::kFixed, FaultOutcome::kSpurious) ||
+                is(FaultOutcome::kFixed, FaultOutcome::kRetry) ||
+                (outcome[0] == FaultOutcome::kRetry && outcome[1] == FaultOutcome::kRetry));
+    EXPECT_LE(world.mmu.count_pages().tables, 4U);
+    u64 cached = 0;
+    for (MmuContext& c : context) cached += TdpTestAccess::cached(c);
+    EXPECT_EQ(world.mmu.tables().live(), cached + world.mmu.count_pages().tables);
+  }
+};
+
+// The lookup-install race: a vCPU faults and uses what it got; another thread changes what the host
+// address means.
+struct InstallAgainstChange : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  sync::AckLine line;
+  int holders = 0;  // outside the model: one thread runs at a time
+  bool changing = false;
+  u64 meaning = 0;
+  u64 installed = 0;
+  InstallAgainstChange() { world.lines.add(line); }
+  ~InstallAgainstChange() { world.lines.remove(line); }
+  void vcpu() {
+    for (int tries = 0; tries < 3; ++tries) {
+      Fault fault = world.found(5, Access::kWrite);
+      const u64 found = meaning;
+      sched::point();  // faultin
+      if (!context[0].top_up()) return;
+      const FaultOutcome outcome = world.mmu.page_fault(context[0], fault);
+      if (outcome == FaultOutcome::kFixed) installed = found;
+      if (outcome == FaultOutcome::kRetry) continue;
+      static_cast<void>(line.enter());
+      if (world.walk(context[0], 5, Access::kWrite).kind == Walk::Kind::kHit) {
+        ++holders;
+        for (int block = 0; block < 3 && !line.pending(); ++block) {
+          sched::point();
+          sched::expect(!changing, "an old translation is used while the range changes");
+          sched::expect(installed == meaning, "an old translation is used after the change");
+        }
+        --holders;
+      }
+      line.leave();
+    }
+  }
+  void thread(unsigned me) {
+    if (me == 0) return vcpu();
+    const u64 page = (kWorldHva >> kPageShift) + 5;
+    world.gate.begin(page, page);
+    pt::Gather removed;
+    static_cast<void>(world.mmu.zap_leafs(0, GfnRange(Gfn(5), 1), &removed, true));
+    world.flush_tlbs();
+    world.mmu.release(&removed);
+    sched::expect(holders == 0, "the range changes while somebody holds a translation");
+    changing = true;
+    sched::point();
+    ++meaning;
+    changing = false;
+    world.gate.end(page, page);
+  }
+};
+
+// A walk on its way down while its table is unlinked, given back and used for something else.
+struct WalkAgainstRelease : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  sync::AckLine line;
+  WalkAgainstRelease() {
+    mapped(512 + 5);
+    world.lines.add(line);
+  }
+  ~WalkAgainstRelease() { world.lines.remove(line); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(line.enter());
+      const Walk walk = world.walk(context[0], 512 + 5);
+      sched::expect(
+          walk.kind != Walk::Kind::kHit || walk.page.raw() == kWorldHva + (512 + 5) * kPageSize,
+          "a walk reads a table that was given back");
+      line.leave();
+    } else {
+      world.zap(512, 512);
+      TdpPoolAccess::reuse_last(world.mmu, Format::make_leaf(0x1000, 1, {}));
+    }
+  }
+};
+
+// Lock-free writers of A, D and W against a removal: what was taken away stays away.
+struct LockFreeAgainstZap : TdpScenario {
+  static constexpr unsigned kThreads = 3;
+  LockFreeAgainstZap() {
+    world.slots[0].flags = stage2::kLogDirtyPages;
+    mapped(5, 1, Access::kRead);
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(world.walk(context[0], 5, Access::kWrite));
+      static_cast<void>(world.walk(context[0], 5, Access::kRead));
+    } else if (me == 1) {
+      Fault fault = world.found(5, Access::kWrite);
+      FaultOutcome outcome = FaultOutcome::kRetry;
+      static_cast<void>(world.mmu.fast_page_fault(context[1], fault, &outcome));
+    } else {
+      world.zap(5, 1);
+      sched::expect(entry(5) == Format::kNonpresent, "an entry came back");
+    }
+  }
+};
+
+// A long zap lets a second one in. The second finds an entry gone and owes no flush for it: nobody
+// may still use the page.
+struct YieldedZap : TdpScenario {
+  static constexpr unsigned kThreads = 3;
+  sync::AckLine line;
+  int holders = 0;
+  YieldedZap() {
+    mapped(5);
+    mapped(6);
+    world.lines.add(line);
+  }
+  ~YieldedZap() { world.lines.remove(line); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(line.enter());
+      if (world.walk(context[0], 5).kind == Walk::Kind::kHit) {
+        ++holders;
+        for (int block = 0; block < 6 && !line.pending(); ++block) sched::point();
+        --holders;
+      }
+      line.leave();
+    } else if (me == 1) {
+      pt::Gather removed;
+      static_cast<void>(world.mmu.zap_leafs(0, GfnRange(Gfn(5), 4), &removed, true));
+      world.mmu.flush_and_release(&removed);
+    } else {
+      pt::Gather removed;
+      const bool owed = world.mmu.zap_leafs(0, GfnRange(Gfn(5), 1), &removed, false);
+      if (owed) world.flush_tlbs();
+      world.mmu.release(&removed);
+      sched::expect(holders == 0, "an entry is gone, and its page is in use");
+    }
+  }
+};
+
+// Roots are loaded by two vCPUs while a slot update makes all of them invalid.
+struct RootsAgainstInvalidation : TdpScenario {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me < 2) {
+      for (int round = 0; round < 2; ++round) {
+        world.mmu.drop_obsolete_roots(context[me]);
+        static_cast<void>(world.fault(context[me], 5, Access::kWrite));
+      }
+    } else {
+      world.mmu.invalidate_all_roots();
+      world.flush_tlbs();
+    }
+  }
+  void after() {
+    TdpScenario::after();
+    world.mmu.zap_invalidated_roots();
+    for (MmuContext& c : context) EXPECT_TRUE(world.mmu.load_root(c, 0).has_value());
+    EXPECT_EQ(world.mmu.root_count(), 1U);
+    TdpScenario::after();
+  }
+};
+
+// The scenario over many seeds, with its after() in every one.
+template <typename Scenario>
+Found search_with_after(unsigned limit) {
+  Found result;
+  for (unsigned i = 0; i < limit; ++i) {
+    result.seed = seed_is_fixed() ? seed() : i + 1;
+    auto* scenario = new Scenario;
+    result.outcome = sched::run({.seed = result.seed}, Scenario::kThreads,
+                                [&](unsigned index) { scenario->thread(index); });
+    ++result.runs;
+    if (!result.outcome.finished()) {
+      static auto& kept = *new std::vector<Scenario*>;
+      kept.push_back(scenario);
+      result.found = true;
+      return result;
+    }
+    scenario->after();
+    delete scenario;
+    if (::testing::Test::HasFailure()) {
+      result.found = true;
+      return result;
+    }
+    if (seed_is_fixed()) break;
+  }
+  return result;
+}
+
+template <typename Scenario>
+void expect_holds_with_after(unsigned seeds) {
+  const Found found = search_with_after<Scenario>(seeds);
+  EXPECT_FALSE(found.found) << "STAGETWO_SEED=" << found.seed << ": " << found.outcome.why
+                            << " after " << found.outcome.steps << " steps";
+}
+
+}  // namespace stagetwo::test
