@@ -75,7 +75,7 @@ u64 page_of_leaf(Word leaf, unsigned level, Gfn gfn) {
 
 Walk TdpMmu::walk(MmuContext& context, u32 address_space, Gfn gfn, Access access) {
   const TdpRoot* root = context.roots_[address_space];
-  if (root == nullptr) return {};
+  if (root == nullptr || !covers(gfn)) return {};
   for (int attempt = 0; attempt < kFastAttempts; ++attempt) {
     const auto found = pt::find<Format>(root->page->entries, policy_.root_level, gfn.raw());
     if (!Format::is_leaf(found.word, found.level)) {
@@ -180,6 +180,8 @@ FaultOutcome TdpMmu::prolog_and_map(MmuContext& context, Fault& fault, pt::Gathe
 }
 
 FaultOutcome TdpMmu::page_fault(MmuContext& context, Fault& fault) {
+  // Beyond what the guest can address there is no slot, and no entry to remember that in.
+  if (!covers(fault.gfn)) return FaultOutcome::kMmio;
   pt::Gather removed;
   FaultOutcome outcome = FaultOutcome::kRetry;
   if (context.losses_ < kPatience) [[likely]] {

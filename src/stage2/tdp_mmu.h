@@ -105,10 +105,12 @@ class TdpMmu {
   // --- removal (tdp_zap.cc) ---
 
   // Takes every translation of the range away; what was unlinked goes into the bag. Waits for
-  // installers even where nothing is mapped. True: a flush is owed, before the pages may be used
-  // for anything else and before release().
+  // installers even where nothing is mapped. True: a flush is owed, by this removal or by an
+  // earlier one that is not known to be flushed, before the pages may be used for anything else.
   [[nodiscard]] bool zap_leafs(u32 address_space, GfnRange range, pt::Gather* removed,
                                bool may_yield) TA_EXCL(mmu_lock_, pages_lock_);
+  // TdpHost::flush_tlbs(), remembered: what was removed before owes no flush any more.
+  void flush();
   // The second half of a removal. release(): the caller has made TdpHost::synchronize() happen.
   void flush_and_release(pt::Gather* removed) TA_EXCL(mmu_lock_);
   void release(pt::Gather* removed) TA_EXCL(mmu_lock_);
@@ -139,6 +141,9 @@ class TdpMmu {
   void for_each_root(F&& fn) {
     for (TdpRoot* root = next_root(nullptr); root != nullptr; root = next_root(root)) fn(*root);
   }
+  [[nodiscard]] bool covers(Gfn gfn) const {
+    return gfn.raw() < pt::frame_limit<Format>(policy_.root_level);
+  }
   [[nodiscard]] TdpCursor cursor(const TdpRoot& root, GfnRange range, unsigned min_level = 1) const;
 
   // Faults.
@@ -164,6 +169,10 @@ class TdpMmu {
   // Removal. remove_table: `word`, of an entry of this level, was replaced by the caller.
   void zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,
                  sync::BigWriterGuard& alone) TA_REQ(mmu_lock_);
+  void note_removed() TA_REQ(mmu_lock_) {
+    removed_.store(removed_.load(sync::kRelaxed) + 1, sync::kRelease);
+  }
+  void note_flushed(u64 removals);
   void yield_alone(sync::BigWriterGuard& alone, pt::Gather* removed);
   void remove_table(Word word, Removal how, pt::Gather* removed) TA_EXCL(pages_lock_);
   // Freezes an entry, takes apart what was below, flushes, and only then makes it nonpresent, so
@@ -182,6 +191,11 @@ class TdpMmu {
   sync::Mutex pages_lock_{sync::Rank::kTdpPages};
   List<TdpRoot, &TdpRoot::link> roots_ TA_GUARDED(pages_lock_);
   List<TablePage, &TablePage::possible_nx> possible_nx_ TA_GUARDED(pages_lock_);
+  // Removals, and how many of them are known to be flushed. removed_: raised under mmu_lock_ alone,
+  // after the entries were written (release), read by who is about to flush (acquire). flushed_:
+  // raised after a flush (release), read under mmu_lock_ alone (acquire).
+  sync::Atomic<u64> removed_{0};
+  sync::Atomic<u64> flushed_{0};
   sync::Atomic<bool> warned_{false};  // once a VM; relaxed
 };
 

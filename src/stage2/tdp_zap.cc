@@ -32,9 +32,17 @@
 // Between FROZEN and nonpresent lies the flush: whoever finds the entry nonpresent, and installs
 // another page, knows that nobody uses the old one. A fault that finds FROZEN retries.
 //
-// A holder that works long yields (yield_alone): flush first, as others will find the entries gone
-// and conclude that nobody uses the pages; then drop, retake, and go on from the root at the next
-// frame. Only after progress, or two zaps could yield to each other for ever.
+// A holder that works long yields (yield_alone): flush, drop, retake, and go on from the root at
+// the next frame; only after progress, or two zaps could yield to each other for ever.
+//
+// Between unlocking and the flush another removal may come, find the entry gone, and conclude that
+// nobody uses the page. So removals are numbered, and an unflushed one is owed by whoever looks:
+//
+//   removal 1                              | removal 2, of the same page
+//   alone: entry -> nonpresent; number up  |
+//   unlock                                 |
+//                                          | alone: nothing there; number 1 not flushed: owed
+//   flush; number 1 flushed                | flush, then the page is the client's
 
 namespace stagetwo::stage2 {
 namespace {
@@ -88,7 +96,21 @@ bool TdpMmu::zap_leafs(u32 address_space, GfnRange range, pt::Gather* removed, b
   for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
     if (root.address_space == address_space) zap_range(root, range, removed, may_yield, alone);
   });
-  return removed->flush_owed();
+  if (removed->flush_owed()) note_removed();
+  return removed->flush_owed() ||
+         ST_GUARD(pending_flush, flushed_.load(sync::kAcquire) != removed_.load(sync::kRelaxed));
+}
+
+void TdpMmu::note_flushed(u64 removals) {
+  u64 known = flushed_.load(sync::kRelaxed);
+  while (known < removals && !flushed_.compare_exchange(known, removals, sync::kAcqRel)) {
+  }
+}
+
+void TdpMmu::flush() {
+  const u64 removals = removed_.load(sync::kAcquire);
+  host_.flush_tlbs();
+  note_flushed(removals);
 }
 
 void TdpMmu::zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,
@@ -122,11 +144,14 @@ void TdpMmu::zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool 
 }
 
 void TdpMmu::yield_alone(sync::BigWriterGuard& alone, pt::Gather* removed) TA_NO_ANALYSIS {
-  if (ST_GUARD(yield_flushes, removed->flush_owed())) host_.flush_tlbs();
+  if (removed->flush_owed()) {
+    note_removed();
+    flush();
+  }
+  if (!removed->has_tables()) removed->flushed();
   alone.drop();
   ST_MARK(tdp_zap_yields);
   if (removed->table_count() >= kTablesPerGrace) flush_and_release(removed);
-  if (!removed->has_tables()) removed->flushed();
   alone.retake();
 }
 
@@ -149,12 +174,15 @@ bool TdpMmu::zap_table(TablePage& table, pt::Gather* removed) {
     return false;
   }
   remove_table(linked, Removal::kAlone, removed);
+  note_removed();
   return true;
 }
 
 void TdpMmu::flush_and_release(pt::Gather* removed) {
   if (removed->empty()) return;
+  const u64 removals = removed_.load(sync::kAcquire);
   if (ST_GUARD(tdp_grace, true)) host_.synchronize();
+  note_flushed(removals);
   release(removed);
 }
 

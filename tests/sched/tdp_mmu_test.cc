@@ -27,10 +27,13 @@ TEST(TdpZap, ATableIsGivenBackAfterEveryWalkHasLeft) {
 TEST(TdpZap, LockFreeWritersBringNothingBack) {
   expect_holds_with_after<LockFreeAgainstZap>(800);
 }
-TEST(TdpZap, AYieldFlushesFirst) {
-  expect_holds_with_after<YieldedZap>(800);
+TEST(TdpZap, AnEntryThatIsGoneAndNotFlushedIsOwedByWhoeverLooks) {
+  expect_holds_with_after<TwoZaps>(2000);
 }
-TEST(TdpRoots, NobodyInstallsIntoAnInvalidRoot) {
+TEST(TdpRoots, WhatAnInvalidationOvertookIsNotInstalled) {
+  expect_holds_with_after<InstallAgainstInvalidation>(500);
+}
+TEST(TdpRoots, ComeAndGoWhileFaultsLoadThem) {
   expect_holds_with_after<RootsAgainstInvalidation>(300);
 }
 

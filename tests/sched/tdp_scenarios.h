@@ -30,7 +30,7 @@ struct TdpScenario {
   MmuContext context[3]{MmuContext(world.mmu), MmuContext(world.mmu), MmuContext(world.mmu)};
 
   explicit TdpScenario(const stage2::TdpPolicy& policy = {}) : world(policy) {
-    world.add_slot(0, 1 << 20, kWorldHva);
+    world.add_slot(0, 4096, kWorldHva);
     for (MmuContext& c : context) {
       static_cast<void>(world.mmu.load_root(c, 0));
       static_cast<void>(c.top_up());
@@ -83,6 +83,20 @@ struct ParentGoes : TdpScenario {
     // In time, not at the end: the wrong leaf may be taken away again.
     sched::expect(!TdpPoolAccess::warned(world.mmu), "a walk met a table of another level");
   }
+};
+
+// The same, where only the audit at the end may complain.
+struct ParentGoesAudited : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  ParentGoesAudited() { mapped(5); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(world.fault(context[0], 6, Access::kWrite));
+    } else {
+      zap_frozen(5, 2);
+    }
+  }
+  void after() { world.mmu.check_world(); }
 };
 
 // F3 5, 6: a table is linked, taken out by another thread, and only then about to be listed.
@@ -168,6 +182,44 @@ struct InstallAgainstChange : TdpScenario {
   }
 };
 
+// A fault on its way while every root is made invalid: what it finds must not go into the old tree,
+// which is taken apart by somebody who expects no more installs.
+struct InstallAgainstInvalidation : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  InstallAgainstInvalidation() { mapped(512); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      // The root was loaded before; the fault begins with it.
+      Fault fault = world.found(5, Access::kWrite);
+      static_cast<void>(world.mmu.page_fault(context[0], fault));
+    } else {
+      world.mmu.invalidate_all_roots();
+      world.flush_tlbs();
+      world.mmu.zap_invalidated_roots();
+      sched::expect(entry(5, 4) == Format::kNonpresent, "an invalid root was installed into");
+    }
+  }
+  void after() {
+    EXPECT_EQ(entry(5, 4), Format::kNonpresent);
+    TdpScenario::after();
+  }
+};
+
+// The lock-free path on a page the host does not let anybody write.
+struct FastOnReadOnly : TdpScenario {
+  static constexpr unsigned kThreads = 1;
+  FastOnReadOnly() {
+    world.slots[0].flags = stage2::kReadonly;
+    mapped(5, 1, Access::kRead);
+  }
+  void thread(unsigned) {
+    Fault fault = world.found(5, Access::kWrite);
+    FaultOutcome outcome = FaultOutcome::kRetry;
+    sched::expect(!world.mmu.fast_page_fault(context[0], fault, &outcome),
+                  "a read-only page is made writable");
+  }
+};
+
 // A walk on its way down while its table is unlinked, given back and used for something else.
 struct WalkAgainstRelease : TdpScenario {
   static constexpr unsigned kThreads = 2;
@@ -186,7 +238,7 @@ struct WalkAgainstRelease : TdpScenario {
           "a walk reads a table that was given back");
       line.leave();
     } else {
-      world.zap(512, 512);
+      world.zap(512, 8);
       TdpPoolAccess::reuse_last(world.mmu, Format::make_leaf(0x1000, 1, {}));
     }
   }
@@ -214,18 +266,18 @@ struct LockFreeAgainstZap : TdpScenario {
   }
 };
 
-// A long zap lets a second one in. The second finds an entry gone and owes no flush for it: nobody
-// may still use the page.
-struct YieldedZap : TdpScenario {
+// A second removal comes before the first has flushed, in a yield or after its end. It finds the
+// entry gone; nobody may use the page when it is done.
+struct TwoZaps : TdpScenario {
   static constexpr unsigned kThreads = 3;
   sync::AckLine line;
   int holders = 0;
-  YieldedZap() {
+  TwoZaps() {
     mapped(5);
     mapped(6);
     world.lines.add(line);
   }
-  ~YieldedZap() { world.lines.remove(line); }
+  ~TwoZaps() { world.lines.remove(line); }
   void thread(unsigned me) {
     if (me == 0) {
       static_cast<void>(line.enter());
@@ -242,7 +294,7 @@ struct YieldedZap : TdpScenario {
     } else {
       pt::Gather removed;
       const bool owed = world.mmu.zap_leafs(0, GfnRange(Gfn(5), 1), &removed, false);
-      if (owed) world.flush_tlbs();
+      if (owed) world.mmu.flush();
       world.mmu.release(&removed);
       sched::expect(holders == 0, "an entry is gone, and its page is in use");
     }

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Each guard of the TDP MMU is there for a reason: without it the schedule test that names the
+// reason fails. Method: the search runs in a child, since a failing schedule leaves locks held and
+// a broken table ends the process.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/guard.h"
+#include "tests/sched/tdp_scenarios.h"
+
+namespace stagetwo::test {
+namespace {
+
+constexpr int kFound = 1;
+constexpr int kSurvived = 2;
+
+// True when some schedule breaks `Scenario` without the guards.
+template <typename Scenario>
+bool found_without(std::initializer_list<const char*> guards, unsigned limit) {
+  const pid_t child = fork();
+  if (child == 0) {
+    // What the child says about its failures is the point of the test, and not a failure of it.
+    static_cast<void>(std::freopen("/dev/null", "w", stdout));
+    static_cast<void>(std::freopen("/dev/null", "w", stderr));
+    for (const char* guard : guards) mutation::remove(guard);
+    _exit(search_with_after<Scenario>(limit).found ? kFound : kSurvived);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  // A broken world may also end by one of its own checks.
+  return WIFSIGNALED(status) || WEXITSTATUS(status) == kFound;
+}
+
+TEST(FrozenBeforeLeaf, WithoutTheTestALeafIsPutOverAFrozenEntry) {
+  EXPECT_TRUE(found_without<FrozenGoal>({"frozen_before_leaf"}, 3000));
+}
+TEST(LeafOnlyAtGoal, WithoutTheTestAWalkThatEndedHighGoesOnToMap) {
+  EXPECT_TRUE(found_without<ParentGoes>({"leaf_only_at_goal"}, 3000));
+}
+// The level of the table is the second line behind the level of the walk: only without both does a
+// leaf stand where a table belongs.
+TEST(UnexpectedLevel, WithoutBothTestsTheAuditFindsALeafAtTheWrongLevel) {
+  EXPECT_TRUE((found_without<ParentGoesAudited>({"leaf_only_at_goal", "unexpected_level"}, 3000)));
+  EXPECT_FALSE((found_without<ParentGoesAudited>({"leaf_only_at_goal"}, 1000)));
+  EXPECT_FALSE((found_without<ParentGoesAudited>({"unexpected_level"}, 1000)));
+}
+TEST(NxRecheckUnderLock, WithoutTheTestATableThatWentIsListed) {
+  EXPECT_TRUE(found_without<ListedAfterItWent>({"nx_recheck_under_lock"}, 3000));
+}
+TEST(StaleFault, WithoutTheTestAnOldTranslationIsUsed) {
+  EXPECT_TRUE(found_without<InstallAgainstChange>({"stale_fault"}, 3000));
+}
+TEST(StaleFault, WithoutTheTestAFaultInstallsIntoAnInvalidRoot) {
+  EXPECT_TRUE(found_without<InstallAgainstInvalidation>({"stale_fault"}, 3000));
+}
+TEST(TdpGrace, WithoutTheWaitAWalkReadsATableThatWasGivenBack) {
+  EXPECT_TRUE(found_without<WalkAgainstRelease>({"tdp_grace"}, 3000));
+}
+TEST(PendingFlush, WithoutTheNumberASecondRemovalTrustsAnUnflushedOne) {
+  EXPECT_TRUE(found_without<TwoZaps>({"pending_flush"}, 5000));
+}
+TEST(FastOnlyMmuWritable, WithoutTheTestAReadOnlyPageIsMadeWritable) {
+  EXPECT_TRUE(found_without<FastOnReadOnly>({"fast_only_mmu_writable"}, 10));
+}
+TEST(BigWriterDrains, WithoutTheWaitAnInstallPassesARemoval) {
+  EXPECT_TRUE(found_without<InstallAgainstChange>({"big_writer_drains"}, 3000));
+}
+TEST(Guards, AreAllQuietWhenNoneIsRemoved) {
+  EXPECT_FALSE(found_without<InstallAgainstChange>({}, 300));
+  EXPECT_FALSE(found_without<InstallAgainstInvalidation>({}, 300));
+  EXPECT_FALSE(found_without<TwoZaps>({}, 300));
+}
+
+}  // namespace
+}  // namespace stagetwo::test
