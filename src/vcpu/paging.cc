@@ -2,6 +2,8 @@
 #include "vcpu/paging.h"
 
 #include "base/trace.h"
+#include "pt/fmt/x86_first_level.h"
+#include "pt/fmt/x86_legacy.h"
 #include "stage2/address_space.h"
 
 namespace stagetwo::vcpu {
@@ -9,25 +11,11 @@ namespace {
 
 using stage2::FaultOutcome;
 
-constexpr u64 kPresent = 1, kWritable = 2, kUser = 4, kAccessed = 0x20, kDirty = 0x40,
-              kLarge = 0x80;
-constexpr u64 kNx = u64{1} << 63;
-constexpr u64 kAddressMask = 0x000ffffffffff000;
+using pt::X86FirstLevel;
+using pt::X86Legacy;
+using pt::X86Pae;
 
 constexpr u32 kErrP = 1, kErrW = 2, kErrU = 4, kErrRsvd = 8, kErrI = 16;
-
-// The shape of a paging mode.
-struct Shape {
-  unsigned levels;
-  unsigned entry_size;
-  unsigned index_bits;
-};
-
-Shape shape_of(const Cpu& c) {
-  if (c.s.long_mode()) return {(c.s.sys.cr4 & cr4::kLa57) != 0 ? 5U : 4U, 8, 9};
-  if ((c.s.sys.cr4 & cr4::kPae) != 0) return {3, 8, 9};
-  return {2, 4, 10};
-}
 
 enum class PteRead : u8 { kOk, kAbsent, kStopped };
 
@@ -37,27 +25,28 @@ void note_push(Cpu& c) {
 }
 
 // One entry, without blocking where it can be had so.
-PteRead read_pte(Cpu& c, Gpa at, unsigned size, u64* entry) {
+template <typename Word>
+PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   *entry = 0;
-  FaultOutcome outcome = c.memory->try_read(at, entry, size);
+  FaultOutcome outcome = c.memory->try_read(at, entry, sizeof(Word));
   if (outcome == FaultOutcome::kRetry) {
     leave_section(c);
-    outcome = c.memory->read(at, entry, size);
+    outcome = c.memory->read(at, entry, sizeof(Word));
     enter_section(c);
   }
   return outcome == FaultOutcome::kFixed ? PteRead::kOk : PteRead::kAbsent;
 }
 
 // True if the bits are set now; false: the entry changed, walk again.
-template <typename T>
-bool set_bits_as(Cpu& c, Gpa at, u64 entry, u64 bits) {
-  T expected = static_cast<T>(entry);
-  const T desired = static_cast<T>(entry | bits);
+template <typename Word>
+bool set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
+  Word expected = entry;
+  const Word desired = entry | bits;
   bool swapped = false;
-  FaultOutcome outcome = c.memory->try_cmpxchg<T>(at, &expected, desired, &swapped, c.ring);
+  FaultOutcome outcome = c.memory->try_cmpxchg<Word>(at, &expected, desired, &swapped, c.ring);
   if (outcome == FaultOutcome::kRetry) {
     leave_section(c);
-    outcome = c.memory->cmpxchg<T>(at, &expected, desired, &swapped, c.ring);
+    outcome = c.memory->cmpxchg<Word>(at, &expected, desired, &swapped, c.ring);
     enter_section(c);
   }
   note_push(c);
@@ -65,26 +54,22 @@ bool set_bits_as(Cpu& c, Gpa at, u64 entry, u64 bits) {
   return outcome != FaultOutcome::kFixed || swapped;
 }
 
-bool set_bits(Cpu& c, Gpa at, unsigned size, u64 entry, u64 bits) {
-  return size == 8 ? set_bits_as<u64>(c, at, entry, bits) : set_bits_as<u32>(c, at, entry, bits);
+// Reserved bits of an entry that maps (leaf) or points on: the format's, and what this processor
+// adds. 32-bit entries have no bit above MAXPHYADDR.
+template <pt::Format F>
+u64 reserved_bits(const Cpu& c, unsigned level, bool leaf) {
+  u64 bits = F::always_reserved(leaf, level);
+  if constexpr (F::kNoExecute != 0) {
+    bits |= c.reserved_gpa & F::kAddressMask;
+    if ((c.s.sys.efer & efer::kNx) == 0) bits |= F::kNoExecute;
+  }
+  return bits;
 }
 
-// Reserved bits of an entry that maps (leaf) or points on. `level` counts from 1 at the bottom.
-u64 reserved_bits(const Cpu& c, const Shape& shape, unsigned level, bool leaf) {
-  if (shape.entry_size == 4) {
-    // 4 MiB pages: bit 21; bits 20:13 are address bits 39:32 (PSE-36).
-    return leaf && level == 2 ? u64{1} << 21 : 0;
-  }
-  u64 bits = c.reserved_gpa & kAddressMask;
-  if ((c.s.sys.efer & efer::kNx) == 0) bits |= kNx;
-  if (shape.levels == 3) {
-    bits |= u64{0x7ff} << 52;
-    if (level == 3) bits |= 0x1e6 | kNx;
-  }
-  if (leaf && level == 2) bits |= 0x1fe000;
-  if (leaf && level == 3) bits |= 0x3fffe000;
-  if (level >= 4) bits |= kLarge;
-  return bits;
+// CR4.PSE is a matter of 32-bit entries alone.
+template <pt::Format F>
+bool knows_large_pages(const Cpu& c) {
+  return sizeof(typename F::Word) == 8 || (c.s.sys.cr4 & cr4::kPse) != 0;
 }
 
 struct Rights {
@@ -125,71 +110,60 @@ bool page_fault(Cpu& c, const WalkRequest& r, u32 error) {
   return false;
 }
 
-// The walk's memory of what it passed, for the bits it sets afterwards.
+// The walk's memory of what it passed, for the bits it sets afterwards: [n - 1] is of level n.
+template <pt::Format F>
 struct Path {
-  Gpa at[5];
-  u64 entry[5];
-  unsigned count = 0;
+  Gpa at[F::kMaxLevel];
+  typename F::Word entry[F::kMaxLevel];
 };
 
 enum class Passed : u8 { kYes, kAgain };
 
-Passed update_bits(Cpu& c, const Shape& shape, const Path& path, bool write) {
-  for (unsigned i = 0; i < path.count; ++i) {
-    // PDPTEs of PAE paging have no accessed bit.
-    if (shape.levels == 3 && i == 0) continue;
-    u64 want = kAccessed;
-    if (write && i + 1 == path.count) want |= kDirty;
-    if ((path.entry[i] & want) == want) continue;
-    if (!set_bits(c, path.at[i], shape.entry_size, path.entry[i], want)) return Passed::kAgain;
+// From the root down to the leaf.
+template <pt::Format F>
+Passed update_bits(Cpu& c, const Path<F>& path, unsigned root_level, unsigned leaf_level,
+                   bool write) {
+  for (unsigned level = root_level; level >= leaf_level; --level) {
+    if (!F::has_rights(level)) continue;
+    typename F::Word want = F::kAccessed;
+    if (write && level == leaf_level) want |= F::kDirty;
+    const auto entry = path.entry[level - 1];
+    if ((entry & want) == want) continue;
+    if (!set_bits(c, path.at[level - 1], entry, want)) return Passed::kAgain;
   }
   return Passed::kYes;
 }
 
-Gpa leaf_address(const Shape& shape, unsigned level, u64 entry, u64 linear) {
-  const unsigned page_bits = kPageShift + (level - 1) * shape.index_bits;
-  const u64 offset = (u64{1} << page_bits) - 1;
-  u64 base = entry & kAddressMask & ~offset;
-  if (shape.entry_size == 4 && level == 2) base |= (entry >> 13 & 0xff) << 32;
-  return Gpa(base | (linear & offset));
-}
-
 enum class Attempt : u8 { kDone, kFailed, kAgain };
 
-Attempt attempt_walk(Cpu& c, const WalkRequest& r, Translation* out) {
-  const Shape shape = shape_of(c);
-  Path path;
+template <pt::Format F>
+Attempt walk_tables(Cpu& c, const WalkRequest& r, u64 table, unsigned root_level,
+                    Translation* out) {
+  Path<F> path;
   Rights rights;
-  u64 table = c.s.sys.cr3 & kAddressMask;
-  if (shape.levels == 3) table = c.s.sys.cr3 & 0xffffffe0;
-  if (shape.levels == 2) table = c.s.sys.cr3 & 0xfffff000;
-  for (unsigned level = shape.levels;; --level) {
-    const unsigned shift = kPageShift + (level - 1) * shape.index_bits;
-    const u64 index_mask = shape.levels == 3 && level == 3 ? 3 : (u64{1} << shape.index_bits) - 1;
-    const Gpa at(table + (r.linear >> shift & index_mask) * shape.entry_size);
-    u64 entry = 0;
-    if (read_pte(c, at, shape.entry_size, &entry) != PteRead::kOk || (entry & kPresent) == 0) {
+  for (unsigned level = root_level;; --level) {
+    const u64 index = pt::index_of<F>(r.linear >> F::kGranuleLg2, level);
+    const Gpa at(table + index * sizeof(typename F::Word));
+    typename F::Word entry = 0;
+    if (read_pte(c, at, &entry) != PteRead::kOk || !F::is_present(entry)) {
       page_fault(c, r, 0);
       return Attempt::kFailed;
     }
-    const bool may_be_large = level >= 2 && level <= 3 && shape.levels != 3;
-    const bool pse = shape.entry_size == 8 || (c.s.sys.cr4 & cr4::kPse) != 0;
-    const bool leaf = level == 1 || ((entry & kLarge) != 0 && pse &&
-                                     (may_be_large || (shape.levels == 3 && level == 2)));
-    if (const u64 reserved = reserved_bits(c, shape, level, leaf); (entry & reserved) != 0) {
+    const bool leaf = F::is_leaf(entry, level) && (level == 1 || knows_large_pages<F>(c));
+    if (const u64 reserved = reserved_bits<F>(c, level, leaf); (entry & reserved) != 0) {
       page_fault(c, r, kErrP | kErrRsvd);
       if (!r.quiet) c.fault.by_guest_width = by_guest_width(c, entry, reserved);
       return Attempt::kFailed;
     }
-    path.at[path.count] = at;
-    path.entry[path.count++] = entry;
-    if (!(shape.levels == 3 && level == 3)) {
-      rights.write = rights.write && (entry & kWritable) != 0;
-      rights.user = rights.user && (entry & kUser) != 0;
-      rights.no_exec = rights.no_exec || (shape.entry_size == 8 && (entry & kNx) != 0);
+    path.at[level - 1] = at;
+    path.entry[level - 1] = entry;
+    if (F::has_rights(level)) {
+      rights.write = rights.write && (entry & F::kWritable) != 0;
+      rights.user = rights.user && (entry & F::kUser) != 0;
+      rights.no_exec = rights.no_exec || (entry & F::kNoExecute) != 0;
     }
     if (!leaf) {
-      table = entry & kAddressMask;
+      table = F::table_address(entry);
       continue;
     }
     if (!permitted(c, r, rights)) {
@@ -197,12 +171,27 @@ Attempt attempt_walk(Cpu& c, const WalkRequest& r, Translation* out) {
       return Attempt::kFailed;
     }
     const bool write = r.access == Access::kWrite;
-    if (!r.quiet && update_bits(c, shape, path, write) == Passed::kAgain) return Attempt::kAgain;
-    out->gpa = leaf_address(shape, level, entry, r.linear);
+    if (!r.quiet && update_bits<F>(c, path, root_level, level, write) == Passed::kAgain) {
+      return Attempt::kAgain;
+    }
+    const u64 offset = r.linear & ((u64{1} << pt::bytes_lg2<F>(level)) - 1);
+    out->gpa = Gpa(F::leaf_address(entry, level) | offset);
     out->large = level > 1;
     out->write_ready = write;
     return Attempt::kDone;
   }
+}
+
+Attempt attempt_walk(Cpu& c, const WalkRequest& r, Translation* out) {
+  const u64 root = c.s.sys.cr3;
+  if (c.s.long_mode()) {
+    const unsigned levels = (c.s.sys.cr4 & cr4::kLa57) != 0 ? 5 : 4;
+    return walk_tables<X86FirstLevel>(c, r, X86FirstLevel::table_address(root), levels, out);
+  }
+  if ((c.s.sys.cr4 & cr4::kPae) != 0) {
+    return walk_tables<X86Pae>(c, r, X86Pae::root_address(root), 3, out);
+  }
+  return walk_tables<X86Legacy>(c, r, root & X86Legacy::kAddressMask, 2, out);
 }
 
 }  // namespace

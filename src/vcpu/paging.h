@@ -2,7 +2,8 @@
 #pragma once
 
 // The guest's own page tables: linear address to guest-physical address. 4- and 5-level long mode,
-// PAE and 32-bit legacy paging in one walk.
+// PAE and 32-bit legacy paging are one walk over the formats of pt/fmt/x86_first_level.h and
+// x86_legacy.h, which know the bits.
 // Linux analogue: FNAME(walk_addr_generic) (kernel file: paging_tmpl.h). A table that lies in no
 // slot reads as not present, as there.
 //

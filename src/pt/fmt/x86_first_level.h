@@ -54,6 +54,8 @@ struct X86FirstLevel {
     return word & kAddressMask & (~u64{0} << (kGranuleLg2 + (level - 1) * kIndexBits));
   }
   static constexpr u64 table_address(Word word) { return word & kAddressMask; }
+  // Does an entry of `level` permit, forbid and remember?
+  static constexpr bool has_rights(unsigned) { return true; }
   static constexpr u64 output(Word word, unsigned level) {
     return is_leaf(word, level) ? leaf_address(word, level) : table_address(word);
   }
@@ -88,6 +90,9 @@ struct X86Pae : X86FirstLevel {
 
   static constexpr unsigned index_bits(unsigned level) { return level == 3 ? 2 : kIndexBits; }
   static constexpr bool can_be_leaf(unsigned level) { return level <= kLargestLeaf; }
+  static constexpr bool has_rights(unsigned level) { return level != 3; }
+  // The root is 32 bytes long and aligned to no more.
+  static constexpr u64 root_address(u64 cr3) { return cr3 & bit_mask(31, 5); }
   static constexpr bool is_leaf(Word word, unsigned level) {
     return is_present(word) && (level == 1 || ((word & kLarge) != 0 && level <= kLargestLeaf));
   }

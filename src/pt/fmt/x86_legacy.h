@@ -22,7 +22,9 @@ struct X86Legacy {
   static constexpr unsigned kMaxLevel = 2;
 
   static constexpr Word kPresent = 1, kWritable = 2, kUser = 4, kAccessed = 0x20, kDirty = 0x40,
-                        kLarge = 0x80, kNoExecute = 0;
+                        kLarge = 0x80;
+  static constexpr Word kNoExecute = 0;  // these entries have no such bit
+  static constexpr Word kAddressMask = 0xffff'f000;
   static constexpr Word kNonpresent = 0, kFrozen = 0x200;
 
   struct Attributes {
@@ -44,10 +46,11 @@ struct X86Legacy {
     return is_present(word) && !is_leaf(word, level);
   }
   static constexpr u64 leaf_address(Word word, unsigned level) {
-    if (level == 1) return word & 0xffff'f000;
+    if (level == 1) return word & kAddressMask;
     return (word & 0xffc0'0000) | get_field(word, 20, 13) << 32;
   }
-  static constexpr u64 table_address(Word word) { return word & 0xffff'f000; }
+  static constexpr u64 table_address(Word word) { return word & kAddressMask; }
+  static constexpr bool has_rights(unsigned) { return true; }
   static constexpr u64 output(Word word, unsigned level) {
     return is_leaf(word, level) ? leaf_address(word, level) : table_address(word);
   }
