@@ -22,6 +22,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "sync/annotations.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::stage2 {
@@ -59,9 +60,10 @@ class DirtyRing {
 
   // Takes what the client has collected: calls protect(slot, offset, mask) for up to 64 pages at a
   // time, bit n standing for page offset + n, and returns the number of entries. `slot` and
-  // `offset` are what the client left in the entry: protect() trusts neither.
+  // `offset` are what the client left in the entry: protect() trusts neither. The locks protect()
+  // wants are its maker's, who holds them; they have no name here.
   template <typename F>
-  u32 reset(F&& protect);
+  TA_NO_ANALYSIS u32 reset(F&& protect);
 
   [[nodiscard]] u32 index() const { return index_; }
   [[nodiscard]] u32 entry_count() const { return size_; }
