@@ -118,7 +118,7 @@ bool TdpMmu::fast_page_fault(MmuContext& context, Fault& fault, FaultOutcome* ou
     }
     // Only what no reason of ours forbids; a right the host or a tracker withholds stays withheld.
     if (fault.access != Access::kWrite ||
-        !ST_GUARD(fast_only_mmu_writable, Format::is_restorable(found.word))) {
+        ST_GUARD(fast_only_mmu_writable, !Format::is_restorable(found.word))) {
       return false;
     }
     // While logging, a huge entry must be split first: one bit stands for one frame.
@@ -271,9 +271,8 @@ bool TdpMmu::link_child(MmuContext& context, const Fault& fault, TdpCursor& at) 
   if (list) {
     const sync::MutexGuard pages(pages_lock_);
     // It was linked before it is listed: whoever unlinked it in between has taken the flag off.
-    if (ST_GUARD(nx_recheck_under_lock, child->nx_huge_page_disallowed)) {
-      possible_nx_.push_back(child);
-    }
+    const bool went = ST_GUARD(nx_recheck_under_lock, !child->nx_huge_page_disallowed);
+    if (!went) possible_nx_.push_back(child);
   }
   return true;
 }
@@ -327,7 +326,7 @@ FaultOutcome TdpMmu::install(MmuContext& context, Fault& fault, TdpCursor& at,
                       allows(old, fault.access))) {
     return protected_store ? FaultOutcome::kEmulate : FaultOutcome::kSpurious;
   }
-  if (ST_GUARD(leaf_follows_leaf, true)) ST_CHECK(Format::may_follow(old, leaf));
+  ST_CHECK(Format::may_follow(old, leaf));  // I4
   if (!at.compare_exchange(leaf)) {
     ST_MARK(tdp_install_lost);
     return FaultOutcome::kRetry;

@@ -19,57 +19,12 @@
 // docs/decisions/0011-one-fault-routine.md. Counts of pages are not kept: count_pages() walks.
 // Lifetime: contexts end before it; the destructor gives everything back and cannot fail.
 
-#include "base/list.h"
-#include "pt/cursor.h"
 #include "stage2/mmu_context.h"
 #include "stage2/tdp_host.h"
+#include "stage2/tdp_types.h"
 #include "sync/big_reader_mutex.h"
 
 namespace stagetwo::stage2 {
-
-using TdpCursor = pt::Cursor<Format>;
-
-struct TdpPolicy {
-  unsigned root_level = 4;     // 5 where guest addresses have more than 48 bits
-  bool nx_huge_pages = false;  // huge leaves are not executable
-};
-
-// A root and who uses it. Starts with two references: of the context that asked, and of the MMU,
-// which keeps it until it has been invalidated and zapped. Never revived from zero.
-struct TdpRoot {
-  TablePage* page = nullptr;
-  u32 address_space = 0;
-  sync::Atomic<u32> refs{2};  // acquire-release; ends the root at zero
-  sync::Atomic<bool> invalid{
-      false};                  // set under mmu_lock_ alone, relaxed: read under it, or a hint
-  bool zap_scheduled = false;  // under pages_lock_
-  ListNode link;               // under pages_lock_
-};
-
-// What a lock-free walk found.
-struct Walk {
-  enum class Kind : u8 { kMiss, kHit, kMmio };
-  Kind kind = Kind::kMiss;
-  u8 level = 1;
-  bool writable = false;
-  bool executable = false;
-  Hva page{};  // of the frame asked for
-};
-
-// How the tables below a removed one are taken apart.
-enum class Removal : u8 {
-  kShared,  // others may install below: every entry is frozen until it sticks
-  kQuiet,   // nobody installs below (an invalid root), others may remove
-  kAlone,   // mmu_lock_ is held exclusively
-};
-
-struct PageCounts {
-  u64 pages_4k = 0;
-  u64 pages_2m = 0;
-  u64 pages_1g = 0;
-  u64 tables = 0;  // roots included
-  u64 nx_lpage_splits = 0;
-};
 
 class TdpMmu {
  public:

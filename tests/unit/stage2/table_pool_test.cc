@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stage2/table_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "base/alloc.h"
+#include "base/failpoint.h"
+
+namespace stagetwo::stage2 {
+namespace {
+
+TEST(TablePool, GivesEmptyTablesWhoseHeaderIsFoundFromTheEntries) {
+  TablePool pool;
+  std::set<TablePage*> seen;
+  for (int i = 0; i < 600; ++i) {  // more than two chunks
+    TablePage* page = pool.allocate();
+    ASSERT_NE(page, nullptr);
+    EXPECT_TRUE(seen.insert(page).second);
+    EXPECT_EQ(reinterpret_cast<u64>(page->entries) % kPageSize, 0U);
+    EXPECT_EQ(TablePage::of(page->entries), page);
+    EXPECT_EQ(TablePage::of(page->entries + kTableEntries - 1), page);
+    for (unsigned n = 0; n < kTableEntries; ++n) {
+      ASSERT_EQ(page->entries[n].load(), Format::kNonpresent);
+    }
+  }
+  EXPECT_EQ(pool.live(), 600U);
+  for (TablePage* page : seen) pool.give_back(page);
+  EXPECT_EQ(pool.live(), 0U);
+}
+
+TEST(TablePool, AUsedTableComesBackEmpty) {
+  TablePool pool;
+  TablePage* page = pool.allocate();
+  ASSERT_NE(page, nullptr);
+  page->entries[7].store(Format::kFrozen);
+  page->nx_huge_page_disallowed = true;
+  pool.give_back(page);
+  TablePage* again = pool.allocate();
+  EXPECT_EQ(again, page);
+  EXPECT_EQ(again->entries[7].load(), Format::kNonpresent);
+  EXPECT_FALSE(again->nx_huge_page_disallowed);
+  pool.give_back(again);
+}
+
+TEST(TableCache, HasEnoughForAFaultOrSaysSo) {
+  const AllocUse before = alloc_use();
+  {
+    TablePool pool;
+    TableCache cache(pool);
+    ASSERT_TRUE(cache.top_up());
+    EXPECT_GE(cache.count(), TableCache::kEnoughForAFault);
+    while (cache.count() > 2) pool.give_back(cache.take());
+    failpoint::arm("stage2.table_page", 1, failpoint::kForever);
+    const auto refused = cache.top_up();
+    EXPECT_FALSE(refused);
+    EXPECT_EQ(to_int(refused.error()), ENOMEM);
+    EXPECT_EQ(cache.count(), 2U);
+    failpoint::disarm();
+    EXPECT_TRUE(cache.top_up());
+  }
+  EXPECT_EQ(alloc_use().blocks, before.blocks);
+  EXPECT_EQ(alloc_use().bytes, before.bytes);
+}
+
+TEST(TablePoolDeathTest, ATableThatIsStillListedIsNotTakenBack) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  TablePool pool;
+  TablePage* page = pool.allocate();
+  List<TablePage, &TablePage::possible_nx> list;
+  list.push_back(page);
+  EXPECT_DEATH(pool.give_back(page), "possible_nx");
+  list.remove(page);
+  pool.give_back(page);
+}
+
+}  // namespace
+}  // namespace stagetwo::stage2
