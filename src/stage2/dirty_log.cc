@@ -29,8 +29,8 @@ void Memslots::mark_dirty(const Slot& slot, Gfn gfn, DirtyRing* ring) {
   const u64 page = gfn - slot.base_gfn;
   sync::Atomic<u64>& word = slot.dirty->words[page / 64];
   const u64 bit = u64{1} << (page % 64);
-  // Seen set: the store this mark is for precedes the flush of whoever takes the bit.
-  if ((word.load(sync::kRelaxed) & bit) != 0) return;
+  // Not asked first whether it is set: whoever takes the bit afterwards must see the right to store
+  // that this mark is for, and only a write it reads from makes it so.
   const u64 before = word.fetch_or(bit, sync::kSeqCst);
   // With rings the bit says "in some ring": who sets it pushes, and a reset clears it.
   if (ring != nullptr && (before & bit) == 0) ring->push(slot.id, page);

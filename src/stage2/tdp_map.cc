@@ -224,10 +224,12 @@ FaultOutcome TdpMmu::map(MmuContext& context, Fault& fault, pt::Gather* removed)
   return install(context, fault, at, removed);
 }
 
-void TdpMmu::fill_split(TablePage& table, Word leaf, unsigned level) {
+void TdpMmu::fill_split(TablePage& table, Word leaf, unsigned level) const {
+  // Small entries are executable again: what a split under the NX policy is for.
+  const Word also = policy_.nx_huge_pages && level == 2 ? Format::kExec : Word{0};
   for (unsigned i = 0; i < kTableEntries; ++i) {
     // Nobody sees the table yet; the link publishes it.
-    table.entries[i].store(pt::split_child<Format>(leaf, level, i), sync::kRelaxed);
+    table.entries[i].store(pt::split_child<Format>(leaf, level, i) | also, sync::kRelaxed);
   }
 }
 
@@ -254,12 +256,6 @@ bool TdpMmu::link_child(MmuContext& context, const Fault& fault, TdpCursor& at) 
   const bool split = Format::is_leaf(at.old(), at.level());
   if (split) {
     fill_split(*child, at.old(), at.level());
-    // 4K entries are executable again: what a split under the NX policy is for.
-    if (policy_.nx_huge_pages && at.level() == 2) {
-      for (unsigned i = 0; i < kTableEntries; ++i) {
-        child->entries[i].fetch_or(Format::kExec, sync::kRelaxed);
-      }
-    }
     trace::emit(trace::Event::kvm_mmu_split_huge_page, trace::Room::stage2, at.frame(), at.old(),
                 at.level());
   }

@@ -73,6 +73,24 @@ class TdpMmu {
   // Part of TdpHost::synchronize(): every shared section of mmu_lock that began before has ended.
   void wait_for_shared() const TA_EXCL(mmu_lock_) { mmu_lock_.wait_for_shared(); }
 
+  // --- the dirty log (tdp_protect.cc, tdp_split.cc) ---
+
+  // After it every store to the slot faults, once the caller has flushed: leaves of min_level and
+  // above lose W. Context: no lock; every fault that knew the slot without logging is over.
+  void write_protect_slot(const Slot& slot, unsigned min_level) TA_EXCL(mmu_lock_, pages_lock_);
+  // The same for some pages: bit n of masks[i] is page first_page + 64 i + n of the slot, in which
+  // all of them lie. A large leaf loses W for all its frames.
+  void write_protect_masked(const Slot& slot, u64 first_page, const u64* masks, u64 count)
+      TA_EXCL(mmu_lock_, pages_lock_);
+  // Replaces leaves above target_level by equal smaller ones, as far as there is memory. Nothing is
+  // to be flushed.
+  void try_split_huge(const Slot& slot, GfnRange range, unsigned target_level)
+      TA_EXCL(mmu_lock_, pages_lock_);
+  // Zaps the tables of the range in whose place a leaf of up to host_level could be, so that the
+  // next access maps it. Pre: the host has pages of that level there.
+  void recover_huge(const Slot& slot, GfnRange range, unsigned host_level)
+      TA_EXCL(mmu_lock_, pages_lock_);
+
   // --- what there is (tdp_audit.cc) ---
 
   [[nodiscard]] PageCounts count_pages() TA_EXCL(mmu_lock_, pages_lock_);
@@ -117,9 +135,18 @@ class TdpMmu {
   [[nodiscard]] Word compose(const Fault& fault, Word old, unsigned level) const;
   void warn_unexpected_level(const TablePage& page, const Fault& fault);
   // Fills a table with what a split of `leaf`, at `level`, has. Pre: the table is not linked.
-  static void fill_split(TablePage& table, Word leaf, unsigned level);
+  void fill_split(TablePage& table, Word leaf, unsigned level) const;
   // The table becomes the child of the entry, if that still is at.old(). Pre: filled completely.
   [[nodiscard]] static bool link(TdpCursor& at, TablePage& table, u32 address_space);
+
+  // The dirty log.
+  void protect_word(const TdpRoot& root, Gfn base, u64 mask) TA_REQ(mmu_lock_);
+  // False: the entry is no leaf any more.
+  [[nodiscard]] bool split_leaf(TdpCursor& at, TablePage& child, u32 address_space)
+      TA_REQ_SHARED(mmu_lock_);
+  void split_range(TdpRoot& root, GfnRange range, unsigned target_level, TableCache& tables,
+                   sync::BigReaderGuard& shared);
+  [[nodiscard]] bool may_be_large(const Slot& slot, Gfn gfn, unsigned level);
 
   // Removal. remove_table: `word`, of an entry of this level, was replaced by the caller.
   void zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,

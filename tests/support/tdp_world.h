@@ -145,8 +145,9 @@ class TdpWorld final : public stage2::TdpHost {
     return gate.must_retry(fault.snapshot, fault.page.raw() >> kPageShift);
   }
   bool attributes_mixed(const Fault&, unsigned) override { return mixed; }
-  void mark_dirty(MmuContext&, const Slot&, Gfn) override {
+  void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) override {
     dirty_marks.fetch_add(1, sync::kRelaxed);
+    stage2::Memslots::mark_dirty(slot, gfn, context.ring);
   }
   u64 slots_generation() override { return generation.load(); }
   const Slot* audit_slot(u32, Gfn gfn) override { return find(gfn); }
