@@ -31,6 +31,7 @@ void Memslots::mark_dirty(const Slot& slot, Gfn gfn, DirtyRing* ring) {
   const u64 bit = u64{1} << (page % 64);
   // Not asked first whether it is set: whoever takes the bit afterwards must see the right to store
   // that this mark is for, and only a write it reads from makes it so.
+  if (!ST_GUARD(mark_is_a_write, true) && (word.load(sync::kRelaxed) & bit) != 0) return;
   const u64 before = word.fetch_or(bit, sync::kSeqCst);
   // With rings the bit says "in some ring": who sets it pushes, and a reset clears it.
   if (ring != nullptr && (before & bit) == 0) ring->push(slot.id, page);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include <memory>
+
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/sys.h"
@@ -125,13 +127,16 @@ bool TdpMmu::fast_page_fault(MmuContext& context, Fault& fault, FaultOutcome* ou
     if (found.level > 1 && (fault.slot_flags & kLogDirtyPages) != 0) return false;
     const Word fixed = Format::written(found.word);
     Word expected = found.word;
+    // First the right, then the mark: tdp_protect.cc says why.
+    const bool mark_last = ST_GUARD(mark_after_write, true);
+    if (!mark_last) host_.mark_dirty(context, *fault.slot, fault.gfn);
     const bool swapped = found.entry->compare_exchange(expected, fixed, sync::kAcqRel);
     trace::emit(trace::Event::fast_page_fault, trace::Room::stage2, fault.gpa.raw(), found.word,
                 fixed, swapped);
     if (!swapped) continue;
     // In the read section that saw the slot: a harvest that took the write right away before waits
     // for it, and then reads the bit.
-    host_.mark_dirty(context, *fault.slot, fault.gfn);
+    if (mark_last) host_.mark_dirty(context, *fault.slot, fault.gfn);
     context.counts.fast.raise();
     *outcome = FaultOutcome::kFixed;
     return true;
@@ -228,8 +233,8 @@ void TdpMmu::fill_split(TablePage& table, Word leaf, unsigned level) const {
   // Small entries are executable again: what a split under the NX policy is for.
   const Word also = policy_.nx_huge_pages && level == 2 ? Format::kExec : Word{0};
   for (unsigned i = 0; i < kTableEntries; ++i) {
-    // Nobody sees the table yet; the link publishes it.
-    table.entries[i].store(pt::split_child<Format>(leaf, level, i) | also, sync::kRelaxed);
+    // Nobody sees the table yet, so its words begin here; the link publishes them.
+    std::construct_at(table.entries + i, pt::split_child<Format>(leaf, level, i) | also);
   }
 }
 

@@ -8,7 +8,7 @@
 #include <cstdio>
 
 #include "base/guard.h"
-#include "tests/sched/tdp_scenarios.h"
+#include "tests/sched/dirty_scenarios.h"
 
 namespace stagetwo::test {
 namespace {
@@ -67,10 +67,17 @@ TEST(FastOnlyMmuWritable, WithoutTheTestAReadOnlyPageIsMadeWritable) {
 TEST(BigWriterDrains, WithoutTheWaitAnInstallPassesARemoval) {
   EXPECT_TRUE(found_without<InstallAgainstChange>({"big_writer_drains"}, 3000));
 }
+TEST(MarkAfterWrite, MarkedFirstAStoreIsInNoHarvest) {
+  EXPECT_TRUE(found_without<HarvestAgainstRestore>({"mark_after_write"}, 5000));
+}
+TEST(MarkIsAWrite, AskedFirstTheRightThatCameAfterAnOldMarkStays) {
+  EXPECT_TRUE(found_without<HarvestOfAnOldMark>({"mark_is_a_write"}, 5000));
+}
 TEST(Guards, AreAllQuietWhenNoneIsRemoved) {
   EXPECT_FALSE(found_without<InstallAgainstChange>({}, 300));
   EXPECT_FALSE(found_without<InstallAgainstInvalidation>({}, 300));
   EXPECT_FALSE(found_without<TwoZaps>({}, 300));
+  EXPECT_FALSE(found_without<HarvestAgainstRestore>({}, 300));
 }
 
 }  // namespace
