@@ -51,6 +51,10 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
   sub->add_option("--session", run.session, "join the session of that name, or start it");
   sub->add_option("--log-file", run.log_file,
                   "write the engine's messages there; %p becomes the process number");
+  sub->add_option("--hugetlb", run.hugetlb,
+                  "standin: huge pages of the program are ordinary memory that looks like them,\n"
+                  "and the pool it sees (nr_hugepages, /proc/meminfo) is the session's")
+      ->check(CLI::IsMember({"standin"}));
   sub->add_flag("-v,--verbose", run.verbose, "say what is done");
   return sub;
 }

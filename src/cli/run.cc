@@ -46,6 +46,12 @@ std::vector<std::string> environment_of(const std::string& engine, const std::st
   return result;
 }
 
+// Is the caller itself in a session? A run inside a run stays in it.
+bool has_session(const char* options) {
+  if (options == nullptr) return false;
+  return (std::string(":") + options).find(":session=") != std::string::npos;
+}
+
 // What the command line asks for stands behind what the caller's environment asks for, so that it
 // wins; the default of --abi does not.
 std::string options_text(const RunOptions& options, const Session& session) {
@@ -56,6 +62,7 @@ std::string options_text(const RunOptions& options, const Session& session) {
   }
   if (!session.directory().empty()) text += ":session=" + session.directory();
   if (!options.log_file.empty()) text += ":log-file=" + options.log_file;
+  if (!options.hugetlb.empty()) text += ":hugetlb=" + options.hugetlb;
   if (options.verbose) text += ":verbose=1";
   return text;
 }
@@ -98,7 +105,9 @@ int run(const RunOptions& options) {
     fmt::print(stderr, "stagetwo: {}\n", refusal);
     return kExitToolFailed;
   }
-  Session session = Session::open(options.session);
+  Session session = options.session.empty() && has_session(std::getenv("STAGETWO_OPTIONS"))
+                        ? Session::none()
+                        : Session::open(options.session);
   if (!session.failure().empty()) {
     fmt::print(stderr, "stagetwo: {}\n", session.failure());
     return kExitToolFailed;
@@ -111,7 +120,9 @@ int run(const RunOptions& options) {
   }
   if (options.verbose) {
     fmt::print(stderr, "stagetwo: engine {}\nstagetwo: program {}\n", engine, program.path);
-    if (!options.session.empty()) fmt::print(stderr, "stagetwo: session {}\n", session.directory());
+    if (!session.directory().empty()) {
+      fmt::print(stderr, "stagetwo: session {}\n", session.directory());
+    }
   }
   return supervise(program.path, options.program, environment_of(engine, text));
 }

@@ -5,6 +5,7 @@
 #include <fmt/core.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -65,6 +66,13 @@ void remove_stale_sessions(const std::string& house, const std::string& own) {
   }
 }
 
+// Nobody else's, in another container with the same /tmp either.
+std::string name_of_own() {
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  return fmt::format(".run-{}-{:x}{:08x}", getpid(), now.tv_sec, now.tv_nsec);
+}
+
 // A lock on the file that is still in the directory; -1 when it was removed meanwhile.
 int hold(const std::string& directory) {
   const int fd = open_lock(directory, O_CREAT);
@@ -82,24 +90,29 @@ int hold(const std::string& directory) {
 }  // namespace
 
 Session Session::open(const std::string& name) {
-  Session session;
   const std::string house = house_of_user();
-  const std::string directory = house + "/" + name;
-  remove_stale_sessions(house, directory);
-  if (name.empty()) return session;
-  session.failure_ = make_private_directory(house);
-  if (!session.failure_.empty()) return session;
-  for (int attempt = 0; attempt < kAttempts && session.lock_fd_ < 0; ++attempt) {
-    session.failure_ = make_private_directory(directory);
-    if (!session.failure_.empty()) return session;
-    session.lock_fd_ = hold(directory);
-  }
-  if (session.lock_fd_ < 0) {
-    session.failure_ = fmt::format("{} cannot be locked", directory);
-    return session;
-  }
-  session.directory_ = directory;
+  const std::string folder = name.empty() ? name_of_own() : name;
+  remove_stale_sessions(house, house + "/" + folder);
+  Session session;
+  session.enter(house, folder);
+  if (name.empty()) session.failure_.clear();
   return session;
+}
+
+void Session::enter(const std::string& house, const std::string& name) {
+  const std::string directory = house + "/" + name;
+  failure_ = make_private_directory(house);
+  if (!failure_.empty()) return;
+  for (int attempt = 0; attempt < kAttempts && lock_fd_ < 0; ++attempt) {
+    failure_ = make_private_directory(directory);
+    if (!failure_.empty()) return;
+    lock_fd_ = hold(directory);
+  }
+  if (lock_fd_ < 0) {
+    failure_ = fmt::format("{} cannot be locked", directory);
+  } else {
+    directory_ = directory;
+  }
 }
 
 Session::Session(Session&& other) noexcept

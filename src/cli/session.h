@@ -3,8 +3,9 @@
 
 // The session directory: ${XDG_RUNTIME_DIR:-/tmp}/stagetwo-UID/NAME, mode 0700.
 //
-// It is made at first use: for a name that is joined, at once; a run without a name has no use for
-// one yet and makes none. A supervisor holds a shared flock on the directory's file `alive`; a
+// A run without a name has one of its own (".run-" and numbers), which no --session can join; where
+// it cannot be made, such a run goes without, and what a session shares is each process's own.
+// A supervisor holds a shared flock on the directory's file `alive`; a
 // directory whose lock nobody holds is stale and removed by the next run. The lock dies with its
 // holder, kill -9 included. Whoever ends last removes the directory.
 
@@ -14,9 +15,11 @@ namespace stagetwo::cli {
 
 class Session {
  public:
-  // `name` empty: a session of this process alone. Failure: failure() says why, directory() is
-  // empty.
+  // `name` empty: a session of this run alone. Failure: failure() says why, directory() is empty;
+  // without a name there is none.
   static Session open(const std::string& name);
+  // Of a run inside another's session.
+  static Session none() { return {}; }
   Session(Session&& other) noexcept;
   Session& operator=(Session&&) = delete;
   ~Session();
@@ -26,6 +29,7 @@ class Session {
 
  private:
   Session() = default;
+  void enter(const std::string& house, const std::string& name);
 
   std::string directory_;
   std::string failure_;

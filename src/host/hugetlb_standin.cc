@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "base/alloc.h"
 #include "base/bits.h"
 #include "base/interval_map.h"
 #include "base/sys.h"
@@ -51,9 +52,14 @@ struct Records {
 };
 
 constinit sync::Mutex lock{sync::Rank::kLeaf};
-constinit Records records;
+constinit Records* records = nullptr;  // made with the first mapping or file, kept for good
 constinit sync::Atomic<bool> is_enabled{false};
 constinit sync::Atomic<bool> is_any{false};
+
+Result<Records*> open_records_locked() {
+  if (records == nullptr) records = ST_TRY(make<Records>("host.hugetlb_records"));
+  return records;
+}
 
 constexpr u64 kEndOfAddresses = u64{1} << 63;
 
@@ -77,14 +83,15 @@ u64 pool_size(unsigned level) {
 // Pages of private mappings, and of each file up to the last one that is mapped anywhere.
 u64 used_pages_locked(unsigned level) {
   u64 bytes = 0;
-  records.ranges.for_each(0, kEndOfAddresses, [&](const auto& entry) {
+  if (records == nullptr) return 0;
+  records->ranges.for_each(0, kEndOfAddresses, [&](const auto& entry) {
     const Kind& kind = *entry.value;
     if (kind.level == level && kind.reserved && kind.file == 0) bytes += entry.end - entry.start;
   });
-  for (const File& file : records.files) {
+  for (const File& file : records->files) {
     if (file.level != level) continue;
     u64 end = 0;
-    records.ranges.for_each(0, kEndOfAddresses, [&](const auto& entry) {
+    records->ranges.for_each(0, kEndOfAddresses, [&](const auto& entry) {
       const Kind& kind = *entry.value;
       if (kind.file == file.id && kind.reserved) end = std::max(end, kind.base + entry.end);
     });
@@ -94,10 +101,15 @@ u64 used_pages_locked(unsigned level) {
 }
 
 const File* find_file_locked(const struct ::stat& behind) {
-  for (const File& file : records.files) {
+  if (records == nullptr) return nullptr;
+  for (const File& file : records->files) {
     if (file.device == behind.st_dev && file.inode == behind.st_ino) return &file;
   }
   return nullptr;
+}
+
+IntervalMap<u64, Kind>::Entry find_range_locked(u64 at) {
+  return records == nullptr ? IntervalMap<u64, Kind>::Entry{} : records->ranges.find(at);
 }
 
 // An address of `size` bytes aligned to the level's pages, taken without memory behind it.
@@ -191,8 +203,10 @@ Result<int> make_file(const char* name, unsigned flags) {
   Result<void> noted = sys::fstat(fd, &behind);
   if (noted) {
     const sync::MutexGuard guard(lock);
-    noted = records.files.push_back(
-        {behind.st_dev, behind.st_ino, ++records.last_file, static_cast<u8>(level)});
+    const auto opened = open_records_locked();
+    noted = opened ? (*opened)->files.push_back({behind.st_dev, behind.st_ino,
+                                                 ++(*opened)->last_file, static_cast<u8>(level)})
+                   : Result<void>(refuse(opened.error()));
   }
   if (!noted) {
     static_cast<void>(sys::close(fd));
@@ -238,10 +252,12 @@ Result<void*> map(const MapCall& call, unsigned level) {
   if (mapped) {
     if (kind.file != 0) kind.base = static_cast<u64>(call.offset) - place;
     const sync::MutexGuard guard(lock);
-    noted = records.ranges.assign(place, place + size, kind);
+    const auto opened = open_records_locked();
+    noted = opened ? (*opened)->ranges.assign(place, place + size, kind)
+                   : Result<void>(refuse(opened.error()));
     const bool fits = !kind.reserved || used_pages_locked(level) <= now.total;
     if (noted && !fits) {
-      static_cast<void>(records.ranges.erase(place, place + size));
+      static_cast<void>(records->ranges.erase(place, place + size));
       noted = refuse(ENOMEM);
     }
   }
@@ -260,8 +276,9 @@ Result<void*> map(const MapCall& call, unsigned level) {
 bool cuts(u64 start, u64 size) {
   const u64 end = up(start + size, kPageSize);
   const sync::MutexGuard guard(lock);
+  if (records == nullptr) return false;
   for (const u64 edge : {start, end}) {
-    const auto entry = records.ranges.find(edge);
+    const auto entry = records->ranges.find(edge);
     if (entry && !aligned(edge, entry.value->level)) return true;
   }
   return false;
@@ -271,15 +288,15 @@ void forget(u64 start, u64 size) {
   if (size == 0) return;
   const sync::MutexGuard guard(lock);
   const u64 end = up(start + size, kPageSize);
-  if (!records.ranges.overlaps(start, end)) return;
+  if (records == nullptr || !records->ranges.overlaps(start, end)) return;
   // Without memory the record stays too long: an address is then thought huge until it is mapped
   // as something else, which costs a populate and is wrong in a statistic.
-  static_cast<void>(records.ranges.erase(start, end));
+  static_cast<void>(records->ranges.erase(start, end));
 }
 
 Result<void> check_remap(u64 old_at, size_t* old_size, size_t* new_size, int flags, u64 new_at) {
   const sync::MutexGuard guard(lock);
-  const auto entry = records.ranges.find(old_at);
+  const auto entry = find_range_locked(old_at);
   if (!entry) return {};
   const unsigned level = entry.value->level;
   *old_size = up(*old_size, page_bytes(level));
@@ -292,18 +309,18 @@ Result<void> check_remap(u64 old_at, size_t* old_size, size_t* new_size, int fla
 
 void moved(u64 old_at, size_t old_size, u64 new_at, size_t new_size) {
   const sync::MutexGuard guard(lock);
-  const auto entry = records.ranges.find(old_at);
+  const auto entry = find_range_locked(old_at);
   if (!entry) return;
   Kind kind = *entry.value;
   kind.base += kind.file != 0 ? old_at - new_at : 0;
-  static_cast<void>(records.ranges.erase(old_at, old_at + old_size));
-  static_cast<void>(records.ranges.assign(new_at, new_at + new_size, kind));
+  static_cast<void>(records->ranges.erase(old_at, old_at + old_size));
+  static_cast<void>(records->ranges.assign(new_at, new_at + new_size, kind));
 }
 
 Result<void> check_advice(u64 start, size_t* size, int advice) {
   constexpr int kDontneedLocked = 24;  // Linux 5.18
   const sync::MutexGuard guard(lock);
-  const auto entry = records.ranges.find(start);
+  const auto entry = find_range_locked(start);
   if (!entry) return {};
   const unsigned level = entry.value->level;
   switch (advice) {
@@ -328,7 +345,7 @@ unsigned level_at(Hva page) {
   unsigned level = 0;
   {
     const sync::MutexGuard guard(lock);
-    const auto entry = records.ranges.find(page.raw());
+    const auto entry = find_range_locked(page.raw());
     if (!entry) return 0;
     level = entry.value->level;
     start = page.raw() & ~(page_bytes(level) - 1);
@@ -344,13 +361,13 @@ void after_fork_child() {
   // Another thread may have been changing them: what is left then is unknown, that is, small pages.
   const bool torn = lock.debug_locked();
   std::construct_at(&lock, sync::Rank::kLeaf);
-  if (torn) std::construct_at(&records);
+  if (torn) records = nullptr;
 }
 
 void debug_reset() {
   const sync::MutexGuard guard(lock);
-  records.ranges.clear();
-  records.files.clear();
+  destroy(records);
+  records = nullptr;
   is_enabled.store(false, sync::kRelaxed);
   is_any.store(false, sync::kRelaxed);
 }

@@ -179,6 +179,12 @@ bool test_young(HvaRange range) {
   return young;
 }
 
+bool borrows(HvaRange range) {
+  bool yes = false;
+  ask_each([&](MmuNotifier& who) { return !(yes = who.borrows(range)); });
+  return yes;
+}
+
 void wait_for_changes() {
   changes.wait();
 }

@@ -53,6 +53,8 @@ class MmuNotifier {
   virtual bool clear_flush_young(HvaRange /*range*/) { return false; }
   virtual bool clear_young(HvaRange /*range*/) { return false; }
   virtual bool test_young(HvaRange /*range*/) { return false; }
+  // Is any of the range memory the subscriber may borrow? Changes nothing.
+  virtual bool borrows(HvaRange /*range*/) { return false; }
 
  protected:
   ~MmuNotifier() = default;
@@ -73,8 +75,9 @@ void wait_for_changes();
 // Asks every subscriber, whatever the first one says: each has to make its own copy old.
 bool clear_flush_young(HvaRange range);
 bool clear_young(HvaRange range);
-// Asks until somebody says young.
+// Asks until somebody says yes.
 [[nodiscard]] bool test_young(HvaRange range);
+[[nodiscard]] bool borrows(HvaRange range);
 
 // One change. Use host/change.h; this is the part of it that needs the registry.
 class InvalidateSection {

@@ -37,11 +37,11 @@ Result<int> open_below(std::string_view folder, std::string_view name, int flags
   FixedString<kLongestPath + 64> path(folder);
   path.append_char('/').append(name);
   if (path.cut()) return refuse(ENAMETOOLONG);
-  return sys::openat(AT_FDCWD, path.c_str(), flags | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  return sys::openat(AT_FDCWD, path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0600);
 }
 
 Result<Word*> map_values(std::string_view folder) {
-  const int fd = ST_TRY(open_below(folder, kValues, O_RDWR));
+  const int fd = ST_TRY(open_below(folder, kValues, O_RDWR | O_CREAT));
   Result<void*> mapped = refuse(EIO);
   if (const auto sized = sys::ftruncate(fd, kPageBytes); sized) {
     mapped = map_file(kPageBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0, "host.session_values");

@@ -32,7 +32,7 @@ inline constexpr unsigned kAppendedWords = 256;  // 128 words: read so far of wh
 // Maps the page of the session in `directory` (made by the supervisor, mode 0700); empty: none.
 // The first call decides, later ones do nothing. Failure: the kernel's, and the words are our own.
 Result<void> join_session(std::string_view directory);
-// A file below the directory, made when it is not there. Failure: ENOENT without a session.
+// A file below the directory; O_CREAT makes it with mode 0600. Failure: ENOENT without a session.
 Result<int> open_in_session(std::string_view name, int flags);
 
 // Keeps other processes and other threads out. Analogue: the kernel's param_lock. A leaf.

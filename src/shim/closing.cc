@@ -14,6 +14,7 @@
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/next.h"
+#include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -73,7 +74,21 @@ void for_each_open(unsigned first, unsigned last, F&& fn) {
 
 }  // namespace
 
+namespace {
+
+// What libc or another program wrote to a virtual file is taken when its descriptor goes.
+VirtualFile virtual_before(int fd) {
+  return any_virtual_io() ? virtual_behind(fd) : VirtualFile{};
+}
+
+}  // namespace
+
 int close_fd(int fd) {
+  if (const VirtualFile file = virtual_before(fd)) {
+    const int result = next::close(fd);
+    static_cast<void>(take_appended(file));
+    return result;
+  }
   if (!awake()) [[likely]]
     return next::close(fd);
   if (host::is_engine_fd(fd)) return static_cast<int>(as_libc(-EBADF));
@@ -86,6 +101,12 @@ int close_fd(int fd) {
 }
 
 int close_stream(FILE* stream) {
+  if (const VirtualFile file = virtual_before(any_virtual_io() ? fileno(stream) : -1)) {
+    const int result = next::fclose(stream);
+    const int error = take_appended(file);
+    if (error != 0) errno = error;
+    return error != 0 ? EOF : result;
+  }
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fileno(stream), &behind)) return next::fclose(stream);
   // The stream writes what it holds and then closes; nothing of the engine is below either.
@@ -124,6 +145,11 @@ int close_fds(unsigned first, unsigned last, int flags) {
 
 int dup_to(int from, int to, int flags, bool dup3) {
   const auto call_next = [&] { return dup3 ? next::dup3(from, to, flags) : next::dup2(from, to); };
+  if (const VirtualFile file = from == to ? VirtualFile{} : virtual_before(to)) {
+    const int result = call_next();
+    static_cast<void>(take_appended(file));
+    return result;
+  }
   if (!awake()) [[likely]]
     return call_next();
   if (host::is_engine_fd(from)) return static_cast<int>(as_libc(-EBADF));

@@ -9,9 +9,11 @@
 #include "host/backstop.h"
 #include "host/process.h"
 #include "host/run_section.h"
+#include "host/session.h"
 #include "shim/next.h"
 #include "shim/options.h"
 #include "shim/signals.h"
+#include "shim/virtual_io.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::shim {
@@ -52,6 +54,12 @@ Result<void> wake() {
   if (is_awake.load(sync::kAcquire)) return {};
   next::resolve_all();
   read_options();
+  warn_of_options();
+  if (const auto joined = host::join_session(option("session")); !joined) {
+    log_line("the session directory cannot be used: parameters are this process's own");
+  }
+  static_cast<void>(wants_hugetlb_standin());
+  take_all_appended();
   host::set_attacher(abi_kvm::attach);
   ST_TRY(host::backstop::install());
   wrap_signals();

@@ -11,6 +11,7 @@
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/raw.h"
+#include "shim/virtual_io.h"
 
 #define ST_ENTRY extern "C" __attribute__((visibility("default")))
 
@@ -73,6 +74,9 @@ ST_ENTRY FILE* fopen64(const char* path, const char* mode) {
 }
 ST_ENTRY int fclose(FILE* stream) {
   return shim::close_stream(stream);
+}
+ST_ENTRY int fflush(FILE* stream) {
+  return shim::flush_stream(stream);
 }
 
 // struct stat64 is struct stat here, and version 1 of the old names is both.
@@ -179,46 +183,60 @@ ST_ENTRY int ioctl(int fd, unsigned long request, ...) noexcept {
   return static_cast<int>(shim::ioctl_fd(fd, request, argument));
 }
 
+// A virtual file's reads and writes are made here.
+#define ST_VIRTUAL_IO(fd, io, buffer, size_or_count, at) \
+  if (ssize_t done = 0; shim::virtual_io(fd, io, buffer, size_or_count, at, &done)) return done
+
 ST_ENTRY ssize_t read(int fd, void* to, size_t size) {
+  ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr) ? -1 : next::read(fd, to, size);
 }
 ST_ENTRY ssize_t write(int fd, const void* from, size_t size) {
+  ST_VIRTUAL_IO(fd, Io::kWrite, from, size, nullptr);
   return shim::io_refused(fd, Io::kWrite, nullptr) ? -1 : next::write(fd, from, size);
 }
 ST_ENTRY ssize_t pread(int fd, void* to, size_t size, off_t at) {
+  ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
   return shim::io_refused(fd, Io::kRead, &at) ? -1 : next::pread(fd, to, size, at);
 }
 ST_ENTRY ssize_t pread64(int fd, void* to, size_t size, off64_t at) {
   return pread(fd, to, size, at);
 }
 ST_ENTRY ssize_t pwrite(int fd, const void* from, size_t size, off_t at) {
+  ST_VIRTUAL_IO(fd, Io::kWrite, from, size, &at);
   return shim::io_refused(fd, Io::kWrite, &at) ? -1 : next::pwrite(fd, from, size, at);
 }
 ST_ENTRY ssize_t pwrite64(int fd, const void* from, size_t size, off64_t at) {
   return pwrite(fd, from, size, at);
 }
 ST_ENTRY ssize_t __read_chk(int fd, void* to, size_t size, size_t room) {
+  if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr) ? -1 : next::__read_chk(fd, to, size, room);
 }
 ST_ENTRY ssize_t __pread_chk(int fd, void* to, size_t size, off_t at, size_t room) {
+  if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
   return shim::io_refused(fd, Io::kRead, &at) ? -1 : next::__pread_chk(fd, to, size, at, room);
 }
 ST_ENTRY ssize_t __pread64_chk(int fd, void* to, size_t size, off64_t at, size_t room) {
   return __pread_chk(fd, to, size, at, room);
 }
 ST_ENTRY ssize_t readv(int fd, const iovec* parts, int count) {
+  ST_VIRTUAL_IO(fd, Io::kRead, parts, count, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr) ? -1 : next::readv(fd, parts, count);
 }
 ST_ENTRY ssize_t writev(int fd, const iovec* parts, int count) {
+  ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, nullptr);
   return shim::io_refused(fd, Io::kWrite, nullptr) ? -1 : next::writev(fd, parts, count);
 }
 ST_ENTRY ssize_t preadv(int fd, const iovec* parts, int count, off_t at) {
+  ST_VIRTUAL_IO(fd, Io::kRead, parts, count, &at);
   return shim::io_refused(fd, Io::kRead, &at) ? -1 : next::preadv(fd, parts, count, at);
 }
 ST_ENTRY ssize_t preadv64(int fd, const iovec* parts, int count, off64_t at) {
   return preadv(fd, parts, count, at);
 }
 ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
+  ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, &at);
   return shim::io_refused(fd, Io::kWrite, &at) ? -1 : next::pwritev(fd, parts, count, at);
 }
 ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
@@ -248,6 +266,9 @@ ST_ENTRY void* mmap(void* at, size_t size, int prot, int flags, int fd, off_t of
 }
 ST_ENTRY void* mmap64(void* at, size_t size, int prot, int flags, int fd, off64_t offset) noexcept {
   return shim::map(at, size, prot, flags, fd, offset);
+}
+ST_ENTRY int memfd_create(const char* name, unsigned flags) noexcept {
+  return shim::memory_file(name, flags);
 }
 ST_ENTRY int munmap(void* at, size_t size) noexcept {
   return shim::unmap(at, size);

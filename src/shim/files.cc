@@ -2,7 +2,6 @@
 #include "shim/files.h"
 
 #include <errno.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
@@ -10,34 +9,21 @@
 
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/hugetlb_standin.h"
 #include "host/run_section.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/paths.h"
 #include "shim/show.h"
+#include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
 namespace {
 
-// A file of fixed contents that nobody can write: reads are the kernel's own from here on.
-Result<int> open_text(std::string_view text, int flags) {
-  if ((flags & O_ACCMODE) != O_RDONLY) return refuse(EACCES);
-  const int made = ST_TRY(sys::memfd_create("sysfs", MFD_CLOEXEC));
-  const int backing = ST_TRY(sys::raise_engine_fd(made));
-  Result<int> opened = refuse(EIO);
-  if (const auto written = sys::write(backing, text.data(), text.size())) {
-    FixedString<48> path;
-    path.append("/proc/thread-self/fd/").append_int(backing);
-    opened = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | (flags & (O_CLOEXEC | O_NONBLOCK)));
-  }
-  static_cast<void>(sys::close(backing));
-  return opened;
-}
-
 Result<int> open_target(const Target& target, int flags) {
   if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) return refuse(EEXIST);
   if ((flags & O_DIRECTORY) != 0 || target.trailing_slash) return refuse(ENOTDIR);
-  if (target.kind == PathKind::kParameter) return open_text(target.text, flags);
+  if (target.kind == PathKind::kVirtual) return open_virtual(target.file, flags);
   ST_TRY(wake());
   host::EngineSection section(host::Touches::kNothing);
   const Result<int> opened = target.device->open(flags);
@@ -72,6 +58,10 @@ host::DescriptionRef ours_behind(int fd, const struct ::stat& said) {
 }
 
 void correct(int fd, struct ::stat* said) {
+  if (host::hugetlb::any()) {
+    const unsigned level = host::hugetlb::level_of_file(*said);
+    if (level != 0) said->st_blksize = static_cast<blksize_t>(host::hugetlb::page_bytes(level));
+  }
   if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
   host::EngineSection section(host::Touches::kNothing);
   if (const host::DescriptionRef ref = ours_behind(fd, *said)) show_description(ref, said);
@@ -82,6 +72,15 @@ int call_next_stat(int directory, const char* path, struct ::stat* out, int flag
   if (directory == AT_FDCWD && flags == 0) return next::stat(path, out);
   if (directory == AT_FDCWD && flags == AT_SYMLINK_NOFOLLOW) return next::lstat(path, out);
   return next::fstatat(directory, path, out, flags);
+}
+
+// hugetlbfs allocates whole pages that the range touches.
+void round_to_huge_pages(unsigned level, int mode, off_t* offset, off_t* size) {
+  if (level == 0 || *offset < 0 || *size <= 0 || (mode & FALLOC_FL_PUNCH_HOLE) != 0) return;
+  const off_t page = static_cast<off_t>(host::hugetlb::page_bytes(level));
+  const off_t end = (*offset + *size + page - 1) / page * page;
+  *offset = *offset / page * page;
+  *size = end - *offset;
 }
 
 // The ioctls the kernel answers before it asks the file.
@@ -120,7 +119,7 @@ int stat_at(int directory, const char* path, struct stat* out, int flags) {
     return result;
   }
   const Target target = target_of(directory, path);
-  if (!target) [[likely]]
+  if (!target || target.file.kernel_has_it()) [[likely]]
     return call_next_stat(directory, path, out, flags);
   if (target.trailing_slash && target.kind != PathKind::kDirectory) {
     return static_cast<int>(as_libc(-ENOTDIR));
@@ -139,7 +138,7 @@ int statx_at(int directory, const char* path, int flags, unsigned mask, struct s
   const bool about_fd = asks_about_descriptor(path, flags);
   const Target target = about_fd ? Target{} : target_of(directory, path);
   struct ::stat said{};
-  if (target) {
+  if (target && !target.file.kernel_has_it()) {
     if (target.trailing_slash && target.kind != PathKind::kDirectory) {
       return static_cast<int>(as_libc(-ENOTDIR));
     }
@@ -159,7 +158,7 @@ int statx_at(int directory, const char* path, int flags, unsigned mask, struct s
 
 int access_at(int directory, const char* path, int mode, int flags) {
   const Target target = target_of(directory, path);
-  if (target) {
+  if (target && !target.file.kernel_has_it()) {
     return static_cast<int>(as_libc(-access_refusal(target, mode, (flags & AT_EACCESS) != 0)));
   }
   if (directory == AT_FDCWD && flags == 0) return next::access(path, mode);
@@ -194,6 +193,11 @@ long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
 
 bool io_refused(int fd, Io io, const off_t* offset) {
   struct ::stat behind{};
+  if (io == Io::kWrite && host::hugetlb::any() && sys::fstat(fd, &behind) &&
+      host::hugetlb::level_of_file(behind) != 0) {
+    errno = EINVAL;  // hugetlbfs has no write
+    return true;
+  }
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return false;
   host::EngineSection section(host::Touches::kNothing);
@@ -233,6 +237,14 @@ off_t seek_fd(int fd, off_t offset, int whence) {
 
 int truncate_fd(int fd, off_t size) {
   struct ::stat behind{};
+  if (any_virtual_io() && virtual_behind(fd)) return 0;  // an attribute has no length to change
+  if (host::hugetlb::any() && sys::fstat(fd, &behind)) {
+    const unsigned level = host::hugetlb::level_of_file(behind);
+    const u64 page = level == 0 ? 1 : host::hugetlb::page_bytes(level);
+    if (size > 0 && static_cast<u64>(size) % page != 0) {
+      return static_cast<int>(as_libc(-EINVAL));
+    }
+  }
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return next::ftruncate(fd, size);
   host::EngineSection section(host::Touches::kNothing);
@@ -243,6 +255,9 @@ int truncate_fd(int fd, off_t size) {
 
 int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
   struct ::stat behind{};
+  if (host::hugetlb::any() && sys::fstat(fd, &behind)) {
+    round_to_huge_pages(host::hugetlb::level_of_file(behind), mode, &offset, &size);
+  }
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]] {
     return next::fallocate(fd, mode, offset, size);
   }

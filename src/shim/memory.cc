@@ -3,17 +3,29 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/memfd.h>
 
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/change.h"
 #include "host/descriptor.h"
+#include "host/hugetlb_standin.h"
 #include "host/run_section.h"
 #include "shim/engine.h"
 #include "shim/next.h"
+#include "shim/virtual_files.h"
 
 namespace stagetwo::shim {
 namespace {
+
+namespace hugetlb = host::hugetlb;
+
+bool succeeded(int result) {
+  return result == 0;
+}
+bool succeeded(const void* mapped) {
+  return mapped != MAP_FAILED;
+}
 
 u64 number(const void* at) {
   return reinterpret_cast<u64>(at);
@@ -62,12 +74,53 @@ auto change(const void* at, u64 size, host::EventKind kind, F&& system_call) {
   return result;
 }
 
+// Would the call cut a page of the stand-in in two?
+bool cuts_huge_page(const void* at, size_t size) {
+  return hugetlb::any() && size != 0 && hugetlb::cuts(number(at), size);
+}
+
+// What is unmapped or mapped over is no longer the stand-in's.
+template <typename F>
+auto forgetting(const void* at, size_t size, bool replaces, F&& system_call) {
+  auto result = system_call();
+  if (hugetlb::any() && replaces && succeeded(result)) hugetlb::forget(number(at), size);
+  return result;
+}
+
+// An mmap the stand-in answers. False: it is not its business.
+bool map_huge(const hugetlb::MapCall& call, void** mapped) {
+  const bool wanted = wants_hugetlb_standin();
+  const bool anonymous = (call.flags & MAP_ANONYMOUS) != 0;
+  const unsigned level = wanted ? hugetlb::level_of_map(call) : 0;
+  if (level == 0) {
+    const bool replaces = host::mmap_replaces(call.flags);
+    const bool refused = (wanted && anonymous && (call.flags & MAP_HUGETLB) != 0) ||
+                         (replaces && cuts_huge_page(call.at, call.size));
+    if (refused) {
+      as_libc(-EINVAL);
+      *mapped = MAP_FAILED;
+    }
+    return refused;
+  }
+  const auto go_on = [&] { return hugetlb::map(call, level); };
+  const bool rings = awake() && host::mmap_replaces(call.flags);
+  const Result<void*> result =
+      rings ? change(call.at, call.size, host::EventKind::kUnmap, go_on) : go_on();
+  *mapped = result ? *result : MAP_FAILED;
+  if (!result) as_libc(-static_cast<long>(to_int(result.error())));
+  return true;
+}
+
 }  // namespace
 
 void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset) {
+  if ((flags & MAP_HUGETLB) != 0 || hugetlb::any()) [[unlikely]] {
+    void* mapped = nullptr;
+    if (map_huge({at, size, prot, flags, fd, offset}, &mapped)) return mapped;
+  }
   const auto go_on = [&] { return next::mmap(at, size, prot, flags, fd, offset); };
   if (!awake()) [[likely]]
-    return go_on();
+    return forgetting(at, size, host::mmap_replaces(flags), go_on);
   if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
     const long refusal = refusal_of_map(fd, {size, prot, flags, offset});
     if (refusal != 0) {
@@ -76,16 +129,25 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset) {
     }
   }
   if (!host::mmap_replaces(flags)) return go_on();
-  return change(at, size, host::EventKind::kUnmap, go_on);
+  return change(at, size, host::EventKind::kUnmap,
+                [&] { return forgetting(at, size, true, go_on); });
+}
+
+int memory_file(const char* name, unsigned flags) {
+  if ((flags & MFD_HUGETLB) == 0 || !wants_hugetlb_standin()) [[likely]]
+    return next::memfd_create(name, flags);
+  return static_cast<int>(as_libc(hugetlb::make_file(name, flags)));
 }
 
 int unmap(void* at, size_t size) {
+  if (cuts_huge_page(at, size)) return static_cast<int>(as_libc(-EINVAL));
+  const auto go_on = [&] { return next::munmap(at, size); };
   if (!awake()) [[likely]]
-    return next::munmap(at, size);
+    return forgetting(at, size, true, go_on);
   host::EngineSection section(host::Touches::kNothing);
   trace::enter_room(trace::Room::shim, 1, number(at));
   const int result = host::change(number(at), size, host::EventKind::kUnmap,
-                                  [&] { return next::munmap(at, size); });
+                                  [&] { return forgetting(at, size, true, go_on); });
   // It may have been what kept a closed descriptor alive.
   host::sweep_closed();
   section.leave();
@@ -93,7 +155,22 @@ int unmap(void* at, size_t size) {
 }
 
 void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new_at) {
-  const auto go_on = [&] { return next::mremap(old_at, old_size, new_size, flags, new_at); };
+  if (hugetlb::any()) {
+    const auto allowed =
+        hugetlb::check_remap(number(old_at), &old_size, &new_size, flags, number(new_at));
+    if (!allowed) {
+      as_libc(allowed);
+      return MAP_FAILED;
+    }
+  }
+  const auto go_on = [&] {
+    void* const there = next::mremap(old_at, old_size, new_size, flags, new_at);
+    if (hugetlb::any() && there != MAP_FAILED) {
+      if (there != old_at) hugetlb::forget(number(there), new_size);
+      hugetlb::moved(number(old_at), old_size, number(there), new_size);
+    }
+    return there;
+  };
   if (!awake()) [[likely]]
     return go_on();
   const bool may_move = (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) != 0;
@@ -108,6 +185,7 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
 }
 
 int protect(void* at, size_t size, int prot, int key) {
+  if (cuts_huge_page(at, size)) return static_cast<int>(as_libc(-EINVAL));
   const auto go_on = [&] {
     return key < 0 ? next::mprotect(at, size, prot) : next::pkey_mprotect(at, size, prot, key);
   };
@@ -118,6 +196,10 @@ int protect(void* at, size_t size, int prot, int key) {
 }
 
 int advise(void* at, size_t size, int advice) {
+  if (hugetlb::any()) {
+    const auto allowed = hugetlb::check_advice(number(at), &size, advice);
+    if (!allowed) return static_cast<int>(as_libc(allowed));
+  }
   const auto go_on = [&] { return next::madvise(at, size, advice); };
   if (!awake()) [[likely]]
     return go_on();

@@ -58,6 +58,7 @@ class Next<R(A...)> {
   X(openat, int(int, const char*, int, mode_t))                      \
   X(fopen, FILE*(const char*, const char*))                          \
   X(fclose, int(FILE*))                                              \
+  X(fflush, int(FILE*))                                              \
   X(stat, int(const char*, struct stat*))                            \
   X(lstat, int(const char*, struct stat*))                           \
   X(fstat, int(int, struct stat*))                                   \
@@ -70,6 +71,7 @@ class Next<R(A...)> {
   X(readlinkat, ssize_t(int, const char*, char*, size_t))            \
   X(ioctl, int(int, unsigned long, unsigned long))                   \
   X(mmap, void*(void*, size_t, int, int, int, off_t))                \
+  X(memfd_create, int(const char*, unsigned))                        \
   X(munmap, int(void*, size_t))                                      \
   X(mremap, void*(void*, size_t, size_t, int, void*))                \
   X(mprotect, int(void*, size_t, int))                               \

@@ -8,6 +8,7 @@
 #include <array>
 
 #include "abi/kvm/kvm.h"
+#include "abi/kvm/parameters.h"
 #include "base/sys.h"
 #include "base/text.h"
 
@@ -22,7 +23,7 @@ constexpr std::array kDevices = {
 };
 constexpr std::string_view kModules = "/sys/module/";
 constexpr std::string_view kParameters = "/parameters";
-// A row of the parameter table that says whether a module is there at all.
+// A parameter that says whether a module is there at all.
 constexpr std::array kModuleProbes = {std::string_view("kvm/parameters/tdp_mmu"),
                                       std::string_view("kvm_amd/parameters/npt"),
                                       std::string_view("kvm_intel/parameters/ept")};
@@ -52,13 +53,15 @@ bool append_normal(Name& name, std::string_view path) {
 }
 
 bool could_be_ours(std::string_view absolute) {
-  // "/dev…", "/sys…", or something to be normalised first.
+  // "/dev…", "/sys…", "/pro…", or something to be normalised first.
   if (absolute.size() < 4) return false;
   switch (absolute[1]) {
     case 'd':
       return absolute[2] == 'e' && absolute[3] == 'v';
     case 's':
       return absolute[2] == 'y' && absolute[3] == 's';
+    case 'p':
+      return absolute[2] == 'r' && absolute[3] == 'o';
     case '/':
     case '.':
       return true;
@@ -73,7 +76,9 @@ bool relative_could_be_ours(std::string_view path) {
   const std::string_view last = slash == std::string_view::npos ? path : path.substr(slash + 1);
   return last.starts_with("kvm") || path.find("parameters") != std::string_view::npos ||
          (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
-         last == "npt" || last == "avic" || last == "ept" || last == "nested";
+         last == "meminfo" || last == "pagemap" || last == "bitmap" ||
+         last.ends_with("hugepages") || last == "npt" || last == "avic" || last == "ept" ||
+         last == "nested";
 }
 
 // The directory a relative name starts from. Empty: unknown.
@@ -95,7 +100,8 @@ bool append_base(Name& name, int directory) {
 bool is_module_directory(std::string_view below) {
   if (below.ends_with(kParameters)) below.remove_suffix(kParameters.size());
   for (const std::string_view probe : kModuleProbes) {
-    if (probe.substr(0, probe.find('/')) == below) return !abi_kvm::parameter(probe).empty();
+    if (probe.substr(0, probe.find('/')) == below)
+      return static_cast<bool>(abi_kvm::find_parameter(probe));
   }
   return false;
 }
@@ -108,12 +114,10 @@ Target target_named(std::string_view name) {
     target.device = &device;
     return target;
   }
-  if (!name.starts_with(kModules)) return target;
-  name.remove_prefix(kModules.size());
-  if (const std::string_view text = abi_kvm::parameter(name); !text.empty()) {
-    target.kind = PathKind::kParameter;
-    target.text = text;
-  } else if (is_module_directory(name)) {
+  target.file = virtual_file_named(name);
+  if (target.file) {
+    target.kind = PathKind::kVirtual;
+  } else if (name.starts_with(kModules) && is_module_directory(name.substr(kModules.size()))) {
     target.kind = PathKind::kDirectory;
   }
   return target;

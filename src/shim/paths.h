@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Which paths are ours. Devices are rows of a table (paths.cc), parameters are answered by the room
-// that knows them. Names are compared after lexical normalisation; a relative name is looked at
-// only when its last component could be one of ours.
+// Which paths are ours. Devices are rows of a table (paths.cc), files of /sys and /proc stand in
+// shim/virtual_files.h. Names are compared after lexical normalisation; a relative name is looked
+// at only when its last component could be one of ours.
 //
 // Context: any; allocates nothing, touches no errno. The common answer "not ours" costs a few byte
 // comparisons.
@@ -12,13 +12,14 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "shim/virtual_files.h"
 
 namespace stagetwo::shim {
 
 enum class PathKind : u8 {
   kForeign,    // not ours: ask the next function
   kDevice,     // a character device
-  kParameter,  // a file below /sys/module
+  kVirtual,    // a file of /sys or /proc that we answer
   kDirectory,  // a directory that holds parameters
 };
 
@@ -33,7 +34,7 @@ struct Target {
   PathKind kind = PathKind::kForeign;
   bool trailing_slash = false;
   const Device* device = nullptr;  // of a kDevice
-  std::string_view text;           // of a kParameter: its contents
+  VirtualFile file;                // of a kVirtual
 
   explicit operator bool() const { return kind != PathKind::kForeign; }
 };

@@ -9,6 +9,7 @@
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/paths.h"
+#include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -73,6 +74,8 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
     case SYS_mmap:
       return reinterpret_cast<long>(
           map(pointer<void>(a), size_of(b), integer(c), integer(d), integer(e), f));
+    case SYS_memfd_create:
+      return memory_file(pointer<const char>(a), static_cast<unsigned>(b));
     case SYS_munmap:
       return unmap(pointer<void>(a), size_of(b));
     case SYS_mremap:
@@ -92,8 +95,20 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
   return kPassOn;
 }
 
+// A read or write of a virtual file, in any of its forms.
+bool virtual_call(long number, long fd, long from, long count, const off_t* at, long* moved) {
+  const bool reads =
+      number == SYS_read || number == SYS_readv || number == SYS_pread64 || number == SYS_preadv;
+  const bool parts =
+      number == SYS_readv || number == SYS_writev || number == SYS_preadv || number == SYS_pwritev;
+  const Io io = reads ? Io::kRead : Io::kWrite;
+  return parts ? virtual_io(integer(fd), io, pointer<const iovec>(from), integer(count), at, moved)
+               : virtual_io(integer(fd), io, pointer<void>(from), size_of(count), at, moved);
+}
+
 long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
   *done = true;
+  long moved = 0;
   switch (number) {
     case SYS_ioctl:
       return ioctl_fd(integer(a), static_cast<unsigned long>(b), static_cast<unsigned long>(c));
@@ -115,18 +130,22 @@ long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
       return fallocate_fd(integer(a), integer(b), c, d);
     case SYS_read:
     case SYS_readv:
+      if (virtual_call(number, a, b, c, nullptr, &moved)) return moved;
       if (io_refused(integer(a), Io::kRead, nullptr)) return -1;
       break;
     case SYS_write:
     case SYS_writev:
+      if (virtual_call(number, a, b, c, nullptr, &moved)) return moved;
       if (io_refused(integer(a), Io::kWrite, nullptr)) return -1;
       break;
     case SYS_pread64:
     case SYS_preadv:
+      if (virtual_call(number, a, b, c, &d, &moved)) return moved;
       if (io_refused(integer(a), Io::kRead, &d)) return -1;
       break;
     case SYS_pwrite64:
     case SYS_pwritev:
+      if (virtual_call(number, a, b, c, &d, &moved)) return moved;
       if (io_refused(integer(a), Io::kWrite, &d)) return -1;
       break;
     default:

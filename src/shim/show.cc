@@ -11,6 +11,7 @@ namespace {
 // Where devtmpfs and sysfs usually are; programs compare, they do not look them up.
 constexpr dev_t kDeviceFileSystem = 6;
 constexpr dev_t kSysFileSystem = 22;
+constexpr ino_t kFirstInode = 0x570000;
 constexpr off_t kAttributeSize = 4096;
 constexpr blksize_t kBlockSize = 4096;
 
@@ -36,11 +37,10 @@ void show_target(const Target& target, struct ::stat* out) {
     return;
   }
   out->st_dev = kSysFileSystem;
-  // Stable and different for different names: the rows are constants.
-  out->st_ino = reinterpret_cast<u64>(target.text.data()) & 0xffffffu;
+  out->st_ino = kFirstInode + (target.file ? target.file.number() : kMaxVirtualFiles);
   out->st_blksize = kBlockSize;
   const bool directory = target.kind == PathKind::kDirectory;
-  out->st_mode = directory ? (S_IFDIR | 0755) : (S_IFREG | 0444);
+  out->st_mode = directory ? (S_IFDIR | 0755) : (S_IFREG | target.file.mode());
   out->st_nlink = directory ? 3 : 1;
   out->st_size = directory ? 0 : kAttributeSize;
 }
@@ -75,7 +75,9 @@ int access_refusal(const Target& target, int mode, bool effective) {
   const bool directory = target.kind == PathKind::kDirectory;
   if ((mode & X_OK) != 0 && !directory) return EACCES;
   const bool root = (effective ? geteuid() : getuid()) == 0;
-  if ((mode & W_OK) != 0 && target.kind != PathKind::kDevice && !root) return EACCES;
+  const bool everybody = target.file && (target.file.mode() & 0002) != 0;
+  const bool writes = target.kind == PathKind::kDevice || everybody || root;
+  if ((mode & W_OK) != 0 && !writes) return EACCES;
   return 0;
 }
 

@@ -2,6 +2,8 @@
 // /dev/kvm: every answer and every refusal.
 #include <vector>
 
+#include "abi/kvm/parameters.h"
+#include "base/text.h"
 #include "tests/abi/kvm_client.h"
 
 namespace kvm_client {
@@ -169,12 +171,16 @@ TEST_F(Device, MachineCheckCapabilityCanBeRead) {
 }
 
 TEST(Parameters, AreAnsweredForTheModulesThisProcessorHas) {
-  using stagetwo::abi_kvm::parameter;
-  EXPECT_EQ(parameter("kvm/parameters/force_emulation_prefix"), "0\n");
-  EXPECT_EQ(parameter("/sys/module/kvm/parameters/tdp_mmu"), "Y\n");
-  EXPECT_EQ(parameter("kvm/parameters/no_such_thing"), "");
-  EXPECT_NE(parameter("kvm_amd/parameters/npt").empty(),
-            parameter("kvm_intel/parameters/ept").empty());
+  using stagetwo::abi_kvm::find_parameter;
+  const auto text_of = [](const char* path) {
+    stagetwo::FixedString<32> text;
+    if (const auto parameter = find_parameter(path)) parameter.show(text);
+    return std::string(text.view());
+  };
+  EXPECT_EQ(text_of("kvm/parameters/force_emulation_prefix"), "0\n");
+  EXPECT_EQ(text_of("/sys/module/kvm/parameters/tdp_mmu"), "Y\n");
+  EXPECT_EQ(text_of("kvm/parameters/no_such_thing"), "");
+  EXPECT_NE(!find_parameter("kvm_amd/parameters/npt"), !find_parameter("kvm_intel/parameters/ept"));
 }
 
 }  // namespace

@@ -19,10 +19,6 @@ namespace stagetwo::abi_kvm {
 // open("/dev/kvm", flags). Failure: EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_device(int flags);
 
-// The contents of /sys/module/<path>, `path` as in "kvm/parameters/tdp_mmu"; empty: no such file.
-// `path` may carry the prefix "/sys/module/".
-[[nodiscard]] std::string_view parameter(std::string_view path);
-
 // Is this kind of description ours, and can a process that receives its descriptor use it? Null if
 // not. Post: *spec describes it. See host::set_attacher.
 [[nodiscard]] Box<host::Description> attach(std::string_view kind, host::DescriptorSpec* spec);

@@ -157,8 +157,10 @@ static void parameters(void) {
   REQUIRE(stream != NULL && fgets(line, sizeof line, stream) != NULL && strcmp(line, "N\n") == 0);
   fclose(stream);
   struct stat shown;
-  REQUIRE(stat("/sys/module/kvm/parameters/eager_page_split", &shown) == 0);
+  REQUIRE(stat("/sys/module/kvm/parameters/tdp_mmu", &shown) == 0);
   REQUIRE(S_ISREG(shown.st_mode) && (shown.st_mode & 0777) == 0444);
+  REQUIRE(stat("/sys/module/kvm/parameters/eager_page_split", &shown) == 0);
+  REQUIRE(S_ISREG(shown.st_mode) && (shown.st_mode & 0777) == 0644);
   REQUIRE(access("/sys/module/kvm/parameters/tdp_mmu", R_OK) == 0);
   REQUIRE(access("/sys/module/kvm", F_OK) == 0);
   unsigned max, signature[3];

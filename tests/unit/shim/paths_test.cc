@@ -50,10 +50,20 @@ TEST(Paths, RelativeNamesStartWhereTheKernelStartsThem) {
 
 TEST(Paths, ParametersHaveTheirText) {
   const Target target = target_of(AT_FDCWD, "/sys/module/kvm/parameters/enable_pmu");
-  EXPECT_EQ(target.kind, PathKind::kParameter);
-  EXPECT_EQ(target.text, "N\n");
+  EXPECT_EQ(target.kind, PathKind::kVirtual);
+  FixedString<16> text;
+  show(target.file, text);
+  EXPECT_EQ(text.view(), "N\n");
   EXPECT_EQ(kind("/sys/module/kvm"), PathKind::kDirectory);
   EXPECT_EQ(kind("/sys/module/kvm/parameters"), PathKind::kDirectory);
+}
+
+TEST(Paths, FilesOfTheStandInAndOfFramesAreForeignWhileNobodyAsksForThem) {
+  for (const char* path : {"/proc/meminfo", "/proc/self/pagemap", "/proc/sys/vm/nr_hugepages",
+                           "/sys/kernel/mm/page_idle/bitmap",
+                           "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"}) {
+    EXPECT_EQ(kind(path), PathKind::kForeign) << path;
+  }
 }
 
 TEST(Paths, NeverMoreThanOneVendorIsThere) {

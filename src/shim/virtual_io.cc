@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/virtual_io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+
+#include "base/sys.h"
+#include "base/text.h"
+#include "host/session.h"
+#include "shim/engine.h"
+#include "shim/frame_files.h"
+#include "shim/next.h"
+#include "shim/options.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr size_t kTakenAtOnce = 4096;
+
+struct Open {
+  dev_t device = 0;
+  ino_t inode = 0;
+  VirtualFile file;
+};
+
+// What is behind a descriptor, by identity, so that dup and fork need no help. A file of the
+// session has one identity for good; without a session each open has its own, and the oldest is
+// forgotten.
+constinit sync::Mutex table_lock{sync::Rank::kLeaf};
+constinit std::array<Open, 32> table{};
+size_t table_next = 0;
+constinit sync::Atomic<bool> any_open{false};
+
+void note_open(int fd, const VirtualFile& file) {
+  struct ::stat behind{};
+  if (!sys::fstat(fd, &behind)) return;
+  const sync::MutexGuard guard(table_lock);
+  for (Open& row : table) {
+    if (row.file && row.device == behind.st_dev && row.inode == behind.st_ino) {
+      row.file = file;
+      return;
+    }
+  }
+  table[table_next++ % table.size()] = {behind.st_dev, behind.st_ino, file};
+  any_open.store(true, sync::kRelaxed);
+}
+
+// A second description of what is behind `fd`, with the client's access mode, close-on-exec as it
+// asked. Post: `fd` is closed.
+Result<int> as_clients(int fd, int flags) {
+  FixedString<48> path;
+  path.append("/proc/thread-self/fd/").append_int(fd);
+  constexpr int kKept = O_ACCMODE | O_CLOEXEC | O_NONBLOCK | O_APPEND;
+  const auto opened = sys::openat(AT_FDCWD, path.c_str(), flags & kKept);
+  static_cast<void>(sys::close(fd));
+  return opened;
+}
+
+Result<int> make_memory_file(const char* name) {
+  const int made = ST_TRY(sys::memfd_create(name, MFD_CLOEXEC));
+  return sys::raise_engine_fd(made);
+}
+
+Result<int> open_text(const VirtualFile& file, int flags) {
+  FixedString<kLongestVirtualText> text;
+  show(file, text);
+  const int backing = ST_TRY(make_memory_file("sysfs"));
+  if (const auto written = sys::write(backing, text.data(), text.size()); !written) {
+    static_cast<void>(sys::close(backing));
+    return refuse(written.error());
+  }
+  return as_clients(backing, flags);
+}
+
+// The session's file that writes of `file` are appended to.
+Result<int> open_appended(const VirtualFile& file, int flags) {
+  FixedString<32> name("appended-");
+  name.append_int(file.number());
+  return host::open_in_session(name.view(), flags);
+}
+
+Result<int> open_to_write(const VirtualFile& file, int flags) {
+  const auto shared = open_appended(file, O_RDWR | O_CREAT);
+  const int backing = shared ? *shared : ST_TRY(make_memory_file("sysfs"));
+  const int opened = ST_TRY(as_clients(backing, flags | O_APPEND));
+  note_open(opened, file);
+  return opened;
+}
+
+// The lines of `text` are writes; the last one may lack its newline.
+int store_lines(const VirtualFile& file, std::string_view text) {
+  int error = 0;
+  while (!text.empty()) {
+    const size_t newline = text.find('\n');
+    const size_t length = newline == std::string_view::npos ? text.size() : newline + 1;
+    error = store(file, text.substr(0, length));
+    text.remove_prefix(length);
+  }
+  return error;
+}
+
+// Pre: SessionLock held. `fd` reads what was appended; the word says how much is taken.
+int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken) {
+  struct ::stat behind{};
+  if (!sys::fstat(fd, &behind)) return 0;
+  const u64 size = static_cast<u64>(behind.st_size);
+  u64 from = taken.load(sync::kRelaxed);
+  if (size < from) from = 0;
+  int error = 0;
+  char buffer[kTakenAtOnce];
+  while (from < size) {
+    const auto got = sys::pread(fd, buffer, sizeof(buffer), static_cast<off_t>(from));
+    if (!got || *got == 0) break;
+    error = store_lines(file, {buffer, *got});
+    from += *got;
+  }
+  taken.store(size, sync::kRelaxed);
+  return error;
+}
+
+sync::Atomic<u64>& taken_word(const VirtualFile& file) {
+  return host::session_word(host::kAppendedWords + file.number());
+}
+
+// A write we see. Behind `fd` is a file of the session, or without one a memfd of this open. The
+// kernel copies, so a bad pointer is its EFAULT.
+long write_now(int fd, const VirtualFile& file, const iovec* parts, int count) {
+  const host::SessionLock lock;
+  const auto shared = open_appended(file, O_RDONLY);
+  if (shared) static_cast<void>(take_from(*shared, file, taken_word(file)));  // what came before
+  const long written = sys::call(SYS_writev, fd, sys::arg(parts), count);
+  int error = 0;
+  if (written > 0 && shared) {
+    error = take_from(*shared, file, taken_word(file));
+  } else if (const auto own = sys::reopen_engine_fd(fd, O_RDWR); written > 0 && own) {
+    sync::Atomic<u64> none{0};
+    error = take_from(*own, file, none);
+    static_cast<void>(sys::ftruncate(*own, 0));
+    static_cast<void>(sys::close(*own));
+  }
+  if (shared) static_cast<void>(sys::close(*shared));
+  return error == 0 ? written : -error;
+}
+
+// Of a descriptor open for reading and writing: the text as it is now.
+long read_now(int fd, const VirtualFile& file, const iovec* parts, int count, const off_t* at) {
+  FixedString<kLongestVirtualText> text;
+  show(file, text);
+  const off_t from = at != nullptr ? *at : next::lseek(fd, 0, SEEK_CUR);
+  if (from < 0) return -EINVAL;
+  size_t position =
+      static_cast<size_t>(from) < text.size() ? static_cast<size_t>(from) : text.size();
+  const size_t start = position;
+  for (int i = 0; i < count; ++i) {
+    char* const out = static_cast<char*>(parts[i].iov_base);
+    for (size_t n = 0; n < parts[i].iov_len && position < text.size(); ++n) {
+      out[n] = text.data()[position++];
+    }
+  }
+  const size_t moved = position - start;
+  if (at == nullptr) next::lseek(fd, from + static_cast<off_t>(moved), SEEK_SET);
+  return static_cast<long>(moved);
+}
+
+// Part by part, as the kernel's loop does for files without a vector form.
+bool frame_file_parts(Source source, int fd, Io io, const iovec* parts, int count, const off_t* at,
+                      long* answer) {
+  long moved = 0;
+  for (int i = 0; i < count; ++i) {
+    const off_t there = at == nullptr ? 0 : *at + moved;
+    long part = 0;
+    if (!frame_file_io(source, fd, io, parts[i].iov_base, parts[i].iov_len,
+                       at == nullptr ? nullptr : &there, &part)) {
+      return false;
+    }
+    if (part < 0) {
+      *answer = moved != 0 ? moved : part;
+      return true;
+    }
+    moved += part;
+    if (static_cast<size_t>(part) != parts[i].iov_len) break;
+  }
+  *answer = moved;
+  return true;
+}
+
+}  // namespace
+
+Result<int> open_virtual(const VirtualFile& file, int flags) {
+  const int access = flags & O_ACCMODE;
+  const bool writes = access != O_RDONLY;
+  if (file.source == Source::kPagemap && writes) return refuse(EACCES);
+  if (file.source == Source::kPageIdle || file.source == Source::kPagemap) {
+    const int opened = ST_TRY(open_frame_file(file.source, flags));
+    note_open(opened, file);
+    return opened;
+  }
+  if (writes && ((file.mode() & 0222) == 0 || geteuid() != 0)) return refuse(EACCES);
+  read_options();
+  static_cast<void>(host::join_session(option("session")));
+  take_appended(file);
+  return writes ? open_to_write(file, flags) : open_text(file, flags);
+}
+
+bool any_virtual_io() {
+  return any_open.load(sync::kRelaxed);
+}
+
+VirtualFile virtual_behind(int fd) {
+  struct ::stat behind{};
+  if (fd < 0 || !sys::fstat(fd, &behind)) return {};
+  const sync::MutexGuard guard(table_lock);
+  for (const Open& row : table) {
+    if (row.file && row.device == behind.st_dev && row.inode == behind.st_ino) return row.file;
+  }
+  return {};
+}
+
+bool virtual_io(int fd, Io io, const iovec* parts, int count, const off_t* at, ssize_t* result) {
+  if (!any_virtual_io()) [[likely]]
+    return false;
+  const VirtualFile file = virtual_behind(fd);
+  if (!file) return false;
+  const auto flags = sys::fcntl(fd, F_GETFL);
+  const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
+  if (access == (io == Io::kRead ? O_WRONLY : O_RDONLY)) return false;  // the kernel's EBADF
+  long answer = 0;
+  if (file.source == Source::kPageIdle || file.source == Source::kPagemap) {
+    if (!frame_file_parts(file.source, fd, io, parts, count, at, &answer)) return false;
+  } else {
+    answer =
+        io == Io::kRead ? read_now(fd, file, parts, count, at) : write_now(fd, file, parts, count);
+  }
+  *result = as_libc(answer);
+  return true;
+}
+
+int take_appended(const VirtualFile& file) {
+  if (file.source != Source::kParameter && file.source != Source::kPool) return 0;
+  const host::SessionLock lock;
+  const auto fd = open_appended(file, O_RDONLY);
+  if (!fd) return 0;
+  const int error = take_from(*fd, file, taken_word(file));
+  static_cast<void>(sys::close(*fd));
+  return error;
+}
+
+void take_all_appended() {
+  for (unsigned number = 0; number < kMaxVirtualFiles; ++number) {
+    if (const VirtualFile file = written_file(number)) static_cast<void>(take_appended(file));
+  }
+}
+
+int flush_stream(FILE* stream) {
+  const int result = next::fflush(stream);
+  if (!any_virtual_io() || stream == nullptr || result != 0) return result;
+  const VirtualFile file = virtual_behind(fileno(stream));
+  if (!file) return result;
+  const int error = take_appended(file);
+  if (error == 0) return result;
+  stream->_flags |= _IO_ERR_SEEN;  // as if write(2) had refused it
+  errno = error;
+  return EOF;
+}
+
+}  // namespace stagetwo::shim

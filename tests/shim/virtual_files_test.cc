@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Files of /sys and /proc as programs read and write them: the shell, coreutils and C.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/shim/run_program.h"
+
+namespace stagetwo::test {
+namespace {
+
+const std::string kParameters = "P=/sys/module/kvm/parameters; ";
+
+Outcome run_shell(const std::string& script, std::vector<std::string> options = {}) {
+  std::vector<std::string> command = {tool(), "run"};
+  command.insert(command.end(), options.begin(), options.end());
+  command.insert(command.end(), {"--", "bash", "-c", kParameters + script});
+  return run_program(command);
+}
+
+class WrittenParameter : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (geteuid() != 0) GTEST_SKIP() << "skipped: needs root (parameters of modules)";
+  }
+};
+
+TEST_F(WrittenParameter, IsReadByEveryProcessOfTheSession) {
+  const std::string read = "cat $P/nx_huge_pages $P/nx_huge_pages_recovery_period_ms";
+  EXPECT_EQ(run_shell(read).out, "N\n0\n");
+  EXPECT_EQ(run_shell("echo 1 > $P/nx_huge_pages; "
+                      "echo 100 | tee -a $P/nx_huge_pages_recovery_period_ms > /dev/null; " +
+                      read)
+                .out,
+            "Y\n100\n");
+  EXPECT_EQ(run_shell(read).out, "N\n0\n") << "the next run has its own";
+}
+
+TEST_F(WrittenParameter, TakesTheWritesOfEveryTool) {
+  const std::string file = "$P/nx_huge_pages_recovery_ratio";
+  for (const std::string write :
+       {"echo 7 > F", "echo 7 >> F", "printf 7 > F", "/bin/echo 7 > F", "echo 7 | cat > F",
+        "echo 7 | tee F >/dev/null", "echo 7 | dd of=F status=none", "exec 5>F; echo 7 >&5",
+        "(echo 7) > F", "sh -c 'echo 7 > \"$0\"' F"}) {
+    std::string line = write;
+    line.replace(line.find('F'), 1, file);
+    const Outcome outcome = run_shell(line + "; cat " + file);
+    EXPECT_EQ(outcome.out, "7\n") << write << outcome.err;
+  }
+}
+
+TEST_F(WrittenParameter, RefusesWithTheKernelsErrno) {
+  const std::string period = "$P/nx_huge_pages_recovery_period_ms";
+  const auto error_of = [&](const std::string& line) { return run_shell(line).err; };
+  EXPECT_NE(error_of("echo ten > " + period).find("Invalid argument"), std::string::npos);
+  EXPECT_NE(error_of("echo ten | tee " + period).find("Invalid argument"), std::string::npos);
+  EXPECT_NE(error_of("echo ten | dd of=" + period).find("Invalid argument"), std::string::npos);
+  EXPECT_NE(error_of("echo 4294967296 > " + period).find("out of range"), std::string::npos);
+  EXPECT_NE(error_of("echo N > $P/tdp_mmu").find("Permission denied"), std::string::npos);
+  EXPECT_EQ(run_shell("echo 5 > " + period + "; echo ten > " + period + "; cat " + period).out,
+            "5\n");
+}
+
+TEST_F(WrittenParameter, HasTheKernelsMode) {
+  EXPECT_EQ(run_shell("stat -c %A $P/nx_huge_pages $P/tdp_mmu").out, "-rw-r--r--\n-r--r--r--\n");
+}
+
+TEST(WrittenParameterOfAUser, IsRefused) {
+  if (geteuid() != 0) {
+    EXPECT_EQ(run_shell("echo 1 > $P/nx_huge_pages").status, 1);
+    return;
+  }
+  const Outcome outcome = run_shell(
+      "setpriv --reuid=65534 --clear-groups bash -c 'echo 1 > /sys/module/kvm/parameters/"
+      "nx_huge_pages'");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("Permission denied"), std::string::npos) << outcome.err;
+}
+
+TEST(StandIn, AnswersAsHugetlbfs) {
+  for (const char* which : {"mappings", "files", "pool", "guest"}) {
+    const Outcome outcome =
+        run_program({tool(), "run", "--hugetlb=standin", "--", program("huge_pages"), which});
+    EXPECT_EQ(outcome.status, 0) << which << outcome.err;
+  }
+}
+
+TEST(StandIn, IsOffWithoutItsOption) {
+  const Outcome outcome = run_under("huge_pages", {"kernels_own"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(run_shell("cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages").out,
+            run_program({"cat", "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"}).out);
+}
+
+TEST(StandIn, PoolIsTheSessions) {
+  const std::string pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+  const auto run_with = [](const std::string& script) {
+    return run_shell(script, {"--hugetlb=standin"});
+  };
+  EXPECT_EQ(run_with("cat " + pool + " /proc/sys/vm/nr_hugepages").out, "2048\n2048\n");
+  EXPECT_NE(run_with("cat /proc/meminfo").out.find("HugePages_Total:    2048\n"),
+            std::string::npos);
+  if (geteuid() != 0) GTEST_SKIP() << "skipped: needs root (the size of the pool)";
+  EXPECT_EQ(run_with("echo 5 > " + pool + "; cat " + pool).out, "5\n");
+  EXPECT_EQ(run_with("echo 6 | tee -a /proc/sys/vm/nr_hugepages > /dev/null; cat " + pool).out,
+            "6\n");
+  EXPECT_NE(run_with("echo x > " + pool).err.find("Invalid argument"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace stagetwo::test

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Goal: a page is idle from its mark until its next use. Method: a subscriber with one young bit a
+// page.
+#include "host/page_idle.h"
+
+#include <gtest/gtest.h>
+
+#include "base/failpoint.h"
+#include "host/mmu_notifier.h"
+
+namespace stagetwo::host::page_idle {
+namespace {
+
+// Borrows 64 pages from kBase.
+constexpr u64 kBase = 0x7000'0000'0000;
+class Guest final : public MmuNotifier {
+ public:
+  Guest() { EXPECT_TRUE(register_notifier(this)); }
+  ~Guest() { unregister_notifier(this); }
+  bool invalidate_range_start(const InvalidateEvent&) override { return false; }
+  void invalidate_range_end(const InvalidateEvent&) override {}
+  bool clear_young(HvaRange range) override {
+    const bool was = (young & bit(range)) != 0;
+    young &= ~bit(range);
+    return was;
+  }
+  bool test_young(HvaRange range) override { return (young & bit(range)) != 0; }
+  bool borrows(HvaRange range) override { return bit(range) != 0; }
+  u64 young = 0;
+
+ private:
+  static u64 bit(HvaRange range) {
+    const u64 page = (range.start().raw() - kBase) >> kPageShift;
+    return page < 64 ? u64{1} << page : 0;
+  }
+};
+constexpr u64 kFirst = frame_of(Hva(kBase));
+
+TEST(PageIdle, FramesAreNeverZeroAndFarFromReal) {
+  EXPECT_LT(u64{1} << 43, frame_of(Hva(0)));
+  EXPECT_LT(frame_of(Hva((u64{1} << 47) - kPageSize)), kEndFrame);
+  EXPECT_LT(kEndFrame, u64{1} << 55) << "fits into an entry of pagemap";
+}
+
+TEST(PageIdle, MarkLastsUntilTheNextUse) {
+  Guest guest;
+  guest.young = ~u64{0};
+  EXPECT_EQ(0U, read_word(kFirst)) << "nothing was marked";
+  write_word(kFirst, 0b1011);
+  EXPECT_EQ(0b1011U, read_word(kFirst));
+  EXPECT_EQ(~u64{0b1011}, guest.young) << "exactly those were made old";
+  guest.young |= 0b0010;
+  EXPECT_EQ(0b1001U, read_word(kFirst));
+  guest.young = 0;
+  EXPECT_EQ(0b1001U, read_word(kFirst)) << "once used, not idle until marked again";
+  write_word(kFirst, 0b0010);
+  EXPECT_EQ(0b1011U, read_word(kFirst)) << "a zero bit changes nothing";
+  guest.young = ~u64{0};
+  EXPECT_EQ(0U, read_word(kFirst));
+}
+
+TEST(PageIdle, PagesNobodyBorrowsAreNeverIdle) {
+  write_word(kFirst, 0xff);
+  EXPECT_EQ(0U, read_word(kFirst));
+  {
+    Guest guest;
+    write_word(kFirst, 0xff);
+    EXPECT_EQ(0xffU, read_word(kFirst));
+  }
+  EXPECT_EQ(0U, read_word(kFirst)) << "its guest is gone";
+}
+
+TEST(PageIdle, WithoutMemoryAPageLooksUsed) {
+  Guest guest;
+  failpoint::sweep([] {
+    write_word(kFirst, 1);
+    EXPECT_LE(read_word(kFirst), 1U);
+  });
+  guest.young = 1;
+  EXPECT_EQ(0U, read_word(kFirst));
+}
+
+}  // namespace
+}  // namespace stagetwo::host::page_idle
