@@ -109,7 +109,7 @@ Walk TdpMmu::walk(MmuContext& context, u32 address_space, Gfn gfn, Access access
 
 bool TdpMmu::fast_page_fault(MmuContext& context, Fault& fault, FaultOutcome* outcome) {
   const TdpRoot* root = context.roots_[fault.address_space];
-  if (root == nullptr || fault.slot == nullptr) return false;
+  if (root == nullptr || fault.slot == nullptr || !covers(fault.gfn)) return false;
   for (int attempt = 0; attempt < kFastAttempts; ++attempt) {
     const auto found = pt::find<Format>(root->page->entries, policy_.root_level, fault.gfn.raw());
     if (!Format::is_leaf(found.word, found.level)) return false;

@@ -177,6 +177,17 @@ TEST_F(TdpMap, AHostReadOnlyPageIsNotMadeWritableByTheFastPath) {
   EXPECT_EQ(entry(8 * kGiB) & (Format::kHostWritable | Format::kMmuWritable | Format::kWrite), 0U);
 }
 
+TEST_F(TdpMap, TheFastPathLeavesAlonePagesOfOtherFramesThanItsOwn) {
+  world.slots[0].flags = kLogDirtyPages;
+  EXPECT_EQ(world.fault(context, 5, Access::kRead), FaultOutcome::kFixed);
+  constexpr u64 kBeyond = u64{1} << 36;  // what four levels do not lead to
+  world.add_slot(kBeyond, 512, kWorldHva + (16 * kGiB << kPageShift), kLogDirtyPages);
+  FaultOutcome outcome = FaultOutcome::kRetry;
+  Fault fault = world.found(kBeyond + 5, Access::kWrite);
+  EXPECT_FALSE(world.mmu.fast_page_fault(context, fault, &outcome));
+  EXPECT_FALSE(Format::is_writable(entry(5)));
+}
+
 // --- NX huge pages ---
 
 struct TdpNx : ::testing::Test {
