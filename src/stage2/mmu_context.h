@@ -39,7 +39,7 @@ struct PfCounts {
   OwnedCount mmio_spte_created;
 };
 
-class MmuContext {
+class alignas(64) MmuContext {
  public:
   explicit MmuContext(TdpMmu& mmu);
   MmuContext(const MmuContext&) = delete;
