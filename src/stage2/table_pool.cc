@@ -78,7 +78,7 @@ void TablePool::give_back(TablePage* page) {
   ST_CHECK(!page->possible_nx.linked());
   ST_CHECK(page->use == TableUse::kCached || page->use == TableUse::kRemoved);
   page->use = TableUse::kFree;
-  page->nx_huge_page_disallowed = false;
+  page->nx_huge_page_disallowed.store(false, sync::kRelaxed);
   page->parent = nullptr;
   live_.fetch_sub(1, sync::kRelaxed);
   const sync::MutexGuard guard(lock_);

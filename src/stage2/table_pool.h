@@ -45,8 +45,8 @@ struct TablePage {
   bool fresh = false;              // never handed out since it was mapped: all zero
   bool marked = false;             // the audit's
   // It is here because a huge page may not be executable. Set before it is linked; cleared by who
-  // removes it, under the pages lock.
-  bool nx_huge_page_disallowed = false;
+  // removes it, under the pages lock. Read there, and by faults as a hint: relaxed.
+  sync::Atomic<bool> nx_huge_page_disallowed{false};
   ListNode possible_nx;  // in the MMU's list, under the pages lock
   pt::GatherNode gather;
   TablePage* next_free = nullptr;

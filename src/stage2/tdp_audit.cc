@@ -35,7 +35,7 @@ void TdpMmu::check_table(TablePage& table, PageCounts* found) {
   table.marked = true;
   ++found->tables;
   if (table.possible_nx.linked()) {
-    ST_CHECK(table.nx_huge_page_disallowed);
+    ST_CHECK(table.nx_huge_page_disallowed.load(sync::kRelaxed));
     ++found->nx_lpage_splits;
   }
   const u64 span = pt::span_of<Format>(table.level);

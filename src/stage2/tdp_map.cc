@@ -209,7 +209,7 @@ FaultOutcome TdpMmu::map(MmuContext& context, Fault& fault, pt::Gather* removed)
     // A table that NX made is not replaced by the huge leaf of a data access.
     if (at.level() == fault.goal_level && at.level() > 1 && at.is_table() &&
         TablePage::of(pt::DirectMemory<Word>::entries(Format::output(at.old())))
-            ->nx_huge_page_disallowed) {
+            ->nx_huge_page_disallowed.load(sync::kRelaxed)) {
       --fault.goal_level;
     }
     // Before the level is looked at: a frozen goal is not a place to map.
@@ -257,7 +257,7 @@ bool TdpMmu::link(TdpCursor& at, TablePage& table, u32 address_space) {
 bool TdpMmu::link_child(MmuContext& context, const Fault& fault, TdpCursor& at) {
   TablePage* child = context.tables_.take();
   const bool list = fault.huge_page_disallowed && fault.wanted_level >= at.level();
-  child->nx_huge_page_disallowed = fault.huge_page_disallowed;
+  child->nx_huge_page_disallowed.store(fault.huge_page_disallowed, sync::kRelaxed);
   const bool split = Format::is_leaf(at.old(), at.level());
   if (split) {
     fill_split(*child, at.old(), at.level());
@@ -272,7 +272,8 @@ bool TdpMmu::link_child(MmuContext& context, const Fault& fault, TdpCursor& at) 
   if (list) {
     const sync::MutexGuard pages(pages_lock_);
     // It was linked before it is listed: whoever unlinked it in between has taken the flag off.
-    const bool went = ST_GUARD(nx_recheck_under_lock, !child->nx_huge_page_disallowed);
+    const bool went =
+        ST_GUARD(nx_recheck_under_lock, !child->nx_huge_page_disallowed.load(sync::kRelaxed));
     if (!went) possible_nx_.push_back(child);
   }
   return true;

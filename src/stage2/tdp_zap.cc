@@ -70,9 +70,9 @@ Word freeze(Entry& entry) {
 void TdpMmu::remove_table(Word word, Removal how, pt::Gather* removed) {
   TablePage* page = TablePage::of(pt::DirectMemory<Word>::entries(Format::output(word)));
   ST_CHECK(page->use == TableUse::kLinked);
-  if (page->nx_huge_page_disallowed) {
+  if (page->nx_huge_page_disallowed.load(sync::kRelaxed)) {
     const sync::MutexGuard pages(pages_lock_);
-    page->nx_huge_page_disallowed = false;
+    page->nx_huge_page_disallowed.store(false, sync::kRelaxed);
     if (page->possible_nx.linked()) possible_nx_.remove(page);
   }
   // A table of level 1 whose entries nobody can add to goes as it is.

@@ -35,12 +35,12 @@ TEST(TablePool, AUsedTableComesBackEmpty) {
   TablePage* page = pool.allocate();
   ASSERT_NE(page, nullptr);
   page->entries[7].store(Format::kFrozen);
-  page->nx_huge_page_disallowed = true;
+  page->nx_huge_page_disallowed.store(true);
   pool.give_back(page);
   TablePage* again = pool.allocate();
   EXPECT_EQ(again, page);
   EXPECT_EQ(again->entries[7].load(), Format::kNonpresent);
-  EXPECT_FALSE(again->nx_huge_page_disallowed);
+  EXPECT_FALSE(again->nx_huge_page_disallowed.load());
   pool.give_back(again);
 }
 
