@@ -4,6 +4,8 @@
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 
+#include <cerrno>
+
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/memory.h"
@@ -155,9 +157,21 @@ long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
   return kPassOn;
 }
 
+constexpr long kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
+
+// Who may not have faults of the kernel reported may still have those of user mode, and the vCPUs
+// of this engine are user mode. Only a program that has opened a device gets the lesser descriptor
+// for the one it asked for: its own system calls on such pages answer EFAULT.
+long userfaultfd(long flags) {
+  const long fd = next::syscall(SYS_userfaultfd, flags, 0, 0, 0, 0, 0);
+  if (fd >= 0 || errno != EPERM || (flags & kUserModeOnly) != 0 || !awake()) return fd;
+  return next::syscall(SYS_userfaultfd, flags | kUserModeOnly, 0, 0, 0, 0, 0);
+}
+
 }  // namespace
 
 long raw_call(long number, long a, long b, long c, long d, long e, long f) {
+  if (number == SYS_userfaultfd) return userfaultfd(a);
   bool done = false;
   long result = by_descriptor(number, a, b, c, d, &done);
   if (!done) result = by_name(number, a, b, c, d, e, &done);

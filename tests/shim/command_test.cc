@@ -97,6 +97,15 @@ TEST(Run, WorksForAUserWithoutRights) {
   }
 }
 
+TEST(Run, GivesAUserWithoutRightsTheUserfaultfdThatVcpusNeed) {
+  EXPECT_EQ(run_under("memory", {"userfaultfd_serves_vcpus"}).status, 0);
+  if (geteuid() != 0) return;  // that was such a user
+  const Outcome outcome =
+      run_program({"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", tool(), "run",
+                   "--", program("memory"), "userfaultfd_serves_vcpus"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+}
+
 TEST(Run, RefusesABadCommandLineInOneSentenceWithAHint) {
   const std::vector<std::vector<std::string>> lines = {
       {tool()},

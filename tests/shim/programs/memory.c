@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Guest memory is the program's own memory: what the program does to it, the guest sees.
 #define _GNU_SOURCE
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/syscall.h>
 
 #include "machine.h"
 
@@ -186,6 +189,41 @@ static void own_copy_of_addresses(void) {
   REQUIRE(poisoned == 0x1111111111111111);
 }
 
+// The page a vCPU waits for comes from a userfaultfd, whatever this user may ask the kernel for.
+static void* resolve(void* argument) {
+  const int uffd = *(int*)argument;
+  struct uffd_msg message;
+  struct pollfd ready = {.fd = uffd, .events = POLLIN};
+  REQUIRE(poll(&ready, 1, 10000) == 1 && read(uffd, &message, sizeof message) == sizeof message);
+  REQUIRE(message.event == UFFD_EVENT_PAGEFAULT);
+  uint64_t* page = mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(page != MAP_FAILED);
+  *page = 77;
+  struct uffdio_copy copy = {.dst = message.arg.pagefault.address & ~(uint64_t)(kPage - 1),
+                             .src = (uintptr_t)page,
+                             .len = kPage};
+  REQUIRE(ioctl(uffd, UFFDIO_COPY, &copy) == 0);
+  return NULL;
+}
+
+static void userfaultfd_serves_vcpus(void) {
+  const long before = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+  REQUIRE(before >= 0 || errno == EPERM);
+  create_machine(&m, kReadLoop, sizeof kReadLoop);
+  int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+  REQUIRE(uffd >= 0);
+  struct uffdio_api api = {.api = UFFD_API};
+  REQUIRE(ioctl(uffd, UFFDIO_API, &api) == 0);
+  REQUIRE(madvise(m.memory + kData, kPage, MADV_DONTNEED) == 0);
+  struct uffdio_register range = {.range = {.start = (uintptr_t)(m.memory + kData), .len = kPage},
+                                  .mode = UFFDIO_REGISTER_MODE_MISSING};
+  REQUIRE(ioctl(uffd, UFFDIO_REGISTER, &range) == 0);
+  pthread_t resolver;
+  REQUIRE(pthread_create(&resolver, NULL, resolve, &uffd) == 0);
+  REQUIRE(guest_reads() == 77);
+  REQUIRE(pthread_join(resolver, NULL) == 0);
+}
+
 int main(int argc, char** argv) {
   static const struct test_case kCases[] = {
       {"discard_and_remap", discard_and_remap},
@@ -195,6 +233,7 @@ int main(int argc, char** argv) {
       {"dirty_log_loses_nothing", dirty_log_loses_nothing},
       {"deletion_is_synchronous", deletion_is_synchronous},
       {"own_copy_of_addresses", own_copy_of_addresses},
+      {"userfaultfd_serves_vcpus", userfaultfd_serves_vcpus},
       {NULL, NULL},
   };
   return run_case(argc, argv, kCases);
