@@ -203,9 +203,7 @@ void TdpModel::remove_slot(Slot& slot) {
   } else {
     zap(space, slot.gfns());
   }
-  for (u64 frame : std::vector<u64>(stored_[space].begin(), stored_[space].end())) {
-    if (slot.gfns().contains(Gfn(frame))) stored_[space].erase(frame);
-  }
+  forget_log(slot);
   host_.generation += stage2::kMaxAddressSpaces;
   host_.slots.remove_if([&slot](const Slot& other) { return &other == &slot; });
 }
@@ -222,9 +220,75 @@ void TdpModel::move_slot(Slot& slot) {
 
 void TdpModel::toggle_logging(Slot& slot) {
   slot.flags ^= kLogDirtyPages;
-  if ((slot.flags & kLogDirtyPages) != 0) {
-    zap(slot.id >> 16, slot.gfns());
+  if ((slot.flags & kLogDirtyPages) == 0) {
+    recover(slot);
+    forget_log(slot);
+    return;
   }
+  forget_log(slot);
+  if (random_.one_in(2)) split(slot, slot.gfns());
+  host_.mmu.write_protect_slot(slot, 1);
+  host_.flush_tlbs();
+}
+
+void TdpModel::forget_log(const Slot& slot) {
+  const auto of_slot = [&slot](u64 frame) { return slot.gfns().contains(Gfn(frame)); };
+  std::erase_if(stored_[slot.id >> 16], of_slot);
+  std::erase_if(host_.marked[slot.id >> 16], of_slot);
+}
+
+// Only what lies in the range; a large leaf that reaches beyond it is split all the same.
+void TdpModel::split(const Slot& slot, GfnRange range) {
+  const unsigned target = 1 + random_.small(2);
+  const bool starved = random_.one_in(4);
+  if (starved) failpoint::arm("stage2.table_page", 1 + random_.below(50), failpoint::kForever);
+  host_.mmu.try_split_huge(slot, range, target);
+  failpoint::disarm();
+  NaiveTable& table = table_[slot.id >> 16];
+  for (u64 frame = range.start().raw(); frame < range.end().raw();) {
+    const auto at = table.first_in(frame, range.end().raw() - frame);
+    if (at == table.leaves().end()) return;
+    const u64 first = std::max(frame, at->first);
+    if (at->second.level > target) {
+      // With memory every leaf is split; without, some are: ask.
+      const unsigned level = starved ? level_of(slot.id >> 16, first) : target;
+      table.split(first, level);
+    }
+    const auto now = table.covering(first);
+    frame = now->first + frames_of_level(now->second.level);
+  }
+}
+
+unsigned TdpModel::level_of(u32 space, u64 frame) {
+  EXPECT_TRUE(host_.mmu.load_root(*contexts_[0], space));
+  return stage2::TdpTestAccess::find(host_.mmu, *contexts_[0], space, frame).level;
+}
+
+// Tables in whose place a large leaf could be are gone, with what they held.
+void TdpModel::recover(const Slot& slot) {
+  const unsigned host_level = 2 + random_.small(2);
+  host_.mmu.recover_huge(slot, slot.gfns(), host_level);
+  NaiveTable& table = table_[slot.id >> 16];
+  for (unsigned level = host_level; level > 1 && !host_.mixed; --level) {
+    const u64 span = frames_of_level(level);
+    for (u64 first = 0; (first = next_small(table, slot, first, level)) != ~u64{0}; first += span) {
+      if (slot.max_level(Gfn(first)) >= level) table.remove(first, span);
+    }
+  }
+}
+
+// The first frame from `from`, a multiple of the level's span, of a range that holds smaller
+// leaves of the slot only; ~0: none.
+u64 TdpModel::next_small(NaiveTable& table, const Slot& slot, u64 from, unsigned level) {
+  const u64 end = slot.gfns().end().raw();
+  u64 frame = std::max(from, slot.base_gfn.raw());
+  while (frame < end) {
+    const auto at = table.first_in(frame, end - frame);
+    if (at == table.leaves().end()) break;
+    if (at->second.level < level) return at->first & ~(frames_of_level(level) - 1);
+    frame = at->first + frames_of_level(at->second.level);
+  }
+  return ~u64{0};
 }
 
 void TdpModel::invalidate_roots() {
@@ -244,12 +308,20 @@ void TdpModel::harvest(Slot& slot) {
   std::set<u64>& marks = host_.marked[space];
   const auto of_slot = [&slot](u64 frame) { return slot.gfns().contains(Gfn(frame)); };
   for (u64 frame : stored_[space]) EXPECT_TRUE(!of_slot(frame) || marks.contains(frame));
+  // A part of the log, as CLEAR takes it, or all of it.
+  const u64 words = slot.page_count / 64 + 1;
+  const u64 first_word = random_.one_in(2) ? random_.below(words) : 0;
+  const u64 count = std::min<u64>(words - first_word, random_.one_in(2) ? 4096 : 1);
+  std::vector<u64> masks(count);
   for (u64 frame : std::vector<u64>(marks.begin(), marks.end())) {
-    if (!of_slot(frame)) continue;
+    const u64 page = frame - slot.base_gfn.raw();
+    if (!of_slot(frame) || page / 64 < first_word || page / 64 >= first_word + count) continue;
+    masks[page / 64 - first_word] |= u64{1} << page % 64;
     marks.erase(frame);
-    zap(space, GfnRange(Gfn(frame), 1));
+    stored_[space].erase(frame);
   }
-  std::erase_if(stored_[space], of_slot);
+  host_.mmu.write_protect_masked(slot, first_word * 64, masks.data(), count);
+  host_.flush_tlbs();
 }
 
 void TdpModel::change_contexts() {

@@ -121,6 +121,12 @@ class TdpModel {
   void remove_slot(Slot& slot);
   void move_slot(Slot& slot);
   void toggle_logging(Slot& slot);
+  void forget_log(const Slot& slot);
+  void split(const Slot& slot, GfnRange range);
+  void recover(const Slot& slot);
+  [[nodiscard]] unsigned level_of(u32 space, u64 frame);
+  [[nodiscard]] static u64 next_small(NaiveTable& table, const Slot& slot, u64 from,
+                                      unsigned level);
   void invalidate_roots();
   void harvest(Slot& slot);
   void change_contexts();
