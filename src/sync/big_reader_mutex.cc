@@ -22,11 +22,18 @@
 //                                       | exchange(0) -> 2: wakes all
 //
 // Who has slept takes the lock as 2, because it cannot know whether it was the last sleeper.
+//
+// The lock is not handed over: who is awake takes it. A writer that lets go in order to come back
+// is awake, and those it lets go for are not, so it would take the lock again before any of them
+// runs. It waits until one of them has had it, but not for ever: that one may not be scheduled.
 
 namespace stagetwo::sync {
 namespace {
 
 constexpr int kSpins = 128;
+constexpr int kYields = 64;
+constexpr int kSleeps = 20;
+constexpr u64 kSleepNs = 50'000;
 
 }  // namespace
 
@@ -52,6 +59,7 @@ Passage::Ticket BigReaderMutex::acquire_shared_slow(Passage::Ticket ticket) {
     if (writer_.load(kSeqCst) == kFree) break;
   }
   waiters_.fetch_sub(1, kRelaxed);
+  admitted_.fetch_add(1, kRelaxed);
   return ticket;
 }
 
@@ -64,9 +72,23 @@ void BigReaderMutex::acquire() {
       if (sleep_while_taken()) take_as = kSlept;
       seen = kFree;
     } while (!writer_.compare_exchange(seen, take_as, kSeqCst));
+    admitted_.fetch_add(1, kRelaxed);
   }
   if (ST_GUARD(big_writer_drains, true)) readers_.wait_until_empty();
   waiters_.fetch_sub(1, kRelaxed);
+}
+
+void BigReaderMutex::give_way(u32 admitted) {
+  if (!ST_GUARD(big_writer_gives_way, true)) return;
+  for (int i = 0; i < kYields + kSleeps; ++i) {
+    if (!contended() || admitted_.load(kRelaxed) != admitted) return;
+    if (i < kYields) {
+      yield_thread();
+    } else {
+      Atomic<u32> never{0};
+      futex_wait(never, 0, kSleepNs);
+    }
+  }
 }
 
 void BigReaderMutex::wake_all() {

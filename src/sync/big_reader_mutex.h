@@ -10,7 +10,10 @@
 // Invariants: I1  a writer is alone; readers see whole writer sections.
 //             I2  a shared section costs two locked adds on a line few threads share. A waiting
 //                 writer holds off new readers, so it waits for one section of each at most.
-//             I3  what was unlinked before wait_for_shared() is reached by no section that begins
+//             I3  who waited when a writer dropped the lock has had it when retake() returns, as
+//             far
+//                 as the scheduler runs it within about a millisecond.
+//             I4  what was unlinked before wait_for_shared() is reached by no section that begins
 //                 after it, and every section that may have reached it has ended when it returns.
 // Locking: ranked like any lock; not recursive, shared neither. Not for signal handlers.
 // Lifetime: no section is left when it is destroyed.
@@ -19,6 +22,7 @@
 //           it is a Dekker handshake (big_reader_mutex.cc). Released with release, read by readers
 //           seq_cst.
 // waiters_: how many wait, for contended(); relaxed, a hint.
+// admitted_: raised by who has waited and got in, read by who gave way; relaxed, a hint.
 
 #include "sync/mutex.h"
 #include "sync/passage.h"
@@ -69,10 +73,13 @@ class TA_CAP("shared_mutex") BigReaderMutex {
   }
   void wake_all();
   bool sleep_while_taken();
+  // Waits until somebody who waits has got in since `admitted` was read.
+  void give_way(u32 admitted);
 
   Passage readers_;
   alignas(64) Atomic<u32> writer_{kFree};
   Atomic<u32> waiters_{0};
+  Atomic<u32> admitted_{0};
   Rank rank_;
 };
 
@@ -126,8 +133,15 @@ class TA_SCOPED BigWriterGuard {
   BigWriterGuard(const BigWriterGuard&) = delete;
   BigWriterGuard& operator=(const BigWriterGuard&) = delete;
 
-  void drop() TA_REL() { end(); }
-  void retake() TA_ACQ() { begin(); }
+  // Lets those in who wait, and comes back.
+  void drop() TA_REL() {
+    admitted_ = mutex_.admitted_.load(kRelaxed);
+    end();
+  }
+  void retake() TA_ACQ() {
+    mutex_.give_way(admitted_);
+    begin();
+  }
 
  private:
   void begin() {
@@ -142,6 +156,7 @@ class TA_SCOPED BigWriterGuard {
   }
 
   BigReaderMutex& mutex_;
+  u32 admitted_ = 0;
   bool held_now_ = false;
   [[maybe_unused]] Place place_;
   [[maybe_unused]] detail::Held held_;
