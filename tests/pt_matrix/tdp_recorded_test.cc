@@ -133,6 +133,34 @@ TEST_F(TdpRecorded, SplitThatMakesAPageExecutable) {
   EXPECT_EQ(world->mmu.count_pages().pages_4k, kHuge);
 }
 
+TEST_F(TdpRecorded, SplitOfASlotBeforeItIsLogged) {
+  for (const u64 gfn : {kHuge, 2 * kHuge, 3 * kHuge}) {
+    ASSERT_EQ(fault(gfn, Access::kWrite, 2), FaultOutcome::kFixed);
+  }
+  const Slot& slot = world->slots[0];
+  record(kHuge, 3 * kHuge, [&] { world->mmu.try_split_huge(slot, slot.gfns(), 1); });
+  expect_old_or_new(false);
+  EXPECT_EQ(world->mmu.count_pages().pages_4k, 3 * kHuge);
+}
+
+TEST_F(TdpRecorded, ProtectionOfASlotThatIsLogged) {
+  ASSERT_EQ(fault(3, Access::kWrite, 1), FaultOutcome::kFixed);
+  ASSERT_EQ(fault(kHuge, Access::kWrite, 2), FaultOutcome::kFixed);
+  record(3, kHuge, [&] { world->mmu.write_protect_slot(world->slots[0], 1); });
+  expect_old_or_new(true);
+  EXPECT_EQ(look(3).page, film.at(3).front().page) << "the page stays, the right to store goes";
+}
+
+TEST_F(TdpRecorded, RecoveryWhenLoggingEnds) {
+  for (const u64 gfn : {kHuge, kHuge + 1, kHuge + 5}) {
+    ASSERT_EQ(fault(gfn, Access::kWrite, 1), FaultOutcome::kFixed);
+  }
+  const Slot& slot = world->slots[0];
+  record(kHuge, kHuge, [&] { world->mmu.recover_huge(slot, slot.gfns(), 2); });
+  expect_old_or_new(true);
+  EXPECT_EQ(world->mmu.count_pages().pages_4k, 0U) << "the next access maps it large";
+}
+
 TEST_F(TdpRecorded, CollapseByAFaultForAHugePage) {
   for (const u64 gfn : {kHuge, kHuge + 1, kHuge + 5}) {
     ASSERT_EQ(fault(gfn, Access::kWrite, 1), FaultOutcome::kFixed);
