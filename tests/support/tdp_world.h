@@ -20,6 +20,10 @@ struct TdpTestAccess {
     return pt::find<Format>(context.roots_[0]->page->entries, mmu.policy_.root_level, gfn.raw(),
                             level);
   }
+  template <typename F>
+  static void for_each_table(TdpMmu& mmu, F&& fn) {
+    mmu.pool_.for_each(fn);
+  }
   static sync::BigReaderMutex& mmu_lock(TdpMmu& mmu) { return mmu.mmu_lock_; }
   static size_t possible_nx(TdpMmu& mmu) {
     const sync::MutexGuard pages(mmu.pages_lock_);
