@@ -10,7 +10,7 @@ namespace stagetwo::stage2 {
 namespace {
 
 // A leaf against the slot it claims to be of.
-void check_leaf(const TdpPolicy& policy, const Slot* slot, Word leaf, u64 frame, unsigned level) {
+void check_leaf(bool nx_huge_pages, const Slot* slot, Word leaf, u64 frame, unsigned level) {
   ST_CHECK(slot != nullptr);
   const u64 frames = pt::span_of<Format>(level);
   ST_CHECK(Gfn(frame) >= slot->base_gfn);
@@ -22,7 +22,7 @@ void check_leaf(const TdpPolicy& policy, const Slot* slot, Word leaf, u64 frame,
   // D is set by stores through a writable entry; write protection leaves it.
   if (Format::is_dirty(leaf)) ST_CHECK(Format::is_mmu_writable(leaf));
   if (level == 1) return;
-  ST_CHECK(!policy.nx_huge_pages || !Format::is_executable(leaf));
+  ST_CHECK(!nx_huge_pages || !Format::is_executable(leaf));
   // One bit of the log stands for one frame.
   ST_CHECK((slot->flags & kLogDirtyPages) == 0 || !Format::is_writable(leaf));
 }
@@ -46,7 +46,7 @@ void TdpMmu::check_table(TablePage& table, PageCounts* found) {
     ST_CHECK(Format::is_legal(word, table.level));
     ST_CHECK(!Format::is_mmio(word) || table.level == 1);
     if (Format::is_leaf(word, table.level)) {
-      check_leaf(policy_, host_.audit_slot(table.address_space, Gfn(frame)), word, frame,
+      check_leaf(nx_huge_pages(), host_.audit_slot(table.address_space, Gfn(frame)), word, frame,
                  table.level);
     } else if (Format::is_table(word, table.level)) {
       TablePage* child = TablePage::of(pt::DirectMemory<Word>::entries(Format::output(word)));

@@ -39,6 +39,10 @@ class TdpHost {
   // The page was made writable for a vCPU and is dirty from now on. Inside a read section.
   virtual void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) = 0;
 
+  // Is the frame in a slot that is logged? Under mmu_lock, alone. A hint: a slot that changes
+  // meanwhile may be answered for either way.
+  [[nodiscard]] virtual bool is_logged(u32 /*address_space*/, Gfn /*gfn*/) { return false; }
+
   // The number of the slots' set; has kUpdateInProgress while an update is under way.
   [[nodiscard]] virtual u64 slots_generation() = 0;
 

@@ -163,7 +163,7 @@ void TdpMmu::adjust_level(Fault& fault) {
       std::min({unsigned{fault.max_level}, Format::kLargestLeaf, fault.slot->max_level(fault.gfn)});
   while (level > 1 && host_.attributes_mixed(fault, level)) --level;
   fault.wanted_level = fault.goal_level = static_cast<u8>(level);
-  if (level > 1 && fault.access == Access::kExec && policy_.nx_huge_pages) {
+  if (level > 1 && fault.access == Access::kExec && nx_huge_pages()) {
     fault.huge_page_disallowed = true;
     fault.goal_level = 1;
   }
@@ -231,7 +231,7 @@ FaultOutcome TdpMmu::map(MmuContext& context, Fault& fault, pt::Gather* removed)
 
 void TdpMmu::fill_split(TablePage& table, Word leaf, unsigned level) const {
   // Small entries are executable again: what a split under the NX policy is for.
-  const Word also = policy_.nx_huge_pages && level == 2 ? Format::kExec : Word{0};
+  const Word also = nx_huge_pages() && level == 2 ? Format::kExec : Word{0};
   for (unsigned i = 0; i < kTableEntries; ++i) {
     // Nobody sees the table yet, so its words begin here; the link publishes them.
     std::construct_at(table.entries + i, pt::split_child<Format>(leaf, level, i) | also);
@@ -290,7 +290,7 @@ Word TdpMmu::compose(const Fault& fault, Word old, unsigned level) const {
   a.write = a.mmu_writable && (write || !logging);
   a.dirty = a.write && write;
   a.accessed = !fault.prefetch;
-  a.exec = level == 1 || !policy_.nx_huge_pages;
+  a.exec = level == 1 || !nx_huge_pages();
   a.is_private = fault.is_private;
   const u64 page = fault.page.raw() & ~((pt::span_of<Format>(level) << kPageShift) - 1);
   Word leaf = Format::make_leaf(page, level, a);

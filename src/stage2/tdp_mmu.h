@@ -28,7 +28,8 @@ namespace stagetwo::stage2 {
 
 class TdpMmu {
  public:
-  TdpMmu(TdpHost& host, const TdpPolicy& policy) : host_(host), policy_(policy) {}
+  TdpMmu(TdpHost& host, const TdpPolicy& policy)
+      : host_(host), policy_(policy), nx_huge_pages_(policy.nx_huge_pages) {}
   ~TdpMmu();
   TdpMmu(const TdpMmu&) = delete;
   TdpMmu& operator=(const TdpMmu&) = delete;
@@ -90,6 +91,18 @@ class TdpMmu {
   // next access maps it. Pre: the host has pages of that level there.
   void recover_huge(const Slot& slot, GfnRange range, unsigned host_level)
       TA_EXCL(mmu_lock_, pages_lock_);
+
+  // --- ageing (tdp_age.cc) ---
+  // Was a page of the range used? age() also clears A. A cached translation sets it no more.
+  [[nodiscard]] bool test_young(u32 address_space, GfnRange range) TA_EXCL(mmu_lock_, pages_lock_);
+  bool age(u32 address_space, GfnRange range) TA_EXCL(mmu_lock_, pages_lock_);
+
+  // --- NX huge pages (tdp_nx.cc) ---
+  // True: it changed, and the caller invalidates all roots.
+  bool set_nx_huge_pages(bool on) { return nx_huge_pages_.exchange(on, sync::kRelaxed) != on; }
+  [[nodiscard]] bool nx_huge_pages() const { return nx_huge_pages_.load(sync::kRelaxed); }
+  // Zaps one in `ratio` of the tables that only NX keeps small, the oldest first; 0: none.
+  void recover_nx(u64 ratio) TA_EXCL(mmu_lock_, pages_lock_);
 
   // --- what there is (tdp_audit.cc) ---
 
@@ -168,6 +181,7 @@ class TdpMmu {
 
   TdpHost& host_;
   const TdpPolicy policy_;
+  sync::Atomic<bool> nx_huge_pages_;  // relaxed: whoever changes it then invalidates the roots
   TablePool pool_;
   sync::BigReaderMutex mmu_lock_{sync::Rank::kSecondary};
   sync::Mutex pages_lock_{sync::Rank::kTdpPages};

@@ -14,7 +14,7 @@ using TdpCursor = pt::Cursor<Format>;
 
 struct TdpPolicy {
   unsigned root_level = 4;     // 5 where guest addresses have more than 48 bits
-  bool nx_huge_pages = false;  // huge leaves are not executable
+  bool nx_huge_pages = false;  // huge leaves are not executable; may change: set_nx_huge_pages()
 };
 
 // A root and who uses it. Starts with two references: of the context that asked, and of the MMU,

@@ -49,6 +49,23 @@ TEST(UnexpectedLevel, WithoutBothTestsTheAuditFindsALeafAtTheWrongLevel) {
 TEST(NxRecheckUnderLock, WithoutTheTestATableThatWentIsListed) {
   EXPECT_TRUE(found_without<ListedAfterItWent>({"nx_recheck_under_lock"}, 3000));
 }
+// No schedule needed: the table is there or it is not.
+TEST(NxSkipsLogged, WithoutTheTestTheTableOfALoggedSlotIsZapped) {
+  const auto is_zapped = [] {
+    TdpWorld world(stage2::TdpPolicy{.nx_huge_pages = true});
+    MmuContext context(world.mmu);
+    constexpr u64 kSpan = pt::span_of<Format>(2);
+    world.add_slot(0, 4 * kSpan, kWorldHva);
+    static_cast<void>(world.fault(context, 0, Access::kExec, 2));
+    world.slots[0].flags |= stage2::kLogDirtyPages;
+    world.mmu.recover_nx(1);
+    return world.walk(context, 0).kind == Walk::Kind::kMiss;
+  };
+  EXPECT_FALSE(is_zapped());
+  mutation::remove("nx_skips_logged");
+  EXPECT_TRUE(is_zapped());
+  mutation::restore_all();
+}
 TEST(StaleFault, WithoutTheTestAnOldTranslationIsUsed) {
   EXPECT_TRUE(found_without<InstallAgainstChange>({"stale_fault"}, 3000));
 }

@@ -153,6 +153,10 @@ class TdpWorld final : public stage2::TdpHost {
     dirty_marks.fetch_add(1, sync::kRelaxed);
     stage2::Memslots::mark_dirty(slot, gfn, context.ring);
   }
+  bool is_logged(u32, Gfn gfn) override {
+    const Slot* slot = find(gfn);
+    return slot != nullptr && (slot->flags & stage2::kLogDirtyPages) != 0;
+  }
   u64 slots_generation() override { return generation.load(); }
   const Slot* audit_slot(u32, Gfn gfn) override { return find(gfn); }
 };

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "stage2/tdp_mmu.h"
+
+// Ageing: which pages has the guest used? Analogue: kvm_tdp_mmu_age_gfn_range, test_age_gfn of
+// Linux 6.15, without the write lock. A is set by walk(), that is, when a translation is filled.
+//
+//   vCPU                                    | who ages
+//   walk: sets A, fills                     |
+//                                           | A off
+//   uses the cached translation: A stays off| looks: old
+//   the line is asked to flush; walk: A     | looks: young
+//
+// So a page is never called young that was not used, and one that is used all the time may be
+// called old until the next flush: GuestMemory asks for one, lazily (address_space.cc).
+//
+// A is one bit that no other kind of word uses (a table's address is aligned, frozen and MMIO words
+// have it clear), so it goes by an atomic and: nothing is lost, nothing is brought back, and no
+// race is there to lose. Tables are followed inside a shared section.
+
+namespace stagetwo::stage2 {
+
+static_assert((Format::kFrozen & Format::kAccessed) == 0 &&
+                  (Format::make_mmio(Format::kMmioGenerationMask) & Format::kAccessed) == 0 &&
+                  (Format::kAddressMask & Format::kAccessed) == 0,
+              "clearing A changes no word but a leaf");
+
+bool TdpMmu::test_young(u32 address_space, GfnRange range) {
+  const sync::BigReaderGuard shared(mmu_lock_);
+  bool young = false;
+  for_each_root([&](TdpRoot& root) {
+    if (young || root.address_space != address_space) return;
+    for (TdpCursor at = cursor(root, range); at.valid() && !young; at.next()) {
+      young = at.is_leaf() && Format::is_accessed(at.old());
+    }
+  });
+  return young;
+}
+
+bool TdpMmu::age(u32 address_space, GfnRange range) {
+  const sync::BigReaderGuard shared(mmu_lock_);
+  bool young = false;
+  for_each_root([&](TdpRoot& root) {
+    if (root.address_space != address_space) return;
+    for (TdpCursor at = cursor(root, range); at.valid(); at.next()) {
+      if (!at.is_leaf() || !Format::is_accessed(at.old())) continue;
+      young |= Format::is_accessed(at.fetch_and(~Format::kAccessed));
+    }
+  });
+  return young;
+}
+
+}  // namespace stagetwo::stage2
