@@ -16,6 +16,9 @@
 // I1  A leaf's address field is a frame number of the base page; a table's is that of 4 KiB.
 // I2  Levels are not skipped: an entry of level n points to a table of level n - 1.
 // I3  All 2^k entries of a leaf are equal; a change of one is a change of all.
+// I4  Only words that were made here are asked about. (The x86 formats, whose tables a guest
+// writes,
+//     answer for any word.)
 
 #include "pt/format.h"
 
