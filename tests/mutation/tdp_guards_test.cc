@@ -54,12 +54,12 @@ TEST(NxSkipsLogged, WithoutTheTestTheTableOfALoggedSlotIsZapped) {
   const auto is_zapped = [] {
     TdpWorld world(stage2::TdpPolicy{.nx_huge_pages = true});
     MmuContext context(world.mmu);
-    constexpr u64 kSpan = pt::span_of<Format>(2);
-    world.add_slot(0, 4 * kSpan, kWorldHva);
-    static_cast<void>(world.fault(context, 0, Access::kExec, 2));
+    world.add_slot(0, 4096, kWorldHva);
+    static_cast<void>(world.fault(context, 512, Access::kExec, 2));
+    EXPECT_EQ(1U, world.mmu.count_pages().nx_lpage_splits);
     world.slots[0].flags |= stage2::kLogDirtyPages;
     world.mmu.recover_nx(1);
-    return world.walk(context, 0).kind == Walk::Kind::kMiss;
+    return world.walk(context, 512).kind == Walk::Kind::kMiss;
   };
   EXPECT_FALSE(is_zapped());
   mutation::remove("nx_skips_logged");
