@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/check.h"
+#include "base/trace.h"
 #include "stage2/tdp_mmu.h"
 
 // The world checker of the tables, and the counts that are kept nowhere: both walk. The checker
@@ -81,14 +82,22 @@ void TdpMmu::check_world() {
   ST_CHECK_OP(possible_nx_.count(), ==, found.nx_lpage_splits);
 }
 
-PageCounts TdpMmu::count_pages() {
+PageCounts TdpMmu::count_pages() TA_NO_ANALYSIS {
   PageCounts counts;
-  const sync::BigReaderGuard shared(mmu_lock_);
+  sync::BigReaderGuard shared(mmu_lock_);
   for_each_root([&](TdpRoot& root) {
     if (root.invalid.load(sync::kRelaxed)) return;
     ++counts.tables;
     const GfnRange everything(Gfn(0), pt::frame_limit<Format>(policy_.root_level));
     for (TdpCursor at = cursor(root, everything); at.valid(); at.next()) {
+      // Nobody's fault waits for a statistic.
+      if (at.progressed() && mmu_lock_.contended()) {
+        shared.drop();
+        ST_MARK(tdp_count_yields);
+        shared.retake();
+        at.mark_yielded();
+        continue;
+      }
       if (at.is_table()) ++counts.tables;
       if (!at.is_leaf()) continue;
       ++(at.level() == 1 ? counts.pages_4k : at.level() == 2 ? counts.pages_2m : counts.pages_1g);

@@ -2,6 +2,9 @@
 // The world checker finds what it is there to find, and the counts are those of a walk.
 #include <gtest/gtest.h>
 
+#include <thread>
+
+#include "base/trace.h"
 #include "tests/support/tdp_world.h"
 
 namespace stagetwo::test {
@@ -36,6 +39,24 @@ TEST_F(TdpAudit, ASoundWorldPassesAndIsCounted) {
   EXPECT_EQ(counts.pages_2m, 1U);
   EXPECT_EQ(counts.pages_1g, 1U);
   EXPECT_EQ(counts.tables, 4U);
+}
+// A statistic of a big VM walks for long; who wants the lock alone need not wait for its end.
+TEST_F(TdpAudit, ACountLetsAChangeThrough) {
+  world.add_slot(8 * kGiB, 16 * kGiB, kWorldHva + (16 * kGiB << kPageShift));
+  for (u64 gfn = 8 * kGiB; gfn < 24 * kGiB; gfn += kGiB) {
+    ASSERT_EQ(world.fault(context, gfn, Access::kWrite, 3), FaultOutcome::kFixed);
+  }
+  world.mmu.try_split_huge(world.slots[1], world.slots[1].gfns(), 1);
+  trace::reset_marks();
+  sync::Atomic<bool> stop{false};
+  std::thread counting([&] {
+    while (!stop.load()) EXPECT_GE(world.mmu.count_pages().pages_4k, 16 * kGiB);
+  });
+  while (trace::mark_count("tdp_count_yields") < 3) {
+    const sync::BigWriterGuard alone(TdpTestAccess::mmu_lock(world.mmu));
+  }
+  stop.store(true);
+  counting.join();
 }
 TEST_F(TdpAuditDeathTest, ALeafOfAnotherPage) {
   EXPECT_DEATH(with(5, 1, [](Word w) { return w + kPageSize; }), "gfn_to_hva");
