@@ -301,6 +301,52 @@ void TdpModel::invalidate_roots() {
   for (NaiveTable& table : table_) table.clear();
 }
 
+// What was used since it was made old is young, and nothing else is.
+void TdpModel::age(const Slot& slot) {
+  const u32 space = slot.id >> 16;
+  const GfnRange range(slot.base_gfn + random_.below(slot.page_count), 1 + random_.below(1024));
+  bool young = false;
+  const bool clear = random_.one_in(2);
+  table_[space].for_each_in(range.start().raw(), range.size(), [&](NaiveLeaf& leaf) {
+    young |= leaf.young;
+    if (clear) leaf.young = false;
+  });
+  const bool answer = clear ? host_.mmu.age(space, range) : host_.mmu.test_young(space, range);
+  EXPECT_EQ(answer, young);
+}
+
+// The policy changes, or the worker thread's hour has come. What recovery takes away is small and
+// could be large.
+void TdpModel::change_nx() {
+  if (random_.one_in(8)) {
+    if (host_.mmu.set_nx_huge_pages(!host_.mmu.nx_huge_pages())) invalidate_roots();
+    return;
+  }
+  const u64 before = host_.mmu.count_pages().nx_lpage_splits;
+  const u64 ratio = random_.below(4);
+  host_.mmu.recover_nx(ratio);
+  const u64 after = host_.mmu.count_pages().nx_lpage_splits;
+  if (ratio == 1) {
+    EXPECT_EQ(after, 0U);
+  }
+  if (ratio == 0) {
+    EXPECT_EQ(after, before);
+  }
+  for (u32 space = 0; space < kSpaces && after != before; ++space) {
+    NaiveTable& table = table_[space];
+    for (auto at = table.leaves().begin(); at != table.leaves().end();) {
+      const u64 first = (at++)->first;
+      if (!host_.mmu.load_root(*contexts_[0], space)) return;
+      const auto found = stage2::TdpTestAccess::find(host_.mmu, *contexts_[0], space, first);
+      if (Format::is_present(found.word)) continue;
+      const Slot* slot = host_.find(space, first);
+      ASSERT_NE(slot, nullptr);
+      EXPECT_GT(slot->max_level(Gfn(first)), 1U);
+      table.remove(first, 1);
+    }
+  }
+}
+
 // A harvest names every page stored to since the one before.
 void TdpModel::harvest(Slot& slot) {
   if ((slot.flags & kLogDirtyPages) == 0) return;
@@ -364,8 +410,12 @@ void TdpModel::step() {
     harvest(*slot);
   } else if (dice < 95) {
     change_contexts();
-  } else if (dice < 97) {
+  } else if (dice < 96) {
     access_without_memory();
+  } else if (dice < 98) {
+    age(*slot);
+  } else if (dice < 99) {
+    if (nx_) change_nx();
   } else {
     host_.mixed = random_.one_in(4);
   }

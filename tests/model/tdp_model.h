@@ -76,6 +76,10 @@ class ModelHost final : public stage2::TdpHost {
   }
   u64 slots_generation() override { return generation; }
   const Slot* audit_slot(u32 space, Gfn gfn) override { return find(space, gfn.raw()); }
+  bool is_logged(u32 space, Gfn gfn) override {
+    const Slot* slot = find(space, gfn.raw());
+    return slot != nullptr && (slot->flags & stage2::kLogDirtyPages) != 0;
+  }
 };
 
 class TdpModel {
@@ -129,6 +133,8 @@ class TdpModel {
                                       unsigned level);
   void invalidate_roots();
   void harvest(Slot& slot);
+  void age(const Slot& slot);
+  void change_nx();
   void change_contexts();
   void access_without_memory();
 
