@@ -154,6 +154,10 @@ Result<void> store_row(const ParameterRow& row, std::string_view text) {
 
 }  // namespace
 
+std::string_view Parameter::path() const {
+  return row_->path;
+}
+
 unsigned Parameter::mode() const {
   return row_->written ? 0644 : 0444;
 }

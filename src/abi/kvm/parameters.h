@@ -26,7 +26,8 @@ class Parameter {
   explicit constexpr Parameter(const ParameterRow* row) : row_(row) {}
   explicit operator bool() const { return row_ != nullptr; }
 
-  [[nodiscard]] unsigned mode() const;  // 0444 or 0644
+  [[nodiscard]] std::string_view path() const;  // below /sys/module/
+  [[nodiscard]] unsigned mode() const;          // 0444 or 0644
   [[nodiscard]] unsigned index() const;
   // With the newline.
   void show(TextWriter& out) const;
@@ -42,6 +43,7 @@ inline constexpr unsigned kMaxParameters = 32;
 // `path` as in "kvm/parameters/tdp_mmu", with or without "/sys/module/". Empty: no such file.
 [[nodiscard]] Parameter find_parameter(std::string_view path);
 
+// The table, vendors' rows of other processors included; empty behind its end.
 [[nodiscard]] Parameter parameter_at(unsigned index);
 
 namespace parameters {

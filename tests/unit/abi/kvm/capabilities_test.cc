@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "abi/kvm/capabilities.h"
+#include "abi/kvm/parameters.h"
 
 #include <gtest/gtest.h>
 
@@ -80,6 +81,25 @@ std::string support_matrix() {
             : row.on == On::kVm   ? "VM"
                                   : "vCPU")
         << " | " << row.remark << " |\n";
+  out << "\n## Files\n\n"
+         "Module parameters are answered whether or not the machine has the module; those of the "
+         "other processor's\n"
+         "vendor are not there. What is written is the session's: every process under one "
+         "`stagetwo run` sees it.\n\n"
+         "| /sys/module/ | standard | mode |\n|---|---|---|\n";
+  for (unsigned i = 0; const Parameter parameter = parameter_at(i); ++i) {
+    FixedString<32> text;
+    parameter.show(text);
+    out << "| " << parameter.path() << " | " << text.view().substr(0, text.size() - 1) << " | 0"
+        << std::oct << parameter.mode() << std::dec << " |\n";
+  }
+  out << "\nOnce the device is open, `/sys/kernel/mm/page_idle/bitmap` and this process's "
+         "`/proc/…/pagemap` speak of the\n"
+         "pages of a VM's slots. With `stagetwo run --hugetlb=standin` MAP_HUGETLB and MFD_HUGETLB "
+         "are served by ordinary\n"
+         "memory under hugetlbfs's rules, and `/proc/meminfo`, `/proc/sys/vm/nr_hugepages` and "
+         "`/sys/kernel/mm/hugepages/` show\n"
+         "its pool.\n";
   return out.str();
 }
 
