@@ -350,6 +350,10 @@ unsigned level_at(Hva page) {
     level = entry.value->level;
     start = page.raw() & ~(page_bytes(level) - 1);
   }
+  // Nothing there: nothing is mapped, of no size.
+  unsigned char resident = 0;
+  void* const asked = reinterpret_cast<void*>(page.raw() & kPageMask);
+  if (!sys::mincore(asked, kPageSize, &resident) || (resident & 1) == 0) return 1;
   // hugetlbfs has all of a page or nothing; so has who asks, from now on.
   void* const at = reinterpret_cast<void*>(start);
   if (sys::madvise(at, page_bytes(level), MADV_POPULATE_WRITE)) return level;

@@ -81,7 +81,8 @@ void moved(u64 old_at, size_t old_size, u64 new_at, size_t new_size);
 // madvise: EINVAL where hugetlbfs refuses; *size is rounded down to whole huge pages for discards.
 [[nodiscard]] Result<void> check_advice(u64 start, size_t* size, int advice);
 
-// The level of the page at `page`, made present first; 0: not ours.
+// The level of the page at `page`: 1 if nothing is present there, else all of it is made present
+// first. 0: not ours.
 [[nodiscard]] unsigned level_at(Hva page);
 
 void after_fork_child();

@@ -91,6 +91,7 @@ TEST_F(HugetlbStandin, IsCutAtHugePagesOnly) {
   unmap(at + k2M, k2M);
   EXPECT_FALSE(cuts(at + k2M + kPageSize, kPageSize)) << "no longer ours";
   EXPECT_EQ(3U, pool(2).used);
+  reinterpret_cast<char*>(at)[0] = 1;
   EXPECT_EQ(2U, level_at(Hva(at)));
   EXPECT_EQ(0U, level_at(Hva(at + k2M)));
   unmap(at, 4 * k2M);
@@ -126,6 +127,7 @@ TEST_F(HugetlbStandin, MovesWholePagesAndNeverGrows) {
   ASSERT_TRUE(check_remap(at, &old_size, &new_size, moves, room));
   ASSERT_NE(MAP_FAILED, mremap(reinterpret_cast<void*>(at), old_size, new_size, moves, room));
   moved(at, old_size, room, new_size);
+  reinterpret_cast<char*>(room)[0] = 1;
   EXPECT_EQ(2U, level_at(Hva(room)));
   EXPECT_EQ(0U, level_at(Hva(at)));
   unmap(room, 2 * k2M);
@@ -191,6 +193,7 @@ TEST_F(HugetlbStandin, WithoutMemoryForTheRecordNothingIsMapped) {
 
 TEST_F(HugetlbStandin, IsInheritedByAChild) {
   const u64 at = mapped(k2M);
+  reinterpret_cast<char*>(at)[0] = 1;
   const pid_t child = fork();
   if (child == 0) {
     after_fork_child();

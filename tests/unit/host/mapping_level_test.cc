@@ -150,6 +150,8 @@ TEST(MappingLevel, OfTheStandInIsWhatItRecordedAndAllOfItIsThere) {
   const auto at = hugetlb::map(call, 2);
   ASSERT_TRUE(at);
   const Hva hva(reinterpret_cast<u64>(*at));
+  EXPECT_EQ(1U, mapping_level(hva)) << "nothing is there yet, and asking brings nothing";
+  static_cast<char*>(*at)[5 * kPageSize] = 1;
   EXPECT_EQ(2U, mapping_level(hva + 5 * kPageSize));
   unsigned char resident[512];
   ASSERT_EQ(0, mincore(*at, k2M, resident));
