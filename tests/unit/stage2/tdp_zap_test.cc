@@ -133,18 +133,20 @@ TEST_F(TdpZap, YieldsToFaultsAndComesToItsEnd) {
 TEST_F(TdpZap, MapAndZapRaceWithoutHarm) {
   ASSERT_TRUE(world.mmu.load_root(context, 0));
   sync::Atomic<bool> stop{false};
+  sync::Atomic<u64> faults{0};
   std::thread mappers[2];
   for (int me = 0; me < 2; ++me) {
     mappers[me] = std::thread([&, me] {
       MmuContext mine(world.mmu);
       for (u64 i = 0; !stop.load(sync::kRelaxed); ++i) {
         const u64 gfn = 512 * (i % 5) + i % 11;
+        faults.fetch_add(1, sync::kRelaxed);
         static_cast<void>(
             world.fault(mine, gfn, Access::kWrite, (i + static_cast<u64>(me)) % 7 == 0 ? 2 : 1));
       }
     });
   }
-  for (int round = 0; round < 2000; ++round) {
+  for (int round = 0; round < 2000 || (round < 50'000 && faults.load() < 20'000); ++round) {
     const u64 first = static_cast<u64>(round % 4) * 512;
     if (round % 3 == 0) {
       pt::Gather removed;
