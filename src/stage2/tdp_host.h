@@ -27,10 +27,10 @@ class TdpHost {
   // Context: no lock of Rank::kPassage or below.
   virtual void synchronize() = 0;
 
-  // May what was found for `fault` since its snapshot not be installed? Asked under mmu_lock,
-  // shared at least; false means that fault.slot lives until the section ends. Pre: fault.slot !=
-  // null.
-  [[nodiscard]] virtual bool must_retry(const Fault& fault) = 0;
+  // May what was found for `fault` since its snapshot not be installed for these host addresses?
+  // Asked under mmu_lock, shared at least, for the page, and then for all a large entry covers;
+  // false means that fault.slot lives until the section ends. Pre: fault.slot is one.
+  [[nodiscard]] virtual bool must_retry(const Fault& fault, HvaRange range) = 0;
 
   // Do frames of the entry of `level` that covers gfn differ in their memory attributes? Under
   // mmu_lock, shared at least.

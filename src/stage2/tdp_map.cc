@@ -151,7 +151,7 @@ bool TdpMmu::is_stale(const MmuContext& context, const Fault& fault) const {
   // Obsolete, or given up at a poll since the fault began: the caller loads another one.
   if (root == nullptr || root->invalid.load(sync::kRelaxed)) return true;
   // No slot: the entry carries the generation that says so.
-  return fault.slot != nullptr && host_.must_retry(fault);
+  return fault.slot != nullptr && host_.must_retry(fault, HvaRange(fault.page, kPageSize));
 }
 
 void TdpMmu::adjust_level(Fault& fault) {
@@ -177,6 +177,13 @@ FaultOutcome TdpMmu::prolog_and_map(MmuContext& context, Fault& fault, pt::Gathe
     return FaultOutcome::kRetry;
   }
   adjust_level(fault);
+  // A change of any page that a large entry would cover is a change of what it maps. The kernel
+  // need not ask: whoever changes a part of a huge page splits it, and says so for the whole.
+  if (fault.goal_level > 1) {
+    const u64 bytes = pt::span_of<Format>(fault.goal_level) << kPageShift;
+    const HvaRange range(Hva(align_down(fault.page.raw(), bytes)), bytes);
+    if (ST_GUARD(stale_range, host_.must_retry(fault, range))) return FaultOutcome::kRetry;
+  }
   trace::emit(trace::Event::kvm_mmu_spte_requested, trace::Room::stage2, fault.gfn.raw(),
               fault.page.raw() >> kPageShift, fault.goal_level);
   const FaultOutcome outcome = map(context, fault, removed);

@@ -50,10 +50,14 @@ class InvalidationGate {
   // May what was looked up since `snapshot` not be used for frame `page`? Authoritative inside an
   // install section (AckLine running); elsewhere a cheap hint without false positives that matter.
   [[nodiscard]] bool must_retry(Snapshot snapshot, u64 page) const {
+    return must_retry(snapshot, page, page);
+  }
+  // The same for the frames first..last, of which all must have kept their meaning.
+  [[nodiscard]] bool must_retry(Snapshot snapshot, u64 first, u64 last) const {
     // Sequentially consistent: with the entering store of the ack line this is one half of a
     // Dekker handshake; begin's raise and the read of the line's mode are the other.
     if (count_.load(kSeqCst) != 0) [[unlikely]] {
-      if (in_hull(page)) return true;
+      if (in_hull(first, last)) return true;
     }
     return sequence_.load(kAcquire) != snapshot.sequence;  // pairs with end's release
   }
@@ -64,8 +68,8 @@ class InvalidationGate {
  private:
   // Both words acquire: a reader that sees a hull of a later invalidation also sees that the
   // earlier one ended, by the sequence it reads next.
-  bool in_hull(u64 page) const {
-    return page >= hull_first_.load(kAcquire) && page <= hull_last_.load(kAcquire);
+  bool in_hull(u64 first, u64 last) const {
+    return last >= hull_first_.load(kAcquire) && first <= hull_last_.load(kAcquire);
   }
   void widen(u64 first, u64 last) TA_REQ(lock_);
 

@@ -21,6 +21,9 @@ TEST(TdpMap, OfTwoInstallersOneIsFirst) {
 TEST(TdpMap, WhatAChangeOvertookIsNotUsed) {
   expect_holds_with_after<InstallAgainstChange>(1500);
 }
+TEST(TdpMap, ALargeEntryIsNotPutOverAChangeOfAPartOfIt) {
+  expect_holds_with_after<LargeInstallAgainstChange>(1500);
+}
 TEST(TdpZap, ATableIsGivenBackAfterEveryWalkHasLeft) {
   expect_holds_with_after<WalkAgainstRelease>(500);
 }

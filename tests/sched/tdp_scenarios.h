@@ -134,18 +134,20 @@ struct SameFrame : TdpScenario {
 
 // The lookup-install race: a vCPU faults and uses what it got; another thread changes what the host
 // address means.
-struct InstallAgainstChange : TdpScenario {
+template <unsigned kLevel>
+struct InstallAtLevelAgainstChange : TdpScenario {
   static constexpr unsigned kThreads = 2;
   sync::AckLine line;
   int holders = 0;  // outside the model: one thread runs at a time
   bool changing = false;
   u64 meaning = 0;
   u64 installed = 0;
-  InstallAgainstChange() { world.lines.add(line); }
-  ~InstallAgainstChange() { world.lines.remove(line); }
+  InstallAtLevelAgainstChange() { world.lines.add(line); }
+  ~InstallAtLevelAgainstChange() { world.lines.remove(line); }
   void vcpu() {
     for (int tries = 0; tries < 3; ++tries) {
-      Fault fault = world.found(5, Access::kWrite);
+      // A large entry comes by another of its frames.
+      Fault fault = world.found(kLevel == 1 ? 5 : 2, Access::kWrite, kLevel);
       const u64 found = meaning;
       sched::point();  // faultin
       if (!context[0].top_up()) return;
@@ -181,6 +183,9 @@ struct InstallAgainstChange : TdpScenario {
     world.gate.end(page, page);
   }
 };
+
+using InstallAgainstChange = InstallAtLevelAgainstChange<1>;
+using LargeInstallAgainstChange = InstallAtLevelAgainstChange<2>;
 
 // A fault on its way while every root is made invalid: what it finds must not go into the old tree,
 // which is taken apart by somebody who expects no more installs.

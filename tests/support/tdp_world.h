@@ -145,8 +145,9 @@ class TdpWorld final : public stage2::TdpHost {
     mmu.wait_for_shared();
     readers.wait_for_acquirers();
   }
-  bool must_retry(const Fault& fault) override {
-    return gate.must_retry(fault.snapshot, fault.page.raw() >> kPageShift);
+  bool must_retry(const Fault& fault, HvaRange range) override {
+    return gate.must_retry(fault.snapshot, range.start().raw() >> kPageShift,
+                           (range.end().raw() - 1) >> kPageShift);
   }
   bool attributes_mixed(const Fault&, unsigned) override { return mixed; }
   void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) override {
