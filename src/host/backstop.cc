@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "host/page_owner.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
 #include "sync/mutex.h"
@@ -134,7 +135,21 @@ void pass_to_client(int signal, siginfo_t* info, void* context) {
   reinterpret_cast<void (*)(int, siginfo_t*, void*)>(action.handler)(signal, info, context);
 }
 
+// Was it the touch of a page that an owner hides? Then it is there now. The lock this may take is
+// held by no code that touches client memory.
+bool touched_absent(int signal, const siginfo_t* info, const void* context) {
+  constexpr greg_t kWriteBit = 2;
+  constexpr greg_t kFetchBit = 16;
+  if (signal != SIGSEGV || info->si_code != SEGV_ACCERR || !owners_active()) return false;
+  const greg_t error = static_cast<const ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR];
+  const Access access = (error & kFetchBit) != 0   ? Access::kExec
+                        : (error & kWriteBit) != 0 ? Access::kWrite
+                                                   : Access::kRead;
+  return resolve_signal(Hva(reinterpret_cast<std::uintptr_t>(info->si_addr)), access);
+}
+
 void on_signal(int signal, siginfo_t* info, void* context) {
+  if (touched_absent(signal, info, context)) return;
   if (handle(signal, info, context)) return;
   pass_to_client(signal, info, context);
 }

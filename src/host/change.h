@@ -13,12 +13,14 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <optional>
 #include <utility>
 
 #include "addr/addr.h"
 #include "base/bits.h"
 #include "host/mmu_notifier.h"
+#include "host/page_owner.h"
 
 namespace stagetwo::host {
 
@@ -33,12 +35,53 @@ namespace stagetwo::host {
   return HvaRange(Hva(first), last + kPageSize - first);
 }
 
+// Did the call do what it was asked? Of a madvise that met a hole in its range (ENOMEM) the kernel
+// has done the rest.
+[[nodiscard]] inline bool has_changed(int result, EventKind kind) {
+  return result == 0 || (kind == EventKind::kClear && errno == ENOMEM);
+}
+[[nodiscard]] inline bool has_changed(const void* result, EventKind) {
+  return result != MAP_FAILED;
+}
+template <typename T>
+[[nodiscard]] bool has_changed(const Result<T>& result, EventKind) {
+  return result.has_value();
+}
+
+[[nodiscard]] constexpr Announced announced_by(EventKind kind) {
+  switch (kind) {
+    case EventKind::kUnmap:
+      return Announced::kUnmaps;
+    case EventKind::kClear:
+      return Announced::kClears;
+    case EventKind::kProtection:
+      return Announced::kProtects;
+  }
+  __builtin_unreachable();
+}
+
 // Runs `system_call` between start and end; with nothing to ring it is called straight.
 template <typename F>
-auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
+auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call) {
   const std::optional<HvaRange> range = pages_of(start, size);
   if (!range) return std::forward<F>(system_call)();
   const InvalidateSection section(InvalidateEvent{*range, kind});
+  OwnedChange absent(*range, what);
+  auto result = std::forward<F>(system_call)();
+  if (has_changed(result, kind)) absent.succeeded();
+  return result;
+}
+template <typename F>
+auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
+  return change(start, size, kind, announced_by(kind), std::forward<F>(system_call));
+}
+
+// A change that takes nothing from anybody, so that no bell rings: rights that are gained.
+template <typename F>
+auto gain(u64 start, u64 size, F&& system_call) {
+  const std::optional<HvaRange> range = pages_of(start, size);
+  if (!range || !owners_active()) return std::forward<F>(system_call)();
+  const OwnedChange absent(*range, Announced::kProtects);
   return std::forward<F>(system_call)();
 }
 

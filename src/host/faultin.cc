@@ -6,6 +6,7 @@
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/access.h"
+#include "host/page_owner.h"
 #include "sync/atomic.h"
 
 // What the kernel answers and what it means (the table is the test's, too):
@@ -75,6 +76,9 @@ void debug_without_populate(bool without) {
 Result<void> faultin(Hva page, Access access) {
   trace::enter_room(trace::Room::host, 7, page.raw());
   if (!is_user_range(page, kPageSize)) return refuse(EFAULT);
+  // Owners first: the kernel would ask them through a signal or another thread. A page that could
+  // not be had now is asked for again by the kernel's way, which waits.
+  if (bring_back(page) == BringBack::kLost) return refuse(EFAULT);
   if (!has_populate()) return touch(page, access);
   const int error = populate(page, access);
   trace::emit(trace::Event::st_faultin, trace::Room::host, page.raw(), static_cast<u64>(access),

@@ -31,7 +31,8 @@ Result<int> KeptFd::get() {
     return fd;
   const sync::MutexGuard guard(KeptFds::lock);
   if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) return fd;
-  const int opened = ST_TRY(sys::openat(AT_FDCWD, path_, O_RDONLY | O_CLOEXEC));
+  const int opened =
+      ST_TRY(open_ != nullptr ? open_() : sys::openat(AT_FDCWD, path_, O_RDONLY | O_CLOEXEC));
   const int raised = ST_TRY(sys::raise_engine_fd(opened));
   fd_.store(raised, sync::kRelaxed);
   if (!listed_) {

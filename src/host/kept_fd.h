@@ -17,7 +17,11 @@ namespace stagetwo::host {
 
 class KeptFd {
  public:
+  using Open = Result<int> (*)();
+
   explicit constexpr KeptFd(const char* path) : path_(path) {}
+  // For what no path leads to, or not for reading alone.
+  explicit constexpr KeptFd(Open open) : open_(open) {}
   KeptFd(const KeptFd&) = delete;
   KeptFd& operator=(const KeptFd&) = delete;
 
@@ -26,7 +30,8 @@ class KeptFd {
 
  private:
   friend struct KeptFds;
-  const char* path_;
+  const char* path_ = nullptr;  // one of the two
+  Open open_ = nullptr;
   sync::Atomic<int> fd_{-1};
   KeptFd* next_ = nullptr;  // of those that were ever open; under the lock
   bool listed_ = false;

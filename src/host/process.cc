@@ -6,6 +6,7 @@
 #include "host/kept_fd.h"
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
+#include "host/page_owner.h"
 #include "host/session.h"
 #include "host/worker.h"
 
@@ -15,6 +16,7 @@ void after_fork_child() {
   notifiers_after_fork_child();
   session_after_fork_child();
   worker_after_fork_child();
+  owners_after_fork_child();
   kept_fds_after_fork_child();
   page_idle::after_fork_child();
   hugetlb::after_fork_child();

@@ -7,6 +7,7 @@
 #include "abi/kvm/kvm.h"
 #include "base/sys.h"
 #include "host/backstop.h"
+#include "host/page_owner.h"
 #include "host/process.h"
 #include "host/run_section.h"
 #include "host/session.h"
@@ -22,6 +23,13 @@ namespace {
 sync::Mutex wake_lock{sync::Rank::kSession};
 // Set once, released after everything it stands for; readers only branch on it.
 sync::Atomic<bool> is_awake{false};
+
+// A child has no page owners: what they hold comes back first (host/page_owner.h).
+void before_fork() {
+  host::EngineSection section(host::Touches::kNothing);
+  host::owners_before_fork();
+  section.leave();
+}
 
 // What another thread of the parent was in the middle of is gone; its memory is not ours to finish.
 void after_fork_in_child() {
@@ -63,7 +71,9 @@ Result<void> wake() {
   host::set_attacher(abi_kvm::attach);
   ST_TRY(host::backstop::install());
   wrap_signals();
-  if (pthread_atfork(nullptr, nullptr, after_fork_in_child) != 0) return refuse(ENOMEM);
+  if (pthread_atfork(before_fork, host::owners_after_fork_parent, after_fork_in_child) != 0) {
+    return refuse(ENOMEM);
+  }
   is_awake.store(true, sync::kRelease);
   log_line("engine awake");
   waker = sys::getpid();

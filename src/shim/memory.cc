@@ -64,14 +64,29 @@ long refusal_of_map(int fd, const host::MapRequest& request) {
   return answer;
 }
 
+// Tells what is behind `fd`, if it is ours, that it was mapped.
+void tell_mapped(int fd, const void* at, u64 size) {
+  struct ::stat behind{};
+  if (at == MAP_FAILED || !may_be_ours(fd, &behind)) return;
+  host::EngineSection section;
+  if (const host::DescriptionRef ref = host::find(fd, behind); ref && !ref.foreign()) {
+    ref->mapped(Hva(number(at)), size);
+  }
+  section.leave();
+}
+
 // The system call between start and end, then the handlers that had to wait.
 template <typename F>
-auto change(const void* at, u64 size, host::EventKind kind, F&& system_call) {
+auto change(const void* at, u64 size, host::EventKind kind, host::Announced what, F&& system_call) {
   host::EngineSection section(host::Touches::kNothing);
   trace::enter_room(trace::Room::shim, 1, number(at));
-  auto result = host::change(number(at), size, kind, static_cast<F&&>(system_call));
+  auto result = host::change(number(at), size, kind, what, static_cast<F&&>(system_call));
   section.leave();
   return result;
+}
+template <typename F>
+auto change(const void* at, u64 size, host::EventKind kind, F&& system_call) {
+  return change(at, size, kind, host::announced_by(kind), static_cast<F&&>(system_call));
 }
 
 // Would the call cut a page of the stand-in in two?
@@ -128,9 +143,12 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset) {
       return MAP_FAILED;
     }
   }
-  if (!host::mmap_replaces(flags)) return go_on();
-  return change(at, size, host::EventKind::kUnmap,
-                [&] { return forgetting(at, size, true, go_on); });
+  void* const mapped = host::mmap_replaces(flags)
+                           ? change(at, size, host::EventKind::kUnmap,
+                                    [&] { return forgetting(at, size, true, go_on); })
+                           : go_on();
+  if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) tell_mapped(fd, mapped, size);
+  return mapped;
 }
 
 int memory_file(const char* name, unsigned flags) {
@@ -175,7 +193,9 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
     return go_on();
   const bool may_move = (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) != 0;
   const auto source = [&] {
-    if (may_move) return change(old_at, old_size, host::EventKind::kUnmap, go_on);
+    if (may_move) {
+      return change(old_at, old_size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
+    }
     if (new_size >= old_size) return go_on();
     const auto* tail = static_cast<const char*>(old_at) + new_size;
     return change(tail, old_size - new_size, host::EventKind::kUnmap, go_on);
@@ -192,7 +212,8 @@ int protect(void* at, size_t size, int prot, int key) {
   if (!awake()) [[likely]]
     return go_on();
   const auto loss = host::loss_by_mprotect(prot);
-  return loss ? change(at, size, *loss, go_on) : go_on();
+  if (loss) return change(at, size, *loss, go_on);
+  return host::gain(number(at), size, go_on);
 }
 
 int advise(void* at, size_t size, int advice) {

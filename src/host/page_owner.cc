@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/page_owner.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/process_page.h"
+#include "base/sys.h"
+#include "host/owner_table.h"
+#include "host/process_map.h"
+#include "host/userfault.h"
+
+namespace stagetwo::host {
+namespace {
+
+struct Owned {
+  OwnerTable table;
+  u32 stamp;
+  explicit Owned(u32 of) : stamp(of) {}
+};
+
+// Made at the first take-away, never destroyed. Stored and loaded seq_cst: a change either sees it
+// or is waited for, as with the roster of mmu_notifier.cc.
+constinit sync::Atomic<Owned*> the_table{nullptr};
+
+Result<OwnerTable*> make_table() {
+  if (OwnerTable* table = owner_table()) return table;
+  Owned* fresh = ST_TRY(make<Owned>("host.owner_table", process_stamp()));
+  Owned* seen = nullptr;
+  if (!the_table.compare_exchange(seen, fresh)) destroy(fresh);
+  // Changes that began without it are over.
+  wait_for_changes();
+  return owner_table();
+}
+
+bool wants(Which which, const Mapping& mapping, const PageState& page) {
+  const bool there = page.swapped || (page.present && page.anonymous && !page.zero);
+  return there || (which == Which::kAnonymous && !mapping.file_backed && !page.present) ||
+         (which == Which::kAnonymous && page.zero && !mapping.file_backed);
+}
+
+// The pages of one mapping.
+Result<u64> take_piece(OwnerTable& table, HvaRange piece, const Mapping& mapping, PageOwner* owner,
+                       Which which) {
+  if (mapping.shared) return u64{0};
+  const auto hiding = watch_pages(piece, mapping);
+  if (!hiding) return u64{0};
+  if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece));
+  u64 taken = 0;
+  PageState states[kMaxPageStates];
+  for (Hva at = piece.start(); at < piece.end();) {
+    const u64 left = (piece.end() - at) / kPageSize;
+    const unsigned count = static_cast<unsigned>(std::min<u64>(left, kMaxPageStates));
+    ST_TRY(page_states(at, count, states));
+    for (unsigned i = 0; i < count; ++i, at += kPageSize) {
+      if (!wants(which, mapping, states[i])) continue;
+      PageRecord record;
+      record.owner = owner;
+      record.at = at;
+      record.hiding = *hiding;
+      record.prot = mapping.prot;
+      const bool none = !states[i].present || states[i].zero;
+      record.writable = none ? mapping.prot.write : states[i].writable(mapping);
+      if (table.take(private_key(at), record)) ++taken;
+    }
+  }
+  return taken;
+}
+
+Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Which which) {
+  u64 taken = 0;
+  for (Hva at = range.start(); at < range.end();) {
+    const auto mapping = mapping_at(at);
+    if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
+    const Hva end = std::min(range.end(), mapping->range.end());
+    taken += ST_TRY(take_piece(table, HvaRange(at, end - at), *mapping, owner, which));
+    at = end;
+  }
+  return taken;
+}
+
+}  // namespace
+
+OwnerTable* owner_table() {
+  Owned* owned = the_table.load();
+  return owned != nullptr && owned->stamp == process_stamp() ? &owned->table : nullptr;
+}
+
+bool owners_active() {
+  return the_table.load(sync::kRelaxed) != nullptr;
+}
+
+void prepare_places(HvaRange range) {
+  static_cast<void>(sys::madvise(reinterpret_cast<void*>(range.start().raw()), range.size(),
+                                 MADV_DONTFORK));
+  // Without it pages are copied there instead of moved.
+  if (userfault::open()) static_cast<void>(userfault::watch_protection(range));
+}
+
+Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which) {
+  OwnerTable* table = ST_TRY(make_table());
+  table->begin_take();
+  const Result<u64> taken = [&] {
+    const InvalidateSection bell(InvalidateEvent{range, EventKind::kClear, cookie});
+    return take_range(*table, range, owner, which);
+  }();
+  table->end_take();
+  return taken;
+}
+
+BringBack bring_back(Hva at) {
+  if (!owners_active()) [[likely]]
+    return BringBack::kNotAbsent;
+  OwnerTable* table = owner_table();
+  return table == nullptr ? BringBack::kNotAbsent : table->bring_back(private_key(at));
+}
+
+u64 bring_back_range(HvaRange range) {
+  OwnerTable* table = owner_table();
+  if (table == nullptr) return 0;
+  constexpr unsigned kBatch = 256;
+  PageKey keys[kBatch];
+  u64 back = 0;
+  for (;;) {
+    const unsigned count = table->collect(range, keys, kBatch, [](const PageRecord& record) {
+      return record.stage != PageStage::kLost;
+    });
+    if (count == 0) return back;
+    for (unsigned i = 0; i < count; ++i) back += table->bring_back(keys[i]) == BringBack::kBack;
+  }
+}
+
+bool is_absent(Hva at) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table != nullptr && table->is_absent(private_key(at));
+}
+
+bool hidden_rights(Hva at, HvaRange* range, Prot* prot) {
+  PageRecord record;
+  if (!owners_active() || owner_table() == nullptr) return false;
+  if (!owner_table()->find(private_key(at), &record)) return false;
+  if (record.hiding != Hiding::kProtection) return false;
+  *range = page_at(at);
+  *prot = record.prot;
+  return true;
+}
+
+u64 owners_turn() {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table == nullptr ? 0 : table->turn();
+}
+
+bool resolve_signal(Hva at, Access access) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  if (table == nullptr || !table->ever_protected()) return false;
+  if (table->bring_back(private_key(at)) != BringBack::kNotAbsent) return true;
+  // Another thread may have brought it back between the fault and this line.
+  const auto mapping = mapping_at(page_floor(at));
+  return mapping && mapping->prot.allows(access);
+}
+
+OwnedChange::OwnedChange(HvaRange range, Announced what) : range_(range), what_(what) {
+  if (the_table.load() == nullptr) [[likely]]
+    return;
+  OwnerTable* table = owner_table();
+  if (table == nullptr) return;
+  open_ = true;
+  table->open_change(this);
+}
+
+OwnedChange::~OwnedChange() {
+  if (open_) owner_table()->close_change(this);
+}
+
+void owners_before_fork() {
+  if (OwnerTable* table = owner_table()) table->before_fork();
+}
+void owners_after_fork_parent() {
+  if (OwnerTable* table = owner_table()) table->after_fork_parent();
+}
+void owners_after_fork_child() {
+  the_table.store(nullptr);  // the parent's arena is not ours to give back to
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Pages that are not there, and who brings them back. A page is absent when an owner took it: its
+// bytes are with the owner, the process's page table has no entry for it, and no secondary MMU has
+// a translation. Whoever touches it (the process in user mode or in a system call, a vCPU, a
+// device, a fork) causes exactly one bring-back and gets the same bytes.
+// Analogue: a device-private or swap entry and dev_pagemap_ops::migrate_to_ram (kernel file:
+// mm/migrate_device.c). Differs: the entry is missing, or hidden behind PROT_NONE, and the touch is
+// reported to this process by userfaultfd or by the backstop's signal handler.
+//
+// Absence is keyed by (object, page index). Private memory of the process is one object whose index
+// is the page's number; a shared object has an id of its own and may be seen at several addresses.
+//
+// Invariants: I1  a page has at most one record, and one owner; the record exists from before the
+//                 page is made unreachable until after it is reachable again.
+//             I2  take() and bring_back() of one page never overlap, with each other or themselves.
+//             I3  a lost page stays lost until the client discards or unmaps it.
+//             I4  the touch of a page in transit waits; it never sees zeros or old bytes.
+//             I5  what the client discards or unmaps dies with the change that says so, when that
+//                 succeeded: no bytes come back from before it.
+//             I6  a child of fork has everything or nothing: all pages are back before the fork.
+// Locking: the table lock (rank: owners) protects the records; owners are called without it and may
+// take locks of lower rank. An owner never touches client memory in a callback but through the
+// PageExit or PageEntry it is given, and holds no lock there that a touch of client memory by
+// another thread may be made under.
+// Lifetime: an owner is borrowed while it has pages.
+
+#include "addr/addr.h"
+#include "base/bits.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "host/mmu_notifier.h"
+
+namespace stagetwo::host {
+
+inline constexpr u64 kPrivateMemory = 0;
+
+struct PageKey {
+  u64 object = kPrivateMemory;
+  u64 index = 0;
+  friend constexpr bool operator==(PageKey, PageKey) = default;
+  [[nodiscard]] u64 hash() const;
+};
+
+struct AbsentPage {
+  PageKey key;
+  Hva at;          // an address that leads to it
+  bool writable;   // a store would have gone through
+};
+
+// How the bytes of an isolated page reach its new owner.
+class PageExit {
+ public:
+  // Puts them at `place`, an empty page of prepare_places(): the page itself where it can be moved,
+  // else a copy. A page of zeros may leave `place` empty. False: it stays where it is.
+  // Context: no lock of the owner that a touch could need.
+  [[nodiscard]] virtual bool to(Hva place) = 0;
+
+ protected:
+  ~PageExit() = default;
+};
+
+// How they come back. Exactly one of these succeeds for a page that is brought back.
+class PageEntry {
+ public:
+  // `place` may be empty afterwards. False: no memory; nothing has changed.
+  [[nodiscard]] virtual bool from(Hva place) = 0;
+  [[nodiscard]] virtual bool from_bytes(const void* page) = 0;
+
+ protected:
+  ~PageEntry() = default;
+};
+
+enum class BringBack : u8 {
+  kNotAbsent,  // the page is nobody's: ask the kernel
+  kBack,       // it was brought back, by this call or by one it waited for
+  kRetry,      // it could not be now (no memory): ask again
+  kLost,       // its bytes are gone for good
+};
+
+class PageOwner {
+ public:
+  // The page is isolated. True: exit.to() succeeded and the bytes are this owner's. False: refused,
+  // the page stays. Must not allocate what it cannot do without.
+  virtual bool take(const AbsentPage& page, PageExit& exit) = 0;
+  // Somebody wants it. kBack only after an entry function succeeded; never kNotAbsent. The owner
+  // has forgotten the page when it answers kBack or kLost. Allocates nothing.
+  virtual BringBack bring_back(const AbsentPage& page, PageEntry& entry) = 0;
+  // The client gave it up.
+  virtual void discard(const AbsentPage& page) = 0;
+
+ protected:
+  ~PageOwner() = default;
+};
+
+// Pages that owners keep bytes in. Post: they can be moved from and to, where the kernel moves
+// pages, and a child of fork does not have them. Pre: private anonymous memory of the engine.
+void prepare_places(HvaRange range);
+
+enum class Which : u8 {
+  kAnonymous,  // private pages, those never touched included; of a private file mapping its copies
+  kPresent,    // of those, only the ones the process has
+};
+
+// Takes the pages of `range` away for `owner`; answers how many. A page that cannot be taken (not
+// private, pinned by a change under way, already absent, refused) stays and is no failure.
+// Rings the bell around it with `cookie` as the event's owner.
+// Failure: EINVAL (a part is not mapped, not readable, or of huge pages), ENOMEM; what was taken
+// before stays taken. Context: the client's thread, no lock, no section.
+[[nodiscard]] Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie,
+                                    Which which);
+
+// Brings the page at `at` back. Context: no lock above rank owners' but those no owner needs; not
+// in an ack line's RUNNING section.
+BringBack bring_back(Hva at);
+// Every page of the range; answers how many came back.
+u64 bring_back_range(HvaRange range);
+
+// Has any page ever been taken in this process? A relaxed load; false costs every path nothing.
+[[nodiscard]] bool owners_active();
+// Waits for a page that is on its way: whoever has touched a page finds it present.
+[[nodiscard]] bool is_absent(Hva at);
+// Of a page hidden behind PROT_NONE: what the client may do with it; *range becomes this page.
+bool hidden_rights(Hva at, HvaRange* range, Prot* prot);
+
+// Changes whenever a page comes back or is given up: two looks with the same number in between
+// belong together.
+[[nodiscard]] u64 owners_turn();
+
+// A fault of the process at `at`. True: the page was absent, or has just come back; the instruction
+// runs again. Context: the signal handler, on the thread that faulted.
+[[nodiscard]] bool resolve_signal(Hva at, Access access);
+
+// What an announced change does to absent pages of its range, between the bell's start and end.
+enum class Announced : u8 {
+  kUnmaps,    // munmap, mmap over it: they die if it succeeds
+  kClears,    // madvise: the same, and the mapping goes on
+  kMoves,     // mremap: they are brought back first
+  kProtects,  // mprotect: those hidden behind PROT_NONE are brought back first
+};
+class OwnedChange {
+ public:
+  OwnedChange(HvaRange range, Announced what);
+  ~OwnedChange();
+  OwnedChange(const OwnedChange&) = delete;
+  OwnedChange& operator=(const OwnedChange&) = delete;
+  // The system call succeeded. Without it everything is as before.
+  void succeeded() { succeeded_ = true; }
+
+ private:
+  friend class OwnerTable;
+  HvaRange range_;
+  Announced what_;
+  bool open_ = false;
+  bool succeeded_ = false;
+  bool met_pages_ = false;
+  OwnedChange* next_ = nullptr;  // of those open; under the table lock
+};
+
+// fork: everything is brought back, and nothing is taken until after it.
+void owners_before_fork();
+void owners_after_fork_parent();
+void owners_after_fork_child();
+
+}  // namespace stagetwo::host

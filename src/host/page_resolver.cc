@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// The thread that answers touches of absent pages. It makes no allocation, touches nothing that an
+// owner could take, waits for no thread that could wait for it, and runs no code of the client.
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include "base/failpoint.h"
+#include "base/process_page.h"
+#include "base/sys.h"
+#include "host/owner_table.h"
+
+namespace stagetwo::host {
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+
+// The stamp of the process whose thread runs, 0: none. Whoever sets it makes the thread.
+constinit sync::Atomic<u32> resolver_of{0};
+
+using KernelSigset = u64;
+// Signals 32 and 33 are libc's own: set-id calls wait until every thread has answered.
+constexpr KernelSigset kAllButLibcs = ~(KernelSigset{1} << 31 | KernelSigset{1} << 32);
+
+void set_mask(const KernelSigset* set, KernelSigset* old) {
+  sys::call(SYS_rt_sigprocmask, SIG_SETMASK, sys::arg(set), sys::arg(old), sizeof(KernelSigset));
+}
+
+void* serve(void*) {
+  sys::call(SYS_prctl, PR_SET_NAME, sys::arg("stagetwo-pages"));
+  userfault::Touch touches[userfault::kMaxTouches];
+  for (;;) {
+    const unsigned count = userfault::wait_for_touches(touches);
+    if (count == 0) return nullptr;
+    for (unsigned i = 0; i < count; ++i) owner_table()->resolve(touches[i]);
+  }
+}
+
+}  // namespace
+
+Result<void> start_resolver() {
+  const u32 stamp = process_stamp();
+  u32 seen = resolver_of.load(sync::kRelaxed);
+  if (seen == stamp) [[likely]]
+    return {};
+  if (!resolver_of.compare_exchange(seen, stamp)) return {};
+  int made = EAGAIN;
+  pthread_attr_t attributes;
+  if (!failpoint::should_fail("host.resolver_thread") && pthread_attr_init(&attributes) == 0) {
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, kStackBytes);
+    KernelSigset before = 0;
+    set_mask(&kAllButLibcs, &before);
+    pthread_t thread{};
+    made = pthread_create(&thread, &attributes, serve, nullptr);
+    set_mask(&before, nullptr);
+    pthread_attr_destroy(&attributes);
+  }
+  if (made == 0) return {};
+  resolver_of.store(0);
+  return refuse(made);
+}
+
+}  // namespace stagetwo::host

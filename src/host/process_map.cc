@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/process_map.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include <string_view>
+
+#include "base/sys.h"
+#include "host/kept_fd.h"
+#include "host/page_owner.h"
+#include "sync/atomic.h"
+
+namespace stagetwo::host {
+namespace {
+
+// Own definitions: Debian 12's headers are older (Linux's uapi/linux/fs.h is the reference).
+struct PageRegion {
+  u64 start;
+  u64 end;
+  u64 categories;
+};
+struct PageScan {
+  u64 size;
+  u64 flags;
+  u64 start;
+  u64 end;
+  u64 walk_end;
+  u64 regions;
+  u64 region_count;
+  u64 max_pages;
+  u64 category_inverted;
+  u64 category_mask;
+  u64 category_any_of;
+  u64 return_mask;
+};
+static_assert(sizeof(PageScan) == 96);
+constexpr unsigned long kPageScan = _IOWR('f', 16, PageScan);
+constexpr u64 kScanZero = 1 << 5;
+constexpr u64 kScanHuge = 1 << 6;
+
+struct ProcmapQuery {
+  u64 size;
+  u64 flags;
+  u64 address;
+  u64 start;
+  u64 end;
+  u64 vma_flags;
+  u64 page_size;
+  u64 offset;
+  u64 inode;
+  u32 device_major;
+  u32 device_minor;
+  u32 name_size;
+  u32 build_id_size;
+  u64 name;
+  u64 build_id;
+};
+static_assert(sizeof(ProcmapQuery) == 104);
+constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
+constexpr u64 kReadable = 1, kWritable = 2, kExecutable = 4, kShared = 8;
+
+// Bits of a word of /proc/self/pagemap.
+constexpr u64 kEntryPresent = u64{1} << 63;
+constexpr u64 kEntrySwapped = u64{1} << 62;
+constexpr u64 kEntryFile = u64{1} << 61;
+constexpr u64 kEntryExclusive = u64{1} << 56;
+
+constexpr u64 kHugePage = u64{1} << 21;
+
+constinit KeptFd maps("/proc/self/maps");
+constinit KeptFd pagemap("/proc/self/pagemap");
+// Set once by whoever finds out; every finder finds the same.
+constinit sync::Atomic<bool> without_query{false};
+
+Result<Mapping> by_query(Hva at) {
+  ProcmapQuery query{};
+  query.size = sizeof(query);
+  query.address = at.raw();
+  const auto asked =
+      sys::ioctl(ST_TRY(maps.get()), kProcmapQuery, reinterpret_cast<u64>(&query));
+  if (!asked) return refuse(asked.error());
+  Mapping found;
+  found.range = HvaRange(Hva(query.start), query.end - query.start);
+  found.prot = {(query.vma_flags & kReadable) != 0, (query.vma_flags & kWritable) != 0,
+                (query.vma_flags & kExecutable) != 0};
+  found.shared = (query.vma_flags & kShared) != 0;
+  found.file_backed = query.inode != 0;
+  found.page_size = query.page_size;
+  return found;
+}
+
+bool take_number(std::string_view* text, unsigned base, u64* out) {
+  u64 value = 0;
+  size_t n = 0;
+  for (; n < text->size(); ++n) {
+    const char c = (*text)[n];
+    const unsigned digit = c >= '0' && c <= '9'   ? static_cast<unsigned>(c - '0')
+                           : c >= 'a' && c <= 'f' ? static_cast<unsigned>(c - 'a') + 10
+                                                  : 16;
+    if (digit >= base) break;
+    value = value * base + digit;
+  }
+  text->remove_prefix(n);
+  *out = value;
+  return n != 0;
+}
+
+bool skip(std::string_view* text, char wanted) {
+  if (!text->starts_with(wanted)) return false;
+  text->remove_prefix(1);
+  return true;
+}
+
+// "start-end rwxp offset major:minor inode   path"
+bool parse_line(std::string_view line, Mapping* out) {
+  u64 start = 0, end = 0, number = 0;
+  if (!take_number(&line, 16, &start) || !skip(&line, '-')) return false;
+  if (!take_number(&line, 16, &end) || !skip(&line, ' ') || line.size() < 5) return false;
+  *out = {};
+  out->range = HvaRange(Hva(start), end - start);
+  out->prot = {line[0] == 'r', line[1] == 'w', line[2] == 'x'};
+  out->shared = line[3] == 's';
+  line.remove_prefix(5);
+  if (!take_number(&line, 16, &number) || !skip(&line, ' ')) return false;
+  if (!take_number(&line, 16, &number) || !skip(&line, ':')) return false;
+  if (!take_number(&line, 16, &number) || !skip(&line, ' ')) return false;
+  if (!take_number(&line, 10, &number)) return false;
+  out->file_backed = number != 0;
+  // The only kind of memory with pages of its own size that a client makes without a file system.
+  if (line.find("/anon_hugepage") != std::string_view::npos) out->page_size = kHugePage;
+  return true;
+}
+
+Result<Mapping> by_text(Hva at) {
+  const int fd = ST_TRY(sys::openat(AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC));
+  char buffer[4096];
+  size_t held = 0;
+  Result<Mapping> found = refuse(EFAULT);
+  for (bool over = false; !over;) {
+    const auto got = sys::read(fd, buffer + held, sizeof(buffer) - held);
+    if (!got || *got == 0) break;
+    held += *got;
+    std::string_view text(buffer, held);
+    for (size_t end = text.find('\n'); end != std::string_view::npos && !over;
+         end = text.find('\n')) {
+      Mapping line;
+      if (parse_line(text.substr(0, end), &line)) {
+        over = line.range.end() > at;
+        if (line.range.contains(at)) found = line;
+      }
+      text.remove_prefix(end + 1);
+    }
+    if (text.size() == sizeof(buffer)) text = {};  // no line of ours is that long
+    for (size_t i = 0; i < text.size(); ++i) buffer[i] = text[i];
+    held = text.size();
+  }
+  static_cast<void>(sys::close(fd));
+  return found;
+}
+
+}  // namespace
+
+Result<Mapping> shown_mapping_at(Hva at) {
+  if (without_query.load(sync::kRelaxed)) return by_text(at);
+  const auto found = by_query(at);
+  if (found) return found;
+  if (to_int(found.error()) == ENOENT) return refuse(EFAULT);
+  without_query.store(true, sync::kRelaxed);
+  return by_text(at);
+}
+
+namespace {
+
+// The pages from `first` on in `category`, marked by `mark(PageState&)`.
+template <typename Mark>
+void mark_scanned(Hva first, unsigned count, u64 category, PageState* out, Mark&& mark) {
+  const auto fd = pagemap.get();
+  if (!fd) return;
+  PageRegion regions[kMaxPageStates];
+  PageScan scan{};
+  scan.size = sizeof(scan);
+  scan.start = first.raw();
+  scan.end = first.raw() + u64{count} * kPageSize;
+  scan.regions = reinterpret_cast<u64>(regions);
+  scan.region_count = kMaxPageStates;
+  scan.category_mask = scan.return_mask = category;
+  const auto found = sys::ioctl(*fd, kPageScan, reinterpret_cast<u64>(&scan));
+  if (!found) return;
+  for (long i = 0; i < *found; ++i) {
+    for (u64 at = regions[i].start; at < regions[i].end; at += kPageSize) {
+      mark(out[(at - first.raw()) / kPageSize]);
+    }
+  }
+}
+
+}  // namespace
+
+Result<Mapping> mapping_at(Hva at) {
+  for (;;) {
+    const u64 turn = owners_turn();
+    Mapping found = ST_TRY(shown_mapping_at(at));
+    if (found.prot.read || hidden_rights(at, &found.range, &found.prot)) return found;
+    // Was it hidden when the kernel was asked, and back when the owners were?
+    if (owners_turn() == turn) return found;
+  }
+}
+
+Result<void> page_states(Hva first, unsigned count, PageState* out) {
+  u64 words[kMaxPageStates] = {};
+  const u64 bytes = u64{count} * sizeof(u64);
+  const auto got = sys::pread(ST_TRY(pagemap.get()), words, bytes,
+                              static_cast<off_t>(first.raw() / kPageSize * sizeof(u64)));
+  if (!got) return refuse(got.error());
+  bool any = false;
+  for (unsigned i = 0; i < count; ++i) {
+    out[i] = {};
+    out[i].present = (words[i] & kEntryPresent) != 0;
+    out[i].swapped = (words[i] & kEntrySwapped) != 0;
+    out[i].anonymous = out[i].present && (words[i] & kEntryFile) == 0;
+    out[i].exclusive = (words[i] & kEntryExclusive) != 0;
+    any = any || out[i].present;
+  }
+  if (!any) return {};
+  mark_scanned(first, count, kScanZero, out, [](PageState& page) { page.zero = true; });
+  mark_scanned(first, count, kScanHuge, out, [](PageState& page) { page.huge = true; });
+  return {};
+}
+
+}  // namespace stagetwo::host

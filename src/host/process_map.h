@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the process's own page table says: which mapping covers an address and with what rights,
+// and what stands behind each page, without faulting anything in. Analogue: vma_lookup() and the
+// page-table walk of hmm_range_fault() without faults (kernel file: mm/hmm.c). Differs: the kernel
+// is asked (PROCMAP_QUERY or the text of maps; pagemap and PAGEMAP_SCAN), and the write bit of an
+// entry, which it tells nobody, is concluded.
+//
+// I1: an answer was true at some moment during the call. Whoever acts on it takes the snapshot of
+//     its gate first, as for every lookup.
+// I2: rights are those the client asked for: a page that an owner hides behind PROT_NONE
+//     (host/page_owner.h) answers with the rights it had.
+//
+// Context: no section; may sleep. Allocates nothing.
+
+#include <optional>
+
+#include "addr/addr.h"
+#include "base/result.h"
+#include "base/types.h"
+
+namespace stagetwo::host {
+
+struct Mapping {
+  HvaRange range;
+  Prot prot;
+  bool shared = false;
+  bool file_backed = false;  // shared anonymous memory is a file's, too
+  u64 page_size = kPageSize;  // of the kind of memory: more for hugetlb only
+};
+
+// The mapping that covers `at`, cut to the pages with the same answer. Failure: EFAULT (none), or
+// what kept the kernel from answering.
+[[nodiscard]] Result<Mapping> mapping_at(Hva at);
+// The same without I2: as the kernel shows it to the client.
+[[nodiscard]] Result<Mapping> shown_mapping_at(Hva at);
+
+// One entry of the page table. Nothing set: there is no entry.
+struct PageState {
+  bool present = false;
+  bool swapped = false;      // on the swap device, or held back by the kernel's own migration
+  bool anonymous = false;    // private to the process: not a page of a file
+  bool exclusive = false;    // mapped once
+  bool zero = false;         // the page of zeros
+  bool huge = false;         // part of a huge entry
+
+  // Would a store go through without a fault? Pre: it is an entry of `mapping`.
+  // Of a shared file mapping whose file system wants to hear of the first store it cannot be known.
+  [[nodiscard]] bool writable(const Mapping& mapping) const {
+    if (!present || zero || !mapping.prot.write) return false;
+    return mapping.shared || (anonymous && exclusive);
+  }
+};
+
+// States of the pages from `first` on. Pre: count <= kMaxPageStates. Failure: the kernel's.
+// The zero page and huge entries are told apart since Linux 6.7 (PAGEMAP_SCAN); before, a zero
+// page looks like one that is shared with a child.
+inline constexpr unsigned kMaxPageStates = 64;
+[[nodiscard]] Result<void> page_states(Hva first, unsigned count, PageState* out);
+
+}  // namespace stagetwo::host

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/userfault.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include "base/sys.h"
+#include "host/kept_fd.h"
+#include "sync/atomic.h"
+#include "sync/futex.h"
+
+namespace stagetwo::host::userfault {
+namespace {
+
+// Newer than Debian 12's headers (Linux's uapi/linux/userfaultfd.h is the reference).
+struct MoveRequest {
+  u64 to;
+  u64 from;
+  u64 size;
+  u64 mode;
+  s64 moved;
+};
+struct PoisonRequest {
+  u64 start;
+  u64 size;
+  u64 mode;
+  s64 done;
+};
+constexpr unsigned long kMove = _IOWR(UFFDIO, 0x05, MoveRequest);
+constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, PoisonRequest);
+constexpr unsigned long kNewFromDevice = _IO(UFFDIO, 0x00);
+constexpr int kUserModeOnly = 1;
+constexpr u64 kDontWake = 1;  // of move, copy and zero
+
+enum class Reach : u32 { kUnknown, kAll, kUserMode, kDenied };
+
+constinit sync::Atomic<Reach> reach{Reach::kUnknown};
+constinit sync::Atomic<bool> denied_by_test{false};
+
+Result<int> open_full() {
+  const long direct = sys::call(SYS_userfaultfd, O_CLOEXEC);
+  if (direct >= 0) return static_cast<int>(direct);
+  const int device = ST_TRY(sys::openat(AT_FDCWD, "/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  const auto made = sys::ioctl(device, kNewFromDevice, O_CLOEXEC);
+  static_cast<void>(sys::close(device));
+  if (!made) return refuse(made.error());
+  return static_cast<int>(*made);
+}
+
+Result<int> open_any() {
+  if (const auto full = open_full()) {
+    reach.store(Reach::kAll, sync::kRelaxed);
+    return *full;
+  }
+  const int made = static_cast<int>(
+      ST_TRY(sys::checked(sys::call(SYS_userfaultfd, O_CLOEXEC | kUserModeOnly))));
+  reach.store(Reach::kUserMode, sync::kRelaxed);
+  return made;
+}
+
+Result<int> make() {
+  if (denied_by_test.load(sync::kRelaxed)) return refuse(EPERM);
+  const int fd = ST_TRY(open_any());
+  uffdio_api api{UFFD_API, 0, 0};
+  const auto shaken = sys::ioctl(fd, UFFDIO_API, reinterpret_cast<u64>(&api));
+  if (shaken) return fd;
+  static_cast<void>(sys::close(fd));
+  return refuse(shaken.error());
+}
+
+constinit KeptFd kept(make);
+
+template <typename Request>
+Result<void> ask(unsigned long number, Request* request) {
+  const int fd = ST_TRY(kept.get());
+  for (;;) {
+    const auto asked = sys::ioctl(fd, number, reinterpret_cast<u64>(request));
+    if (asked) return {};
+    // The address space is changing: whoever changes it gets on without us.
+    if (to_int(asked.error()) != EAGAIN) return refuse(asked.error());
+    sync::yield_thread();
+  }
+}
+
+Result<void> watch_for(HvaRange range, u64 mode) {
+  uffdio_register request{{range.start().raw(), range.size()}, mode, 0};
+  return ask(UFFDIO_REGISTER, &request);
+}
+
+}  // namespace
+
+Result<void> open() {
+  if (denied_by_test.load(sync::kRelaxed)) return refuse(EPERM);
+  ST_TRY(kept.get());
+  return {};
+}
+
+bool serves_kernel() {
+  return reach.load(sync::kRelaxed) == Reach::kAll;
+}
+
+Result<void> watch(HvaRange range) {
+  return watch_for(range, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+}
+Result<void> watch_protection(HvaRange range) {
+  return watch_for(range, UFFDIO_REGISTER_MODE_WP);
+}
+void forget(HvaRange range) {
+  uffdio_range request{range.start().raw(), range.size()};
+  static_cast<void>(ask(UFFDIO_UNREGISTER, &request));
+}
+
+Result<void> move(Hva to, Hva from) {
+  MoveRequest request{to.raw(), from.raw(), kPageSize, kDontWake, 0};
+  return ask(kMove, &request);
+}
+Result<void> copy(Hva to, const void* bytes) {
+  uffdio_copy request{to.raw(), reinterpret_cast<u64>(bytes), kPageSize, kDontWake, 0};
+  return ask(UFFDIO_COPY, &request);
+}
+Result<void> zero(Hva to) {
+  uffdio_zeropage request{{to.raw(), kPageSize}, kDontWake, 0};
+  return ask(UFFDIO_ZEROPAGE, &request);
+}
+Result<void> poison(Hva page) {
+  PoisonRequest request{page.raw(), kPageSize, 0, 0};
+  return ask(kPoison, &request);
+}
+Result<void> write_protect(Hva page, bool on) {
+  uffdio_writeprotect request{{page.raw(), kPageSize},
+                              on ? u64{UFFDIO_WRITEPROTECT_MODE_WP} : u64{0}};
+  return ask(UFFDIO_WRITEPROTECT, &request);
+}
+void wake(HvaRange range) {
+  uffdio_range request{range.start().raw(), range.size()};
+  static_cast<void>(ask(UFFDIO_WAKE, &request));
+}
+
+unsigned wait_for_touches(Touch* out) {
+  uffd_msg messages[kMaxTouches];
+  for (;;) {
+    const auto fd = kept.get();
+    if (!fd) return 0;
+    const auto got = sys::read(*fd, messages, sizeof(messages));
+    if (!got) continue;  // interrupted, or the number was moved out of the client's way
+    unsigned count = 0;
+    for (size_t i = 0; i < *got / sizeof(uffd_msg); ++i) {
+      if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
+      const auto& fault = messages[i].arg.pagefault;
+      out[count++] = {page_floor(Hva(fault.address)),
+                      (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0};
+    }
+    if (count != 0) return count;
+  }
+}
+
+void debug_deny(bool deny) {
+  denied_by_test.store(deny, sync::kRelaxed);
+}
+
+}  // namespace stagetwo::host::userfault

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One userfaultfd of this process: who touches a missing or write-protected page of a watched span
+// waits until we have filled it. Thin and typed; the protocol is in host/page_owner.h.
+// Analogue: userfaultfd(2). Own definitions, because Debian 12's headers know no UFFDIO_MOVE.
+//
+// It sees user-mode touches and those of system calls. Where the machine's administrator allows
+// only the former (vm.unprivileged_userfaultfd = 0 and no access to /dev/userfaultfd), a system
+// call on a missing page answers EFAULT: `serves_kernel()`.
+//
+// Context: any thread; nothing allocates. Failure: the kernel's errno, unchanged.
+// Lifetime: opened at the first use, closed by nobody; a child of fork opens its own.
+
+#include "addr/addr.h"
+#include "base/result.h"
+#include "base/types.h"
+
+namespace stagetwo::host::userfault {
+
+// Opens it. Idempotent. Failure: EPERM, ENOSYS and whatever a filter of the client's says.
+[[nodiscard]] Result<void> open();
+// Does it also hold back system calls? Pre: open.
+[[nodiscard]] bool serves_kernel();
+
+// Failure of watch(): EBUSY (the client's own userfaultfd), EINVAL (a kind of memory it refuses).
+[[nodiscard]] Result<void> watch(HvaRange range);           // missing and write-protected
+[[nodiscard]] Result<void> watch_protection(HvaRange range);  // write-protected only
+void forget(HvaRange range);
+
+// These three fill a missing page and wake nobody: whoever waits for it goes on with wake().
+//
+// One page: from `from`, which is empty then, to `to`, which was. ENOENT: `from` is empty or `to`
+// is not mapped; EEXIST: `to` is not; EBUSY, EINVAL: this page or these mappings cannot.
+[[nodiscard]] Result<void> move(Hva to, Hva from);
+// EEXIST: it is not missing; ENOENT: not watched.
+[[nodiscard]] Result<void> copy(Hva to, const void* bytes);
+[[nodiscard]] Result<void> zero(Hva to);
+// Every touch of a missing page is SIGBUS from now on, EFAULT for a system call (Linux 6.6).
+[[nodiscard]] Result<void> poison(Hva page);
+[[nodiscard]] Result<void> write_protect(Hva page, bool on);
+// Whoever waits for a page of the range touches it again.
+void wake(HvaRange range);
+
+// Waits for touches. Answers how many stand in `out`.
+struct Touch {
+  Hva page;
+  bool write_protected;  // else missing
+};
+inline constexpr unsigned kMaxTouches = 16;
+[[nodiscard]] unsigned wait_for_touches(Touch* out);
+
+// For tests: behave as where it is denied.
+void debug_deny(bool deny);
+
+}  // namespace stagetwo::host::userfault

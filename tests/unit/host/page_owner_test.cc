@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: Apache-2.0
+// Absent pages: every way a page can be touched, taken, given up and inherited.
+#include "host/page_owner.h"
+
+#include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "base/alloc.h"
+#include "host/access.h"
+#include "host/backstop.h"
+#include "host/change.h"
+#include "host/faultin.h"
+#include "host/process_map.h"
+#include "host/userfault.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo {
+namespace {
+
+using host::BringBack;
+
+// Keeps pages in places of its own, one a page number of the span it serves.
+class Keeper final : public host::PageOwner {
+ public:
+  static constexpr size_t kPages = 2048;
+  explicit Keeper(Hva first) : first_(first) {
+    places_ = Hva(reinterpret_cast<u64>(*map_pages(kPages * kPageSize, "test.places")));
+    host::prepare_places(HvaRange(places_, kPages * kPageSize));
+  }
+  // Waits for who is still bringing one back.
+  ~Keeper() {
+    host::bring_back_range(HvaRange(first_, kPages * kPageSize));
+    unmap_pages(reinterpret_cast<void*>(places_.raw()), kPages * kPageSize);
+  }
+
+  bool take(const host::AbsentPage& page, host::PageExit& exit) override {
+    writable = page.writable;
+    if (refuses || !exit.to(place_of(page))) return false;
+    ++taken;
+    return true;
+  }
+  BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
+    ++asked;
+    if (in_bring_back != nullptr) in_bring_back();
+    if (answer != BringBack::kBack) return answer;
+    if (!entry.from(place_of(page))) return BringBack::kRetry;
+    empty(page);
+    ++back;
+    return BringBack::kBack;
+  }
+  void discard(const host::AbsentPage& page) override {
+    empty(page);
+    ++discarded;
+  }
+
+  u8* bytes_of(const void* at) const {
+    return reinterpret_cast<u8*>((places_ + (reinterpret_cast<u64>(at) - first_.raw())).raw());
+  }
+
+  bool refuses = false;
+  BringBack answer = BringBack::kBack;
+  void (*in_bring_back)() = nullptr;
+  std::atomic<u64> taken{0}, asked{0}, back{0}, discarded{0};
+  bool writable = false;
+
+ private:
+  Hva place_of(const host::AbsentPage& page) const { return places_ + (page.at - first_); }
+  void empty(const host::AbsentPage& page) const {
+    ::madvise(reinterpret_cast<void*>(place_of(page).raw()), kPageSize, MADV_DONTNEED);
+  }
+  Hva first_;
+  Hva places_;
+};
+
+// Both ways of hiding a page have to behave alike where they promise the same.
+class AbsentPages : public testing::TestWithParam<bool> {
+ protected:
+  static constexpr size_t kPages = 8;
+  void SetUp() override {
+    ASSERT_TRUE(host::backstop::install());
+    host::userfault::debug_deny(GetParam());
+    if (!GetParam() && !host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+    for (size_t i = 0; i < kPages; ++i) std::memset(page(i), static_cast<int>(i + 1), kPageSize);
+  }
+  void TearDown() override {
+    // Lost ones, too, die with a change that says so.
+    host::change(at(0).raw(), kPages * kPageSize, host::EventKind::kClear,
+                 [&] { return ::madvise(page(0), kPages * kPageSize, MADV_DONTNEED); });
+    host::userfault::debug_deny(false);
+  }
+  [[nodiscard]] bool serves_system_calls() const {
+    return !GetParam() && host::userfault::serves_kernel();
+  }
+  u8* page(size_t i) { return memory_.bytes_at(i * kPageSize); }
+  HvaRange range(size_t first = 0, size_t pages = kPages) {
+    return HvaRange(Hva(memory_.address() + first * kPageSize), pages * kPageSize);
+  }
+  Hva at(size_t i) { return range(i, 1).start(); }
+  u64 take(size_t first = 0, size_t pages = kPages) {
+    const auto taken =
+        host::take_away(range(first, pages), &keeper_, this, host::Which::kAnonymous);
+    return taken ? *taken : ~u64{0};
+  }
+  bool is_page_of(size_t i) {
+    for (size_t b = 0; b < kPageSize; ++b) {
+      if (page(i)[b] != i + 1) return false;
+    }
+    return true;
+  }
+
+  test::GuardedPages memory_{kPages};
+  Keeper keeper_{Hva(memory_.address())};
+};
+std::string hiding_name(const testing::TestParamInfo<bool>& denied) {
+  return denied.param ? "Protection" : "Userfault";
+}
+INSTANTIATE_TEST_SUITE_P(Hiding, AbsentPages, testing::Bool(), hiding_name);
+
+TEST_P(AbsentPages, TheirBytesAreWithTheOwner) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_TRUE(host::is_absent(at(3)));
+  EXPECT_TRUE(keeper_.writable);
+  EXPECT_EQ(4, keeper_.bytes_of(page(3))[100]);
+}
+
+TEST_P(AbsentPages, AReadBringsThePageBackOnce) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_TRUE(is_page_of(2));
+  EXPECT_TRUE(is_page_of(2));
+  EXPECT_EQ(1, keeper_.back);
+  EXPECT_FALSE(host::is_absent(at(2)));
+  EXPECT_TRUE(host::is_absent(at(3)));
+}
+
+TEST_P(AbsentPages, AWriteBringsThePageBackBeforeItStores) {
+  ASSERT_EQ(kPages, take());
+  page(1)[7] = 99;
+  EXPECT_EQ(99, page(1)[7]);
+  EXPECT_EQ(2, page(1)[8]);
+  EXPECT_EQ(1, keeper_.back);
+}
+
+TEST_P(AbsentPages, WhatTheOwnerWroteMeanwhileIsWhatTheProcessReads) {
+  ASSERT_EQ(kPages, take());
+  keeper_.bytes_of(page(4))[0] = 77;
+  EXPECT_EQ(77, page(4)[0]);
+  EXPECT_EQ(5, page(4)[1]);
+}
+
+TEST_P(AbsentPages, ASystemCallSeesThemWhereUserfaultfdServesTheKernel) {
+  ASSERT_EQ(kPages, take());
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  const ssize_t put = ::write(ends[1], page(5), 64);
+  if (!serves_system_calls()) {
+    EXPECT_EQ(-1, put);
+    EXPECT_EQ(EFAULT, errno);
+  } else {
+    ASSERT_EQ(64, put);
+    u8 got[64];
+    ASSERT_EQ(64, ::read(ends[0], got, 64));
+    EXPECT_EQ(6, got[63]);
+  }
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
+TEST_P(AbsentPages, AGuardedAccessOfTheEngineBringsThemBack) {
+  ASSERT_EQ(kPages, take());
+  u64 word = 0;
+  EXPECT_TRUE(host::load(at(6), &word));
+  EXPECT_EQ(0x0707070707070707u, word);
+}
+
+TEST_P(AbsentPages, FaultinAsksTheOwnerBeforeTheKernel) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_TRUE(host::faultin(at(0), Access::kWrite));
+  EXPECT_EQ(1, keeper_.back);
+  EXPECT_TRUE(is_page_of(0));
+}
+
+TEST_P(AbsentPages, ManyTouchersGetOneBringBack) {
+  for (int round = 0; round < 50; ++round) {
+    ASSERT_EQ(kPages, take());
+    const u64 before = keeper_.back;
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> touchers;
+    for (int t = 0; t < 4; ++t) {
+      touchers.emplace_back([&, t] {
+        for (size_t i = 0; i < kPages; ++i) {
+          if (t == 0 && !host::faultin(at(i), Access::kRead)) ++wrong;
+          if (!is_page_of(i)) ++wrong;
+        }
+      });
+    }
+    for (auto& thread : touchers) thread.join();
+    ASSERT_EQ(0, wrong);
+    ASSERT_EQ(before + kPages, keeper_.back);
+    ASSERT_EQ(keeper_.asked, keeper_.back);
+  }
+}
+
+TEST_P(AbsentPages, APageThatWasNeverTouchedIsZerosWithTheOwnerToo) {
+  test::GuardedPages fresh(2);
+  Keeper keeper{Hva(fresh.address())};
+  const HvaRange both(Hva(fresh.address()), 2 * kPageSize);
+  ASSERT_EQ(2u, *host::take_away(both, &keeper, this, host::Which::kAnonymous));
+  EXPECT_EQ(0, keeper.bytes_of(fresh.bytes_at(0))[5]);
+  EXPECT_EQ(0, fresh.bytes_at(0)[5]);
+  EXPECT_EQ(0, fresh.bytes_at(4096)[5]);
+  host::bring_back_range(both);
+  EXPECT_EQ(2, keeper.back);
+}
+
+TEST_P(AbsentPages, AnOwnerMayRefuse) {
+  keeper_.refuses = true;
+  EXPECT_EQ(0u, take());
+  EXPECT_FALSE(host::is_absent(at(0)));
+  EXPECT_TRUE(is_page_of(0));
+  page(0)[0] = 1;
+  EXPECT_EQ(0, keeper_.asked);
+}
+
+TEST_P(AbsentPages, OneOwnerAPage) {
+  Keeper other{Hva(memory_.address())};
+  ASSERT_EQ(2u, take(0, 2));
+  EXPECT_EQ(kPages - 2, *host::take_away(range(), &other, this, host::Which::kAnonymous));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  EXPECT_EQ(2, keeper_.back);
+  EXPECT_EQ(kPages - 2, other.back);
+}
+
+TEST_P(AbsentPages, RetryAsksAgain) {
+  ASSERT_EQ(kPages, take());
+  keeper_.answer = BringBack::kRetry;
+  EXPECT_EQ(BringBack::kRetry, host::bring_back(at(0)));
+  EXPECT_TRUE(host::is_absent(at(0)));
+  keeper_.answer = BringBack::kBack;
+  EXPECT_TRUE(is_page_of(0));
+}
+
+TEST_P(AbsentPages, LostIsLostForTheGuestAndABusErrorForTheProcess) {
+  ASSERT_EQ(kPages, take());
+  keeper_.answer = BringBack::kLost;
+  EXPECT_EQ(BringBack::kLost, host::bring_back(at(0)));
+  EXPECT_EQ(BringBack::kLost, host::bring_back(at(0)));
+  EXPECT_EQ(1, keeper_.asked) << "an owner is asked once for a lost page";
+  const auto refused = host::faultin(at(0), Access::kRead);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(EFAULT, to_int(refused.error()));
+  u8 byte = 0;
+  EXPECT_FALSE(host::load(at(0), &byte));
+  EXPECT_EXIT({ [[maybe_unused]] volatile u8 touched = *page(0); }, testing::KilledBySignal(SIGBUS), "");
+  keeper_.answer = BringBack::kBack;
+  EXPECT_TRUE(is_page_of(1)) << "the others are not";
+}
+
+TEST_P(AbsentPages, DontneedDiscardsThem) {
+  ASSERT_EQ(kPages, take());
+  const int result = host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear, [&] {
+    return ::madvise(page(0), 4 * kPageSize, MADV_DONTNEED);
+  });
+  ASSERT_EQ(0, result);
+  EXPECT_EQ(4, keeper_.discarded);
+  EXPECT_FALSE(host::is_absent(at(0)));
+  EXPECT_EQ(0, page(0)[0]);
+  EXPECT_TRUE(is_page_of(4));
+}
+
+TEST_P(AbsentPages, AChangeThatFailsDiscardsNothing) {
+  ASSERT_EQ(kPages, take());
+  const int result =
+      host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear,
+                   [&] { return ::madvise(page(0), 4 * kPageSize, MADV_REMOVE); });
+  ASSERT_EQ(-1, result);
+  EXPECT_EQ(0, keeper_.discarded);
+  EXPECT_TRUE(is_page_of(0));
+}
+
+TEST_P(AbsentPages, MunmapDiscardsThemAndTheAddressIsFreeForOthers) {
+  void* mine = ::mmap(nullptr, 4 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
+  Keeper keeper{Hva(reinterpret_cast<u64>(mine))};
+  std::memset(mine, 9, 4 * kPageSize);
+  const HvaRange all(Hva(reinterpret_cast<u64>(mine)), 4 * kPageSize);
+  ASSERT_EQ(4u, *host::take_away(all, &keeper, this, host::Which::kAnonymous));
+  host::change(all.start().raw(), all.size(), host::EventKind::kUnmap,
+               [&] { return ::munmap(mine, 4 * kPageSize); });
+  EXPECT_EQ(4, keeper.discarded);
+  void* again = ::mmap(mine, 4 * kPageSize, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  ASSERT_EQ(mine, again);
+  EXPECT_EQ(0, *static_cast<u8*>(again));
+  EXPECT_TRUE(host::faultin(all.start(), Access::kWrite));
+  EXPECT_EQ(0, keeper.asked);
+  ::munmap(mine, 4 * kPageSize);
+}
+
+TEST_P(AbsentPages, MremapTakesTheBytesAlong) {
+  void* mine = ::mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                      -1, 0);
+  Keeper keeper{Hva(reinterpret_cast<u64>(mine))};
+  std::memset(mine, 8, 2 * kPageSize);
+  const HvaRange all(Hva(reinterpret_cast<u64>(mine)), 2 * kPageSize);
+  ASSERT_EQ(2u, *host::take_away(all, &keeper, this, host::Which::kAnonymous));
+  void* target = ::mmap(nullptr, 2 * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* moved = host::change(
+      all.start().raw(), all.size(), host::EventKind::kUnmap, host::Announced::kMoves, [&] {
+        return ::mremap(mine, 2 * kPageSize, 2 * kPageSize, MREMAP_MAYMOVE | MREMAP_FIXED, target);
+      });
+  ASSERT_EQ(target, moved);
+  EXPECT_EQ(8, static_cast<u8*>(moved)[kPageSize]);
+  ::munmap(moved, 2 * kPageSize);
+}
+
+TEST_P(AbsentPages, MprotectKeepsTheBytesAndTheRightsAreTheClients) {
+  ASSERT_EQ(kPages, take());
+  const auto mapping = host::mapping_at(at(0));
+  ASSERT_TRUE(mapping);
+  EXPECT_TRUE(mapping->prot.write) << "hidden or not, the client may write it";
+  ASSERT_EQ(0, host::change(at(0).raw(), kPages * kPageSize, host::EventKind::kProtection,
+                            [&] { return ::mprotect(page(0), kPages * kPageSize, PROT_READ); }));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  EXPECT_FALSE(host::faultin(at(0), Access::kWrite));
+  ASSERT_EQ(0, host::gain(at(0).raw(), kPages * kPageSize, [&] {
+              return ::mprotect(page(0), kPages * kPageSize, PROT_READ | PROT_WRITE);
+            }));
+  EXPECT_TRUE(host::faultin(at(0), Access::kWrite));
+}
+
+TEST_P(AbsentPages, ReadOnlyPagesGoAndComeBackReadOnly) {
+  ASSERT_EQ(0, ::mprotect(page(0), 2 * kPageSize, PROT_READ));
+  ASSERT_EQ(2u, take(0, 2));
+  EXPECT_FALSE(keeper_.writable);
+  EXPECT_TRUE(is_page_of(1));
+  EXPECT_FALSE(host::faultin(at(1), Access::kWrite));
+}
+
+TEST_P(AbsentPages, AChildOfForkHasEverything) {
+  ASSERT_EQ(kPages, take());
+  host::owners_before_fork();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    host::owners_after_fork_child();
+    int wrong = host::is_absent(at(0)) ? 1 : 0;
+    for (size_t i = 0; i < kPages; ++i) wrong += is_page_of(i) ? 0 : 1;
+    ::_exit(wrong);
+  }
+  host::owners_after_fork_parent();
+  int status = 0;
+  ASSERT_EQ(child, ::waitpid(child, &status, 0));
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(0, WEXITSTATUS(status));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  // Shared with a child that has gone: copied now, where moving is refused.
+  ASSERT_EQ(kPages, take());
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
+TEST_P(AbsentPages, ANeighbourThatWasNeverTakenIsOrdinaryMemory) {
+  ASSERT_EQ(4u, take(0, 4));
+  host::change(at(1).raw(), kPageSize, host::EventKind::kClear,
+               [&] { return ::madvise(page(1), kPageSize, MADV_DONTNEED); });
+  EXPECT_EQ(0, page(1)[0]);
+  page(1)[0] = 3;
+  EXPECT_EQ(3, page(1)[0]);
+  EXPECT_TRUE(is_page_of(0));
+}
+
+TEST_P(AbsentPages, WhatIsNotPrivateStays) {
+  void* shared = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+                        0);
+  *static_cast<u8*>(shared) = 1;
+  const HvaRange one(Hva(reinterpret_cast<u64>(shared)), kPageSize);
+  EXPECT_EQ(0u, *host::take_away(one, &keeper_, this, host::Which::kAnonymous));
+  ::munmap(shared, kPageSize);
+  EXPECT_FALSE(host::take_away(one, &keeper_, this, host::Which::kAnonymous));
+}
+
+TEST_P(AbsentPages, WritersLoseNothingWhileTheirPageIsTakenAndTouched) {
+  auto* counters = reinterpret_cast<std::atomic<u64>*>(page(0));
+  for (int i = 0; i < 3; ++i) counters[i * 64] = 0;
+  std::atomic<bool> stop{false};
+  u64 sums[3] = {};
+  std::vector<std::thread> writers;
+  for (int t = 0; t < 3; ++t) {
+    writers.emplace_back([&, t] {
+      while (!stop) {
+        counters[t * 64].fetch_add(1);
+        ++sums[t];
+      }
+    });
+  }
+  u64 taken = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  while (taken < 300 && std::chrono::steady_clock::now() < end) {
+    taken += take(0, 1);
+    std::this_thread::yield();
+  }
+  stop = true;
+  for (auto& thread : writers) thread.join();
+  for (int t = 0; t < 3; ++t) EXPECT_EQ(sums[t], counters[t * 64].load());
+  EXPECT_GT(taken, 10u);
+}
+
+}  // namespace
+}  // namespace stagetwo
