@@ -174,8 +174,7 @@ BringBack OwnerTable::bring_back(PageKey key) {
 BringBack OwnerTable::fill(PageKey key, const PageRecord& record) {
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, key.object, key.index);
   PageTransit transit = transit_of(key, record);
-  const BringBack outcome =
-      record.owner->bring_back({key, record.at, record.writable}, transit);
+  const BringBack outcome = record.owner->bring_back({key, record.at, record.writable}, transit);
   if (outcome == BringBack::kLost) transit.make_lost();
   finish(key, outcome);
   if (record.hiding == Hiding::kUserfault) userfault::wake(page_at(record.at));
@@ -188,8 +187,7 @@ void OwnerTable::finish(PageKey key, BringBack outcome) {
     pages_.erase(key);
     forget_spans();
   } else {
-    pages_.find(key)->stage =
-        outcome == BringBack::kLost ? PageStage::kLost : PageStage::kAbsent;
+    pages_.find(key)->stage = outcome == BringBack::kLost ? PageStage::kLost : PageStage::kAbsent;
   }
   turn_over();
 }

@@ -92,8 +92,8 @@ bool owners_active() {
 }
 
 void prepare_places(HvaRange range) {
-  static_cast<void>(sys::madvise(reinterpret_cast<void*>(range.start().raw()), range.size(),
-                                 MADV_DONTFORK));
+  static_cast<void>(
+      sys::madvise(reinterpret_cast<void*>(range.start().raw()), range.size(), MADV_DONTFORK));
   // Without it pages are copied there instead of moved.
   if (userfault::open()) static_cast<void>(userfault::watch_protection(range));
 }

@@ -45,8 +45,8 @@ struct PageKey {
 
 struct AbsentPage {
   PageKey key;
-  Hva at;          // an address that leads to it
-  bool writable;   // a store would have gone through
+  Hva at;         // an address that leads to it
+  bool writable;  // a store would have gone through
 };
 
 // How the bytes of an isolated page reach its new owner.

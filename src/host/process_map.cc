@@ -77,8 +77,7 @@ Result<Mapping> by_query(Hva at) {
   ProcmapQuery query{};
   query.size = sizeof(query);
   query.address = at.raw();
-  const auto asked =
-      sys::ioctl(ST_TRY(maps.get()), kProcmapQuery, reinterpret_cast<u64>(&query));
+  const auto asked = sys::ioctl(ST_TRY(maps.get()), kProcmapQuery, reinterpret_cast<u64>(&query));
   if (!asked) return refuse(asked.error());
   Mapping found;
   found.range = HvaRange(Hva(query.start), query.end - query.start);

@@ -26,7 +26,7 @@ struct Mapping {
   HvaRange range;
   Prot prot;
   bool shared = false;
-  bool file_backed = false;  // shared anonymous memory is a file's, too
+  bool file_backed = false;   // shared anonymous memory is a file's, too
   u64 page_size = kPageSize;  // of the kind of memory: more for hugetlb only
 };
 
@@ -39,11 +39,11 @@ struct Mapping {
 // One entry of the page table. Nothing set: there is no entry.
 struct PageState {
   bool present = false;
-  bool swapped = false;      // on the swap device, or held back by the kernel's own migration
-  bool anonymous = false;    // private to the process: not a page of a file
-  bool exclusive = false;    // mapped once
-  bool zero = false;         // the page of zeros
-  bool huge = false;         // part of a huge entry
+  bool swapped = false;    // on the swap device, or held back by the kernel's own migration
+  bool anonymous = false;  // private to the process: not a page of a file
+  bool exclusive = false;  // mapped once
+  bool zero = false;       // the page of zeros
+  bool huge = false;       // part of a huge entry
 
   // Would a store go through without a fault? Pre: it is an entry of `mapping`.
   // Of a shared file mapping whose file system wants to hear of the first store it cannot be known.

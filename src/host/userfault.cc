@@ -54,8 +54,8 @@ Result<int> open_any() {
     reach.store(Reach::kAll, sync::kRelaxed);
     return *full;
   }
-  const int made = static_cast<int>(
-      ST_TRY(sys::checked(sys::call(SYS_userfaultfd, O_CLOEXEC | kUserModeOnly))));
+  const int made =
+      static_cast<int>(ST_TRY(sys::checked(sys::call(SYS_userfaultfd, O_CLOEXEC | kUserModeOnly))));
   reach.store(Reach::kUserMode, sync::kRelaxed);
   return made;
 }
@@ -149,8 +149,7 @@ unsigned wait_for_touches(Touch* out) {
     for (size_t i = 0; i < *got / sizeof(uffd_msg); ++i) {
       if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
       const auto& fault = messages[i].arg.pagefault;
-      out[count++] = {page_floor(Hva(fault.address)),
-                      (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0};
+      out[count++] = {page_floor(Hva(fault.address)), (fault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0};
     }
     if (count != 0) return count;
   }

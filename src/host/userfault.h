@@ -24,7 +24,7 @@ namespace stagetwo::host::userfault {
 [[nodiscard]] bool serves_kernel();
 
 // Failure of watch(): EBUSY (the client's own userfaultfd), EINVAL (a kind of memory it refuses).
-[[nodiscard]] Result<void> watch(HvaRange range);           // missing and write-protected
+[[nodiscard]] Result<void> watch(HvaRange range);             // missing and write-protected
 [[nodiscard]] Result<void> watch_protection(HvaRange range);  // write-protected only
 void forget(HvaRange range);
 

@@ -7,6 +7,7 @@
 
 #include <array>
 
+#include "abi/hmm/hmm.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/parameters.h"
 #include "base/sys.h"
@@ -18,8 +19,15 @@ namespace {
 constexpr u32 kMiscMajor = 10;
 constexpr u32 kKvmMinor = 232;
 
+template <u32 unit>
+Result<int> open_hmm(int flags) {
+  return abi_hmm::open_device(unit, flags);
+}
+
 constexpr std::array kDevices = {
     Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
+    Device{"/dev/hmm_dmirror0", abi_hmm::kMajor, 0, open_hmm<0>},
+    Device{"/dev/hmm_dmirror1", abi_hmm::kMajor, 1, open_hmm<1>},
 };
 constexpr std::string_view kModules = "/sys/module/";
 constexpr std::string_view kParameters = "/parameters";
@@ -74,7 +82,8 @@ bool relative_could_be_ours(std::string_view path) {
   while (path.ends_with('/')) path.remove_suffix(1);
   const size_t slash = path.rfind('/');
   const std::string_view last = slash == std::string_view::npos ? path : path.substr(slash + 1);
-  return last.starts_with("kvm") || path.find("parameters") != std::string_view::npos ||
+  return last.starts_with("kvm") || last.starts_with("hmm_dmirror") ||
+         path.find("parameters") != std::string_view::npos ||
          (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
          last == "meminfo" || last == "pagemap" || last == "bitmap" ||
          last.ends_with("hugepages") || last == "npt" || last == "avic" || last == "ept" ||

@@ -29,7 +29,11 @@ class NotifierContract : public testing::Test {
 };
 TYPED_TEST_SUITE_P(NotifierContract);
 
+// A subscriber that may hold any page of the process says `static constexpr bool kHoldsAnything`.
 TYPED_TEST_P(NotifierContract, IsNotEngagedByAForeignRange) {
+  if constexpr (requires { TypeParam::kHoldsAnything; }) {
+    GTEST_SKIP() << "no range is foreign to a mirror of the whole address space";
+  }
   EXPECT_FALSE(this->subscriber_.notifier().invalidate_range_start(
       this->event(this->subscriber_.foreign())));
 }

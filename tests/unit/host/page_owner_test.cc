@@ -259,16 +259,16 @@ TEST_P(AbsentPages, LostIsLostForTheGuestAndABusErrorForTheProcess) {
   EXPECT_EQ(EFAULT, to_int(refused.error()));
   u8 byte = 0;
   EXPECT_FALSE(host::load(at(0), &byte));
-  EXPECT_EXIT({ [[maybe_unused]] volatile u8 touched = *page(0); }, testing::KilledBySignal(SIGBUS), "");
+  EXPECT_EXIT(
+      { [[maybe_unused]] volatile u8 touched = *page(0); }, testing::KilledBySignal(SIGBUS), "");
   keeper_.answer = BringBack::kBack;
   EXPECT_TRUE(is_page_of(1)) << "the others are not";
 }
 
 TEST_P(AbsentPages, DontneedDiscardsThem) {
   ASSERT_EQ(kPages, take());
-  const int result = host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear, [&] {
-    return ::madvise(page(0), 4 * kPageSize, MADV_DONTNEED);
-  });
+  const int result = host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear,
+                                  [&] { return ::madvise(page(0), 4 * kPageSize, MADV_DONTNEED); });
   ASSERT_EQ(0, result);
   EXPECT_EQ(4, keeper_.discarded);
   EXPECT_FALSE(host::is_absent(at(0)));
@@ -278,17 +278,16 @@ TEST_P(AbsentPages, DontneedDiscardsThem) {
 
 TEST_P(AbsentPages, AChangeThatFailsDiscardsNothing) {
   ASSERT_EQ(kPages, take());
-  const int result =
-      host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear,
-                   [&] { return ::madvise(page(0), 4 * kPageSize, MADV_REMOVE); });
+  const int result = host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear,
+                                  [&] { return ::madvise(page(0), 4 * kPageSize, MADV_REMOVE); });
   ASSERT_EQ(-1, result);
   EXPECT_EQ(0, keeper_.discarded);
   EXPECT_TRUE(is_page_of(0));
 }
 
 TEST_P(AbsentPages, MunmapDiscardsThemAndTheAddressIsFreeForOthers) {
-  void* mine = ::mmap(nullptr, 4 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
+  void* mine =
+      ::mmap(nullptr, 4 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   Keeper keeper{Hva(reinterpret_cast<u64>(mine))};
   std::memset(mine, 9, 4 * kPageSize);
   const HvaRange all(Hva(reinterpret_cast<u64>(mine)), 4 * kPageSize);
@@ -306,8 +305,8 @@ TEST_P(AbsentPages, MunmapDiscardsThemAndTheAddressIsFreeForOthers) {
 }
 
 TEST_P(AbsentPages, MremapTakesTheBytesAlong) {
-  void* mine = ::mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
+  void* mine =
+      ::mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   Keeper keeper{Hva(reinterpret_cast<u64>(mine))};
   std::memset(mine, 8, 2 * kPageSize);
   const HvaRange all(Hva(reinterpret_cast<u64>(mine)), 2 * kPageSize);
@@ -377,8 +376,8 @@ TEST_P(AbsentPages, ANeighbourThatWasNeverTakenIsOrdinaryMemory) {
 }
 
 TEST_P(AbsentPages, WhatIsNotPrivateStays) {
-  void* shared = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-                        0);
+  void* shared =
+      ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   *static_cast<u8*>(shared) = 1;
   const HvaRange one(Hva(reinterpret_cast<u64>(shared)), kPageSize);
   EXPECT_EQ(0u, *host::take_away(one, &keeper_, this, host::Which::kAnonymous));

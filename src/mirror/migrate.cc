@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages between the process and the device. The page itself is moved by host::take_away; what is
+// here is which pages, and what the mirror's table says afterwards. kernel file: lib/test_hmm.c.
+
+#include <algorithm>
+
+#include "base/trace.h"
+#include "host/faultin.h"
+#include "host/process_map.h"
+#include "mirror/mirror.h"
+
+namespace stagetwo::mirror {
+namespace {
+
+u64 number_of(Hva at) {
+  return at.raw() >> kPageShift;
+}
+
+}  // namespace
+
+// Enters what is on the device. A page that a touch has brought back meanwhile has no entry.
+Result<void> Mirror::map_taken(HvaRange range, bool exclusive, u64* mapped) {
+  const sync::MutexGuard guard(device_->lock);
+  for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+    const DevicePage* here = device_->find(at);
+    if (here == nullptr || here->exclusive != exclusive) continue;
+    Entry entry;
+    entry.at = here->place;
+    entry.on_device = true;
+    entry.right = exclusive ? Right::kExclusive : here->writable ? Right::kWrite : Right::kRead;
+    ST_TRY(entries_.put(number_of(at), entry));
+    ++*mapped;
+  }
+  return {};
+}
+
+Result<void> Mirror::migrate_to_device(HvaRange range) {
+  trace::enter_room(trace::Room::mirror, 2, range.start().raw());
+  const auto taken = host::take_away(range, &device_->migrated, this, host::Which::kAnonymous);
+  u64 mapped = 0;
+  ST_TRY(map_taken(range, false, &mapped));
+  if (!taken) return refuse(taken.error());
+  return {};
+}
+
+Result<u64> Mirror::migrate_to_system(HvaRange range) {
+  u64 moved = 0;
+  host::Mapping mapping;
+  for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+    if (!mapping.range.contains(at)) {
+      const auto found = host::mapping_at(at);
+      if (!found || !found->prot.read || found->page_size != kPageSize) return refuse(EINVAL);
+      mapping = *found;
+    }
+    bool here = false;
+    {
+      const sync::MutexGuard guard(device_->lock);
+      const DevicePage* page = device_->find(at);
+      here = page != nullptr && !page->exclusive;
+    }
+    if (here && host::bring_back(at) == host::BringBack::kBack) ++moved;
+  }
+  return moved;
+}
+
+Result<void> Mirror::make_exclusive(HvaRange range) {
+  for (Hva at = range.start(); at < range.end();) {
+    const u64 left = (range.end() - at) / kPageSize;
+    const HvaRange chunk(at, std::min<u64>(left, kMaxPages) * kPageSize);
+    for (Hva page = at; page < chunk.end(); page += kPageSize) {
+      if (!host::faultin(page, Access::kWrite)) return refuse(EBUSY);
+    }
+    u64 mapped = 0;
+    if (host::take_away(chunk, &device_->exclusive, this, host::Which::kPresent)) {
+      ST_TRY(map_taken(chunk, true, &mapped));
+    }
+    // All or nothing of a chunk, as the kernel's driver maps them.
+    if (mapped != chunk.size() / kPageSize) {
+      host::bring_back_range(chunk);
+      return refuse(EBUSY);
+    }
+    at = chunk.end();
+  }
+  return {};
+}
+
+bool Mirror::has_exclusive(HvaRange range) {
+  const sync::MutexGuard guard(device_->lock);
+  bool found = false;
+  for_entries(range,
+              [&](Hva, const Entry& entry) { found = found || entry.right == Right::kExclusive; });
+  return found;
+}
+
+}  // namespace stagetwo::mirror

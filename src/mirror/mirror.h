@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The façade of the room: a device's mirror of the process's address space. Linux analogue: struct
+// dmirror with hmm_range_fault(), migrate_vma_*() and make_device_exclusive_range() (kernel files:
+// lib/test_hmm.c, mm/hmm.c, mm/migrate_device.c).
+//
+// An entry of the mirror's table leads to a page of the process (a borrow: its address, used by
+// guarded accesses under the device's lock) or to a page of device memory. The fault is the
+// kernel's: snapshot of the gate, ask for the pages without a lock, take the lock, compare, store.
+//
+// Invariants: I1  an entry is used only under the device's lock, and the bell's start takes that
+//                 lock: when start returns nobody uses an entry of the range.
+//             I2  no entry of a range is stored between start and end (the gate, compared under the
+//                 lock).
+//             I3  the mirror's own take-away suspends its entries instead of erasing them; what
+//                 stayed where it was is an entry again at the end.
+// Locking: Device::lock, see there. Errors are the kernel driver's, in its order.
+// Lifetime: one an open file; registered with the bell from open() to destruction.
+
+#include "addr/addr.h"
+#include "base/alloc.h"
+#include "base/hash_map.h"
+#include "host/mmu_notifier.h"
+#include "mirror/device.h"
+#include "sync/invalidation_gate.h"
+
+namespace stagetwo::mirror {
+
+// How much of a transfer was done, and how often the device had to fault.
+struct Transfer {
+  u64 pages = 0;
+  u64 faults = 0;
+};
+
+// What the page table of the process shows of a page.
+struct PageView {
+  enum class Where : u8 { kError, kNothing, kSystem, kThisDevice } where = Where::kError;
+  bool writable = false;
+  bool zero = false;
+  unsigned level = 1;  // of the entry: 1 is 4 KiB, 2 is 2 MiB, 3 is 1 GiB
+};
+
+class Mirror final : public host::MmuNotifier {
+ public:
+  // Failure: ENOMEM.
+  static Result<Box<Mirror>> open(unsigned unit);
+  Mirror(const Mirror&) = delete;
+  Mirror& operator=(const Mirror&) = delete;
+  // Evicts the device's pages, as the kernel's driver does on every close.
+  ~Mirror();
+
+  // The device reads or writes pages of the process; the bytes are in `bounce`. Failure: EFAULT (no
+  // mapping, no right to read), EPERM (no right to write), EBUSY (a second of lost races), ENOMEM.
+  Result<void> read(Hva first, u64 pages, u8* bounce, Transfer* done);
+  Result<void> write(Hva first, u64 pages, const u8* bounce, Transfer* done);
+  // The same without faulting. Failure: ENOENT.
+  Result<void> read_mapped(Hva first, u64 pages, u8* bounce, Transfer* done);
+
+  // Failure: EINVAL (a part is not mapped, not readable, or of huge pages); what moved before stays
+  // moved. Pages that cannot migrate stay.
+  Result<void> migrate_to_device(HvaRange range);
+  Result<u64> migrate_to_system(HvaRange range);
+  // Pages that only the device can reach, until the process touches them. Failure: EBUSY.
+  Result<void> make_exclusive(HvaRange range);
+  [[nodiscard]] bool has_exclusive(HvaRange range);
+  // Every migrated page of the device goes back.
+  void release_device() { device_->evict(false); }
+
+  // Without faulting anything in. Pre: count <= kMaxPages. Failure: EBUSY, ENOMEM.
+  static constexpr unsigned kMaxPages = 64;
+  Result<void> snapshot(Hva first, unsigned count, PageView* out);
+
+  bool invalidate_range_start(const host::InvalidateEvent& event) override;
+  void invalidate_range_end(const host::InvalidateEvent& event) override;
+
+ private:
+  friend class Device;
+  enum class Right : u8 { kRead, kWrite, kExclusive };
+  struct Entry {
+    Hva at;  // of the process, or of the device's memory
+    Right right = Right::kRead;
+    bool on_device = false;
+    bool suspended = false;
+  };
+  // What a fault found, before it is stored.
+  struct Found {
+    Entry entries[kMaxPages];
+  };
+  explicit Mirror(Device* device) : device_(device) {}
+  template <typename T, typename... Args>
+  friend Result<T*> stagetwo::make(const char* site, Args&&... args);
+
+  // The device's lock is ours: it calls under it.
+  void forget(Hva at) TA_NO_ANALYSIS { entries_.erase(at.raw() >> kPageShift); }
+  Entry* usable(Hva at, Access access) TA_REQ(device_ -> lock);
+  Result<void> fault(Hva first, u64 pages, bool write);
+  Result<void> fault_chunk(Hva first, unsigned count, bool write);
+  Result<void> look_up(Hva first, unsigned count, bool write, Found* out);
+  Result<Entry> look_up_page(Hva at, bool write, bool may_write);
+  bool changed(sync::InvalidationGate::Snapshot seen, Hva first, unsigned count) const;
+  Result<bool> store_found(sync::InvalidationGate::Snapshot seen, Hva first, unsigned count,
+                           const Found& found);
+  template <typename Copy>
+  Result<void> transfer(Hva first, u64 pages, Access access, Transfer* done, Copy&& copy);
+  Result<void> map_taken(HvaRange range, bool exclusive, u64* mapped);
+  Result<void> view_chunk(Hva first, unsigned count, PageView* out);
+  template <typename F>
+  void for_entries(HvaRange range, F&& fn) TA_REQ(device_ -> lock);
+  void erase_entries(HvaRange range) TA_REQ(device_ -> lock);
+
+  Device* device_;
+  Mirror* next_ = nullptr;  // of the device's mirrors; under its lock
+  sync::InvalidationGate gate_;
+  HashMap<u64, Entry> entries_ TA_GUARDED(device_->lock){"mirror.entries"};
+};
+
+// Calls fn(address, entry) for what the table has in the range. fn may not erase.
+template <typename F>
+void Mirror::for_entries(HvaRange range, F&& fn) {
+  if (range.size() / kPageSize <= entries_.size()) {
+    for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+      if (Entry* entry = entries_.find(at.raw() >> kPageShift)) fn(at, *entry);
+    }
+    return;
+  }
+  entries_.for_each([&](u64 page, Entry& entry) {
+    const Hva at(page << kPageShift);
+    if (range.contains(at)) fn(at, entry);
+  });
+}
+
+}  // namespace stagetwo::mirror
