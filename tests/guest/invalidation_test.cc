@@ -207,15 +207,19 @@ TEST_F(Invalidation, ReusedAddressesKeepTheirCanaries) {
   std::vector<u8> canary(kBytes, 0xC5);
   while (rounds < 100'000 && deadline.running()) {
     for (auto& one : processors_) one->remove_window();
-    // Started before the hole opens, so that its own stack cannot come to lie in it.
+    // Under way before the hole opens, so that nothing of its own comes to lie in it: its stack, or
+    // what a sanitizer maps for a thread that begins.
+    std::atomic<bool> ready{false};
     std::atomic<bool> gone{false};
     void* again = MAP_FAILED;
     std::thread other([&] {
+      ready = true;
       while (!gone) std::this_thread::yield();
       again = mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
       if (again != MAP_FAILED) std::memcpy(again, canary.data(), kBytes);
     });
+    while (!ready) std::this_thread::yield();
     const int unmapped =
         change(host::EventKind::kUnmap, [this] { return munmap(pages_.pointer(), kBytes); });
     gone = true;

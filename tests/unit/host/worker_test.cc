@@ -141,6 +141,7 @@ TEST(Worker, OfAChildIsItsOwn) {
 }
 
 TEST(Worker, ThatCannotBeMadeLeavesTheWorkToWhoPassesNext) {
+  ASSERT_TRUE(soon([] { return !debug_worker_runs(); })) << "of the test before";
   debug_without_worker(true);
   Counter item(20);
   add_work(&item);
