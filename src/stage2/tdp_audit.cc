@@ -31,6 +31,7 @@ void check_leaf(bool nx_huge_pages, const Slot* slot, Word leaf, u64 frame, unsi
 }  // namespace
 
 void TdpMmu::check_table(TablePage& table, PageCounts* found) {
+  ST_CHECK(table.level >= 1);
   ST_CHECK(table.use == TableUse::kLinked);
   ST_CHECK(!table.marked);
   table.marked = true;

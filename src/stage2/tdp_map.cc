@@ -159,8 +159,8 @@ void TdpMmu::adjust_level(Fault& fault) {
   fault.huge_page_disallowed = false;
   if (fault.slot == nullptr || fault.max_level == 1) return;
   // The slot is asked again: tracking may have begun since.
-  unsigned level =
-      std::min({unsigned{fault.max_level}, Format::kLargestLeaf, fault.slot->max_level(fault.gfn)});
+  unsigned level = std::max(1U, std::min({unsigned{fault.max_level}, Format::kLargestLeaf,
+                                          fault.slot->max_level(fault.gfn)}));
   while (level > 1 && host_.attributes_mixed(fault, level)) --level;
   fault.wanted_level = fault.goal_level = static_cast<u8>(level);
   if (level > 1 && fault.access == Access::kExec && nx_huge_pages()) {
