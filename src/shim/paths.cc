@@ -28,6 +28,7 @@ constexpr std::array kDevices = {
     Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
     Device{"/dev/hmm_dmirror0", abi_hmm::kMajor, 0, open_hmm<0>},
     Device{"/dev/hmm_dmirror1", abi_hmm::kMajor, 1, open_hmm<1>},
+    Device{"/sys/kernel/debug/gup_test", 0, 0, abi_hmm::open_gup_test},
 };
 constexpr std::string_view kModules = "/sys/module/";
 constexpr std::string_view kParameters = "/parameters";

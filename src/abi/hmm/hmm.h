@@ -19,4 +19,8 @@ inline constexpr u32 kMajor = 240;
 // open("/dev/hmm_dmirror<unit>", flags). Failure: EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_device(u32 unit, int flags);
 
+// open("/sys/kernel/debug/gup_test", flags): the kernel's driver for page references, which the HMM
+// suite uses to bring pages back by pinning them (kernel file: mm/gup_test.c).
+[[nodiscard]] Result<int> open_gup_test(int flags);
+
 }  // namespace stagetwo::abi_hmm
