@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest whose memory a device takes: two secondaries of one address space, through the whole chain."""
+import os
+import subprocess
+import unittest
+from pathlib import Path
+
+BUILD = Path(__file__).resolve().parents[2] / "build"
+CLIENT = BUILD / "clients/device_vmm"
+STORY = """\
+memory of a running guest goes to a device and comes back
+a device's exclusive access ends with the guest's next store
+a system call brings a page back
+a fork finds every page
+no store was lost
+"""
+
+
+class DeviceVmm(unittest.TestCase):
+    maxDiff = None
+
+    def test_HoldsUnderStagetwo(self):
+        rounds = min(2000, int(float(os.environ.get("STAGETWO_TEST_SECONDS", "3")) * 40))
+        done = subprocess.run([str(BUILD / "bin/stagetwo"), "run", "--", str(CLIENT), str(rounds)],
+                              capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+                              timeout=120)
+        self.assertEqual((0, STORY, ""), (done.returncode, done.stdout, done.stderr))
+
+
+if __name__ == "__main__":
+    unittest.main()

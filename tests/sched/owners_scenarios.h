@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One page of the process and everybody who wants it: touchers, a taker, a change that gives it up,
+// a fork. The records are the real ones; the owner notices when it is called twice at once, too
+// often, or for bytes the client has given up.
+
+#include "host/owner_table.h"
+#include "tests/sched/sched_support.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo::test {
+
+class OwnersWorld : public host::PageOwner {
+ public:
+  OwnersWorld() {
+    *page_.bytes_at(0) = 1;
+    table_.begin_take();
+    if (!take_once()) std::abort();  // a page that nobody wants can be taken
+    table_.end_take();
+  }
+  virtual ~OwnersWorld() = default;
+
+  bool take(const host::AbsentPage&, host::PageExit& exit) override {
+    alone();
+    const u32 now = meaning_.load();
+    if (!exit.to(Hva(place_.address()))) return false;
+    bytes_of_.store(now);
+    taken_.fetch_add(1);
+    gone();
+    return true;
+  }
+  host::BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
+    alone();
+    sync::sched::expect(taken_.load() == back_.load() + discarded_.load() + 1,
+                        "brought back without having been taken");
+    sync::sched::expect(bytes_of_.load() == meaning_.load(),
+                        "bytes of before the change come back");
+    static_cast<void>(entry.from(Hva(place_.address())));
+    back_.fetch_add(1);
+    sync::sched::expect(bytes_of_.load() == meaning_.load(), "the change went on during a fill");
+    gone();
+    return host::BringBack::kBack;
+  }
+  void discard(const host::AbsentPage&) override {
+    alone();
+    discarded_.fetch_add(1);
+    gone();
+  }
+
+ protected:
+  host::PageKey key() const { return host::private_key(at()); }
+  Hva at() const { return Hva(page_.address()); }
+  bool take_once() {
+    host::PageRecord record;
+    record.owner = this;
+    record.at = at();
+    record.hiding = host::Hiding::kProtection;
+    record.prot = {true, true, false};
+    return table_.take(key(), record);
+  }
+  void touch() {
+    const auto outcome = table_.bring_back(key());
+    sync::sched::expect(outcome == host::BringBack::kBack || outcome == host::BringBack::kNotAbsent,
+                        "a touch is answered");
+  }
+  // An munmap and a mapping of something else, as the wrapper does it.
+  void give_up() {
+    host::OwnedChange change(host::page_at(at()), host::Announced::kUnmaps);
+    table_.open_change(&change);
+    meaning_.fetch_add(1);
+    change.succeeded();
+    table_.close_change(&change);
+  }
+
+  GuardedPages page_{1};
+  GuardedPages place_{1};
+  host::OwnerTable table_;
+  sync::Atomic<u32> meaning_{0};   // raised by the change's system call
+  sync::Atomic<u32> bytes_of_{0};  // what the taken bytes mean
+  sync::Atomic<u32> taken_{0}, back_{0}, discarded_{0};
+
+ private:
+  void alone() { sync::sched::expect(inside_.exchange(1) == 0, "two calls for one page at once"); }
+  void gone() { inside_.store(0); }
+  sync::Atomic<u32> inside_{0};
+};
+
+// Two vCPUs and the process touch a page at once.
+struct ManyTouchers : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned) {
+    touch();
+    sync::sched::expect(back_.load() == 1, "back when the touch returns, and once");
+  }
+};
+
+// It is taken again while it is still coming back.
+struct TouchersAgainstTaker : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me != 0) {
+      touch();
+      return;
+    }
+    table_.begin_take();
+    take_once();
+    table_.end_take();
+  }
+};
+
+// The client gives it up while it is touched and taken.
+struct ChangeAgainstTouchAndTake : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) {
+      give_up();
+    } else if (me == 1) {
+      touch();
+      touch();
+    } else {
+      table_.begin_take();
+      take_once();
+      table_.end_take();
+    }
+  }
+};
+
+// A fork of one thread, a taker and a toucher.
+struct ForkAgainstTaker : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) {
+      table_.before_fork();
+      host::PageRecord record;
+      sync::sched::expect(!table_.find(key(), &record), "the child would miss the page");
+      table_.after_fork_parent();
+    } else if (me == 1) {
+      touch();
+    } else {
+      table_.begin_take();
+      take_once();
+      table_.end_take();
+    }
+  }
+};
+
+}  // namespace stagetwo::test

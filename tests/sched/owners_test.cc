@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// An absent page comes back exactly once, whoever wants it and whatever else happens to it.
+#include "tests/sched/owners_scenarios.h"
+
+namespace stagetwo::test {
+namespace {
+
+TEST(Owners, APageComesBackOnceHoweverManyTouchIt) {
+  expect_holds<ManyTouchers>();
+}
+TEST(Owners, TakingAndBringingBackNeverOverlap) {
+  expect_holds<TouchersAgainstTaker>();
+}
+TEST(Owners, WhatTheClientGaveUpDoesNotComeBack) {
+  expect_holds<ChangeAgainstTouchAndTake>();
+}
+TEST(Owners, AForkFindsEveryPageInItsPlace) {
+  expect_holds<ForkAgainstTaker>();
+}
+
+}  // namespace
+}  // namespace stagetwo::test
