@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "base/hash_map.h"
+#include "host/mapping_level.h"
 #include "host/mmu_notifier.h"
 #include "sync/mutex.h"
 
@@ -54,10 +55,21 @@ u64 read_word(u64 first) {
   return marked & ~used;
 }
 
+// A huge page has one frame that can be idle, its first: one accessed bit stands for all of it.
+u64 markable(u64 first, u64 bits) {
+  const Hva start = page_of(first).start();
+  const unsigned level =
+      mapping_level(page_of(first + static_cast<u64>(__builtin_ctzll(bits))).start());
+  if (level == 1) return bits;
+  const u64 page = kPageSize << (9 * (level - 1));
+  return (start.raw() & (page - 1)) == 0 ? bits & 1 : 0;
+}
+
 // Cleared before it is marked: a use in between is seen, one before is not wanted.
 void write_word(u64 first, u64 bits) {
   u64 set = 0;
-  for (u64 left = bits; left != 0; left &= left - 1) {
+  if (bits == 0) return;
+  for (u64 left = markable(first, bits); left != 0; left &= left - 1) {
     const unsigned bit = static_cast<unsigned>(__builtin_ctzll(left));
     const HvaRange page = page_of(first + bit);
     if (!borrows(page)) continue;

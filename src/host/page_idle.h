@@ -8,7 +8,7 @@
 //
 // Frame numbers: page `hva >> 12` of this process is frame kFirstFrame + (hva >> 12). That is far
 // above any real frame, never 0, needs no table, and the same for every file that shows it; two
-// mappings of one page are two frames.
+// mappings of one page are two frames. Of a huge page only the first frame can be idle, as there.
 //
 // I1: a frame is idle when it was marked and no subscriber has said young since.
 // Locking: one leaf lock around the marks; subscribers are asked without it.

@@ -4,8 +4,10 @@
 #include "host/page_idle.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include "base/failpoint.h"
+#include "host/hugetlb_standin.h"
 #include "host/mmu_notifier.h"
 
 namespace stagetwo::host::page_idle {
@@ -68,6 +70,33 @@ TEST(PageIdle, PagesNobodyBorrowsAreNeverIdle) {
     EXPECT_EQ(0xffU, read_word(kFirst));
   }
   EXPECT_EQ(0U, read_word(kFirst)) << "its guest is gone";
+}
+
+class Borrower final : public MmuNotifier {
+ public:
+  Borrower() { EXPECT_TRUE(register_notifier(this)); }
+  ~Borrower() { unregister_notifier(this); }
+  bool invalidate_range_start(const InvalidateEvent&) override { return false; }
+  void invalidate_range_end(const InvalidateEvent&) override {}
+  bool borrows(HvaRange) override { return true; }
+};
+
+TEST(PageIdle, OfAHugePageIsItsFirstFrame) {
+  hugetlb::enable();
+  constexpr u64 kHuge = u64{2} << 20;
+  const auto at = hugetlb::map(
+      {nullptr, kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0},
+      2);
+  ASSERT_TRUE(at);
+  static_cast<char*>(*at)[0] = 1;
+  Borrower borrower;
+  const u64 first = frame_of(Hva(reinterpret_cast<u64>(*at)));
+  write_word(first, ~u64{0});
+  write_word(first + 64, ~u64{0});
+  EXPECT_EQ(1U, read_word(first));
+  EXPECT_EQ(0U, read_word(first + 64)) << "none of the others";
+  munmap(*at, kHuge);
+  hugetlb::debug_reset();
 }
 
 TEST(PageIdle, WithoutMemoryAPageLooksUsed) {
