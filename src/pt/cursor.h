@@ -162,7 +162,7 @@ class Cursor {
   }
 
   bool step_down() {
-    if (level_ <= min_level_) return false;
+    if (level_ <= min_level_ || level_ < 2) return false;
     reread();
     if (!F::is_table(old_, level_)) return false;
     Entry<F>* child = memory_.entries(F::output(old_, level_));

@@ -121,6 +121,57 @@ TEST_F(TdpRoots, RootsComeAndGoWhileOthersWalkThem) {
   EXPECT_LE(world.mmu.root_count(), 1U);
 }
 
+// Eight vCPUs that run: none walks an old root after the flush, all are on the new one at their
+// next entry, and of the old tree nothing is left.
+TEST_F(TdpRoots, EightRunningVcpusAreOnANewRootAtTheirNextEntry) {
+  constexpr unsigned kVcpus = 8;
+  sync::AckLine lines[kVcpus];
+  sync::Atomic<const stage2::TdpRoot*> walked[kVcpus];
+  sync::Atomic<u64> entries[kVcpus];
+  sync::Atomic<bool> stop{false};
+  std::thread vcpus[kVcpus];
+  for (unsigned me = 0; me < kVcpus; ++me) {
+    world.lines.add(lines[me]);
+    vcpus[me] = std::thread([&, me] {
+      MmuContext context(world.mmu);
+      while (!stop.load()) {
+        static_cast<void>(world.fault(context, me * 512, Access::kWrite));
+        if (lines[me].enter()) world.mmu.drop_obsolete_roots(context);
+        for (int block = 0; block < 50; ++block) {
+          walked[me].store(TdpTestAccess::root(context));
+          static_cast<void>(world.walk(context, me * 512));
+          if (lines[me].poll()) world.mmu.drop_obsolete_roots(context);
+        }
+        walked[me].store(nullptr);
+        lines[me].leave();
+        entries[me].fetch_add(1);
+      }
+    });
+  }
+  MmuContext mine(world.mmu);
+  for (int round = 0; round < 10; ++round) {
+    ASSERT_TRUE(world.mmu.load_root(mine, 0));
+    const stage2::TdpRoot* old = TdpTestAccess::root(mine);
+    world.mmu.invalidate_all_roots();
+    world.mmu.flush();
+    for (unsigned me = 0; me < kVcpus; ++me) {
+      const u64 now = entries[me].load();
+      // It may have been between its store and its walk; the root it loads next is another one.
+      while (entries[me].load() < now + 2 && walked[me].load() == old) sync::yield_thread();
+      EXPECT_NE(walked[me].load(), old);
+    }
+    world.mmu.zap_invalidated_roots();
+  }
+  stop.store(true);
+  for (unsigned me = 0; me < kVcpus; ++me) {
+    vcpus[me].join();
+    world.lines.remove(lines[me]);
+  }
+  ASSERT_TRUE(world.mmu.load_root(mine, 0));
+  EXPECT_EQ(world.mmu.root_count(), 1U);
+  world.mmu.check_world();
+}
+
 TEST(TdpEnd, NothingIsLeftAfterTheVm) {
   const AllocUse before = alloc_use();
   {
