@@ -86,7 +86,7 @@ void TdpMmu::check_world() {
 PageCounts TdpMmu::count_pages() TA_NO_ANALYSIS {
   PageCounts counts;
   sync::BigReaderGuard shared(mmu_lock_);
-  for_each_root([&](TdpRoot& root) {
+  for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
     if (root.invalid.load(sync::kRelaxed)) return;
     ++counts.tables;
     const GfnRange everything(Gfn(0), pt::frame_limit<Format>(policy_.root_level));

@@ -25,15 +25,16 @@ void TdpMmu::recover_nx(u64 ratio) TA_NO_ANALYSIS {
   pt::Gather removed;
   {
     sync::BigWriterGuard alone(mmu_lock_);
-    const u64 splits = with_list([this] { return possible_nx_.count(); });
+    const u64 splits = with_list([this]() TA_REQ(pages_lock_) { return possible_nx_.count(); });
     for (u64 left = ratio == 0 ? 0 : (splits + ratio - 1) / ratio; left > 0; --left) {
-      TablePage* const table = with_list([this] { return possible_nx_.front(); });
+      TablePage* const table =
+          with_list([this]() TA_REQ(pages_lock_) { return possible_nx_.front(); });
       if (table == nullptr) break;
       // While its slot is logged it would come back small; it is recovered with the rest of the
       // slot when logging ends.
       if (ST_GUARD(nx_skips_logged, host_.is_logged(table->address_space, table->gfn)) ||
           !zap_table(*table, &removed)) {
-        with_list([this, table] {
+        with_list([this, table]() TA_REQ(pages_lock_) {
           table->nx_huge_page_disallowed.store(false, sync::kRelaxed);
           if (table->possible_nx.linked()) possible_nx_.remove(table);
         });

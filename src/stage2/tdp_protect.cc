@@ -37,7 +37,7 @@ namespace stagetwo::stage2 {
 
 void TdpMmu::write_protect_slot(const Slot& slot, unsigned min_level) TA_NO_ANALYSIS {
   sync::BigReaderGuard shared(mmu_lock_);
-  for_each_root([&](TdpRoot& root) {
+  for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
     if (root.address_space != slot.id >> 16) return;
     for (TdpCursor at = cursor(root, slot.gfns(), min_level); at.valid(); at.next()) {
       if (at.progressed() && mmu_lock_.contended()) {

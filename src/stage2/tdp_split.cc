@@ -69,7 +69,7 @@ void TdpMmu::try_split_huge(const Slot& slot, GfnRange range,
                             unsigned target_level) TA_NO_ANALYSIS {
   TableCache tables(pool_);
   sync::BigReaderGuard shared(mmu_lock_);
-  for_each_root([&](TdpRoot& root) {
+  for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
     if (root.address_space != slot.id >> 16 || root.invalid.load(sync::kRelaxed)) return;
     split_range(root, range, target_level, tables, shared);
   });
@@ -88,7 +88,7 @@ void TdpMmu::recover_huge(const Slot& slot, GfnRange range, unsigned host_level)
   pt::Gather removed;
   {
     sync::BigReaderGuard shared(mmu_lock_);
-    for_each_root([&](TdpRoot& root) {
+    for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
       if (root.address_space != slot.id >> 16 || root.invalid.load(sync::kRelaxed)) return;
       for (TdpCursor at = cursor(root, range, 2); at.valid(); at.next()) {
         if (at.progressed() && mmu_lock_.contended()) {
