@@ -15,6 +15,7 @@
 
 #include <cerrno>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "addr/addr.h"
@@ -67,9 +68,14 @@ auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call
   if (!range) return std::forward<F>(system_call)();
   const InvalidateSection section(InvalidateEvent{*range, kind});
   OwnedChange absent(*range, what);
-  auto result = std::forward<F>(system_call)();
-  if (has_changed(result, kind)) absent.succeeded();
-  return result;
+  if constexpr (std::is_void_v<decltype(system_call())>) {
+    std::forward<F>(system_call)();  // cannot fail
+    absent.succeeded();
+  } else {
+    auto result = std::forward<F>(system_call)();
+    if (has_changed(result, kind)) absent.succeeded();
+    return result;
+  }
 }
 template <typename F>
 auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
