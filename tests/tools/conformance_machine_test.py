@@ -73,6 +73,20 @@ class HugePages(unittest.TestCase):
             pool.set(6)
         self.assertEqual(3, pool.read("nr_hugepages"))
 
+    def test_TwoHarnessesOfOneMachineTakeTurns(self):
+        one, other, order = Pool(self.folder.name, size=3), machine.HugePages(Path(self.folder.name)), []
+
+        def wait_for_it():
+            with other.at_least(1):
+                order.append(other.read("nr_hugepages"))
+        with one.at_least(8):
+            waiter = threading.Thread(target=wait_for_it)
+            waiter.start()
+            time.sleep(0.05)
+            self.assertEqual([], order)
+        waiter.join()
+        self.assertEqual([3], order, "it found what was there before, not what the first had made")
+
     def test_AFileThatMayNotBeWrittenMeansNoPool(self):
         pool = machine.HugePages(Path(self.folder.name) / "absent")
         with pool.at_least(1) as kind:
