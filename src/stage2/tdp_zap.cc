@@ -79,7 +79,8 @@ void TdpMmu::remove_table(Word word, Removal how, pt::Gather* removed) {
   if (how == Removal::kShared || page->level > 1) {
     for (unsigned i = 0; i < kTableEntries; ++i) {
       Entry& entry = page->entries[i];
-      const Word was = how == Removal::kAlone ? entry.load(sync::kAcquire) : freeze(entry);
+      const bool freezes = ST_GUARD(sweep_freezes, how != Removal::kAlone);
+      const Word was = freezes ? freeze(entry) : entry.load(sync::kAcquire);
       // Of a table of level 1 no entry is a table, whatever its bits say.
       if (page->level > 1 && Format::is_table(was)) remove_table(was, how, removed);
     }

@@ -78,6 +78,9 @@ TEST(StaleFault, WithoutTheTestAFaultInstallsIntoAnInvalidRoot) {
 TEST(TdpGrace, WithoutTheWaitAWalkReadsATableThatWasGivenBack) {
   EXPECT_TRUE(found_without<WalkAgainstRelease>({"tdp_grace"}, 3000));
 }
+TEST(SweepFreezes, WithoutItATableIsLinkedBelowOneThatWent) {
+  EXPECT_TRUE(found_without<LinkedBelowWhatGoes>({"sweep_freezes"}, 3000));
+}
 TEST(PendingFlush, WithoutTheNumberASecondRemovalTrustsAnUnflushedOne) {
   EXPECT_TRUE(found_without<TwoZaps>({"pending_flush"}, 5000));
 }

@@ -15,6 +15,12 @@ TEST(TdpMap, ALeafStandsOnlyAtTheLevelItsFaultAimedAt) {
 TEST(TdpMap, ATableThatWentIsNotListed) {
   expect_holds_with_after<ListedAfterItWent>(300);
 }
+TEST(TdpMap, ATableIsNotLinkedBelowOneThatWent) {
+  expect_holds_with_after<LinkedBelowWhatGoes>(500);
+}
+TEST(TdpZap, AnEntryAndTheTableItIsInAreTakenOutTogether) {
+  expect_holds_with_after<FrozenBelowWhatGoes>(500);
+}
 TEST(TdpMap, OfTwoInstallersOneIsFirst) {
   expect_holds_with_after<SameFrame>(500);
 }

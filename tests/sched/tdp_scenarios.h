@@ -112,6 +112,32 @@ struct ListedAfterItWent : TdpScenario {
   }
 };
 
+// A table is linked below one that is being taken out: it goes with it, or is not linked.
+struct LinkedBelowWhatGoes : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  LinkedBelowWhatGoes() { mapped(5); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(world.fault(context[0], 9, Access::kWrite));
+    } else {
+      zap_frozen(5, 3);
+    }
+  }
+};
+
+// An entry is frozen by one thread, and its table taken out by another.
+struct FrozenBelowWhatGoes : TdpScenario {
+  static constexpr unsigned kThreads = 3;
+  FrozenBelowWhatGoes() { mapped(5); }
+  void thread(unsigned me) {
+    if (me == 2) {
+      static_cast<void>(world.fault(context[0], 5, Access::kWrite));
+    } else {
+      zap_frozen(5, me + 1);
+    }
+  }
+};
+
 // F3 8: two vCPUs install one frame; one is first, the other's table is given back.
 struct SameFrame : TdpScenario {
   static constexpr unsigned kThreads = 2;
