@@ -57,6 +57,9 @@ template <typename T>
       return Announced::kClears;
     case EventKind::kProtection:
       return Announced::kProtects;
+    case EventKind::kMigrate:
+    case EventKind::kExclusive:
+      break;  // not rung by system calls
   }
   __builtin_unreachable();
 }

@@ -28,6 +28,8 @@ enum class EventKind : u8 {
   kUnmap,       // munmap, mmap over it, mremap away from it
   kClear,       // the contents go: MADV_DONTNEED, MADV_REMOVE, hole punch, truncation
   kProtection,  // rights are lost: mprotect
+  kMigrate,     // pages go to an owner's memory (host/page_owner.h); the event's owner says whose
+  kExclusive,   // the same, and the owner alone may use them
 };
 
 struct InvalidateEvent {

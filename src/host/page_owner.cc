@@ -102,7 +102,8 @@ Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Whic
   OwnerTable* table = ST_TRY(make_table());
   table->begin_take();
   const Result<u64> taken = [&] {
-    const InvalidateSection bell(InvalidateEvent{range, EventKind::kClear, cookie});
+    const EventKind kind = which == Which::kPresent ? EventKind::kExclusive : EventKind::kMigrate;
+    const InvalidateSection bell(InvalidateEvent{range, kind, cookie});
     return take_range(*table, range, owner, which);
   }();
   table->end_take();
@@ -144,6 +145,13 @@ bool hidden_rights(Hva at, HvaRange* range, Prot* prot) {
   *range = page_at(at);
   *prot = record.prot;
   return true;
+}
+
+bool kernel_meets_hidden_pages() {
+  if (!owners_active()) [[likely]]
+    return false;
+  const OwnerTable* table = owner_table();
+  return table != nullptr && (table->ever_protected() || !userfault::serves_kernel());
 }
 
 u64 owners_turn() {

@@ -105,7 +105,8 @@ enum class Which : u8 {
 
 // Takes the pages of `range` away for `owner`; answers how many. A page that cannot be taken (not
 // private, pinned by a change under way, already absent, refused) stays and is no failure.
-// Rings the bell around it with `cookie` as the event's owner.
+// Rings the bell around it: a migration, or of kPresent pages an exclusive access, with `cookie` as
+// the event's owner.
 // Failure: EINVAL (a part is not mapped, not readable, or of huge pages), ENOMEM; what was taken
 // before stays taken. Context: the client's thread, no lock, no section.
 [[nodiscard]] Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie,
@@ -124,6 +125,8 @@ u64 bring_back_range(HvaRange range);
 // Of a page hidden behind PROT_NONE: what the client may do with it; *range becomes this page.
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot);
 
+// Would a touch by the kernel itself, in a system call, meet a page that nobody brings back for it?
+[[nodiscard]] bool kernel_meets_hidden_pages();
 // Changes whenever a page comes back or is given up: two looks with the same number in between
 // belong together.
 [[nodiscard]] u64 owners_turn();

@@ -1,22 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // A small VMM in plain C whose guest's memory goes to a device and comes back while the guest runs.
 // Knows nothing but the public ABIs of KVM and of the HMM test device; prints one line for each
-// thing that held. No store of the guest may be lost: it counts its rounds in a register and in a
-// word of each of eight pages.
+// thing that held. With a second argument it first denies itself userfaultfd. No store of the guest
+// may be lost: it counts its rounds in a register and in a word of each of eight pages.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/kvm.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,6 +48,23 @@ static void slot(uint32_t id, uint64_t gpa, uint64_t size, void* at) {
   struct kvm_userspace_memory_region region = {
       .slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)at};
   check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "KVM_SET_USER_MEMORY_REGION");
+}
+
+// Denies userfaultfd by either of its two doors, as a container's filter does.
+static void deny_userfaultfd(void) {
+  enum { kNewFromDevice = 0xAA00 };
+  struct sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 3, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kNewFromDevice, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const struct sock_fprog program = {.len = sizeof(filter) / sizeof(filter[0]), .filter = filter};
+  check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS");
+  check(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0, "PR_SET_SECCOMP");
 }
 
 static void on_signal(int signal) {
@@ -149,6 +171,7 @@ static void fork_with_pages_away(int fd) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? atoi(argv[1]) : 40;
   setvbuf(stdout, NULL, _IOLBF, 0);
+  if (argc > 2) deny_userfaultfd();
   create();
   const struct sigaction action = {.sa_handler = on_signal};
   sigaction(SIGUSR1, &action, NULL);

@@ -19,12 +19,19 @@ no store was lost
 class DeviceVmm(unittest.TestCase):
     maxDiff = None
 
-    def test_HoldsUnderStagetwo(self):
+    def run_client(self, *options):
         rounds = min(2000, int(float(os.environ.get("STAGETWO_TEST_SECONDS", "3")) * 40))
-        done = subprocess.run([str(BUILD / "bin/stagetwo"), "run", "--", str(CLIENT), str(rounds)],
+        done = subprocess.run([str(BUILD / "bin/stagetwo"), "run", "--", str(CLIENT), str(rounds),
+                               *options],
                               capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
                               timeout=120)
         self.assertEqual((0, STORY, ""), (done.returncode, done.stdout, done.stderr))
+
+    def test_HoldsUnderStagetwo(self):
+        self.run_client()
+
+    def test_HoldsWhereUserfaultfdIsDenied(self):
+        self.run_client("denied")
 
 
 if __name__ == "__main__":

@@ -221,6 +221,33 @@ TEST_P(AbsentPages, APageThatWasNeverTouchedIsZerosWithTheOwnerToo) {
   EXPECT_EQ(2, keeper.back);
 }
 
+// Whoever borrows the range hears of it, and whose doing it is.
+class Listener final : public host::MmuNotifier {
+ public:
+  bool invalidate_range_start(const host::InvalidateEvent& event) override {
+    started = event;
+    ++open;
+    return true;
+  }
+  void invalidate_range_end(const host::InvalidateEvent&) override { --open; }
+  host::InvalidateEvent started{};
+  int open = 0;
+};
+
+TEST_P(AbsentPages, TakingRingsTheBellWithItsOwner) {
+  Listener listener;
+  ASSERT_TRUE(host::register_notifier(&listener));
+  ASSERT_EQ(2u, take(0, 2));
+  EXPECT_EQ(host::EventKind::kMigrate, listener.started.kind);
+  EXPECT_EQ(this, listener.started.owner);
+  EXPECT_EQ(range(0, 2), listener.started.range);
+  EXPECT_EQ(0, listener.open);
+  ASSERT_TRUE(host::take_away(range(2, 1), &keeper_, &keeper_, host::Which::kPresent));
+  EXPECT_EQ(host::EventKind::kExclusive, listener.started.kind);
+  EXPECT_EQ(&keeper_, listener.started.owner);
+  host::unregister_notifier(&listener);
+}
+
 TEST_P(AbsentPages, AnOwnerMayRefuse) {
   keeper_.refuses = true;
   EXPECT_EQ(0u, take());
