@@ -40,18 +40,30 @@ void* map(size_t bytes) {
 // One vCPU of a VM; everything that asks the fault path of this file goes through here.
 struct Seat {
   GuestMemory& memory;
+  Box<MmuContext> context;
   sync::AckLine line;
 
-  explicit Seat(GuestMemory& of) : memory(of) { memory.lines().add(line); }
+  explicit Seat(GuestMemory& of) : memory(of), context(std::move(*of.new_context())) {
+    memory.lines().add(line);
+  }
   ~Seat() { memory.lines().remove(line); }
-  // One access as vcpu makes it.
+  // One access as vcpu makes it, from a TLB miss on.
   void access(u64 offset, Access kind) {
     Fault fault{};
     fault.gpa = Gpa(kGpa + offset);
     fault.access = kind;
-    if (memory.handle_fault(fault) != FaultOutcome::kFixed) std::abort();
-    const sync::RunningSection running(line);
-    benchmark::DoNotOptimize(memory.install(fault));
+    for (;;) {
+      {
+        const sync::RunningSection running(line);
+        if (running.must_flush()) memory.flushed(*context);
+        if (memory.translate(*context, fault) == Walk::Kind::kHit) return;
+      }
+      const FaultOutcome outcome = memory.handle_fault(*context, fault);
+      if (outcome != FaultOutcome::kFixed && outcome != FaultOutcome::kSpurious &&
+          outcome != FaultOutcome::kRetry) {
+        std::abort();
+      }
+    }
   }
   void access_all(u64 from, u64 to, Access kind) {
     for (u64 offset = from; offset < to; offset += kPageSize) access(offset, kind);

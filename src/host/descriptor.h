@@ -74,6 +74,8 @@ class Description {
   }
   // Do read and pread answer from the memfd's contents (a stats file), natively?
   [[nodiscard]] virtual bool native_read() const { return false; }
+  // Before each of those in the process of the state: brings the contents up to date.
+  virtual void refresh() {}
   // The last holder is gone and no call on the description is running: called once, with the last
   // DescriptionRef, before destruction. Cannot fail.
   virtual void last_close() {}

@@ -208,6 +208,7 @@ bool io_refused(int fd, Io io, const off_t* offset) {
     const bool anonymous = ref.spec().shape == host::FileShape::kAnonInode;
     const bool native = io == Io::kRead && ref->native_read();
     const int closed_to = io == Io::kRead ? O_WRONLY : O_RDONLY;
+    if (native && !ref.foreign()) ref->refresh();
     if (offset != nullptr && *offset < 0) {
       refusal = EINVAL;
     } else if (offset != nullptr && anonymous && !native) {

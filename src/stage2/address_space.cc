@@ -7,27 +7,33 @@
 #include "base/guard.h"
 #include "base/trace.h"
 #include "host/faultin.h"
+#include "host/mapping_level.h"
 
-// The theory is the kernel's: snapshot, translate without a lock, compare where a start would wait
-// for us, install. There is no lock to install under; what a lock does there is done by "an
-// invalidation waits for everybody who may have compared before it began":
+// The theory is the kernel's: snapshot, translate without a lock, compare under mmu_lock, install.
+// A change of the address space raises the count of the gate, takes its entries out of the table
+// with mmu_lock held alone, and then waits for whoever may have filled a TLB from one:
 //
 //   vCPU thread                         | unmapping thread
 //   snapshot s                          |
 //   slot, faultin: page P of the hva    |
 //                                       | gate.begin (count up, seq_cst)
-//                                       | bump, wait: the line is OUTSIDE, nobody to wait for
-//   line.enter (RUNNING, seq_cst)       |
-//   install: count != 0 -> false        | munmap, mmap at the same address, gate.end (sequence up)
+//                                       | mmu_lock alone: nothing to zap; unlock
+//   mmu_lock shared: count != 0 -> retry| munmap, mmap at the same address, gate.end (sequence up)
 //
 //   vCPU thread                         | unmapping thread
-//   line.enter, install: count 0, s     |
-//   uses P                              | gate.begin; bump; the line is RUNNING: wait
+//   mmu_lock shared: count 0, s         |
+//   installs, unlock                    | gate.begin; mmu_lock alone: zaps the entry; unlock
+//   line.enter, translate: a miss       |
+//
+//   vCPU thread                         | unmapping thread
+//   line RUNNING, translate: a hit      |
+//   uses P                              | gate.begin; zap; bump; the line is RUNNING: wait
 //   poll: acknowledge, drop P           | ... acknowledged: munmap
 //
-// KVM's own accesses (page walks, emulation, ioctls) hold a read section instead of a line; the
-// start waits for those as well. Neither blocks in the kernel on what a resolver of the client must
-// fill: the page was made present before, outside (docs/journeys/guest_fault.md).
+// KVM's own accesses (emulation, ioctls, accessed bits of guest page tables) do not use the table:
+// they hold a read section in which the gate accepted their snapshot; the start waits for those as
+// well. Neither blocks in the kernel on what a resolver of the client must fill: the page was made
+// present before, outside (docs/journeys/guest_fault.md).
 
 namespace stagetwo::stage2 {
 namespace {
@@ -36,9 +42,17 @@ u64 frame_of(Hva page) {
   return page.raw() >> kPageShift;
 }
 
+// As many levels as the guest's addresses need.
+TdpPolicy tdp_policy(const SlotPolicy& policy) {
+  TdpPolicy tdp;
+  tdp.root_level = policy.max_gfn < pt::frame_limit<Format>(4) ? 4 : 5;
+  return tdp;
+}
+
 }  // namespace
 
-GuestMemory::GuestMemory(const SlotPolicy& policy) : slots_(this, policy) {}
+GuestMemory::GuestMemory(const SlotPolicy& policy)
+    : slots_(this, policy), tdp_(*this, tdp_policy(policy)) {}
 
 Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy) {
   Box<GuestMemory> memory = ST_TRY(make_box<GuestMemory>("stage2.guest_memory", policy));
@@ -52,46 +66,63 @@ GuestMemory::~GuestMemory() {
   if (registered_) host::unregister_notifier(this);
 }
 
+Result<Box<MmuContext>> GuestMemory::new_context() {
+  return make_box<MmuContext>("stage2.mmu_context", tdp_);
+}
+
 // --- the fault ---
 
-FaultOutcome GuestMemory::look_up(Fault& fault) {
-  fault.snapshot = gate_.snapshot();  // before anything else is looked up
-  fault.mmio_generation = slots_.generation();
+Walk::Kind GuestMemory::translate(MmuContext& context, Fault& fault, unsigned step) {
+  trace::enter_room(trace::Room::stage2, step, fault.gpa.raw());
   fault.gfn = gpa_to_gfn(fault.gpa);
-  const Memslots::Reader section(slots_);
+  const Walk found = tdp_.walk(context, fault.address_space, fault.gfn, fault.access);
+  fault.level = found.level;
+  if (found.kind == Walk::Kind::kHit) {
+    fault.page = found.page;
+    fault.writable = found.writable;
+  }
+  return found.kind;
+}
+
+FaultOutcome GuestMemory::look_up(Fault& fault, const Memslots::Reader& section) {
   const Slot* slot = section.find(fault.address_space, fault.gfn);
+  fault.slot = slot;
   if (slot == nullptr) return FaultOutcome::kMmio;
   if ((slot->flags & kInvalid) != 0) return FaultOutcome::kRetry;
   if (fault.access == Access::kWrite && (slot->flags & kReadonly) != 0) return FaultOutcome::kMmio;
-  fault.slot = slot;
   fault.slot_flags = slot->flags;
   fault.page = slot->gfn_to_hva(fault.gfn);
   fault.map_writable = (slot->flags & kReadonly) == 0 && !slot->is_write_tracked(fault.gfn);
+  // Where a table of 4 KiB entries stands already, nobody asks for more: it is there because of
+  // what the host has, or will be taken away by who makes the slot huge again.
+  fault.max_level = fault.level == 1 ? u8{1} : static_cast<u8>(slot->max_level(fault.gfn));
   return FaultOutcome::kFixed;
 }
 
-FaultOutcome GuestMemory::answer(Fault& fault, bool host_writable) {
-  fault.map_writable = fault.map_writable && host_writable;
-  // A logging slot gives the right to store only to those who mark.
-  const bool may_widen = fault.map_writable && (fault.slot_flags & kLogDirtyPages) == 0;
-  fault.writable = fault.access == Access::kWrite || may_widen;
-  return FaultOutcome::kFixed;
+// Before anything else is looked up: what changes after these is seen to have changed.
+void GuestMemory::begin(Fault& fault) {
+  fault.snapshot = gate_.snapshot();
+  fault.residency = residency_.load(sync::kAcquire);
+  fault.mmio_generation = slots_.generation();
+  fault.gfn = gpa_to_gfn(fault.gpa);
 }
 
-FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cache) {
+FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cache,
+                                        OwnedCount* populated) {
   const bool write = fault.access == Access::kWrite;
-  const u64 sequence = fault.snapshot.sequence;
-  if (trust_cache && resident_.contains(fault.page, sequence, write)) {
-    return answer(fault, resident_.contains_writable(fault.page, sequence));
-  }
-  if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   // Do not fight for a page that is being taken away.
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
-    sync::yield_thread();
+    if (mode == Mode::kMayBlock) sync::yield_thread();
     return FaultOutcome::kRetry;
   }
-  populated_.fetch_add(1, sync::kRelaxed);
+  if (trust_cache && resident_.contains(fault.page, fault.residency, write)) {
+    const bool writable = resident_.contains_writable(fault.page, fault.residency);
+    fault.map_writable = fault.map_writable && writable;
+    return FaultOutcome::kFixed;
+  }
+  if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
+  if (populated != nullptr) populated->raise();
   const Result<void> present = host::faultin(fault.page, fault.access);
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
@@ -100,54 +131,108 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
   if (!present) {
     return to_int(present.error()) == EHWPOISON ? FaultOutcome::kPoison : FaultOutcome::kToUser;
   }
-  resident_.insert(fault.page, sequence, write);
-  return answer(fault, write);
+  resident_.insert(fault.page, fault.residency, write);
+  fault.map_writable = fault.map_writable && write;
+  return FaultOutcome::kFixed;
 }
 
-// Analogue: page_fault_handle_page_track (kernel file: mmu.c).
-bool GuestMemory::is_write_tracked(const Fault& fault) const {
-  if (fault.access != Access::kWrite || !slots_.tracks_writes()) return false;
+// What needs no page: no lock, one read section. False: go on. Analogue: the first steps of
+// direct_page_fault (kernel file: mmu.c), write tracking before all others.
+bool GuestMemory::decide_early(MmuContext& context, Fault& fault, FaultOutcome* outcome) {
   const Memslots::Reader section(slots_);
-  const Gfn gfn = gpa_to_gfn(fault.gpa);
-  const Slot* slot = section.find(fault.address_space, gfn);
-  return slot != nullptr && (slot->flags & kInvalid) == 0 && slot->is_write_tracked(gfn);
+  *outcome = look_up(fault, section);
+  // No slot: there will be an entry that says so. A READONLY one: it is mapped, its stores are not.
+  if (*outcome != FaultOutcome::kFixed) return fault.slot != nullptr;
+  if (fault.access != Access::kWrite) return false;
+  if (ST_GUARD(write_tracking, slots_.tracks_writes() && fault.slot->is_write_tracked(fault.gfn))) {
+    *outcome = FaultOutcome::kEmulate;
+    return true;
+  }
+  return tdp_.fast_page_fault(context, fault, outcome);
 }
 
-FaultOutcome GuestMemory::handle_fault(Fault& fault) {
-  trace::enter_room(trace::Room::stage2, 4, fault.gpa.raw());
-  if (ST_GUARD(write_tracking, is_write_tracked(fault))) return FaultOutcome::kEmulate;
-  const FaultOutcome found = look_up(fault);
-  if (found != FaultOutcome::kFixed) return found;
-  faults_.fetch_add(1, sync::kRelaxed);
-  return make_resident(fault, Mode::kMayBlock, true);
+FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
+  if (!context.has_root(fault.address_space) || fault.prefetch) {
+    if (!tdp_.load_root(context, fault.address_space)) return FaultOutcome::kNoMemory;
+  }
+  begin(fault);
+  FaultOutcome outcome = FaultOutcome::kRetry;
+  if (decide_early(context, fault, &outcome)) return outcome;
+  if (!context.top_up()) return FaultOutcome::kNoMemory;
+  if (fault.slot != nullptr) {
+    outcome = make_resident(fault, Mode::kMayBlock, true, &context.populated);
+    if (outcome != FaultOutcome::kFixed) return outcome;
+    if (fault.max_level > 1) {
+      fault.max_level =
+          static_cast<u8>(std::min<unsigned>(fault.max_level, host::mapping_level(fault.page)));
+    }
+  }
+  trace::enter_room(trace::Room::stage2, 9, fault.gpa.raw());
+  return tdp_.page_fault(context, fault);
 }
 
-bool GuestMemory::is_stale(const Fault& fault) {
-  if (!ST_GUARD(stale_fault, gate_.must_retry(fault.snapshot, frame_of(fault.page)))) return false;
+FaultOutcome GuestMemory::handle_fault(MmuContext& context, Fault& fault) {
+  trace::enter_room(trace::Room::stage2, 5, fault.gpa.raw());
+  if (!fault.prefetch) context.counts.taken.raise();
+  const FaultOutcome outcome = resolve(context, fault);
+  // As the kernel counts (kernel file: mmu_internal.h, kvm_mmu_do_page_fault).
+  if (outcome == FaultOutcome::kFixed) {
+    context.counts.fixed.raise();
+  } else if (fault.prefetch) {
+    return outcome;
+  } else if (outcome == FaultOutcome::kEmulate || outcome == FaultOutcome::kMmio) {
+    context.counts.emulate.raise();
+  } else if (outcome == FaultOutcome::kSpurious) {
+    context.counts.spurious.raise();
+  }
+  return outcome;
+}
+
+bool GuestMemory::must_retry(const Fault& fault, HvaRange range) {
+  if (!gate_.must_retry(fault.snapshot, frame_of(range.start()), frame_of(range.end() - 1))) {
+    return false;
+  }
   retries_.fetch_add(1, sync::kRelaxed);
-  trace::emit(trace::Event::st_gate_retry, trace::Room::stage2, fault.page.raw(),
-              fault.snapshot.sequence);
-  ST_MARK(stage2_stale_fault);
   return true;
 }
 
-bool GuestMemory::install(const Fault& fault) {
-  trace::enter_room(trace::Room::stage2, 10, fault.gpa.raw());
-  if (is_stale(fault)) return false;
-  // The slot lives: whoever removes it raises the gate first and then waits for this line.
-  if (fault.access == Access::kWrite) Memslots::mark_dirty(*fault.slot, fault.gfn, fault.ring);
-  return true;
+void GuestMemory::mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) {
+  Memslots::mark_dirty(slot, gfn, context.ring);
+}
+
+bool GuestMemory::is_logged(u32 address_space, Gfn gfn) {
+  const Memslots::Reader section(slots_);
+  const Slot* slot = section.find(address_space, gfn);
+  return slot != nullptr && (slot->flags & kLogDirtyPages) != 0;
 }
 
 // --- KVM's own accesses ---
 
+FaultOutcome GuestMemory::find_resident(Fault& fault, Mode mode, bool trust_cache) {
+  begin(fault);
+  {
+    const Memslots::Reader section(slots_);
+    const FaultOutcome found = look_up(fault, section);
+    if (found != FaultOutcome::kFixed) return found;
+  }
+  return make_resident(fault, mode, trust_cache);
+}
+
+bool GuestMemory::is_stale(const Fault& fault) {
+  if (!ST_GUARD(stale_access, must_retry(fault, HvaRange(fault.page, 1)))) return false;
+  trace::emit(trace::Event::st_gate_retry, trace::Room::stage2, fault.page.raw(),
+              fault.snapshot.sequence);
+  ST_MARK(stage2_stale_access);
+  return true;
+}
+
 template <typename F>
-FaultOutcome GuestMemory::transfer(Gpa gpa, size_t bytes, size_t* done, Access kind,
-                                   u32 address_space, F&& copy) {
+FaultOutcome GuestMemory::transfer(const Fault& like, size_t bytes, size_t* done, F&& copy) {
   size_t moved = 0;
   FaultOutcome outcome = FaultOutcome::kFixed;
   while (moved < bytes) {
-    Fault fault{.gpa = gpa + moved, .access = kind, .address_space = address_space};
+    Fault fault = like;
+    fault.gpa = like.gpa + moved;
     const size_t chunk = std::min<size_t>(bytes - moved, kPageSize - page_offset(fault.gpa));
     outcome = with_page(fault, Mode::kMayBlock,
                         [&](Hva hva) { return copy(hva, moved, chunk) == chunk; });
@@ -159,23 +244,24 @@ FaultOutcome GuestMemory::transfer(Gpa gpa, size_t bytes, size_t* done, Access k
 }
 
 FaultOutcome GuestMemory::read(Gpa from, void* to, size_t bytes, size_t* done, u32 address_space) {
-  return transfer(from, bytes, done, Access::kRead, address_space,
-                  [to](Hva hva, size_t offset, size_t chunk) {
-                    return host::copy_from(static_cast<u8*>(to) + offset, hva, chunk);
-                  });
+  const Fault like{.gpa = from, .access = Access::kRead, .address_space = address_space};
+  return transfer(like, bytes, done, [to](Hva hva, size_t offset, size_t chunk) {
+    return host::copy_from(static_cast<u8*>(to) + offset, hva, chunk);
+  });
 }
 
 FaultOutcome GuestMemory::write(Gpa to, const void* from, size_t bytes, size_t* done,
-                                u32 address_space) {
-  return transfer(to, bytes, done, Access::kWrite, address_space,
-                  [from](Hva hva, size_t offset, size_t chunk) {
-                    return host::copy_to(hva, static_cast<const u8*>(from) + offset, chunk);
-                  });
+                                u32 address_space, DirtyRing* ring) {
+  const Fault like{
+      .gpa = to, .access = Access::kWrite, .address_space = address_space, .ring = ring};
+  return transfer(like, bytes, done, [from](Hva hva, size_t offset, size_t chunk) {
+    return host::copy_to(hva, static_cast<const u8*>(from) + offset, chunk);
+  });
 }
 
-FaultOutcome GuestMemory::emulated_write(Gpa to, const void* from, size_t bytes,
+FaultOutcome GuestMemory::emulated_write(Gpa to, const void* from, size_t bytes, DirtyRing* ring,
                                          u32 address_space) {
-  const FaultOutcome outcome = write(to, from, bytes, nullptr, address_space);
+  const FaultOutcome outcome = write(to, from, bytes, nullptr, address_space, ring);
   if (outcome != FaultOutcome::kFixed) return outcome;
   const Memslots::Reader section(slots_);
   if (WriteTracker* tracker = tracker_.load(sync::kSeqCst)) tracker->on_write(to, from, bytes);
@@ -195,64 +281,21 @@ void GuestMemory::detach_tracker() {
   slots_.wait_for_readers();
 }
 
-FaultOutcome GuestMemory::try_read(Gpa from, void* to, size_t bytes, u32 address_space) {
-  Fault fault{.gpa = from, .access = Access::kRead, .address_space = address_space};
-  return with_page(fault, Mode::kMustNotBlock,
-                   [&](Hva hva) { return host::copy_from(to, hva, bytes) == bytes; });
-}
+// --- what there is ---
 
-// --- the bell ---
-
-void GuestMemory::close_range(HvaRange range) {
-  if (range.empty()) return;
-  gate_.begin(frame_of(range.start()), frame_of(range.end() - 1));
-}
-
-void GuestMemory::open_range(HvaRange range) {
-  if (range.empty()) return;
-  gate_.end(frame_of(range.start()), frame_of(range.end() - 1));
-}
-
-// The soft TLBs are the only caches, and they are empty after the flush that follows.
-void GuestMemory::zap_slot(const Slot& slot) {
-  if (WriteTracker* tracker = tracker_.load(sync::kSeqCst)) tracker->on_slot_deleted(slot.gfns());
-}
-void GuestMemory::zap_frames(u32, GfnRange) {}
-void GuestMemory::logging_changed(const Slot&, const Slot&) {}
-void GuestMemory::generation_wraps() {}
-
-void GuestMemory::flush_and_wait() {
-  const u64 ticket = lines_.bump_all();
-  if (ST_GUARD(ack_wait, true)) lines_.wait_all(ticket);
-  if (ST_GUARD(reader_wait, true)) slots_.wait_for_readers();
-}
-
-bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
-  {
-    const Memslots::Reader section(slots_);
-    if (!section.overlaps(event.range)) return false;
-  }
-  trace::enter_room(trace::Room::stage2, 5, event.range.start().raw());
-  trace::emit(trace::Event::kvm_unmap_hva_range, trace::Room::stage2, event.range.start().raw(),
-              event.range.end().raw());
-  invalidations_.fetch_add(1, sync::kRelaxed);
-  close_range(event.range);
-  flush_and_wait();
-  return true;
-}
-
-void GuestMemory::invalidate_range_end(const host::InvalidateEvent& event) {
-  trace::enter_room(trace::Room::stage2, 11, event.range.start().raw());
-  open_range(event.range);
+const Slot* GuestMemory::audit_slot(u32 address_space, Gfn gfn) {
+  const Memslots::Reader section(slots_);
+  return section.find(address_space, gfn);
 }
 
 void GuestMemory::check_world() {
   slots_.check_world();
+  tdp_.check_world();
 }
 
 GuestMemory::Counts GuestMemory::counts() const {
-  return {faults_.load(sync::kRelaxed), populated_.load(sync::kRelaxed),
-          retries_.load(sync::kRelaxed), invalidations_.load(sync::kRelaxed)};
+  return {retries_.load(sync::kRelaxed), invalidations_.load(sync::kRelaxed),
+          flushes_saved_.load(sync::kRelaxed)};
 }
 
 }  // namespace stagetwo::stage2

@@ -2,23 +2,26 @@
 #pragma once
 
 // The façade of the room: one VM's guest-physical memory, a secondary MMU over the client's address
-// space. Analogue: struct kvm with its mmu_notifier half (kernel files: kvm_main.c, mmu.c).
+// space. Analogue: struct kvm with its mmu_notifier half and the front of the fault path (kernel
+// files: kvm_main.c, mmu.c).
 //
 //   vcpu, on a TLB miss                               a thread that changes the address space
-//     line.leave()                                      start:  gate.begin(range)
-//     handle_fault(f)   snapshot, slot, faultin                 lines.bump_all, wait_all
-//     line.enter()                                              wait for read sections
-//     install(f)        gate unchanged? mark dirty      the system call
+//     translate(f)    the VM's table, line RUNNING      start:  gate.begin(range)
+//     missed: line.leave()                                      zap: the table, mmu_lock alone
+//     handle_fault(f) tracking, fast path, slot,                flush: lines.bump_all, wait_all;
+//                     faultin, install                                 wait for read sections
+//     line.enter(); translate again                     the system call
 //     use f.page until the next poll that flushes       end:    gate.end(range)
 //
 // Invariants: I1  after invalidate_range_start no thread dereferences the old meaning of the range.
-//             I2  install() accepts only what no overlapping change has begun or ended on since the
-//                 snapshot (docs/locking.md, fault against invalidation).
-//             I3  a store through an installed translation of a logging slot is in the bitmap of
-//             the
-//                 harvest in progress or of the next one.
-// Locking: no lock on the fault path; slots_lock inside slots(). Lifetime: registered with the bell
-// from create() until destruction; vCPUs borrow it and remove their lines before it goes.
+//             I2  an entry is installed only if no overlapping change has begun or ended since the
+//                 snapshot of its fault; KVM's own accesses keep the same rule.
+//             I3  a store through a translation of a logging slot is in the bitmap of the harvest
+//                 in progress or of the next one.
+//             I4  the fault path takes no lock but mmu_lock, shared, and writes no word that two
+//                 vCPUs share but in the table.
+// Locking: slots_lock inside slots(), mmu_lock inside the tables. Lifetime: registered with the
+// bell from create() until destruction; vCPUs borrow it and remove their lines before it goes.
 
 #include "addr/addr.h"
 #include "base/alloc.h"
@@ -28,12 +31,13 @@
 #include "stage2/fault.h"
 #include "stage2/memslots.h"
 #include "stage2/resident_cache.h"
+#include "stage2/tdp_mmu.h"
 #include "sync/ack_line.h"
 #include "sync/invalidation_gate.h"
 
 namespace stagetwo::stage2 {
 
-class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
+class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, private TdpHost {
  public:
   // Failure: ENOMEM.
   [[nodiscard]] static Result<Box<GuestMemory>> create(const SlotPolicy& policy);
@@ -45,29 +49,32 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   // Where a vCPU puts its line for as long as it may run.
   [[nodiscard]] sync::AckSet& lines() { return lines_; }
 
-  // Resolves one guest access.
-  // Pre:     the "asked" part of `fault` is filled in, nothing else is.
-  // Post:    on kFixed the translation existed at some moment during the call; it may already be
-  // gone
-  //          again, which install() finds out.
-  // Context: the thread's line is not RUNNING, no read section; may block in `host`.
-  [[nodiscard]] FaultOutcome handle_fault(Fault& fault);
+  // A vCPU's view of the table. Failure: ENOMEM. Ends before this does.
+  [[nodiscard]] Result<Box<MmuContext>> new_context();
+  // The context forgets what the flush that was just acknowledged made obsolete. Context: after
+  // every enter() or poll() of its line that asked for a flush, before anything else.
+  void flushed(MmuContext& context) { tdp_.drop_obsolete_roots(context); }
 
-  // May the answer be used? False: ask again. True: fault.page is good until the thread's next poll
-  // that asks for a flush, and for a write access the page is marked dirty.
-  // Context: the thread's line is RUNNING, entered after handle_fault() returned.
-  [[nodiscard]] bool install(const Fault& fault);
-  [[nodiscard]] bool still_valid(const Fault& fault) { return install(fault); }
+  // Looks a guest access up in the VM's table. kHit: fault.page is good until the thread's next
+  // poll that asks for a flush, and for a write the page is in the dirty log. kMiss:
+  // handle_fault(). Pre: the "asked" part of `fault` is filled in. Context: the thread's line is
+  // RUNNING.
+  [[nodiscard]] Walk::Kind translate(MmuContext& context, Fault& fault, unsigned step = 4);
+  // Makes the entry that translate() missed.
+  // Post:    on kFixed and kSpurious it existed at some moment during the call; it may already be
+  //          gone again, which translate() finds out.
+  // Context: the thread's line is not RUNNING, no read section; may block in `host`.
+  [[nodiscard]] FaultOutcome handle_fault(MmuContext& context, Fault& fault);
 
   // KVM's own accesses; may cross pages and slots. Stops at the first page that refuses; *done (if
   // not null) says how far it got. Context: as handle_fault. Never answers kRetry.
   [[nodiscard]] FaultOutcome read(Gpa from, void* to, size_t bytes, size_t* done = nullptr,
                                   u32 address_space = 0);
   [[nodiscard]] FaultOutcome write(Gpa to, const void* from, size_t bytes, size_t* done = nullptr,
-                                   u32 address_space = 0);
+                                   u32 address_space = 0, DirtyRing* ring = nullptr);
   // A store that handle_fault() answered with kEmulate: write(), and the tracker is told.
   [[nodiscard]] FaultOutcome emulated_write(Gpa to, const void* from, size_t bytes,
-                                            u32 address_space = 0);
+                                            DirtyRing* ring = nullptr, u32 address_space = 0);
   // Atomic on guest memory, for accessed and dirty bits. T: 4 or 8 bytes, not crossing a page.
   template <typename T>
   [[nodiscard]] FaultOutcome cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
@@ -75,7 +82,6 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
 
   // The same for a thread whose line is RUNNING: never blocks; kRetry where the page is not known
   // to be resident or is being changed: leave, use the slow form, enter again. Within one page.
-  [[nodiscard]] FaultOutcome try_read(Gpa from, void* to, size_t bytes, u32 address_space = 0);
   template <typename T>
   [[nodiscard]] FaultOutcome try_cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                          DirtyRing* ring = nullptr, u32 address_space = 0);
@@ -89,14 +95,25 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   [[nodiscard]] Result<void> attach_tracker(WriteTracker& tracker);
   void detach_tracker();
 
-  // Every invariant of the room's state; ends the process where one does not hold.
+  // KVM_X86_QUIRK_SLOT_ZAP_ALL: does a slot that goes take every translation of the VM with it?
+  void set_slot_zap_all(bool all) { slot_zap_all_.store(all, sync::kRelaxed); }
+
+  // The module parameter eager_page_split: are large entries split when logging begins, or by the
+  // stores that need it?
+  void set_eager_split(bool eager) { eager_split_.store(eager, sync::kRelaxed); }
+
+  // The table, walked: entries by size. Any thread.
+  [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
+  [[nodiscard]] TdpMmu& tdp() { return tdp_; }
+
+  // Every invariant of the room's state; ends the process where one does not hold. Context: no slot
+  // changes meanwhile.
   void check_world();
 
   struct Counts {
-    u64 faults = 0;         // handle_fault calls that reached a slot
-    u64 populated = 0;      // of these, how many had to ask the kernel
     u64 retries = 0;        // stale or closed when looked at again
     u64 invalidations = 0;  // starts that overlapped a slot
+    u64 flushes_saved = 0;  // of these, how many found nothing mapped and waited for no vCPU
   };
   [[nodiscard]] Counts counts() const;
 
@@ -104,38 +121,65 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost {
   friend struct GuestMemoryTestAccess;
   enum class Mode : u8 { kMayBlock, kMustNotBlock };
 
-  [[nodiscard]] FaultOutcome look_up(Fault& fault);
-  [[nodiscard]] FaultOutcome make_resident(Fault& fault, Mode mode, bool trust_cache);
-  [[nodiscard]] FaultOutcome answer(Fault& fault, bool host_writable);
+  // The first part of every fault and own access; then the slot's, from inside a read section.
+  void begin(Fault& fault);
+  [[nodiscard]] FaultOutcome look_up(Fault& fault, const Memslots::Reader& section);
+  [[nodiscard]] FaultOutcome make_resident(Fault& fault, Mode mode, bool trust_cache,
+                                           OwnedCount* populated = nullptr);
+  [[nodiscard]] FaultOutcome find_resident(Fault& fault, Mode mode, bool trust_cache);
+  [[nodiscard]] bool decide_early(MmuContext& context, Fault& fault, FaultOutcome* outcome);
+  [[nodiscard]] FaultOutcome resolve(MmuContext& context, Fault& fault);
   // Runs access(hva of fault.gpa) -> bool inside a read section in which the answer holds.
   template <typename F>
   [[nodiscard]] FaultOutcome with_page(Fault& fault, Mode mode, F&& access);
   [[nodiscard]] bool is_stale(const Fault& fault);
-  [[nodiscard]] bool is_write_tracked(const Fault& fault) const;
   template <typename F>
-  [[nodiscard]] FaultOutcome transfer(Gpa gpa, size_t bytes, size_t* done, Access kind,
-                                      u32 address_space, F&& copy);
+  [[nodiscard]] FaultOutcome transfer(const Fault& like, size_t bytes, size_t* done, F&& copy);
 
   // SlotUpdateHost: the same two halves a change has.
   void close_range(HvaRange range) override;
   void zap_slot(const Slot& slot) override;
   void zap_frames(u32 address_space, GfnRange frames) override;
-  void logging_changed(const Slot& old, const Slot& fresh) override;
+  void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
+                     bool split) override;
+  void logging_changed(const Slot& old, const Slot& fresh, bool all_marked) override;
+  void recover_huge(const Slot& slot);
   void generation_wraps() override;
   void flush_and_wait() override;
   void open_range(HvaRange range) override;
+  void slots_changed() override;
+  [[nodiscard]] bool zap_users(HvaRange range, pt::Gather* removed);
+
+  void give_back(pt::Gather* removed);
+
+  // TdpHost
+  void flush_tlbs() override;
+  void synchronize() override;
+  [[nodiscard]] bool must_retry(const Fault& fault, HvaRange range) override;
+  [[nodiscard]] bool attributes_mixed(const Fault&, unsigned) override { return false; }
+  void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) override;
+  [[nodiscard]] bool is_logged(u32 address_space, Gfn gfn) override;
+  [[nodiscard]] u64 slots_generation() override { return slots_.generation(); }
+  [[nodiscard]] const Slot* audit_slot(u32 address_space, Gfn gfn) override;
 
   sync::InvalidationGate gate_;
   sync::AckSet lines_;
   Memslots slots_;
   ResidentCache resident_;
+  TdpMmu tdp_;
+  // Under slots_lock: what a slot change took out, until it flushed.
+  pt::Gather removed_by_slots_;
+  bool roots_invalidated_ = false;
+  // Invalidations that ended: what was made present under one number is not known under the next.
+  sync::Atomic<u64> residency_{0};
+  sync::Atomic<bool> slot_zap_all_{true};
+  sync::Atomic<bool> eager_split_{true};
   // Read in a read section; detaching waits for those.
   sync::Atomic<WriteTracker*> tracker_{nullptr};
   bool registered_ = false;  // immutable after create()
-  sync::Atomic<u64> faults_{0};
-  sync::Atomic<u64> populated_{0};
   sync::Atomic<u64> retries_{0};
   sync::Atomic<u64> invalidations_{0};
+  sync::Atomic<u64> flushes_saved_{0};
 };
 
 }  // namespace stagetwo::stage2

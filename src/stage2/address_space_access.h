@@ -15,8 +15,7 @@ FaultOutcome GuestMemory::with_page(Fault& fault, Mode mode, F&& access) {
   // twice in a row it is not there for us.
   constexpr int kMaxVanished = 2;
   for (int vanished = 0; vanished <= kMaxVanished;) {
-    FaultOutcome outcome = look_up(fault);
-    if (outcome == FaultOutcome::kFixed) outcome = make_resident(fault, mode, vanished == 0);
+    const FaultOutcome outcome = find_resident(fault, mode, vanished == 0);
     if (outcome == FaultOutcome::kRetry && mode == Mode::kMayBlock) {
       sync::yield_thread();  // progress: what we wait for needs nothing of this thread
       continue;

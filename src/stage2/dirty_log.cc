@@ -71,8 +71,10 @@ void Memslots::protect_ring_pages(u32 slot, u64 offset, u64 mask) {
   if (offset >= found->page_count || last >= found->page_count - offset) return;
   DirtyBitmap& in_ring = *found->dirty;
   in_ring.words[offset / 64].fetch_and(~(mask << offset % 64), sync::kSeqCst);
-  if (offset % 64 == 0 || mask >> (64 - offset % 64) == 0) return;
-  in_ring.words[offset / 64 + 1].fetch_and(~(mask >> (64 - offset % 64)), sync::kSeqCst);
+  if (offset % 64 != 0 && mask >> (64 - offset % 64) != 0) {
+    in_ring.words[offset / 64 + 1].fetch_and(~(mask >> (64 - offset % 64)), sync::kSeqCst);
+  }
+  host_->protect_pages(*found, offset, &mask, 1, false);
 }
 
 u32 Memslots::reset_dirty_rings() {
@@ -99,7 +101,8 @@ Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
   const sync::MutexGuard guard(slots_lock_);
   if (rings_only_) return refuse(ENXIO);
   if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
-  DirtyBitmap& dirty = *ST_TRY(logged_slot(slot))->dirty;
+  const Slot& logged = *ST_TRY(logged_slot(slot));
+  DirtyBitmap& dirty = *logged.dirty;
   bool any = false;
   for (u64 i = 0; i < dirty.word_count; ++i) {
     u64 word = dirty.words[i].load(sync::kRelaxed);
@@ -107,7 +110,10 @@ Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
     dirty.taken[i] = word;
     any |= word != 0;
   }
-  if (ST_GUARD(harvest_flush, any && !protect_.manual)) host_->flush_and_wait();
+  if (any && !protect_.manual) {
+    host_->protect_pages(logged, 0, dirty.taken, dirty.word_count, false);
+    if (ST_GUARD(harvest_flush, true)) host_->flush_and_wait();
+  }
   const size_t bytes = dirty.word_count * sizeof(u64);
   if (!host::is_user_range(bitmap, bytes) || host::copy_to(bitmap, dirty.taken, bytes) != bytes) {
     return refuse(EFAULT);
@@ -133,11 +139,14 @@ Result<void> Memslots::clear_dirty_log(u32 slot, u64 first_page, u32 page_count,
   }
   bool any = false;
   for (u64 i = 0; i < words; ++i) {
-    const u64 mask = dirty.taken[i];
-    if (mask == 0) continue;
-    any |= (dirty.words[first_page / 64 + i].fetch_and(~mask, sync::kSeqCst) & mask) != 0;
+    u64& mask = dirty.taken[i];
+    if (mask != 0) mask &= dirty.words[first_page / 64 + i].fetch_and(~mask, sync::kSeqCst);
+    any |= mask != 0;
   }
-  if (any) host_->flush_and_wait();
+  if (any) {
+    host_->protect_pages(found, first_page, dirty.taken, words, protect_.initially_set);
+    host_->flush_and_wait();
+  }
   return {};
 }
 

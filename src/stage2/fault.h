@@ -28,6 +28,7 @@ struct Fault {
 
   // Found out by GuestMemory, in this order: what changes later makes the answer stale.
   sync::InvalidationGate::Snapshot snapshot{};
+  u64 residency = 0;           // what is known to be present was made so under this number
   u64 mmio_generation = 0;     // of the slots, from before they were looked at
   const Slot* slot = nullptr;  // null: none. Good while the gate accepts the snapshot
   u32 slot_flags = 0;
@@ -46,7 +47,7 @@ struct Fault {
   // Answered.
   Hva page{};             // host address of the 4 KiB page
   bool writable = false;  // stores may go through this translation
-  u8 level = 1;           // of the entry it was found in
+  u8 level = 5;           // of the entry it was found in, or where the way to it ends
 };
 
 enum class FaultOutcome : u8 {

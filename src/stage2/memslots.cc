@@ -272,6 +272,7 @@ void Memslots::commit(Plan* plan) {
   const u64 next = generation_.load(sync::kRelaxed) + kMaxAddressSpaces;
   generation_.store((next - kMaxAddressSpaces) | kUpdateInProgress, sync::kSeqCst);
   commit_sets(plan);
+  host_->slots_changed();
   if (ST_GUARD(mmio_wrap, (next & kMmioGenerationMask) == 0)) host_->generation_wraps();
   generation_.store(next, sync::kSeqCst);
 }
@@ -298,7 +299,9 @@ void Memslots::commit_sets(Plan* plan) {
     case ChangeKind::kFlags:
       host_->close_range(plan->old->hvas());
       publish(plan->second);
-      host_->logging_changed(*plan->old, *plan->fresh);
+      // Who found the old flags may make an entry writable without a mark; not after this.
+      wait_for_readers();
+      host_->logging_changed(*plan->old, *plan->fresh, protect_.initially_set && !rings_only_);
       host_->flush_and_wait();
       host_->open_range(plan->old->hvas());
       break;
@@ -365,6 +368,28 @@ const Slot* Memslots::Reader::find(u32 address_space, Gfn gfn) const {
 
 bool Memslots::Reader::overlaps(HvaRange range) const {
   return find_overlap(by_hva(), range.start().raw(), range.end().raw()) != nullptr;
+}
+
+size_t Memslots::Reader::find_users(HvaRange range, UserCursor* cursor, Users* users,
+                                    size_t most) const {
+  size_t found = 0;
+  const auto add = [&](const Slot& slot) {
+    const u32 address_space = slot.id >> 16;
+    const GfnRange frames = slot.gfns_of(range);
+    Users* last = found == 0 ? nullptr : &users[found - 1];
+    if (last != nullptr && last->address_space == address_space &&
+        last->frames.end() == frames.start()) {
+      last->frames = GfnRange(last->frames.start(), last->frames.size() + frames.size());
+    } else {
+      if (found == most) return false;
+      users[found++] = {address_space, frames};
+    }
+    *cursor = {slot.hva.raw(), u64{slot.id} + 1};
+    return true;
+  };
+  for_each_overlap_from(by_hva(), range.start().raw(), range.end().raw(), cursor->start,
+                        cursor->next_id, add);
+  return found;
 }
 
 const SlotNode* Memslots::Reader::by_hva() const {

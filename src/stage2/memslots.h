@@ -44,6 +44,16 @@ class Memslots {
 
   [[nodiscard]] Result<void> set_region(const Region& region) TA_EXCL(slots_lock_);
 
+  // Frames that use a range of host addresses, and how far a search for them has come.
+  struct Users {
+    u32 address_space;
+    GfnRange frames;
+  };
+  struct UserCursor {
+    u64 start = 0;
+    u64 next_id = 0;  // of those that start there
+  };
+
   // A read section. Everything found through it is valid until it ends; it must be short and must
   // not block. Several may nest.
   class Reader {
@@ -64,6 +74,10 @@ class Memslots {
       for_each_overlap(by_hva(), range.start().raw(), range.end().raw(),
                        [&](const Slot& slot) { visit(slot, slot.gfns_of(range)); });
     }
+    // The same in pieces, for those who must leave the section in between: up to `most` that come
+    // after the cursor, neighbours joined; as many as were written, `most` if there may be more.
+    [[nodiscard]] size_t find_users(HvaRange range, UserCursor* cursor, Users* users,
+                                    size_t most) const;
 
    private:
     [[nodiscard]] const SlotNode* by_hva() const;

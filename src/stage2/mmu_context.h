@@ -53,6 +53,7 @@ class alignas(64) MmuContext {
   [[nodiscard]] TdpMmu& mmu() { return mmu_; }
 
   PfCounts counts;
+  OwnedCount populated;       // faults for which the host kernel was asked
   DirtyRing* ring = nullptr;  // null: the bitmaps of the slots
 
  private:

@@ -62,14 +62,24 @@ struct SlotSet {
 [[nodiscard]] const SlotNode* find_overlap(const SlotNode* node, u64 start, u64 end,
                                            u32 skip_id = ~u32{0});
 
-// Calls visit(slot) for each node that overlaps [start, end), in order.
+// Calls visit(slot) for each node that overlaps [start, end), in order of (start, id), until it
+// says no. Nodes before (from, from_id) are left out. False: a visit said no.
+template <typename F>
+bool for_each_overlap_from(const SlotNode* node, u64 start, u64 end, u64 from, u64 from_id,
+                           F&& visit) {
+  if (node == nullptr || node->max_end <= start) return true;
+  const bool before = node->start != from ? node->start < from : node->id < from_id;
+  if (!before && !for_each_overlap_from(node->left, start, end, from, from_id, visit)) return false;
+  if (node->start >= end) return true;  // and so is everything to the right
+  if (!before && node->end > start && !visit(*node->slot)) return false;
+  return for_each_overlap_from(node->right, start, end, from, from_id, visit);
+}
 template <typename F>
 void for_each_overlap(const SlotNode* node, u64 start, u64 end, F&& visit) {
-  if (node == nullptr || node->max_end <= start) return;
-  for_each_overlap(node->left, start, end, visit);
-  if (node->start >= end) return;  // and so is everything to the right
-  if (node->end > start) visit(*node->slot);
-  for_each_overlap(node->right, start, end, visit);
+  for_each_overlap_from(node, start, end, 0, 0, [&visit](const Slot& slot) {
+    visit(slot);
+    return true;
+  });
 }
 
 // Order, heap, max_end; with `disjoint` no overlaps. Returns the node count. Ends the process

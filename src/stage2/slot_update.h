@@ -69,13 +69,21 @@ class SlotUpdateHost {
   virtual void zap_slot(const Slot& slot) = 0;
   // ...and none made before is in use after this...
   virtual void flush_and_wait() = 0;
-  // ...until here. What zap_slot() took out is given back.
+  // ...until here.
   virtual void open_range(HvaRange range) = 0;
+  // The update is over but for the number: what was taken out is given back.
+  virtual void slots_changed() = 0;
   // Write tracking of some frames begins: their entries go, as zap_slot()'s.
   virtual void zap_frames(u32 address_space, GfnRange frames) = 0;
+  // Pages were taken out of the log: bit n of masks[i] is page first_page + 64 i + n of the slot.
+  // Stores to them must be marked again, after the flush that follows. `split`: large entries were
+  // left writable when logging began. Pre: the pages are in the slot, which lives.
+  virtual void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
+                             bool split) = 0;
   // `fresh` has taken the place of `old`, which differs in kLogDirtyPages; both live until this
-  // returns. Between close_range() and flush_and_wait().
-  virtual void logging_changed(const Slot& old, const Slot& fresh) = 0;
+  // returns. Between close_range() and flush_and_wait(). `all_marked`: every page is in the log
+  // already, so nothing needs protection before it is taken out.
+  virtual void logging_changed(const Slot& old, const Slot& fresh, bool all_marked) = 0;
   // The next number's low kMmioGenerationBits are those of the first: cached "no slot" answers of
   // old numbers would count again. Nothing counts until this returns.
   virtual void generation_wraps() = 0;

@@ -81,16 +81,17 @@ Walk TdpMmu::walk(MmuContext& context, u32 address_space, Gfn gfn, Access access
   for (int attempt = 0; attempt < kFastAttempts; ++attempt) {
     const auto found = pt::find<Format>(root->page->entries, policy_.root_level, gfn.raw());
     if (!Format::is_leaf(found.word, found.level)) {
-      if (!Format::is_mmio(found.word)) return {};
+      if (!Format::is_mmio(found.word)) return {.level = static_cast<u8>(found.level)};
       const u64 generation = host_.slots_generation();
       const bool current =
           (generation & kUpdateInProgress) == 0 &&
           Format::mmio_generation(found.word) == (generation & Format::kMmioGenerationMask);
       trace::emit(trace::Event::check_mmio_spte, trace::Room::stage2, found.word, generation,
                   Format::mmio_generation(found.word));
-      return {.kind = current ? Walk::Kind::kMmio : Walk::Kind::kMiss};
+      return {.kind = current ? Walk::Kind::kMmio : Walk::Kind::kMiss,
+              .level = static_cast<u8>(found.level)};
     }
-    if (!allows(found.word, access)) return {};
+    if (!allows(found.word, access)) return {.level = static_cast<u8>(found.level)};
     const Word used =
         found.word | Format::kAccessed | (access == Access::kWrite ? Format::kDirty : Word{0});
     Word expected = found.word;

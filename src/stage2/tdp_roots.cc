@@ -101,6 +101,7 @@ Result<void> TdpMmu::load_root(MmuContext& context, u32 address_space) {
         mine = found;
       } else if (made != nullptr) {
         mine = std::exchange(made, nullptr);
+        mine->page->use = TableUse::kLinked;
         roots_.push_back(mine);
       }
     }
@@ -114,7 +115,6 @@ Result<void> TdpMmu::load_root(MmuContext& context, u32 address_space) {
     page->gfn = Gfn(0);
     page->level = static_cast<u8>(policy_.root_level);
     page->address_space = static_cast<u8>(address_space);
-    page->use = TableUse::kLinked;
     made->page = page;
     made->address_space = address_space;
   }

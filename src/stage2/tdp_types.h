@@ -33,7 +33,7 @@ struct TdpRoot {
 struct Walk {
   enum class Kind : u8 { kMiss, kHit, kMmio };
   Kind kind = Kind::kMiss;
-  u8 level = 1;
+  u8 level = Format::kMaxLevel;  // of the entry, also of one that does not permit the access
   bool writable = false;
   bool executable = false;
   Hva page{};  // of the frame asked for

@@ -13,10 +13,13 @@
 namespace stagetwo::vcpu {
 
 void enter_section(Cpu& c) {
-  if (c.line.enter()) {
-    c.flush_tlb();
-    c.attention |= kAttendExit;
-  }
+  if (c.line.enter()) after_flush_request(c);
+}
+
+void after_flush_request(Cpu& c) {
+  c.memory->flushed(*c.mmu);
+  c.flush_tlb();
+  c.attention |= kAttendExit;
 }
 
 void leave_section(Cpu& c) {

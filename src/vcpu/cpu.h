@@ -68,6 +68,7 @@ struct Cpu {
   u8 insn_size = 0;
 
   stage2::GuestMemory* memory = nullptr;
+  stage2::MmuContext* mmu = nullptr;  // owned by the Vcpu that owns this
   stage2::DirtyRing* ring = nullptr;
   const VmPolicy* policy = nullptr;
   BlockCache* blocks = nullptr;

@@ -2,6 +2,7 @@
 #include "vcpu/paging.h"
 
 #include "base/trace.h"
+#include "host/access.h"
 #include "pt/fmt/x86_first_level.h"
 #include "pt/fmt/x86_legacy.h"
 #include "stage2/address_space.h"
@@ -17,6 +18,8 @@ using pt::X86Pae;
 
 constexpr u32 kErrP = 1, kErrW = 2, kErrU = 4, kErrRsvd = 8, kErrI = 16;
 
+constexpr unsigned kWalkStep = 2;  // of docs/journeys/guest_fault.md
+
 enum class PteRead : u8 { kOk, kAbsent, kStopped };
 
 // After whatever may have pushed into the dirty ring.
@@ -24,16 +27,37 @@ void note_push(Cpu& c) {
   if (c.ring != nullptr && c.ring->soft_full()) c.attention |= kAttendRing;
 }
 
-// One entry, without blocking where it can be had so.
+stage2::Fault ask(const Cpu& c, Gpa gpa, Access access) {
+  stage2::Fault fault;
+  fault.gpa = gpa;
+  fault.access = access;
+  fault.ring = c.ring;
+  return fault;
+}
+
+// Outside the section: makes the entry that the last translate() missed.
+FaultOutcome resolve_outside(Cpu& c, stage2::Fault& fault) {
+  leave_section(c);
+  const FaultOutcome outcome = c.memory->handle_fault(*c.mmu, fault);
+  enter_section(c);
+  if (fault.access == Access::kWrite) note_push(c);
+  return outcome;
+}
+
+// One entry. The walk is a guest access: by the VM's table, whose entry is marked accessed. What
+// has none is given one, and read by KVM's own access, so that a walk ends whatever comes between.
 template <typename Word>
 PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   *entry = 0;
-  FaultOutcome outcome = c.memory->try_read(at, entry, sizeof(Word));
-  if (outcome == FaultOutcome::kRetry) {
-    leave_section(c);
-    outcome = c.memory->read(at, entry, sizeof(Word));
-    enter_section(c);
+  stage2::Fault fault = ask(c, at, Access::kRead);
+  if (c.memory->translate(*c.mmu, fault, kWalkStep) == stage2::Walk::Kind::kHit &&
+      host::load<Word>(fault.page + page_offset(at), entry)) {
+    return PteRead::kOk;
   }
+  leave_section(c);
+  FaultOutcome outcome = c.memory->handle_fault(*c.mmu, fault);
+  if (outcome != FaultOutcome::kMmio) outcome = c.memory->read(at, entry, sizeof(Word));
+  enter_section(c);
   return outcome == FaultOutcome::kFixed ? PteRead::kOk : PteRead::kAbsent;
 }
 
@@ -43,6 +67,12 @@ bool set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
   Word expected = entry;
   const Word desired = entry | bits;
   bool swapped = false;
+  stage2::Fault fault = ask(c, at, Access::kWrite);
+  // A translation that permits stores is in the dirty log already.
+  if (c.memory->translate(*c.mmu, fault, kWalkStep) == stage2::Walk::Kind::kHit &&
+      host::cmpxchg(fault.page + page_offset(at), &expected, desired, &swapped)) {
+    return swapped;
+  }
   FaultOutcome outcome = c.memory->try_cmpxchg<Word>(at, &expected, desired, &swapped, c.ring);
   if (outcome == FaultOutcome::kRetry) {
     leave_section(c);
@@ -232,28 +262,29 @@ void refuse_access(Cpu& c, FaultOutcome outcome) {
 }  // namespace
 
 Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
+  trace::enter_room(trace::Room::vcpu, 3, gpa.raw());
+  stage2::Fault fault = ask(c, Gpa(gpa.raw() & kPageMask), access);
   for (;;) {
-    stage2::Fault fault;
-    fault.gpa = Gpa(gpa.raw() & kPageMask);
-    fault.access = access;
-    fault.ring = c.ring;
-    trace::enter_room(trace::Room::vcpu, 3, gpa.raw());
-    leave_section(c);
-    const FaultOutcome outcome = c.memory->handle_fault(fault);
-    enter_section(c);
+    switch (c.memory->translate(*c.mmu, fault)) {
+      case stage2::Walk::Kind::kHit:
+        *hva = fault.page + page_offset(gpa);
+        return Second::kHost;
+      case stage2::Walk::Kind::kMmio:
+        trace::emit(trace::Event::handle_mmio_page_fault, trace::Room::vcpu, gpa.raw(),
+                    fault.gfn.raw());
+        return Second::kMmio;
+      case stage2::Walk::Kind::kMiss:
+        break;
+    }
     trace::emit(trace::Event::kvm_page_fault, trace::Room::vcpu, c.id, c.s.rip, gpa.raw(),
                 access == Access::kWrite  ? kErrW
                 : access == Access::kExec ? kErrI
                                           : 0);
-    switch (outcome) {
+    switch (const FaultOutcome outcome = resolve_outside(c, fault)) {
       case FaultOutcome::kFixed:
       case FaultOutcome::kSpurious:
-        if (!c.memory->install(fault)) break;
-        if (access == Access::kWrite) note_push(c);
-        *hva = fault.page + page_offset(gpa);
-        return Second::kHost;
       case FaultOutcome::kRetry:
-        break;
+        break;  // as a processor does after a fault: it translates again
       case FaultOutcome::kEmulate:
         return Second::kTracked;
       case FaultOutcome::kMmio:
@@ -274,8 +305,9 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
 
 bool store_tracked(Cpu& c, Gpa gpa, const void* data, u32 size) {
   leave_section(c);
-  const FaultOutcome outcome = c.memory->emulated_write(gpa, data, size);
+  const FaultOutcome outcome = c.memory->emulated_write(gpa, data, size, c.ring);
   enter_section(c);
+  note_push(c);
   c.attention |= kAttendCode;  // where it went in the host is not known here
   if (outcome == FaultOutcome::kFixed) return true;
   if (outcome == FaultOutcome::kMmio) {  // the slot went meanwhile: the instruction asks again

@@ -55,5 +55,7 @@ enum class Second : u8 {
 // The read section around everything that uses host addresses.
 void enter_section(Cpu& c);
 void leave_section(Cpu& c);
+// What enter() or poll() of the line asked for: every translation is forgotten.
+void after_flush_request(Cpu& c);
 
 }  // namespace stagetwo::vcpu

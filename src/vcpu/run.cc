@@ -233,8 +233,7 @@ void run_guest(Cpu& c) {
     if (c.line.poll()) [[unlikely]] {
       last = nullptr;
       trace::enter_room(trace::Room::vcpu, 8);
-      c.flush_tlb();
-      c.attention |= kAttendExit;
+      after_flush_request(c);
     }
     if (c.attention != 0) [[unlikely]] {
       last = nullptr;

@@ -37,6 +37,7 @@ Result<void> make_caches(Cpu& c) {
 }  // namespace
 
 Result<Vcpu*> Vcpu::create(const VcpuConfig& config) {
+  Box<stage2::MmuContext> mmu = ST_TRY(config.memory->new_context());
   auto made = make<Cpu>(kSite);
   if (!made) return refuse(made.error());
   Cpu& c = **made;
@@ -65,6 +66,8 @@ Result<Vcpu*> Vcpu::create(const VcpuConfig& config) {
     stagetwo::destroy(&c);
     return refuse(ENOMEM);
   }
+  mmu->ring = config.ring;
+  c.mmu = mmu.release();
   c.memory->lines().add(c.line);
   return ::new (block) Vcpu(&c);
 }
@@ -73,6 +76,7 @@ void Vcpu::destroy(Vcpu* vcpu) {
   if (vcpu == nullptr) return;
   Cpu* c = vcpu->cpu_;
   c->memory->lines().remove(c->line);
+  stagetwo::destroy(c->mmu);
   BlockCache::destroy(c->blocks);
   if (c->views != nullptr) unmap_pages(c->views, kViewBytes);
   if (c->own_pio_page != nullptr) unmap_pages(c->own_pio_page, kPageSize);
@@ -213,6 +217,9 @@ bool Vcpu::translate(Gva gva, Gpa* gpa) {
   return ok;
 }
 
+stage2::MmuContext& Vcpu::mmu() {
+  return *cpu_->mmu;
+}
 u64 Vcpu::guest_tsc() const {
   return read_tsc(*cpu_);
 }

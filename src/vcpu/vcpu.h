@@ -23,6 +23,7 @@
 namespace stagetwo::stage2 {
 class DirtyRing;
 class GuestMemory;
+class MmuContext;
 }  // namespace stagetwo::stage2
 
 namespace stagetwo::vcpu {
@@ -158,6 +159,9 @@ class Vcpu {
   // TSC as the guest reads it now.
   [[nodiscard]] u64 guest_tsc() const;
   [[nodiscard]] u32 id() const;
+
+  // Its view of the VM's stage-2 table: faults outside a run, and the counts of those in one.
+  [[nodiscard]] stage2::MmuContext& mmu();
 
   // Guest instructions executed so far (an estimate at block granularity while running).
   [[nodiscard]] u64 instructions() const;

@@ -11,20 +11,8 @@
 #include "stage2/address_space.h"
 #include "stage2/dirty_ring.h"
 #include "tests/sched/sched_support.h"
+#include "tests/support/guest_memory_access.h"
 #include "tests/support/pages.h"
-
-namespace stagetwo::stage2 {
-// Own accesses with a schedule point in the middle of the access.
-struct GuestMemoryTestAccess {
-  template <typename F>
-  static FaultOutcome own_write(GuestMemory& memory, Gpa gpa, F&& access) {
-    Fault fault{};
-    fault.gpa = gpa;
-    fault.access = Access::kWrite;
-    return memory.with_page(fault, GuestMemory::Mode::kMayBlock, [&](Hva) { return access(); });
-  }
-};
-}  // namespace stagetwo::stage2
 
 namespace stagetwo::test {
 
@@ -39,6 +27,7 @@ struct SmallVm {
   GuardedPages pages{2};
   Box<stage2::GuestMemory> memory;
   AckLine lines[2];
+  Box<stage2::MmuContext> contexts[2];
   stage2::DirtyRing* rings[2] = {};  // where a scenario has them
   // Outside the model: one thread runs at a time.
   int holders = 0;
@@ -49,6 +38,7 @@ struct SmallVm {
     memory = std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}));
     static_cast<void>(set(kGpa, kPageSize, flags));
     for (AckLine& line : lines) memory->lines().add(line);
+    for (auto& context : contexts) context = std::move(*memory->new_context());
   }
   ~SmallVm() {
     for (AckLine& line : lines) memory->lines().remove(line);
@@ -75,34 +65,36 @@ struct SmallVm {
     sched::expect(!changing, "an old translation is used while the range changes");
     sched::expect(meaning == translated, "an old translation is used after the range changed");
   }
-  // One guest access of vCPU `me`, as vcpu asks; up to `blocks` uses. Returns the last outcome.
+  // Enters as vcpu does.
+  void enter(unsigned me) {
+    if (lines[me].enter()) memory->flushed(*contexts[me]);
+  }
+  // One guest access of vCPU `me`, as vcpu makes it; up to three uses. Returns the last outcome.
   template <typename F>
   FaultOutcome guest_access(unsigned me, F&& each_use) {
     FaultOutcome outcome = FaultOutcome::kRetry;
-    for (int tries = 0; tries < 4; ++tries) {
+    contexts[me]->ring = rings[me];
+    for (int tries = 0; tries < 6; ++tries) {
       Fault fault{};
       fault.gpa = Gpa(kGpa);
       fault.access = Access::kWrite;
       fault.ring = rings[me];
-      const u64 before = meaning;
-      outcome = memory->handle_fault(fault);
-      if (outcome != FaultOutcome::kFixed) {
-        if (outcome == FaultOutcome::kRetry) continue;
-        return outcome;
-      }
-      // If it changed in between, which one was found is not known here; install decides.
-      const bool known = meaning == before;
-      static_cast<void>(lines[me].enter());
-      const bool installed = memory->install(fault);
-      if (installed) {
+      enter(me);
+      const bool hit = memory->translate(*contexts[me], fault) == stage2::Walk::Kind::kHit;
+      if (hit) {
+        // An entry that could be found stands for what the range means now.
         ++holders;
-        const u64 translated = known ? before : meaning;
+        const u64 translated = meaning;
         for (int block = 0; block < 3 && !lines[me].pending(); ++block) each_use(translated);
         --holders;
       }
       lines[me].leave();
-      if (installed) return outcome;
-      outcome = FaultOutcome::kRetry;
+      if (hit) return FaultOutcome::kFixed;
+      outcome = memory->handle_fault(*contexts[me], fault);
+      if (outcome != FaultOutcome::kFixed && outcome != FaultOutcome::kSpurious &&
+          outcome != FaultOutcome::kRetry) {
+        return outcome;
+      }
     }
     return outcome;
   }

@@ -18,7 +18,11 @@ class ToyVcpu {
   static constexpr unsigned kPages = 16;
 
   ToyVcpu(stage2::GuestMemory& memory, u64 gpa, u64 seed, int block_length = 8)
-      : memory_(memory), gpa_(gpa), random_(seed), block_length_(block_length) {
+      : memory_(memory),
+        context_(std::move(*memory.new_context())),
+        gpa_(gpa),
+        random_(seed),
+        block_length_(block_length) {
     memory_.lines().add(line_);
   }
   ~ToyVcpu() { memory_.lines().remove(line_); }
@@ -57,6 +61,7 @@ class ToyVcpu {
   }
   void leave() { line_.leave(); }
   void forget() {
+    memory_.flushed(*context_);
     for (u64& page : cached_) page = 0;
   }
   // RUNNING on entry and on return. False: no memory there now.
@@ -64,17 +69,20 @@ class ToyVcpu {
     stage2::Fault f{};
     f.gpa = Gpa(gpa_ + page * kPageSize);
     f.access = Access::kWrite;
-    leave();
-    const stage2::FaultOutcome outcome = memory_.handle_fault(f);
-    enter();
-    if (outcome == stage2::FaultOutcome::kMmio) ++mmio;
-    if (outcome == stage2::FaultOutcome::kToUser) ++to_user;
-    if (outcome != stage2::FaultOutcome::kFixed || !memory_.install(f)) return false;
+    if (memory_.translate(*context_, f) != stage2::Walk::Kind::kHit) {
+      leave();
+      const stage2::FaultOutcome outcome = memory_.handle_fault(*context_, f);
+      enter();
+      if (outcome == stage2::FaultOutcome::kMmio) ++mmio;
+      if (outcome == stage2::FaultOutcome::kToUser) ++to_user;
+      if (memory_.translate(*context_, f) != stage2::Walk::Kind::kHit) return false;
+    }
     cached_[page] = f.page.raw();
     return true;
   }
 
   stage2::GuestMemory& memory_;
+  Box<stage2::MmuContext> context_;
   u64 gpa_;
   RandomSource random_;
   int block_length_;

@@ -78,6 +78,7 @@ Result<Box<Processor>> Processor::create(Vm& vm, u32 id, bool boot_cpu,
     msr.arch_capabilities = feature_msr(kMsrArchCapabilities).value_or(0);
     msr.platform_info = u64{1} << 31;  // CPUID can be made to fault
   }
+  made->stats_.block().set_source(&Processor::copy_fault_counts, made.get());
   ST_TRY(made->create_unit(boot_cpu));
   return made;
 }

@@ -127,6 +127,7 @@ class Processor {
   vcpu::RunRequest request_of(bool immediate) const;
   void show(const vcpu::Exit& exit);
   void count(const vcpu::Exit& exit);
+  static void copy_fault_counts(void* context);
   void save_after_run();
   Result<long> run_guest(bool immediate, host::RunSection& section);
   Result<long> wait_for_init(bool immediate, host::RunSection& section);

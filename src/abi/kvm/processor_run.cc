@@ -150,6 +150,7 @@ Result<long> Processor::run(u64 arg) {
   section_ = nullptr;
   trace::emit(trace::Event::kvm_userspace_exit, trace::Room::abi_kvm, id_,
               read_once(run_->exit_reason), result ? 0 : static_cast<u64>(to_int(result.error())));
+  copy_fault_counts(this);
   stats_.block().publish();
   vm_.stats().block().publish();
   return result;
@@ -291,6 +292,18 @@ void Processor::save_after_run() {
   run_->apic_base = s.sys.apic_base;
   run_->ready_for_interrupt_injection =
       vm_.irqchip() || cpu_->ready_for_interrupt_injection() ? 1 : 0;
+}
+
+void Processor::copy_fault_counts(void* context) {
+  Processor& processor = *static_cast<Processor*>(context);
+  const stage2::PfCounts& counts = processor.cpu_->mmu().counts;
+  Stats<VcpuStat>& stats = processor.stats_;
+  stats.set(VcpuStat::kPfTaken, counts.taken.get());
+  stats.set(VcpuStat::kPfFixed, counts.fixed.get());
+  stats.set(VcpuStat::kPfEmulate, counts.emulate.get());
+  stats.set(VcpuStat::kPfSpurious, counts.spurious.get());
+  stats.set(VcpuStat::kPfFast, counts.fast.get());
+  stats.set(VcpuStat::kPfMmioSpteCreated, counts.mmio_spte_created.get());
 }
 
 void Processor::count(const vcpu::Exit& exit) {

@@ -152,6 +152,9 @@ class StatsFile final : public host::Description {
   }
   long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
   [[nodiscard]] bool native_read() const override { return true; }
+  void refresh() override {
+    if (vm_ != nullptr) block_->refresh();
+  }
   void last_close() override { detach(); }
 
   [[nodiscard]] sync::Atomic<u64>* data() const {
@@ -201,8 +204,13 @@ Result<int> StatsBlock::open(Vm& vm, const char* id) {
     ST_TRY(files_.push_back((*file)->data()));
     open_.fetch_add(1);
   }
-  publish();
+  refresh();
   return host::publish(std::move(*file), std::move(backing), {.open_flags = O_RDONLY | O_CLOEXEC});
+}
+
+void StatsBlock::refresh() {
+  if (compute_ != nullptr) compute_(context_);
+  publish();
 }
 
 void StatsBlock::publish() {

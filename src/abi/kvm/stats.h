@@ -10,8 +10,8 @@
 //   72+64n   data, u64s
 //
 // Linux analogue: virt/kvm/binary_stats.c. Differs: the kernel computes a read; here the file is a
-// memfd that readers read by themselves, so a counter is visible from the next publish() on, which
-// every exit to user space does.
+// memfd that readers read by themselves. A read through libc is seen and refreshes the file first;
+// for others a counter is visible from the next publish() on, which every exit to user space does.
 // Locking: counters are atomics; the list of files has a lock of its own (rank: leaf of the room).
 // Lifetime: a file holds a reference on the VM, so it outlives the VM's descriptor.
 
@@ -118,6 +118,13 @@ class StatsBlock {
   // `vm` for as long as the file is held. Failure: EMFILE, ENFILE, ENOMEM.
   [[nodiscard]] Result<int> open(Vm& vm, const char* id);
 
+  // What computes the values that nobody counts, before a read. Before the first open().
+  void set_source(void (*compute)(void* context), void* context) {
+    compute_ = compute;
+    context_ = context;
+  }
+  // Computes, and shows the values.
+  void refresh();
   // Shows the present values in all open files; a relaxed load when there are none.
   void publish();
   // The file at `data` is gone.
@@ -126,6 +133,8 @@ class StatsBlock {
  private:
   std::span<const StatDescriptor> table_;
   std::span<sync::Atomic<u64>> values_;
+  void (*compute_)(void* context) = nullptr;
+  void* context_ = nullptr;
   sync::Atomic<u32> open_{0};
   sync::Mutex lock_;
   Vec<sync::Atomic<u64>*> files_ TA_GUARDED(lock_){"abi.stats"};

@@ -64,12 +64,23 @@ Vm::Vm(Box<stage2::GuestMemory> memory) : memory_(std::move(memory)) {
   policy_.tsc_khz = host_tsc_khz();
   policy_.tsc_origin = host_tsc();
   policy_.context = this;
+  stats_.block().set_source(&Vm::walk_pages, this);
   policy_.msr_allowed = &Vm::msr_allowed;
   policy_.coalesce_mmio = &Vm::coalesce_mmio;
   policy_.coalesce_pio = &Vm::coalesce_pio;
   policy_.signal_pending = &Vm::signal_pending;
   policy_.read_msr = &Vm::read_msr;
   policy_.write_msr = &Vm::write_msr;
+}
+
+// pages_* and nx_lpage_splits are counted nowhere: whoever reads them pays for a walk.
+void Vm::walk_pages(void* context) {
+  Vm& vm = *static_cast<Vm*>(context);
+  const stage2::PageCounts pages = vm.memory_->count_pages();
+  vm.stats_.set(VmStat::kPages4k, pages.pages_4k);
+  vm.stats_.set(VmStat::kPages2m, pages.pages_2m);
+  vm.stats_.set(VmStat::kPages1g, pages.pages_1g);
+  vm.stats_.set(VmStat::kNxLpageSplits, pages.nx_lpage_splits);
 }
 
 Vm::~Vm() {

@@ -67,6 +67,7 @@ class Vm {
   Result<long> admit_vcpu(u64 id);
   void forget_vcpu(Processor* processor);
   Result<long> stats_fd();
+  static void walk_pages(void* context);
   // vm_memory.cc
   Result<long> set_region(u64 arg, bool first_version);
   Result<long> get_dirty_log(u64 arg);

@@ -6,6 +6,7 @@
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
+#include "abi/kvm/parameters.h"
 
 namespace stagetwo::abi_kvm {
 
@@ -38,6 +39,7 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
   region.memfd_offset = asked.guest_memfd_offset;
   region.memfd = static_cast<int>(asked.guest_memfd);
   region.first_version = first_version;
+  memory_->set_eager_split(parameters::eager_page_split());
   ST_TRY(memory_->slots().set_region(region));
   return 0;
 }
@@ -50,6 +52,7 @@ Result<long> Vm::get_dirty_log(u64 arg) {
 
 Result<long> Vm::clear_dirty_log(u64 arg) {
   const auto log = ST_TRY(copy_in<kvm_clear_dirty_log>(arg));
+  memory_->set_eager_split(parameters::eager_page_split());
   ST_TRY(
       memory_->slots().clear_dirty_log(log.slot, log.first_page, log.num_pages, Hva(log.padding2)));
   return 0;

@@ -79,6 +79,7 @@ Result<long> Vm::enable(const kvm_enable_cap& cap) {
     case KVM_CAP_DISABLE_QUIRKS: {
       sync::MutexGuard guard(lock_);
       write_once(policy_.disabled_quirks, policy_.disabled_quirks | (value & kValidQuirks));
+      memory_->set_slot_zap_all((policy_.disabled_quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL) == 0);
       return 0;
     }
     case KVM_CAP_X86_DISABLE_EXITS:

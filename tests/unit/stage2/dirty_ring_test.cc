@@ -163,9 +163,22 @@ class CountingHost final : public SlotUpdateHost {
   void open_range(HvaRange) override {}
   void zap_slot(const Slot&) override {}
   void zap_frames(u32, GfnRange) override {}
-  void logging_changed(const Slot&, const Slot&) override {}
+  void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count, bool) override {
+    for (u64 i = 0; i < count; ++i) {
+      if (masks[i] != 0) protected_pages.push_back({slot.id, first_page + i * 64, masks[i]});
+    }
+  }
+  void slots_changed() override {}
+  void logging_changed(const Slot&, const Slot&, bool) override {}
   void generation_wraps() override {}
   int flushes = 0;
+  struct ProtectedPages {
+    u32 slot;
+    u64 first_page;
+    u64 mask;
+    friend bool operator==(const ProtectedPages&, const ProtectedPages&) = default;
+  };
+  std::vector<ProtectedPages> protected_pages;
 };
 
 class RingVm : public Ring {

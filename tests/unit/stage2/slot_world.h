@@ -31,7 +31,9 @@ class RecordingHost final : public SlotUpdateHost {
     zapped = frames;
     log += "frames ";
   }
-  void logging_changed(const Slot& old, const Slot& fresh) override {
+  void protect_pages(const Slot&, u64, const u64*, u64, bool) override { log += "protect "; }
+  void slots_changed() override { log += "changed "; }
+  void logging_changed(const Slot& old, const Slot& fresh, bool) override {
     EXPECT_NE(old.flags & kLogDirtyPages, fresh.flags & kLogDirtyPages);
     log += "logging ";
   }

@@ -92,7 +92,9 @@ class RecordingHost final : public SlotUpdateHost {
     zapped = frames;
     log += "zap ";
   }
-  void logging_changed(const Slot&, const Slot&) override {}
+  void protect_pages(const Slot&, u64, const u64*, u64, bool) override {}
+  void slots_changed() override {}
+  void logging_changed(const Slot&, const Slot&, bool) override {}
   void flush_and_wait() override { log += "flush "; }
   void open_range(HvaRange range) override {
     EXPECT_EQ(closed, range);
