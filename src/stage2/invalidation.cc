@@ -127,6 +127,9 @@ void GuestMemory::protect_pages(const Slot& slot, u64 first_page, const u64* mas
 
 // Analogue: kvm_mmu_slot_apply_flags (kernel file: x86.c).
 void GuestMemory::logging_changed(const Slot&, const Slot& fresh, bool all_marked) {
+  // Faults that passed the gate before it closed know the old slot: they may still install a right
+  // to store that nobody marks, and use the slot, which ends with this change.
+  if (ST_GUARD(slot_users_wait, true)) tdp_.wait_for_shared();
   if ((fresh.flags & kLogDirtyPages) == 0) return recover_huge(fresh);
   // Large entries too stay as they are where every page counts as written.
   if (all_marked) return tdp_.write_protect_slot(fresh, 2);

@@ -31,6 +31,21 @@ bool found_without(const char* guard, F&& search_for_it) {
 TEST(StaleFault, WithoutTheRetryAnOldTranslationIsUsed) {
   EXPECT_TRUE(found_without("stale_fault", [] { return search<FaultAgainstChange>(5000).found; }));
 }
+TEST(StaleAccess, WithoutTheTestAnOwnAccessUsesWhatChanges) {
+  EXPECT_TRUE(
+      found_without("stale_access", [] { return search<OwnWriteAgainstChange>(5000).found; }));
+}
+TEST(SlotUsersWait, WithoutTheWaitAStoreIsUnknownToTheLogThatHasBegun) {
+  EXPECT_TRUE(found_without("slot_users_wait", [] {
+    for (unsigned i = 0; i < 20000; ++i) {
+      FaultAgainstLoggingOn scenario;
+      const auto outcome = sync::sched::run({.seed = i + 1}, FaultAgainstLoggingOn::kThreads,
+                                            [&](unsigned index) { scenario.thread(index); });
+      if (!outcome.finished() || scenario.lost_a_store()) return true;
+    }
+    return false;
+  }));
+}
 TEST(AckWait, WithoutTheWaitTheRangeChangesUnderAVcpu) {
   EXPECT_TRUE(found_without("ack_wait", [] { return search<FaultAgainstChange>(5000).found; }));
 }

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Guards of a VM's memory, one step after another: what is wrong without each.
+#include "base/guard.h"
+#include "tests/support/installer.h"
+#include "tests/unit/stage2/vm_fixture.h"
+
+namespace stagetwo::stage2 {
+namespace {
+
+class WithoutAGuard : public Memory {
+ protected:
+  void SetUp() override {
+    Memory::SetUp();
+    ASSERT_EQ(0, slot(0, kGpa, 0x4000, pages_.address()));
+  }
+  void TearDown() override {
+    mutation::restore_all();
+    Memory::TearDown();
+  }
+};
+
+class MmioWrap : public WithoutAGuard {};
+TEST_F(MmioWrap, WithoutTheZapAnOldNoSlotCountsAgain) {
+  const auto first_number_again = [this] {
+    memory_->slots().debug_set_generation(2 * (kMmioGenerationMask + 1) - kMaxAddressSpaces);
+    return slot(1, 8 * kGpa, 0x1000, pages_.address());
+  };
+  ASSERT_EQ(0, slot(1, 8 * kGpa, 0x1000, pages_.address()));
+  ASSERT_EQ(0, slot(1, 0, 0, 0));
+  memory_->slots().debug_set_generation(kMmioGenerationMask + 1);
+  ASSERT_EQ(FaultOutcome::kMmio, fault(4 * kGpa, Access::kRead));
+  ASSERT_EQ(Walk::Kind::kMmio, look(4 * kGpa));
+  memory_->set_slot_zap_all(false);
+  mutation::remove("mmio_wrap");
+  ASSERT_EQ(0, first_number_again());
+  EXPECT_EQ(Walk::Kind::kMmio, look(4 * kGpa));
+}
+
+class NotifierZap : public WithoutAGuard {};
+TEST_F(NotifierZap, WithoutItAnEntryStandsWhileItsPageGoes) {
+  ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite));
+  mutation::remove("notifier_zap");
+  host::change(pages_.address(), 0x1000, host::EventKind::kUnmap,
+               [this] { EXPECT_EQ(Walk::Kind::kHit, look(kGpa)); });
+}
+
+class WriteTracking : public WithoutAGuard {};
+TEST_F(WriteTracking, WithoutTheTestTheHostIsAskedForAPageThatIsEmulated) {
+  ASSERT_TRUE(memory_->slots().track_writes(0, gpa_to_gfn(Gpa(kGpa))));
+  ASSERT_EQ(0, mprotect(pages_.pointer(), 0x1000, PROT_NONE));
+  EXPECT_EQ(FaultOutcome::kEmulate, fault_once(kGpa, Access::kWrite));
+  mutation::remove("write_tracking");
+  EXPECT_EQ(FaultOutcome::kToUser, fault_once(kGpa, Access::kWrite));
+}
+
+class SlotUsersWait : public WithoutAGuard {};
+TEST_F(SlotUsersWait, WithoutItASlotEndsUnderAFaultThatKnowsIt) {
+  const auto log = [this](u32 flags) {
+    EXPECT_EQ(0, slot(0, kGpa, 0x4000, pages_.address(), flags));
+  };
+  EXPECT_TRUE(test::waits_for_installers(*memory_, [&] { log(kLogDirtyPages); }));
+  mutation::remove("slot_users_wait");
+  EXPECT_FALSE(test::waits_for_installers(*memory_, [&] { log(0); }));
+}
+
+}  // namespace
+}  // namespace stagetwo::stage2
