@@ -28,23 +28,9 @@ bool found_without(const char* guard, F&& search_for_it) {
   return WIFSIGNALED(status) || WEXITSTATUS(status) == kFound;
 }
 
-TEST(StaleFault, WithoutTheRetryAnOldTranslationIsUsed) {
-  EXPECT_TRUE(found_without("stale_fault", [] { return search<FaultAgainstChange>(5000).found; }));
-}
 TEST(StaleAccess, WithoutTheTestAnOwnAccessUsesWhatChanges) {
   EXPECT_TRUE(
       found_without("stale_access", [] { return search<OwnWriteAgainstChange>(5000).found; }));
-}
-TEST(SlotUsersWait, WithoutTheWaitAStoreIsUnknownToTheLogThatHasBegun) {
-  EXPECT_TRUE(found_without("slot_users_wait", [] {
-    for (unsigned i = 0; i < 20000; ++i) {
-      FaultAgainstLoggingOn scenario;
-      const auto outcome = sync::sched::run({.seed = i + 1}, FaultAgainstLoggingOn::kThreads,
-                                            [&](unsigned index) { scenario.thread(index); });
-      if (!outcome.finished() || scenario.lost_a_store()) return true;
-    }
-    return false;
-  }));
 }
 TEST(AckWait, WithoutTheWaitTheRangeChangesUnderAVcpu) {
   EXPECT_TRUE(found_without("ack_wait", [] { return search<FaultAgainstChange>(5000).found; }));
@@ -52,37 +38,6 @@ TEST(AckWait, WithoutTheWaitTheRangeChangesUnderAVcpu) {
 TEST(ReaderWait, WithoutTheWaitTheRangeChangesUnderAnOwnAccess) {
   EXPECT_TRUE(
       found_without("reader_wait", [] { return search<OwnWriteAgainstChange>(5000).found; }));
-}
-TEST(AckWait, WithoutTheWaitADeletedSlotServes) {
-  EXPECT_TRUE(found_without("ack_wait", [] { return search<FaultAgainstDelete>(5000).found; }));
-}
-TEST(ChangesWait, WithoutTheWaitANewSlotServesWhatAChangeTakes) {
-  EXPECT_TRUE(
-      found_without("create_waits", [] { return search<CreateAgainstChange>(20000).found; }));
-}
-TEST(HarvestFlush, WithoutTheFlushAStoreIsLost) {
-  EXPECT_TRUE(found_without("harvest_flush", [] {
-    for (unsigned i = 0; i < 5000; ++i) {
-      HarvestAgainstStores scenario;
-      const auto outcome = sync::sched::run({.seed = i + 1}, HarvestAgainstStores::kThreads,
-                                            [&](unsigned index) { scenario.thread(index); });
-      if (!outcome.finished()) return true;
-      scenario.harvest();
-      if (scenario.stores != scenario.harvested) return true;
-    }
-    return false;
-  }));
-}
-TEST(RingReset, WithoutTheFlushAStoreIsLost) {
-  EXPECT_TRUE(found_without("ring_reset_flush", [] {
-    for (unsigned i = 0; i < 5000; ++i) {
-      ResetAgainstStores scenario;
-      const auto outcome = sync::sched::run({.seed = i + 1}, ResetAgainstStores::kThreads,
-                                            [&](unsigned index) { scenario.thread(index); });
-      if (!outcome.finished() || scenario.lost_a_store()) return true;
-    }
-    return false;
-  }));
 }
 TEST(RingPush, WithoutTheReleaseAnEntryIsShownBeforeItsPage) {
   EXPECT_TRUE(found_without("ring_release", [] { return search<RingRound>(500).found; }));

@@ -62,9 +62,5 @@ TEST(Stress, WithoutTheWaitForAcknowledgementFindsALateAccess) {
   EXPECT_GT(late_accesses("ack_wait", kSeconds), 0U);
 }
 
-TEST(Stress, WithoutTheRetryTestFindsALateAccess) {
-  EXPECT_GT(late_accesses("stale_fault", kSeconds), 0U);
-}
-
 }  // namespace
 }  // namespace stagetwo::stage2

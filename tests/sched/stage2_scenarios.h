@@ -211,32 +211,6 @@ struct HarvestAgainstStores : SmallVm {
   }
 };
 
-// Logging begins while a fault is on its way that knows the slot without it: when the call is over,
-// no store goes through that the log does not know.
-struct FaultAgainstLoggingOn : SmallVm {
-  static constexpr unsigned kThreads = 2;
-  bool logging = false;
-  bool stored_while_logging = false;
-  void thread(unsigned me) {
-    if (me == 0) {
-      for (int i = 0; i < 2; ++i) {
-        guest_access(0, [this](u64) {
-          sched::point();
-          stored_while_logging |= logging;
-        });
-      }
-    } else {
-      static_cast<void>(set(kGpa, kPageSize, stage2::kLogDirtyPages));
-      logging = true;
-    }
-  }
-  [[nodiscard]] bool lost_a_store() {
-    const Hva bitmap(pages.address() + kPageSize);
-    if (!memory->slots().get_dirty_log(0, bitmap)) return true;
-    return stored_while_logging && (*pages.bytes_at(kPageSize) & 1) == 0;
-  }
-};
-
 // The same with rings: two vCPUs store to one page, the client collects, resets, and reads the page
 // afterwards, as its rules say.
 struct ResetAgainstStores : SmallVm {

@@ -35,18 +35,6 @@ TEST(HarvestAgainstStores, NoStoreIsInNoHarvest) {
   }
 }
 
-TEST(FaultAgainstLoggingOn, NoStoreIsUnknownToTheLogThatHasBegun) {
-  const unsigned seeds = seed_is_fixed() ? 1 : 2000;
-  for (unsigned i = 0; i < seeds; ++i) {
-    const std::uint64_t chosen = seed_is_fixed() ? seed() : i + 1;
-    FaultAgainstLoggingOn scenario;
-    const auto outcome = sync::sched::run({.seed = chosen}, FaultAgainstLoggingOn::kThreads,
-                                          [&](unsigned index) { scenario.thread(index); });
-    ASSERT_TRUE(outcome.finished()) << "STAGETWO_SEED=" << chosen << ": " << outcome.why;
-    ASSERT_FALSE(scenario.lost_a_store()) << "STAGETWO_SEED=" << chosen;
-  }
-}
-
 TEST(ResetAgainstStores, NoStoreIsInNoEntry) {
   const unsigned seeds = seed_is_fixed() ? 1 : 1000;
   for (unsigned i = 0; i < seeds; ++i) {
