@@ -74,7 +74,7 @@ void Memslots::protect_ring_pages(u32 slot, u64 offset, u64 mask) {
   if (offset % 64 != 0 && mask >> (64 - offset % 64) != 0) {
     in_ring.words[offset / 64 + 1].fetch_and(~(mask >> (64 - offset % 64)), sync::kSeqCst);
   }
-  host_->protect_pages(*found, offset, &mask, 1, false);
+  host_->protect_pages(*found, offset, &mask, 1, begins_marked());
 }
 
 u32 Memslots::reset_dirty_rings() {
@@ -144,7 +144,7 @@ Result<void> Memslots::clear_dirty_log(u32 slot, u64 first_page, u32 page_count,
     any |= mask != 0;
   }
   if (any) {
-    host_->protect_pages(found, first_page, dirty.taken, words, protect_.initially_set);
+    host_->protect_pages(found, first_page, dirty.taken, words, begins_marked());
     host_->flush_and_wait();
   }
   return {};

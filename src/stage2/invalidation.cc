@@ -3,7 +3,6 @@
 
 #include "base/guard.h"
 #include "base/trace.h"
-#include "host/mapping_level.h"
 #include "stage2/address_space.h"
 
 // What takes translations away: a change of the client's addresses, and a change of slots. Both are
@@ -114,42 +113,6 @@ void GuestMemory::zap_slot(const Slot& slot) {
   if (!slot_zap_all_.load(sync::kRelaxed)) return zap_frames(slot.id >> 16, slot.gfns());
   tdp_.invalidate_all_roots();
   roots_invalidated_ = true;
-}
-
-void GuestMemory::protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
-                                bool split) {
-  if (split && eager_split_.load(sync::kRelaxed)) {
-    const u64 pages = std::min(count * 64, slot.page_count - first_page);
-    tdp_.try_split_huge(slot, GfnRange(slot.base_gfn + first_page, pages), 1);
-  }
-  tdp_.write_protect_masked(slot, first_page, masks, count);
-}
-
-// Analogue: kvm_mmu_slot_apply_flags (kernel file: x86.c).
-void GuestMemory::logging_changed(const Slot&, const Slot& fresh, bool all_marked) {
-  // Faults that passed the gate before it closed know the old slot: they may still install a right
-  // to store that nobody marks, and use the slot, which ends with this change.
-  if (ST_GUARD(slot_users_wait, true)) tdp_.wait_for_shared();
-  if ((fresh.flags & kLogDirtyPages) == 0) return recover_huge(fresh);
-  // Large entries too stay as they are where every page counts as written.
-  if (all_marked) return tdp_.write_protect_slot(fresh, 2);
-  if (eager_split_.load(sync::kRelaxed)) tdp_.try_split_huge(fresh, fresh.gfns(), 1);
-  tdp_.write_protect_slot(fresh, 1);
-}
-
-// Where the host has huge pages under a table of small entries, the table goes: the next access
-// maps the huge page. What it has is asked once for each place a large entry could stand.
-void GuestMemory::recover_huge(const Slot& slot) {
-  constexpr u64 kSpan = pt::span_of<Format>(2);
-  const Gfn end = slot.gfns().end();
-  for (Gfn gfn = slot.base_gfn; gfn < end;) {
-    const u64 step = kSpan - (gfn.raw() & (kSpan - 1));
-    if (slot.max_level(gfn) > 1) {
-      const unsigned level = host::mapping_level(slot.gfn_to_hva(gfn));
-      if (level > 1) tdp_.recover_huge(slot, GfnRange(gfn, std::min(step, end - gfn)), level);
-    }
-    gfn += step;
-  }
 }
 
 void GuestMemory::flush_and_wait() {

@@ -301,7 +301,7 @@ void Memslots::commit_sets(Plan* plan) {
       publish(plan->second);
       // Who found the old flags may make an entry writable without a mark; not after this.
       wait_for_readers();
-      host_->logging_changed(*plan->old, *plan->fresh, protect_.initially_set && !rings_only_);
+      host_->logging_changed(*plan->old, *plan->fresh, begins_marked() && !rings_only_);
       host_->flush_and_wait();
       host_->open_range(plan->old->hvas());
       break;

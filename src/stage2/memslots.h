@@ -157,6 +157,9 @@ class Memslots {
   void forget_tracks(const Slot& slot) TA_REQ(slots_lock_);
   [[nodiscard]] const Slot* slot_at(u32 address_space, Gfn gfn) const TA_REQ(slots_lock_);
   [[nodiscard]] Result<Slot*> logged_slot(u32 slot) const TA_REQ(slots_lock_);
+  [[nodiscard]] bool begins_marked() const TA_REQ(slots_lock_) {
+    return protect_.manual && protect_.initially_set;
+  }
   void protect_ring_pages(u32 slot, u64 offset, u64 mask) TA_REQ(slots_lock_);
 
   SlotUpdateHost* const host_;

@@ -22,10 +22,15 @@ void check_leaf(bool nx_huge_pages, const Slot* slot, Word leaf, u64 frame, unsi
   if ((slot->flags & kReadonly) != 0) ST_CHECK(!Format::is_host_writable(leaf));
   // D is set by stores through a writable entry; write protection leaves it.
   if (Format::is_dirty(leaf)) ST_CHECK(Format::is_mmu_writable(leaf));
-  if (level == 1) return;
-  ST_CHECK(!nx_huge_pages || !Format::is_executable(leaf));
-  // One bit of the log stands for one frame.
-  ST_CHECK((slot->flags & kLogDirtyPages) == 0 || !Format::is_writable(leaf));
+  if (level > 1) ST_CHECK(!nx_huge_pages || !Format::is_executable(leaf));
+  if ((slot->flags & kLogDirtyPages) == 0 || !Format::is_writable(leaf)) return;
+  // Whoever gave the right has marked the page, and whoever took the mark took the right as well.
+  // A large leaf has it only while every page of it is marked from the beginning.
+  ST_CHECK(level == 1 || slot->dirty != nullptr);
+  for (u64 i = 0; slot->dirty != nullptr && i < frames; ++i) {
+    const u64 page = Gfn(frame) - slot->base_gfn + i;
+    ST_CHECK((slot->dirty->words[page / 64].load(sync::kRelaxed) >> page % 64 & 1) != 0);
+  }
 }
 
 }  // namespace

@@ -87,6 +87,9 @@ class TdpMmu {
   // to be flushed.
   void try_split_huge(const Slot& slot, GfnRange range, unsigned target_level)
       TA_EXCL(mmu_lock_, pages_lock_);
+  // Moves *at to the first frame of the slot, from there on, that a table of small entries covers.
+  // False: none.
+  [[nodiscard]] bool find_small(const Slot& slot, Gfn* at) TA_EXCL(mmu_lock_, pages_lock_);
   // Zaps the tables of the range in whose place a leaf of up to host_level could be, so that the
   // next access maps it. Pre: the host has pages of that level there.
   void recover_huge(const Slot& slot, GfnRange range, unsigned host_level)

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "base/guard.h"
 #include "base/trace.h"
 #include "stage2/tdp_mmu.h"
@@ -82,6 +84,21 @@ bool TdpMmu::may_be_large(const Slot& slot, Gfn gfn, unsigned level) {
   fault.slot_flags = slot.flags;
   fault.gfn = gfn;
   return !host_.attributes_mixed(fault, level);
+}
+
+bool TdpMmu::find_small(const Slot& slot, Gfn* at) {
+  const GfnRange left(*at, slot.gfns().end() - *at);
+  u64 first = ~u64{0};
+  const sync::BigReaderGuard shared(mmu_lock_);
+  for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
+    if (root.address_space != slot.id >> 16) return;
+    for (TdpCursor c = cursor(root, left, 2); c.valid() && c.frame() < first; c.next()) {
+      if (c.level() == 2 && c.is_table()) first = std::max(c.frame(), left.start().raw());
+    }
+  });
+  if (first == ~u64{0}) return false;
+  *at = Gfn(first);
+  return true;
 }
 
 void TdpMmu::recover_huge(const Slot& slot, GfnRange range, unsigned host_level) TA_NO_ANALYSIS {

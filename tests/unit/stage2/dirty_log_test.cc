@@ -21,7 +21,8 @@ class CountingHost final : public SlotUpdateHost {
   void close_range(HvaRange) override {}
   void zap_slot(const Slot&) override {}
   void zap_frames(u32, GfnRange) override {}
-  void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count, bool) override {
+  void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count, bool split) override {
+    split_asked |= split;
     for (u64 i = 0; i < count; ++i) {
       if (masks[i] != 0) protected_pages.push_back({slot.id, first_page + i * 64, masks[i]});
     }
@@ -32,6 +33,7 @@ class CountingHost final : public SlotUpdateHost {
   void flush_and_wait() override { ++flushes; }
   void open_range(HvaRange) override {}
   int flushes = 0;
+  bool split_asked = false;
   struct ProtectedPages {
     u32 slot;
     u64 first_page;
@@ -176,6 +178,19 @@ TEST_F(DirtyLog, TurningLoggingOnFlushesBeforeItReturns) {
   const int before = host_.flushes;
   ASSERT_EQ(0, create(0, 0, 100));
   EXPECT_EQ(before + 1, host_.flushes);
+}
+
+TEST_F(DirtyLog, OnlyWhatWasMarkedWithoutAStoreMayHaveToBeSplit) {
+  ASSERT_EQ(0, create(0, 0, 100));
+  mark(5);
+  std::memset(pages_.pointer(), 0xFF, 16);
+  ASSERT_EQ(0, clear(0, 0, 100));
+  EXPECT_FALSE(host_.split_asked);
+  slots_->set_dirty_protect({.manual = true, .initially_set = true});
+  std::memset(pages_.pointer(), 0xFF, 16);
+  mark(6);
+  ASSERT_EQ(0, clear(0, 0, 100));
+  EXPECT_TRUE(host_.split_asked);
 }
 
 TEST_F(DirtyLog, AMoveKeepsTheBits) {

@@ -20,7 +20,7 @@ class Memory : public testing::Test {
  protected:
   void SetUp() override {
     ASSERT_TRUE(host::backstop::install());
-    auto made = GuestMemory::create(SlotPolicy{});
+    auto made = GuestMemory::create(policy_);
     ASSERT_TRUE(made);
     memory_ = std::move(*made);
     context_ = std::move(*memory_->new_context());
@@ -80,6 +80,7 @@ class Memory : public testing::Test {
     return fault(gpa, access, &ignored);
   }
 
+  SlotPolicy policy_;  // before SetUp()
   Box<GuestMemory> memory_;
   Box<MmuContext> context_;
   sync::AckLine line_;
