@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "base/guard.h"
 #include "host/mapping_level.h"
 #include "stage2/address_space.h"
 
@@ -13,16 +12,6 @@
 //   harvest the pages whose marks were taken lose it again.
 //   end     nothing is given back here: the next store takes its right without a lock. Tables in
 //           whose place the host has a large page are zapped, and the next access maps it.
-//
-// Before the first step every fault must be over that found the slot without its log: it would make
-// an entry writable and mark nothing.
-//
-//   vCPU, fault                             | the log begins
-//   finds the old slot; the gate accepts    |
-//                                           | closes the addresses; publishes the slot with its log
-//   mmu_lock shared: installs an entry      | waits: readers of slots (the fast way), sections of
-//   with W; unlock                          | mmu_lock (the slow way)
-//   the next fault: the gate says retry     | takes W from every entry, the new one too; flushes
 //
 // Initially-set logs begin with every page marked, so that nothing needs protection until it is
 // cleared; splitting waits until then, too.
@@ -39,7 +28,7 @@ void GuestMemory::logging_changed(const Slot&, const Slot& fresh, bool all_marke
 }
 
 void GuestMemory::protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
-                                 bool split) {
+                                bool split) {
   if (split && eager_split_.load(sync::kRelaxed)) {
     for (u64 i = 0; i < count; ++i) {
       if (masks[i] == 0) continue;

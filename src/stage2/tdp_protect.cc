@@ -29,6 +29,17 @@
 // Marked first and made writable second, the mark could be taken in between: W would stay, and the
 // stores that follow would be nobody's (mutation mark_after_write).
 //
+// When a log begins, a fault may be on its way that found the slot without one: it would make an
+// entry writable and mark nothing.
+//
+//   vCPU, fault                             | the log begins
+//   finds the old slot                      |
+//   mmu_lock shared; the gate accepts       |
+//                                           | closes the addresses; publishes the slot with its log
+//   installs an entry with W; unlock        | waits: readers of slots (the fast way), sections of
+//                                           | mmu_lock (the slow way)
+//   the next fault: the gate says retry     | takes W from every entry, the new one too; flushes
+//
 // The whole slot is protected sharing the lock, entry by entry, beside faults. The masked version
 // holds it alone, once for a whole harvest: it needs no compare-and-exchange to lose, as no leaf is
 // replaced meanwhile; A, D and a restored W may still come, so W goes by an atomic and.
@@ -36,6 +47,7 @@
 namespace stagetwo::stage2 {
 
 void TdpMmu::write_protect_slot(const Slot& slot, unsigned min_level) TA_NO_ANALYSIS {
+  if (ST_GUARD(log_waits_for_installs, true)) wait_for_shared();
   sync::BigReaderGuard shared(mmu_lock_);
   for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
     if (root.address_space != slot.id >> 16) return;

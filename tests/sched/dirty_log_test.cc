@@ -15,6 +15,9 @@ TEST(HarvestAgainstTwo, AStoreByAnothersRightIsInAHarvestToo) {
 TEST(HarvestOfAnOldMark, TheRightThatCameAfterTheMarkIsTakenWithIt) {
   expect_holds_with_after<HarvestOfAnOldMark>(2000);
 }
+TEST(LogBeginsAgainstInstall, WhatIsStoredAfterTheCallIsInAHarvest) {
+  expect_holds_with_after<LogBeginsAgainstInstall>(1000);
+}
 TEST(SplitAgainstStores, NobodyFaultsAndNoDirtyBitIsLost) {
   expect_holds_with_after<SplitAgainstStores>(300);
 }

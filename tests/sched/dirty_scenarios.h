@@ -96,6 +96,50 @@ struct HarvestOfAnOldMark : LogScenario {
   }
 };
 
+// A log begins while a fault is on its way that found the slot without one: what is stored after
+// the call returned is in a harvest.
+struct LogBeginsAgainstInstall : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  static constexpr u64 kPage = 5;
+  sync::AckLine line;
+  stage2::DirtyBitmap* bitmap = *stage2::DirtyBitmap::create(64);
+  u64 stores = 0;
+  u64 before = 0;  // stores nobody has to name
+  LogBeginsAgainstInstall() { world.lines.add(line); }
+  ~LogBeginsAgainstInstall() {
+    world.lines.remove(line);
+    stage2::DirtyBitmap::destroy(bitmap);
+  }
+  void guest_stores() {
+    Fault fault = world.found(kPage, Access::kWrite);
+    static_cast<void>(world.mmu.page_fault(context[0], fault));
+    static_cast<void>(line.enter());
+    if (world.walk(context[0], kPage, Access::kWrite).kind == Walk::Kind::kHit) {
+      for (int block = 0; block < 3 && !line.pending(); ++block) {
+        sched::point();
+        ++stores;
+      }
+    }
+    line.leave();
+  }
+  void thread(unsigned me) {
+    if (me == 0) return guest_stores();
+    const u64 page = (kWorldHva >> kPageShift) + kPage;
+    world.gate.begin(page, page);
+    world.slots[0].flags = stage2::kLogDirtyPages;
+    world.slots[0].dirty = bitmap;
+    world.mmu.write_protect_slot(world.slots[0], 1);
+    world.flush_tlbs();
+    world.gate.end(page, page);
+    before = stores;
+  }
+  void after() {
+    const bool marked = bitmap->words[0].load() != 0;
+    EXPECT_TRUE(marked || stores == before) << "a store is in no harvest";
+    TdpScenario::after();
+  }
+};
+
 // A large page is split while vCPUs store through it and set its D: nothing is lost of either.
 struct SplitAgainstStores : TdpScenario {
   static constexpr unsigned kThreads = 3;

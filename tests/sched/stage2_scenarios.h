@@ -33,6 +33,7 @@ struct SmallVm {
   int holders = 0;
   bool changing = false;
   u64 meaning = 0;
+  int blocks = 3;  // how long a vCPU goes on by one translation
 
   explicit SmallVm(u32 flags = 0) {
     memory = std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}));
@@ -85,7 +86,7 @@ struct SmallVm {
         // An entry that could be found stands for what the range means now.
         ++holders;
         const u64 translated = meaning;
-        for (int block = 0; block < 3 && !lines[me].pending(); ++block) each_use(translated);
+        for (int block = 0; block < blocks && !lines[me].pending(); ++block) each_use(translated);
         --holders;
       }
       lines[me].leave();
@@ -187,7 +188,7 @@ struct HarvestAgainstStores : SmallVm {
   static constexpr unsigned kThreads = 2;
   u64 stores = 0;
   u64 harvested = 0;
-  HarvestAgainstStores() : SmallVm(stage2::kLogDirtyPages) {}
+  HarvestAgainstStores() : SmallVm(stage2::kLogDirtyPages) { blocks = 100; }
   void harvest() {
     const Hva bitmap(pages.address() + kPageSize);
     if (!memory->slots().get_dirty_log(0, bitmap)) sched::fail("the harvest was refused");
@@ -202,7 +203,8 @@ struct HarvestAgainstStores : SmallVm {
         });
       }
     } else {
-      harvest();
+      // Until there was something: the interesting harvests take a page that is being stored to.
+      for (int i = 0; i < 20 && harvested == 0; ++i) harvest();
     }
   }
   void last_harvest() {
@@ -228,6 +230,7 @@ struct ResetAgainstStores : SmallVm {
     memory->slots().add_ring(first);
     memory->slots().add_ring(second);
     static_cast<void>(set(kGpa, kPageSize, stage2::kLogDirtyPages));
+    blocks = 100;
     rings[0] = &first;
     rings[1] = &second;
   }
@@ -249,7 +252,10 @@ struct ResetAgainstStores : SmallVm {
     if (collected != 0) seen = stores;
   }
   void thread(unsigned me) {
-    if (me == 2) return harvest();
+    if (me == 2) {
+      for (int i = 0; i < 20 && seen == 0; ++i) harvest();
+      return;
+    }
     for (int round = 0; round < 2; ++round) {
       guest_access(me, [this](u64) {
         sched::point();

@@ -21,7 +21,8 @@ class CountingHost final : public SlotUpdateHost {
   void close_range(HvaRange) override {}
   void zap_slot(const Slot&) override {}
   void zap_frames(u32, GfnRange) override {}
-  void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count, bool split) override {
+  void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
+                     bool split) override {
     split_asked |= split;
     for (u64 i = 0; i < count; ++i) {
       if (masks[i] != 0) protected_pages.push_back({slot.id, first_page + i * 64, masks[i]});
