@@ -7,20 +7,27 @@
 #include "host/access.h"
 #include "stage2/memslots.h"
 
-// Who marks, and when, so that no write is ever missing from both this harvest and the next:
+// Marks: who makes them, who takes them, and what else is taken with them.
+//
+// A guest's store needs the right of its entry (W). While a slot has a log, whoever gives that
+// right marks the page afterwards, in the section in which he gave it; so an entry with W stands
+// for a marked page (the world checker asks). A harvest takes marks, then the rights of what was
+// marked (protect_pages), then waits for whoever may still use one (flush_and_wait), then answers:
 //
 //   vCPU                                    | harvest
-//   enters RUNNING, install: accepted       |
-//   marks the page (or finds it marked)     |
-//   stores through the translation          | takes the word: the bit is in this harvest
-//   stores again, bit not set any more      | flush, wait for the acknowledgement
+//   W, then the mark; stores                | takes the mark: the page is in this harvest
+//                                           | takes W
+//   stores again, by its cached translation | flush: waits
 //   polls: drops the translation, acks      |
-//   next store: a fault, marks again        | returns: this harvest's pages hold every store so far
+//   next store: no W: a fault, marks again  | returns: this harvest's pages hold every store so far
 //
-// The mark is made where the acknowledgement can see it, never before RUNNING: a mark made outside
-// and harvested there would be followed by stores of nobody's harvest. The kernel's own order
-// (entry first, bit second) needs the same wait. Manual protection defers the wait to CLEAR, with
-// the clearing.
+//   W                                       | takes the marks: not this page's
+//   the mark; stores                        | returns; W stays; the next harvest has the page
+//
+// (tdp_protect.cc has the entries' side.) Manual protection leaves all of it to CLEAR. KVM's own
+// accesses have no entry: they store and mark in one read section, for which the flush waits too.
+//
+// With rings the same bits say which pages are in some ring: a harvest of theirs is a reset.
 
 namespace stagetwo::stage2 {
 
