@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
+#include "base/guard.h"
 #include "host/mapping_level.h"
 #include "stage2/address_space.h"
 
@@ -19,6 +20,9 @@
 namespace stagetwo::stage2 {
 
 void GuestMemory::logging_changed(const Slot&, const Slot& fresh, bool all_marked) {
+  // Faults that passed the gate before it closed know the old slot: they may still install a right
+  // to store that nobody marks, and use the slot, which ends with this change.
+  if (ST_GUARD(slot_users_wait, true)) tdp_.wait_for_shared();
   // What is read-only never becomes dirty, nor writable again.
   if ((fresh.flags & kReadonly) != 0) return;
   if ((fresh.flags & kLogDirtyPages) == 0) return recover_huge(fresh);

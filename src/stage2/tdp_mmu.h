@@ -77,8 +77,7 @@ class TdpMmu {
   // --- the dirty log (tdp_protect.cc, tdp_split.cc) ---
 
   // After it every store to the slot faults, once the caller has flushed: leaves of min_level and
-  // above lose W. Context: no lock; no reader that knows the slot without logging is left, and the
-  // gate refuses what they found.
+  // above lose W. Context: no lock; every fault that knew the slot without logging is over.
   void write_protect_slot(const Slot& slot, unsigned min_level) TA_EXCL(mmu_lock_, pages_lock_);
   // The same for some pages: bit n of masks[i] is page first_page + 64 i + n of the slot, in which
   // all of them lie. A large leaf loses W for all its frames.

@@ -47,7 +47,6 @@
 namespace stagetwo::stage2 {
 
 void TdpMmu::write_protect_slot(const Slot& slot, unsigned min_level) TA_NO_ANALYSIS {
-  if (ST_GUARD(log_waits_for_installs, true)) wait_for_shared();
   sync::BigReaderGuard shared(mmu_lock_);
   for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
     if (root.address_space != slot.id >> 16) return;

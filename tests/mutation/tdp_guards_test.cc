@@ -93,9 +93,6 @@ TEST(BigWriterDrains, WithoutTheWaitAnInstallPassesARemoval) {
 TEST(MarkAfterWrite, MarkedFirstAStoreIsInNoHarvest) {
   EXPECT_TRUE(found_without<HarvestAgainstRestore>({"mark_after_write"}, 5000));
 }
-TEST(LogWaitsForInstalls, WithoutTheWaitAnInstallByTheOldSlotIsNotLogged) {
-  EXPECT_TRUE(found_without<LogBeginsAgainstInstall>({"log_waits_for_installs"}, 3000));
-}
 TEST(MarkIsAWrite, AskedFirstTheRightThatCameAfterAnOldMarkStays) {
   EXPECT_TRUE(found_without<HarvestOfAnOldMark>({"mark_is_a_write"}, 5000));
 }

@@ -128,6 +128,7 @@ struct LogBeginsAgainstInstall : TdpScenario {
     world.gate.begin(page, page);
     world.slots[0].flags = stage2::kLogDirtyPages;
     world.slots[0].dirty = bitmap;
+    world.mmu.wait_for_shared();
     world.mmu.write_protect_slot(world.slots[0], 1);
     world.flush_tlbs();
     world.gate.end(page, page);
