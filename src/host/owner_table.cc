@@ -101,23 +101,52 @@ bool OwnerTable::refuses(PageKey key) const {
   return false;
 }
 
+// A page of userfaultfd's that is absent has no entry. If it has one, its address was unmapped
+// behind our back (libc's own free of a large block) and used again: the bytes are nobody's. Pre:
+// this thread made the record kTaking.
+bool OwnerTable::drop_if_stale(PageKey key, const PageRecord& record) {
+  PageState state;
+  const bool stale = page_states(record.at, 1, &state) && state.present;
+  if (stale) record.owner->discard({key, record.at, record.writable});
+  const sync::MutexGuard guard(lock_);
+  if (stale) {
+    pages_.erase(key);
+  } else {
+    pages_.find(key)->stage = PageStage::kAbsent;
+  }
+  turn_over();
+  return stale;
+}
+
 // Makes the record. A page that is just coming back is waited for: its toucher may be on its way
 // before the record is gone.
 bool OwnerTable::enter(PageKey key, const PageRecord& fresh) {
   for (;;) {
     u32 seen = 0;
+    PageRecord absent;
     {
       const sync::MutexGuard guard(lock_);
       if (ST_GUARD(owners_change, refuses(key))) return false;
-      const PageRecord* record = pages_.find(key);
+      PageRecord* record = pages_.find(key);
       if (record == nullptr) {
         if (fresh.hiding == Hiding::kProtection) ever_protected_.store(true, sync::kRelaxed);
         return pages_.insert(key, fresh).has_value();
       }
-      if (record->stage != PageStage::kFilling) return false;
+      const bool may_be_stale =
+          record->stage == PageStage::kAbsent && record->hiding == Hiding::kUserfault;
+      if (!may_be_stale && record->stage != PageStage::kFilling) return false;
+      if (may_be_stale) {
+        record->stage = PageStage::kTaking;
+        absent = *record;
+      }
       seen = turn_.load(sync::kAcquire);
     }
-    wait_turn(seen);
+    if (absent.owner == nullptr) {
+      wait_turn(seen);
+    } else if (!drop_if_stale(key, absent)) {
+      userfault::wake(page_at(absent.at));  // who touched it meanwhile
+      return false;
+    }
   }
 }
 

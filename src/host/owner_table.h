@@ -68,6 +68,7 @@ class OwnerTable final : public TransitWatcher {
   void reading(PageKey key, bool on) override;
 
  private:
+  bool drop_if_stale(PageKey key, const PageRecord& record);
   bool enter(PageKey key, const PageRecord& fresh);
   BringBack fill(PageKey key, const PageRecord& record);
   void finish(PageKey key, BringBack outcome);
