@@ -73,12 +73,9 @@ void debug_without_populate(bool without) {
   support.store(without ? Support::kNo : Support::kUnknown, sync::kRelaxed);
 }
 
-Result<void> faultin(Hva page, Access access) {
-  trace::enter_room(trace::Room::host, 7, page.raw());
-  if (!is_user_range(page, kPageSize)) return refuse(EFAULT);
-  // Owners first: the kernel would ask them through a signal or another thread. A page that could
-  // not be had now is asked for again by the kernel's way, which waits.
-  if (bring_back(page) == BringBack::kLost) return refuse(EFAULT);
+namespace {
+
+Result<void> ask_kernel(Hva page, Access access) {
   if (!has_populate()) return touch(page, access);
   const int error = populate(page, access);
   trace::emit(trace::Event::st_faultin, trace::Room::host, page.raw(), static_cast<u64>(access),
@@ -87,6 +84,23 @@ Result<void> faultin(Hva page, Access access) {
   if (error == EHWPOISON) return refuse(EHWPOISON);
   if (error == EFAULT) return touch(page, access);
   return refuse(EFAULT);
+}
+
+}  // namespace
+
+Result<void> faultin(Hva page, Access access) {
+  trace::enter_room(trace::Room::host, 7, page.raw());
+  if (!is_user_range(page, kPageSize)) return refuse(EFAULT);
+  // Owners first: the kernel would ask them through a signal or another thread, and not at all
+  // where the page is hidden behind PROT_NONE. One taken again before the kernel got there is asked
+  // for again; a refusal that no owner had part in stands.
+  for (int asked = 0;; ++asked) {
+    const u64 turn = owners_turn();
+    if (bring_back(page) == BringBack::kLost) return refuse(EFAULT);
+    const Result<void> done = ask_kernel(page, access);
+    if (done || to_int(done.error()) == EHWPOISON || !kernel_meets_hidden_pages()) return done;
+    if (asked == kMaxAsks || (owners_turn() == turn && !is_absent(page))) return done;
+  }
 }
 
 }  // namespace stagetwo::host
