@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/aligned_pages.h"
 #include "base/bits.h"
 #include "base/check.h"
 #include "base/failpoint.h"
@@ -193,6 +194,19 @@ Result<void*> map_pages(size_t bytes, const char* site) {
   if (pages == nullptr) return refuse(ENOMEM);
   count(1, static_cast<s64>(pages_of(bytes)));
   return pages;
+}
+
+Result<void*> map_aligned_pages(size_t bytes, size_t align, const char* site) {
+  if (failpoint::should_fail(site)) return refuse(ENOMEM);
+  // As much more as the alignment may cost, and what is not needed given back at once.
+  auto* const all = static_cast<u8*>(map_anonymous(bytes + align, PROT_READ | PROT_WRITE, 0));
+  if (all == nullptr) return refuse(ENOMEM);
+  const u64 start = reinterpret_cast<u64>(all);
+  const size_t before = align_up(start, align) - start;
+  if (before != 0) ST_CHECK(sys::munmap(all, before).has_value());
+  if (before != align) ST_CHECK(sys::munmap(all + before + bytes, align - before).has_value());
+  count(1, static_cast<s64>(bytes));
+  return all + before;
 }
 
 Result<void*> reserve_pages(size_t bytes, const char* site) {

@@ -4,7 +4,7 @@
 #include <memory>
 #include <new>
 
-#include "base/alloc.h"
+#include "base/aligned_pages.h"
 #include "base/check.h"
 #include "base/failpoint.h"
 
@@ -23,7 +23,7 @@ TablePool::~TablePool() {
   Chunk* chunk = chunks_;
   while (chunk != nullptr) {
     Chunk* following = chunk->next;
-    unmap_pages(chunk->reserve, 2 * kChunkBytes);
+    unmap_pages(reinterpret_cast<void*>(chunk->base), kChunkBytes);
     destroy(chunk);
     chunk = following;
   }
@@ -33,18 +33,12 @@ bool TablePool::grow() {
   auto made = make<Chunk>("stage2.table_chunk");
   if (!made) return false;
   Chunk* chunk = *made;
-  const auto reserve = reserve_pages(2 * kChunkBytes, "stage2.table_chunk");
-  if (!reserve) {
+  const auto pages = map_aligned_pages(kChunkBytes, kChunkBytes, "stage2.table_chunk");
+  if (!pages) {
     destroy(chunk);
     return false;
   }
-  chunk->reserve = *reserve;
-  chunk->base = align_up(reinterpret_cast<u64>(*reserve), kChunkBytes);
-  if (!commit_pages(reinterpret_cast<void*>(chunk->base), kChunkBytes, "stage2.table_chunk")) {
-    unmap_pages(chunk->reserve, 2 * kChunkBytes);
-    destroy(chunk);
-    return false;
-  }
+  chunk->base = reinterpret_cast<u64>(*pages);
   for (unsigned i = kChunkPages; i-- > kHeaderPages;) {
     TablePage* page = ::new (static_cast<void*>(header(chunk->base, i))) TablePage;
     page->entries = reinterpret_cast<Entry*>(chunk->base + i * kPageSize);

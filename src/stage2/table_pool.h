@@ -7,7 +7,7 @@
 // mmu_internal.h, mmu.c). Differs: headers lie in the chunk of their pages, so one allocation
 // serves both, and nothing is looked up.
 //
-//   chunk (1 MiB, aligned):  | 256 headers of 128 bytes | 248 tables of 4096 bytes |
+//   chunk (256 KiB, aligned):  | 64 headers of 128 bytes | 62 tables of 4096 bytes |
 //
 // Invariants: I1  a table handed out is nonpresent throughout.
 //             I2  a table given back is in no list and reachable from no root; who gives it back
@@ -81,13 +81,12 @@ class TablePool {
  private:
   friend struct TablePage;
   static constexpr size_t kHeaderPitch = 128;
-  static constexpr unsigned kChunkPages = 256;
+  static constexpr unsigned kChunkPages = 64;
   static constexpr unsigned kHeaderPages = kChunkPages * kHeaderPitch / kPageSize;
   static constexpr size_t kChunkBytes = kChunkPages * kPageSize;
 
   struct Chunk {
     u64 base = 0;
-    void* reserve = nullptr;  // twice as large, so that an aligned megabyte is in it
     Chunk* next = nullptr;
   };
 

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/aligned_pages.h"
 #include "base/failpoint.h"
 #include "tests/support/seeds.h"
 
@@ -119,6 +120,26 @@ struct Derived final : Counted {
   using Counted::Counted;
   char more[500] = {};
 };
+
+TEST(Alloc, AlignedPagesAreAlignedZeroAndCountedOnce) {
+  const AllocUse before = alloc_use();
+  constexpr size_t kBytes = 256 * 1024;
+  void* blocks[5];
+  for (void*& block : blocks) {
+    block = *map_aligned_pages(kBytes, kBytes, "test.aligned");
+    EXPECT_EQ(reinterpret_cast<u64>(block) % kBytes, 0U);
+    auto* bytes = static_cast<u8*>(block);
+    EXPECT_EQ(bytes[0] + bytes[kBytes - 1], 0);
+    bytes[0] = bytes[kBytes - 1] = 1;
+  }
+  EXPECT_EQ(alloc_use().blocks, before.blocks + 5);
+  EXPECT_EQ(alloc_use().bytes, before.bytes + s64{5 * kBytes});
+  for (void* block : blocks) unmap_pages(block, kBytes);
+  EXPECT_EQ(alloc_use().bytes, before.bytes);
+  failpoint::arm("test.aligned", 1);
+  EXPECT_FALSE(map_aligned_pages(kBytes, kBytes, "test.aligned"));
+  failpoint::disarm();
+}
 
 TEST(Box, EndsItsObjectOnce) {
   int alive = 0;
