@@ -14,6 +14,7 @@
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
 #include "host/run_section.h"
+#include "shim/engine.h"
 #include "shim/next.h"
 #include "sync/mutex.h"
 
@@ -121,7 +122,7 @@ bool frame_file_io(Source source, int fd, Io io, void* buffer, size_t size, cons
                    long* answer) {
   if (source == Source::kPagemap && io == Io::kWrite) return false;
   const off_t from = at != nullptr ? *at : next::lseek(fd, 0, SEEK_CUR);
-  if (from < 0) return false;
+  if (from < 0 || !wake()) return false;
   host::EngineSection section(host::Touches::kClientMemory);
   if (source == Source::kPagemap) {
     const auto got = sys::pread(fd, buffer, size, from);

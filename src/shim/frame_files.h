@@ -7,7 +7,8 @@
 // numbers of the bitmap are passed on to the machine's own, where there is one and it may be used.
 //
 // Analogue: page_idle_bitmap_read and _write (kernel file: page_idle.c), pagemap_read (task_mmu.c).
-// Context: the engine is awake.
+// Context: pagemap is ours while the engine is awake, the bitmap always; its first word wakes the
+// engine.
 
 #include <sys/types.h>
 

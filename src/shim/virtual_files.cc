@@ -192,7 +192,8 @@ VirtualFile virtual_file_named(std::string_view name) {
     return wants_hugetlb_standin() ? pool_file(hugetlb::kDefaultLevel, PoolField::kTotal)
                                    : VirtualFile{};
   }
-  if (name == kPageIdle && awake()) return of_source(Source::kPageIdle);
+  // Programs look whether the bitmap is there before they open a device.
+  if (name == kPageIdle) return of_source(Source::kPageIdle);
   if (name.starts_with(kProc) && awake() && is_own_pagemap(name.substr(kProc.size()))) {
     return of_source(Source::kPagemap);
   }

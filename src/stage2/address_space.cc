@@ -43,19 +43,20 @@ u64 frame_of(Hva page) {
 }
 
 // As many levels as the guest's addresses need.
-TdpPolicy tdp_policy(const SlotPolicy& policy) {
+TdpPolicy tdp_policy(const SlotPolicy& policy, const NxPolicy& nx) {
   TdpPolicy tdp;
+  tdp.nx_huge_pages = nx.enabled != nullptr && nx.enabled();
   tdp.root_level = policy.max_gfn < pt::frame_limit<Format>(4) ? 4 : 5;
   return tdp;
 }
 
 }  // namespace
 
-GuestMemory::GuestMemory(const SlotPolicy& policy)
-    : slots_(this, policy), tdp_(*this, tdp_policy(policy)) {}
+GuestMemory::GuestMemory(const SlotPolicy& policy, const NxPolicy& nx)
+    : slots_(this, policy), tdp_(*this, tdp_policy(policy, nx)), nx_recovery_(tdp_, nx) {}
 
-Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy) {
-  Box<GuestMemory> memory = ST_TRY(make_box<GuestMemory>("stage2.guest_memory", policy));
+Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy, const NxPolicy& nx) {
+  Box<GuestMemory> memory = ST_TRY(make_box<GuestMemory>("stage2.guest_memory", policy, nx));
   ST_TRY(memory->slots_.init());
   ST_TRY(host::register_notifier(memory.get()));
   memory->registered_ = true;
@@ -63,6 +64,7 @@ Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy) {
 }
 
 GuestMemory::~GuestMemory() {
+  nx_recovery_.stop();
   if (registered_) host::unregister_notifier(this);
 }
 
@@ -168,7 +170,10 @@ FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
     }
   }
   trace::enter_room(trace::Room::stage2, 9, fault.gpa.raw());
-  return tdp_.page_fault(context, fault);
+  outcome = tdp_.page_fault(context, fault);
+  if (fault.huge_page_disallowed) [[unlikely]]
+    nx_recovery_.start();
+  return outcome;
 }
 
 FaultOutcome GuestMemory::handle_fault(MmuContext& context, Fault& fault) {

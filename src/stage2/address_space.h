@@ -28,10 +28,11 @@
 #include "base/result.h"
 #include "host/access.h"
 #include "host/mmu_notifier.h"
+#include "stage2/age_flush.h"
 #include "stage2/fault.h"
 #include "stage2/memslots.h"
+#include "stage2/nx_recovery.h"
 #include "stage2/resident_cache.h"
-#include "stage2/tdp_mmu.h"
 #include "sync/ack_line.h"
 #include "sync/invalidation_gate.h"
 
@@ -40,8 +41,9 @@ namespace stagetwo::stage2 {
 class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, private TdpHost {
  public:
   // Failure: ENOMEM.
-  [[nodiscard]] static Result<Box<GuestMemory>> create(const SlotPolicy& policy);
-  explicit GuestMemory(const SlotPolicy& policy);
+  [[nodiscard]] static Result<Box<GuestMemory>> create(const SlotPolicy& policy,
+                                                       const NxPolicy& nx = {});
+  GuestMemory(const SlotPolicy& policy, const NxPolicy& nx);
   // Pre: no line is left in lines(), no call runs. Waits for changes under way.
   ~GuestMemory();
 
@@ -89,6 +91,10 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // host::MmuNotifier
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
   void invalidate_range_end(const host::InvalidateEvent& event) override;
+  bool clear_flush_young(HvaRange range) override;
+  bool clear_young(HvaRange range) override;
+  bool test_young(HvaRange range) override;
+  bool borrows(HvaRange range) override;
 
   // Who is told of stores to frames under slots().track_writes(). While there is one, slots do not
   // move. Failure: EBUSY. Post of detach: it is not called any more.
@@ -98,9 +104,13 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // KVM_X86_QUIRK_SLOT_ZAP_ALL: does a slot that goes take every translation of the VM with it?
   void set_slot_zap_all(bool all) { slot_zap_all_.store(all, sync::kRelaxed); }
 
-  // The module parameter eager_page_split: are large entries split when logging begins, or by the
-  // stores that need it?
+  // Are large entries split when logging begins, or by the stores that need it?
   void set_eager_split(bool eager) { eager_split_.store(eager, sync::kRelaxed); }
+
+  // NX huge pages are not for this VM, whatever the policy says. Pre: no vCPU yet.
+  void disable_nx_huge_pages() { nx_allowed_ = false; }
+  // At the start of each run: what changed since, or is owed. Context: no lock, no line runs.
+  void before_run();
 
   // The table, walked: entries by size. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
@@ -149,7 +159,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   void open_range(HvaRange range) override;
   void slots_changed() override;
   [[nodiscard]] bool zap_users(HvaRange range, pt::Gather* removed);
-
+  [[nodiscard]] bool wants_nx() const { return nx_allowed_ && nx_recovery_.enabled(); }
   void give_back(pt::Gather* removed);
 
   // TdpHost
@@ -167,6 +177,9 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   Memslots slots_;
   ResidentCache resident_;
   TdpMmu tdp_;
+  NxRecovery nx_recovery_;
+  AgeFlush age_flush_;
+  bool nx_allowed_ = true;  // immutable once there is a vCPU
   // Under slots_lock: what a slot change took out, until it flushed.
   pt::Gather removed_by_slots_;
   bool roots_invalidated_ = false;

@@ -117,6 +117,13 @@ class Memslots {
   // Is any frame tracked? A load of a line nobody writes while the answer is no.
   [[nodiscard]] bool tracks_writes() const { return tracked_.load(sync::kRelaxed) != 0; }
 
+  // fn() with no update under way, and none beginning.
+  template <typename F>
+  void between_updates(F&& fn) TA_EXCL(slots_lock_) {
+    const sync::MutexGuard guard(slots_lock_);
+    fn();
+  }
+
   void set_max_gfn(u64 max_gfn);
   void set_write_tracked(bool tracked);
 

@@ -41,7 +41,7 @@ class TdpHost {
 
   // Is the frame in a slot that is logged? Under mmu_lock, alone. A hint: a slot that changes
   // meanwhile may be answered for either way.
-  [[nodiscard]] virtual bool is_logged(u32 /*address_space*/, Gfn /*gfn*/) { return false; }
+  [[nodiscard]] virtual bool is_logged(u32 address_space, Gfn gfn) = 0;
 
   // The number of the slots' set; has kUpdateInProgress while an update is under way.
   [[nodiscard]] virtual u64 slots_generation() = 0;

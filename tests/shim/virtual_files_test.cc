@@ -79,6 +79,20 @@ TEST(WrittenParameterOfAUser, IsRefused) {
   EXPECT_NE(outcome.err.find("Permission denied"), std::string::npos) << outcome.err;
 }
 
+TEST(PageIdle, SaysWhichPagesTheGuestUsed) {
+  for (const char* which : {"used_pages", "refusals", "other_memory", "asleep"}) {
+    const Outcome outcome = run_under("page_idle", {which});
+    EXPECT_EQ(outcome.status, 0) << which << outcome.err;
+  }
+}
+
+TEST(PageIdle, NeedsNoPrivileges) {
+  if (geteuid() != 0) return;  // then the test above has shown it
+  const Outcome outcome = run_program({"setpriv", "--reuid=65534", "--clear-groups", tool(), "run",
+                                       "--", program("page_idle"), "used_pages"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+}
+
 TEST(StandIn, AnswersAsHugetlbfs) {
   for (const char* which : {"mappings", "files", "pool", "guest"}) {
     const Outcome outcome =

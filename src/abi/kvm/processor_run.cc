@@ -19,6 +19,7 @@
 #include "abi/kvm/vm.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "host/worker.h"
 
 namespace stagetwo::abi_kvm {
 namespace {
@@ -144,6 +145,8 @@ Result<long> Processor::run(u64 arg) {
   section_ = &section;
   const bool immediate = read_once(run_->immediate_exit) != 0;
   write_once(run_->flags, u16{0});
+  vm_.memory().before_run();
+  host::work_without_thread();
   auto result = enter(immediate, section);
   if (read_once(run_->kvm_valid_regs) != 0) store_sync_regs();
   save_after_run();

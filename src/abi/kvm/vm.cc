@@ -6,6 +6,7 @@
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/host_cpu.h"
+#include "abi/kvm/parameters.h"
 #include "abi/kvm/processor.h"
 #include "base/sys.h"
 #include "base/text.h"
@@ -41,7 +42,9 @@ Result<long> Vm::open(u64 type) {
   if (type != KVM_X86_DEFAULT_VM) return refuse(EINVAL);
   stage2::SlotPolicy slots;
   slots.max_gfn = (u64{1} << (host_physical_bits() - kPageShift)) - 1;
-  auto memory = ST_TRY(stage2::GuestMemory::create(slots));
+  constexpr stage2::NxPolicy kNx = {&parameters::nx_huge_pages, &parameters::nx_recovery_ratio,
+                                    &parameters::nx_recovery_period_ms};
+  auto memory = ST_TRY(stage2::GuestMemory::create(slots, kNx));
   void* table = ST_TRY(map_pages(kTableBytes, "abi.vcpu_table"));
   auto made = make<Vm>("abi.vm", std::move(memory));
   if (!made) {

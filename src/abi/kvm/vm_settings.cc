@@ -63,7 +63,8 @@ Result<long> Vm::enable_no_nx_pages(u64 arg) {
   if (arg != 0) return refuse(EINVAL);
   sync::MutexGuard guard(lock_);
   if (created_ != 0) return refuse(EINVAL);
-  return 0;  // no huge page is ever split for the sake of NX here
+  memory_->disable_nx_huge_pages();
+  return 0;
 }
 
 Result<long> Vm::enable(const kvm_enable_cap& cap) {

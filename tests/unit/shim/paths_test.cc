@@ -60,10 +60,14 @@ TEST(Paths, ParametersHaveTheirText) {
 
 TEST(Paths, FilesOfTheStandInAndOfFramesAreForeignWhileNobodyAsksForThem) {
   for (const char* path : {"/proc/meminfo", "/proc/self/pagemap", "/proc/sys/vm/nr_hugepages",
-                           "/sys/kernel/mm/page_idle/bitmap",
                            "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"}) {
     EXPECT_EQ(kind(path), PathKind::kForeign) << path;
   }
+}
+
+TEST(Paths, IdleBitmapIsThereBeforeADeviceIsOpened) {
+  EXPECT_EQ(kind("/sys/kernel/mm/page_idle/bitmap"), PathKind::kVirtual);
+  EXPECT_EQ(kind("/sys/kernel/mm/page_idle"), PathKind::kForeign);
 }
 
 TEST(Paths, NeverMoreThanOneVendorIsThere) {

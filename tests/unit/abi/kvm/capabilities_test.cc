@@ -93,7 +93,7 @@ std::string support_matrix() {
     out << "| " << parameter.path() << " | " << text.view().substr(0, text.size() - 1) << " | 0"
         << std::oct << parameter.mode() << std::dec << " |\n";
   }
-  out << "\nOnce the device is open, `/sys/kernel/mm/page_idle/bitmap` and this process's "
+  out << "\n`/sys/kernel/mm/page_idle/bitmap` and, once the device is open, this process's "
          "`/proc/…/pagemap` speak of the\n"
          "pages of a VM's slots. With `stagetwo run --hugetlb=standin` MAP_HUGETLB and MFD_HUGETLB "
          "are served by ordinary\n"

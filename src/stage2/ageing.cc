@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/guard.h"
+#include "stage2/address_space.h"
+
+// The half of the bell that asks who used a page, and what a VM looks at before each run.
+//
+// An entry is marked accessed when a translation is filled from it, so a page that a vCPU holds in
+// its soft TLB looks old until that is flushed. clear_flush_young waits for the flush. clear_young
+// only asks for one, and not for each page: who marks pages one by one would have the vCPUs do
+// nothing but flush. What is owed is asked for by the next question a millisecond later, or by the
+// vCPU itself before it runs:
+//
+//   who marks pages idle                    | vCPU
+//   A of page 1 off; asks for a flush       | at its next poll: flushes
+//   A of page 2 off; owed                   | uses page 2: cached, A stays off
+//   ...                                     | KVM_RUN: owed, asks; enters, flushes
+//                                           | uses page 2: fills, sets A
+//
+// So a page may look colder than it is for that long, and never hotter (as the kernel allows).
+
+namespace stagetwo::stage2 {
+
+namespace {
+
+// fn(address_space, frames) for everybody who uses the addresses; is one of the answers yes? Asked
+// in pieces: fn() takes mmu_lock, outside any read section of the slots.
+template <typename F>
+bool any_user(const Memslots& slots, HvaRange range, F&& fn) {
+  constexpr size_t kPiece = 8;
+  Memslots::Users users[kPiece];
+  Memslots::UserCursor cursor;
+  size_t found = 0;
+  bool any = false;
+  do {
+    {
+      const Memslots::Reader section(slots);
+      found = section.find_users(range, &cursor, users, kPiece);
+    }
+    for (size_t i = 0; i < found; ++i) any |= fn(users[i].address_space, users[i].frames);
+  } while (found == kPiece);
+  return any;
+}
+
+}  // namespace
+
+bool GuestMemory::clear_young(HvaRange range) {
+  const bool young = any_user(
+      slots_, range, [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
+  if (young) age_flush_.owe();
+  age_flush_.ask_if_due(lines_);
+  return young;
+}
+
+bool GuestMemory::clear_flush_young(HvaRange range) {
+  const bool young = any_user(
+      slots_, range, [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
+  if (ST_GUARD(young_flush, young)) tdp_.flush();
+  return young;
+}
+
+bool GuestMemory::test_young(HvaRange range) {
+  age_flush_.ask_if_due(lines_);
+  return any_user(slots_, range,
+                  [this](u32 space, GfnRange frames) { return tdp_.test_young(space, frames); });
+}
+
+bool GuestMemory::borrows(HvaRange range) {
+  const Memslots::Reader section(slots_);
+  return section.overlaps(range);
+}
+
+void GuestMemory::before_run() {
+  if (age_flush_.owed()) [[unlikely]]
+    age_flush_.ask(lines_);
+  if (wants_nx() == tdp_.nx_huge_pages()) [[likely]]
+    return;
+  // What was mapped under the other rule goes. Analogue: set_nx_huge_pages (kernel file: mmu.c),
+  // which does it for every VM when the parameter is written.
+  slots_.between_updates([this] {
+    if (!tdp_.set_nx_huge_pages(wants_nx())) return;
+    tdp_.invalidate_all_roots();
+    flush_and_wait();
+    tdp_.zap_invalidated_roots();
+  });
+}
+
+}  // namespace stagetwo::stage2
