@@ -66,8 +66,7 @@ class Description {
   virtual long ioctl(int fd, unsigned long request, unsigned long arg) = 0;
   // Post: on success the client's own mmap of the memfd is what the kernel would have mapped.
   virtual Result<void> check_mmap(const MapRequest&) { return refuse(ENODEV); }
-  // The client's mmap has succeeded.
-  virtual void mapped(Hva /*at*/, u64 /*size*/) {}
+  virtual void mapped(Hva /*at*/, u64 /*size*/) {}  // the client's mmap has succeeded
   // Checked by the caller: descriptor writable, offset >= 0, length > 0, mode known to the VFS.
   virtual Result<void> fallocate(int /*mode*/, off_t /*offset*/, off_t /*size*/) {
     return refuse(ENODEV);
