@@ -75,7 +75,6 @@ class TdpMmu {
   void wait_for_shared() const TA_EXCL(mmu_lock_) { mmu_lock_.wait_for_shared(); }
 
   // --- the dirty log (tdp_protect.cc, tdp_split.cc) ---
-
   // After it every store to the slot faults, once the caller has flushed: leaves of min_level and
   // above lose W. Context: no lock; every fault that knew the slot without logging is over.
   void write_protect_slot(const Slot& slot, unsigned min_level) TA_EXCL(mmu_lock_, pages_lock_);
@@ -83,12 +82,10 @@ class TdpMmu {
   // all of them lie. A large leaf loses W for all its frames.
   void write_protect_masked(const Slot& slot, u64 first_page, const u64* masks, u64 count)
       TA_EXCL(mmu_lock_, pages_lock_);
-  // Replaces leaves above target_level by equal smaller ones, as far as there is memory. Nothing is
-  // to be flushed.
+  // Leaves above target_level become equal smaller ones where there is memory. Nothing is flushed.
   void try_split_huge(const Slot& slot, GfnRange range, unsigned target_level)
       TA_EXCL(mmu_lock_, pages_lock_);
-  // Moves *at to the first frame of the slot, from there on, that a table of small entries covers.
-  // False: none.
+  // Moves *at on to the first frame that a table of small entries covers. False: there is none.
   [[nodiscard]] bool find_small(const Slot& slot, Gfn* at) TA_EXCL(mmu_lock_, pages_lock_);
   // Zaps the tables of the range in whose place a leaf of up to host_level could be, so that the
   // next access maps it. Pre: the host has pages of that level there.

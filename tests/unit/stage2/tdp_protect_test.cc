@@ -251,6 +251,23 @@ TEST_F(TdpLog, MixedAttributesAreNotRecovered) {
   EXPECT_EQ(pages().pages_4k, 512U);
 }
 
+TEST_F(TdpLog, FindsWhatIsSmallFromAFrameOn) {
+  map(100);
+  map(512, 2);
+  map(1300);
+  Gfn at(0);
+  ASSERT_TRUE(world.mmu.find_small(slot(), &at));
+  EXPECT_EQ(at.raw(), 0U);
+  at = Gfn(300);
+  ASSERT_TRUE(world.mmu.find_small(slot(), &at));
+  EXPECT_EQ(at.raw(), 300U) << "not backwards";
+  at = Gfn(512);
+  ASSERT_TRUE(world.mmu.find_small(slot(), &at));
+  EXPECT_EQ(at.raw(), 1024U);
+  at = Gfn(1536);
+  EXPECT_FALSE(world.mmu.find_small(slot(), &at));
+}
+
 TEST_F(TdpLog, RecoveryFlushesBeforeAnotherMayInstall) {
   map(512);
   const u64 flushes = world.flushes.load();
