@@ -9,6 +9,7 @@ tests/conformance/needs/SUITE.txt, one line a kind of run, the first that matche
     memory=GIB     resident at its height (default 0.3)
     seconds=N      about how long, for the order: longest first (default 1)
     hugepages=N    2 MiB pages it maps with MAP_HUGETLB; runs that have any never run side by side
+    kvm=NAME=VALUE,…   parameters of the module kvm that are written first, as the test's own script would
     alone          nothing beside it, because it counts on both processors or measures time
     root           asks for root itself
 """
@@ -34,6 +35,7 @@ class Needs:
     memory: float = 0.3
     seconds: float = 1.0
     hugepages: int = 0
+    kvm: str = ""
     alone: bool = False
     root: bool = False
 
@@ -51,7 +53,7 @@ def read_needs(path):
         needs = Needs()
         for word in words.split():
             key, equals, value = word.partition("=")
-            kind = {"memory": float, "seconds": float, "hugepages": int, "alone": bool, "root": bool}.get(key)
+            kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "alone": bool, "root": bool}.get(key)
             if not colon or kind is None or (kind is bool) == bool(equals):
                 sys.exit(f"{path}:{number}: not a line of needs: {line}")
             setattr(needs, key, kind(value) if equals else True)
@@ -61,6 +63,15 @@ def read_needs(path):
 
 def needs_of(table, title):
     return next((needs for pattern, needs in table if pattern.fullmatch(title)), Needs())
+
+
+def with_parameters(needs, command):
+    """The command behind a shell that writes what it needs: under the engine these are the engine's own."""
+    if not needs.kvm:
+        return command
+    script = ('while [ "$1" != -- ]; do echo "${1#*=}" >"/sys/module/kvm/parameters/${1%%=*}" || exit 1; shift; done; '
+              'shift; exec "$@"')
+    return ["sh", "-c", script, "sh", *needs.kvm.split(","), "--", *command]
 
 
 # ---- huge pages -----------------------------------------------------------------------------

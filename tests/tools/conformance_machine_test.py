@@ -106,6 +106,17 @@ class Needs(unittest.TestCase):
         self.assertEqual(machine.Needs(seconds=7, hugepages=3), machine.needs_of(table, "a -v 2 -o"))
         self.assertEqual(machine.Needs(), machine.needs_of(table, "b"))
 
+    def test_ParametersAreWrittenBeforeTheProgramRuns(self):
+        self.assertEqual(["t", "-r"], machine.with_parameters(machine.Needs(), ["t", "-r"]))
+        needs = self.read("a : kvm=first=1,second=20\n")[0][1]
+        command = machine.with_parameters(needs, ["echo", "ran", "with", "$1"])
+        command[2] = command[2].replace("/sys/module/kvm/parameters", '"$FOLDER"')
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(command, env={**os.environ, "FOLDER": folder}, capture_output=True, text=True,
+                                  check=True)
+            self.assertEqual("ran with $1\n", done.stdout)
+            self.assertEqual(["1\n", "20\n"], [(Path(folder) / name).read_text() for name in ("first", "second")])
+
     def test_RefusesALineItDoesNotUnderstand(self):
         for line in ("a", "a : memory", "a : alone=1", "a : colour=red"):
             with self.assertRaises(SystemExit, msg=line):
