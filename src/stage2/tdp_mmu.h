@@ -12,7 +12,8 @@
 //   I3  a leaf stands only at the level its fault aimed at (leaf_only_at_goal, unexpected_level).
 //   I4  a leaf is never replaced in one step by a leaf of another page.
 //   I5  a table is on the possible-NX list only while it is linked (nx_recheck_under_lock).
-//   I6  what was found before an overlapping change began or ended is not installed (stale_fault).
+//   I6  what was found before an overlapping change began or ended is not installed: not for
+//       the page (stale_fault), nor for anything else a large leaf covers (stale_range).
 //   I7  an unlinked table is given back after a grace period, by who unlinked it (tdp_grace).
 // Locking: mmu_lock_ (secondary), pages_lock_ inside it (tdp_pages). Holding mmu_lock_ in any way
 // is a read section of the tables; so is a line that runs and a Memslots::Reader. See
@@ -105,7 +106,6 @@ class TdpMmu {
   void recover_nx(u64 ratio) TA_EXCL(mmu_lock_, pages_lock_);
 
   // --- what there is (tdp_audit.cc) ---
-
   [[nodiscard]] PageCounts count_pages() TA_EXCL(mmu_lock_, pages_lock_);
   // I1 to I5, by a walk of everything. Context: the VM at rest. Ends the process otherwise.
   void check_world() TA_EXCL(mmu_lock_, pages_lock_);
@@ -161,7 +161,7 @@ class TdpMmu {
                    sync::BigReaderGuard& shared);
   [[nodiscard]] bool may_be_large(const Slot& slot, Gfn gfn, unsigned level);
 
-  // Removal. remove_table: `word`, of an entry of this level, was replaced by the caller.
+  // Removal. remove_table: the caller has replaced `word`, which led to it, in its parent.
   void zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,
                  sync::BigWriterGuard& alone) TA_REQ(mmu_lock_);
   void note_removed() TA_REQ(mmu_lock_) {
@@ -173,12 +173,10 @@ class TdpMmu {
   // Freezes an entry, takes apart what was below, flushes, and only then makes it nonpresent, so
   // that nothing is installed between removal and flush. False: the entry changed, at.old() is new.
   [[nodiscard]] bool zap_entry_frozen(TdpCursor& at, pt::Gather* removed) TA_REQ_SHARED(mmu_lock_);
-  // Unlinks one table by its parent. False: it was unlinked already. Analogue: kvm_tdp_mmu_zap_sp.
+  // Unlinks one table by its parent. False: it was already. Analogue: kvm_tdp_mmu_zap_sp.
   bool zap_table(TablePage& table, pt::Gather* removed) TA_REQ(mmu_lock_);
 
-  // The audit.
   void check_table(TablePage& table, PageCounts* found);
-
   TdpHost& host_;
   const TdpPolicy policy_;
   sync::Atomic<bool> nx_huge_pages_;  // relaxed: whoever changes it then invalidates the roots
@@ -194,7 +192,5 @@ class TdpMmu {
   sync::Atomic<u64> flushed_{0};
   sync::Atomic<bool> warned_{false};  // once a VM; relaxed
 };
-
-inline MmuContext::MmuContext(TdpMmu& mmu) : mmu_(mmu), tables_(mmu.pool_) {}
 
 }  // namespace stagetwo::stage2

@@ -146,6 +146,8 @@ void TdpMmu::release_context(MmuContext& context) {
   }
 }
 
+MmuContext::MmuContext(TdpMmu& mmu) : mmu_(mmu), tables_(mmu.pool_) {}
+
 MmuContext::~MmuContext() {
   mmu_.release_context(*this);
 }
