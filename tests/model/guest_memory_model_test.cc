@@ -77,6 +77,7 @@ class MemoryModel {
   void harvest();
   void track();
   void without_memory();
+  void age();
   int region(u32 id, const NaiveSlot& slot, u64 size);
   void note_store(const Target& target, u64 value);
 
@@ -351,6 +352,19 @@ void MemoryModel::without_memory() {
   line_.leave();
 }
 
+// A page is old once its bits are taken, and young once a guest has used it.
+void MemoryModel::age() {
+  const Target target = some_target();
+  if (target.slot == nullptr) return;
+  const HvaRange page(Hva(address(target.slot->first + target.page)), kPageSize);
+  static_cast<void>(random_.one_in(2) ? host::clear_young(page) : host::clear_flush_young(page));
+  EXPECT_FALSE(host::test_young(page));
+  Fault fault;
+  const FaultOutcome outcome = translate(target, Access::kRead, &fault);
+  line_.leave();
+  EXPECT_EQ(host::test_young(page), outcome == FaultOutcome::kFixed);
+}
+
 void MemoryModel::step() {
   const u64 dice = random_.below(100);
   if (slots_.empty() || dice < 5) {
@@ -369,8 +383,10 @@ void MemoryModel::step() {
     flip_flags();
   } else if (dice < 93) {
     harvest();
-  } else if (dice < 96) {
+  } else if (dice < 95) {
     track();
+  } else if (dice < 96) {
+    age();
   } else if (dice < 98) {
     without_memory();
   } else {
