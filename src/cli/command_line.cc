@@ -55,6 +55,17 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
                   "standin: huge pages of the program are ordinary memory that looks like them,\n"
                   "and the pool it sees (nr_hugepages, /proc/meminfo) is the session's")
       ->check(CLI::IsMember({"standin"}));
+  sub->add_option("--param", run.params,
+                  "module parameters of the session, as on the kernel's command line:\n"
+                  "kvm.nx_huge_pages=force")
+      ->delimiter(',')
+      ->check([](const std::string& text) {
+        const size_t dot = text.find('.');
+        const size_t equals = text.find('=');
+        const bool whole = dot != std::string::npos && equals != std::string::npos && dot < equals;
+        return whole && text.find(':') == std::string::npos ? std::string()
+                                                            : "wants MODULE.NAME=VALUE";
+      });
   sub->add_flag("-v,--verbose", run.verbose, "say what is done");
   return sub;
 }

@@ -19,9 +19,10 @@ inline constexpr int kExitSignalBase = 128;
 struct RunOptions {
   std::string abi = "6.12";  // which kernel's visible ABI
   bool abi_given = false;
-  std::string session;   // empty: a session of its own
-  std::string log_file;  // empty: standard error; %p is the process
-  std::string hugetlb;   // empty: the machine's own huge pages; or "standin"
+  std::string session;              // empty: a session of its own
+  std::string log_file;             // empty: standard error; %p is the process
+  std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
+  std::vector<std::string> params;  // module.name=value
   bool verbose = false;
   std::vector<std::string> program;  // name and arguments, never empty
 };

@@ -63,9 +63,7 @@ Result<void> wake() {
   next::resolve_all();
   read_options();
   warn_of_options();
-  if (const auto joined = host::join_session(option("session")); !joined) {
-    log_line("the session directory cannot be used: parameters are this process's own");
-  }
+  enter_session();
   static_cast<void>(wants_hugetlb_standin());
   take_all_appended();
   host::set_attacher(abi_kvm::attach);

@@ -15,9 +15,9 @@
 namespace stagetwo::shim {
 namespace {
 
-constexpr std::array kNames = {std::string_view("abi"), std::string_view("session"),
+constexpr std::array kNames = {std::string_view("abi"),      std::string_view("session"),
                                std::string_view("log-file"), std::string_view("verbose"),
-                               std::string_view("hugetlb")};
+                               std::string_view("hugetlb"),  std::string_view("param")};
 constexpr size_t kLongest = 4096;
 constexpr size_t kLongestLine = 512;
 
@@ -106,6 +106,10 @@ std::string_view option(std::string_view name) {
     if (kNames[i] == name) return values[i];
   }
   return {};
+}
+
+void warn(std::string_view what, std::string_view name) {
+  say(what, name);
 }
 
 void log_line(std::string_view line) {

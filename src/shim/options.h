@@ -19,6 +19,8 @@ void warn_of_options();
 // The value of an option, or empty. Post: valid for the life of the process.
 std::string_view option(std::string_view name);
 
+// One line for the user, to --log-file or standard error.
+void warn(std::string_view what, std::string_view name);
 // One line for the user when --verbose was given, to --log-file or standard error.
 void log_line(std::string_view text);
 

@@ -168,7 +168,7 @@ bool wants_hugetlb_standin() {
   read_options();
   const bool yes = option("hugetlb") == "standin";
   if (yes) {
-    static_cast<void>(host::join_session(option("session")));
+    enter_session();
     hugetlb::enable();
   }
   standin.store(yes ? Wish::kYes : Wish::kNo, sync::kRelaxed);
@@ -198,6 +198,43 @@ VirtualFile virtual_file_named(std::string_view name) {
     return of_source(Source::kPagemap);
   }
   return {};
+}
+
+namespace {
+
+// "kvm.nx_huge_pages=force": as on the kernel's command line. Pre: SessionLock held.
+void set_parameter(std::string_view setting) {
+  const size_t dot = setting.find('.');
+  const size_t equals = setting.find('=');
+  FixedString<128> path;
+  if (dot < equals && equals != std::string_view::npos) {
+    path.append(setting.substr(0, dot)).append("/parameters/");
+    path.append(setting.substr(dot + 1, equals - dot - 1));
+  }
+  const abi_kvm::Parameter parameter = abi_kvm::find_parameter(path.view());
+  if (!parameter || !parameter.store(setting.substr(equals + 1))) {
+    warn("--param: not taken: ", setting);
+  }
+}
+
+}  // namespace
+
+void enter_session() {
+  read_options();
+  if (!host::join_session(option("session"))) {
+    log_line("the session directory cannot be used: parameters are this process's own");
+  }
+  std::string_view rest = option("param");
+  sync::Atomic<u64>& done = host::session_word(host::kStartWord);
+  if (rest.empty() || done.load(sync::kAcquire) != 0) return;
+  const host::SessionLock lock;
+  if (done.load(sync::kRelaxed) != 0) return;
+  while (!rest.empty()) {
+    const size_t comma = rest.find(',');
+    set_parameter(rest.substr(0, comma));
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+  }
+  done.store(1, sync::kRelease);
 }
 
 VirtualFile written_file(unsigned number) {

@@ -57,6 +57,10 @@ inline constexpr size_t kLongestVirtualText = 8192;
 // The file of that number if it can be written, else none.
 [[nodiscard]] VirtualFile written_file(unsigned number);
 
+// Joins the session, if that has not happened, and puts the parameters of --param in force, if
+// nobody has; whoever comes first, before a value is read.
+void enter_session();
+
 void show(const VirtualFile& file, TextWriter& out);
 // One write. 0 or the kernel's errno. Pre: host::SessionLock held.
 [[nodiscard]] int store(const VirtualFile& file, std::string_view text);

@@ -203,8 +203,7 @@ Result<int> open_virtual(const VirtualFile& file, int flags) {
     return opened;
   }
   if (writes && ((file.mode() & 0222) == 0 || geteuid() != 0)) return refuse(EACCES);
-  read_options();
-  static_cast<void>(host::join_session(option("session")));
+  enter_session();
   take_appended(file);
   return writes ? open_to_write(file, flags) : open_text(file, flags);
 }

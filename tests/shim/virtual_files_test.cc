@@ -79,6 +79,32 @@ TEST(WrittenParameterOfAUser, IsRefused) {
   EXPECT_NE(outcome.err.find("Permission denied"), std::string::npos) << outcome.err;
 }
 
+TEST(Param, IsInForceFromTheBeginningOfTheSession) {
+  const std::string show =
+      "cat $P/nx_huge_pages $P/nx_huge_pages_recovery_ratio $P/nx_huge_pages_recovery_period_ms";
+  EXPECT_EQ(run_shell(show, {"--param=kvm.nx_huge_pages=force,kvm.nx_huge_pages_recovery_ratio=1",
+                             "--param=kvm.nx_huge_pages_recovery_period_ms=100"})
+                .out,
+            "Y\n1\n100\n");
+  EXPECT_EQ(run_shell("cat $P/nx_huge_pages").out, "N\n");
+}
+
+TEST(Param, ThatIsNoneIsRefusedOrSaid) {
+  EXPECT_EQ(run_shell("true", {"--param=nonsense"}).status, 2);
+  const Outcome outcome = run_shell("cat $P/nx_huge_pages", {"--param=kvm.tdp_mmu=0"});
+  EXPECT_EQ(outcome.out, "N\n");
+  EXPECT_NE(outcome.err.find("--param: not taken: kvm.tdp_mmu=0"), std::string::npos)
+      << outcome.err;
+}
+
+TEST_F(WrittenParameter, OutlivesWhatTheSessionBeganWith) {
+  EXPECT_EQ(run_shell("echo 0 > $P/nx_huge_pages; cat $P/nx_huge_pages; bash -c 'cat "
+                      "/sys/module/kvm/parameters/nx_huge_pages'",
+                      {"--param=kvm.nx_huge_pages=1"})
+                .out,
+            "N\nN\n");
+}
+
 TEST(PageIdle, SaysWhichPagesTheGuestUsed) {
   for (const char* which : {"used_pages", "refusals", "other_memory", "asleep"}) {
     const Outcome outcome = run_under("page_idle", {which});
