@@ -53,7 +53,8 @@ def read_needs(path):
         needs = Needs()
         for word in words.split():
             key, equals, value = word.partition("=")
-            kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "alone": bool, "root": bool}.get(key)
+            kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "alone": bool,
+                    "root": bool}.get(key)
             if not colon or kind is None or (kind is bool) == bool(equals):
                 sys.exit(f"{path}:{number}: not a line of needs: {line}")
             setattr(needs, key, kind(value) if equals else True)
