@@ -87,6 +87,7 @@ constexpr std::array kTable = {
     Capability{231, "USER_MEMORY2", 1, Enable::kNone, ""},
     Capability{232, "MEMORY_FAULT_INFO", 1, Enable::kNone, ""},
     Capability{235, "VM_TYPES", 1 << KVM_X86_DEFAULT_VM, Enable::kNone, "default VM"},
+    Capability{236, "PRE_FAULT_MEMORY", 1, Enable::kNone, ""},
     Capability{237, "X86_APIC_BUS_CYCLES_NS", 1, Enable::kVm, "the default"},
     Capability{238, "X86_GUEST_MODE", 1, Enable::kNone, ""},
 };

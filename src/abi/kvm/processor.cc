@@ -122,6 +122,8 @@ Result<long> Processor::dispatch(u32 request, u64 arg) {
   switch (request) {
     case KVM_RUN:
       return run(arg);
+    case KVM_PRE_FAULT_MEMORY:
+      return pre_fault_memory(arg);
     case KVM_GET_REGS:
       return get_regs(arg);
     case KVM_SET_REGS:

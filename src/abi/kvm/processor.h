@@ -121,6 +121,9 @@ class Processor {
   Result<void> set_apic_base(u64 base);
   // processor_run.cc
   Result<long> run(u64 arg);
+  Result<long> pre_fault_memory(u64 arg);
+  Result<void> pre_fault(kvm_pre_fault_memory* range);
+  Result<u64> pre_fault_page(u64 gpa, unsigned known_level, host::RunSection& section);
   Result<long> enter(bool immediate, host::RunSection& section);
   Result<void> load_sync_regs();
   void store_sync_regs();

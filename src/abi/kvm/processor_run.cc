@@ -20,6 +20,7 @@
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/worker.h"
+#include "sync/futex.h"
 
 namespace stagetwo::abi_kvm {
 namespace {
@@ -295,6 +296,70 @@ void Processor::save_after_run() {
   run_->apic_base = s.sys.apic_base;
   run_->ready_for_interrupt_injection =
       vm_.irqchip() || cpu_->ready_for_interrupt_injection() ? 1 : 0;
+}
+
+// KVM_PRE_FAULT_MEMORY (kernel file: virt/kvm/kvm_main.c). What is left of the range is written
+// back whatever the answer is; any progress makes the answer 0.
+Result<long> Processor::pre_fault_memory(u64 arg) {
+  auto range = ST_TRY(copy_in<kvm_pre_fault_memory>(arg));
+  const Result<void> done = pre_fault(&range);
+  ST_TRY(copy_out(arg, range));
+  if (!done) return refuse(done.error());
+  return 0;
+}
+
+Result<void> Processor::pre_fault(kvm_pre_fault_memory* range) {
+  if (range->flags != 0) return refuse(EINVAL);
+  if (((range->gpa | range->size) & ~kPageMask) != 0 || range->gpa + range->size <= range->gpa) {
+    return refuse(EINVAL);
+  }
+  host::RunSection section(&kick_processor, this, nullptr);
+  const u64 whole = range->size;
+  unsigned level = 0;  // of the entry before; 0: of none
+  do {
+    constexpr u64 kBlock = u64{1} << 21;
+    // The page before lies under the same table of small entries: the host need not be asked again.
+    const bool same_table = level == 1 && (range->gpa & (kBlock - 1)) != 0;
+    const Result<u64> mapped = pre_fault_page(range->gpa, same_table ? 1 : 0, section);
+    if (!mapped) {
+      if (range->size != whole) break;
+      return refuse(mapped.error());
+    }
+    level = static_cast<unsigned>(*mapped);
+    const u64 span = kPageSize << (9 * (level - 1));
+    const u64 step = std::min<u64>(range->size, span - (range->gpa & (span - 1)));
+    range->gpa += step;
+    range->size -= step;
+  } while (range->size != 0);
+  return {};
+}
+
+// The level of the entry that covers the page now.
+Result<u64> Processor::pre_fault_page(u64 gpa, unsigned known_level, host::RunSection& section) {
+  for (;;) {
+    if (signalled(section)) return refuse(EINTR);
+    stage2::Fault fault;
+    fault.gpa = Gpa(gpa);
+    fault.prefetch = true;
+    if (known_level != 0) fault.level = static_cast<u8>(known_level);
+    switch (vm_.memory().handle_fault(cpu_->mmu(), fault)) {
+      case stage2::FaultOutcome::kFixed:
+      case stage2::FaultOutcome::kSpurious:
+        return u64{fault.level};
+      case stage2::FaultOutcome::kRetry:
+        sync::yield_thread();
+        break;
+      case stage2::FaultOutcome::kMmio:
+      case stage2::FaultOutcome::kEmulate:
+        return refuse(ENOENT);
+      case stage2::FaultOutcome::kToUser:
+        return refuse(EFAULT);
+      case stage2::FaultOutcome::kPoison:
+        return refuse(EHWPOISON);
+      case stage2::FaultOutcome::kNoMemory:
+        return refuse(ENOMEM);
+    }
+  }
 }
 
 void Processor::copy_fault_counts(void* context) {

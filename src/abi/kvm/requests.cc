@@ -100,6 +100,7 @@ constexpr std::array kRequests = {
     ST_REQUEST(HAS_DEVICE_ATTR, kVcpu, "no attribute: ENXIO"),
     ST_REQUEST(GET_DEVICE_ATTR, kVcpu, "no attribute: ENXIO"),
     ST_REQUEST(SET_DEVICE_ATTR, kVcpu, "no attribute: ENXIO"),
+    ST_REQUEST(PRE_FAULT_MEMORY, kVcpu, ""),
     ST_REQUEST(ENABLE_CAP, kVcpu, "no capability of a vCPU is offered: EINVAL"),
 };
 #undef ST_REQUEST

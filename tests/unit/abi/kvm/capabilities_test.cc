@@ -139,8 +139,8 @@ TEST(Capabilities, HaveTheValuesEveryKvmProgramNeeds) {
 TEST(Capabilities, OfLaterWorkAreZero) {
   for (const int number :
        {KVM_CAP_GUEST_MEMFD, KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP,
-        KVM_CAP_PRE_FAULT_MEMORY, KVM_CAP_NESTED_STATE, KVM_CAP_X86_SMM, KVM_CAP_HYPERV,
-        KVM_CAP_XEN_HVM, KVM_CAP_MULTI_ADDRESS_SPACE})
+        KVM_CAP_NESTED_STATE, KVM_CAP_X86_SMM, KVM_CAP_HYPERV, KVM_CAP_XEN_HVM,
+        KVM_CAP_MULTI_ADDRESS_SPACE})
     EXPECT_EQ(check_extension(static_cast<u64>(number)), 0) << number;
 }
 
