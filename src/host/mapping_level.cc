@@ -8,7 +8,6 @@
 
 #include "base/sys.h"
 #include "host/hugetlb_standin.h"
-#include "host/kept_fd.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
@@ -65,8 +64,15 @@ enum class Support : u32 { kUnknown, kYes, kNo };
 
 constinit sync::Atomic<Support> scan_support{Support::kUnknown};
 constinit sync::Atomic<Support> query_support{Support::kUnknown};
-constinit KeptFd pagemap("/proc/self/pagemap");
-constinit KeptFd maps("/proc/self/maps");
+
+// One question to a file of /proc. It is opened for the question: a descriptor that stays open is
+// one more than the client has.
+Result<long> ask(const char* path, unsigned long request, void* question) {
+  const int fd = ST_TRY(sys::openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC));
+  const auto answer = sys::ioctl(fd, request, reinterpret_cast<u64>(question));
+  static_cast<void>(sys::close(fd));
+  return answer;
+}
 
 constexpr u64 down(u64 address, u64 to) {
   return address & ~(to - 1);
@@ -74,8 +80,6 @@ constexpr u64 down(u64 address, u64 to) {
 
 // Is everything in [start, start + 2 MiB) behind huge entries?
 bool is_huge(u64 start) {
-  const auto fd = pagemap.get();
-  if (!fd) return false;
   PageRegion region{};
   PageScan scan{};
   scan.size = sizeof(scan);
@@ -84,7 +88,7 @@ bool is_huge(u64 start) {
   scan.regions = reinterpret_cast<u64>(&region);
   scan.region_count = 1;
   scan.category_mask = scan.return_mask = kPageIsHuge;
-  const auto found = sys::ioctl(*fd, kPageScan, reinterpret_cast<u64>(&scan));
+  const auto found = ask("/proc/self/pagemap", kPageScan, &scan);
   if (scan_support.load(sync::kRelaxed) == Support::kUnknown) {
     const bool works = found || to_int(found.error()) != ENOTTY;
     scan_support.store(works ? Support::kYes : Support::kNo, sync::kRelaxed);
@@ -94,12 +98,10 @@ bool is_huge(u64 start) {
 
 // The page size of the mapping at `address`, or 0.
 u64 page_size_by_query(u64 address) {
-  const auto fd = maps.get();
-  if (!fd) return 0;
   ProcmapQuery query{};
   query.size = sizeof(query);
   query.address = address;
-  const auto found = sys::ioctl(*fd, kProcmapQuery, reinterpret_cast<u64>(&query));
+  const auto found = ask("/proc/self/maps", kProcmapQuery, &query);
   if (query_support.load(sync::kRelaxed) == Support::kUnknown) {
     const bool works = found || to_int(found.error()) != ENOTTY;
     query_support.store(works ? Support::kYes : Support::kNo, sync::kRelaxed);
