@@ -9,9 +9,10 @@ tests/conformance/needs/SUITE.txt, one line a kind of run, the first that matche
     memory=GIB     resident at its height (default 0.3)
     seconds=N      about how long, for the order: longest first (default 1)
     hugepages=N    2 MiB pages it maps with MAP_HUGETLB; runs that have any never run side by side
-    kvm=NAME=VALUE,…   parameters of the module kvm that are written first, as the test's own script would
+    kvm=NAME=VALUE,…   parameters of the module kvm, which the test's own script would write first
     alone          nothing beside it, because it counts on both processors or measures time
     root           asks for root itself
+    without=CAP    a capability it must not have, so that it sees the refusal: taken from it if we are root
 """
 import concurrent.futures
 import contextlib
@@ -36,6 +37,7 @@ class Needs:
     seconds: float = 1.0
     hugepages: int = 0
     kvm: str = ""
+    without: str = ""
     alone: bool = False
     root: bool = False
 
@@ -54,7 +56,7 @@ def read_needs(path):
         for word in words.split():
             key, equals, value = word.partition("=")
             kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "alone": bool,
-                    "root": bool}.get(key)
+                    "root": bool, "without": str}.get(key)
             if not colon or kind is None or (kind is bool) == bool(equals):
                 sys.exit(f"{path}:{number}: not a line of needs: {line}")
             setattr(needs, key, kind(value) if equals else True)
@@ -66,13 +68,13 @@ def needs_of(table, title):
     return next((needs for pattern, needs in table if pattern.fullmatch(title)), Needs())
 
 
-def with_parameters(needs, command):
-    """The command behind a shell that writes what it needs: under the engine these are the engine's own."""
-    if not needs.kvm:
-        return command
-    script = ('while [ "$1" != -- ]; do echo "${1#*=}" >"/sys/module/kvm/parameters/${1%%=*}" || exit 1; shift; done; '
-              'shift; exec "$@"')
-    return ["sh", "-c", script, "sh", *needs.kvm.split(","), "--", *command]
+def parameters_of(needs):
+    """The options of `stagetwo run` for what the test's own script would write first."""
+    return [f"--param=kvm.{setting}" for setting in needs.kvm.split(",") if setting]
+
+
+def prefix_of(needs, is_root):
+    return ["setpriv", f"--bounding-set=-{needs.without}", "--"] if needs.without and is_root else []
 
 
 # ---- huge pages -----------------------------------------------------------------------------

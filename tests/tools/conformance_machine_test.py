@@ -106,16 +106,16 @@ class Needs(unittest.TestCase):
         self.assertEqual(machine.Needs(seconds=7, hugepages=3), machine.needs_of(table, "a -v 2 -o"))
         self.assertEqual(machine.Needs(), machine.needs_of(table, "b"))
 
-    def test_ParametersAreWrittenBeforeTheProgramRuns(self):
-        self.assertEqual(["t", "-r"], machine.with_parameters(machine.Needs(), ["t", "-r"]))
+    def test_ParametersBecomeOptionsOfTheRun(self):
+        self.assertEqual([], machine.parameters_of(machine.Needs()))
         needs = self.read("a : kvm=first=1,second=20\n")[0][1]
-        command = machine.with_parameters(needs, ["echo", "ran", "with", "$1"])
-        command[2] = command[2].replace("/sys/module/kvm/parameters", '"$FOLDER"')
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(command, env={**os.environ, "FOLDER": folder}, capture_output=True, text=True,
-                                  check=True)
-            self.assertEqual("ran with $1\n", done.stdout)
-            self.assertEqual(["1\n", "20\n"], [(Path(folder) / name).read_text() for name in ("first", "second")])
+        self.assertEqual(["--param=kvm.first=1", "--param=kvm.second=20"], machine.parameters_of(needs))
+
+    def test_ACapabilityIsTakenFromRootAlone(self):
+        needs = self.read("a : without=sys_boot\n")[0][1]
+        self.assertEqual(["setpriv", "--bounding-set=-sys_boot", "--"], machine.prefix_of(needs, True))
+        self.assertEqual([], machine.prefix_of(needs, False))
+        self.assertEqual([], machine.prefix_of(machine.Needs(), True))
 
     def test_RefusesALineItDoesNotUnderstand(self):
         for line in ("a", "a : memory", "a : alone=1", "a : colour=red"):
