@@ -176,7 +176,6 @@ class CountingHost final : public SlotUpdateHost {
     u32 slot;
     u64 first_page;
     u64 mask;
-    friend bool operator==(const ProtectedPages&, const ProtectedPages&) = default;
   };
   std::vector<ProtectedPages> protected_pages;
 };
