@@ -48,6 +48,7 @@ class RunSectionTest : public testing::Test {
  protected:
   void SetUp() override {
     delivered.clear();
+    delivered.reserve(1 << 16);  // the handler may not allocate
     kicks_ = 0;
     struct sigaction action{};
     action.sa_sigaction = wrapper;

@@ -20,9 +20,8 @@ constexpr u64 kGiB = 262144;  // in frames
 class NoTableMayBeTouched {
  public:
   explicit NoTableMayBeTouched(TdpMmu& mmu) {
-    TdpTestAccess::for_each_table(mmu, [this](TablePage& page) {
-      chunks_.insert(reinterpret_cast<u64>(page.entries) & ~(kChunk - 1));
-    });
+    TdpTestAccess::for_each_table(
+        mmu, [this](TablePage& page) { tables_.insert(reinterpret_cast<u64>(page.entries)); });
     protect(PROT_NONE);
   }
   ~NoTableMayBeTouched() { protect(PROT_READ | PROT_WRITE); }
@@ -30,13 +29,13 @@ class NoTableMayBeTouched {
   NoTableMayBeTouched& operator=(const NoTableMayBeTouched&) = delete;
 
  private:
-  static constexpr u64 kChunk = 1 << 20;
+  // In order, so that neighbours become one mapping of the kernel's.
   void protect(int prot) {
-    for (const u64 chunk : chunks_) {
-      if (mprotect(reinterpret_cast<void*>(chunk), kChunk, prot) != 0) std::abort();
+    for (const u64 table : tables_) {
+      if (mprotect(reinterpret_cast<void*>(table), kPageSize, prot) != 0) std::abort();
     }
   }
-  std::set<u64> chunks_;
+  std::set<u64> tables_;
 };
 
 struct InvalidateRoots : ::testing::TestWithParam<u64> {
@@ -129,7 +128,8 @@ TEST(InvalidateRootsUnderVcpus, EachIsOnTheNewRootAtItsNextEntry) {
   std::vector<std::thread> threads;
   for (u64 i = 0; i < 8; ++i) {
     vcpus.push_back(std::make_unique<RunningVcpu>(world));
-    threads.emplace_back([&, i] { vcpus[i]->run(stop, rounds, i * 8 * kGiB); });
+    RunningVcpu* const vcpu = vcpus.back().get();  // the vector goes on growing
+    threads.emplace_back([&, vcpu, i] { vcpu->run(stop, rounds, i * 8 * kGiB); });
   }
   const Deadline deadline(0.3);
   for (int round = 0; round < 3 || (round < 100 && deadline.running()); ++round) {

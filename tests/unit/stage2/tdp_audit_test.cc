@@ -93,7 +93,7 @@ TEST_F(TdpAuditDeathTest, AHugeWritableLeafWhileLogging) {
         world.slots[0].flags = stage2::kLogDirtyPages;
         world.mmu.check_world();
       },
-      "kLogDirtyPages");
+      "slot->dirty");
 }
 TEST_F(TdpAuditDeathTest, AFrozenEntryThatWasForgotten) {
   EXPECT_DEATH(with(6, 1, [](Word) { return Format::kFrozen; }), "is_frozen");
