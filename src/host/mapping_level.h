@@ -14,8 +14,8 @@
 //     before, tells whether it still is. Splitting a transparent page moves no address, so a large
 //     entry over it stays right, only larger than the kernel's.
 // I2: unknown is 1.
-// Context: no lock, no section; may sleep. One question to the kernel where the pages are small, two
-// for huge ones, each with an open and a close (2 us); the old way reads a text.
+// Context: no lock, no section; may sleep. One question to the kernel where the pages are small,
+// two for huge ones, each with an open and a close (2 us); the old way reads a text.
 
 #include "addr/addr.h"
 #include "base/types.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Without the flush of clear_flush_young a processor goes on with the translation it has, and a page
-// that is used all the time is called old.
+// Without the flush of clear_flush_young a processor goes on with the translation it has, and a
+// page that is used all the time is called old.
 #include "base/guard.h"
 #include "tests/unit/stage2/vm_fixture.h"
 

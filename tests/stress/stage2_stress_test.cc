@@ -115,7 +115,8 @@ TEST_F(Stress, TheRangeIsPoisonAfterEachStartAndNobodyFaults) {
       mprotect(pages_.pointer(), kBytes, PROT_NONE);
       mprotect(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE);
     });
-    if (++rounds % 4 == 0) std::this_thread::yield();  // a start that finds nothing waits for nobody
+    if (++rounds % 4 == 0)
+      std::this_thread::yield();  // a start that finds nothing waits for nobody
   }
   finish();
   report("invalidations", rounds);

@@ -29,7 +29,8 @@ class ProcessorFile final : public host::Description {
     const u64 first = static_cast<u64>(request.offset);
     const u64 pages = (request.size + kPageSize - 1) & kPageMask;
     if (pages == 0 || (!in_ring(first) && !in_ring(first + pages - kPageSize))) return {};
-    // As 6.12 has it; later kernels mount anonymous inodes noexec, and say EPERM before KVM is asked.
+    // As 6.12 has it; later kernels mount anonymous inodes noexec, and say EPERM before KVM is
+    // asked.
     if ((request.prot & PROT_EXEC) != 0) return refuse(EINVAL);
     const int kind = request.flags & MAP_TYPE;
     if (kind != MAP_SHARED && kind != MAP_SHARED_VALIDATE) return refuse(EINVAL);
