@@ -183,7 +183,8 @@ class Sharing(unittest.TestCase):
 
 class Interrupt(unittest.TestCase):
     PROGRAM = """
-import sys, tempfile, pathlib
+import signal, sys, tempfile, pathlib
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background without it
 sys.path.insert(0, sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 import conformance_machine as machine
