@@ -148,7 +148,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
 
   // SlotUpdateHost: the same two halves a change has.
   void close_range(HvaRange range) override;
-  void zap_slot(const Slot& slot) override;
+  void zap_slot(const Slot& slot, bool goes) override;
   void zap_frames(u32 address_space, GfnRange frames) override;
   void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
                      bool split) override;

@@ -108,7 +108,10 @@ void GuestMemory::zap_frames(u32 address_space, GfnRange frames) {
 }
 
 // Analogue: kvm_arch_flush_shadow_memslot (kernel file: x86.c), quirk SLOT_ZAP_ALL.
-void GuestMemory::zap_slot(const Slot& slot) {
+void GuestMemory::zap_slot(const Slot& slot, bool goes) {
+  // The bell is not answered for addresses that no slot uses, so nothing is known of their pages
+  // from here on. Whoever reads this number finds the slot INVALID.
+  if (goes) residency_.fetch_add(1, sync::kRelease);
   if (WriteTracker* tracker = tracker_.load(sync::kSeqCst)) tracker->on_slot_deleted(slot.gfns());
   if (!slot_zap_all_.load(sync::kRelaxed)) return zap_frames(slot.id >> 16, slot.gfns());
   tdp_.invalidate_all_roots();

@@ -291,7 +291,7 @@ void Memslots::commit_sets(Plan* plan) {
     case ChangeKind::kMove:
       publish(plan->first);
       host_->close_range(plan->old->hvas());
-      host_->zap_slot(*plan->old);
+      host_->zap_slot(*plan->old, plan->kind == ChangeKind::kDelete);
       host_->flush_and_wait();
       publish(plan->second);
       host_->open_range(plan->old->hvas());

@@ -13,6 +13,7 @@
 
 #include "base/failpoint.h"
 #include "base/trace.h"
+#include "host/change.h"
 #include "host/mapping_level.h"
 #include "tests/support/tdp_world.h"
 #include "tests/unit/stage2/vm_fixture.h"
@@ -136,6 +137,17 @@ TEST_F(Memory, AStoreTheHostForbidsIsNotGrantedWithoutALock) {
   EXPECT_EQ(FaultOutcome::kToUser, fault(kGpa, Access::kWrite));
   EXPECT_EQ(FaultOutcome::kMmio, fault(2 * kGpa, Access::kWrite));
   EXPECT_EQ(0U, context_->counts.fast.get());
+}
+
+// While no slot has them, changes of the pages ring for nobody.
+TEST_F(Memory, NothingIsKnownOfPagesThatHadNoSlotMeanwhile) {
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite));
+  ASSERT_EQ(0, slot(0, 0, 0, 0));
+  host::change(pages_.address(), pages_.bytes(), host::EventKind::kProtection,
+               [this] { mprotect(pages_.pointer(), pages_.bytes(), PROT_NONE); });
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  EXPECT_EQ(FaultOutcome::kToUser, fault(kGpa, Access::kRead));
 }
 
 // F3 15.

@@ -19,7 +19,7 @@ namespace {
 class CountingHost final : public SlotUpdateHost {
  public:
   void close_range(HvaRange) override {}
-  void zap_slot(const Slot&) override {}
+  void zap_slot(const Slot&, bool) override {}
   void zap_frames(u32, GfnRange) override {}
   void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
                      bool split) override {

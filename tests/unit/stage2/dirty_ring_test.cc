@@ -161,7 +161,7 @@ class CountingHost final : public SlotUpdateHost {
   void close_range(HvaRange) override {}
   void flush_and_wait() override { ++flushes; }
   void open_range(HvaRange) override {}
-  void zap_slot(const Slot&) override {}
+  void zap_slot(const Slot&, bool) override {}
   void zap_frames(u32, GfnRange) override {}
   void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count, bool) override {
     for (u64 i = 0; i < count; ++i) {

@@ -22,7 +22,7 @@ class RecordingHost final : public SlotUpdateHost {
     last = range;
     log += "close ";
   }
-  void zap_slot(const Slot& slot) override {
+  void zap_slot(const Slot& slot, bool) override {
     EXPECT_EQ(last, slot.hvas());
     log += "zap ";
   }

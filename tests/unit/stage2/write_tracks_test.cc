@@ -86,7 +86,7 @@ class RecordingHost final : public SlotUpdateHost {
     closed = range;
     log += "close ";
   }
-  void zap_slot(const Slot&) override {}
+  void zap_slot(const Slot&, bool) override {}
   void zap_frames(u32, GfnRange frames) override {
     EXPECT_TRUE(slots->tracks_writes());  // counted before the zap: I2
     zapped = frames;
