@@ -390,9 +390,9 @@ void MemoryModel::step() {
   } else if (dice < 98) {
     without_memory();
   } else {
-    // Numbers of the slots' sets go round.
-    const u64 now = memory_->slots().generation();
-    memory_->slots().debug_set_generation((now | kMmioGenerationMask) - 5);
+    // Numbers of the slots' sets go round; they never go back.
+    const u64 near = (memory_->slots().generation() | kMmioGenerationMask) - 5;
+    if (near > memory_->slots().generation()) memory_->slots().debug_set_generation(near);
   }
 }
 
