@@ -42,12 +42,13 @@ foreach(room IN LISTS folders)
        ${CMAKE_SOURCE_DIR}/src/${room}/*.inc)
   list(FILTER headers EXCLUDE REGEX "_internal\\.h$|/uapi\\.h$")
   install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/stagetwo/${room})
-  # Folders below a room (base/arch) belong to it.
-  file(GLOB_RECURSE nested CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${room}/arch/*.h)
-  if(nested)
-    install(DIRECTORY ${CMAKE_SOURCE_DIR}/src/${room}/arch
-            DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/stagetwo/${room} FILES_MATCHING PATTERN "*.h")
-  endif()
+  # Folders below a room (base/arch, pt/fmt) belong to it.
+  foreach(part arch fmt)
+    if(IS_DIRECTORY ${CMAKE_SOURCE_DIR}/src/${room}/${part})
+      install(DIRECTORY ${CMAKE_SOURCE_DIR}/src/${room}/${part}
+              DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/stagetwo/${room} FILES_MATCHING PATTERN "*.h")
+    endif()
+  endforeach()
   # The structs themselves: plain C, by the name of their ABI.
   if(EXISTS ${CMAKE_SOURCE_DIR}/src/${room}/uapi.h)
     get_filename_component(abi ${room} NAME)
