@@ -132,6 +132,9 @@ class HugePages:
 
 # ---- processes ------------------------------------------------------------------------------
 
+ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
 class Processes:
     """Programs under way, each the leader of a group that goes when the program goes."""
 
@@ -147,6 +150,8 @@ class Processes:
             with self.lock:
                 if self.stopped:
                     return None, 0.0, "interrupted"
+                # This thread began inside signals_later(); its programs hear everything.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
                 child = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out,
                                          stderr=subprocess.STDOUT, start_new_session=True)
                 self.running.add(child.pid)
@@ -182,6 +187,16 @@ def end_on_signals():
         signal.signal(number, leave)
 
 
+@contextlib.contextmanager
+def signals_later():
+    """A pool that is interrupted while it starts a thread waits for that thread for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ---- two at once ----------------------------------------------------------------------------
 
 def memory_budget():
@@ -214,7 +229,8 @@ def run_all(runs, perform, at_once, budget, processes):
                 nearest = next((r for r in pending if fits(r.needs, beside, at_once, budget)), None)
                 if nearest is not None:
                     pending.remove(nearest)
-                    under_way[pool.submit(perform, nearest)] = nearest
+                    with signals_later():
+                        under_way[pool.submit(perform, nearest)] = nearest
                     continue
                 done, _ = concurrent.futures.wait(under_way, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:

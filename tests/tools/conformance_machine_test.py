@@ -203,7 +203,9 @@ machine.run_all([Sharing.Run(machine.Needs(hugepages=8))], perform, 2, 8, proces
             with tempfile.TemporaryDirectory() as folder:
                 child = subprocess.Popen([sys.executable, "-c", self.PROGRAM, str(ROOT / "tools"),
                                           str(ROOT / "tests/tools"), folder],
-                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                         # Under nohup a hang-up is ignored, and that is inherited.
+                                         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
                 self.assertEqual("under way\n", child.stdout.readline())
                 os.kill(child.pid, number)
                 self.assertNotEqual(0, child.wait(timeout=30))
