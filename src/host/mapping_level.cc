@@ -78,6 +78,15 @@ constexpr u64 down(u64 address, u64 to) {
   return address & ~(to - 1);
 }
 
+// A file that could not be opened says nothing of what the kernel knows.
+void note_support(sync::Atomic<Support>& support, const Result<long>& answer) {
+  if (answer) {
+    support.store(Support::kYes, sync::kRelaxed);
+  } else if (to_int(answer.error()) == ENOTTY) {
+    support.store(Support::kNo, sync::kRelaxed);
+  }
+}
+
 // Is everything in [start, start + 2 MiB) behind huge entries?
 bool is_huge(u64 start) {
   PageRegion region{};
@@ -90,8 +99,7 @@ bool is_huge(u64 start) {
   scan.category_mask = scan.return_mask = kPageIsHuge;
   const auto found = ask("/proc/self/pagemap", kPageScan, &scan);
   if (scan_support.load(sync::kRelaxed) == Support::kUnknown) {
-    const bool works = found || to_int(found.error()) != ENOTTY;
-    scan_support.store(works ? Support::kYes : Support::kNo, sync::kRelaxed);
+    note_support(scan_support, found);
   }
   return found && *found == 1 && region.start == start && region.end == start + k2M;
 }
@@ -103,8 +111,7 @@ u64 page_size_by_query(u64 address) {
   query.address = address;
   const auto found = ask("/proc/self/maps", kProcmapQuery, &query);
   if (query_support.load(sync::kRelaxed) == Support::kUnknown) {
-    const bool works = found || to_int(found.error()) != ENOTTY;
-    query_support.store(works ? Support::kYes : Support::kNo, sync::kRelaxed);
+    note_support(query_support, found);
   }
   return found ? query.page_size : 0;
 }
