@@ -117,6 +117,8 @@ TEST_F(DirtyLog, RefusesInTheKernelsOrder) {
   EXPECT_EQ(EFAULT, code(slots_->get_dirty_log(0, hole - 8)));
   EXPECT_EQ(EFAULT, code(slots_->get_dirty_log(0, Hva(0xffff888000000000))));
   EXPECT_EQ(EFAULT, code(slots_->clear_dirty_log(0, 0, 100, hole)));
+  EXPECT_EQ(0, code(slots_->clear_dirty_log(0, 0, 0, hole)));
+  EXPECT_EQ(0, code(slots_->clear_dirty_log(0, 0, 0, Hva(~u64{0}))));
 }
 
 struct ClearCase {
