@@ -71,7 +71,8 @@ bool is_tiny(F v) {
   return (bits & T::kExponent) == 0 && (bits & (T::kOne - 1)) != 0;
 }
 
-// A quarter of it, unless that would lose bits: what is that small is far below the sum's last bit.
+// A quarter of a term of a sum that overflows, unless that would lose bits: what is that small is
+// far below such a sum's last bit.
 template <typename F>
 F shrink(F v) {
   using T = Format<F>;
@@ -96,10 +97,12 @@ F significand(F v) {
   return std::bit_cast<F>(static_cast<typename T::Bits>((bits & T::kSign) | T::kHalf | fraction));
 }
 
-// Does rounding lose something even if the exponent had no bounds?
+// Does rounding lose something even if the exponent had no bounds? A sum that is tiny does not: its
+// terms are multiples of the smallest denormal, and so is it.
 template <typename F>
-bool inexact_unbounded(Arithmetic what, F a, F b, u32 control) {
+bool inexact_unbounded(Arithmetic what, F a, F b, u32 control, bool tiny) {
   const bool sum = what == Arithmetic::kAdd || what == Arithmetic::kSub;
+  if (sum && tiny) return false;
   F left = sum ? shrink(a) : significand(a);
   const F right = sum ? shrink(b) : significand(b);
   return (run_lane(what, &left, right, control) & kPrecision) != 0;
@@ -116,7 +119,7 @@ u32 lane_flags(Arithmetic what, F a, F b, u32 control, u32 unmasked) {
   if ((unmasked & kUnderflow) != 0 && tiny) raised |= kUnderflow;
   if ((raised & unmasked & (kOverflow | kUnderflow)) == 0) return raised;
   raised &= ~kPrecision;
-  return inexact_unbounded(what, a, b, control) ? raised | kPrecision : raised;
+  return inexact_unbounded(what, a, b, control, tiny) ? raised | kPrecision : raised;
 }
 
 float single(u64 half, unsigned which) {

@@ -83,6 +83,18 @@ TEST(Sse, AnExactTinyResultUnderflowsOnlyIfUnmasked) {
   EXPECT_EQ(o.mxcsr & 0x3f, kUnderflow);
 }
 
+// Terms just above and just below the bound of what could be scaled down without a loss.
+TEST(Sse, ATinySumIsExact) {
+  const double a = std::bit_cast<double>(u64{0x0080'0000'7f80'0001});
+  const double b = std::bit_cast<double>(u64{0x807f'ffff'7f7f'ffff});
+  SseOperands o{.dst = doubles(a), .src = doubles(b), .mxcsr = unmask(kDefault, kUnderflow)};
+  EXPECT_EQ(execute_sse(registers(Op::kAddsd), o), SseOutcome::kSimdException);
+  EXPECT_EQ(o.mxcsr & 0x3f, kUnderflow);
+  o = {.dst = doubles(a), .src = doubles(-b), .mxcsr = unmask(kDefault, kUnderflow)};
+  EXPECT_EQ(execute_sse(registers(Op::kSubsd), o), SseOutcome::kSimdException);
+  EXPECT_EQ(o.mxcsr & 0x3f, kUnderflow);
+}
+
 // IEEE 754, trapped overflow: the result is only out of the exponent's bounds, its significand
 // fits.
 TEST(Sse, AnUnmaskedOverflowIsPreciseIfTheSignificandFits) {
