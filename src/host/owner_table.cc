@@ -93,12 +93,12 @@ void OwnerTable::end_take() {
   turn_over();
 }
 
-bool OwnerTable::refuses(PageKey key) const {
+bool OwnerTable::refuses(PageKey key) {
   const Hva at(key.index << kPageShift);
   for (const OwnedChange* change = changes_; change != nullptr; change = change->next_) {
-    if (change->range_.contains(at)) return true;
+    if (change->range_.contains(at)) return ST_GUARD(owners_change, true);
   }
-  return false;
+  return is_held(at);
 }
 
 // A page of userfaultfd's that is absent has no entry. If it has one, its address was unmapped
@@ -126,7 +126,7 @@ bool OwnerTable::enter(PageKey key, const PageRecord& fresh) {
     PageRecord absent;
     {
       const sync::MutexGuard guard(lock_);
-      if (ST_GUARD(owners_change, refuses(key))) return false;
+      if (refuses(key)) return false;
       PageRecord* record = pages_.find(key);
       if (record == nullptr) {
         if (fresh.hiding == Hiding::kProtection) ever_protected_.store(true, sync::kRelaxed);

@@ -35,6 +35,14 @@ struct PageRecord {
   bool writable = false;
 };
 
+// A call that is using the range (host/held_pages.h).
+struct Hold {
+  HvaRange range;
+  u64 object;  // where on the thread's stack it stands
+  u64 id;
+  int thread;
+};
+
 class OwnerTable final : public TransitWatcher {
  public:
   OwnerTable() = default;
@@ -56,6 +64,11 @@ class OwnerTable final : public TransitWatcher {
   void before_fork();
   void after_fork_parent();
 
+  // 0: no memory for the record. The caller then brings back what is absent.
+  // `object` is where it stands, `frame` the lowest frame of the thread that is in use.
+  [[nodiscard]] u64 hold(HvaRange range, u64 object, u64 frame);
+  void release_hold(u64 id);
+
   // The records of `range`, at most `room`; answers how many. `wanted(record)` under the lock.
   template <typename F>
   unsigned collect(HvaRange range, PageKey* out, unsigned room, F&& wanted);
@@ -72,7 +85,9 @@ class OwnerTable final : public TransitWatcher {
   bool enter(PageKey key, const PageRecord& fresh);
   BringBack fill(PageKey key, const PageRecord& record);
   void finish(PageKey key, BringBack outcome);
-  bool refuses(PageKey key) const TA_REQ(lock_);
+  bool refuses(PageKey key) TA_REQ(lock_);
+  bool is_held(Hva at) TA_REQ(lock_);
+  void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);
   void forget_spans() TA_REQ(lock_);
@@ -85,6 +100,8 @@ class OwnerTable final : public TransitWatcher {
   HashMap<PageKey, PageRecord> pages_ TA_GUARDED(lock_){"host.absent_pages"};
   Vec<HvaRange> spans_ TA_GUARDED(lock_){"host.watched_spans"};
   OwnedChange* changes_ TA_GUARDED(lock_) = nullptr;
+  Vec<Hold> holds_ TA_GUARDED(lock_){"host.held_pages"};
+  u64 last_hold_ TA_GUARDED(lock_) = 0;
   u32 takers_ TA_GUARDED(lock_) = 0;
   u32 forks_ TA_GUARDED(lock_) = 0;
   // Raised under the lock; sleepers read it there and sleep on it (futex).

@@ -118,7 +118,7 @@ BringBack bring_back(Hva at) {
 }
 
 u64 bring_back_range(HvaRange range) {
-  OwnerTable* table = owner_table();
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
   if (table == nullptr) return 0;
   constexpr unsigned kBatch = 256;
   PageKey keys[kBatch];

@@ -29,6 +29,9 @@ TEST(OwnersFilling, WithoutTheStageTwoTouchersBringThePageBack) {
 TEST(OwnersChange, WithoutTheRefusalOldBytesComeBack) {
   EXPECT_TRUE(found_without<ChangeAgainstTouchAndTake>("owners_change"));
 }
+TEST(OwnersHold, WithoutTheRefusalAPageLeavesUnderASystemCall) {
+  EXPECT_TRUE(found_without<HoldAgainstTaker>("owners_hold"));
+}
 
 }  // namespace
 }  // namespace stagetwo::test

@@ -126,6 +126,27 @@ struct ChangeAgainstTouchAndTake : OwnersWorld {
   }
 };
 
+// A system call uses the page while a taker is at it.
+struct HoldAgainstTaker : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) {
+      const u64 id = table_.hold(host::page_at(at()), at().raw(), 0);
+      touch();
+      host::PageRecord record;
+      sync::sched::expect(!table_.find(key(), &record), "a held page was taken");
+      sync::sched::expect(!table_.find(key(), &record), "a held page was taken later");
+      table_.release_hold(id);
+    } else if (me == 1) {
+      touch();
+    } else {
+      table_.begin_take();
+      take_once();
+      table_.end_take();
+    }
+  }
+};
+
 // A fork of one thread, a taker and a toucher.
 struct ForkAgainstTaker : OwnersWorld {
   static constexpr unsigned kThreads = 3;

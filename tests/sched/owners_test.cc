@@ -14,6 +14,9 @@ TEST(Owners, TakingAndBringingBackNeverOverlap) {
 TEST(Owners, WhatTheClientGaveUpDoesNotComeBack) {
   expect_holds<ChangeAgainstTouchAndTake>();
 }
+TEST(Owners, AHeldPageIsNotTaken) {
+  expect_holds<HoldAgainstTaker>();
+}
 TEST(Owners, AForkFindsEveryPageInItsPlace) {
   expect_holds<ForkAgainstTaker>();
 }

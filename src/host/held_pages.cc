@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/held_pages.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+
+#include "base/guard.h"
+#include "base/process_page.h"
+#include "base/sys.h"
+#include "host/owner_table.h"
+
+// A hold and a taker:
+//
+//   holder                               | taker
+//   lock; hold recorded; unlock          | lock; a hold of the page: refused; unlock
+//   fetch: waits for what is in transit, | lock; no hold: record (taking); unlock
+//   brings back what is absent           | owner.take; absent; wake
+//   the system call                      |
+//
+// Either the taker sees the hold, or the holder's fetch sees the taker's record and waits for it.
+
+namespace stagetwo::host {
+namespace {
+
+bool on_alternate_stack() {
+  stack_t now{};
+  sys::call(SYS_sigaltstack, 0, sys::arg(&now));
+  return (now.ss_flags & SS_ONSTACK) != 0;
+}
+
+}  // namespace
+
+// The thread's own holds in frames that it has left: those below this one, and one that stood where
+// the new one stands. A handler on the alternate stack says nothing of the frames below it.
+void OwnerTable::drop_left_holds(int thread, u64 object, u64 frame) {
+  const bool knows = !on_alternate_stack();
+  for (size_t i = 0; i < holds_.size();) {
+    const Hold& old = holds_[i];
+    if (old.thread == thread && (old.object == object || (knows && old.object < frame))) {
+      holds_.swap_erase(i);
+    } else {
+      ++i;
+    }
+  }
+}
+
+u64 OwnerTable::hold(HvaRange range, u64 object, u64 frame) {
+  const int thread = sys::current_tid();
+  const sync::MutexGuard guard(lock_);
+  drop_left_holds(thread, object, frame);
+  const u64 id = ++last_hold_;
+  return holds_.push_back({range, object, id, thread}) ? id : 0;
+}
+
+void OwnerTable::release_hold(u64 id) {
+  const sync::MutexGuard guard(lock_);
+  for (size_t i = 0; i < holds_.size(); ++i) {
+    if (holds_[i].id == id) return holds_.swap_erase(i);
+  }
+}
+
+bool OwnerTable::is_held(Hva at) {
+  for (size_t i = 0; i < holds_.size();) {
+    if (!holds_[i].range.contains(at)) {
+      ++i;
+    } else if (sys::thread_alive(holds_[i].thread)) {
+      return ST_GUARD(owners_hold, true);
+    } else {
+      holds_.swap_erase(i);
+    }
+  }
+  return false;
+}
+
+void HeldPages::enter() {
+  release();
+  OwnerTable* table = owner_table();
+  if (table == nullptr) return;
+  id_ = table->hold(range_, reinterpret_cast<u64>(this),
+                    reinterpret_cast<u64>(__builtin_frame_address(0)));
+}
+
+u64 HeldPages::fetch(HvaRange part) {
+  if (!owners_active()) [[likely]]
+    return 0;
+  if (id_ == 0) enter();  // the first page was taken meanwhile
+  return bring_back_range(part);
+}
+
+// In a child of fork there is no table and no record.
+void HeldPages::leave() {
+  if (OwnerTable* table = owner_table()) table->release_hold(id_);
+  id_ = 0;
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Pages that nobody takes while this lives: the buffers of a system call, where the kernel would
+// not wait for an absent page but answer EFAULT (host/page_owner.h), and whatever else cannot stop
+// in the middle of its work. Analogue: get_user_pages() for the length of a call, without its
+// refcount of the page: a client's own change of the range is not held up.
+//
+//   HeldPages held(hull);              // from now on no owner takes a page of it
+//   held.fetch(part);                  // and what is absent of it comes back
+//   result = system_call();            // as long as it likes
+//
+// Invariants: I1  what fetch() has answered for stays present until the release, or until the
+//                 client itself discards or unmaps it. Lost pages stay lost: the kernel's EFAULT.
+//             I2  a hold whose frame was left by siglongjmp, or whose thread has ended, is dropped
+//                 at the thread's next hold further up the stack or in the same place, or when a
+//                 taker meets it and the thread is gone. The record is the table's and not this
+//                 object, so that nothing of it dangles.
+// Context: making, fetch() and release() in an EngineSection (they take the table lock); what lies
+// between them may run handlers of the client. Nobody absent: one relaxed load.
+// Failure: without memory for its record, or before the first page was ever taken, nothing is held:
+// who needs to know asks `holds()`, and calls again what then answered EFAULT.
+
+#include "addr/addr.h"
+#include "base/types.h"
+#include "host/page_owner.h"
+
+namespace stagetwo::host {
+
+class HeldPages {
+ public:
+  HeldPages() = default;
+  explicit HeldPages(HvaRange range) { hold(range); }
+  ~HeldPages() { release(); }
+  HeldPages(const HeldPages&) = delete;
+  HeldPages& operator=(const HeldPages&) = delete;
+
+  // Holds `range` in place of what was held.
+  void hold(HvaRange range) {
+    range_ = range;
+    if (owners_active()) [[unlikely]]
+      enter();
+  }
+  // Brings back what is absent of `part`, and waits for what is in transit; answers how many came.
+  // Pre: part is within what is held.
+  u64 fetch(HvaRange part);
+  u64 fetch() { return fetch(range_); }
+  void release() {
+    if (id_ != 0) [[unlikely]]
+      leave();
+  }
+  [[nodiscard]] bool holds() const { return id_ != 0; }
+
+ private:
+  void enter();
+  void leave();
+
+  HvaRange range_;
+  u64 id_ = 0;  // of the table's record
+};
+
+}  // namespace stagetwo::host

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Buffers of system calls: brought back first, and not taken while the call lasts.
+#include "host/held_pages.h"
+
+#include <gtest/gtest.h>
+#include <setjmp.h>
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+
+#include "host/backstop.h"
+#include "host/userfault.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo {
+namespace {
+
+using host::BringBack;
+using host::HeldPages;
+
+class OnePlace final : public host::PageOwner {
+ public:
+  bool take(const host::AbsentPage&, host::PageExit& exit) override {
+    return exit.to(Hva(place_.address()));
+  }
+  BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
+    return entry.from(Hva(place_.address())) ? BringBack::kBack : BringBack::kRetry;
+  }
+  void discard(const host::AbsentPage&) override {}
+
+ private:
+  test::GuardedPages place_{1};
+};
+
+class Held : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(host::backstop::install());
+    host::userfault::debug_deny(true);
+    std::memset(memory_.bytes_at(0), 7, kPageSize);
+    ASSERT_EQ(1u, take());
+  }
+  void TearDown() override {
+    host::bring_back_range(range());
+    host::userfault::debug_deny(false);
+  }
+  HvaRange range() { return HvaRange(Hva(memory_.address()), kPageSize); }
+  u64 take() {
+    const auto taken = host::take_away(range(), &owner_, this, host::Which::kAnonymous);
+    return taken ? *taken : ~u64{0};
+  }
+
+  OnePlace owner_;
+  test::GuardedPages memory_{1};
+};
+
+TEST_F(Held, FetchBringsBackAndNobodyTakesItUntilTheRelease) {
+  HeldPages held(range());
+  EXPECT_TRUE(held.holds());
+  EXPECT_EQ(1u, held.fetch());
+  EXPECT_FALSE(host::is_absent(range().start()));
+  EXPECT_EQ(0u, take());
+  held.release();
+  EXPECT_EQ(1u, take());
+}
+
+TEST_F(Held, WhatIsNotInTheRangeIsNotHeld) {
+  const HeldPages next(HvaRange(range().end(), kPageSize));
+  host::bring_back_range(range());
+  EXPECT_EQ(1u, take());
+}
+
+TEST_F(Held, TwoOfOneCallHoldBoth) {
+  HeldPages first(range());
+  HeldPages second(HvaRange(range().end(), kPageSize));
+  first.fetch();
+  EXPECT_TRUE(second.holds());
+  EXPECT_EQ(0u, take());
+}
+
+TEST_F(Held, AHoldOfAThreadThatIsGoneHoldsNothing) {
+  std::thread([&] {
+    auto* left = new (std::nothrow) HeldPages(range());  // as after pthread_cancel: never released
+    left->fetch();
+  }).join();
+  EXPECT_EQ(1u, take());
+}
+
+jmp_buf back_up;
+[[gnu::noinline]] void hold_and_jump(HvaRange range) {
+  HeldPages held(range);
+  held.fetch();
+  longjmp(back_up, 1);
+}
+TEST_F(Held, AHoldThatWasJumpedOutOfEndsWithTheThreadsNext) {
+  if (setjmp(back_up) == 0) hold_and_jump(range());
+  EXPECT_EQ(0u, take()) << "nobody can know yet";
+  { const HeldPages next(HvaRange(range().end(), kPageSize)); }
+  EXPECT_EQ(1u, take());
+}
+
+TEST_F(Held, ThreadsThatHoldAndAThreadThatTakesNeverMeetAHiddenPage) {
+  std::atomic<bool> stop{false};
+  std::atomic<u64> wrong{0};
+  const auto use = [&] {
+    for (int i = 0; i < 400; ++i) {
+      HeldPages held(range());
+      held.fetch();
+      if (host::is_absent(range().start())) ++wrong;
+    }
+  };
+  std::thread one(use), two(use);
+  std::thread taker([&] {
+    while (!stop) {
+      if (take() > 1) ++wrong;
+    }
+  });
+  one.join();
+  two.join();
+  stop = true;
+  taker.join();
+  EXPECT_EQ(0u, wrong);
+}
+
+}  // namespace
+}  // namespace stagetwo
