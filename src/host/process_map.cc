@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/sysmacros.h>
 
 #include <string_view>
 
@@ -86,6 +87,9 @@ Result<Mapping> by_query(Hva at) {
   found.shared = (query.vma_flags & kShared) != 0;
   found.file_backed = query.inode != 0;
   found.page_size = query.page_size;
+  found.device = ::makedev(query.device_major, query.device_minor);
+  found.inode = query.inode;
+  found.offset = query.offset;
   return found;
 }
 
@@ -113,7 +117,7 @@ bool skip(std::string_view* text, char wanted) {
 
 // "start-end rwxp offset major:minor inode   path"
 bool parse_line(std::string_view line, Mapping* out) {
-  u64 start = 0, end = 0, number = 0;
+  u64 start = 0, end = 0, major = 0, minor = 0;
   if (!take_number(&line, 16, &start) || !skip(&line, '-')) return false;
   if (!take_number(&line, 16, &end) || !skip(&line, ' ') || line.size() < 5) return false;
   *out = {};
@@ -121,11 +125,12 @@ bool parse_line(std::string_view line, Mapping* out) {
   out->prot = {line[0] == 'r', line[1] == 'w', line[2] == 'x'};
   out->shared = line[3] == 's';
   line.remove_prefix(5);
-  if (!take_number(&line, 16, &number) || !skip(&line, ' ')) return false;
-  if (!take_number(&line, 16, &number) || !skip(&line, ':')) return false;
-  if (!take_number(&line, 16, &number) || !skip(&line, ' ')) return false;
-  if (!take_number(&line, 10, &number)) return false;
-  out->file_backed = number != 0;
+  if (!take_number(&line, 16, &out->offset) || !skip(&line, ' ')) return false;
+  if (!take_number(&line, 16, &major) || !skip(&line, ':')) return false;
+  if (!take_number(&line, 16, &minor) || !skip(&line, ' ')) return false;
+  if (!take_number(&line, 10, &out->inode)) return false;
+  out->device = ::makedev(static_cast<unsigned>(major), static_cast<unsigned>(minor));
+  out->file_backed = out->inode != 0;
   // The only kind of memory with pages of its own size that a client makes without a file system.
   if (line.find("/anon_hugepage") != std::string_view::npos) out->page_size = kHugePage;
   return true;
@@ -199,7 +204,11 @@ Result<Mapping> mapping_at(Hva at) {
   for (;;) {
     const u64 turn = owners_turn();
     Mapping found = ST_TRY(shown_mapping_at(at));
-    if (found.prot.read || hidden_rights(at, &found.range, &found.prot)) return found;
+    const Hva start = found.range.start();
+    if (found.prot.read || hidden_rights(at, &found.range, &found.prot)) {
+      found.offset += found.range.start() - start;
+      return found;
+    }
     // Was it hidden when the kernel was asked, and back when the owners were?
     if (owners_turn() == turn) return found;
   }

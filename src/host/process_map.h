@@ -28,6 +28,11 @@ struct Mapping {
   bool shared = false;
   bool file_backed = false;   // shared anonymous memory is a file's, too
   u64 page_size = kPageSize;  // of the kind of memory: more for hugetlb only
+  // Of a file's mapping: which file (the kernel's inner numbers: st_dev and st_ino of it), and what
+  // stands at range.start().
+  u64 device = 0;
+  u64 inode = 0;
+  u64 offset = 0;
 };
 
 // The mapping that covers `at`, cut to the pages with the same answer. Failure: EFAULT (none), or
