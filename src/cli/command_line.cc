@@ -55,6 +55,10 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
                   "standin: huge pages of the program are ordinary memory that looks like them,\n"
                   "and the pool it sees (nr_hugepages, /proc/meminfo) is the session's")
       ->check(CLI::IsMember({"standin"}));
+  sub->add_option("--libc", run.libc,
+                  "leave: libc's own code stays as it is; memory that free() gives back to the\n"
+                  "kernel is then noticed when it is used")
+      ->check(CLI::IsMember({"leave"}));
   sub->add_option("--param", run.params,
                   "module parameters of the session, as on the kernel's command line:\n"
                   "kvm.nx_huge_pages=force")

@@ -21,6 +21,7 @@ struct RunOptions {
   bool abi_given = false;
   std::string session;              // empty: a session of its own
   std::string log_file;             // empty: standard error; %p is the process
+  std::string libc;                 // empty: libc's own calls are made visible; or "leave"
   std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
   std::vector<std::string> params;  // module.name=value
   bool verbose = false;

@@ -63,6 +63,7 @@ std::string options_text(const RunOptions& options, const Session& session) {
   if (!session.directory().empty()) text += ":session=" + session.directory();
   if (!options.log_file.empty()) text += ":log-file=" + options.log_file;
   if (!options.hugetlb.empty()) text += ":hugetlb=" + options.hugetlb;
+  if (!options.libc.empty()) text += ":libc=" + options.libc;
   for (const std::string& param : options.params) {
     text += (&param == options.params.data() ? ":param=" : ",") + param;
   }

@@ -105,11 +105,15 @@ auto gain(u64 start, u64 size, F&& system_call) {
 // What a madvise takes away. Unknown advice is none: the kernel refuses it.
 [[nodiscard]] constexpr std::optional<EventKind> loss_by_madvise(int advice) {
   constexpr int kDontneedLocked = 24;  // Linux 5.18
+  constexpr int kPoison = 100;         // MADV_HWPOISON: a bus error from now on
+  constexpr int kGuard = 102;          // MADV_GUARD_INSTALL, Linux 6.13: a fault from now on
   switch (advice) {
     case MADV_DONTNEED:
     case MADV_FREE:  // may turn to zero at any later time: gone from now on
     case MADV_REMOVE:
     case kDontneedLocked:
+    case kPoison:
+    case kGuard:
       return EventKind::kClear;
     default:
       return std::nullopt;

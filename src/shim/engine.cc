@@ -11,6 +11,7 @@
 #include "host/process.h"
 #include "host/run_section.h"
 #include "host/session.h"
+#include "shim/libc_calls.h"
 #include "shim/next.h"
 #include "shim/options.h"
 #include "shim/signals.h"
@@ -49,6 +50,12 @@ void say_summary() {
   log_line(line.view());
 }
 
+void say_what_is_seen() {
+  FixedString<512> line;
+  append_libc_calls(line);
+  log_line(line.view());
+}
+
 }  // namespace
 
 bool awake() {
@@ -72,8 +79,10 @@ Result<void> wake() {
   if (pthread_atfork(before_fork, host::owners_after_fork_parent, after_fork_in_child) != 0) {
     return refuse(ENOMEM);
   }
+  see_libc_calls();
   is_awake.store(true, sync::kRelease);
   log_line("engine awake");
+  say_what_is_seen();
   waker = sys::getpid();
   // A program that ends by a signal or _exit ends without it; so does one where this fails.
   if (!option("verbose").empty()) static_cast<void>(atexit(say_summary));

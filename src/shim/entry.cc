@@ -12,6 +12,7 @@
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/raw.h"
+#include "shim/segments.h"
 #include "shim/virtual_io.h"
 
 #define ST_ENTRY extern "C" __attribute__((visibility("default")))
@@ -311,6 +312,25 @@ ST_ENTRY int pkey_mprotect(void* at, size_t size, int prot, int key) noexcept {
 }
 ST_ENTRY int madvise(void* at, size_t size, int advice) noexcept {
   return shim::advise(at, size, advice);
+}
+ST_ENTRY ssize_t process_madvise(int pidfd, const iovec* parts, size_t count, int advice,
+                                 unsigned flags) noexcept {
+  return shim::advise_parts(pidfd, parts, count, advice, flags);
+}
+ST_ENTRY int remap_file_pages(void* at, size_t size, int prot, size_t page, int flags) noexcept {
+  return shim::remap_pages(at, size, prot, page, flags);
+}
+ST_ENTRY int brk(void* at) noexcept {
+  return shim::set_break(at);
+}
+ST_ENTRY void* sbrk(intptr_t by) noexcept {
+  return shim::move_break(by);
+}
+ST_ENTRY void* shmat(int id, const void* at, int flags) noexcept {
+  return shim::attach(id, at, flags);
+}
+ST_ENTRY int shmdt(const void* at) noexcept {
+  return shim::detach(at);
 }
 
 ST_ENTRY int sigaction(int number, const struct sigaction* set, struct sigaction* old) noexcept {

@@ -3,14 +3,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/memfd.h>
+#include <sys/syscall.h>
 
 #include "base/sys.h"
+#include "base/text.h"
 #include "base/trace.h"
+#include "host/access.h"
 #include "host/change.h"
 #include "host/descriptor.h"
 #include "host/hugetlb_standin.h"
 #include "host/run_section.h"
+#include "shim/announce.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/virtual_files.h"
@@ -27,8 +32,37 @@ bool succeeded(const void* mapped) {
   return mapped != MAP_FAILED;
 }
 
-u64 number(const void* at) {
-  return reinterpret_cast<u64>(at);
+// The calls themselves: the next library's, or the kernel's for libc's own (shim/libc_calls.h),
+// which the next library never sees.
+void* do_map(Via via, const hugetlb::MapCall& call) {
+  if (via == Via::kNext) {
+    return next::mmap(call.at, call.size, call.prot, call.flags, call.fd, call.offset);
+  }
+  return reinterpret_cast<void*>(
+      as_libc(sys::call(SYS_mmap, sys::arg(call.at), static_cast<long>(call.size), call.prot,
+                        call.flags, call.fd, call.offset)));
+}
+int do_unmap(Via via, void* at, size_t size) {
+  if (via == Via::kNext) return next::munmap(at, size);
+  return static_cast<int>(as_libc(sys::call(SYS_munmap, sys::arg(at), static_cast<long>(size))));
+}
+void* do_remap(Via via, void* old_at, size_t old_size, size_t new_size, int flags, void* new_at) {
+  if (via == Via::kNext) return next::mremap(old_at, old_size, new_size, flags, new_at);
+  return reinterpret_cast<void*>(
+      as_libc(sys::call(SYS_mremap, sys::arg(old_at), static_cast<long>(old_size),
+                        static_cast<long>(new_size), flags, sys::arg(new_at))));
+}
+int do_protect(Via via, void* at, size_t size, int prot, int key) {
+  if (via == Via::kKernel) {
+    return static_cast<int>(
+        as_libc(sys::call(SYS_mprotect, sys::arg(at), static_cast<long>(size), prot)));
+  }
+  return key < 0 ? next::mprotect(at, size, prot) : next::pkey_mprotect(at, size, prot, key);
+}
+int do_advise(Via via, void* at, size_t size, int advice) {
+  if (via == Via::kNext) return next::madvise(at, size, advice);
+  return static_cast<int>(
+      as_libc(sys::call(SYS_madvise, sys::arg(at), static_cast<long>(size), advice)));
 }
 
 // What the kernel refuses before it asks the file, in its order.
@@ -70,35 +104,21 @@ void tell_mapped(int fd, const void* at, u64 size) {
   if (at == MAP_FAILED || !may_be_ours(fd, &behind)) return;
   host::EngineSection section;
   if (const host::DescriptionRef ref = host::find(fd, behind); ref && !ref.foreign()) {
-    ref->mapped(Hva(number(at)), size);
+    ref->mapped(Hva(number_of(at)), size);
   }
   section.leave();
 }
 
-// The system call between start and end, then the handlers that had to wait.
-template <typename F>
-auto change(const void* at, u64 size, host::EventKind kind, host::Announced what, F&& system_call) {
-  host::EngineSection section(host::Touches::kNothing);
-  trace::enter_room(trace::Room::shim, 1, number(at));
-  auto result = host::change(number(at), size, kind, what, static_cast<F&&>(system_call));
-  section.leave();
-  return result;
-}
-template <typename F>
-auto change(const void* at, u64 size, host::EventKind kind, F&& system_call) {
-  return change(at, size, kind, host::announced_by(kind), static_cast<F&&>(system_call));
-}
-
 // Would the call cut a page of the stand-in in two?
 bool cuts_huge_page(const void* at, size_t size) {
-  return hugetlb::any() && size != 0 && hugetlb::cuts(number(at), size);
+  return hugetlb::any() && size != 0 && hugetlb::cuts(number_of(at), size);
 }
 
 // What is unmapped or mapped over is no longer the stand-in's.
 template <typename F>
 auto forgetting(const void* at, size_t size, bool replaces, F&& system_call) {
   auto result = system_call();
-  if (hugetlb::any() && replaces && succeeded(result)) hugetlb::forget(number(at), size);
+  if (hugetlb::any() && replaces && succeeded(result)) hugetlb::forget(number_of(at), size);
   return result;
 }
 
@@ -120,20 +140,45 @@ bool map_huge(const hugetlb::MapCall& call, void** mapped) {
   const auto go_on = [&] { return hugetlb::map(call, level); };
   const bool rings = awake() && host::mmap_replaces(call.flags);
   const Result<void*> result =
-      rings ? change(call.at, call.size, host::EventKind::kUnmap, go_on) : go_on();
+      rings ? announce(call.at, call.size, host::EventKind::kUnmap, go_on) : go_on();
   *mapped = result ? *result : MAP_FAILED;
   if (!result) as_libc(-static_cast<long>(to_int(result.error())));
   return true;
 }
 
+// Is it a pidfd of this process? Its entry in /proc says which process it names.
+bool names_this_process(int pidfd) {
+  constexpr int kSelfThread = -10000;  // PIDFD_SELF_THREAD
+  constexpr int kSelf = -10001;        // PIDFD_SELF_THREAD_GROUP
+  if (pidfd == kSelfThread || pidfd == kSelf) return true;
+  FixedString<64> path;
+  path.append("/proc/self/fdinfo/").append_int(pidfd);
+  const auto fd = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (!fd) return false;
+  char text[256];
+  const auto got = sys::read(*fd, text, sizeof(text));
+  static_cast<void>(sys::close(*fd));
+  const std::string_view all(text, got ? *got : 0);
+  FixedString<32> wanted;
+  wanted.append("Pid:\t").append_int(sys::getpid()).append_char('\n');
+  return all.find(wanted.view()) != std::string_view::npos;
+}
+
+bool read_part(const iovec* at, iovec* part) {
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool read = host::read_struct(Hva(number_of(at)), part);
+  section.leave();
+  return read;
+}
+
 }  // namespace
 
-void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset) {
+void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via via) {
   if ((flags & MAP_HUGETLB) != 0 || hugetlb::any()) [[unlikely]] {
     void* mapped = nullptr;
     if (map_huge({at, size, prot, flags, fd, offset}, &mapped)) return mapped;
   }
-  const auto go_on = [&] { return next::mmap(at, size, prot, flags, fd, offset); };
+  const auto go_on = [&] { return do_map(via, {at, size, prot, flags, fd, offset}); };
   if (!awake()) [[likely]]
     return forgetting(at, size, host::mmap_replaces(flags), go_on);
   if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
@@ -144,8 +189,8 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset) {
     }
   }
   void* const mapped = host::mmap_replaces(flags)
-                           ? change(at, size, host::EventKind::kUnmap,
-                                    [&] { return forgetting(at, size, true, go_on); })
+                           ? announce(at, size, host::EventKind::kUnmap,
+                                      [&] { return forgetting(at, size, true, go_on); })
                            : go_on();
   if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) tell_mapped(fd, mapped, size);
   return mapped;
@@ -157,14 +202,14 @@ int memory_file(const char* name, unsigned flags) {
   return static_cast<int>(as_libc(hugetlb::make_file(name, flags)));
 }
 
-int unmap(void* at, size_t size) {
+int unmap(void* at, size_t size, Via via) {
   if (cuts_huge_page(at, size)) return static_cast<int>(as_libc(-EINVAL));
-  const auto go_on = [&] { return next::munmap(at, size); };
+  const auto go_on = [&] { return do_unmap(via, at, size); };
   if (!awake()) [[likely]]
     return forgetting(at, size, true, go_on);
   host::EngineSection section(host::Touches::kNothing);
-  trace::enter_room(trace::Room::shim, 1, number(at));
-  const int result = host::change(number(at), size, host::EventKind::kUnmap,
+  trace::enter_room(trace::Room::shim, 1, number_of(at));
+  const int result = host::change(number_of(at), size, host::EventKind::kUnmap,
                                   [&] { return forgetting(at, size, true, go_on); });
   // It may have been what kept a closed descriptor alive.
   host::sweep_closed();
@@ -172,20 +217,20 @@ int unmap(void* at, size_t size) {
   return result;
 }
 
-void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new_at) {
+void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new_at, Via via) {
   if (hugetlb::any()) {
     const auto allowed =
-        hugetlb::check_remap(number(old_at), &old_size, &new_size, flags, number(new_at));
+        hugetlb::check_remap(number_of(old_at), &old_size, &new_size, flags, number_of(new_at));
     if (!allowed) {
       as_libc(allowed);
       return MAP_FAILED;
     }
   }
   const auto go_on = [&] {
-    void* const there = next::mremap(old_at, old_size, new_size, flags, new_at);
+    void* const there = do_remap(via, old_at, old_size, new_size, flags, new_at);
     if (hugetlb::any() && there != MAP_FAILED) {
-      if (there != old_at) hugetlb::forget(number(there), new_size);
-      hugetlb::moved(number(old_at), old_size, number(there), new_size);
+      if (there != old_at) hugetlb::forget(number_of(there), new_size);
+      hugetlb::moved(number_of(old_at), old_size, number_of(there), new_size);
     }
     return there;
   };
@@ -194,38 +239,65 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
   const bool may_move = (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) != 0;
   const auto source = [&] {
     if (may_move) {
-      return change(old_at, old_size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
+      return announce(old_at, old_size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
     }
     if (new_size >= old_size) return go_on();
     const auto* tail = static_cast<const char*>(old_at) + new_size;
-    return change(tail, old_size - new_size, host::EventKind::kUnmap, go_on);
+    return announce(tail, old_size - new_size, host::EventKind::kUnmap, go_on);
   };
   if ((flags & MREMAP_FIXED) == 0) return source();
-  return change(new_at, new_size, host::EventKind::kUnmap, source);
+  return announce(new_at, new_size, host::EventKind::kUnmap, source);
 }
 
-int protect(void* at, size_t size, int prot, int key) {
+int protect(void* at, size_t size, int prot, int key, Via via) {
   if (cuts_huge_page(at, size)) return static_cast<int>(as_libc(-EINVAL));
-  const auto go_on = [&] {
-    return key < 0 ? next::mprotect(at, size, prot) : next::pkey_mprotect(at, size, prot, key);
-  };
+  const auto go_on = [&] { return do_protect(via, at, size, prot, key); };
   if (!awake()) [[likely]]
     return go_on();
   const auto loss = host::loss_by_mprotect(prot);
-  if (loss) return change(at, size, *loss, go_on);
-  return host::gain(number(at), size, go_on);
+  if (loss) return announce(at, size, *loss, go_on);
+  return host::gain(number_of(at), size, go_on);
 }
 
-int advise(void* at, size_t size, int advice) {
+int advise(void* at, size_t size, int advice, Via via) {
   if (hugetlb::any()) {
-    const auto allowed = hugetlb::check_advice(number(at), &size, advice);
+    const auto allowed = hugetlb::check_advice(number_of(at), &size, advice);
     if (!allowed) return static_cast<int>(as_libc(allowed));
   }
-  const auto go_on = [&] { return next::madvise(at, size, advice); };
+  const auto go_on = [&] { return do_advise(via, at, size, advice); };
   if (!awake()) [[likely]]
     return go_on();
   const auto loss = host::loss_by_madvise(advice);
-  return loss ? change(at, size, *loss, go_on) : go_on();
+  return loss ? announce(at, size, *loss, go_on) : go_on();
+}
+
+ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, unsigned flags) {
+  const auto go_on = [&](const iovec* from, size_t several) {
+    return next::process_madvise(pidfd, from, several, advice, flags);
+  };
+  const auto loss = host::loss_by_madvise(advice);
+  if (!awake() || !loss || count > IOV_MAX || !names_this_process(pidfd)) [[likely]]
+    return go_on(parts, count);
+  // The kernel takes one range after the other, too, and says how far it came.
+  ssize_t advised = 0;
+  for (size_t i = 0; i < count; ++i) {
+    iovec part{};
+    if (!read_part(parts + i, &part)) return advised != 0 ? advised : as_libc(-EFAULT);
+    const ssize_t done = announce(part.iov_base, part.iov_len, *loss,
+                                  [&] { return static_cast<int>(go_on(&part, 1)) < 0 ? -1 : 0; });
+    if (done < 0) return advised != 0 ? advised : -1;
+    advised += static_cast<ssize_t>(part.iov_len);
+  }
+  return advised;
+}
+
+int remap_pages(void* at, size_t size, int prot, size_t page, int flags) {
+  const auto go_on = [&] { return next::remap_file_pages(at, size, prot, page, flags); };
+  if (!awake()) [[likely]]
+    return go_on();
+  const u64 first = number_of(at) & kPageMask;
+  return announce(reinterpret_cast<void*>(first), size & kPageMask, host::EventKind::kUnmap,
+                  host::Announced::kMoves, go_on);
 }
 
 }  // namespace stagetwo::shim

@@ -7,15 +7,26 @@
 
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 namespace stagetwo::shim {
 
-void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset);
+// Who makes the call in the end: the next library's function, or the kernel's when it is libc
+// itself that calls (shim/libc_calls.h).
+enum class Via { kNext, kKernel };
+
+void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via via = Via::kNext);
 int memory_file(const char* name, unsigned flags);
-int unmap(void* at, size_t size);
-void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new_at);
+int unmap(void* at, size_t size, Via via = Via::kNext);
+void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new_at,
+            Via via = Via::kNext);
 // `key`: of pkey_mprotect, or -1.
-int protect(void* at, size_t size, int prot, int key);
-int advise(void* at, size_t size, int advice);
+int protect(void* at, size_t size, int prot, int key, Via via = Via::kNext);
+int advise(void* at, size_t size, int advice, Via via = Via::kNext);
+
+// madvise on several ranges of the process `pidfd` names; only those of this one ring.
+ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, unsigned flags);
+// Another file offset at an address.
+int remap_pages(void* at, size_t size, int prot, size_t page, int flags);
 
 }  // namespace stagetwo::shim

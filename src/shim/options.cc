@@ -17,7 +17,8 @@ namespace {
 
 constexpr std::array kNames = {std::string_view("abi"),      std::string_view("session"),
                                std::string_view("log-file"), std::string_view("verbose"),
-                               std::string_view("hugetlb"),  std::string_view("param")};
+                               std::string_view("hugetlb"),  std::string_view("param"),
+                               std::string_view("libc")};
 constexpr size_t kLongest = 4096;
 constexpr size_t kLongestLine = 512;
 

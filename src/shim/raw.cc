@@ -11,6 +11,7 @@
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/paths.h"
+#include "shim/segments.h"
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
@@ -90,6 +91,18 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
       return protect(pointer<void>(a), size_of(b), integer(c), integer(d));
     case SYS_madvise:
       return advise(pointer<void>(a), size_of(b), integer(c));
+    case SYS_process_madvise:
+      return advise_parts(integer(a), pointer<const iovec>(b), size_of(c), integer(d),
+                          static_cast<unsigned>(e));
+    case SYS_remap_file_pages:
+      return remap_pages(pointer<void>(a), size_of(b), integer(c), size_of(d), integer(e));
+    case SYS_brk:
+      if (!awake()) break;
+      return kernel_break(static_cast<unsigned long>(a));
+    case SYS_shmat:
+      return reinterpret_cast<long>(attach(integer(a), pointer<const void>(b), integer(c)));
+    case SYS_shmdt:
+      return detach(pointer<const void>(a));
     default:
       break;
   }

@@ -67,11 +67,11 @@ TEST(Loss, OfMprotectIsAnythingLessThanReadAndWrite) {
 }
 
 TEST(Loss, OfMadviseIsWhatDiscards) {
-  for (const int advice : {MADV_DONTNEED, MADV_FREE, MADV_REMOVE, 24}) {
+  for (const int advice : {MADV_DONTNEED, MADV_FREE, MADV_REMOVE, 24, 100, 102}) {
     EXPECT_EQ(EventKind::kClear, loss_by_madvise(advice)) << advice;
   }
   for (const int advice :
-       {MADV_NORMAL, MADV_WILLNEED, MADV_HUGEPAGE, MADV_DONTFORK, 22, 23, 9999}) {
+       {MADV_NORMAL, MADV_WILLNEED, MADV_HUGEPAGE, MADV_DONTFORK, 22, 23, 103, 9999}) {
     EXPECT_EQ(std::nullopt, loss_by_madvise(advice)) << advice;
   }
 }

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// The process changes its memory; the guest's page table follows before the call returns. Programs
+// know nothing of it (programs/changes.c).
+#include <gtest/gtest.h>
+
+#include "tests/shim/run_program.h"
+
+namespace stagetwo::test {
+namespace {
+
+void expect_case(const std::string& which, const std::vector<std::string>& settings = {}) {
+  const Outcome outcome = run_program({tool(), "run", "--", program("changes"), which}, settings);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+}
+
+TEST(LibcByItself, FreeOfALargeBlockLeavesNoStaleRead) {
+  expect_case("free_of_a_large_block");
+}
+TEST(LibcByItself, FreeOfABlockWithCodeLeavesNoStaleCode) {
+  expect_case("free_of_a_block_with_code");
+}
+TEST(LibcByItself, FreeOfDeviceMemoryLeavesNoStaleRead) {
+  expect_case("free_of_device_memory");
+}
+TEST(LibcByItself, ReallocMoves) {
+  expect_case("realloc_moves");
+}
+TEST(LibcByItself, TrimLowersTheBreak) {
+  expect_case("trim_lowers_the_break");
+}
+TEST(LibcByItself, TrimDiscards) {
+  expect_case("trim_discards");
+}
+TEST(LibcByItself, ArenaOfAThreadShrinks) {
+  expect_case("arena_of_a_thread_shrinks");
+}
+TEST(LibcByItself, StackOfAThreadIsGivenBack) {
+  expect_case("stack_of_a_thread_is_given_back");
+}
+TEST(LibcByItself, ItsOwnFunctionsAreSeenAndAnswerAsBefore) {
+  expect_case("libcs_own_functions");
+}
+TEST(LibcByItself, ChildrenHaveItToo) {
+  expect_case("children_have_it_too");
+}
+TEST(LibcByItself, ChangesWhileThreadsAreInIt) {
+  expect_case("threads_are_in_it");
+}
+TEST(LibcByItself, LeftAsItIsEndsInTheGuardedAccess) {
+  expect_case("free_that_nobody_sees", {"STAGETWO_OPTIONS=libc=leave"});
+}
+TEST(LibcByItself, TheLogSaysWhatIsSeen) {
+  const auto said = [](const char* options) {
+    return run_program({tool(), "run", "-v", "--", program("changes"), "guard_pages"}, {options})
+        .err;
+  };
+  const std::string all =
+      "libc's own calls seen: munmap mremap mprotect madvise mmap brk; not seen: none\n";
+  const std::string none = "libc's own calls seen:; not seen: munmap (--libc=leave)";
+  EXPECT_NE(said("STAGETWO_OPTIONS=").find(all), std::string::npos) << said("STAGETWO_OPTIONS=");
+  EXPECT_NE(said("STAGETWO_OPTIONS=libc=leave").find(none), std::string::npos);
+}
+
+TEST(Change, SharedSegmentIsDetached) {
+  expect_case("shared_segments");
+}
+TEST(Change, SegmentTakesThePlaceOfMemory) {
+  expect_case("segment_over_memory");
+}
+TEST(Change, ProgramBreakFalls) {
+  expect_case("program_break");
+}
+TEST(Change, AdviceByPidfdIsSeenWhenItIsOurs) {
+  expect_case("advice_by_pidfd");
+}
+TEST(Change, FilePagesAreTurned) {
+  expect_case("file_pages_turned");
+}
+TEST(Change, GuardPagesAreInstalled) {
+  expect_case("guard_pages");
+}
+TEST(Change, SystemCallsByNumberAreSeen) {
+  expect_case("raw_calls");
+}
+
+}  // namespace
+}  // namespace stagetwo::test
