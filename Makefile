@@ -47,11 +47,11 @@ mutation: build
 
 run_tests = tools/run-tests --folder build/tests --folder build/mutation/tests --only '$(ONLY)'
 
-test: mutation ## build and run every test, about 3 s for each stress program
+test: mutation ## build and run every test, from a fixed seed, about 3 s for each stress program
 	@$(run_tests)
 
-stress: mutation ## the same tests, 60 s for each stress program
-	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} $(run_tests)
+stress: mutation ## the same tests from fresh seeds, 60 s for each stress program
+	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} $(run_tests) --fresh-seeds
 
 check: build ## format, clang-tidy, thread-safety analysis, sanitizers
 	@tools/install-deps check

@@ -2,7 +2,9 @@
 #pragma once
 
 // What random and time-boxed tests share: STAGETWO_SEED fixes the seed, STAGETWO_TEST_SECONDS the
-// duration (3). A test prints its seed where it fails.
+// duration (3). A test prints its seed where it fails. tools/run-tests gives STAGETWO_DEFAULT_SEED,
+// so that two runs of `make test` draw the same numbers; it does not say "this one seed", as
+// STAGETWO_SEED does to a test that searches many.
 
 #include <chrono>
 #include <cstdint>
@@ -18,8 +20,9 @@ inline bool seed_is_fixed() {
 // The seed of this process: from the environment, else a fresh one.
 inline std::uint64_t seed() {
   static const std::uint64_t value = [] {
-    if (const char* text = std::getenv("STAGETWO_SEED")) {
-      return std::uint64_t{std::strtoull(text, nullptr, 0)};
+    for (const char* name : {"STAGETWO_SEED", "STAGETWO_DEFAULT_SEED"}) {
+      if (const char* text = std::getenv(name))
+        return std::uint64_t{std::strtoull(text, nullptr, 0)};
     }
     std::random_device device;
     return (std::uint64_t{device()} << 32 | device()) & 0xffffffffu;

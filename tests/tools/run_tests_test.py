@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """tools/run-tests counts cases: also of programs that crash, hang or say nothing."""
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,15 @@ sys.exit(any("failures" in r for r in rows))
 """
 
 
-def outcome(body, *arguments):
+def outcome(body, *arguments, environment=None):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("STAGETWO_SEED", "STAGETWO_DEFAULT_SEED")}
     with tempfile.TemporaryDirectory(prefix="stagetwo-tools-") as folder:
         program = Path(folder) / "fake_test"
         program.write_text(PROGRAM.format(python=sys.executable, body=body))
         program.chmod(0o755)
         done = subprocess.run([str(ROOT / "tools/run-tests"), "--folder", folder, "--no-python", *arguments],
-                              capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+                              capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+                              env={**inherited, **(environment or {})})
         lines = done.stdout.splitlines()
         return done.returncode, lines[-1], done.stdout
 
@@ -66,6 +69,18 @@ class RunTests(unittest.TestCase):
         status, last, output = outcome("time.sleep(60)", "--timeout", "1")
         self.assertEqual((1, "2 passed, 1 failed, 0 skipped"), (status, last))
         self.assertIn("T.B\n  no end within 1.0 s", output)
+
+    def test_AFailureNamesTheSeedThatWasPrinted(self):
+        _, _, output = outcome('print("R: STAGETWO_SEED=77"); row["failures"] = [dict(failure="no")]')
+        self.assertIn("repeated by STAGETWO_SEED=77", output)
+
+    def test_RandomTestsDrawFromTheDefaultSeed(self):
+        told = 'print("seed", os.environ.get("STAGETWO_SEED"), os.environ.get("STAGETWO_DEFAULT_SEED"))'
+        for arguments, environment, expected in (((), {}, "seed None 1"),
+                                                 (("--fresh-seeds",), {}, "seed None None"),
+                                                 ((), {"STAGETWO_SEED": "7"}, "seed 7 None")):
+            _, _, output = outcome(told + "; os.abort()", *arguments, environment=environment)
+            self.assertIn(expected, output)
 
     def test_NothingToRunIsAFailure(self):
         with tempfile.TemporaryDirectory(prefix="stagetwo-tools-") as folder:
