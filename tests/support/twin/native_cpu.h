@@ -11,19 +11,13 @@
 #include <span>
 #include <string>
 
+#include "tests/support/sanitizers.h"
 #include "tests/support/twin/cpu_image.h"
 
 namespace stagetwo::twin {
 
 // A sanitizer's shadow memory lies where random sequences may write: nothing runs beside it.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kShadowMemory = true;
-#elif defined(__has_feature)
-inline constexpr bool kShadowMemory =
-    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-inline constexpr bool kShadowMemory = false;
-#endif
+inline constexpr bool kShadowMemory = test::kAddressSanitizer || test::kThreadSanitizer;
 
 class NativeCpu {
  public:

@@ -50,7 +50,6 @@ class Keeper final : public host::PageOwner {
   }
   BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
     ++asked;
-    if (in_bring_back != nullptr) in_bring_back();
     if (answer != BringBack::kBack) return answer;
     if (!entry.from(place_of(page))) return BringBack::kRetry;
     empty(page);
@@ -66,11 +65,11 @@ class Keeper final : public host::PageOwner {
     return reinterpret_cast<u8*>((places_ + (reinterpret_cast<u64>(at) - first_.raw())).raw());
   }
 
-  bool refuses = false;
-  BringBack answer = BringBack::kBack;
-  void (*in_bring_back)() = nullptr;
+  // A touch that another thread serves orders nothing in the eyes of a sanitizer.
+  std::atomic<bool> refuses{false};
+  std::atomic<BringBack> answer{BringBack::kBack};
   std::atomic<u64> taken{0}, asked{0}, back{0}, discarded{0};
-  bool writable = false;
+  std::atomic<bool> writable{false};
 
  private:
   Hva place_of(const host::AbsentPage& page) const { return places_ + (page.at - first_); }
@@ -440,15 +439,18 @@ TEST_P(AbsentPages, WhatIsNotPrivateStays) {
 }
 
 TEST_P(AbsentPages, WritersLoseNothingWhileTheirPageIsTakenAndTouched) {
+  // Relaxed throughout: in an ordered access the thread sanitizer holds a lock of its own, which
+  // the handler of the fault wants too.
+  constexpr auto kRelaxed = std::memory_order_relaxed;
   auto* counters = reinterpret_cast<std::atomic<u64>*>(page(0));
-  for (int i = 0; i < 3; ++i) counters[i * 64] = 0;
+  for (int i = 0; i < 3; ++i) counters[i * 64].store(0, kRelaxed);
   std::atomic<bool> stop{false};
   u64 sums[3] = {};
   std::vector<std::thread> writers;
   for (int t = 0; t < 3; ++t) {
     writers.emplace_back([&, t] {
       while (!stop) {
-        counters[t * 64].fetch_add(1);
+        counters[t * 64].fetch_add(1, kRelaxed);
         ++sums[t];
       }
     });
@@ -461,7 +463,7 @@ TEST_P(AbsentPages, WritersLoseNothingWhileTheirPageIsTakenAndTouched) {
   }
   stop = true;
   for (auto& thread : writers) thread.join();
-  for (int t = 0; t < 3; ++t) EXPECT_EQ(sums[t], counters[t * 64].load());
+  for (int t = 0; t < 3; ++t) EXPECT_EQ(sums[t], counters[t * 64].load(kRelaxed));
   EXPECT_GT(taken, 10u);
 }
 

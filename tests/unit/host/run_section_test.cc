@@ -13,25 +13,26 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/sanitizers.h"
+
 namespace stagetwo::host {
 namespace {
 
 std::vector<int> delivered;
 
-// The thread sanitizer forbids what a careless handler does.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kCareless = false;
-#elif defined(__has_feature)
-constexpr bool kCareless = !__has_feature(thread_sanitizer);
-#else
-constexpr bool kCareless = true;
-#endif
+// What the thread sanitizer forbids a careless handler.
+constexpr bool kCareless = !test::kThreadSanitizer;
 
 // What the shim's wrapper does, with a client's handler that notes the value it was sent.
 void wrapper(int signal, siginfo_t* info, void* context) {
   if (record_signal(signal, info, context)) return;
   if (kCareless) errno = 1;
   delivered.push_back(info->si_code == SI_QUEUE ? info->si_value.sival_int : signal);
+}
+
+// The thread sanitizer keeps a signal that comes from elsewhere until a library call ends.
+void end_a_library_call() {
+  if (test::kThreadSanitizer) usleep(0);
 }
 
 u64 mask_of_thread() {
@@ -86,6 +87,7 @@ TEST_F(RunSectionTest, SignalInsideWaitsForLeave) {
   raise(SIGUSR1);
   EXPECT_TRUE(delivered.empty());
   section.leave();
+  end_a_library_call();
   EXPECT_EQ(delivered, std::vector<int>{SIGUSR1});
 }
 
@@ -120,6 +122,7 @@ TEST_F(RunSectionTest, SignalInsideEndsTheRun) {
     EXPECT_TRUE(delivered.empty());
   }
   section.leave();
+  end_a_library_call();
   EXPECT_EQ(delivered.size(), 1u);
 }
 
@@ -135,6 +138,9 @@ TEST_F(RunSectionTest, SignalBeforeTheRunEndsItAtOnce) {
 }
 
 TEST_F(RunSectionTest, NoSignalOfAFloodIsLost) {
+  if (test::kThreadSanitizer) {
+    GTEST_SKIP() << "of all signals with one number the thread sanitizer hands on the first";
+  }
   EngineSection section;
   for (int i = 0; i < 20; ++i) {
     sigval value{};
@@ -160,6 +166,7 @@ TEST_F(RunSectionTest, InnerSectionLeavesEverythingToTheOuterOne) {
     EXPECT_TRUE(in_engine());
   }
   outer.leave();
+  end_a_library_call();
   EXPECT_EQ(delivered.size(), 1u);
 }
 
@@ -218,6 +225,7 @@ TEST_F(RunSectionTest, SignalThatTheMaskBlocksWaitsWithoutEndingTheRun) {
   }
   EXPECT_TRUE(delivered.empty());
   section.leave();
+  end_a_library_call();
   EXPECT_EQ(delivered.size(), 1u);
 }
 
