@@ -54,6 +54,9 @@ class OwnerTable final : public TransitWatcher {
   bool take(PageKey key, const PageRecord& fresh);
   // A span whose touches are reported; forgotten when nothing is absent.
   [[nodiscard]] Result<void> note_watched(HvaRange span);
+  // Nothing of the range is ours to watch any more. True: something was. Pre: an OwnedChange that
+  // brings everything back is open over it.
+  bool stop_watching(HvaRange range);
 
   BringBack bring_back(PageKey key);
   // A touch reported by userfaultfd. Never waits for another thread of the table's.

@@ -161,6 +161,10 @@ class OwnedChange {
   OwnedChange* next_ = nullptr;  // of those open; under the table lock
 };
 
+// The client is about to watch `range` by a userfaultfd of its own, of which memory has one only.
+// Pre: an OwnedChange kMoves of the range is open. True: it was ours until now.
+bool stop_watching(HvaRange range);
+
 // fork: everything is brought back, and nothing is taken until after it.
 void owners_before_fork();
 void owners_after_fork_parent();

@@ -15,6 +15,7 @@
 #include "shim/next.h"
 #include "shim/paths.h"
 #include "shim/show.h"
+#include "shim/userfault_calls.h"
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
@@ -174,6 +175,9 @@ ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) 
 
 long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
   const bool letter = _IOC_TYPE(request) == kKvmLetter;
+  if (awake() && _IOC_TYPE(request) == kUserfaultLetter) {
+    return userfault_ioctl(fd, request, argument);
+  }
   struct ::stat behind{};
   if ((!awake() && !letter) || is_the_kernels(request) || !may_be_ours(fd, &behind)) {
     return next::ioctl(fd, request, argument);

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/userfault_calls.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+
+#include "host/access.h"
+#include "shim/announce.h"
+#include "shim/next.h"
+
+namespace stagetwo::shim {
+namespace {
+
+// Newer than Debian 12's headers.
+struct MoveRequest {
+  u64 to;
+  u64 from;
+  u64 size;
+  u64 mode;
+  s64 moved;
+};
+constexpr unsigned long kMove = _IOWR(UFFDIO, 0x05, MoveRequest);
+
+template <typename T>
+bool fetch(unsigned long at, T* to) {
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool read = host::read_struct(Hva(at), to);
+  section.leave();
+  return read;
+}
+
+template <typename F>
+int ring(u64 start, u64 size, host::EventKind kind, host::Announced what, F&& go_on) {
+  return announce(reinterpret_cast<const void*>(start), size, kind, what, static_cast<F&&>(go_on));
+}
+
+// A range that is ours becomes the client's, unless the kernel refuses for another reason.
+template <typename F>
+int give_way(u64 start, u64 size, F&& go_on) {
+  const auto range = host::pages_of(start, size);
+  if (!range || !host::owners_active()) return go_on();
+  host::EngineSection section(host::Touches::kNothing);
+  int result = 0;
+  {
+    const host::OwnedChange absent(*range, host::Announced::kMoves);
+    do {
+      result = go_on();
+    } while (result != 0 && errno == EBUSY && host::stop_watching(*range));
+  }
+  section.leave();
+  return result;
+}
+
+}  // namespace
+
+long userfault_ioctl(int fd, unsigned long request, unsigned long argument) {
+  const auto go_on = [&] { return next::ioctl(fd, request, argument); };
+  if (request == UFFDIO_WRITEPROTECT) {
+    uffdio_writeprotect asked{};
+    if (!fetch(argument, &asked) || (asked.mode & UFFDIO_WRITEPROTECT_MODE_WP) == 0) return go_on();
+    return ring(asked.range.start, asked.range.len, host::EventKind::kProtection,
+                host::Announced::kProtects, go_on);
+  }
+  if (request == kMove) {
+    MoveRequest asked{};
+    if (!fetch(argument, &asked)) return go_on();
+    return ring(asked.from, asked.size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
+  }
+  if (request == UFFDIO_REGISTER) {
+    uffdio_register asked{};
+    if (!fetch(argument, &asked)) return go_on();
+    return give_way(asked.range.start, asked.range.len, go_on);
+  }
+  return go_on();
+}
+
+}  // namespace stagetwo::shim
