@@ -32,7 +32,7 @@ void set_parameter(const char* name, const char* text) {
 class NxHugePages : public Machine {
  protected:
   void SetUp() override {
-    if (on_oracle()) GTEST_SKIP() << "skipped: a parameter of our own session";
+    if (on_oracle()) GTEST_SKIP() << "oracle: the parameter is of the engine's session";
     hugetlb::enable();
     set_parameter("nx_huge_pages", "force");
     set_parameter("nx_huge_pages_recovery_ratio", "1");

@@ -237,7 +237,7 @@ TEST_F(Vm, DirtyLogOfASlotThatDoesNotLogIsEnoent) {
   EXPECT_EQ(call(vm_, KVM_GET_DIRTY_LOG, kBadPointer), -EFAULT);
 }
 TEST_F(Vm, LaterFeaturesAreNotThere) {
-  if (on_oracle()) GTEST_SKIP() << "a real kernel may have them";
+  if (on_oracle()) GTEST_SKIP() << "oracle: a real kernel may have them";
   EXPECT_EQ(call(vm_, KVM_CREATE_GUEST_MEMFD, kBadPointer), -ENOTTY);
   EXPECT_EQ(call(vm_, KVM_SET_MEMORY_ATTRIBUTES, kBadPointer), -ENOTTY);
   EXPECT_EQ(call(vm_, KVM_MEMORY_ENCRYPT_OP, kBadPointer), -ENOTTY);

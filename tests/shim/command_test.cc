@@ -88,7 +88,9 @@ TEST(Run, WorksWhereTheMachineHasNoDevice) {
 }
 
 TEST(Run, WorksForAUserWithoutRights) {
-  if (geteuid() != 0) GTEST_SKIP() << "the whole run is such a user's";
+  if (geteuid() != 0)
+    GTEST_SKIP()
+        << "skipped: needs root (becoming a user without rights: this whole run is such a user's)";
   for (const char* which : {"identity", "every_open", "stats", "last_close"}) {
     const Outcome outcome =
         run_program({"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", tool(), "run",

@@ -229,7 +229,7 @@ class Fuzzer {
 };
 
 TEST(KvmIoctlFuzz, EveryRequestIsAnsweredAndEverythingIsGivenBack) {
-  if (on_oracle()) GTEST_SKIP() << "not on a kernel somebody needs";
+  if (on_oracle()) GTEST_SKIP() << "oracle: random requests may harm a kernel somebody needs";
   const u64 seed = stagetwo::test::announced_seed("KvmIoctlFuzz");
   sigset_t block;
   sigemptyset(&block);

@@ -50,6 +50,9 @@ class Text(unittest.TestCase):
             own_text(), r"\b(TODO|FIXME|XXX|HACK|[Nn]ot implemented|[Uu]nimplemented|[Ff]or now|[Ss]tub)\b",
             house.text))
 
+    def test_EverySkipHasAReason(self):
+        house.report(self, house.hits(house.code("tests"), r"GTEST_SKIP\(\)\s*;", house.text))
+
     def test_NoTextPointsOutsideTheRepository(self):
         house.report(self, house.hits(own_text(), r"\.\./shared|\.library\b|/work/", house.text))
 

@@ -33,7 +33,7 @@ class Faultin : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     ASSERT_TRUE(backstop::install());
-    if (!GetParam() && !has_populate()) GTEST_SKIP() << "skipped: this kernel has no MADV_POPULATE";
+    if (!GetParam() && !has_populate()) GTEST_SKIP() << "this kernel has no MADV_POPULATE";
     debug_without_populate(GetParam());
   }
   void TearDown() override { debug_without_populate(false); }
@@ -104,7 +104,7 @@ TEST_P(Faultin, BreaksCopyOnWriteForAWrite) {
 
 TEST_P(Faultin, AUserModeOnlyUserfaultfdIsServedByATouch) {
   const int uffd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
-  if (uffd < 0) GTEST_SKIP() << "skipped: userfaultfd is denied here";
+  if (uffd < 0) GTEST_SKIP() << "userfaultfd is denied here";
   uffdio_api api{};
   api.api = UFFD_API;
   ASSERT_EQ(0, ioctl(uffd, UFFDIO_API, &api));

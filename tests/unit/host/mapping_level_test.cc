@@ -71,18 +71,18 @@ TEST(MappingLevel, OfSmallPagesIsOne) {
 }
 
 TEST(MappingLevel, OfATransparentHugePageIsTwo) {
-  if (!has_transparent()) GTEST_SKIP() << "skipped: transparent huge pages are off";
+  if (!has_transparent()) GTEST_SKIP() << "transparent huge pages are off";
   Aligned memory;
   ASSERT_EQ(0, madvise(memory.at(), 2 * k2M, MADV_HUGEPAGE));
   memory.at()[0] = 1;
-  if (!smaps_sees_huge(memory.at())) GTEST_SKIP() << "skipped: the kernel had no huge page to give";
+  if (!smaps_sees_huge(memory.at())) GTEST_SKIP() << "the kernel had no huge page to give";
   EXPECT_EQ(2U, mapping_level(memory.hva()));
   EXPECT_EQ(2U, mapping_level(memory.hva(k2M - kPageSize))) << "anywhere in it";
   EXPECT_EQ(1U, mapping_level(memory.hva(k2M))) << "its neighbour is not touched yet";
 }
 
 TEST(MappingLevel, OfASplitHugePageIsOne) {
-  if (!has_transparent()) GTEST_SKIP() << "skipped: transparent huge pages are off";
+  if (!has_transparent()) GTEST_SKIP() << "transparent huge pages are off";
   Aligned memory;
   ASSERT_EQ(0, madvise(memory.at(), 2 * k2M, MADV_HUGEPAGE));
   memory.at()[0] = 1;
@@ -123,7 +123,7 @@ void expect_hugetlb(const char* size, int shift, unsigned level) {
   const u64 bytes = u64{1} << shift;
   void* const at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | shift << 26, -1, 0);
-  if (!pool.has_one() || at == MAP_FAILED) GTEST_SKIP() << "skipped: no huge page of that size";
+  if (!pool.has_one() || at == MAP_FAILED) GTEST_SKIP() << "no huge page of that size";
   static_cast<char*>(at)[0] = 1;
   EXPECT_EQ(level, mapping_level(Hva(reinterpret_cast<u64>(at))));
   EXPECT_EQ(level, mapping_level(Hva(reinterpret_cast<u64>(at) + bytes - kPageSize)));
@@ -161,11 +161,11 @@ TEST(MappingLevel, OfTheStandInIsWhatItRecordedAndAllOfItIsThere) {
 }
 
 TEST(MappingLevel, InAChildIsTheChilds) {
-  if (!has_transparent()) GTEST_SKIP() << "skipped: transparent huge pages are off";
+  if (!has_transparent()) GTEST_SKIP() << "transparent huge pages are off";
   Aligned memory;
   ASSERT_EQ(0, madvise(memory.at(), 2 * k2M, MADV_HUGEPAGE));
   memory.at()[0] = 1;
-  if (mapping_level(memory.hva()) != 2) GTEST_SKIP() << "skipped: no huge page to give";
+  if (mapping_level(memory.hva()) != 2) GTEST_SKIP() << "no huge page to give";
   const pid_t child = fork();
   if (child == 0) {
     after_fork_child();
