@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cli/engine.h"
+#include "cli/probe_engine.h"
 #include "cli/probes.h"
 
 namespace stagetwo::cli {
@@ -67,6 +68,8 @@ void print_json(const std::vector<Finding>& findings, bool works) {
 int doctor(const DoctorOptions& options) {
   std::vector<Finding> findings = {probe_engine()};
   for (Finding& f : probe_all()) findings.push_back(std::move(f));
+  findings.push_back(probe_libc(find_engine()));
+  findings.push_back(describe_unseen(findings));
   const bool works = std::none_of(findings.begin(), findings.end(), [](const Finding& f) {
     return f.required && f.verdict == Verdict::kNo;
   });

@@ -21,7 +21,8 @@
 namespace stagetwo::cli {
 namespace {
 
-constexpr int kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
+constexpr int kUserModeOnly = 1;             // UFFD_USER_MODE_ONLY
+constexpr unsigned kNewFromDevice = 0xAA00;  // USERFAULTFD_IOC_NEW
 constexpr long kSysMemfdSecret = 447;
 constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ
 constexpr int kPopulateWrite = 23;
@@ -85,7 +86,10 @@ std::string userfaultfd_features(int fd) {
 
 Finding probe_userfaultfd() {
   Finding f = finding("userfaultfd");
-  const Fd full(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  const Fd direct(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  const Fd device(direct ? -1 : open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  const Fd by_device(device ? ioctl(device.get(), kNewFromDevice, O_CLOEXEC | O_NONBLOCK) : -1);
+  const Fd& full = direct ? direct : by_device;
   if (full) {
     f.verdict = Verdict::kYes;
     f.detail = fmt::format("kernel-mode faults too, {}", userfaultfd_features(full.get()));
@@ -94,14 +98,38 @@ Finding probe_userfaultfd() {
   }
   const Fd user(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | kUserModeOnly));
   f.verdict = user ? Verdict::kLimited : Verdict::kNo;
-  f.detail = user ? fmt::format("user-mode faults only ({} otherwise)", full.why())
+  f.detail = user ? fmt::format("user-mode faults only ({} otherwise)", direct.why())
                   : fmt::format("userfaultfd: {}", user.why());
-  f.mechanism = user ? "touch of absent pages: userfaultfd, system calls on such pages fail once"
-                     : "touch of absent pages: PROT_NONE and a chained SIGSEGV handler";
+  f.mechanism =
+      user ? "touch of absent pages: userfaultfd; interposed calls bring their buffers back"
+           : "touch of absent pages: PROT_NONE and a chained SIGSEGV handler; interposed "
+             "calls bring their buffers back";
   f.advice =
       access("/dev/userfaultfd", F_OK) == 0
           ? "give this user access to /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1"
           : "sysctl vm.unprivileged_userfaultfd=1, and allow userfaultfd in the seccomp profile";
+  return f;
+}
+
+// A question of zeros is refused, but for another reason where it is known.
+bool knows_question(const char* path, unsigned long request) {
+  const Fd fd(open(path, O_RDONLY | O_CLOEXEC));
+  char zeros[256] = {};
+  return fd && (ioctl(fd.get(), request, zeros) == 0 || errno != ENOTTY);
+}
+
+Finding probe_page_maps() {
+  Finding f = finding("page_maps");
+  const bool scan = knows_question("/proc/self/pagemap", _IOWR('f', 16, char[96]));
+  const bool query = knows_question("/proc/self/maps", _IOWR('f', 17, char[104]));
+  f.verdict = scan && query ? Verdict::kYes : Verdict::kLimited;
+  f.detail = fmt::format("PAGEMAP_SCAN {}, PROCMAP_QUERY {}", scan ? "works" : "not supported",
+                         query ? "works" : "not supported");
+  f.mechanism = scan
+                    ? "zero pages and huge pages are told apart"
+                    : "a zero page looks like a shared one, transparent huge pages like small ones";
+  if (!query) f.mechanism += "; mappings are read from the text of /proc/self/maps";
+  if (f.verdict != Verdict::kYes) f.advice = "a kernel of 6.11 or later";
   return f;
 }
 
@@ -234,9 +262,9 @@ Finding probe_limits() {
 
 std::vector<Finding> probe_all() {
   std::vector<Finding> all;
-  for (auto* probe :
-       {probe_preload, probe_memfd, probe_userfaultfd, probe_populate, probe_membarrier, probe_rseq,
-        probe_fork_wipe, probe_memfd_secret, probe_hugepages, probe_real_kvm, probe_limits}) {
+  for (auto* probe : {probe_preload, probe_memfd, probe_userfaultfd, probe_populate,
+                      probe_page_maps, probe_membarrier, probe_rseq, probe_fork_wipe,
+                      probe_memfd_secret, probe_hugepages, probe_real_kvm, probe_limits}) {
     all.push_back(probe());
   }
   return all;

@@ -345,10 +345,33 @@ TEST(Doctor, AnswersForEveryQuestion) {
   EXPECT_TRUE(report["works"].get<bool>());
   std::set<std::string> names;
   for (const auto& finding : report["findings"]) names.insert(finding["name"]);
-  for (const char* name : {"engine", "proc", "memfd", "userfaultfd", "populate", "membarrier",
-                           "rseq", "memfd_secret", "hugepages", "real_kvm"}) {
+  for (const char* name :
+       {"engine", "proc", "memfd", "userfaultfd", "populate", "membarrier", "rseq", "memfd_secret",
+        "hugepages", "real_kvm", "page_maps", "libc", "unseen"}) {
     EXPECT_TRUE(names.contains(name)) << name;
   }
+}
+
+nlohmann::json finding_of(const Outcome& outcome, const std::string& name) {
+  const auto report = nlohmann::json::parse(outcome.out);
+  for (const auto& finding : report["findings"]) {
+    if (finding["name"] == name) return finding;
+  }
+  return {};
+}
+
+TEST(Doctor, NamesWhatOfLibcIsSeen) {
+  const auto libc = finding_of(run_program({tool(), "doctor", "--json"}), "libc");
+  EXPECT_EQ(libc["verdict"], "yes");
+  EXPECT_EQ(libc["detail"], "its own calls seen: munmap mremap mprotect madvise mmap brk");
+}
+
+TEST(Doctor, ListsWhatIsNotSeenWhereUserfaultfdIsDenied) {
+  const Outcome outcome = run_program({program("denied"), tool(), "doctor", "--json"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(finding_of(outcome, "userfaultfd")["verdict"], "no");
+  const std::string unseen = finding_of(outcome, "unseen")["detail"];
+  EXPECT_NE(unseen.find("raw system calls, io_uring"), std::string::npos) << unseen;
 }
 
 TEST(Doctor, ReadsAsText) {

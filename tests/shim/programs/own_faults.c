@@ -2,19 +2,16 @@
 // A program that watches its own memory, by a userfaultfd or by a handler of SIGSEGV, lends the
 // very same pages to a guest and to a device. What it would see on a real machine, it sees.
 #define _GNU_SOURCE
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <linux/types.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stddef.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "abi/hmm/uapi.h"
+#include "deny.h"
 #include "lent.h"
 
 // Newer than some headers.
@@ -274,22 +271,6 @@ static void collects_device_memory(void) {
   REQUIRE(barriers == kTouched);
 }
 
-// As a container's filter does, by either of its two doors.
-static void deny_userfaultfd(void) {
-  enum { kNewFromDevice = 0xAA00 };
-  struct sock_filter filter[] = {
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 3, 0),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3),
-      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kNewFromDevice, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-  };
-  const struct sock_fprog program = {.len = sizeof filter / sizeof filter[0], .filter = filter};
-  REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-  REQUIRE(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
-}
 static void collects_device_memory_without_userfaultfd(void) {
   deny_userfaultfd();
   collects_device_memory();
