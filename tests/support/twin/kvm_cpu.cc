@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 namespace stagetwo::twin {
 namespace {
@@ -113,9 +115,46 @@ bool KvmCpu::set_up_vcpu(std::string* reason) {
     std::memcpy(&e, &cpuid[8 + i * sizeof e], sizeof e);
     cpuid_.push_back({e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx});
   }
-  if (reset()) return true;
-  *reason = std::string("KVM_SET_SREGS: ") + std::strerror(errno);
+  if (!reset()) {
+    *reason = std::string("KVM_SET_SREGS: ") + std::strerror(errno);
+    return false;
+  }
+  if (touch_everything()) return true;
+  *reason = "the guest does not run";
   return false;
+}
+
+// Of the first touch of a page a device (PVM) may make an emulation, by an emulator that does not
+// know every instruction: no sequence has the first touch.
+bool KvmCpu::touch_everything() {
+  std::vector<u8> code;
+  const auto put = [&](std::initializer_list<u8> bytes) { code.insert(code.end(), bytes); };
+  const auto load_rax = [&](u64 value) {
+    put({0x48, 0xb8});
+    for (unsigned i = 0; i < 8; ++i) code.push_back(static_cast<u8>(value >> 8 * i));
+  };
+  constexpr std::pair<u64, u64> kAreas[] = {{kScratch, kScratchSize}, {kStack, kStackSize}};
+  for (const auto& [start, size] : kAreas) {
+    for (u64 at = 0; at < size; at += 0x1000) {
+      load_rax(start + at);
+      put({0x8a, 0x18, 0x88, 0x18});  // mov bl, [rax]; mov [rax], bl
+    }
+  }
+  for (u64 at = 0; at < kCodeSize; at += 0x1000) {
+    load_rax(kCode + at);
+    put({0x8a, 0x18});
+  }
+  load_rax(kExit);
+  put({0xff, 0xe0});  // jmp rax
+  std::memcpy(world_->code().data(), code.data(), code.size());
+  CpuImage start;
+  start.rip = kCode;
+  start.gpr[vcpu::kRsp] = kStack + kStackSize;
+  CpuEnd end;
+  std::string what;
+  const bool ran = run(start, 3, &end, &what) && end.vector < 0;
+  std::memset(world_->code().data(), 0, code.size());  // sequences read there, too
+  return ran;
 }
 
 bool KvmCpu::reset() {

@@ -41,6 +41,7 @@ class KvmCpu {
  private:
   [[nodiscard]] bool set_up_vcpu(std::string* reason);
   [[nodiscard]] bool reset();
+  [[nodiscard]] bool touch_everything();
   [[nodiscard]] bool enter(const CpuImage& start, unsigned cpl);
   [[nodiscard]] bool read(CpuImage* image);
   [[nodiscard]] bool finish(CpuEnd* end, std::string* what);
