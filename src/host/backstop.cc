@@ -67,7 +67,7 @@ struct Range {
 
 constinit sync::Mutex actions{sync::Rank::kLeaf};
 constinit ClientAction client_actions[2];
-constinit sync::Atomic<u32> installed{0};
+constinit sync::Atomic<u32> is_installed{0};
 constinit Range ranges[kMaxCodeRanges];
 constinit sync::Atomic<u64> fixed{0};
 // Written by the handler on the thread it belongs to.
@@ -178,21 +178,21 @@ u64 fixup_in_ranges(u64 pc) {
 
 Result<void> install() {
   const sync::MutexGuard guard(actions);
-  if (installed.load() != 0) return {};
+  if (is_installed.load() != 0) return {};
   for (const int signal : {SIGSEGV, SIGBUS}) {
     KernelAction theirs{};
     ST_TRY(set_kernel_action(signal, nullptr, &theirs));
     remember(*client_of(signal), theirs);
     ST_TRY(put_ours(signal, theirs));
   }
-  installed.store(1);
+  is_installed.store(1);
   return {};
 }
 
 Result<void> exchange_client_action(int signal, const struct sigaction* set,
                                     struct sigaction* old) {
   ClientAction* client = client_of(signal);
-  if (client == nullptr || installed.load() == 0) return refuse(EINVAL);
+  if (client == nullptr || is_installed.load() == 0) return refuse(EINVAL);
   const sync::MutexGuard guard(actions);
   const KernelAction before = snapshot(*client);
   if (set != nullptr) {
@@ -214,6 +214,10 @@ Result<void> exchange_client_action(int signal, const struct sigaction* set,
     __builtin_memcpy(&old->sa_mask, &before.mask, sizeof(before.mask));
   }
   return {};
+}
+
+bool installed() {
+  return is_installed.load(sync::kRelaxed) != 0;
 }
 
 bool handle(int signal, const siginfo_t* info, void* ucontext) {

@@ -26,6 +26,9 @@ namespace stagetwo::host::backstop {
 // emulated path; until then the client's actions are untouched. Failure: the kernel's errno.
 [[nodiscard]] Result<void> install();
 
+// Has install() succeeded? A relaxed load.
+[[nodiscard]] bool installed();
+
 // What the wrapped sigaction() of the client does for SIGSEGV and SIGBUS: remembers `set` (if not
 // null) as the client's action and reports the previous one in *old (if not null).
 // Failure: EINVAL for another signal or before install(); the kernel's errno.

@@ -6,6 +6,7 @@
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/access.h"
+#include "host/backstop.h"
 #include "host/page_owner.h"
 #include "sync/atomic.h"
 
@@ -19,7 +20,10 @@
 //   user-mode-only userfaultfd         EFAULT       touched: the resolver fills it, success
 //   poisoned                           EHWPOISON    EHWPOISON
 //
-// The touch is a guarded load, or an atomic add of nothing: it changes no byte for any observer.
+// The touch is a guarded load, or an atomic add of nothing: it changes no byte for any observer. It
+// succeeds where POPULATE does (one page, no more), so whoever may take a signal touches first and
+// asks the kernel about failures only; a page that an owner hides behind PROT_NONE is left to the
+// kernel's answer, and so is a process whose backstop is not there yet.
 
 #if !defined(MADV_POPULATE_READ)
 #define MADV_POPULATE_READ 22
@@ -75,8 +79,18 @@ void debug_without_populate(bool without) {
 
 namespace {
 
-Result<void> ask_kernel(Hva page, Access access) {
+bool may_touch_first(Ask first) {
+  return first == Ask::kTouch && backstop::installed() && !kernel_meets_hidden_pages();
+}
+
+Result<void> ask(Hva page, Access access, Ask first) {
   if (!has_populate()) return touch(page, access);
+  if (may_touch_first(first)) {
+    const Result<void> touched = touch(page, access);
+    trace::emit(trace::Event::st_faultin, trace::Room::host, page.raw(), static_cast<u64>(access),
+                static_cast<u64>(touched ? 0 : to_int(touched.error())));
+    if (touched || to_int(touched.error()) == EHWPOISON) return touched;
+  }
   const int error = populate(page, access);
   trace::emit(trace::Event::st_faultin, trace::Room::host, page.raw(), static_cast<u64>(access),
               static_cast<u64>(error));
@@ -88,7 +102,7 @@ Result<void> ask_kernel(Hva page, Access access) {
 
 }  // namespace
 
-Result<void> faultin(Hva page, Access access) {
+Result<void> faultin(Hva page, Access access, Ask first) {
   trace::enter_room(trace::Room::host, 7, page.raw());
   if (!is_user_range(page, kPageSize)) return refuse(EFAULT);
   // Owners first: the kernel would ask them through a signal or another thread, and not at all
@@ -97,7 +111,7 @@ Result<void> faultin(Hva page, Access access) {
   for (int asked = 0;; ++asked) {
     const u64 turn = owners_turn();
     if (bring_back(page) == BringBack::kLost) return refuse(EFAULT);
-    const Result<void> done = ask_kernel(page, access);
+    const Result<void> done = ask(page, access, first);
     if (done || to_int(done.error()) == EHWPOISON || !kernel_meets_hidden_pages()) return done;
     if (asked == kMaxAsks || (owners_turn() == turn && !is_absent(page))) return done;
   }

@@ -11,13 +11,20 @@
 
 #include "addr/addr.h"
 #include "base/result.h"
+#include "base/types.h"
 
 namespace stagetwo::host {
+
+// Who is asked first. kKernel: MADV_POPULATE, an errno and never a signal. kTouch: the processor, by
+// a guarded access; a page that is there costs no system call then, a new one costs what the host's
+// own first touch costs, and only a refusal is dearer (a signal, and then the kernel is asked for
+// its errno). Pre of kTouch: SIGSEGV and SIGBUS are not blocked (host/run_section.h).
+enum class Ask : u8 { kKernel, kTouch };
 
 // Post: on success `page` was present and permitted `access` at some moment during the call.
 // Failure: EFAULT (no mapping, no permission, beyond the end of a file), EHWPOISON. The kernel's
 // own answers of MADV_POPULATE (ENOMEM, EINVAL, EFAULT) are all EFAULT here, as KVM's are.
-[[nodiscard]] Result<void> faultin(Hva page, Access access);
+[[nodiscard]] Result<void> faultin(Hva page, Access access, Ask first = Ask::kKernel);
 
 // Is MADV_POPULATE_READ/WRITE there (Linux 5.14)? Without it a guarded touch stands in.
 [[nodiscard]] bool has_populate();

@@ -125,7 +125,7 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
   }
   if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   if (populated != nullptr) populated->raise();
-  const Result<void> present = host::faultin(fault.page, fault.access);
+  const Result<void> present = host::faultin(fault.page, fault.access, host::Ask::kTouch);
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
     return FaultOutcome::kRetry;

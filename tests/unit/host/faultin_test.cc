@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Goal: the answer for every situation a page can be in (the table in host/faultin.cc), with the
-// kernel's MADV_POPULATE and without it.
+// kernel's MADV_POPULATE, without it, and with a touch before it.
 #include "host/faultin.h"
 
 #include <fcntl.h>
@@ -29,16 +29,20 @@ int errno_of(const Result<void>& result) {
   return result ? 0 : to_int(result.error());
 }
 
-class Faultin : public testing::TestWithParam<bool> {
+enum class Way : u8 { kPopulate, kTouchOnly, kTouchFirst };
+
+class Faultin : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
     ASSERT_TRUE(backstop::install());
-    if (!GetParam() && !has_populate()) GTEST_SKIP() << "this kernel has no MADV_POPULATE";
-    debug_without_populate(GetParam());
+    const bool without = GetParam() == Way::kTouchOnly;
+    if (!without && !has_populate()) GTEST_SKIP() << "this kernel has no MADV_POPULATE";
+    debug_without_populate(without);
   }
   void TearDown() override { debug_without_populate(false); }
-  static int read(u64 address) { return errno_of(faultin(Hva(address), Access::kRead)); }
-  static int write(u64 address) { return errno_of(faultin(Hva(address), Access::kWrite)); }
+  static Ask first() { return GetParam() == Way::kTouchFirst ? Ask::kTouch : Ask::kKernel; }
+  static int read(u64 address) { return errno_of(faultin(Hva(address), Access::kRead, first())); }
+  static int write(u64 address) { return errno_of(faultin(Hva(address), Access::kWrite, first())); }
 };
 
 bool resident(void* page) {
@@ -130,9 +134,32 @@ TEST_P(Faultin, AUserModeOnlyUserfaultfdIsServedByATouch) {
   close(uffd);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernel, Faultin, testing::Bool(), [](const auto& variant) {
-  return variant.param ? std::string("WithoutPopulate") : std::string("WithPopulate");
-});
+// Neither way makes a page present that was not asked for: the client can see that (mincore).
+TEST_P(Faultin, LeavesTheNeighboursAbsent) {
+  test::GuardedPages pages(16);
+  for (unsigned page = 0; page < 8; ++page) EXPECT_EQ(0, write(pages.address() + page * 4096));
+  for (unsigned page = 8; page < 16; ++page) EXPECT_FALSE(resident(pages.bytes_at(page * 4096)));
+}
+
+TEST_P(Faultin, AReadOfMemoryNeverWrittenTakesNoPageOfItsOwn) {
+  test::GuardedPages pages(1);
+  EXPECT_EQ(0, read(pages.address()));
+  const int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  u64 entry = 0;
+  ASSERT_EQ(8, pread(fd, &entry, 8, static_cast<off_t>(pages.address() / 4096 * 8)));
+  close(fd);
+  EXPECT_NE(0U, entry >> 63);
+  EXPECT_EQ(0U, entry >> 56 & 1);  // the page of zeros is nobody's alone
+}
+
+std::string name_of(const testing::TestParamInfo<Way>& way) {
+  return way.param == Way::kPopulate    ? "WithPopulate"
+         : way.param == Way::kTouchOnly ? "WithoutPopulate"
+                                        : "TouchedFirst";
+}
+INSTANTIATE_TEST_SUITE_P(Kernel, Faultin,
+                         testing::Values(Way::kPopulate, Way::kTouchOnly, Way::kTouchFirst),
+                         name_of);
 
 }  // namespace
 }  // namespace stagetwo::host
