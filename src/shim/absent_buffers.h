@@ -3,42 +3,127 @@
 
 // System calls on buffers with absent pages (host/page_owner.h). Usually the kernel's own touch
 // waits like any other. Where it cannot be held back (userfaultfd for user mode only, or none at
-// all) it would answer EFAULT, so that the pages are brought back first.
+// all) it would answer EFAULT, and what it had taken off a socket would be lost. There the pages
+// are held (host/held_pages.h) for as long as the call lasts, and brought back first.
 //
-// Context: the client's thread. errno is the call's.
+//   with_buffers([&](Buffers& b) { b.bytes(to, size).value(length); }, [&] { return recv(…); });
+//
+// Context: the client's thread. errno is the call's. A call that is left by siglongjmp or by the
+// thread's end leaves its hold to host/held_pages.h.
 
 #include <errno.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include <type_traits>
+
+#include "host/held_pages.h"
 #include "host/page_owner.h"
+#include "host/run_section.h"
 
 namespace stagetwo::shim {
 
-// Brings back what is absent of it; answers how many pages came.
-unsigned long fetch_buffer(const void* buffer, size_t size);
-unsigned long fetch_buffers(const iovec* parts, int count);
+// What a call hands to the kernel. Looked at twice: to hold, and to bring back what is held.
+// I1: nothing the client owns is written; what it points to is read by guarded accesses.
+class Buffers {
+ public:
+  Buffers& bytes(const void* at, u64 size);
+  template <typename T>
+  Buffers& value(const T* at) {
+    return bytes(at, at == nullptr ? 0 : sizeof(T));
+  }
+  template <typename T>
+  Buffers& array(const T* at, s64 count) {
+    return bytes(at, count <= 0 ? 0 : static_cast<u64>(count) * sizeof(T));
+  }
+  // As long as the word at `length` says.
+  Buffers& sized(const void* at, const socklen_t* length);
+  Buffers& address(const sockaddr* at, const socklen_t* length) { return sized(at, length); }
+  Buffers& text(const char* at);
+  Buffers& parts(const iovec* at, s64 count);
+  Buffers& parts(const iovec* at, int count) { return parts(at, s64{count}); }
+  Buffers& parts(const iovec* at, unsigned long count) {
+    return parts(at, count > kMostParts ? kMostParts : static_cast<s64>(count));
+  }
+  Buffers& message(const msghdr* at);
+  Buffers& messages(const mmsghdr* at, u64 count);
 
-// A page may be taken again before the kernel gets there: EFAULT after which pages came back is
-// none of the client's.
-template <typename Fetch, typename F>
-ssize_t call_with(Fetch&& fetch, F&& call) {
-  if (!host::kernel_meets_hidden_pages()) [[likely]]
-    return call();
-  fetch();
+  // How many pages came back in the last look.
+  [[nodiscard]] u64 fetched() const { return fetched_; }
+  // Nothing more can be taken away until the end of the call.
+  [[nodiscard]] bool all_held() const;
+
+  template <typename Describe>
+  void look(Describe&& describe) {
+    begin(false);
+    describe(*this);
+    hold();
+    begin(true);
+    describe(*this);
+  }
+
+ private:
+  // Further ranges share the last place, which then is the hull of theirs.
+  static constexpr unsigned kPlaces = 8;
+  static constexpr s64 kMostParts = 1024;  // the kernel takes no more
+
+  void begin(bool fetching);
+  void hold();
+  void add(const void* at, u64 size);
+
+  host::HeldPages held_[kPlaces];
+  HvaRange ranges_[kPlaces];
+  unsigned used_ = 0;
+  bool fetching_ = false;
+  u64 fetched_ = 0;
+};
+
+template <typename T>
+bool met_a_hidden_page(const T& result) {
+  if constexpr (std::is_pointer_v<T>) {
+    return result == nullptr && errno == EFAULT;
+  } else {
+    return result == static_cast<T>(-1) && errno == EFAULT;
+  }
+}
+
+// The long way, with handlers of the client only where nothing of it is half done.
+template <typename Describe>
+u64 look_at(Buffers& buffers, Describe&& describe) {
+  const int error = errno;
+  host::EngineSection section(host::Touches::kClientMemory);
+  buffers.look(describe);
+  section.leave();
+  errno = error;
+  return buffers.fetched();
+}
+
+// Without memory for a hold, or when the first page of all was taken during the call, EFAULT may be
+// none of the client's: then what came back since is tried again.
+template <typename Describe, typename F>
+auto with_buffers(Describe&& describe, F&& call) {
+  if (!host::kernel_meets_hidden_pages()) [[likely]] {
+    auto result = call();
+    if (!met_a_hidden_page(result) || !host::kernel_meets_hidden_pages()) [[likely]]
+      return result;
+  }
+  Buffers buffers;
+  look_at(buffers, describe);
   for (;;) {
-    const ssize_t result = call();
-    if (result >= 0 || errno != EFAULT || fetch() == 0) return result;
+    auto result = call();
+    if (!met_a_hidden_page(result) || buffers.all_held()) return result;
+    if (look_at(buffers, describe) == 0) return result;
   }
 }
 
 template <typename F>
-ssize_t with_buffer(const void* buffer, size_t size, F&& call) {
-  return call_with([&] { return fetch_buffer(buffer, size); }, call);
+auto with_buffer(const void* at, size_t size, F&& call) {
+  return with_buffers([&](Buffers& buffers) { buffers.bytes(at, size); }, call);
 }
 template <typename F>
-ssize_t with_buffers(const iovec* parts, int count, F&& call) {
-  return call_with([&] { return fetch_buffers(parts, count); }, call);
+auto with_parts(const iovec* parts, int count, F&& call) {
+  return with_buffers([&](Buffers& buffers) { buffers.parts(parts, count); }, call);
 }
 
 }  // namespace stagetwo::shim

@@ -238,28 +238,28 @@ ST_ENTRY ssize_t readv(int fd, const iovec* parts, int count) {
   ST_VIRTUAL_IO(fd, Io::kRead, parts, count, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr)
              ? -1
-             : shim::with_buffers(parts, count, [&] { return next::readv(fd, parts, count); });
+             : shim::with_parts(parts, count, [&] { return next::readv(fd, parts, count); });
 }
 ST_ENTRY ssize_t writev(int fd, const iovec* parts, int count) {
   ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, nullptr);
   return shim::io_refused(fd, Io::kWrite, nullptr)
              ? -1
-             : shim::with_buffers(parts, count, [&] { return next::writev(fd, parts, count); });
+             : shim::with_parts(parts, count, [&] { return next::writev(fd, parts, count); });
 }
 ST_ENTRY ssize_t preadv(int fd, const iovec* parts, int count, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kRead, parts, count, &at);
   return shim::io_refused(fd, Io::kRead, &at)
              ? -1
-             : shim::with_buffers(parts, count, [&] { return next::preadv(fd, parts, count, at); });
+             : shim::with_parts(parts, count, [&] { return next::preadv(fd, parts, count, at); });
 }
 ST_ENTRY ssize_t preadv64(int fd, const iovec* parts, int count, off64_t at) {
   return preadv(fd, parts, count, at);
 }
 ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, &at);
-  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : shim::with_buffers(parts, count, [&] {
-    return next::pwritev(fd, parts, count, at);
-  });
+  return shim::io_refused(fd, Io::kWrite, &at)
+             ? -1
+             : shim::with_parts(parts, count, [&] { return next::pwritev(fd, parts, count, at); });
 }
 ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
   return pwritev(fd, parts, count, at);

@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "host/hugetlb_standin.h"
 #include "host/run_section.h"
+#include "shim/absent_buffers.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/paths.h"
@@ -33,8 +34,11 @@ Result<int> open_target(const Target& target, int flags) {
 }
 
 int call_next_open(int directory, const char* path, int flags, mode_t mode) {
-  return directory == AT_FDCWD ? next::open(path, flags, mode)
-                               : next::openat(directory, path, flags, mode);
+  return with_buffers([&](Buffers& buffers) { buffers.text(path); },
+                      [&] {
+                        return directory == AT_FDCWD ? next::open(path, flags, mode)
+                                                     : next::openat(directory, path, flags, mode);
+                      });
 }
 
 // The open flags of an fopen mode; what fopen itself refuses is left to it.
@@ -70,9 +74,25 @@ void correct(int fd, struct ::stat* said) {
 }
 
 int call_next_stat(int directory, const char* path, struct ::stat* out, int flags) {
-  if (directory == AT_FDCWD && flags == 0) return next::stat(path, out);
-  if (directory == AT_FDCWD && flags == AT_SYMLINK_NOFOLLOW) return next::lstat(path, out);
-  return next::fstatat(directory, path, out, flags);
+  return with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
+                      [&] {
+                        const bool here = directory == AT_FDCWD;
+                        if (here && flags == 0) return next::stat(path, out);
+                        if (here && flags == AT_SYMLINK_NOFOLLOW) return next::lstat(path, out);
+                        return next::fstatat(directory, path, out, flags);
+                      });
+}
+
+// Of other drivers: as large as the request says; of terminals and sockets, whose requests say
+// nothing, what the largest of their structs needs.
+int call_next_ioctl(int fd, unsigned long request, unsigned long argument) {
+  constexpr unsigned kTerminals = 'T';
+  constexpr unsigned kSockets = 0x89;
+  constexpr u64 kLargest = 64;
+  const unsigned type = _IOC_TYPE(request);
+  const u64 size = type == kTerminals || type == kSockets ? kLargest : _IOC_SIZE(request);
+  return with_buffer(reinterpret_cast<const void*>(argument), size,
+                     [&] { return next::ioctl(fd, request, argument); });
 }
 
 // hugetlbfs allocates whole pages that the range touches.
@@ -115,7 +135,7 @@ FILE* open_stream(const char* path, const char* mode) {
 
 int stat_at(int directory, const char* path, struct stat* out, int flags) {
   if (asks_about_descriptor(path, flags)) {
-    const int result = next::fstatat(directory, path, out, flags);
+    const int result = call_next_stat(directory, path, out, flags);
     if (result == 0) correct(directory, out);
     return result;
   }
@@ -130,7 +150,7 @@ int stat_at(int directory, const char* path, struct stat* out, int flags) {
 }
 
 int stat_fd(int fd, struct stat* out) {
-  const int result = next::fstat(fd, out);
+  const int result = with_buffer(out, sizeof(*out), [&] { return next::fstat(fd, out); });
   if (result == 0) correct(fd, out);
   return result;
 }
@@ -148,7 +168,8 @@ int statx_at(int directory, const char* path, int flags, unsigned mask, struct s
     to_statx(said, out);
     return 0;
   }
-  const int result = next::statx(directory, path, flags, mask, out);
+  const int result = with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
+                                  [&] { return next::statx(directory, path, flags, mask, out); });
   if (result == 0 && about_fd && awake() && may_be_ours(directory, &said)) {
     const nlink_t links = said.st_nlink;
     correct(directory, &said);
@@ -162,15 +183,23 @@ int access_at(int directory, const char* path, int mode, int flags) {
   if (target && !target.file.kernel_has_it()) {
     return static_cast<int>(as_libc(-access_refusal(target, mode, (flags & AT_EACCESS) != 0)));
   }
-  if (directory == AT_FDCWD && flags == 0) return next::access(path, mode);
-  if (directory == AT_FDCWD && flags == AT_EACCESS) return next::eaccess(path, mode);
-  return next::faccessat(directory, path, mode, flags);
+  return with_buffers([&](Buffers& buffers) { buffers.text(path); },
+                      [&] {
+                        const bool here = directory == AT_FDCWD;
+                        if (here && flags == 0) return next::access(path, mode);
+                        if (here && flags == AT_EACCESS) return next::eaccess(path, mode);
+                        return next::faccessat(directory, path, mode, flags);
+                      });
 }
 
 ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) {
   if (target_of(directory, path)) return as_libc(-EINVAL);
-  return directory == AT_FDCWD ? next::readlink(path, buffer, size)
-                               : next::readlinkat(directory, path, buffer, size);
+  return with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(buffer, size); },
+                      [&] {
+                        return directory == AT_FDCWD
+                                   ? next::readlink(path, buffer, size)
+                                   : next::readlinkat(directory, path, buffer, size);
+                      });
 }
 
 long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
@@ -180,7 +209,7 @@ long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
   }
   struct ::stat behind{};
   if ((!awake() && !letter) || is_the_kernels(request) || !may_be_ours(fd, &behind)) {
-    return next::ioctl(fd, request, argument);
+    return call_next_ioctl(fd, request, argument);
   }
   if (const auto woken = wake(); !woken) return as_libc(woken);
   host::EngineSection section(host::Touches::kClientMemory);
@@ -192,7 +221,7 @@ long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
     if (ours) answer = ref.foreign() ? -EIO : ref->ioctl(fd, request, argument);
   }
   section.leave();
-  return ours ? as_libc(answer) : next::ioctl(fd, request, argument);
+  return ours ? as_libc(answer) : call_next_ioctl(fd, request, argument);
 }
 
 bool io_refused(int fd, Io io, const off_t* offset) {

@@ -36,7 +36,7 @@ TEST(Object, NeedsLibcAndTheLoaderAlone) {
 
 // The names between "global:" and "local:".
 std::set<std::string> names_of_map() {
-  std::ifstream file(ST_SOURCE_DIR "/src/shim/exports.map");
+  std::ifstream file(ST_BINARY_DIR "/src/shim/exports.map");
   std::stringstream text;
   text << file.rdbuf();
   std::string all = text.str();

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The next functions behind shim/buffered_calls.def, where a line stands for a call and its
+// buffers.
+
+#include <mqueue.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/msg.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/sendfile.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/sysinfo.h>
+#include <sys/timerfd.h>
+#include <sys/times.h>
+#include <sys/utsname.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+
+#include "shim/next.h"
+
+namespace stagetwo::shim::next {
+
+#define ST_CALL(result, name, parameters, arguments, ...) \
+  extern constinit Next<result parameters> name;
+#include "shim/buffered_calls.def"
+#undef ST_CALL
+
+}  // namespace stagetwo::shim::next

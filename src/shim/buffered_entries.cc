@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// The entry points of shim/buffered_calls.def. Each has the name of libc's function as its symbol
+// and one of its own in C++, where libc's declarations promise things of the arguments.
+
+#include "shim/absent_buffers.h"
+#include "shim/buffered_calls.h"
+
+namespace shim = stagetwo::shim;
+
+#define ST_CALL(result, name, parameters, arguments, ...)                                      \
+  extern "C"                                                                                   \
+      __attribute__((visibility("default"))) result st_entry_##name parameters __asm__(#name); \
+  result st_entry_##name parameters {                                                          \
+    return shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },            \
+                              [&] { return shim::next::name arguments; });                     \
+  }
+#include "shim/buffered_calls.def"
+#undef ST_CALL

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// System calls on pages that a device has, as the machine is and where userfaultfd is denied
+// (programs/held_buffers.c).
+#include <gtest/gtest.h>
+
+#include "tests/shim/run_program.h"
+
+namespace stagetwo::test {
+namespace {
+
+void expect_case(const std::vector<std::string>& in_front, const std::string& name,
+                 const std::string& which) {
+  std::vector<std::string> command = in_front;
+  for (const std::string& word :
+       {tool(), std::string("run"), std::string("--"), program(name), which})
+    command.push_back(word);
+  const Outcome outcome = run_program(command);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(outcome.err, "");
+}
+void expect_where_denied(const std::string& name, const std::string& which) {
+  expect_case({program("denied")}, name, which);
+}
+void expect_in_both(const std::string& which) {
+  expect_case({}, "held_buffers", which);
+  expect_where_denied("held_buffers", which);
+}
+
+TEST(Buffers, OfCallsOnFilesAreBroughtBack) {
+  expect_in_both("files");
+}
+TEST(Buffers, OfCallsOnSocketsAreBroughtBack) {
+  expect_in_both("sockets");
+}
+TEST(Buffers, OfCallsThatWaitAreBroughtBack) {
+  expect_in_both("waiting");
+}
+TEST(Buffers, OfCallsThatAskAreBroughtBack) {
+  expect_in_both("asking");
+}
+TEST(Buffers, NoMessageIsLostWhileADeviceTakesThem) {
+  expect_in_both("nothing_is_lost");
+}
+TEST(Buffers, ACallThatIsJumpedOutOfLetsThemGo) {
+  expect_in_both("jumped_out_of");
+}
+TEST(Buffers, AreHeldWhileACallWaits) {
+  expect_where_denied("held_buffers", "held");
+}
+TEST(Buffers, OfRawCallsAreRefusedWhereUserfaultfdIsDenied) {
+  expect_where_denied("held_buffers", "raw_calls_are_refused");
+}
+
+TEST(Denied, ChangesAreSeen) {
+  for (const char* which : {"free_of_a_large_block", "free_of_device_memory", "trim_discards",
+                            "libcs_own_functions", "children_have_it_too", "raw_calls"}) {
+    expect_where_denied("changes", which);
+  }
+}
+TEST(Denied, MemoryIsTheGuestsAndThePrograms) {
+  for (const char* which : {"discard_and_remap", "move_away", "threads_write"}) {
+    expect_where_denied("memory", which);
+  }
+}
+
+}  // namespace
+}  // namespace stagetwo::test
