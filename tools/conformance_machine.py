@@ -10,6 +10,7 @@ tests/conformance/needs/SUITE.txt, one line a kind of run, the first that matche
     seconds=N      about how long, for the order: longest first (default 1)
     hugepages=N    2 MiB pages it maps with MAP_HUGETLB; runs that have any never run side by side
     kvm=NAME=VALUE,…   parameters of the module kvm, which the test's own script would write first
+    module=NAME.PARAMETER=VALUE,…   the same of other modules
     alone          nothing beside it, because it counts on both processors or measures time
     root           asks for root itself
     without=CAP    a capability it must not have, so that it sees the refusal: taken from it if we are root
@@ -37,6 +38,7 @@ class Needs:
     seconds: float = 1.0
     hugepages: int = 0
     kvm: str = ""
+    module: str = ""
     without: str = ""
     alone: bool = False
     root: bool = False
@@ -55,7 +57,7 @@ def read_needs(path):
         needs = Needs()
         for word in words.split():
             key, equals, value = word.partition("=")
-            kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "alone": bool,
+            kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "module": str, "alone": bool,
                     "root": bool, "without": str}.get(key)
             if not colon or kind is None or (kind is bool) == bool(equals):
                 sys.exit(f"{path}:{number}: not a line of needs: {line}")
@@ -70,7 +72,9 @@ def needs_of(table, title):
 
 def parameters_of(needs):
     """The options of `stagetwo run` for what the test's own script would write first."""
-    return [f"--param=kvm.{setting}" for setting in needs.kvm.split(",") if setting]
+    settings = [f"kvm.{setting}" for setting in needs.kvm.split(",") if setting]
+    settings += [setting for setting in needs.module.split(",") if setting]
+    return [f"--param={setting}" for setting in settings]
 
 
 def prefix_of(needs, is_root):

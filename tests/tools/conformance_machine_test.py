@@ -110,6 +110,9 @@ class Needs(unittest.TestCase):
         self.assertEqual([], machine.parameters_of(machine.Needs()))
         needs = self.read("a : kvm=first=1,second=20\n")[0][1]
         self.assertEqual(["--param=kvm.first=1", "--param=kvm.second=20"], machine.parameters_of(needs))
+        needs = machine.Needs(module="test_hmm.spm_addr_dev0=0x100,test_hmm.spm_addr_dev1=0x200")
+        self.assertEqual(["--param=test_hmm.spm_addr_dev0=0x100", "--param=test_hmm.spm_addr_dev1=0x200"],
+                         machine.parameters_of(needs))
 
     def test_ACapabilityIsTakenFromRootAlone(self):
         needs = self.read("a : without=sys_boot\n")[0][1]
