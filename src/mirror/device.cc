@@ -8,7 +8,7 @@
 #include "mirror/mirror.h"
 #include "sync/atomic.h"
 
-// A page on its way, against the device that reads it:
+// A page on its way back, against the device that reads it:
 //
 //   toucher (bring_back)                     | device (read, write)
 //   lock; settled = false; erase the entries;| lock; entry: copies from the place; unlock
@@ -29,15 +29,26 @@ u64 number_of(Hva at) {
   return at.raw() >> kPageShift;
 }
 
+// Pre: a place of an arena.
+void make_present(Hva place) {
+  auto* byte = reinterpret_cast<volatile u8*>(place.raw());
+  *byte = *byte;
+}
+
 }  // namespace
 
 Result<Device*> Device::get(unsigned unit) {
   Device* seen = devices[unit].load(sync::kAcquire);
   if (seen != nullptr && seen->process_ == process_stamp()) return seen;
-  Device* fresh = ST_TRY(make<Device>("mirror.device", process_stamp()));
+  Device* fresh = ST_TRY(make<Device>("mirror.device", process_stamp(), unit));
   if (devices[unit].compare_exchange(seen, fresh)) return fresh;
   destroy(fresh);  // another thread was faster
   return seen;
+}
+
+Device* Device::peek(unsigned unit) {
+  Device* seen = devices[unit].load();
+  return seen != nullptr && seen->process_ == process_stamp() ? seen : nullptr;
 }
 
 DevicePage* Device::find(Hva at) {
@@ -57,9 +68,14 @@ Result<void> Device::grow() {
   return {};
 }
 
-Result<Hva> Device::reserve_place(u64 page, const DevicePage& fresh) {
+Result<Hva> Device::reserve_place(u64 page, const DevicePage& fresh, bool will_reside) {
   const sync::MutexGuard guard(lock);
   if (free_.size() == 0) ST_TRY(grow());
+  if (will_reside) {
+    if (residents_.size() >= kCoherentPages) return refuse(ENOMEM);
+    ST_TRY(pages_.reserve(pages_.size() + 1));
+    ST_TRY(residents_.put(page, Resident::kComing));
+  }
   DevicePage* entry = ST_TRY(pages_.insert(page, fresh));
   entry->place = free_[free_.size() - 1];
   free_.pop_back();
@@ -69,6 +85,14 @@ Result<Hva> Device::reserve_place(u64 page, const DevicePage& fresh) {
 void Device::settle(u64 page) {
   const sync::MutexGuard guard(lock);
   pages_.find(page)->settled = true;
+}
+
+// Entries of the process's page go: whoever followed one under the lock would wait for a touch that
+// waits for the lock.
+void Device::arrive(Hva at) {
+  const sync::MutexGuard guard(lock);
+  pages_.find(number_of(at))->settled = true;
+  forget_entries(at);
 }
 
 void Device::forget_entries(Hva at) {
@@ -103,22 +127,30 @@ void Device::evict(bool with_exclusive) {
         }
       });
     }
-    if (count == 0) return;
+    if (count == 0) break;
     for (unsigned i = 0; i < count; ++i) static_cast<void>(host::bring_back(pages[i]));
   }
+  evict_residents();
+}
+
+bool Device::Taker::will_reside() const {
+  return purpose_ == Purpose::kMigrate && device_->coherent();
 }
 
 bool Device::Taker::take(const host::AbsentPage& page, host::PageExit& exit) {
   const u64 number = number_of(page.at);
+  if (!device_->may_take(page.at, purpose_)) return false;
   DevicePage fresh;
   fresh.writable = page.writable;
-  fresh.exclusive = exclusive_;
-  const auto place = device_->reserve_place(number, fresh);
+  fresh.exclusive = purpose_ == Purpose::kExclusive;
+  const auto place = device_->reserve_place(number, fresh, will_reside());
   if (!place) return false;
   if (exit.to(*place)) {
-    device_->settle(number);
+    if (purpose_ == Purpose::kSendHome) device_->forget_resident(number);
+    device_->arrive(page.at);
     return true;
   }
+  if (will_reside()) device_->forget_resident(number);
   device_->release(number);
   return false;
 }
@@ -133,10 +165,13 @@ host::BringBack Device::Taker::bring_back(const host::AbsentPage& page, host::Pa
     place = here->place;
     device_->forget_entries(page.at);
   }
+  // A page of zeros is none of the device's: it gets one.
+  if (will_reside()) make_present(place);
   if (!entry.from(place)) {
     device_->settle(number);
     return host::BringBack::kRetry;
   }
+  if (will_reside()) device_->make_resident(number);
   device_->release(number);
   return host::BringBack::kBack;
 }
@@ -147,6 +182,7 @@ void Device::Taker::discard(const host::AbsentPage& page) {
     device_->pages_.find(number_of(page.at))->settled = false;
     device_->forget_entries(page.at);
   }
+  if (will_reside()) device_->forget_resident(number_of(page.at));
   device_->release(number_of(page.at));
 }
 

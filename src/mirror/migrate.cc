@@ -34,8 +34,27 @@ Result<void> Mirror::map_taken(HvaRange range, bool exclusive, u64* mapped) {
   return {};
 }
 
+// Enters what is resident of the range, as a fault would, but asks for nothing else. A page that
+// changes meanwhile has no entry.
+Result<void> Mirror::map_resident(HvaRange range) {
+  for (Hva at = range.start(); at < range.end();) {
+    unsigned count = 0;
+    while (count < kMaxPages && at + u64{count} * kPageSize < range.end() &&
+           device_->is_resident(at + u64{count} * kPageSize)) {
+      ++count;
+    }
+    if (count != 0) {
+      const auto mapped = fault_chunk(at, count, false);
+      if (!mapped && to_int(mapped.error()) == ENOMEM) return mapped;
+    }
+    at += u64{std::max(count, 1u)} * kPageSize;
+  }
+  return {};
+}
+
 Result<void> Mirror::migrate_to_device(HvaRange range) {
   trace::enter_room(trace::Room::mirror, 2, range.start().raw());
+  if (device_->coherent()) return make_resident(range);
   const auto taken = host::take_away(range, &device_->migrated, this, host::Which::kAnonymous);
   u64 mapped = 0;
   ST_TRY(map_taken(range, false, &mapped));
@@ -43,15 +62,30 @@ Result<void> Mirror::migrate_to_device(HvaRange range) {
   return {};
 }
 
+Result<void> Mirror::make_resident(HvaRange range) {
+  const auto taken = host::take_away(range, &device_->migrated, this, host::Which::kAnonymous);
+  device_->put_back(range);
+  ST_TRY(map_resident(range));
+  if (!taken) return refuse(taken.error());
+  return {};
+}
+
 Result<u64> Mirror::migrate_to_system(HvaRange range) {
   u64 moved = 0;
-  host::Mapping mapping;
-  for (Hva at = range.start(); at < range.end(); at += kPageSize) {
-    if (!mapping.range.contains(at)) {
-      const auto found = host::mapping_at(at);
-      if (!found || !found->prot.read || found->page_size != kPageSize) return refuse(EINVAL);
-      mapping = *found;
-    }
+  for (Hva at = range.start(); at < range.end();) {
+    const auto mapping = host::mapping_at(at);
+    if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
+    const Hva end = std::min(range.end(), mapping->range.end());
+    moved += send_home(HvaRange(at, end - at));
+    at = end;
+  }
+  return moved;
+}
+
+u64 Mirror::send_home(HvaRange piece) {
+  if (device_->coherent()) return device_->send_home(piece, this);
+  u64 moved = 0;
+  for (Hva at = piece.start(); at < piece.end(); at += kPageSize) {
     bool here = false;
     {
       const sync::MutexGuard guard(device_->lock);

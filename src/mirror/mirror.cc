@@ -64,6 +64,7 @@ Mirror::~Mirror() {
 bool Mirror::invalidate_range_start(const host::InvalidateEvent& event) {
   trace::enter_room(trace::Room::mirror, 5, event.range.start().raw());
   gate_.begin(number_of(event.range.start()), number_of(event.range.end() - 1));
+  device_->begin_loss(event);
   const sync::MutexGuard guard(device_->lock);
   if (event.owner != this) {
     erase_entries(event.range);
@@ -78,6 +79,7 @@ void Mirror::invalidate_range_end(const host::InvalidateEvent& event) {
     const sync::MutexGuard guard(device_->lock);
     for_entries(event.range, [](Hva, Entry& entry) { entry.suspended = false; });
   }
+  device_->end_loss(event);
   gate_.end();
 }
 
@@ -106,7 +108,7 @@ bool Mirror::changed(sync::InvalidationGate::Snapshot seen, Hva first, unsigned 
 
 // Pre: its mapping may be read.
 Result<Mirror::Entry> Mirror::look_up_page(Hva at, bool write, bool may_write) {
-  {
+  if (!device_->coherent()) {
     const sync::MutexGuard guard(device_->lock);
     const DevicePage* here = device_->find(at);
     if (here != nullptr && !here->exclusive) {

@@ -35,7 +35,14 @@ struct Transfer {
 
 // What the page table of the process shows of a page.
 struct PageView {
-  enum class Where : u8 { kError, kNothing, kSystem, kThisDevice } where = Where::kError;
+  enum class Where : u8 {
+    kError,
+    kNothing,
+    kSystem,
+    kThisDevice,    // in memory the processor cannot reach
+    kResidentHere,  // in this device's memory, and mapped
+    kResidentElsewhere,
+  } where = Where::kError;
   bool writable = false;
   bool zero = false;
   unsigned level = 1;  // of the entry: 1 is 4 KiB, 2 is 2 MiB, 3 is 1 GiB
@@ -104,6 +111,9 @@ class Mirror final : public host::MmuNotifier {
   template <typename Copy>
   Result<void> transfer(Hva first, u64 pages, Access access, Transfer* done, Copy&& copy);
   Result<void> map_taken(HvaRange range, bool exclusive, u64* mapped);
+  Result<void> make_resident(HvaRange range);
+  Result<void> map_resident(HvaRange range);
+  u64 send_home(HvaRange piece);
   Result<void> view_chunk(Hva first, unsigned count, PageView* out);
   template <typename F>
   void for_entries(HvaRange range, F&& fn) TA_REQ(device_ -> lock);

@@ -6,6 +6,7 @@
 #include "host/mapping_level.h"
 #include "host/process_map.h"
 #include "mirror/mirror.h"
+#include "sync/futex.h"
 
 namespace stagetwo::mirror {
 namespace {
@@ -43,19 +44,33 @@ Result<void> Mirror::view_chunk(Hva first, unsigned count, PageView* out) {
     {
       const sync::MutexGuard guard(device_->lock);
       const DevicePage* here = device_->find(at);
-      if (here != nullptr && !here->exclusive) {
+      if (here != nullptr && !here->exclusive && !device_->coherent()) {
         out[i].where = PageView::Where::kThisDevice;
         out[i].writable = here->writable;
         continue;
       }
       elsewhere = here != nullptr;
     }
+    const Device::Residence residence = Device::residence_of(at);
+    // Half way: the page table says neither.
+    if (residence.coming) return refuse(EBUSY);
     // Another device's page, or an exclusive one, is an entry without access.
     if (elsewhere || host::is_absent(at)) {
       out[i].where = PageView::Where::kNothing;
-    } else {
-      out[i] = view_of(at, states[i], mapping);
+      continue;
     }
+    out[i] = view_of(at, states[i], mapping);
+    if (residence.device == nullptr) continue;
+    if (!states[i].present) {
+      host::PageState now;
+      // Nobody told of the unmap. The first look may have been before the page came.
+      const bool gone = host::page_states(at, 1, &now) && !now.present && !now.swapped;
+      if (gone) residence.device->forget_resident(at.raw() >> kPageShift);
+      continue;
+    }
+    out[i].where = residence.device == device_ ? PageView::Where::kResidentHere
+                                               : PageView::Where::kResidentElsewhere;
+    out[i].level = 1;
   }
   return {};
 }
@@ -64,7 +79,12 @@ Result<void> Mirror::snapshot(Hva first, unsigned count, PageView* out) {
   const u64 end = sys::monotonic_ns() + kSnapshotTimeoutNs;
   while (sys::monotonic_ns() < end) {
     const auto seen = gate_.snapshot();
-    ST_TRY(view_chunk(first, count, out));
+    const auto viewed = view_chunk(first, count, out);
+    if (!viewed && to_int(viewed.error()) == EBUSY) {
+      sync::yield_thread();
+      continue;
+    }
+    ST_TRY(viewed);
     const sync::MutexGuard guard(device_->lock);
     if (!changed(seen, first, count)) return {};
   }

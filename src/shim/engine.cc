@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "abi/hmm/hmm.h"
 #include "abi/kvm/kvm.h"
 #include "base/sys.h"
 #include "host/backstop.h"
@@ -28,8 +29,14 @@ sync::Atomic<bool> is_awake{false};
 // A child has no page owners: what they hold comes back first (host/page_owner.h).
 void before_fork() {
   host::EngineSection section(host::Touches::kNothing);
+  abi_hmm::before_fork();
   host::owners_before_fork();
   section.leave();
+}
+
+void after_fork_in_parent() {
+  host::owners_after_fork_parent();
+  abi_hmm::after_fork_parent();
 }
 
 // What another thread of the parent was in the middle of is gone; its memory is not ours to finish.
@@ -37,6 +44,7 @@ void after_fork_in_child() {
   host::descriptors_after_fork_child();
   host::run_sections_after_fork_child();
   host::after_fork_child();
+  abi_hmm::after_fork_child();
   signals_after_fork_child();
 }
 
@@ -76,7 +84,7 @@ Result<void> wake() {
   host::set_attacher(abi_kvm::attach);
   ST_TRY(host::backstop::install());
   wrap_signals();
-  if (pthread_atfork(before_fork, host::owners_after_fork_parent, after_fork_in_child) != 0) {
+  if (pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
     return refuse(ENOMEM);
   }
   see_libc_calls();

@@ -23,11 +23,18 @@ template <u32 unit>
 Result<int> open_hmm(int flags) {
   return abi_hmm::open_device(unit, flags);
 }
+template <u32 unit>
+bool has_hmm() {
+  enter_session();
+  return abi_hmm::has_unit(unit);
+}
 
 constexpr std::array kDevices = {
     Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
     Device{"/dev/hmm_dmirror0", abi_hmm::kMajor, 0, open_hmm<0>},
     Device{"/dev/hmm_dmirror1", abi_hmm::kMajor, 1, open_hmm<1>},
+    Device{"/dev/hmm_dmirror2", abi_hmm::kMajor, 2, open_hmm<2>, has_hmm<2>},
+    Device{"/dev/hmm_dmirror3", abi_hmm::kMajor, 3, open_hmm<3>, has_hmm<3>},
     Device{"/sys/kernel/debug/gup_test", 0, 0, abi_hmm::open_gup_test},
 };
 constexpr std::string_view kModules = "/sys/module/";
@@ -119,7 +126,7 @@ bool is_module_directory(std::string_view below) {
 Target target_named(std::string_view name) {
   Target target;
   for (const Device& device : kDevices) {
-    if (name != device.path) continue;
+    if (name != device.path || (device.exists != nullptr && !device.exists())) continue;
     target.kind = PathKind::kDevice;
     target.device = &device;
     return target;

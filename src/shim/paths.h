@@ -28,6 +28,7 @@ struct Device {
   u32 major;
   u32 minor;
   Result<int> (*open)(int flags);
+  bool (*exists)() = nullptr;  // null: always
 };
 
 struct Target {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "abi/hmm/hmm.h"
 #include "base/sys.h"
 #include "host/hugetlb_standin.h"
 #include "host/session.h"
@@ -206,6 +207,13 @@ namespace {
 void set_parameter(std::string_view setting) {
   const size_t dot = setting.find('.');
   const size_t equals = setting.find('=');
+  if (setting.substr(0, dot) == "test_hmm" && equals != std::string_view::npos) {
+    const auto name = setting.substr(dot + 1, equals - dot - 1);
+    if (!abi_hmm::set_parameter(name, setting.substr(equals + 1))) {
+      warn("--param: not taken: ", setting);
+    }
+    return;
+  }
   FixedString<128> path;
   if (dot < equals && equals != std::string_view::npos) {
     path.append(setting.substr(0, dot)).append("/parameters/");

@@ -64,6 +64,12 @@ u8 byte_of(const PageView& view) {
     case PageView::Where::kThisDevice:
       byte = HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL;
       break;
+    case PageView::Where::kResidentHere:
+      byte = HMM_DMIRROR_PROT_DEV_COHERENT_LOCAL;
+      break;
+    case PageView::Where::kResidentElsewhere:
+      byte = HMM_DMIRROR_PROT_DEV_COHERENT_REMOTE;
+      break;
     case PageView::Where::kSystem:
       byte = view.zero ? HMM_DMIRROR_PROT_ZERO : HMM_DMIRROR_PROT_NONE;
       break;
@@ -203,6 +209,16 @@ Result<void> DeviceFile::snapshot(hmm_dmirror_cmd* cmd) {
 }
 
 }  // namespace
+
+void before_fork() {
+  mirror::before_fork();
+}
+void after_fork_parent() {
+  mirror::after_fork_parent();
+}
+void after_fork_child() {
+  mirror::after_fork_child();
+}
 
 Result<int> open_device(u32 unit, int flags) {
   FixedString<32> kind;

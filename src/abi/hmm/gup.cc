@@ -12,6 +12,7 @@
 #include "host/access.h"
 #include "host/descriptor.h"
 #include "host/faultin.h"
+#include "mirror/mirror.h"
 
 static_assert(sizeof(gup_test) == 80);
 static_assert(GUP_FAST_BENCHMARK == 0xC0506701);
@@ -37,7 +38,12 @@ bool only_gets(u32 request) {
 u64 reference_pages(Hva first, u64 count, u32 flags) {
   const Access access = (flags & kForWriting) != 0 ? Access::kWrite : Access::kRead;
   u64 had = 0;
-  while (had < count && host::faultin(first + had * kPageSize, access)) ++had;
+  for (; had < count; ++had) {
+    const Hva page = first + had * kPageSize;
+    // A device's memory is not to be held for long: what is there goes to ordinary memory first.
+    if ((flags & kLongTerm) != 0) mirror::leave_device_memory(HvaRange(page, kPageSize));
+    if (!host::faultin(page, access)) break;
+  }
   return had;
 }
 
@@ -45,13 +51,14 @@ u64 reference_pages(Hva first, u64 count, u32 flags) {
 void take_references(u32 request, gup_test* test) {
   const u64 begun = sys::monotonic_ns();
   const bool refused = only_gets(request) && (test->gup_flags & kLongTerm) != 0;
+  const u32 flags = test->gup_flags | (request == PIN_LONGTERM_BENCHMARK ? kLongTerm : 0);
   const u64 end = test->addr + test->size;
   u64 at = test->addr;
   u64 batch = test->nr_pages_per_call;
   while (at < end && batch == test->nr_pages_per_call && !refused) {
     batch = std::min<u64>(batch, (end - at) / kPageSize);
     const u64 next = std::min(end, at + u64{test->nr_pages_per_call} * kPageSize);
-    batch = reference_pages(page_floor(Hva(at)), batch, test->gup_flags);
+    batch = reference_pages(page_floor(Hva(at)), batch, flags);
     if (batch == 0) break;
     at = next;
   }

@@ -133,6 +133,39 @@ TEST_P(Migration, AWriteOfTheDeviceTurnsAnExclusivePageIntoASharedOne) {
   EXPECT_TRUE(one_->has_exclusive(range(0, 2))) << "the other one still is";
 }
 
+// Reads with the device when a migration has just ended.
+class ReaderAtTheEnd final : public host::MmuNotifier {
+ public:
+  ReaderAtTheEnd(mirror::Mirror& device, Hva page) : device_(device), page_(page) {
+    EXPECT_TRUE(host::register_notifier(this));
+  }
+  ~ReaderAtTheEnd() { host::unregister_notifier(this); }
+  bool invalidate_range_start(const host::InvalidateEvent&) override { return true; }
+  void invalidate_range_end(const host::InvalidateEvent& event) override {
+    if (event.owner != &device_) return;
+    std::vector<u8> bytes(kPageSize);
+    mirror::Transfer done;
+    static_cast<void>(device_.read_mapped(page_, 1, bytes.data(), &done));
+    ++ends;
+  }
+  unsigned ends = 0;
+
+ private:
+  mirror::Mirror& device_;
+  Hva page_;
+};
+
+// An entry that leads to the process's page goes with the page: a device that followed it under its
+// lock would wait for a touch that waits for the lock.
+TEST_P(Migration, AnEntryOfThePageThatMovedIsGoneBeforeTheMigrationEnds) {
+  EXPECT_EQ(1, read_page(*one_, 0));
+  ReaderAtTheEnd reader(*one_, at(0));
+  ASSERT_TRUE(one_->migrate_to_device(range(0, 2)));
+  EXPECT_EQ(1u, reader.ends);
+  EXPECT_TRUE(host::is_absent(at(0)));
+  EXPECT_EQ(1, page(0)[0]);
+}
+
 TEST_P(Migration, NothingIsLostBetweenTwoDevicesAndTheProcess) {
   constexpr size_t kShared = 4;
   // Relaxed throughout: in an ordered access the thread sanitizer holds a lock of its own, which

@@ -12,6 +12,7 @@
 #include "abi/hmm/uapi.h"
 #include "host/backstop.h"
 #include "host/descriptor.h"
+#include "host/session.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo {
@@ -102,6 +103,58 @@ TEST_F(HmmDevice, SnapshotWritesAByteAPage) {
   EXPECT_EQ(HMM_DMIRROR_PROT_DEV_PRIVATE_LOCAL | HMM_DMIRROR_PROT_WRITE, buffer_[0]);
   EXPECT_EQ(HMM_DMIRROR_PROT_WRITE, buffer_[1]);
   EXPECT_EQ(HMM_DMIRROR_PROT_ERROR, buffer_[4]);
+}
+
+TEST(HmmParameters, BothAddressesMakeTheCoherentUnits) {
+  host::debug_leave_session();
+  EXPECT_TRUE(abi_hmm::has_unit(1));
+  EXPECT_FALSE(abi_hmm::has_unit(2));
+  EXPECT_TRUE(abi_hmm::set_parameter("spm_addr_dev0", "0x180000000"));
+  EXPECT_FALSE(abi_hmm::has_unit(2));
+  EXPECT_TRUE(abi_hmm::set_parameter("spm_addr_dev1", "8589934592\n"));
+  EXPECT_TRUE(abi_hmm::has_unit(2));
+  EXPECT_TRUE(abi_hmm::has_unit(3));
+  EXPECT_FALSE(abi_hmm::has_unit(4));
+  EXPECT_TRUE(abi_hmm::set_parameter("spm_addr_dev1", "0"));
+  EXPECT_FALSE(abi_hmm::has_unit(3));
+}
+
+TEST(HmmParameters, ARefusedValueChangesNothing) {
+  const auto refusal = [](const char* name, const char* value) {
+    const auto stored = abi_hmm::set_parameter(name, value);
+    return stored ? 0 : to_int(stored.error());
+  };
+  host::debug_leave_session();
+  EXPECT_EQ(ENOENT, refusal("spm_addr_dev2", "1"));
+  for (const char* nonsense : {"", "x", "0x", "08", "1 ", "--1", "0xg"}) {
+    EXPECT_EQ(EINVAL, refusal("spm_addr_dev0", nonsense)) << nonsense;
+  }
+  EXPECT_EQ(ERANGE, refusal("spm_addr_dev0", "0x8000000000000000"));
+  EXPECT_EQ(ERANGE, refusal("spm_addr_dev0", "99999999999999999999"));
+  EXPECT_EQ(0, refusal("spm_addr_dev1", "-9223372036854775808"));
+  EXPECT_FALSE(abi_hmm::has_unit(2)) << "the first one is still 0";
+  host::debug_leave_session();
+}
+
+TEST_F(HmmDevice, ASnapshotSaysWhoseResidentPagesAre) {
+  const int coherent = *abi_hmm::open_device(2, O_RDWR);
+  auto cmd = command(2);
+  const auto call_coherent = [&](unsigned long request) {
+    return host::find(coherent)->ioctl(coherent, request, reinterpret_cast<unsigned long>(&cmd));
+  };
+  ASSERT_EQ(0, call_coherent(HMM_DMIRROR_MIGRATE_TO_DEV));
+  EXPECT_EQ(2u, cmd.cpages);
+  EXPECT_EQ(7, buffer_[4096]);
+  ASSERT_EQ(0, call_coherent(HMM_DMIRROR_SNAPSHOT));
+  EXPECT_EQ(HMM_DMIRROR_PROT_DEV_COHERENT_LOCAL | HMM_DMIRROR_PROT_WRITE, buffer_[0]);
+  ASSERT_EQ(0, call(HMM_DMIRROR_SNAPSHOT, &cmd));
+  EXPECT_EQ(HMM_DMIRROR_PROT_DEV_COHERENT_REMOTE | HMM_DMIRROR_PROT_WRITE, buffer_[1]);
+  cmd = command(4);
+  ASSERT_EQ(0, call_coherent(HMM_DMIRROR_MIGRATE_TO_SYS));
+  EXPECT_EQ(2u, cmd.cpages) << "two of the four were there";
+  host::CloseWatch watch(coherent);
+  ::close(coherent);
+  watch.closed();
 }
 
 TEST_F(HmmDevice, ExclusiveAccessIsCheckedAndRevoked) {

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory of a device that the processor reaches: pages that are resident on it. kernel file:
+// lib/test_hmm.c with MEMORY_DEVICE_COHERENT, mm/migrate_device.c.
+//
+// A page that becomes resident, against an munmap of it:
+//
+//   migrator or toucher (bring_back)        | munmap
+//   record: filling                         |
+//   the page is mapped from the arena       | bell: losing_.begin; lock; forget; unlock
+//   lock; losing_ open here: not resident;  |
+//   unlock                                  | waits while the record is filling
+//   record: gone                            | the system call; losing_.end
+//
+// The change waits for the record before it does anything, so whoever finishes the record after its
+// start sees losing_ open; who finished before it is forgotten by it.
+
+#include <algorithm>
+
+#include "base/guard.h"
+#include "host/page_owner.h"
+#include "mirror/mirror.h"
+
+namespace stagetwo::mirror {
+namespace {
+
+constexpr unsigned kBatch = 256;
+
+// Forks under way. Raised before the devices are looked through, read after a device exists: both
+// sequentially consistent, so that a device made meanwhile sees it.
+constinit sync::Atomic<u32> forks{0};
+
+u64 number_of(Hva at) {
+  return at.raw() >> kPageShift;
+}
+
+}  // namespace
+
+bool Device::is_resident(Hva at) {
+  if (!coherent()) return false;
+  const sync::MutexGuard guard(lock);
+  const Resident* resident = residents_.find(number_of(at));
+  return resident != nullptr && *resident == Resident::kYes;
+}
+
+bool Device::is_coming(Hva at) {
+  const sync::MutexGuard guard(lock);
+  const Resident* resident = residents_.find(number_of(at));
+  return resident != nullptr && *resident == Resident::kComing;
+}
+
+Device::Residence Device::residence_of(Hva at) {
+  for (unsigned unit = kFirstCoherent; unit < kDevices; ++unit) {
+    Device* device = peek(unit);
+    if (device == nullptr) continue;
+    if (device->is_resident(at)) return {device, false};
+    if (device->is_coming(at)) return {device, true};
+  }
+  return {};
+}
+
+// Pages of another device's memory are none that migrate; those of this one are there already.
+bool Device::may_take(Hva at, Purpose purpose) {
+  switch (purpose) {
+    case Purpose::kMigrate:
+      return residence_of(at).device == nullptr;
+    case Purpose::kExclusive:
+      return true;
+    case Purpose::kSendHome:
+      return is_resident(at);
+  }
+  __builtin_unreachable();
+}
+
+void Device::make_resident(u64 page) {
+  const sync::MutexGuard guard(lock);
+  Resident* resident = residents_.find(page);
+  if (resident == nullptr) return;
+  const bool losing = losing_.must_retry(losing_.snapshot(), page);
+  if (ST_GUARD(mirror_residents, losing || forks.load() != 0)) {
+    residents_.erase(page);
+  } else {
+    *resident = Resident::kYes;
+  }
+}
+
+void Device::forget_resident(u64 page) {
+  const sync::MutexGuard guard(lock);
+  residents_.erase(page);
+}
+
+void Device::put_back(HvaRange range) {
+  for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+    bool taken = false;
+    {
+      const sync::MutexGuard guard(lock);
+      const DevicePage* here = find(at);
+      taken = here != nullptr && !here->exclusive;
+    }
+    // No memory: the page stays in the arena, and the first touch asks again.
+    if (taken) static_cast<void>(host::bring_back(at));
+  }
+}
+
+u64 Device::send_home(HvaRange range, const void* cookie) {
+  const auto taken = host::take_away(range, &sent_home, cookie, host::Which::kAnonymous);
+  put_back(range);
+  return taken ? *taken : 0;
+}
+
+bool Device::is_one_of_ours(const void* owner) {
+  for (unsigned unit = 0; unit < kDevices; ++unit) {
+    Device* device = peek(unit);
+    if (device == nullptr) continue;
+    if (owner == device) return true;
+    const sync::MutexGuard guard(device->lock);
+    for (const Mirror* mirror = device->mirrors_; mirror != nullptr; mirror = mirror->next_) {
+      if (owner == mirror) return true;
+    }
+  }
+  return false;
+}
+
+// Migrations of our own leave resident pages alone, or say themselves what becomes of them.
+bool Device::takes_residents(const host::InvalidateEvent& event) const {
+  if (!coherent() || event.kind == host::EventKind::kProtection) return false;
+  const bool moves =
+      event.kind == host::EventKind::kMigrate || event.kind == host::EventKind::kExclusive;
+  return !moves || !is_one_of_ours(event.owner);
+}
+
+void Device::begin_loss(const host::InvalidateEvent& event) {
+  if (!takes_residents(event)) return;
+  const HvaRange range = event.range;
+  losing_.begin(number_of(range.start()), number_of(range.end() - 1));
+  const sync::MutexGuard guard(lock);
+  u64 pages[kBatch];
+  for (unsigned count = kBatch; count == kBatch;) {
+    count = 0;
+    residents_.for_each([&](u64 page, const Resident& resident) {
+      const bool hit = range.contains(Hva(page << kPageShift)) && resident == Resident::kYes;
+      if (hit && count < kBatch) pages[count++] = page;
+    });
+    for (unsigned i = 0; i < count; ++i) residents_.erase(pages[i]);
+  }
+}
+
+void Device::end_loss(const host::InvalidateEvent& event) {
+  if (takes_residents(event)) losing_.end();
+}
+
+// Whoever cannot be moved becomes an ordinary page where it is: the memory is given back.
+void Device::evict_residents() {
+  u64 pages[kBatch];
+  for (;;) {
+    unsigned count = 0;
+    {
+      const sync::MutexGuard guard(lock);
+      residents_.for_each([&](u64 page, const Resident& resident) {
+        if (resident == Resident::kYes && count < kBatch) pages[count++] = page;
+      });
+    }
+    if (count == 0) return;
+    std::sort(pages, pages + count);
+    for (unsigned first = 0, next = 0; first < count; first = next) {
+      for (next = first + 1; next < count && pages[next] == pages[next - 1] + 1;) ++next;
+      send_home(HvaRange(Hva(pages[first] << kPageShift), u64{next - first} * kPageSize), this);
+    }
+    for (unsigned i = 0; i < count; ++i) forget_resident(pages[i]);
+  }
+}
+
+void Device::forget_residents() {
+  const sync::MutexGuard guard(lock);
+  residents_.clear();
+}
+
+// ---- the façade -----------------------------------------------------------------------------
+
+namespace {
+
+template <typename F>
+void for_coherent(F&& fn) {
+  for (unsigned unit = kFirstCoherent; unit < kDevices; ++unit) {
+    if (Device* device = Device::peek(unit)) fn(*device);
+  }
+}
+
+}  // namespace
+
+u64 leave_device_memory(HvaRange range) {
+  u64 moved = 0;
+  for_coherent([&](Device& device) {
+    for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+      if (device.is_resident(at)) moved += device.send_home(HvaRange(at, kPageSize), &device);
+    }
+  });
+  return moved;
+}
+
+// They become ordinary pages where they are: the two processes share them from now on, and neither
+// can tell later whether what it has is the old page or a copy.
+void before_fork() {
+  forks.fetch_add(1);
+  for_coherent([](Device& device) { device.forget_residents(); });
+}
+
+void after_fork_parent() {
+  forks.fetch_sub(1);
+}
+
+void after_fork_child() {
+  forks.store(0);
+}
+
+}  // namespace stagetwo::mirror
