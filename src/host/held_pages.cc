@@ -4,10 +4,14 @@
 #include <signal.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+
 #include "base/guard.h"
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "host/change.h"
 #include "host/owner_table.h"
+#include "host/shared_objects.h"
 
 // A hold and a taker:
 //
@@ -44,12 +48,12 @@ void OwnerTable::drop_left_holds(int thread, u64 object, u64 frame) {
   }
 }
 
-u64 OwnerTable::hold(HvaRange range, u64 object, u64 frame) {
+u64 OwnerTable::hold(const Reach& reach, u64 object, u64 frame) {
   const int thread = sys::current_tid();
   const sync::MutexGuard guard(lock_);
   drop_left_holds(thread, object, frame);
   const u64 id = ++last_hold_;
-  return holds_.push_back({range, object, id, thread}) ? id : 0;
+  return holds_.push_back({reach, object, id, thread}) ? id : 0;
 }
 
 void OwnerTable::release_hold(u64 id) {
@@ -59,9 +63,13 @@ void OwnerTable::release_hold(u64 id) {
   }
 }
 
-bool OwnerTable::is_held(Hva at) {
+bool OwnerTable::is_held(PageKey key, const PageViews& views) {
+  const auto covers = [&](const Reach& reach) {
+    return std::any_of(views.begin(), views.end(),
+                       [&](const PageView& view) { return within(key, view.at, reach); });
+  };
   for (size_t i = 0; i < holds_.size();) {
-    if (!holds_[i].range.contains(at)) {
+    if (!covers(holds_[i].reach)) {
       ++i;
     } else if (sys::thread_alive(holds_[i].thread)) {
       return ST_GUARD(owners_hold, true);
@@ -76,7 +84,7 @@ void HeldPages::enter() {
   release();
   OwnerTable* table = owner_table();
   if (table == nullptr) return;
-  id_ = table->hold(range_, reinterpret_cast<u64>(this),
+  id_ = table->hold(reach_, reinterpret_cast<u64>(this),
                     reinterpret_cast<u64>(__builtin_frame_address(0)));
 }
 
@@ -85,6 +93,26 @@ u64 HeldPages::fetch(HvaRange part) {
     return 0;
   if (id_ == 0) enter();  // the first page was taken meanwhile
   return bring_back_range(part);
+}
+
+void HeldPages::hold_file(int fd, u64 offset, u64 size) {
+  reach_ = {};
+  if (!owners_active()) [[likely]]
+    return;
+  const auto bytes = pages_of(offset, size);
+  const u64 object = bytes ? object_behind(fd) : 0;
+  if (object == 0) return;
+  reach_ = {object, *bytes};
+  enter();
+}
+
+bool HeldPages::fetch_file() {
+  OwnerTable* table = reach_.object == kPrivateMemory ? nullptr : owner_table();
+  if (table == nullptr) return true;
+  table->bring_back_all(reach_);
+  PageKey left;
+  const auto any = [](const PageKey&, const PageRecord&) { return true; };
+  return table->collect(reach_, &left, 1, any) == 0;
 }
 
 // In a child of fork there is no table and no record.

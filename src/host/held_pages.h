@@ -37,14 +37,18 @@ class HeldPages {
 
   // Holds `range` in place of what was held.
   void hold(HvaRange range) {
-    range_ = range;
+    reach_ = {kPrivateMemory, range};
     if (owners_active()) [[unlikely]]
       enter();
   }
   // Brings back what is absent of `part`, and waits for what is in transit; answers how many came.
   // Pre: part is within what is held.
   u64 fetch(HvaRange part);
-  u64 fetch() { return fetch(range_); }
+  u64 fetch() { return fetch(reach_.range); }
+  // The same for bytes of a file of shared memory that a read or write is about to go through: a
+  // page that is not in it reads as zeros. False: some are lost, the call is to answer EIO.
+  void hold_file(int fd, u64 offset, u64 size);
+  [[nodiscard]] bool fetch_file();
   void release() {
     if (id_ != 0) [[unlikely]]
       leave();
@@ -55,7 +59,7 @@ class HeldPages {
   void enter();
   void leave();
 
-  HvaRange range_;
+  Reach reach_;
   u64 id_ = 0;  // of the table's record
 };
 

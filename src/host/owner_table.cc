@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/guard.h"
+#include "base/sys.h"
 #include "base/trace.h"
 #include "sync/futex.h"
 
@@ -30,6 +31,10 @@ namespace stagetwo::host {
 namespace {
 
 constexpr unsigned kBatch = 256;
+// Of a page whose owner says "not now": who cannot wait any longer goes on without it.
+constexpr unsigned kMostAsks = 4096;
+constexpr u64 kLookAgainNs = 10'000'000;
+constexpr u64 kLongestForkNs = 10'000'000'000;
 
 bool in_transit(PageStage stage) {
   return stage == PageStage::kTaking || stage == PageStage::kReading ||
@@ -42,8 +47,8 @@ u64 PageKey::hash() const {
   return hash_u64(index ^ hash_u64(object));
 }
 
-PageTransit OwnerTable::transit_of(PageKey key, const PageRecord& record) {
-  return PageTransit(key, record.at, record.hiding, record.prot, this);
+PageTransit OwnerTable::transit_of(PageKey key, const PageJob& job) {
+  return PageTransit(key, job.views, job.record.hiding, this);
 }
 
 void OwnerTable::turn_over() {
@@ -76,13 +81,14 @@ void OwnerTable::begin_take() {
     u32 seen = 0;
     {
       const sync::MutexGuard guard(lock_);
-      if (forks_ == 0) {
+      if (!forking()) {
         ++takers_;
         return;
       }
       seen = turn_.load(sync::kAcquire);
     }
-    wait_turn(seen);
+    // Nobody wakes us for a fork that was jumped out of.
+    sync::futex_wait(turn_, seen, kLookAgainNs);
   }
 }
 
@@ -93,18 +99,24 @@ void OwnerTable::end_take() {
   turn_over();
 }
 
-bool OwnerTable::refuses(PageKey key) {
-  const Hva at(key.index << kPageShift);
+bool OwnerTable::refuses(PageKey key, const PageViews& views) {
   for (const OwnedChange* change = changes_; change != nullptr; change = change->next_) {
-    if (change->range_.contains(at)) return ST_GUARD(owners_change, true);
+    for (const PageView& view : views) {
+      if (!within(key, view.at, change->reach_)) continue;
+      ++counts_.refused_change;
+      return ST_GUARD(owners_change, true);
+    }
   }
-  return is_held(at);
+  const bool held = is_held(key, views);
+  counts_.refused_held += held ? 1 : 0;
+  return held;
 }
 
 // A page of userfaultfd's that is absent has no entry. If it has one, its address was unmapped
 // behind our back (libc's own free of a large block) and used again: the bytes are nobody's. Pre:
 // this thread made the record kTaking.
-bool OwnerTable::drop_if_stale(PageKey key, const PageRecord& record) {
+bool OwnerTable::drop_if_stale(PageKey key, const PageJob& job) {
+  const PageRecord& record = job.record;
   PageState state;
   const bool stale = page_states(record.at, 1, &state) && state.present;
   if (stale) record.owner->discard({key, record.at, record.writable});
@@ -118,15 +130,20 @@ bool OwnerTable::drop_if_stale(PageKey key, const PageRecord& record) {
   return stale;
 }
 
-// Makes the record. A page that is just coming back is waited for: its toucher may be on its way
-// before the record is gone.
-bool OwnerTable::enter(PageKey key, const PageRecord& fresh) {
+// Makes the record and finds the views of the page. A page that is just coming back is waited for:
+// its toucher may be on its way before the record is gone.
+bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
+  const PageRecord& fresh = job->record;
   for (;;) {
     u32 seen = 0;
-    PageRecord absent;
+    PageJob absent;
     {
       const sync::MutexGuard guard(lock_);
-      if (refuses(key)) return false;
+      const bool shared = key.object != kPrivateMemory;
+      if (shared && ST_GUARD(owners_layout, layout != layout_)) return false;
+      job->views = views_at(key, fresh);
+      if (job->views.count == 0) ++counts_.refused_shared;
+      if (job->views.count == 0 || refuses(key, job->views)) return false;
       PageRecord* record = pages_.find(key);
       if (record == nullptr) {
         if (fresh.hiding == Hiding::kProtection) ever_protected_.store(true, sync::kRelaxed);
@@ -137,34 +154,37 @@ bool OwnerTable::enter(PageKey key, const PageRecord& fresh) {
       if (!may_be_stale && record->stage != PageStage::kFilling) return false;
       if (may_be_stale) {
         record->stage = PageStage::kTaking;
-        absent = *record;
+        absent = {*record, views_at(key, *record)};
       }
       seen = turn_.load(sync::kAcquire);
     }
-    if (absent.owner == nullptr) {
+    if (absent.record.owner == nullptr) {
       wait_turn(seen);
     } else if (!drop_if_stale(key, absent)) {
-      userfault::wake(page_at(absent.at));  // who touched it meanwhile
+      transit_of(key, absent).wake();  // who touched it meanwhile
       return false;
     }
   }
 }
 
-bool OwnerTable::take(PageKey key, const PageRecord& fresh) {
-  if (!enter(key, fresh)) return false;
-  PageTransit transit = transit_of(key, fresh);
+bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
+  PageJob job{fresh, {}};
+  if (!enter(key, layout, &job)) return false;
+  PageTransit transit = transit_of(key, job);
   const bool taken = fresh.owner->take({key, fresh.at, fresh.writable}, transit);
   ST_DCHECK(taken == transit.left());
   {
     const sync::MutexGuard guard(lock_);
     if (taken) {
       pages_.find(key)->stage = PageStage::kAbsent;
+      ++counts_.taken;
     } else {
       pages_.erase(key);
+      ++counts_.refused_owner;
     }
     turn_over();
   }
-  if (fresh.hiding == Hiding::kUserfault) userfault::wake(page_at(fresh.at));
+  transit.wake();
   return taken;
 }
 
@@ -179,7 +199,7 @@ BringBack OwnerTable::bring_back(PageKey key) {
   bool waited = false;
   for (;;) {
     u32 seen = 0;
-    PageRecord mine;
+    PageJob mine;
     bool is_mine = false;
     {
       const sync::MutexGuard guard(lock_);
@@ -188,7 +208,7 @@ BringBack OwnerTable::bring_back(PageKey key) {
       if (record->stage == PageStage::kLost) return BringBack::kLost;
       if (record->stage == PageStage::kAbsent || !ST_GUARD(owners_filling, true)) {
         record->stage = PageStage::kFilling;
-        mine = *record;
+        mine = {*record, views_at(key, *record)};
         is_mine = true;
       }
       seen = turn_.load(sync::kAcquire);
@@ -199,33 +219,61 @@ BringBack OwnerTable::bring_back(PageKey key) {
   }
 }
 
+u64 OwnerTable::bring_back_all(const Reach& reach) {
+  PageKey keys[kBatch];
+  u64 back = 0;
+  for (unsigned asked = 0; asked < kMostAsks;) {
+    const unsigned count =
+        collect(reach, keys, kBatch, [](const PageKey&, const PageRecord& record) {
+          return record.stage != PageStage::kLost;
+        });
+    if (count == 0) return back;
+    bool later = false;
+    for (unsigned i = 0; i < count; ++i) {
+      const BringBack outcome = bring_back(keys[i]);
+      if (outcome == BringBack::kBack) ++back;
+      if (outcome == BringBack::kRetry) later = true;
+    }
+    if (later) {
+      ++asked;
+      sync::yield_thread();
+    }
+  }
+  return back;
+}
+
 // Pre: this thread made the record kFilling.
-BringBack OwnerTable::fill(PageKey key, const PageRecord& record) {
+BringBack OwnerTable::fill(PageKey key, const PageJob& job) {
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, key.object, key.index);
-  PageTransit transit = transit_of(key, record);
+  const PageRecord& record = job.record;
+  PageTransit transit = transit_of(key, job);
   const BringBack outcome = record.owner->bring_back({key, record.at, record.writable}, transit);
   if (outcome == BringBack::kLost) transit.make_lost();
   finish(key, outcome);
-  if (record.hiding == Hiding::kUserfault) userfault::wake(page_at(record.at));
+  transit.wake();
   return outcome;
 }
 
 void OwnerTable::finish(PageKey key, BringBack outcome) {
   const sync::MutexGuard guard(lock_);
   if (outcome == BringBack::kBack) {
+    ++counts_.back;
     pages_.erase(key);
     forget_spans();
   } else {
-    pages_.find(key)->stage = outcome == BringBack::kLost ? PageStage::kLost : PageStage::kAbsent;
+    const bool lost = outcome == BringBack::kLost;
+    ++(lost ? counts_.lost : counts_.retries);
+    pages_.find(key)->stage = lost ? PageStage::kLost : PageStage::kAbsent;
   }
   turn_over();
 }
 
 void OwnerTable::resolve(const userfault::Touch& touch) {
-  const PageKey key = private_key(touch.page);
-  PageRecord mine;
+  PageKey key;
+  PageJob mine;
   {
     const sync::MutexGuard guard(lock_);
+    key = key_at(touch.page);
     PageRecord* record = pages_.find(key);
     const bool nobodys = record == nullptr || record->stage == PageStage::kReading;
     if (nobodys && touch.write_protected && record == nullptr) {
@@ -233,13 +281,28 @@ void OwnerTable::resolve(const userfault::Touch& touch) {
     }
     if (nobodys && !touch.write_protected) {
       static_cast<void>(userfault::zero(touch.page));  // or it is there already
+    }
+    // Who reads a page that is in place lets its writers wait until it is done.
+    if (nobodys && (record == nullptr || !touch.write_protected)) {
       userfault::wake(page_at(touch.page));
     }
-    if (nobodys || record->stage != PageStage::kAbsent) return;  // who has it wakes the page
+    if (nobodys) return;
+    mine = {*record, views_at(key, *record)};
+    // A discard of a shared view's entries takes the mark of a lost page with it.
+    if (record->stage == PageStage::kLost) {
+      PageTransit transit = transit_of(key, mine);
+      transit.make_lost();
+      return transit.wake();
+    }
+    if (record->stage != PageStage::kAbsent) return;  // who has it wakes the page
     record->stage = PageStage::kFilling;
-    mine = *record;
   }
   static_cast<void>(fill(key, mine));
+}
+
+PageKey OwnerTable::key_of(Hva at) {
+  const sync::MutexGuard guard(lock_);
+  return key_at(at);
 }
 
 bool OwnerTable::find(PageKey key, PageRecord* out) {
@@ -247,6 +310,17 @@ bool OwnerTable::find(PageKey key, PageRecord* out) {
   const PageRecord* record = pages_.find(key);
   if (record == nullptr) return false;
   *out = *record;
+  return true;
+}
+
+bool OwnerTable::find_hidden(Hva at, Prot* prot) {
+  const sync::MutexGuard guard(lock_);
+  const PageKey key = key_at(at);
+  const PageRecord* record = pages_.find(key);
+  if (record == nullptr || record->hiding != Hiding::kProtection) return false;
+  for (const PageView& view : views_at(key, *record)) {
+    if (view.at == page_floor(at)) *prot = view.prot;
+  }
   return true;
 }
 
@@ -267,17 +341,40 @@ bool OwnerTable::is_absent(PageKey key) {
 // ---- announced changes ----------------------------------------------------------------------
 
 // One look at the pages of a change. True: none is in transit, and those that die are closing.
+// Discarding a shared view's entries leaves the file, and what is absent of it, alone.
 bool OwnerTable::settle_for(OwnedChange& change, u32* seen) {
   bool settled = true;
-  const auto look = [&](PageRecord& record) {
+  const bool leaves_files = change.what_ == Announced::kClears;
+  const auto look = [&](const PageKey& key, PageRecord& record) {
+    if (leaves_files && key.object != kPrivateMemory) return false;
     change.met_pages_ = true;
     if (record.stage == PageStage::kAbsent) record.stage = PageStage::kClosing;
     if (in_transit(record.stage)) settled = false;
     return false;
   };
   *seen = turn_.load(sync::kAcquire);
-  collect(change.range_, nullptr, 1, look);
+  collect(change.reach_, nullptr, 1, look);
   return settled;
+}
+
+// What a change may not find absent.
+void OwnerTable::fetch_for(const OwnedChange& change) {
+  const Announced what = change.what_;
+  if (what == Announced::kClears || what == Announced::kPunches) return;
+  PageKey keys[kBatch];
+  for (unsigned asked = 0; asked < kMostAsks; ++asked) {
+    const unsigned count =
+        collect(change.reach_, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
+          const bool wanted = what == Announced::kMoves || key.object != kPrivateMemory ||
+                              (what == Announced::kProtects && record.hiding == Hiding::kProtection);
+          return wanted && record.stage != PageStage::kLost;
+        });
+    if (count == 0) return;
+    bool later = false;
+    for (unsigned i = 0; i < count; ++i) later |= bring_back(keys[i]) == BringBack::kRetry;
+    if (!later) asked = 0;
+    sync::yield_thread();
+  }
 }
 
 void OwnerTable::open_change(OwnedChange* change) {
@@ -286,78 +383,126 @@ void OwnerTable::open_change(OwnedChange* change) {
     change->next_ = changes_;
     changes_ = change;
   }
-  if (change->what_ == Announced::kUnmaps || change->what_ == Announced::kClears) {
-    u32 seen = 0;
-    while (!settle_for(*change, &seen)) wait_turn(seen);
-    return;
-  }
-  const bool all = change->what_ == Announced::kMoves;
-  PageKey keys[kBatch];
-  for (;;) {
-    const unsigned count = collect(change->range_, keys, kBatch, [&](const PageRecord& record) {
-      return record.stage != PageStage::kLost && (all || record.hiding == Hiding::kProtection);
-    });
-    if (count == 0) return;
-    for (unsigned i = 0; i < count; ++i) static_cast<void>(bring_back(keys[i]));
-  }
+  fetch_for(*change);
+  if (change->what_ == Announced::kMoves || change->what_ == Announced::kProtects) return;
+  u32 seen = 0;
+  while (!settle_for(*change, &seen)) wait_turn(seen);
 }
 
 void OwnerTable::close_change(OwnedChange* change) {
   if (change->met_pages_) {
     if (change->succeeded_) {
-      discard_closing(change->range_, change->what_);
+      discard_closing(change->reach_, change->what_);
     } else {
-      reopen_closing(change->range_);
+      reopen_closing(change->reach_);
     }
   }
   {
     const sync::MutexGuard guard(lock_);
+    if (change->reach_.object == kPrivateMemory && change->what_ != Announced::kClears &&
+        change->what_ != Announced::kPunches) {
+      ++layout_;
+      forget_views(change->reach_.range);
+    }
     OwnedChange** link = &changes_;
     while (*link != change) link = &(*link)->next_;
     *link = change->next_;
     turn_over();
   }
   // Who touched a closing page sleeps in the kernel.
-  if (change->met_pages_) userfault::wake(change->range_);
+  if (change->met_pages_) wake(change->reach_);
 }
 
-void OwnerTable::discard_closing(HvaRange range, Announced what) {
+void OwnerTable::wake(const Reach& reach) {
+  if (reach.object == kPrivateMemory) return userfault::wake(reach.range);
+  const sync::MutexGuard guard(lock_);
+  for (const SharedView& view : views_) {
+    if (view.object == reach.object) userfault::wake(view.range);
+  }
+}
+
+void OwnerTable::discard_closing(const Reach& reach, Announced what) {
   PageKey keys[kBatch];
   for (;;) {
-    const unsigned count = collect(range, keys, kBatch, [](const PageRecord& record) {
-      return record.stage == PageStage::kClosing || record.stage == PageStage::kLost;
-    });
+    const unsigned count =
+        collect(reach, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
+          const bool dies = key.object == kPrivateMemory || what == Announced::kPunches;
+          return record.stage == PageStage::kClosing || (dies && record.stage == PageStage::kLost);
+        });
     if (count == 0) return;
     for (unsigned i = 0; i < count; ++i) {
-      PageRecord record;
-      if (!find(keys[i], &record)) continue;
-      if (record.stage == PageStage::kClosing) {
-        record.owner->discard({keys[i], record.at, record.writable});
-        if (what == Announced::kClears) transit_of(keys[i], record).undo();
+      PageJob job;
+      {
+        const sync::MutexGuard guard(lock_);
+        const PageRecord* record = pages_.find(keys[i]);
+        if (record == nullptr) continue;
+        job = {*record, views_at(keys[i], *record)};
+      }
+      if (job.record.stage == PageStage::kClosing) {
+        job.record.owner->discard({keys[i], job.record.at, job.record.writable});
+        if (what != Announced::kUnmaps) transit_of(keys[i], job).undo();
       }
       const sync::MutexGuard guard(lock_);
+      ++counts_.discarded;
       pages_.erase(keys[i]);
       forget_spans();
     }
   }
 }
 
-void OwnerTable::reopen_closing(HvaRange range) {
-  collect(range, nullptr, 1, [](PageRecord& record) {
+void OwnerTable::reopen_closing(const Reach& reach) {
+  collect(reach, nullptr, 1, [](const PageKey&, PageRecord& record) {
     if (record.stage == PageStage::kClosing) record.stage = PageStage::kAbsent;
     return false;
   });
 }
 
 // ---- fork -----------------------------------------------------------------------------------
+//
+// Between the two ends of a fork run handlers of the client, which may leave it by siglongjmp: the
+// second end never comes. So no lock is held there but a mark, which is believed as long as its
+// thread lives, takes no page itself, and is not older than any fork takes. Should a fork have been
+// that slow after all, the child finds out (lose_in_child).
+
+ForkMark* OwnerTable::mark_of(int thread) {
+  for (ForkMark& mark : forks_) {
+    if (mark.thread == thread) return &mark;
+  }
+  return nullptr;
+}
+
+bool OwnerTable::forking() {
+  const u64 now = sync::now_ns();
+  bool any = false;
+  for (ForkMark& mark : forks_) {
+    if (mark.thread == 0) continue;
+    const bool stale = mark.thread == sys::current_tid() ||
+                       now - mark.since_ns > kLongestForkNs || !sys::thread_alive(mark.thread);
+    if (stale) mark = {};
+    any = any || !stale;
+  }
+  return any;
+}
 
 void OwnerTable::before_fork() {
-  PageKey keys[kBatch];
-  {
-    const sync::MutexGuard guard(lock_);
-    ++forks_;
+  const int me = sys::current_tid();
+  for (bool marked = false; !marked;) {
+    u32 seen = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      if (ForkMark* left = mark_of(me)) *left = {};
+      if (ForkMark* free = mark_of(0)) {
+        *free = {me, sync::now_ns()};
+        marked = true;
+      } else {
+        forking();
+      }
+      seen = turn_.load(sync::kAcquire);
+    }
+    if (!marked) sync::futex_wait(turn_, seen, kLookAgainNs);
   }
-  for (;;) {
+  PageKey keys[kBatch];
+  for (unsigned asked = 0; asked < kMostAsks;) {
     u32 seen = 0;
     unsigned count = 0;
     bool takers = false;
@@ -370,15 +515,42 @@ void OwnerTable::before_fork() {
       });
     }
     if (count == 0 && !takers) return;
-    for (unsigned i = 0; i < count; ++i) static_cast<void>(bring_back(keys[i]));
+    bool later = false;
+    for (unsigned i = 0; i < count; ++i) later |= bring_back(keys[i]) == BringBack::kRetry;
     if (takers && count == 0) wait_turn(seen);
+    if (later) {
+      ++asked;
+      sync::yield_thread();
+    }
   }
 }
 
 void OwnerTable::after_fork_parent() {
   const sync::MutexGuard guard(lock_);
-  --forks_;
+  if (ForkMark* mark = mark_of(sys::current_tid())) *mark = {};
   turn_over();
+}
+
+// One thread, which makes no other; the lock is as another thread of the parent had it, and what it
+// protects may then be half changed.
+void OwnerTable::lose_in_child() {
+  if (lock_.debug_locked()) return;
+  const sync::MutexGuard guard(lock_);
+  pages_.for_each([&](const PageKey& key, const PageRecord& record) {
+    PageTransit(key, views_at(key, record), Hiding::kProtection, this).make_lost();
+  });
+}
+
+// ---- statistics -----------------------------------------------------------------------------
+
+OwnerCounts OwnerTable::counts() {
+  const sync::MutexGuard guard(lock_);
+  return counts_;
+}
+
+void OwnerTable::count_refused_shared(u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  counts_.refused_shared += pages;
 }
 
 }  // namespace stagetwo::host

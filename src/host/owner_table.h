@@ -31,17 +31,39 @@ struct PageRecord {
   Hva at;
   PageStage stage = PageStage::kTaking;
   Hiding hiding = Hiding::kUserfault;
-  Prot prot;
+  Prot prot;  // of private memory; of shared memory each view has its own
   bool writable = false;
+};
+
+// A record somebody works on, and where the process sees its page.
+struct PageJob {
+  PageRecord record;
+  PageViews views;
+};
+
+// One mapping of a shared object. They stand in the table from before the first page of the object
+// is taken; a view that is new since then shows no absent page (host/shared_views.cc).
+struct SharedView {
+  HvaRange range;
+  u64 object;
+  u64 first;  // the index of its first page
+  Prot prot;
 };
 
 // A call that is using the range (host/held_pages.h).
 struct Hold {
-  HvaRange range;
+  Reach reach;
   u64 object;  // where on the thread's stack it stands
   u64 id;
   int thread;
 };
+
+// A thread between the two ends of a fork. `thread` 0: nobody.
+struct ForkMark {
+  int thread = 0;
+  u64 since_ns = 0;
+};
+inline constexpr unsigned kMaxForks = 8;
 
 class OwnerTable final : public TransitWatcher {
  public:
@@ -50,8 +72,18 @@ class OwnerTable final : public TransitWatcher {
   // A taker between these keeps fork out.
   void begin_take();
   void end_take();
-  // Pre: between begin_take and end_take; watch_pages() said `hiding`. False: the page stays.
-  bool take(PageKey key, const PageRecord& fresh);
+  // Pre: between begin_take and end_take; watch_pages() said `hiding`; of a shared page `layout` is
+  // what note_views() answered. False: the page stays.
+  bool take(PageKey key, const PageRecord& fresh, u32 layout = 0);
+  // All mappings of the object, in place of what was known. Answers the layout they belong to.
+  // Failure: ENOMEM, what kept the kernel from telling.
+  [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
+  // The kernel shows private memory there: a view of it was unmapped behind our back.
+  void note_private(HvaRange range);
+  // The views known of the object, at most `room`.
+  unsigned views_of(u64 object, SharedView* out, unsigned room);
+  // A mapping of the object was made; nobody has its address yet.
+  void view_made(const Reach& reach);
   // A span whose touches are reported; forgotten when nothing is absent.
   [[nodiscard]] Result<void> note_watched(HvaRange span);
   // Nothing of the range is ours to watch any more. True: something was. Pre: an OwnedChange that
@@ -59,6 +91,10 @@ class OwnerTable final : public TransitWatcher {
   bool stop_watching(HvaRange range);
 
   BringBack bring_back(PageKey key);
+  BringBack bring_back(Hva at) { return bring_back(key_of(at)); }
+  // Everything of it; answers how many came back. A page that its owner cannot bring back now is
+  // asked for kMostAsks times.
+  u64 bring_back_all(const Reach& reach);
   // A touch reported by userfaultfd. Never waits for another thread of the table's.
   void resolve(const userfault::Touch& touch);
 
@@ -66,47 +102,68 @@ class OwnerTable final : public TransitWatcher {
   void close_change(OwnedChange* change);
   void before_fork();
   void after_fork_parent();
+  // In the child, on the parent's records: what could not be brought back is lost there.
+  void lose_in_child();
+  [[nodiscard]] OwnerCounts counts();
+  void count_refused_shared(u64 pages);
 
   // 0: no memory for the record. The caller then brings back what is absent.
   // `object` is where it stands, `frame` the lowest frame of the thread that is in use.
-  [[nodiscard]] u64 hold(HvaRange range, u64 object, u64 frame);
+  [[nodiscard]] u64 hold(const Reach& reach, u64 object, u64 frame);
   void release_hold(u64 id);
 
-  // The records of `range`, at most `room`; answers how many. `wanted(record)` under the lock.
+  // The records of `reach`, at most `room`; answers how many. `wanted(key, record)` under the lock.
   template <typename F>
-  unsigned collect(HvaRange range, PageKey* out, unsigned room, F&& wanted);
+  unsigned collect(const Reach& reach, PageKey* out, unsigned room, F&& wanted);
   bool find(PageKey key, PageRecord* out);
+  // The record of the page at `at`, and the rights of the client there.
+  bool find_hidden(Hva at, Prot* prot);
   // Waits for a page in transit.
   bool is_absent(PageKey key);
+  [[nodiscard]] PageKey key_of(Hva at);
   [[nodiscard]] u32 turn() const { return turn_.load(sync::kAcquire); }
   [[nodiscard]] bool ever_protected() const { return ever_protected_.load(sync::kRelaxed); }
 
   void reading(PageKey key, bool on) override;
 
  private:
-  bool drop_if_stale(PageKey key, const PageRecord& record);
-  bool enter(PageKey key, const PageRecord& fresh);
-  BringBack fill(PageKey key, const PageRecord& record);
+  bool drop_if_stale(PageKey key, const PageJob& job);
+  bool enter(PageKey key, u32 layout, PageJob* job);
+  BringBack fill(PageKey key, const PageJob& job);
   void finish(PageKey key, BringBack outcome);
-  bool refuses(PageKey key) TA_REQ(lock_);
-  bool is_held(Hva at) TA_REQ(lock_);
+  bool refuses(PageKey key, const PageViews& views) TA_REQ(lock_);
+  bool is_held(PageKey key, const PageViews& views) TA_REQ(lock_);
+  [[nodiscard]] PageKey key_at(Hva at) const TA_REQ(lock_);
+  PageViews views_at(PageKey key, const PageRecord& record) const TA_REQ(lock_);
+  [[nodiscard]] bool within(PageKey key, Hva at, const Reach& reach) const TA_REQ(lock_);
+  void forget_views(HvaRange range) TA_REQ(lock_);
+  void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
+  // Is a fork under way that this thread is not in? Marks that nobody stands behind go.
+  bool forking() TA_REQ(lock_);
+  ForkMark* mark_of(int thread) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);
   void forget_spans() TA_REQ(lock_);
-  void discard_closing(HvaRange range, Announced what);
-  PageTransit transit_of(PageKey key, const PageRecord& record);
-  void reopen_closing(HvaRange range);
+  void discard_closing(const Reach& reach, Announced what);
+  PageTransit transit_of(PageKey key, const PageJob& job);
+  void reopen_closing(const Reach& reach);
   bool settle_for(OwnedChange& change, u32* seen);
+  void fetch_for(const OwnedChange& change);
+  void wake(const Reach& reach);
 
   sync::Mutex lock_{sync::Rank::kOwners};
   HashMap<PageKey, PageRecord> pages_ TA_GUARDED(lock_){"host.absent_pages"};
   Vec<HvaRange> spans_ TA_GUARDED(lock_){"host.watched_spans"};
+  Vec<SharedView> views_ TA_GUARDED(lock_){"host.shared_views"};
+  // Raised with whatever may have changed the views since they were looked up.
+  u32 layout_ TA_GUARDED(lock_) = 0;
   OwnedChange* changes_ TA_GUARDED(lock_) = nullptr;
   Vec<Hold> holds_ TA_GUARDED(lock_){"host.held_pages"};
   u64 last_hold_ TA_GUARDED(lock_) = 0;
   u32 takers_ TA_GUARDED(lock_) = 0;
-  u32 forks_ TA_GUARDED(lock_) = 0;
+  ForkMark forks_[kMaxForks] TA_GUARDED(lock_);
+  OwnerCounts counts_ TA_GUARDED(lock_);
   // Raised under the lock; sleepers read it there and sleep on it (futex).
   sync::Atomic<u32> turn_{0};
   // Sticky: hidden pages may meet the signal handler.
@@ -115,6 +172,9 @@ class OwnerTable final : public TransitWatcher {
 
 // The one of this process, or null.
 [[nodiscard]] OwnerTable* owner_table();
+// The pages of one shared mapping (host/shared_views.cc). Pre: between begin_take and end_take.
+[[nodiscard]] Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping,
+                                      PageOwner* owner, const void* cookie);
 // Starts the thread that answers touches. Idempotent. Failure: EAGAIN, ENOMEM.
 [[nodiscard]] Result<void> start_resolver();
 
@@ -126,18 +186,21 @@ constexpr HvaRange page_at(Hva at) {
 }
 
 template <typename F>
-unsigned OwnerTable::collect(HvaRange range, PageKey* out, unsigned room, F&& wanted) {
+unsigned OwnerTable::collect(const Reach& reach, PageKey* out, unsigned room, F&& wanted) {
   const sync::MutexGuard guard(lock_);
   unsigned count = 0;
-  if (range.size() / kPageSize <= pages_.size()) {
-    for (Hva at = range.start(); at < range.end() && count < room; at += kPageSize) {
-      PageRecord* record = pages_.find(private_key(at));
-      if (record != nullptr && wanted(*record)) out[count++] = private_key(at);
+  if (reach.range.size() / kPageSize <= pages_.size()) {
+    for (Hva at = reach.range.start(); at < reach.range.end() && count < room; at += kPageSize) {
+      const PageKey key = reach.object == kPrivateMemory
+                              ? key_at(at)
+                              : PageKey{reach.object, at.raw() >> kPageShift};
+      PageRecord* record = pages_.find(key);
+      if (record != nullptr && wanted(key, *record)) out[count++] = key;
     }
     return count;
   }
   pages_.for_each([&](const PageKey& key, PageRecord& record) {
-    if (count < room && range.contains(record.at) && wanted(record)) out[count++] = key;
+    if (count < room && within(key, record.at, reach) && wanted(key, record)) out[count++] = key;
   });
   return count;
 }

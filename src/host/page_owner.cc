@@ -7,8 +7,10 @@
 
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "host/change.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
+#include "host/shared_objects.h"
 #include "host/userfault.h"
 
 namespace stagetwo::host {
@@ -40,13 +42,13 @@ bool wants(Which which, const Mapping& mapping, const PageState& page) {
          (which == Which::kAnonymous && page.zero && !mapping.file_backed);
 }
 
-// The pages of one mapping.
-Result<u64> take_piece(OwnerTable& table, HvaRange piece, const Mapping& mapping, PageOwner* owner,
-                       Which which) {
-  if (mapping.shared) return u64{0};
+// The pages of one private mapping.
+Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
+                         PageOwner* owner, Which which) {
   const auto hiding = watch_pages(piece, mapping);
   if (!hiding) return u64{0};
   if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece));
+  table.note_private(piece);
   u64 taken = 0;
   PageState states[kMaxPageStates];
   for (Hva at = piece.start(); at < piece.end();) {
@@ -68,13 +70,19 @@ Result<u64> take_piece(OwnerTable& table, HvaRange piece, const Mapping& mapping
   return taken;
 }
 
-Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Which which) {
+Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Which which,
+                       const void* cookie) {
   u64 taken = 0;
   for (Hva at = range.start(); at < range.end();) {
     const auto mapping = mapping_at(at);
     if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
     const Hva end = std::min(range.end(), mapping->range.end());
-    taken += ST_TRY(take_piece(table, HvaRange(at, end - at), *mapping, owner, which));
+    const HvaRange piece(at, end - at);
+    if (!mapping->shared) {
+      taken += ST_TRY(take_private(table, piece, *mapping, owner, which));
+    } else if (which == Which::kAll) {
+      taken += ST_TRY(take_shared(table, piece, *mapping, owner, cookie));
+    }
     at = end;
   }
   return taken;
@@ -104,7 +112,7 @@ Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Whic
   const Result<u64> taken = [&] {
     const EventKind kind = which == Which::kPresent ? EventKind::kExclusive : EventKind::kMigrate;
     const InvalidateSection bell(InvalidateEvent{range, kind, cookie});
-    return take_range(*table, range, owner, which);
+    return take_range(*table, range, owner, which, cookie);
   }();
   table->end_take();
   return taken;
@@ -114,37 +122,38 @@ BringBack bring_back(Hva at) {
   if (!owners_active()) [[likely]]
     return BringBack::kNotAbsent;
   OwnerTable* table = owner_table();
-  return table == nullptr ? BringBack::kNotAbsent : table->bring_back(private_key(at));
+  return table == nullptr ? BringBack::kNotAbsent : table->bring_back(at);
 }
 
 u64 bring_back_range(HvaRange range) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
-  if (table == nullptr) return 0;
-  constexpr unsigned kBatch = 256;
-  PageKey keys[kBatch];
-  u64 back = 0;
-  for (;;) {
-    const unsigned count = table->collect(range, keys, kBatch, [](const PageRecord& record) {
-      return record.stage != PageStage::kLost;
-    });
-    if (count == 0) return back;
-    for (unsigned i = 0; i < count; ++i) back += table->bring_back(keys[i]) == BringBack::kBack;
-  }
+  return table == nullptr ? 0 : table->bring_back_all({kPrivateMemory, range});
 }
 
 bool is_absent(Hva at) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
-  return table != nullptr && table->is_absent(private_key(at));
+  return table != nullptr && table->is_absent(table->key_of(at));
 }
 
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot) {
-  PageRecord record;
   if (!owners_active() || owner_table() == nullptr) return false;
-  if (!owner_table()->find(private_key(at), &record)) return false;
-  if (record.hiding != Hiding::kProtection) return false;
+  if (!owner_table()->find_hidden(at, prot)) return false;
   *range = page_at(at);
-  *prot = record.prot;
   return true;
+}
+
+OwnerCounts owner_counts() {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table == nullptr ? OwnerCounts{} : table->counts();
+}
+
+void owners_see_mapping(int fd, u64 offset, u64 size) {
+  if (the_table.load() == nullptr) [[likely]]
+    return;
+  OwnerTable* table = owner_table();
+  const u64 object = table == nullptr ? 0 : object_behind(fd);
+  const auto bytes = pages_of(offset, size);
+  if (object != 0 && bytes) table->view_made({object, *bytes});
 }
 
 bool kernel_meets_hidden_pages() {
@@ -162,13 +171,13 @@ u64 owners_turn() {
 bool resolve_signal(Hva at, Access access) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   if (table == nullptr || !table->ever_protected()) return false;
-  if (table->bring_back(private_key(at)) != BringBack::kNotAbsent) return true;
+  if (table->bring_back(at) != BringBack::kNotAbsent) return true;
   // Another thread may have brought it back between the fault and this line.
   const auto mapping = mapping_at(page_floor(at));
   return mapping && mapping->prot.allows(access);
 }
 
-OwnedChange::OwnedChange(HvaRange range, Announced what) : range_(range), what_(what) {
+OwnedChange::OwnedChange(const Reach& reach, Announced what) : reach_(reach), what_(what) {
   if (the_table.load() == nullptr) [[likely]]
     return;
   OwnerTable* table = owner_table();
@@ -182,13 +191,19 @@ OwnedChange::~OwnedChange() {
 }
 
 void owners_before_fork() {
+  shared_objects_fork_turn();
   if (OwnerTable* table = owner_table()) table->before_fork();
 }
 void owners_after_fork_parent() {
   if (OwnerTable* table = owner_table()) table->after_fork_parent();
+  shared_objects_fork_turn();
 }
 void owners_after_fork_child() {
-  the_table.store(nullptr);  // the parent's arena is not ours to give back to
+  // The parent's arena is not ours to give back to, but what it says is still to be read.
+  Owned* parents = the_table.load();
+  the_table.store(nullptr);
+  if (parents != nullptr) parents->table.lose_in_child();
+  shared_objects_after_fork_child();
 }
 
 }  // namespace stagetwo::host

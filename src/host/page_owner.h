@@ -10,7 +10,9 @@
 // reported to this process by userfaultfd or by the backstop's signal handler.
 //
 // Absence is keyed by (object, page index). Private memory of the process is one object whose index
-// is the page's number; a shared object has an id of its own and may be seen at several addresses.
+// is the page's number; a shared object has an id of its own and may be seen at several addresses:
+// all of them lose the page, and whichever is touched brings it back for all. Of a shared object
+// that somebody else may map (host/shared_objects.h) nothing is taken, which is counted.
 //
 // Invariants: I1  a page has at most one record, and one owner; the record exists from before the
 //                 page is made unreachable until after it is reachable again.
@@ -41,6 +43,13 @@ struct PageKey {
   u64 index = 0;
   friend constexpr bool operator==(PageKey, PageKey) = default;
   [[nodiscard]] u64 hash() const;
+};
+
+// Pages as a change or a hold names them: addresses of the process, or bytes of a shared object as
+// though it were mapped at 0.
+struct Reach {
+  u64 object = kPrivateMemory;
+  HvaRange range;
 };
 
 struct AbsentPage {
@@ -101,12 +110,14 @@ void prepare_places(HvaRange range);
 enum class Which : u8 {
   kAnonymous,  // private pages, those never touched included; of a private file mapping its copies
   kPresent,    // of those, only the ones the process has
+  kAll,        // whatever takes memory: pages present, private or of shared memory
 };
 
-// Takes the pages of `range` away for `owner`; answers how many. A page that cannot be taken (not
-// private, pinned by a change under way, already absent, refused) stays and is no failure.
-// Rings the bell around it: a migration, or of kPresent pages an exclusive access, with `cookie` as
-// the event's owner.
+// Takes the pages of `range` away for `owner`; answers how many. A page that cannot be taken (held
+// by a call, under a change, shared with others, already absent, refused) stays and is no failure:
+// owner_counts() tells them apart.
+// Rings the bell around it, at every address the pages have: a migration, or of kPresent pages an
+// exclusive access, with `cookie` as the event's owner.
 // Failure: EINVAL (a part is not mapped, not readable, or of huge pages), ENOMEM; what was taken
 // before stays taken. Context: the client's thread, no lock, no section.
 [[nodiscard]] Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie,
@@ -117,6 +128,24 @@ enum class Which : u8 {
 BringBack bring_back(Hva at);
 // Every page of the range; answers how many came back.
 u64 bring_back_range(HvaRange range);
+
+// What became of pages since the process began; each one is read by itself.
+struct OwnerCounts {
+  u64 taken = 0;
+  u64 back = 0;
+  u64 retries = 0;         // an owner could not bring one back at once
+  u64 lost = 0;
+  u64 discarded = 0;       // given up by the client while absent
+  u64 refused_owner = 0;   // the owner did not want it, or it could not be moved or copied
+  u64 refused_held = 0;    // a call was using it
+  u64 refused_change = 0;  // its address was being changed
+  u64 refused_shared = 0;  // somebody else may map it, or it has too many addresses
+};
+[[nodiscard]] OwnerCounts owner_counts();
+
+// A shared file was mapped: what is absent of it comes back before the client has the address.
+// Pre: the mapping was just made and nobody knows of it. `fd` is what was mapped.
+void owners_see_mapping(int fd, u64 offset, u64 size);
 
 // Has any page ever been taken in this process? A relaxed load; false costs every path nothing.
 [[nodiscard]] bool owners_active();
@@ -135,16 +164,19 @@ bool hidden_rights(Hva at, HvaRange* range, Prot* prot);
 // runs again. Context: the signal handler, on the thread that faulted.
 [[nodiscard]] bool resolve_signal(Hva at, Access access);
 
-// What an announced change does to absent pages of its range, between the bell's start and end.
+// What an announced change does to absent pages of its range, between the bell's start and end. Of
+// shared memory all but kClears and kPunches bring them back first: the file outlives its mapping.
 enum class Announced : u8 {
   kUnmaps,    // munmap, mmap over it: they die if it succeeds
   kClears,    // madvise: the same, and the mapping goes on
   kMoves,     // mremap: they are brought back first
   kProtects,  // mprotect: those hidden behind PROT_NONE are brought back first
+  kPunches,   // MADV_REMOVE, a hole or an end of the file: of shared memory, too, they die
 };
 class OwnedChange {
  public:
-  OwnedChange(HvaRange range, Announced what);
+  OwnedChange(HvaRange range, Announced what) : OwnedChange(Reach{kPrivateMemory, range}, what) {}
+  OwnedChange(const Reach& reach, Announced what);
   ~OwnedChange();
   OwnedChange(const OwnedChange&) = delete;
   OwnedChange& operator=(const OwnedChange&) = delete;
@@ -153,7 +185,7 @@ class OwnedChange {
 
  private:
   friend class OwnerTable;
-  HvaRange range_;
+  Reach reach_;
   Announced what_;
   bool open_ = false;
   bool succeeded_ = false;

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include "base/guard.h"
 #include "base/sys.h"
 #include "host/access.h"
 #include "host/kept_fd.h"
@@ -18,6 +19,9 @@
 //   copy                                     | after: waits for the record's end
 //   drop                                     |
 //   record: absent; wake                     | touches again, missing, gets the copy and stores
+//
+// Of shared memory the drop is a hole in the file: all views lose the page with it, and each reports
+// its next touch as missing.
 //
 // Tried and rejected: dropping before the record exists (the writer is given zeros), copying before
 // write-protecting (its store is dropped with the page).
@@ -45,8 +49,10 @@ bool is(const Result<void>& result, int error) {
 }  // namespace
 
 Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping) {
+  // Of a file's private mapping userfaultfd takes nothing; shared memory it does.
+  const bool takes = mapping.shared || !mapping.file_backed;
   // The thread first: a touch of a watched page that nobody answers would wait for ever.
-  if (!mapping.file_backed && userfault::open() && start_resolver() && userfault::watch(piece)) {
+  if (takes && userfault::open() && start_resolver() && userfault::watch(piece)) {
     return Hiding::kUserfault;
   }
   ST_TRY(memory.get());
@@ -56,82 +62,142 @@ Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping) {
 bool PageTransit::to(Hva place) {
   if (left_) return false;
   if (hiding_ == Hiding::kProtection) return left_ = copy_protected(place);
-  const auto moved = userfault::move(place, at_);
+  if (shared()) return left_ = copy_and_drop(place);
+  const auto moved = userfault::move(place, at());
   // ENOENT: there is no page to move, so there are no bytes but zeros.
   left_ = moved || is(moved, ENOENT) || copy_and_drop(place);
   return left_;
 }
 
+bool PageTransit::protect(bool on) {
+  bool all = true;
+  for (const PageView& view : views_) {
+    if (!userfault::write_protect(view.at, on)) all = false;
+  }
+  return all;
+}
+
+// Dropping a page that is locked in memory, or of a sealed file, is refused.
+bool PageTransit::drop() {
+  return sys::madvise(pointer(at()), kPageSize, shared() ? MADV_REMOVE : MADV_DONTNEED).has_value();
+}
+
 bool PageTransit::copy_and_drop(Hva place) {
-  if (!userfault::write_protect(at_, true)) return false;
-  PageState state;
   bool copied = false;
-  if (page_states(at_, 1, &state)) {
-    if (!state.present && !state.swapped) return true;
+  if (ST_GUARD(owners_write_protect, !protect(true))) {
+    static_cast<void>(protect(false));
+    return false;
+  }
+  PageState state;
+  if (page_states(at(), 1, &state)) {
+    if (!shared() && !state.present && !state.swapped) return true;
     watcher_->reading(key_, true);
-    copied = copy_from(pointer(place), at_, kPageSize) == kPageSize;
+    copied = copy_from(pointer(place), at(), kPageSize) == kPageSize;
     watcher_->reading(key_, false);
   }
-  // Dropping a page that is locked in memory is refused.
-  if (copied && sys::madvise(pointer(at_), kPageSize, MADV_DONTNEED)) return true;
-  static_cast<void>(userfault::write_protect(at_, false));
+  if (copied && drop()) return true;
+  static_cast<void>(protect(false));
   return false;
 }
 
 bool PageTransit::copy_protected(Hva place) {
   const auto fd = memory.get();
-  if (!fd || !sys::mprotect(pointer(at_), kPageSize, PROT_NONE)) return false;
-  const auto got = sys::pread(*fd, pointer(place), kPageSize, static_cast<off_t>(at_.raw()));
-  if (got && *got == kPageSize) return true;
+  bool hidden = fd.has_value();
+  for (const PageView& view : views_) {
+    hidden = hidden && sys::mprotect(pointer(view.at), kPageSize, PROT_NONE).has_value();
+  }
+  if (hidden) {
+    const auto got = sys::pread(*fd, pointer(place), kPageSize, static_cast<off_t>(at().raw()));
+    // Behind a private page's protection its old bytes stay; the file is made smaller.
+    if (got && *got == kPageSize && (!shared() || drop())) return true;
+  }
   undo();
   return false;
 }
 
 // A change nobody announced may have put something else there.
 bool PageTransit::still_hidden() const {
-  const auto shown = shown_mapping_at(at_);
-  return shown && !shown->shared && !shown->prot.read && !shown->prot.write;
+  const auto shown = shown_mapping_at(at());
+  return shown && shown->shared == shared() && !shown->prot.read && !shown->prot.write;
+}
+
+// Behind the protection of shared memory the kernel writes for nobody: a second mapping of the page
+// lasts as long as the copy.
+bool PageTransit::put_through_alias(const void* page) {
+  const auto alias = sys::mremap(pointer(at()), 0, kPageSize, MREMAP_MAYMOVE, nullptr);
+  if (!alias) return false;
+  const bool put = sys::mprotect(*alias, kPageSize, PROT_READ | PROT_WRITE) &&
+                   copy_to(Hva(reinterpret_cast<u64>(*alias)), page, kPageSize) == kPageSize;
+  static_cast<void>(sys::munmap(*alias, kPageSize));
+  return put;
 }
 
 bool PageTransit::put_behind_protection(const void* page) {
   if (!still_hidden()) return true;
-  const auto fd = memory.get();
-  if (!fd) return false;
-  const auto put = sys::pwrite(*fd, page, kPageSize, static_cast<off_t>(at_.raw()));
-  if (!put || *put != kPageSize) return false;
-  return sys::mprotect(pointer(at_), kPageSize, bits_of(prot_)).has_value();
+  if (shared()) {
+    if (!put_through_alias(page)) return false;
+  } else {
+    const auto fd = memory.get();
+    if (!fd) return false;
+    const auto put = sys::pwrite(*fd, page, kPageSize, static_cast<off_t>(at().raw()));
+    if (!put || *put != kPageSize) return false;
+  }
+  bool all = true;
+  for (const PageView& view : views_) {
+    all = sys::mprotect(pointer(view.at), kPageSize, bits_of(view.prot)).has_value() && all;
+  }
+  return all;
 }
 
 bool PageTransit::from(Hva place) {
   if (hiding_ == Hiding::kProtection) return put_behind_protection(pointer(place));
-  const auto moved = userfault::move(at_, place);
+  if (shared()) return from_bytes(pointer(place));
+  const auto moved = userfault::move(at(), place);
   if (moved || is(moved, EEXIST)) return true;
   if (!is(moved, ENOENT)) return from_bytes(pointer(place));
   // The place is empty (zeros), or nothing is mapped any more at the page.
-  const auto zeroed = userfault::zero(at_);
+  const auto zeroed = userfault::zero(at());
   return zeroed || !is(zeroed, ENOMEM);
 }
 
 bool PageTransit::from_bytes(const void* page) {
   if (hiding_ == Hiding::kProtection) return put_behind_protection(page);
-  const auto copied = userfault::copy(at_, page);
-  // EEXIST, ENOENT: the client discarded or unmapped it behind our back; nobody wants the bytes.
-  return copied || !is(copied, ENOMEM);
+  bool filled = false;
+  bool no_memory = false;
+  for (const PageView& view : views_) {
+    const auto copied = userfault::copy(view.at, page);
+    filled = copied || is(copied, EEXIST);
+    no_memory = is(copied, ENOMEM);
+    if (filled || no_memory) break;
+  }
+  if (shared() && filled) static_cast<void>(protect(false));
+  // ENOENT: the client unmapped it behind our back. Nobody wants the bytes of private memory; a
+  // file may still have a descriptor.
+  return filled || (!shared() && !no_memory);
 }
 
 void PageTransit::undo() {
   if (hiding_ == Hiding::kUserfault) return;
-  static_cast<void>(sys::mprotect(pointer(at_), kPageSize, bits_of(prot_)));
+  for (const PageView& view : views_) {
+    static_cast<void>(sys::mprotect(pointer(view.at), kPageSize, bits_of(view.prot)));
+  }
+}
+
+void PageTransit::wake() {
+  if (hiding_ == Hiding::kProtection) return;
+  for (const PageView& view : views_) userfault::wake(page_at(view.at));
 }
 
 void PageTransit::make_lost() {
-  if (hiding_ == Hiding::kUserfault && userfault::poison(at_)) return;
-  // Beyond the end of a file every touch is a bus error, and EFAULT for a system call.
-  const auto made = sys::memfd_create("stagetwo:lost", MFD_CLOEXEC);
-  if (!made) return;
-  static_cast<void>(sys::mmap(pointer(at_), kPageSize, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_FIXED, *made, 0));
-  static_cast<void>(sys::close(*made));
+  for (const PageView& view : views_) {
+    if (hiding_ == Hiding::kUserfault && userfault::poison(view.at)) continue;
+    // Beyond the end of a file every touch is a bus error, and EFAULT for a system call.
+    const auto made = sys::memfd_create("stagetwo:lost", MFD_CLOEXEC);
+    if (!made) return;
+    static_cast<void>(sys::mmap(pointer(view.at), kPageSize, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_FIXED, *made, 0));
+    static_cast<void>(sys::close(*made));
+  }
 }
 
 }  // namespace stagetwo::host

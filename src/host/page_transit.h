@@ -9,6 +9,9 @@
 //   kProtection   PROT_NONE, then copied; the old bytes    the bytes are put in behind the
 //                 stay behind it, unseen                   protection, then the rights
 //
+// A page of shared memory is protected, hidden and woken in each of its views; it is never moved,
+// and dropping it punches it out of the file.
+//
 // Every step is one that no thread of the process can see half of: a touch before it gets the old
 // page, a touch after it waits. kProtection is for where userfaultfd is denied, the client holds
 // it, or the memory is none it takes (private file mappings); system calls on such a page answer
@@ -20,6 +23,20 @@
 namespace stagetwo::host {
 
 enum class Hiding : u8 { kUserfault, kProtection };
+
+// Where the process sees a page.
+struct PageView {
+  Hva at;
+  Prot prot;
+};
+inline constexpr unsigned kMaxViews = 8;
+struct PageViews {
+  PageView view[kMaxViews];
+  unsigned count = 0;
+
+  [[nodiscard]] const PageView* begin() const { return view; }
+  [[nodiscard]] const PageView* end() const { return view + count; }
+};
 
 // May the pages of `piece`, one mapping's, be hidden, and how? Post: touches of them are reported.
 // Failure: there is no way.
@@ -37,8 +54,9 @@ class TransitWatcher {
 
 class PageTransit final : public PageExit, public PageEntry {
  public:
-  PageTransit(PageKey key, Hva at, Hiding hiding, Prot prot, TransitWatcher* watcher)
-      : key_(key), at_(at), hiding_(hiding), prot_(prot), watcher_(watcher) {}
+  // Pre: one view of a private page, at least one of a shared one.
+  PageTransit(PageKey key, const PageViews& views, Hiding hiding, TransitWatcher* watcher)
+      : key_(key), views_(views), hiding_(hiding), watcher_(watcher) {}
 
   bool to(Hva place) override;
   bool from(Hva place) override;
@@ -50,17 +68,23 @@ class PageTransit final : public PageExit, public PageEntry {
   void undo();
   // Every later touch is a bus error.
   void make_lost();
+  // Whoever waits for it in the kernel touches it again.
+  void wake();
 
  private:
+  [[nodiscard]] bool shared() const { return key_.object != kPrivateMemory; }
+  [[nodiscard]] Hva at() const { return views_.view[0].at; }
+  [[nodiscard]] bool drop();
+  bool protect(bool on);
   bool copy_and_drop(Hva place);
   bool copy_protected(Hva place);
   bool put_behind_protection(const void* page);
-  bool still_hidden() const;
+  bool put_through_alias(const void* page);
+  [[nodiscard]] bool still_hidden() const;
 
   PageKey key_;
-  Hva at_;
+  PageViews views_;
   Hiding hiding_;
-  Prot prot_;
   TransitWatcher* watcher_;
   bool left_ = false;
 };

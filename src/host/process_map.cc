@@ -60,6 +60,7 @@ struct ProcmapQuery {
 static_assert(sizeof(ProcmapQuery) == 104);
 constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
 constexpr u64 kReadable = 1, kWritable = 2, kExecutable = 4, kShared = 8;
+constexpr u64 kThisOrNext = 16, kOfFile = 32;
 
 // Bits of a word of /proc/self/pagemap.
 constexpr u64 kEntryPresent = u64{1} << 63;
@@ -74,9 +75,10 @@ constinit KeptFd pagemap("/proc/self/pagemap");
 // Set once by whoever finds out; every finder finds the same.
 constinit sync::Atomic<bool> without_query{false};
 
-Result<Mapping> by_query(Hva at) {
+Result<Mapping> by_query(Hva at, u64 flags) {
   ProcmapQuery query{};
   query.size = sizeof(query);
+  query.flags = flags;
   query.address = at.raw();
   const auto asked = sys::ioctl(ST_TRY(maps.get()), kProcmapQuery, reinterpret_cast<u64>(&query));
   if (!asked) return refuse(asked.error());
@@ -136,7 +138,9 @@ bool parse_line(std::string_view line, Mapping* out) {
   return true;
 }
 
-Result<Mapping> by_text(Hva at) {
+// The first one that `wanted` accepts; the lines are in order of address.
+template <typename F>
+Result<Mapping> by_text(F&& wanted) {
   const int fd = ST_TRY(sys::openat(AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC));
   char buffer[4096];
   size_t held = 0;
@@ -149,9 +153,9 @@ Result<Mapping> by_text(Hva at) {
     for (size_t end = text.find('\n'); end != std::string_view::npos && !over;
          end = text.find('\n')) {
       Mapping line;
-      if (parse_line(text.substr(0, end), &line)) {
-        over = line.range.end() > at;
-        if (line.range.contains(at)) found = line;
+      if (parse_line(text.substr(0, end), &line) && wanted(line)) {
+        over = true;
+        found = line;
       }
       text.remove_prefix(end + 1);
     }
@@ -165,13 +169,30 @@ Result<Mapping> by_text(Hva at) {
 
 }  // namespace
 
+namespace {
+
+// `flags` and `wanted` say the same.
+template <typename F>
+Result<Mapping> look_up(Hva at, u64 flags, F&& wanted) {
+  if (!without_query.load(sync::kRelaxed)) {
+    const auto found = by_query(at, flags);
+    if (found) return found;
+    if (to_int(found.error()) == ENOENT) return refuse(EFAULT);
+    without_query.store(true, sync::kRelaxed);
+  }
+  return by_text(wanted);
+}
+
+}  // namespace
+
 Result<Mapping> shown_mapping_at(Hva at) {
-  if (without_query.load(sync::kRelaxed)) return by_text(at);
-  const auto found = by_query(at);
-  if (found) return found;
-  if (to_int(found.error()) == ENOENT) return refuse(EFAULT);
-  without_query.store(true, sync::kRelaxed);
-  return by_text(at);
+  return look_up(at, 0, [&](const Mapping& line) { return line.range.contains(at); });
+}
+
+Result<Mapping> next_shared_mapping(Hva at) {
+  return look_up(at, kThisOrNext | kOfFile | kShared, [&](const Mapping& line) {
+    return line.range.end() > at && line.shared && line.file_backed;
+  });
 }
 
 namespace {

@@ -28,7 +28,8 @@ namespace stagetwo::host::userfault {
 [[nodiscard]] Result<void> watch_protection(HvaRange range);  // write-protected only
 void forget(HvaRange range);
 
-// These three fill a missing page and wake nobody: whoever waits for it goes on with wake().
+// All of these wake nobody: whoever waits for the page goes on with wake(). The first three fill a
+// missing page.
 //
 // One page: from `from`, which is empty then, to `to`, which was. ENOENT: `from` is empty or `to`
 // is not mapped; EEXIST: `to` is not; EBUSY, EINVAL: this page or these mappings cannot.

@@ -131,7 +131,7 @@ struct HoldAgainstTaker : OwnersWorld {
   static constexpr unsigned kThreads = 3;
   void thread(unsigned me) {
     if (me == 0) {
-      const u64 id = table_.hold(host::page_at(at()), at().raw(), 0);
+      const u64 id = table_.hold({host::kPrivateMemory, host::page_at(at())}, at().raw(), 0);
       touch();
       host::PageRecord record;
       sync::sched::expect(!table_.find(key(), &record), "a held page was taken");

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The client takes bytes out of a file that it may have mapped as shared memory: a hole, a new end.
+// All its mappings lose them, so the bell rings at each, and what is absent of them dies when the
+// call succeeded (host/page_owner.h). Analogue: unmap_mapping_range() (kernel file: mm/memory.c).
+// Differs: only mappings of this process hear of it.
+//
+//   FileChange change(fd, offset, size);
+//   if (ftruncate(fd, offset) == 0) change.succeeded();
+//
+// Pages of which only a part goes are brought back first and stay.
+// Context and errors: as host/change.h. More mappings than kMaxRung ring as one range.
+
+#include <optional>
+
+#include "host/held_pages.h"
+#include "host/mmu_notifier.h"
+#include "host/page_owner.h"
+
+namespace stagetwo::host {
+
+class FileChange {
+ public:
+  static constexpr u64 kToTheEnd = ~u64{0};
+  FileChange(int fd, u64 offset, u64 size);
+  FileChange(const FileChange&) = delete;
+  FileChange& operator=(const FileChange&) = delete;
+
+  void succeeded() {
+    if (absent_) absent_->succeeded();
+  }
+
+ private:
+  static constexpr unsigned kMaxRung = 4;
+  void ring(int fd, HvaRange bytes);
+
+  HeldPages edges_[2];
+  std::optional<InvalidateSection> bells_[kMaxRung];
+  std::optional<OwnedChange> absent_;  // closed before the bells end
+};
+
+}  // namespace stagetwo::host

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the process sees the pages of shared objects. The views of an object are looked up whenever
+// pages of it are to be taken, and are right for as long as one of its pages is absent:
+//
+//   taker                                  | who maps, unmaps or protects a view
+//   lock; layout n; unlock                 |
+//   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; what its pages are
+//   lock; the views and n are noted        | absent comes back; only then the client has the address
+//   lock; layout is n: record (taking)     | announced change: what is absent below it comes back,
+//   write-protects, copies, punches        | records in transit are waited for; layout + 1 at its
+//                                          | end, and its views are forgotten
+//
+// Either the taker sees the new layout and leaves the page, or the other one finds its record.
+// Tried and rejected: noting views as mmap and munmap go by, which misses those made before the
+// engine woke; asking the kernel at each bring-back, a system call for each mapping of the process.
+
+#include <algorithm>
+
+#include "base/sys.h"
+#include "host/owner_table.h"
+#include "host/process_map.h"
+#include "host/shared_objects.h"
+
+namespace stagetwo::host {
+namespace {
+
+HvaRange common(HvaRange a, HvaRange b) {
+  const Hva start = std::max(a.start(), b.start());
+  const Hva end = std::min(a.end(), b.end());
+  return start < end ? HvaRange(start, end - start) : HvaRange(start, 0);
+}
+
+SharedView part_of(const SharedView& view, HvaRange part) {
+  const u64 skipped = (part.start() - view.range.start()) >> kPageShift;
+  return {part, view.object, view.first + skipped, view.prot};
+}
+
+}  // namespace
+
+PageKey OwnerTable::key_at(Hva at) const {
+  for (const SharedView& view : views_) {
+    if (view.range.contains(at)) {
+      return {view.object, view.first + ((at - view.range.start()) >> kPageShift)};
+    }
+  }
+  return private_key(at);
+}
+
+// Pre: of a shared page, note_views(). More views than we can name are none: the page stays.
+PageViews OwnerTable::views_at(PageKey key, const PageRecord& record) const {
+  PageViews found;
+  if (key.object == kPrivateMemory) {
+    found.view[found.count++] = {record.at, record.prot};
+    return found;
+  }
+  for (const SharedView& view : views_) {
+    if (view.object != key.object || key.index < view.first) continue;
+    const u64 offset = (key.index - view.first) << kPageShift;
+    if (offset >= view.range.size()) continue;
+    if (found.count == kMaxViews) return {};
+    found.view[found.count++] = {view.range.start() + offset, view.prot};
+  }
+  return found;
+}
+
+bool OwnerTable::within(PageKey key, Hva at, const Reach& reach) const {
+  if (reach.object != kPrivateMemory) {
+    return key.object == reach.object && reach.range.contains(Hva(key.index << kPageShift));
+  }
+  if (reach.range.contains(at)) return true;
+  if (key.object == kPrivateMemory) return false;
+  for (const SharedView& view : views_) {
+    if (view.object != key.object || key.index < view.first) continue;
+    const u64 offset = (key.index - view.first) << kPageShift;
+    if (offset < view.range.size() && reach.range.contains(view.range.start() + offset)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// A view of pages that are hidden behind PROT_NONE has the rights that are noted, not those it
+// shows.
+void OwnerTable::keep_rights(Vec<SharedView>* views) const {
+  for (SharedView& fresh : *views) {
+    if (fresh.prot.read || fresh.prot.write) continue;
+    for (const SharedView& old : views_) {
+      if (old.object == fresh.object && old.range.overlaps(fresh.range)) fresh.prot = old.prot;
+    }
+  }
+}
+
+Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
+  u32 layout = 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    layout = layout_;
+  }
+  Vec<SharedView> fresh{"host.shared_views"};
+  for (Hva at{};;) {
+    const auto next = next_shared_mapping(at);
+    if (!next && to_int(next.error()) != EFAULT) return refuse(next.error());
+    if (!next) break;
+    at = next->range.end();
+    if (next->device != mapping.device || next->inode != mapping.inode) continue;
+    ST_TRY(fresh.push_back({next->range, object, next->offset >> kPageShift, next->prot}));
+  }
+  const sync::MutexGuard guard(lock_);
+  keep_rights(&fresh);
+  ST_TRY(views_.reserve(2 * views_.size() + fresh.size()));
+  for (size_t i = 0; i < views_.size();) {
+    if (views_[i].object == object) {
+      views_.swap_erase(i);
+    } else {
+      ++i;
+    }
+  }
+  // Where the kernel shows this object, another one was unmapped behind our back.
+  for (const SharedView& view : fresh) forget_views(view.range);
+  for (const SharedView& view : fresh) static_cast<void>(views_.push_back(view));
+  return layout;
+}
+
+void OwnerTable::note_private(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  forget_views(range);
+}
+
+unsigned OwnerTable::views_of(u64 object, SharedView* out, unsigned room) {
+  const sync::MutexGuard guard(lock_);
+  unsigned count = 0;
+  for (const SharedView& view : views_) {
+    if (view.object == object && count < room) out[count++] = view;
+  }
+  return count;
+}
+
+void OwnerTable::view_made(const Reach& reach) {
+  {
+    const sync::MutexGuard guard(lock_);
+    ++layout_;
+  }
+  bring_back_all(reach);
+}
+
+// Nothing is absent there. Without memory for the second half of a view that is cut in two it stays
+// whole: of the part that is gone no page is absent, and the next take looks again.
+void OwnerTable::forget_views(HvaRange range) {
+  for (size_t i = 0; i < views_.size();) {
+    const SharedView old = views_[i];
+    if (!old.range.overlaps(range) || !views_.reserve(views_.size() + 1)) {
+      ++i;
+      continue;
+    }
+    const HvaRange before(old.range.start(), common(old.range, range).start() - old.range.start());
+    const Hva cut_end = common(old.range, range).end();
+    const HvaRange after(cut_end, old.range.end() - cut_end);
+    views_.swap_erase(i);
+    if (!before.empty()) static_cast<void>(views_.push_back(part_of(old, before)));
+    if (!after.empty()) static_cast<void>(views_.push_back(part_of(old, after)));
+  }
+}
+
+// ---- taking ---------------------------------------------------------------------------------
+
+namespace {
+
+// Pages of a shared mapping, at most kMaxPageStates, with the same hiding in all views.
+struct Chunk {
+  HvaRange piece;
+  u64 object;
+  u64 first;  // the index of the first page
+  bool writable;
+  u32 layout;
+  Hiding hiding;
+};
+
+// All views are watched, or none is relied on.
+Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned count) {
+  Hiding hiding = Hiding::kUserfault;
+  for (unsigned i = 0; i < count; ++i) {
+    Mapping mapping;
+    mapping.shared = mapping.file_backed = true;
+    const Hiding here = ST_TRY(watch_pages(views[i].range, mapping));
+    if (here == Hiding::kProtection) hiding = here;
+    if (here == Hiding::kUserfault) ST_TRY(table.note_watched(views[i].range));
+  }
+  return hiding;
+}
+
+u64 take_pages(OwnerTable& table, const Chunk& chunk, PageOwner* owner) {
+  unsigned char cached[kMaxPageStates];
+  if (!sys::mincore(reinterpret_cast<void*>(chunk.piece.start().raw()), chunk.piece.size(),
+                    cached)) {
+    return 0;
+  }
+  u64 taken = 0;
+  for (u64 i = 0; i < chunk.piece.size() / kPageSize; ++i) {
+    if ((cached[i] & 1) == 0) continue;  // a hole: nothing to take
+    PageRecord record;
+    record.owner = owner;
+    record.at = chunk.piece.start() + i * kPageSize;
+    record.hiding = chunk.hiding;
+    record.writable = chunk.writable;
+    if (table.take({chunk.object, chunk.first + i}, record, chunk.layout)) ++taken;
+  }
+  return taken;
+}
+
+// The bell at every other address of the chunk's pages, then the pages.
+u64 ring_and_take(OwnerTable& table, const Chunk& chunk, const SharedView* views, unsigned count,
+                  PageOwner* owner, const void* cookie) {
+  if (count == 0) return take_pages(table, chunk, owner);
+  const SharedView& view = views[count - 1];
+  const u64 pages = chunk.piece.size() / kPageSize;
+  const u64 from = std::max(view.first, chunk.first);
+  const u64 to = std::min(view.first + view.range.size() / kPageSize, chunk.first + pages);
+  const auto go_on = [&] {
+    return ring_and_take(table, chunk, views, count - 1, owner, cookie);
+  };
+  if (from >= to) return go_on();
+  const HvaRange there(view.range.start() + (from - view.first) * kPageSize,
+                       (to - from) * kPageSize);
+  if (there == chunk.piece) return go_on();
+  const InvalidateSection bell(InvalidateEvent{there, EventKind::kMigrate, cookie});
+  return go_on();
+}
+
+}  // namespace
+
+Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping,
+                        PageOwner* owner, const void* cookie) {
+  const u64 object = alone_with(mapping.device, mapping.inode);
+  if (object == 0) {
+    table.count_refused_shared(piece.size() / kPageSize);
+    return u64{0};
+  }
+  u64 taken = 0;
+  for (Hva at = piece.start(); at < piece.end();) {
+    const u64 bytes = std::min<u64>(piece.end() - at, kMaxPageStates * kPageSize);
+    Chunk chunk;
+    chunk.piece = HvaRange(at, bytes);
+    chunk.object = object;
+    chunk.first = (mapping.offset + (at - mapping.range.start())) >> kPageShift;
+    chunk.writable = mapping.prot.write;
+    chunk.layout = ST_TRY(table.note_views(object, mapping));
+    SharedView views[kMaxViews + 1];
+    const unsigned count = table.views_of(object, views, kMaxViews + 1);
+    if (count > kMaxViews) {
+      table.count_refused_shared(bytes / kPageSize);
+    } else if (const auto hiding = watch_views(table, views, count)) {
+      chunk.hiding = *hiding;
+      taken += ring_and_take(table, chunk, views, count, owner, cookie);
+    }
+    at += bytes;
+  }
+  return taken;
+}
+
+}  // namespace stagetwo::host

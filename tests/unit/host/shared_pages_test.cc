@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+// Absent pages of shared memory: one page, several addresses, a file behind it.
+#include <gtest/gtest.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "host/backstop.h"
+#include "host/change.h"
+#include "host/faultin.h"
+#include "host/file_change.h"
+#include "host/held_pages.h"
+#include "host/page_owner.h"
+#include "host/process_map.h"
+#include "host/shared_objects.h"
+#include "host/userfault.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo {
+namespace {
+
+using host::BringBack;
+
+constexpr size_t kPages = 8;
+
+// A place for each page of the object.
+class Store final : public host::PageOwner {
+ public:
+  bool take(const host::AbsentPage& page, host::PageExit& exit) override {
+    EXPECT_NE(host::kPrivateMemory, page.key.object);
+    if (!exit.to(place_of(page))) return false;
+    ++taken;
+    return true;
+  }
+  BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
+    if (loses) return BringBack::kLost;
+    if (!entry.from(place_of(page))) return BringBack::kRetry;
+    ++back;
+    return BringBack::kBack;
+  }
+  void discard(const host::AbsentPage&) override { ++discarded; }
+
+  bool loses = false;
+  std::atomic<u64> taken{0}, back{0}, discarded{0};
+
+ private:
+  Hva place_of(const host::AbsentPage& page) const {
+    return Hva(places_.address() + page.key.index * kPageSize);
+  }
+  test::GuardedPages places_{kPages};
+};
+
+class SharedPages : public testing::TestWithParam<bool> {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(host::backstop::install());
+    host::userfault::debug_deny(GetParam());
+    if (!GetParam() && !host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+    file_ = ::memfd_create("shared", MFD_CLOEXEC);
+    ASSERT_EQ(0, ::ftruncate(file_, kPages * kPageSize));
+    host::shared_file_made(file_);
+    one_ = map();
+    two_ = map();
+    for (size_t i = 0; i < kPages; ++i) std::memset(one(i), static_cast<int>(i + 1), kPageSize);
+  }
+  void TearDown() override {
+    host::bring_back_range(range(one_));
+    unmap(one_);
+    unmap(two_);
+    ::close(file_);
+    host::userfault::debug_deny(false);
+  }
+  u8* map() {
+    void* at =
+        ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+    host::owners_see_mapping(file_, 0, kPages * kPageSize);
+    return static_cast<u8*>(at);
+  }
+  int unmap(u8* at) {
+    if (at == nullptr) return 0;
+    return host::change(reinterpret_cast<u64>(at), kPages * kPageSize, host::EventKind::kUnmap,
+                        [&] { return ::munmap(at, kPages * kPageSize); });
+  }
+  static HvaRange range(const u8* at, size_t first = 0, size_t pages = kPages) {
+    return HvaRange(Hva(reinterpret_cast<u64>(at)) + first * kPageSize, pages * kPageSize);
+  }
+  u64 take(size_t first = 0, size_t pages = kPages) {
+    const auto taken =
+        host::take_away(range(one_, first, pages), &store_, this, host::Which::kAll);
+    return taken ? *taken : ~u64{0};
+  }
+  u8* one(size_t i) { return one_ + i * kPageSize; }
+  u8* two(size_t i) { return two_ + i * kPageSize; }
+  static bool all(const u8* page, size_t i) {
+    for (size_t b = 0; b < kPageSize; ++b) {
+      if (page[b] != i + 1) return false;
+    }
+    return true;
+  }
+  u64 blocks() {
+    struct ::stat said{};
+    EXPECT_EQ(0, ::fstat(file_, &said));
+    return static_cast<u64>(said.st_blocks);
+  }
+
+  int file_ = -1;
+  u8* one_ = nullptr;
+  u8* two_ = nullptr;
+  Store store_;
+};
+std::string hiding_name(const testing::TestParamInfo<bool>& denied) {
+  return denied.param ? "Protection" : "Userfault";
+}
+INSTANTIATE_TEST_SUITE_P(Hiding, SharedPages, testing::Bool(), hiding_name);
+
+TEST_P(SharedPages, TakenFromTheFileAndFromEveryView) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(0u, blocks());
+  EXPECT_TRUE(host::is_absent(range(one_).start()));
+  EXPECT_TRUE(host::is_absent(range(two_).start()));
+}
+
+TEST_P(SharedPages, ATouchThroughAnyViewBringsItBackOnceForAll) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_TRUE(all(two(3), 3));
+  EXPECT_EQ(1, store_.back);
+  EXPECT_FALSE(host::is_absent(range(one_, 3).start()));
+  EXPECT_TRUE(all(one(3), 3));
+  two(3)[7] = 99;
+  EXPECT_EQ(99, one(3)[7]);
+  one(3)[8] = 98;
+  EXPECT_EQ(98, two(3)[8]);
+  EXPECT_EQ(1, store_.back);
+}
+
+TEST_P(SharedPages, AGuestTouchesItThroughTheOtherView) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_TRUE(host::faultin(range(two_, 5).start(), Access::kWrite));
+  EXPECT_TRUE(all(one(5), 5));
+  EXPECT_EQ(1, store_.back);
+}
+
+TEST_P(SharedPages, TakenAgainAndAgain) {
+  for (int round = 0; round < 5; ++round) {
+    ASSERT_EQ(kPages, take());
+    for (size_t i = 0; i < kPages; ++i) ASSERT_TRUE(all(i % 2 == 0 ? one(i) : two(i), i));
+  }
+}
+
+TEST_P(SharedPages, AHoleHasNothingToTake) {
+  ASSERT_EQ(0, ::madvise(one(2), kPageSize, MADV_REMOVE));
+  EXPECT_EQ(kPages - 1, take());
+  EXPECT_EQ(0, two(2)[0]);
+}
+
+class Listener final : public host::MmuNotifier {
+ public:
+  bool invalidate_range_start(const host::InvalidateEvent& event) override {
+    rung.push_back(event.range);
+    return true;
+  }
+  void invalidate_range_end(const host::InvalidateEvent&) override {}
+  std::vector<HvaRange> rung;
+};
+
+TEST_P(SharedPages, TheBellRingsAtEveryAddress) {
+  Listener listener;
+  ASSERT_TRUE(host::register_notifier(&listener));
+  ASSERT_EQ(2u, take(1, 2));
+  host::unregister_notifier(&listener);
+  const std::vector<HvaRange> both{range(one_, 1, 2), range(two_, 1, 2)};
+  EXPECT_EQ(both, listener.rung);
+}
+
+TEST_P(SharedPages, AViewMadeWhilePagesAreAbsentShowsTheirBytes) {
+  ASSERT_EQ(kPages, take());
+  u8* three = map();
+  EXPECT_TRUE(all(three + 4 * kPageSize, 4));
+  EXPECT_EQ(kPages, take());
+  EXPECT_TRUE(all(three + 5 * kPageSize, 5));
+  unmap(three);
+}
+
+TEST_P(SharedPages, TheFileOutlivesAViewAndTheLastView) {
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, unmap(one_));
+  one_ = two_;
+  two_ = nullptr;
+  EXPECT_TRUE(all(one(1), 1));
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, unmap(one_));
+  one_ = map();
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i));
+  EXPECT_EQ(0, store_.discarded);
+}
+
+TEST_P(SharedPages, DontneedOfAViewDropsNothing) {
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, host::change(range(one_).start().raw(), kPages * kPageSize, host::EventKind::kClear,
+                            [&] { return ::madvise(one_, kPages * kPageSize, MADV_DONTNEED); }));
+  EXPECT_EQ(0, store_.discarded);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i));
+}
+
+TEST_P(SharedPages, AHoleTheClientMakesDiscardsThem) {
+  ASSERT_EQ(kPages, take());
+  {
+    host::FileChange change(file_, 2 * kPageSize, 3 * kPageSize);
+    ASSERT_EQ(0, ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * kPageSize,
+                             3 * kPageSize));
+    change.succeeded();
+  }
+  EXPECT_EQ(3, store_.discarded);
+  EXPECT_EQ(0, one(2)[0]);
+  EXPECT_EQ(0, two(4)[0]);
+  EXPECT_TRUE(all(one(1), 1));
+  EXPECT_TRUE(all(two(5), 5));
+}
+
+TEST_P(SharedPages, AHoleOfAPartOfAPageBringsThatPageBack) {
+  ASSERT_EQ(kPages, take());
+  {
+    host::FileChange change(file_, 100, kPageSize);
+    ASSERT_EQ(0, ::fallocate(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 100, kPageSize));
+    change.succeeded();
+  }
+  EXPECT_EQ(1, one(0)[99]);
+  EXPECT_EQ(0, one(0)[100]);
+  EXPECT_EQ(0, two(1)[99]);
+  EXPECT_EQ(2, two(1)[100]);
+}
+
+TEST_P(SharedPages, AnEndOfTheFileDiscardsWhatIsBehindIt) {
+  ASSERT_EQ(kPages, take());
+  {
+    host::FileChange change(file_, kPageSize, host::FileChange::kToTheEnd);
+    ASSERT_EQ(0, ::ftruncate(file_, kPageSize));
+    change.succeeded();
+  }
+  EXPECT_EQ(kPages - 1, store_.discarded);
+  ASSERT_EQ(0, ::ftruncate(file_, kPages * kPageSize));
+  EXPECT_EQ(0, two(3)[0]);
+  EXPECT_TRUE(all(two(0), 0));
+}
+
+TEST_P(SharedPages, AReadOfTheFileFindsTheBytesAndHoldsThem) {
+  ASSERT_EQ(kPages, take());
+  host::HeldPages held;
+  held.hold_file(file_, 3 * kPageSize + 10, 2 * kPageSize);
+  EXPECT_TRUE(held.fetch_file());
+  EXPECT_EQ(3, store_.back);
+  EXPECT_EQ(0u, take(3, 3));
+  u8 got = 0;
+  ASSERT_EQ(1, ::pread(file_, &got, 1, 4 * kPageSize));
+  EXPECT_EQ(5, got);
+  const u8 put = 77;
+  ASSERT_EQ(1, ::pwrite(file_, &put, 1, 5 * kPageSize + 1));
+  held.release();
+  EXPECT_EQ(3u, take(3, 3));
+  EXPECT_EQ(77, two(5)[1]);
+}
+
+TEST_P(SharedPages, ASystemCallOnAnyViewIsServed) {
+  if (GetParam() || !host::userfault::serves_kernel()) {
+    GTEST_SKIP() << "no userfaultfd that serves system calls";
+  }
+  ASSERT_EQ(kPages, take());
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  ASSERT_EQ(64, ::write(ends[1], two(5), 64));
+  ASSERT_EQ(64, ::read(ends[0], one(6) + 1, 64));
+  EXPECT_EQ(7, two(6)[0]);
+  EXPECT_EQ(6, two(6)[1]);
+  EXPECT_EQ(7, two(6)[65]);
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
+TEST_P(SharedPages, LostForEveryView) {
+  ASSERT_EQ(kPages, take());
+  store_.loses = true;
+  EXPECT_EQ(BringBack::kLost, host::bring_back(range(two_).start()));
+  EXPECT_FALSE(host::faultin(range(one_).start(), Access::kRead));
+  EXPECT_EXIT(
+      { [[maybe_unused]] volatile u8 touched = *two(0); }, testing::KilledBySignal(SIGBUS), "");
+  host::HeldPages held;
+  held.hold_file(file_, 0, 1);
+  EXPECT_FALSE(held.fetch_file()) << "EIO, never zeros";
+  held.release();
+  store_.loses = false;
+  EXPECT_TRUE(all(two(1), 1));
+}
+
+TEST_P(SharedPages, WhatOthersMayMapIsNeverTakenAndIsCounted) {
+  const u64 before = host::owner_counts().refused_shared;
+  host::shared_file_escapes(file_);
+  EXPECT_EQ(0u, take());
+  EXPECT_EQ(before + kPages, host::owner_counts().refused_shared);
+  EXPECT_TRUE(all(two(0), 0));
+}
+
+TEST_P(SharedPages, AFileMadeBeforeWeLookedIsNeverTaken) {
+  const int other = ::memfd_create("unknown", MFD_CLOEXEC);
+  ASSERT_EQ(0, ::ftruncate(other, kPageSize));
+  void* at = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, other, 0);
+  *static_cast<u8*>(at) = 1;
+  EXPECT_EQ(0u, *host::take_away(range(static_cast<u8*>(at), 0, 1), &store_, this,
+                                 host::Which::kAll));
+  ::munmap(at, kPageSize);
+  ::close(other);
+}
+
+TEST_P(SharedPages, AForkBringsThemBackAndTheChildHasThemToo) {
+  ASSERT_EQ(kPages, take());
+  host::owners_before_fork();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    host::owners_after_fork_child();
+    int wrong = 0;
+    for (size_t i = 0; i < kPages; ++i) wrong += all(one(i), i) && all(two(i), i) ? 0 : 1;
+    two(0)[0] = 55;
+    ::_exit(wrong);
+  }
+  host::owners_after_fork_parent();
+  int status = 0;
+  ASSERT_EQ(child, ::waitpid(child, &status, 0));
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(0, WEXITSTATUS(status));
+  EXPECT_EQ(55, one(0)[0]);
+  EXPECT_EQ(0u, take()) << "another process may have it now";
+}
+
+TEST_P(SharedPages, AnonymousSharedMemoryIsAnObjectToo) {
+  void* mine = ::mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+                      -1, 0);
+  auto* bytes = static_cast<u8*>(mine);
+  host::shared_memory_mapped(range(bytes).start());
+  std::memset(mine, 9, 2 * kPageSize);
+  ASSERT_EQ(2u, *host::take_away(range(bytes, 0, 2), &store_, this, host::Which::kAll));
+  EXPECT_EQ(9, bytes[5]);
+  EXPECT_EQ(9, bytes[kPageSize]);
+  ::munmap(mine, 2 * kPageSize);
+}
+
+// As libc does it with a large block.
+TEST_P(SharedPages, AnAddressUnmappedBehindOurBackIsFreeForOthers) {
+  ASSERT_EQ(kPages, take());
+  host::bring_back_range(range(one_));
+  ASSERT_EQ(0, ::munmap(one_, kPages * kPageSize));
+  ASSERT_EQ(one_, ::mmap(one_, kPages * kPageSize, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+  std::memset(one_, 7, kPages * kPageSize);
+  class Private final : public host::PageOwner {
+   public:
+    bool take(const host::AbsentPage& page, host::PageExit& exit) override {
+      EXPECT_EQ(host::kPrivateMemory, page.key.object);
+      return exit.to(Hva(place.address()));
+    }
+    BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
+      return entry.from(Hva(place.address())) ? BringBack::kBack : BringBack::kRetry;
+    }
+    void discard(const host::AbsentPage&) override {}
+    test::GuardedPages place{1};
+  } owner;
+  ASSERT_EQ(1u, *host::take_away(range(one_, 3, 1), &owner, this, host::Which::kAll));
+  EXPECT_EQ(7, one(3)[1]);
+  EXPECT_TRUE(all(two(3), 3));
+}
+
+TEST_P(SharedPages, AnOwnerOfPrivatePagesAloneLeavesThem) {
+  EXPECT_EQ(0u, *host::take_away(range(one_), &store_, this, host::Which::kAnonymous));
+  EXPECT_EQ(0u, *host::take_away(range(one_), &store_, this, host::Which::kPresent));
+}
+
+TEST_P(SharedPages, WritersThroughTwoViewsLoseNothing) {
+  std::atomic<bool> stop{false};
+  u64 sums[4] = {};
+  const auto counter = [&](size_t t) {
+    return reinterpret_cast<std::atomic<u64>*>(t % 2 == 0 ? one(0) : two(0)) + t * 16;
+  };
+  for (size_t t = 0; t < 4; ++t) *counter(t) = 0;
+  std::vector<std::thread> writers;
+  for (size_t t = 0; t < 4; ++t) {
+    writers.emplace_back([&, t] {
+      while (!stop) {
+        counter(t)->fetch_add(1);
+        ++sums[t];
+      }
+    });
+  }
+  u64 taken = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  while (taken < 100 && std::chrono::steady_clock::now() < end) {
+    taken += take(0, 1);
+    std::this_thread::yield();
+  }
+  stop = true;
+  for (auto& thread : writers) thread.join();
+  for (size_t t = 0; t < 4; ++t) EXPECT_EQ(sums[t], counter(t)->load());
+  EXPECT_GT(taken, 10u);
+}
+
+}  // namespace
+}  // namespace stagetwo
