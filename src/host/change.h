@@ -21,7 +21,7 @@
 #include "addr/addr.h"
 #include "base/bits.h"
 #include "host/mmu_notifier.h"
-#include "host/page_owner.h"
+#include "host/owned_change.h"
 
 namespace stagetwo::host {
 

@@ -16,7 +16,7 @@
 
 #include "host/held_pages.h"
 #include "host/mmu_notifier.h"
-#include "host/page_owner.h"
+#include "host/owned_change.h"
 
 namespace stagetwo::host {
 

@@ -164,39 +164,6 @@ bool hidden_rights(Hva at, HvaRange* range, Prot* prot);
 // runs again. Context: the signal handler, on the thread that faulted.
 [[nodiscard]] bool resolve_signal(Hva at, Access access);
 
-// What an announced change does to absent pages of its range, between the bell's start and end. Of
-// shared memory all but kClears and kPunches bring them back first: the file outlives its mapping.
-enum class Announced : u8 {
-  kUnmaps,    // munmap, mmap over it: they die if it succeeds
-  kClears,    // madvise: the same, and the mapping goes on
-  kMoves,     // mremap: they are brought back first
-  kProtects,  // mprotect: those hidden behind PROT_NONE are brought back first
-  kPunches,   // MADV_REMOVE, a hole or an end of the file: of shared memory, too, they die
-};
-class OwnedChange {
- public:
-  OwnedChange(HvaRange range, Announced what) : OwnedChange(Reach{kPrivateMemory, range}, what) {}
-  OwnedChange(const Reach& reach, Announced what);
-  ~OwnedChange();
-  OwnedChange(const OwnedChange&) = delete;
-  OwnedChange& operator=(const OwnedChange&) = delete;
-  // The system call succeeded. Without it everything is as before.
-  void succeeded() { succeeded_ = true; }
-
- private:
-  friend class OwnerTable;
-  Reach reach_;
-  Announced what_;
-  bool open_ = false;
-  bool succeeded_ = false;
-  bool met_pages_ = false;
-  OwnedChange* next_ = nullptr;  // of those open; under the table lock
-};
-
-// The client is about to watch `range` by a userfaultfd of its own, of which memory has one only.
-// Pre: an OwnedChange kMoves of the range is open. True: it was ours until now.
-bool stop_watching(HvaRange range);
-
 // fork: everything is brought back, and nothing is taken until after it.
 void owners_before_fork();
 void owners_after_fork_parent();

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What becomes of absent pages when the client changes their addresses or their file, between the
+// bell's start and end (host/change.h, host/file_change.h). While it lives no page of its reach is
+// taken; what dies with the change waits, undecided, until it has succeeded or failed.
+// Context: as the change. Nothing absent ever: one load.
+
+#include "host/page_owner.h"
+
+namespace stagetwo::host {
+
+// What an announced change does to absent pages of its range, between the bell's start and end. Of
+// shared memory all but kClears and kPunches bring them back first: the file outlives its mapping.
+enum class Announced : u8 {
+  kUnmaps,    // munmap, mmap over it: they die if it succeeds
+  kClears,    // madvise: the same, and the mapping goes on
+  kMoves,     // mremap: they are brought back first
+  kProtects,  // mprotect: those hidden behind PROT_NONE are brought back first
+  kPunches,   // MADV_REMOVE, a hole or an end of the file: of shared memory, too, they die
+};
+class OwnedChange {
+ public:
+  OwnedChange(HvaRange range, Announced what) : OwnedChange(Reach{kPrivateMemory, range}, what) {}
+  OwnedChange(const Reach& reach, Announced what);
+  ~OwnedChange();
+  OwnedChange(const OwnedChange&) = delete;
+  OwnedChange& operator=(const OwnedChange&) = delete;
+  // The system call succeeded. Without it everything is as before.
+  void succeeded() { succeeded_ = true; }
+
+ private:
+  friend class OwnerTable;
+  Reach reach_;
+  Announced what_;
+  bool open_ = false;
+  bool succeeded_ = false;
+  bool met_pages_ = false;
+  OwnedChange* next_ = nullptr;  // of those open; under the table lock
+};
+
+// The client is about to watch `range` by a userfaultfd of its own, of which memory has one only.
+// Pre: an OwnedChange kMoves of the range is open. True: it was ours until now.
+bool stop_watching(HvaRange range);
+
+}  // namespace stagetwo::host

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the table of absent pages keeps (host/owner_table.h), all under its lock. Not for other
+// rooms.
+//
+//   state      who may act                    a touch                successors
+//   kTaking    the taker                      waits                  kAbsent, none (refused)
+//   kReading   the taker, copying it          missing: zeros         kTaking
+//   kAbsent    the first toucher              brings it back         kFilling, kClosing
+//   kFilling   that toucher                   waits                  none, kAbsent (retry), kLost
+//   kClosing   the change that discards it    waits                  none, kAbsent (it failed)
+//   kLost      nobody                         bus error              none (discarded)
+
+#include "host/page_transit.h"
+
+namespace stagetwo::host {
+
+enum class PageStage : u8 { kTaking, kReading, kAbsent, kFilling, kClosing, kLost };
+
+struct PageRecord {
+  PageOwner* owner = nullptr;
+  Hva at;
+  PageStage stage = PageStage::kTaking;
+  Hiding hiding = Hiding::kUserfault;
+  Prot prot;  // of private memory; of shared memory each view has its own
+  bool writable = false;
+};
+
+// A record somebody works on, and where the process sees its page.
+struct PageJob {
+  PageRecord record;
+  PageViews views;
+};
+
+// One mapping of a shared object. They stand in the table from before the first page of the object
+// is taken; a view that is new since then shows no absent page (host/shared_views.cc).
+struct SharedView {
+  HvaRange range;
+  u64 object;
+  u64 first;  // the index of its first page
+  Prot prot;
+};
+
+// A call that is using the range (host/held_pages.h).
+struct Hold {
+  Reach reach;
+  u64 object;  // where on the thread's stack it stands
+  u64 id;
+  int thread;
+};
+
+// A thread between the two ends of a fork. `thread` 0: nobody.
+struct ForkMark {
+  int thread = 0;
+  u64 since_ns = 0;
+};
+inline constexpr unsigned kMaxForks = 8;
+
+}  // namespace stagetwo::host
