@@ -181,6 +181,9 @@ bool fx_address(Cpu& c, const Insn& insn, bool write, u64* linear) {
   }
   if (!operand_address(c, insn, kFxImageBytes, write, linear)) return false;
   if ((*linear & 15) == 0) return true;
+  // With alignment checking on, which of the two exceptions comes is the processor's choice (SDM
+  // vol. 2, FXSAVE): this is what AMD's have chosen.
+  if (misaligned(c, *linear, 4)) return false;
   c.gp0();
   return false;
 }

@@ -122,6 +122,24 @@ TEST(Exceptions, UserMayNotCallAGateOfTheKernel) {
   EXPECT_EQ(g.read<u64>(g.reg(kRsp) + 8), kCode);
 }
 
+// Which of the two a misaligned image is, is the processor's choice; we do as AMD's.
+TEST(Exceptions, AnFxImageThatIsNotEvenAlignedToFourIsAnAlignmentCheck) {
+  for (const u64 off : {0u, 1u, 4u}) {
+    Guest g;
+    g.long_mode(true);
+    g.gate(0x80, kHandler, 0, 3);
+    g.gate(13, kHandler + 16);
+    g.gate(17, kHandler + 32);
+    g.state().sys.cr0 |= cr0::kAm;
+    g.state().rflags |= rflags::kAc;
+    g.code({0x0f, 0xae, 0x03, 0xcd, 0x80});  // fxsave [rbx]; int 0x80
+    for (const u64 handler : {0u, 16u, 32u}) g.code({0xf4}, kHandler + handler);
+    g.reg(kRbx) = kData + off;
+    g.run_to_hlt();
+    EXPECT_EQ(g.state().rip, kHandler + (off == 0 ? 0u : off == 4 ? 16u : 32u) + 1) << off;
+  }
+}
+
 TEST(Exceptions, IretReturnsToUserMode) {
   Guest g;
   g.long_mode(true);
