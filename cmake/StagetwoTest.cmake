@@ -24,10 +24,15 @@ function(stagetwo_test)
     target_link_libraries(${T_NAME} PRIVATE ${target})
   endforeach()
   target_link_libraries(${T_NAME} PRIVATE st_warnings ${T_LINK} GTest::gtest GTest::gtest_main)
-  target_compile_definitions(${T_NAME} PRIVATE
-    ST_SOURCE_DIR="${CMAKE_SOURCE_DIR}" ST_BINARY_DIR="${CMAKE_BINARY_DIR}")
   if(T_MUTATION)
     add_dependencies(mutation_tests ${T_NAME})
   endif()
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
+endfunction()
+
+# For sources that read the source tree or the build folder. Not for all of them: a compiler cache
+# knows a file by its command line.
+function(stagetwo_knows_paths)
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_DEFINITIONS
+    "ST_SOURCE_DIR=\"${CMAKE_SOURCE_DIR}\";ST_BINARY_DIR=\"${CMAKE_BINARY_DIR}\"")
 endfunction()
