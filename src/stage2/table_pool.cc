@@ -59,23 +59,23 @@ TablePage* TablePool::allocate() {
     if (free_ == nullptr && !grow()) return nullptr;
     page = free_;
     free_ = page->next_free;
+    page->use = TableUse::kCached;
   }
   live_.fetch_add(1, sync::kRelaxed);
   ST_CHECK(!page->possible_nx.linked());  // whoever lists a table it does not own is found here
   if (!page->fresh) clear(page->entries);
   page->fresh = false;
-  page->use = TableUse::kCached;
   return page;
 }
 
 void TablePool::give_back(TablePage* page) {
   ST_CHECK(!page->possible_nx.linked());
   ST_CHECK(page->use == TableUse::kCached || page->use == TableUse::kRemoved);
-  page->use = TableUse::kFree;
   page->nx_huge_page_disallowed.store(false, sync::kRelaxed);
   page->parent = nullptr;
   live_.fetch_sub(1, sync::kRelaxed);
   const sync::MutexGuard guard(lock_);
+  page->use = TableUse::kFree;
   page->next_free = free_;
   free_ = page;
 }

@@ -73,9 +73,9 @@ void TdpMmu::put_root(TdpRoot* root) {
   {
     const sync::MutexGuard pages(pages_lock_);
     roots_.remove(root);
+    root->page->use = TableUse::kRemoved;
   }
   // Whoever walked it had a reference, so there is nobody to wait for.
-  root->page->use = TableUse::kRemoved;
   pool_.give_back(root->page);
   destroy(root);
 }
@@ -120,7 +120,6 @@ Result<void> TdpMmu::load_root(MmuContext& context, u32 address_space) {
   }
   if (made != nullptr) {
     // Another context was first: share its root.
-    page->use = TableUse::kRemoved;
     pool_.give_back(page);
     destroy(made);
     ST_MARK(tdp_root_race);

@@ -45,6 +45,9 @@ TEST(TdpRoots, WhatAnInvalidationOvertookIsNotInstalled) {
 TEST(TdpRoots, ComeAndGoWhileFaultsLoadThem) {
   expect_holds_with_after<RootsAgainstInvalidation>(300);
 }
+TEST(TdpRoots, TheLastUserMayGiveOneUpBesideTheAudit) {
+  expect_holds_with_after<LastUserBesideTheAudit>(200);
+}
 
 }  // namespace
 }  // namespace stagetwo::test

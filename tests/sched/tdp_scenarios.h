@@ -355,6 +355,25 @@ struct RootsAgainstInvalidation : TdpScenario {
   }
 };
 
+// The last user gives an invalid root up beside the audit, which is no user.
+struct LastUserBesideTheAudit : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  LastUserBesideTheAudit() {
+    mapped(5);
+    world.mmu.invalidate_all_roots();
+    world.flush_tlbs();
+    world.mmu.zap_invalidated_roots();
+    for (const unsigned other : {1U, 2U}) static_cast<void>(world.mmu.load_root(context[other], 0));
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(world.mmu.load_root(context[0], 0));
+    } else {
+      world.mmu.check_world();
+    }
+  }
+};
+
 // The scenario over many seeds, with its after() in every one.
 template <typename Scenario>
 Found search_with_after(unsigned limit) {
