@@ -6,17 +6,15 @@
 //
 //   the vCPU's thread      push(): slot, offset, then DIRTY
 //   the client             reads a DIRTY entry, stores RESET
-//   KVM_RESET_DIRTY_RINGS  reset(): takes RESET entries in order, stores 0, protects the pages
-//   again
+//   KVM_RESET_DIRTY_RINGS  reset(): takes RESET entries in order, stores 0, protects pages again
 //
 // Invariants: I1  an entry is overwritten only after reset() took it: the ring is never overrun.
-// The
-//                 vCPU looks at soft_full() at every boundary of an instruction that may have
+//                 The vCPU looks at soft_full() at every boundary of an instruction that may have
 //                 pushed, and kReservedEntries is more than one instruction pushes.
 //             I2  a page whose entry reset() took is pushed again for every store after reset()'s
 //                 flush.
-//             I3  reset() never takes more than was pushed, whatever the client wrote into the
-//             ring. Differs: the kernel goes on for as long as it finds RESET.
+//             I3  reset() never takes more than was pushed, whatever the client wrote to the ring.
+// Differs: the kernel goes on for as long as it finds RESET.
 // Locking: push(), soft_full(): the vCPU's thread. reset(): slots_lock. The client obeys nobody.
 // Lifetime: the memory is the vCPU descriptor's; in the VM's list from add_ring() to remove_ring().
 

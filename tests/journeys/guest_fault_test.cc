@@ -80,7 +80,8 @@ TEST_F(GuestFault, OfAPageTheTableHasPassesTwoAndMakesNothing) {
 
 TEST_F(GuestFault, OfAPageKnownResidentPassesTwo) {
   store_to(kPage);
-  // Another slot moves, and with it goes every translation of the VM; the client's memory is as it was.
+  // Another slot moves, and with it goes every translation of the VM; the client's memory is as it
+  // was.
   void* other = mmap(nullptr, kPageSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   guest_.add_slot(2, 0x400000, kPageSize, other);
   guest_.add_slot(2, 0x600000, kPageSize, other);

@@ -96,7 +96,9 @@ jmp_buf back_up;
 TEST_F(Held, AHoldThatWasJumpedOutOfEndsWithTheThreadsNext) {
   if (setjmp(back_up) == 0) hold_and_jump(range());
   EXPECT_EQ(0u, take()) << "nobody can know yet";
-  { const HeldPages next(HvaRange(range().end(), kPageSize)); }
+  {
+    const HeldPages next(HvaRange(range().end(), kPageSize));
+  }
   EXPECT_EQ(1u, take());
 }
 
