@@ -2,12 +2,12 @@
 #include "host/mapping_level.h"
 
 #include <fcntl.h>
-#include <sys/ioctl.h>
 
 #include <string_view>
 
 #include "base/sys.h"
 #include "host/hugetlb_standin.h"
+#include "host/proc_ioctls_internal.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
@@ -15,50 +15,6 @@ namespace {
 
 constexpr u64 k2M = u64{1} << 21;
 constexpr u64 k1G = u64{1} << 30;
-
-// Own definitions: Debian 12's headers are older (Linux's uapi/linux/fs.h is the reference).
-struct PageRegion {
-  u64 start;
-  u64 end;
-  u64 categories;
-};
-struct PageScan {
-  u64 size;
-  u64 flags;
-  u64 start;
-  u64 end;
-  u64 walk_end;
-  u64 regions;
-  u64 region_count;
-  u64 max_pages;
-  u64 category_inverted;
-  u64 category_mask;
-  u64 category_any_of;
-  u64 return_mask;
-};
-static_assert(sizeof(PageScan) == 96);
-constexpr unsigned long kPageScan = _IOWR('f', 16, PageScan);
-constexpr u64 kPageIsHuge = 1 << 6;
-
-struct ProcmapQuery {
-  u64 size;
-  u64 flags;
-  u64 address;
-  u64 start;
-  u64 end;
-  u64 vma_flags;
-  u64 page_size;
-  u64 offset;
-  u64 inode;
-  u32 device_major;
-  u32 device_minor;
-  u32 name_size;
-  u32 build_id_size;
-  u64 name;
-  u64 build_id;
-};
-static_assert(sizeof(ProcmapQuery) == 104);
-constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
 
 enum class Support : u32 { kUnknown, kYes, kNo };
 
@@ -96,7 +52,7 @@ bool is_huge(u64 start) {
   scan.end = start + k2M;
   scan.regions = reinterpret_cast<u64>(&region);
   scan.region_count = 1;
-  scan.category_mask = scan.return_mask = kPageIsHuge;
+  scan.category_mask = scan.return_mask = kScanHuge;
   const auto found = ask("/proc/self/pagemap", kPageScan, &scan);
   if (scan_support.load(sync::kRelaxed) == Support::kUnknown) {
     note_support(scan_support, found);

@@ -2,7 +2,6 @@
 #include "host/process_map.h"
 
 #include <fcntl.h>
-#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
 
 #include <string_view>
@@ -10,55 +9,12 @@
 #include "base/sys.h"
 #include "host/kept_fd.h"
 #include "host/page_owner.h"
+#include "host/proc_ioctls_internal.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
 namespace {
 
-// Own definitions: Debian 12's headers are older (Linux's uapi/linux/fs.h is the reference).
-struct PageRegion {
-  u64 start;
-  u64 end;
-  u64 categories;
-};
-struct PageScan {
-  u64 size;
-  u64 flags;
-  u64 start;
-  u64 end;
-  u64 walk_end;
-  u64 regions;
-  u64 region_count;
-  u64 max_pages;
-  u64 category_inverted;
-  u64 category_mask;
-  u64 category_any_of;
-  u64 return_mask;
-};
-static_assert(sizeof(PageScan) == 96);
-constexpr unsigned long kPageScan = _IOWR('f', 16, PageScan);
-constexpr u64 kScanZero = 1 << 5;
-constexpr u64 kScanHuge = 1 << 6;
-
-struct ProcmapQuery {
-  u64 size;
-  u64 flags;
-  u64 address;
-  u64 start;
-  u64 end;
-  u64 vma_flags;
-  u64 page_size;
-  u64 offset;
-  u64 inode;
-  u32 device_major;
-  u32 device_minor;
-  u32 name_size;
-  u32 build_id_size;
-  u64 name;
-  u64 build_id;
-};
-static_assert(sizeof(ProcmapQuery) == 104);
-constexpr unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
 constexpr u64 kReadable = 1, kWritable = 2, kExecutable = 4, kShared = 8;
 constexpr u64 kThisOrNext = 16, kOfFile = 32;
 
