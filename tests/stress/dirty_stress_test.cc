@@ -238,8 +238,16 @@ class HarvestedVm : public ::testing::Test {
                            __ATOMIC_RELAXED);
   }
   void see(u64 page) { copy_[page] = word(page); }
+  void harvest_bitmap() {
+    ASSERT_TRUE(memory_->slots().get_dirty_log(0, Hva(bitmap_.address())));
+    const auto* words = reinterpret_cast<const u64*>(bitmap_.pointer());
+    for (u64 page = 0; page < kLoggedPages; ++page) {
+      if ((words[page / 64] >> page % 64 & 1) != 0) see(page);
+    }
+  }
 
   GuardedPages pages_{kLoggedPages};
+  GuardedPages bitmap_{1};
   Box<stage2::GuestMemory> memory_;
   std::vector<std::unique_ptr<Writer>> writers_;
   std::vector<std::thread> threads_;
@@ -250,18 +258,10 @@ class HarvestedVm : public ::testing::Test {
 // F3 20: 10,000 harvests, and one with the vCPUs at rest.
 TEST_F(HarvestedVm, EveryStoreIsInAHarvestOfTheBitmap) {
   start(false);
-  GuardedPages bitmap(1);
-  const auto* words = reinterpret_cast<const u64*>(bitmap.pointer());
-  const auto harvest = [&] {
-    ASSERT_TRUE(memory_->slots().get_dirty_log(0, Hva(bitmap.address())));
-    for (u64 page = 0; page < kLoggedPages; ++page) {
-      if ((words[page / 64] >> page % 64 & 1) != 0) see(page);
-    }
-  };
   u64 rounds = 0;
-  for (const Deadline deadline; rounds < 10'000 && deadline.running(); ++rounds) harvest();
+  for (const Deadline deadline; rounds < 10'000 && deadline.running(); ++rounds) harvest_bitmap();
   rest();
-  harvest();
+  harvest_bitmap();
   finish(rounds);
 }
 
@@ -289,24 +289,16 @@ TEST_F(HarvestedVm, EveryStoreIsInAnEntryOfARing) {
 // next begins.
 TEST_F(HarvestedVm, EveryStoreUnderALogIsInAHarvestThoughLogsComeAndGo) {
   start(false);
-  GuardedPages bitmap(1);
-  const auto* words = reinterpret_cast<const u64*>(bitmap.pointer());
-  const auto harvest = [&] {
-    ASSERT_TRUE(memory_->slots().get_dirty_log(0, Hva(bitmap.address())));
-    for (u64 page = 0; page < kLoggedPages; ++page) {
-      if ((words[page / 64] >> page % 64 & 1) != 0) see(page);
-    }
-  };
   u64 rounds = 0;
   for (const Deadline deadline; rounds < 4'000 && deadline.running(); ++rounds) {
     log(false);
     log(true);
     for (u64 page = 0; page < kLoggedPages; ++page) see(page);
-    harvest();
-    harvest();
+    harvest_bitmap();
+    harvest_bitmap();
   }
   rest();
-  harvest();
+  harvest_bitmap();
   finish(rounds);
 }
 

@@ -38,15 +38,17 @@ TEST(BigReaderMutex, LetsReadersInTogetherAndWritersAlone) {
   EXPECT_TRUE(lock.debug_idle());
 }
 
-TEST(BigReaderMutex, SaysThatAWriterWaitsForAReader) {
+// Who holds the lock as `Held` sees that another thread wants it as `Wanted`, and lets it in.
+template <typename Held, typename Wanted>
+void expect_contended() {
   BigReaderMutex lock(Rank::kSecondary);
   Atomic<bool> got{false};
-  std::thread writer;
+  std::thread other;
   {
-    BigReaderGuard guard(lock);
+    Held guard(lock);
     EXPECT_FALSE(lock.contended());
-    writer = std::thread([&] {
-      const BigWriterGuard alone(lock);
+    other = std::thread([&] {
+      const Wanted mine(lock);
       got.store(true);
     });
     while (!lock.contended()) yield_thread();
@@ -55,28 +57,16 @@ TEST(BigReaderMutex, SaysThatAWriterWaitsForAReader) {
     while (!got.load()) yield_thread();
     guard.retake();
   }
-  writer.join();
+  other.join();
   EXPECT_FALSE(lock.contended());
 }
 
+TEST(BigReaderMutex, SaysThatAWriterWaitsForAReader) {
+  expect_contended<BigReaderGuard, BigWriterGuard>();
+}
+
 TEST(BigReaderMutex, SaysThatAReaderWaitsForAWriter) {
-  BigReaderMutex lock(Rank::kSecondary);
-  Atomic<bool> got{false};
-  std::thread reader;
-  {
-    BigWriterGuard guard(lock);
-    EXPECT_FALSE(lock.contended());
-    reader = std::thread([&] {
-      const BigReaderGuard shared(lock);
-      got.store(true);
-    });
-    while (!lock.contended()) yield_thread();
-    EXPECT_FALSE(got.load());
-    guard.drop();
-    while (!got.load()) yield_thread();
-    guard.retake();
-  }
-  reader.join();
+  expect_contended<BigWriterGuard, BigReaderGuard>();
 }
 
 TEST(BigReaderMutex, AGracePeriodWaitsForTheSectionsOfBeforeAndNotForLaterOnes) {
