@@ -13,31 +13,35 @@
 namespace stagetwo::host {
 
 FileChange::FileChange(int fd, u64 offset, u64 size) {
+  struct ::stat behind{};
+  if (!sys::fstat(fd, &behind) || !S_ISREG(behind.st_mode)) return;
+  begin({behind.st_dev, behind.st_ino}, offset, size);
+}
+
+void FileChange::begin(FileId file, u64 offset, u64 size) {
   constexpr u64 kLast = ~u64{0} & kPageMask;  // no file is longer
   const u64 end = size < kLast - std::min(offset, kLast) ? offset + size : kLast;
   if (offset >= end) return;
-  ring(fd, HvaRange(Hva(offset & kPageMask), ((end + kPageSize - 1) & kPageMask) -
-                                                 (offset & kPageMask)));
-  const u64 object = owners_active() ? object_behind(fd) : 0;
+  const u64 start = offset & kPageMask;
+  ring(file, HvaRange(Hva(start), ((end + kPageSize - 1) & kPageMask) - start));
+  const u64 object = owners_active() ? object_behind(file.device, file.inode) : 0;
   if (object == 0) return;
-  if (offset % kPageSize != 0) edges_[0].hold_file(fd, offset, 1);
-  if (end % kPageSize != 0) edges_[1].hold_file(fd, end, 1);
+  if (offset % kPageSize != 0) edges_[0].hold_object(object, offset, 1);
+  if (end % kPageSize != 0) edges_[1].hold_object(object, end, 1);
   for (HeldPages& edge : edges_) static_cast<void>(edge.fetch_file());
   const u64 first = (offset + kPageSize - 1) & kPageMask;
   const u64 last = end & kPageMask;
   if (first < last) absent_.emplace(Reach{object, {Hva(first), last - first}}, Announced::kPunches);
 }
 
-void FileChange::ring(int fd, HvaRange bytes) {
-  struct ::stat behind{};
-  if (!sys::fstat(fd, &behind) || !S_ISREG(behind.st_mode)) return;
+void FileChange::ring(FileId file, HvaRange bytes) {
   HvaRange rest;  // of those we have no bell left for
   unsigned rung = 0;
   for (Hva at{};;) {
-    const auto next = next_shared_mapping(at);
+    const auto next = next_file_mapping(at, false);
     if (!next) break;
     at = next->range.end();
-    if (next->device != behind.st_dev || next->inode != behind.st_ino) continue;
+    if (next->device != file.device || next->inode != file.inode) continue;
     const u64 from = std::max(next->offset, bytes.start().raw());
     const u64 to = std::min(next->offset + next->range.size(), bytes.end().raw());
     if (from >= to) continue;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The client takes bytes out of a file that it may have mapped as shared memory: a hole, a new end.
-// All its mappings lose them, so the bell rings at each, and what is absent of them dies when the
+// The client takes bytes out of a file that it may have mapped: a hole, a new end. All mappings,
+// private ones too, lose them, so the bell rings at each; and what is absent of them dies when the
 // call succeeded (host/page_owner.h). Analogue: unmap_mapping_range() (kernel file: mm/memory.c).
 // Differs: only mappings of this process hear of it.
 //
@@ -20,10 +20,17 @@
 
 namespace stagetwo::host {
 
+// As a Mapping says it, and fstat.
+struct FileId {
+  u64 device;
+  u64 inode;
+};
+
 class FileChange {
  public:
   static constexpr u64 kToTheEnd = ~u64{0};
   FileChange(int fd, u64 offset, u64 size);
+  explicit FileChange(FileId file, u64 offset, u64 size) { begin(file, offset, size); }
   FileChange(const FileChange&) = delete;
   FileChange& operator=(const FileChange&) = delete;
 
@@ -33,7 +40,8 @@ class FileChange {
 
  private:
   static constexpr unsigned kMaxRung = 4;
-  void ring(int fd, HvaRange bytes);
+  void begin(FileId file, u64 offset, u64 size);
+  void ring(FileId file, HvaRange bytes);
 
   HeldPages edges_[2];
   std::optional<InvalidateSection> bells_[kMaxRung];

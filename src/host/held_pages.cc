@@ -99,9 +99,13 @@ void HeldPages::hold_file(int fd, u64 offset, u64 size) {
   reach_ = {};
   if (!owners_active()) [[likely]]
     return;
+  if (const u64 object = object_behind(fd)) hold_object(object, offset, size);
+}
+
+void HeldPages::hold_object(u64 object, u64 offset, u64 size) {
+  reach_ = {};
   const auto bytes = pages_of(offset, size);
-  const u64 object = bytes ? object_behind(fd) : 0;
-  if (object == 0) return;
+  if (!bytes) return;
   reach_ = {object, *bytes};
   enter();
 }

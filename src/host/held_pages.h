@@ -27,6 +27,9 @@
 
 namespace stagetwo::host {
 
+// Has a page of shared memory ever been taken? Then reads and writes of files have to be held, too.
+[[nodiscard]] bool shared_pages_taken();
+
 class HeldPages {
  public:
   HeldPages() = default;
@@ -48,6 +51,7 @@ class HeldPages {
   // The same for bytes of a file of shared memory that a read or write is about to go through: a
   // page that is not in it reads as zeros. False: some are lost, the call is to answer EIO.
   void hold_file(int fd, u64 offset, u64 size);
+  void hold_object(u64 object, u64 offset, u64 size);
   [[nodiscard]] bool fetch_file();
   void release() {
     if (id_ != 0) [[unlikely]]

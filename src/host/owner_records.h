@@ -42,6 +42,14 @@ struct SharedView {
   Prot prot;
 };
 
+// A span whose touches are reported to us. It is given up when nothing of it is absent, so that
+// first touches are the kernel's again. Of a shared view all absent pages of its object count.
+struct WatchedSpan {
+  HvaRange range;
+  u64 object;
+  u64 absent;
+};
+
 // A call that is using the range (host/held_pages.h).
 struct Hold {
   Reach reach;

@@ -60,20 +60,6 @@ void OwnerTable::wait_turn(u32 seen) {
   sync::futex_wait(turn_, seen);
 }
 
-void OwnerTable::forget_spans() {
-  if (!pages_.empty() || takers_ != 0) return;
-  for (const HvaRange& span : spans_) userfault::forget(span);
-  spans_.clear();
-}
-
-Result<void> OwnerTable::note_watched(HvaRange span) {
-  const sync::MutexGuard guard(lock_);
-  for (const HvaRange& known : spans_) {
-    if (known.contains(span.start()) && span.end() <= known.end()) return {};
-  }
-  return spans_.push_back(span);
-}
-
 // ---- taking ---------------------------------------------------------------------------------
 
 void OwnerTable::begin_take() {
@@ -122,7 +108,7 @@ bool OwnerTable::drop_if_stale(PageKey key, const PageJob& job) {
   if (stale) record.owner->discard({key, record.at, record.writable});
   const sync::MutexGuard guard(lock_);
   if (stale) {
-    pages_.erase(key);
+    erase(key);
   } else {
     pages_.find(key)->stage = PageStage::kAbsent;
   }
@@ -147,7 +133,7 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
       PageRecord* record = pages_.find(key);
       if (record == nullptr) {
         if (fresh.hiding == Hiding::kProtection) ever_protected_.store(true, sync::kRelaxed);
-        return pages_.insert(key, fresh).has_value();
+        return insert(key, fresh);
       }
       const bool may_be_stale =
           record->stage == PageStage::kAbsent && record->hiding == Hiding::kUserfault;
@@ -179,7 +165,7 @@ bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
       pages_.find(key)->stage = PageStage::kAbsent;
       ++counts_.taken;
     } else {
-      pages_.erase(key);
+      erase(key);
       ++counts_.refused_owner;
     }
     turn_over();
@@ -258,8 +244,7 @@ void OwnerTable::finish(PageKey key, BringBack outcome) {
   const sync::MutexGuard guard(lock_);
   if (outcome == BringBack::kBack) {
     ++counts_.back;
-    pages_.erase(key);
-    forget_spans();
+    erase(key);
   } else {
     const bool lost = outcome == BringBack::kLost;
     ++(lost ? counts_.lost : counts_.retries);
@@ -444,8 +429,7 @@ void OwnerTable::discard_closing(const Reach& reach, Announced what) {
       }
       const sync::MutexGuard guard(lock_);
       ++counts_.discarded;
-      pages_.erase(keys[i]);
-      forget_spans();
+      erase(keys[i]);
     }
   }
 }

@@ -36,8 +36,8 @@ class OwnerTable final : public TransitWatcher {
   unsigned views_of(u64 object, SharedView* out, unsigned room);
   // A mapping of the object was made; nobody has its address yet.
   void view_made(const Reach& reach);
-  // A span whose touches are reported; forgotten when nothing is absent.
-  [[nodiscard]] Result<void> note_watched(HvaRange span);
+  // A span whose touches are reported, until nothing of it is absent and nobody takes.
+  [[nodiscard]] Result<void> note_watched(HvaRange span, u64 object);
   // Nothing of the range is ours to watch any more. True: something was. Pre: an OwnedChange that
   // brings everything back is open over it.
   bool stop_watching(HvaRange range);
@@ -96,7 +96,12 @@ class OwnerTable final : public TransitWatcher {
   ForkMark* mark_of(int thread) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);
+  // A page began or ceased to be absent. Its record is in the table, or was.
+  void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
   void forget_spans() TA_REQ(lock_);
+  [[nodiscard]] u64 absent_in(HvaRange range, u64 object) TA_REQ(lock_);
+  [[nodiscard]] bool insert(PageKey key, const PageRecord& record) TA_REQ(lock_);
+  void erase(PageKey key) TA_REQ(lock_);
   void discard_closing(const Reach& reach, Announced what);
   PageTransit transit_of(PageKey key, const PageJob& job);
   void reopen_closing(const Reach& reach);
@@ -106,7 +111,7 @@ class OwnerTable final : public TransitWatcher {
 
   sync::Mutex lock_{sync::Rank::kOwners};
   HashMap<PageKey, PageRecord> pages_ TA_GUARDED(lock_){"host.absent_pages"};
-  Vec<HvaRange> spans_ TA_GUARDED(lock_){"host.watched_spans"};
+  Vec<WatchedSpan> spans_ TA_GUARDED(lock_){"host.watched_spans"};
   Vec<SharedView> views_ TA_GUARDED(lock_){"host.shared_views"};
   // Raised with whatever may have changed the views since they were looked up.
   u32 layout_ TA_GUARDED(lock_) = 0;

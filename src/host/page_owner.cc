@@ -47,7 +47,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
                          PageOwner* owner, Which which) {
   const auto hiding = watch_pages(piece, mapping);
   if (!hiding) return u64{0};
-  if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece));
+  if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
   table.note_private(piece);
   u64 taken = 0;
   PageState states[kMaxPageStates];
@@ -147,13 +147,15 @@ OwnerCounts owner_counts() {
   return table == nullptr ? OwnerCounts{} : table->counts();
 }
 
-void owners_see_mapping(int fd, u64 offset, u64 size) {
+void owners_see_mapping(HvaRange made) {
   if (the_table.load() == nullptr) [[likely]]
     return;
   OwnerTable* table = owner_table();
-  const u64 object = table == nullptr ? 0 : object_behind(fd);
-  const auto bytes = pages_of(offset, size);
-  if (object != 0 && bytes) table->view_made({object, *bytes});
+  const auto mapping = table == nullptr ? Result<Mapping>(refuse(ENOENT)) : mapping_at(made.start());
+  if (!mapping || !mapping->shared) return;
+  const u64 object = object_behind(mapping->device, mapping->inode);
+  const u64 offset = mapping->offset + (made.start() - mapping->range.start());
+  if (object != 0) table->view_made({object, HvaRange(Hva(offset), made.size())});
 }
 
 bool kernel_meets_hidden_pages() {

@@ -143,9 +143,9 @@ struct OwnerCounts {
 };
 [[nodiscard]] OwnerCounts owner_counts();
 
-// A shared file was mapped: what is absent of it comes back before the client has the address.
-// Pre: the mapping was just made and nobody knows of it. `fd` is what was mapped.
-void owners_see_mapping(int fd, u64 offset, u64 size);
+// A file was mapped there, or a mapping has grown: what is absent of it comes back. Pre: the client
+// does not have the address yet.
+void owners_see_mapping(HvaRange made);
 
 // Has any page ever been taken in this process? A relaxed load; false costs every path nothing.
 [[nodiscard]] bool owners_active();

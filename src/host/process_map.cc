@@ -145,9 +145,10 @@ Result<Mapping> shown_mapping_at(Hva at) {
   return look_up(at, 0, [&](const Mapping& line) { return line.range.contains(at); });
 }
 
-Result<Mapping> next_shared_mapping(Hva at) {
-  return look_up(at, kThisOrNext | kOfFile | kShared, [&](const Mapping& line) {
-    return line.range.end() > at && line.shared && line.file_backed;
+Result<Mapping> next_file_mapping(Hva at, bool shared) {
+  const u64 flags = kThisOrNext | kOfFile | (shared ? kShared : 0);
+  return look_up(at, flags, [&](const Mapping& line) {
+    return line.range.end() > at && line.file_backed && (line.shared || !shared);
   });
 }
 

@@ -40,9 +40,9 @@ struct Mapping {
 [[nodiscard]] Result<Mapping> mapping_at(Hva at);
 // The same without I2: as the kernel shows it to the client.
 [[nodiscard]] Result<Mapping> shown_mapping_at(Hva at);
-// The first shared file mapping that ends above `at`, as the kernel shows it. Failure: EFAULT
-// (there is none), or what kept the kernel from answering.
-[[nodiscard]] Result<Mapping> next_shared_mapping(Hva at);
+// The first mapping of a file that ends above `at`, as the kernel shows it; of shared ones only, if
+// `shared`. Failure: EFAULT (there is none), or what kept the kernel from answering.
+[[nodiscard]] Result<Mapping> next_file_mapping(Hva at, bool shared);
 
 // One entry of the page table. Nothing set: there is no entry.
 struct PageState {

@@ -13,10 +13,10 @@
 namespace stagetwo::host {
 namespace {
 
-struct FileId {
+struct KnownFile {
   u64 device;
   u64 inode;
-  friend bool operator==(FileId, FileId) = default;
+  friend bool operator==(KnownFile, KnownFile) = default;
   [[nodiscard]] u64 hash() const { return hash_u64(inode ^ hash_u64(device)); }
 };
 
@@ -31,7 +31,7 @@ constexpr size_t kMostKnown = 1 << 16;
 
 struct Objects {
   sync::Mutex lock{sync::Rank::kLeaf};
-  HashMap<FileId, Known> known TA_GUARDED(lock){"host.shared_objects"};
+  HashMap<KnownFile, Known> known TA_GUARDED(lock){"host.shared_objects"};
   u64 last_id TA_GUARDED(lock) = 0;
   u32 stamp = 0;
 };
@@ -56,7 +56,7 @@ Objects* make_objects() {
   return objects();
 }
 
-void note_made(FileId file) {
+void note_made(KnownFile file) {
   Objects* all = make_objects();
   if (all == nullptr) return;
   const sync::MutexGuard guard(all->lock);
@@ -69,14 +69,14 @@ void note_made(FileId file) {
   }
 }
 
-bool file_behind(int fd, FileId* out) {
+bool file_behind(int fd, KnownFile* out) {
   struct ::stat behind{};
   if (!sys::fstat(fd, &behind) || !S_ISREG(behind.st_mode) || behind.st_nlink != 0) return false;
   *out = {behind.st_dev, behind.st_ino};
   return true;
 }
 
-u64 id_of(FileId file, bool alone) {
+u64 id_of(KnownFile file, bool alone) {
   Objects* all = objects();
   if (all == nullptr) return 0;
   const sync::MutexGuard guard(all->lock);
@@ -89,7 +89,7 @@ u64 id_of(FileId file, bool alone) {
 }  // namespace
 
 void shared_file_made(int fd) {
-  FileId file;
+  KnownFile file;
   if (file_behind(fd, &file)) note_made(file);
 }
 
@@ -102,7 +102,7 @@ void shared_memory_mapped(Hva at) {
 
 void shared_file_escapes(int fd) {
   Objects* all = objects();
-  FileId file;
+  KnownFile file;
   if (all == nullptr || !file_behind(fd, &file)) return;
   const sync::MutexGuard guard(all->lock);
   if (Known* known = all->known.find(file)) known->escaped = true;
@@ -111,12 +111,11 @@ void shared_file_escapes(int fd) {
 u64 alone_with(u64 device, u64 inode) {
   return id_of({device, inode}, true);
 }
-u64 alone_with(int fd) {
-  FileId file;
-  return file_behind(fd, &file) ? id_of(file, true) : 0;
+u64 object_behind(u64 device, u64 inode) {
+  return id_of({device, inode}, false);
 }
 u64 object_behind(int fd) {
-  FileId file;
+  KnownFile file;
   return objects() != nullptr && file_behind(fd, &file) ? id_of(file, false) : 0;
 }
 

@@ -24,8 +24,8 @@ void shared_file_escapes(int fd);
 
 // The id of the object a mapping shows, or a descriptor leads to; 0: not known, or not ours alone.
 [[nodiscard]] u64 alone_with(u64 device, u64 inode);
-[[nodiscard]] u64 alone_with(int fd);
 // The same, whoever else has it.
+[[nodiscard]] u64 object_behind(u64 device, u64 inode);
 [[nodiscard]] u64 object_behind(int fd);
 
 // fork: around it, so that what is made meanwhile is not taken for ours.

@@ -17,12 +17,16 @@
 #include <algorithm>
 
 #include "base/sys.h"
+#include "host/held_pages.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
 
 namespace stagetwo::host {
 namespace {
+
+// Sticky. Set before the views are looked up, so that who maps or reads later sees it.
+constinit sync::Atomic<bool> any_taken{false};
 
 HvaRange common(HvaRange a, HvaRange b) {
   const Hva start = std::max(a.start(), b.start());
@@ -36,6 +40,10 @@ SharedView part_of(const SharedView& view, HvaRange part) {
 }
 
 }  // namespace
+
+bool shared_pages_taken() {
+  return any_taken.load(sync::kRelaxed);
+}
 
 PageKey OwnerTable::key_at(Hva at) const {
   for (const SharedView& view : views_) {
@@ -91,6 +99,7 @@ void OwnerTable::keep_rights(Vec<SharedView>* views) const {
 }
 
 Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
+  any_taken.store(true);
   u32 layout = 0;
   {
     const sync::MutexGuard guard(lock_);
@@ -98,7 +107,7 @@ Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
   }
   Vec<SharedView> fresh{"host.shared_views"};
   for (Hva at{};;) {
-    const auto next = next_shared_mapping(at);
+    const auto next = next_file_mapping(at, true);
     if (!next && to_int(next.error()) != EFAULT) return refuse(next.error());
     if (!next) break;
     at = next->range.end();
@@ -183,7 +192,7 @@ Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned 
     mapping.shared = mapping.file_backed = true;
     const Hiding here = ST_TRY(watch_pages(views[i].range, mapping));
     if (here == Hiding::kProtection) hiding = here;
-    if (here == Hiding::kUserfault) ST_TRY(table.note_watched(views[i].range));
+    if (here == Hiding::kUserfault) ST_TRY(table.note_watched(views[i].range, views[i].object));
   }
   return hiding;
 }

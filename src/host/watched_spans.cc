@@ -1,24 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0
-// The client registers a userfaultfd of its own on memory that ours watches: a range has one only.
+// Which spans of the client's memory userfaultfd watches for us. A first touch there takes the long
+// way, so that each span is given up as soon as nothing of it is absent; and the client may want it
+// for a userfaultfd of its own: a range has one only.
 #include <algorithm>
 
 #include "host/owner_table.h"
 
 namespace stagetwo::host {
 
+u64 OwnerTable::absent_in(HvaRange range, u64 object) {
+  u64 count = 0;
+  pages_.for_each([&](const PageKey& key, const PageRecord& record) {
+    const bool counts = key.object == object;
+    if (counts && (object != kPrivateMemory || range.contains(record.at))) ++count;
+  });
+  return count;
+}
+
+Result<void> OwnerTable::note_watched(HvaRange span, u64 object) {
+  const sync::MutexGuard guard(lock_);
+  for (const WatchedSpan& known : spans_) {
+    const bool same = known.object == object;
+    if (same && known.range.contains(span.start()) && span.end() <= known.range.end()) return {};
+  }
+  return spans_.push_back({span, object, absent_in(span, object)});
+}
+
+void OwnerTable::count_in_spans(PageKey key, Hva at, bool absent) {
+  bool empty = false;
+  for (WatchedSpan& span : spans_) {
+    if (span.object != key.object) continue;
+    if (key.object == kPrivateMemory && !span.range.contains(at)) continue;
+    span.absent += absent ? 1 : u64{0} - 1;
+    empty = empty || span.absent == 0;
+  }
+  if (empty && !absent) forget_spans();
+}
+
+// A taker watches first and takes then.
+void OwnerTable::forget_spans() {
+  if (takers_ != 0) return;
+  for (size_t i = 0; i < spans_.size();) {
+    if (spans_[i].absent != 0) {
+      ++i;
+      continue;
+    }
+    userfault::forget(spans_[i].range);
+    spans_.swap_erase(i);
+  }
+}
+
+bool OwnerTable::insert(PageKey key, const PageRecord& record) {
+  if (!pages_.insert(key, record)) return false;
+  count_in_spans(key, record.at, true);
+  return true;
+}
+
+void OwnerTable::erase(PageKey key) {
+  const Hva at = pages_.find(key)->at;
+  pages_.erase(key);
+  count_in_spans(key, at, false);
+}
+
 bool OwnerTable::stop_watching(HvaRange range) {
   const sync::MutexGuard guard(lock_);
   bool any = false;
   const size_t known = spans_.size();
   for (size_t i = 0; i < known; ++i) {
-    const HvaRange span = spans_[i];
-    const Hva first = std::max(span.start(), range.start());
-    const Hva end = std::min(span.end(), range.end());
+    const WatchedSpan span = spans_[i];
+    const Hva first = std::max(span.range.start(), range.start());
+    const Hva end = std::min(span.range.end(), range.end());
     if (first >= end) continue;
     // What is left of the span behind the range; without memory for that the span stays ours.
-    if (end < span.end() && !spans_.push_back(HvaRange(end, span.end() - end))) continue;
+    const HvaRange behind(end, span.range.end() - end);
+    const u64 absent_behind = absent_in(behind, span.object);
+    if (!behind.empty() && !spans_.push_back({behind, span.object, absent_behind})) continue;
     userfault::forget(HvaRange(first, end - first));
-    spans_[i] = HvaRange(span.start(), first - span.start());
+    spans_[i].range = HvaRange(span.range.start(), first - span.range.start());
+    spans_[i].absent = absent_in(spans_[i].range, span.object);
     any = true;
   }
   return any;

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/absent_buffers.h"
 
+#include <fcntl.h>
 #include <limits.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "base/sys.h"
 #include "host/access.h"
 #include "host/change.h"
 
 namespace stagetwo::shim {
 namespace {
+
+constexpr u64 kWholeFile = u64{1} << 62;
 
 u64 number(const void* at) {
   return reinterpret_cast<u64>(at);
@@ -26,12 +32,14 @@ HvaRange hull(HvaRange a, HvaRange b) {
 void Buffers::begin(bool fetching) {
   fetching_ = fetching;
   used_ = 0;
+  used_files_ = 0;
   fetched_ = 0;
   if (fetching) return;
   for (HvaRange& range : ranges_) range = HvaRange();
 }
 
 void Buffers::add(const void* at, u64 size) {
+  if (!host::kernel_meets_hidden_pages()) return;
   const auto range = host::pages_of(number(at), size);
   if (!range) return;
   const unsigned place = std::min(used_++, kPlaces - 1);
@@ -58,6 +66,26 @@ bool Buffers::all_held() const {
 Buffers& Buffers::bytes(const void* at, u64 size) {
   add(at, size);
   return *this;
+}
+
+Buffers& Buffers::file(int fd, const off_t* at, u64 size) {
+  if (!host::shared_pages_taken() || used_files_ == kFiles) return *this;
+  host::HeldPages& held = files_[used_files_++];
+  if (fetching_) {
+    lost_ = !held.fetch_file() || lost_;
+    return *this;
+  }
+  // Who appends writes at the end, whatever it asked for.
+  const auto flags = sys::fcntl(fd, F_GETFL);
+  const bool appends = flags && (*flags & O_APPEND) != 0;
+  const long from = appends ? 0 : at != nullptr ? *at : sys::call(SYS_lseek, fd, 0, SEEK_CUR);
+  if (from >= 0) held.hold_file(fd, static_cast<u64>(from), appends ? kWholeFile : size);
+  return *this;
+}
+
+Buffers& Buffers::file(int fd) {
+  constexpr off_t kStart = 0;
+  return file(fd, &kStart, kWholeFile);
 }
 
 Buffers& Buffers::sized(const void* at, const socklen_t* length) {

@@ -48,9 +48,15 @@ class Buffers {
   }
   Buffers& message(const msghdr* at);
   Buffers& messages(const mmsghdr* at, u64 count);
+  // Bytes of a file that the call reads or writes; `at` null: from where it stands. Of shared
+  // memory (host/page_owner.h) what is absent comes back: the kernel would find a hole.
+  Buffers& file(int fd, const off_t* at, u64 size);
+  Buffers& file(int fd);
 
   // How many pages came back in the last look.
   [[nodiscard]] u64 fetched() const { return fetched_; }
+  // Some of the file's bytes are gone for good: EIO.
+  [[nodiscard]] bool lost() const { return lost_; }
   // Nothing more can be taken away until the end of the call.
   [[nodiscard]] bool all_held() const;
 
@@ -72,12 +78,20 @@ class Buffers {
   void hold();
   void add(const void* at, u64 size);
 
+  static constexpr unsigned kFiles = 2;
   host::HeldPages held_[kPlaces];
+  host::HeldPages files_[kFiles];
   HvaRange ranges_[kPlaces];
   unsigned used_ = 0;
   bool fetching_ = false;
   u64 fetched_ = 0;
+  unsigned used_files_ = 0;
+  bool lost_ = false;
 };
+
+[[nodiscard]] inline bool buffers_matter() {
+  return host::kernel_meets_hidden_pages() || host::shared_pages_taken();
+}
 
 template <typename T>
 bool met_a_hidden_page(const T& result) {
@@ -85,6 +99,16 @@ bool met_a_hidden_page(const T& result) {
     return result == nullptr && errno == EFAULT;
   } else {
     return result == static_cast<T>(-1) && errno == EFAULT;
+  }
+}
+
+template <typename T>
+T with_errno(int error) {
+  errno = error;
+  if constexpr (std::is_pointer_v<T>) {
+    return nullptr;
+  } else {
+    return static_cast<T>(-1);
   }
 }
 
@@ -103,13 +127,14 @@ u64 look_at(Buffers& buffers, Describe&& describe) {
 // none of the client's: then what came back since is tried again.
 template <typename Describe, typename F>
 auto with_buffers(Describe&& describe, F&& call) {
-  if (!host::kernel_meets_hidden_pages()) [[likely]] {
+  if (!buffers_matter()) [[likely]] {
     auto result = call();
     if (!met_a_hidden_page(result) || !host::kernel_meets_hidden_pages()) [[likely]]
       return result;
   }
   Buffers buffers;
   look_at(buffers, describe);
+  if (buffers.lost()) return with_errno<decltype(call())>(EIO);
   for (;;) {
     auto result = call();
     if (!met_a_hidden_page(result) || buffers.all_held()) return result;
@@ -121,9 +146,14 @@ template <typename F>
 auto with_buffer(const void* at, size_t size, F&& call) {
   return with_buffers([&](Buffers& buffers) { buffers.bytes(at, size); }, call);
 }
+// A read or write of a file; `offset` null: from where it stands.
 template <typename F>
-auto with_parts(const iovec* parts, int count, F&& call) {
-  return with_buffers([&](Buffers& buffers) { buffers.parts(parts, count); }, call);
+auto with_buffer(int fd, const off_t* offset, const void* at, size_t size, F&& call) {
+  return with_buffers([&](Buffers& b) { b.bytes(at, size).file(fd, offset, size); }, call);
+}
+template <typename F>
+auto with_parts(int fd, const iovec* parts, int count, F&& call) {
+  return with_buffers([&](Buffers& b) { b.parts(parts, count).file(fd); }, call);
 }
 
 }  // namespace stagetwo::shim

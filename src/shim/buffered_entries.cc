@@ -4,6 +4,7 @@
 
 #include "shim/absent_buffers.h"
 #include "shim/buffered_calls.h"
+#include "shim/shared_files.h"
 
 namespace shim = stagetwo::shim;
 

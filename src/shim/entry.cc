@@ -193,19 +193,19 @@ ST_ENTRY ssize_t read(int fd, void* to, size_t size) {
   ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr)
              ? -1
-             : shim::with_buffer(to, size, [&] { return next::read(fd, to, size); });
+             : shim::with_buffer(fd, nullptr, to, size, [&] { return next::read(fd, to, size); });
 }
 ST_ENTRY ssize_t write(int fd, const void* from, size_t size) {
   ST_VIRTUAL_IO(fd, Io::kWrite, from, size, nullptr);
   return shim::io_refused(fd, Io::kWrite, nullptr)
              ? -1
-             : shim::with_buffer(from, size, [&] { return next::write(fd, from, size); });
+             : shim::with_buffer(fd, nullptr, from, size, [&] { return next::write(fd, from, size); });
 }
 ST_ENTRY ssize_t pread(int fd, void* to, size_t size, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
   return shim::io_refused(fd, Io::kRead, &at)
              ? -1
-             : shim::with_buffer(to, size, [&] { return next::pread(fd, to, size, at); });
+             : shim::with_buffer(fd, &at, to, size, [&] { return next::pread(fd, to, size, at); });
 }
 ST_ENTRY ssize_t pread64(int fd, void* to, size_t size, off64_t at) {
   return pread(fd, to, size, at);
@@ -214,7 +214,7 @@ ST_ENTRY ssize_t pwrite(int fd, const void* from, size_t size, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kWrite, from, size, &at);
   return shim::io_refused(fd, Io::kWrite, &at)
              ? -1
-             : shim::with_buffer(from, size, [&] { return next::pwrite(fd, from, size, at); });
+             : shim::with_buffer(fd, &at, from, size, [&] { return next::pwrite(fd, from, size, at); });
 }
 ST_ENTRY ssize_t pwrite64(int fd, const void* from, size_t size, off64_t at) {
   return pwrite(fd, from, size, at);
@@ -223,11 +223,11 @@ ST_ENTRY ssize_t __read_chk(int fd, void* to, size_t size, size_t room) {
   if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr)
              ? -1
-             : shim::with_buffer(to, size, [&] { return next::__read_chk(fd, to, size, room); });
+             : shim::with_buffer(fd, nullptr, to, size, [&] { return next::__read_chk(fd, to, size, room); });
 }
 ST_ENTRY ssize_t __pread_chk(int fd, void* to, size_t size, off_t at, size_t room) {
   if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
-  return shim::io_refused(fd, Io::kRead, &at) ? -1 : shim::with_buffer(to, size, [&] {
+  return shim::io_refused(fd, Io::kRead, &at) ? -1 : shim::with_buffer(fd, &at, to, size, [&] {
     return next::__pread_chk(fd, to, size, at, room);
   });
 }
@@ -238,19 +238,19 @@ ST_ENTRY ssize_t readv(int fd, const iovec* parts, int count) {
   ST_VIRTUAL_IO(fd, Io::kRead, parts, count, nullptr);
   return shim::io_refused(fd, Io::kRead, nullptr)
              ? -1
-             : shim::with_parts(parts, count, [&] { return next::readv(fd, parts, count); });
+             : shim::with_parts(fd, parts, count, [&] { return next::readv(fd, parts, count); });
 }
 ST_ENTRY ssize_t writev(int fd, const iovec* parts, int count) {
   ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, nullptr);
   return shim::io_refused(fd, Io::kWrite, nullptr)
              ? -1
-             : shim::with_parts(parts, count, [&] { return next::writev(fd, parts, count); });
+             : shim::with_parts(fd, parts, count, [&] { return next::writev(fd, parts, count); });
 }
 ST_ENTRY ssize_t preadv(int fd, const iovec* parts, int count, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kRead, parts, count, &at);
   return shim::io_refused(fd, Io::kRead, &at)
              ? -1
-             : shim::with_parts(parts, count, [&] { return next::preadv(fd, parts, count, at); });
+             : shim::with_parts(fd, parts, count, [&] { return next::preadv(fd, parts, count, at); });
 }
 ST_ENTRY ssize_t preadv64(int fd, const iovec* parts, int count, off64_t at) {
   return preadv(fd, parts, count, at);
@@ -259,7 +259,7 @@ ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, &at);
   return shim::io_refused(fd, Io::kWrite, &at)
              ? -1
-             : shim::with_parts(parts, count, [&] { return next::pwritev(fd, parts, count, at); });
+             : shim::with_parts(fd, parts, count, [&] { return next::pwritev(fd, parts, count, at); });
 }
 ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
   return pwritev(fd, parts, count, at);

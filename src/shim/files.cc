@@ -15,6 +15,7 @@
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/paths.h"
+#include "shim/shared_files.h"
 #include "shim/show.h"
 #include "shim/userfault_calls.h"
 #include "shim/virtual_io.h"
@@ -279,12 +280,15 @@ int truncate_fd(int fd, off_t size) {
       return static_cast<int>(as_libc(-EINVAL));
     }
   }
+  const auto go_on = [&] {
+    return take_out(fd, size, host::FileChange::kToTheEnd, [&] { return next::ftruncate(fd, size); });
+  };
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
-    return next::ftruncate(fd, size);
+    return go_on();
   host::EngineSection section(host::Touches::kNothing);
   const bool ours = static_cast<bool>(host::find(fd, behind));
   section.leave();
-  return ours ? static_cast<int>(as_libc(-EINVAL)) : next::ftruncate(fd, size);
+  return ours ? static_cast<int>(as_libc(-EINVAL)) : go_on();
 }
 
 int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
@@ -292,9 +296,16 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
   if (host::hugetlb::any() && sys::fstat(fd, &behind)) {
     round_to_huge_pages(host::hugetlb::level_of_file(behind), mode, &offset, &size);
   }
-  if (!awake() || !may_be_ours(fd, &behind)) [[likely]] {
-    return next::fallocate(fd, mode, offset, size);
-  }
+  constexpr int kMoves = FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE;
+  constexpr int kTakesOut = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE | kMoves;
+  const auto go_on = [&] {
+    const auto call = [&] { return next::fallocate(fd, mode, offset, size); };
+    if ((mode & kTakesOut) == 0 || size <= 0) return call();
+    const u64 taken = (mode & kMoves) != 0 ? host::FileChange::kToTheEnd : static_cast<u64>(size);
+    return take_out(fd, offset, taken, call);
+  };
+  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
+    return go_on();
   host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
   bool ours = false;
@@ -316,7 +327,7 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
     }
   }
   section.leave();
-  return ours ? static_cast<int>(as_libc(answer)) : next::fallocate(fd, mode, offset, size);
+  return ours ? static_cast<int>(as_libc(answer)) : go_on();
 }
 
 }  // namespace stagetwo::shim

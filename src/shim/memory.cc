@@ -18,6 +18,7 @@
 #include "shim/announce.h"
 #include "shim/engine.h"
 #include "shim/next.h"
+#include "shim/shared_files.h"
 #include "shim/virtual_files.h"
 
 namespace stagetwo::shim {
@@ -192,13 +193,14 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
                            ? announce(at, size, host::EventKind::kUnmap,
                                       [&] { return forgetting(at, size, true, go_on); })
                            : go_on();
-  if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) tell_mapped(fd, mapped, size);
-  return mapped;
+  const bool anonymous = (flags & MAP_ANONYMOUS) != 0;
+  if (fd >= 0 && !anonymous) tell_mapped(fd, mapped, size);
+  return (flags & MAP_TYPE) == MAP_PRIVATE ? mapped : noted_mapping(mapped, size, anonymous);
 }
 
 int memory_file(const char* name, unsigned flags) {
   if ((flags & MFD_HUGETLB) == 0 || !wants_hugetlb_standin()) [[likely]]
-    return next::memfd_create(name, flags);
+    return noted_file(next::memfd_create(name, flags), (flags & MFD_CLOEXEC) == 0);
   return static_cast<int>(as_libc(hugetlb::make_file(name, flags)));
 }
 
@@ -239,9 +241,13 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
   const bool may_move = (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) != 0;
   const auto source = [&] {
     if (may_move) {
-      return announce(old_at, old_size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
+      // Of no size: a second mapping of what is shared.
+      const size_t size = old_size == 0 ? new_size : old_size;
+      return noted_mapping(
+          announce(old_at, size, host::EventKind::kUnmap, host::Announced::kMoves, go_on), new_size,
+          false);
     }
-    if (new_size >= old_size) return go_on();
+    if (new_size >= old_size) return noted_mapping(go_on(), new_size, false);
     const auto* tail = static_cast<const char*>(old_at) + new_size;
     return announce(tail, old_size - new_size, host::EventKind::kUnmap, go_on);
   };
@@ -268,6 +274,7 @@ int advise(void* at, size_t size, int advice, Via via) {
   if (!awake()) [[likely]]
     return go_on();
   const auto loss = host::loss_by_madvise(advice);
+  if (advice == MADV_REMOVE && size != 0) return take_out_mapped(at, size, go_on);
   return loss ? announce(at, size, *loss, go_on) : go_on();
 }
 

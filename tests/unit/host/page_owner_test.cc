@@ -2,9 +2,13 @@
 // Absent pages: every way a page can be touched, taken, given up and inherited.
 #include "host/page_owner.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -426,6 +430,33 @@ TEST_P(AbsentPages, AnAddressUnmappedBehindOurBackHasNoOldBytes) {
   EXPECT_EQ(1, keeper.discarded);
   EXPECT_EQ(6, *static_cast<u8*>(mine));
   ::munmap(mine, kPageSize);
+}
+
+class WatchedPages : public AbsentPages {};
+INSTANTIATE_TEST_SUITE_P(Hiding, WatchedPages, testing::Values(false), hiding_name);
+
+// Whether userfaultfd of ours watches the page: a second one is refused.
+bool is_watched(Hva at) {
+  const int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
+  uffdio_api api{UFFD_API, 0, 0};
+  EXPECT_EQ(0, ::ioctl(fd, UFFDIO_API, &api));
+  uffdio_register request{{at.raw(), kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
+  const bool refused = ::ioctl(fd, UFFDIO_REGISTER, &request) != 0 && errno == EBUSY;
+  ::close(fd);
+  return refused;
+}
+
+TEST_P(WatchedPages, ASpanIsWatchedWhileSomethingOfItIsAbsent) {
+  ASSERT_EQ(2u, take(0, 2));
+  ASSERT_EQ(2u, take(6, 2));
+  EXPECT_TRUE(is_page_of(0));
+  EXPECT_TRUE(is_watched(at(1)));
+  EXPECT_TRUE(is_page_of(1));
+  EXPECT_FALSE(is_watched(at(1))) << "first touches are the kernel's again";
+  EXPECT_TRUE(is_watched(at(7)));
+  host::change(at(6).raw(), 2 * kPageSize, host::EventKind::kClear,
+               [&] { return ::madvise(page(6), 2 * kPageSize, MADV_DONTNEED); });
+  EXPECT_FALSE(is_watched(at(7)));
 }
 
 TEST_P(AbsentPages, WhatIsNotPrivateStays) {

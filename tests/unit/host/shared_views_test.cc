@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -80,7 +81,7 @@ class SharedPages : public testing::TestWithParam<bool> {
   u8* map() {
     void* at =
         ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
-    host::owners_see_mapping(file_, 0, kPages * kPageSize);
+    host::owners_see_mapping(range(static_cast<u8*>(at)));
     return static_cast<u8*>(at);
   }
   int unmap(u8* at) {
@@ -224,6 +225,20 @@ TEST_P(SharedPages, AHoleTheClientMakesDiscardsThem) {
   EXPECT_TRUE(all(two(5), 5));
 }
 
+TEST_P(SharedPages, AHoleRingsAtEveryAddressAlsoOfPrivateMappings) {
+  void* three = ::mmap(nullptr, 2 * kPageSize, PROT_READ, MAP_PRIVATE, file_, 2 * kPageSize);
+  Listener listener;
+  ASSERT_TRUE(host::register_notifier(&listener));
+  { const host::FileChange change(file_, 2 * kPageSize, kPageSize); }
+  host::unregister_notifier(&listener);
+  EXPECT_EQ(3u, listener.rung.size());
+  for (const u8* at : {one(2), two(2), static_cast<u8*>(three)}) {
+    const HvaRange there = range(at, 0, 1);
+    EXPECT_NE(listener.rung.end(), std::find(listener.rung.begin(), listener.rung.end(), there));
+  }
+  ::munmap(three, 2 * kPageSize);
+}
+
 TEST_P(SharedPages, AHoleOfAPartOfAPageBringsThatPageBack) {
   ASSERT_EQ(kPages, take());
   {
@@ -267,9 +282,12 @@ TEST_P(SharedPages, AReadOfTheFileFindsTheBytesAndHoldsThem) {
   EXPECT_EQ(77, two(5)[1]);
 }
 
-TEST_P(SharedPages, ASystemCallOnAnyViewIsServed) {
-  if (GetParam() || !host::userfault::serves_kernel()) {
-    GTEST_SKIP() << "no userfaultfd that serves system calls";
+class WatchedSharedPages : public SharedPages {};
+INSTANTIATE_TEST_SUITE_P(Hiding, WatchedSharedPages, testing::Values(false), hiding_name);
+
+TEST_P(WatchedSharedPages, ASystemCallOnAnyViewIsServed) {
+  if (!host::userfault::serves_kernel()) {
+    GTEST_SKIP() << "userfaultfd serves user mode only here (vm.unprivileged_userfaultfd)";
   }
   ASSERT_EQ(kPages, take());
   int ends[2];

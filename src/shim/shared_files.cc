@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/shared_files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "host/access.h"
+#include "host/page_owner.h"
+#include "host/shared_objects.h"
+#include "shim/announce.h"
+
+namespace stagetwo::shim {
+namespace {
+
+template <typename F>
+void tell(host::Touches touches, F&& what) {
+  const int error = errno;
+  host::EngineSection section(touches);
+  what();
+  section.leave();
+  errno = error;
+}
+
+// SCM_RIGHTS of the control messages at `at`.
+void note_rights(const void* at, u64 size) {
+  u64 offset = 0;
+  while (offset + sizeof(cmsghdr) <= size) {
+    const Hva here(number_of(at) + offset);
+    cmsghdr head{};
+    if (!host::read_struct(here, &head)) return;
+    if (head.cmsg_len < sizeof(cmsghdr) || head.cmsg_len > size - offset) return;
+    const bool rights = head.cmsg_level == SOL_SOCKET && head.cmsg_type == SCM_RIGHTS;
+    const u64 count = rights ? (head.cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+    for (u64 i = 0; i < count; ++i) {
+      int fd = -1;
+      if (!host::read_struct(here + CMSG_LEN(0) + i * sizeof(int), &fd)) return;
+      host::shared_file_escapes(fd);
+    }
+    offset += CMSG_ALIGN(head.cmsg_len);
+  }
+}
+
+void note_one(const msghdr* message) {
+  msghdr copy{};
+  if (message == nullptr || !host::read_struct(Hva(number_of(message)), &copy)) return;
+  note_rights(copy.msg_control, copy.msg_controllen);
+}
+
+}  // namespace
+
+int noted_file(int fd, bool inherited) {
+  if (!awake() || fd < 0) return fd;
+  tell(host::Touches::kNothing, [&] {
+    host::shared_file_made(fd);
+    if (inherited) host::shared_file_escapes(fd);
+  });
+  return fd;
+}
+
+void* noted_mapping(void* at, size_t size, bool anonymous) {
+  if (!awake() || at == MAP_FAILED || (!anonymous && !host::owners_active())) [[likely]]
+    return at;
+  const auto range = host::pages_of(number_of(at), size);
+  if (!range) return at;
+  tell(host::Touches::kNothing, [&] {
+    if (anonymous) {
+      host::shared_memory_mapped(range->start());
+    } else {
+      host::owners_see_mapping(*range);
+    }
+  });
+  return at;
+}
+
+const msghdr* noted(const msghdr* message) {
+  if (awake()) tell(host::Touches::kClientMemory, [&] { note_one(message); });
+  return message;
+}
+
+mmsghdr* noted(mmsghdr* messages, unsigned count) {
+  if (!awake()) return messages;
+  tell(host::Touches::kClientMemory, [&] {
+    for (unsigned i = 0; i < std::min(count, 1024u); ++i) note_one(&messages[i].msg_hdr);
+  });
+  return messages;
+}
+
+int noted_fcntl(int fd, int command, long argument) {
+  const bool stays = command == F_SETFD && (argument & FD_CLOEXEC) == 0;
+  if (stays && awake()) tell(host::Touches::kNothing, [&] { host::shared_file_escapes(fd); });
+  return command;
+}
+
+}  // namespace stagetwo::shim

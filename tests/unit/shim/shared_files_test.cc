@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared memory of a program whose calls are seen: which of it is ours alone, and what its files
+// show while pages of it are absent.
+#include "shim/shared_files.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "host/page_owner.h"
+#include "host/shared_objects.h"
+#include "shim/absent_buffers.h"
+#include "shim/files.h"
+#include "shim/memory.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo::shim {
+namespace {
+
+using host::BringBack;
+constexpr size_t kPages = 4;
+
+class Store final : public host::PageOwner {
+ public:
+  bool take(const host::AbsentPage& page, host::PageExit& exit) override {
+    return exit.to(place_of(page));
+  }
+  BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
+    if (loses) return BringBack::kLost;
+    return entry.from(place_of(page)) ? BringBack::kBack : BringBack::kRetry;
+  }
+  void discard(const host::AbsentPage&) override { ++discarded; }
+  bool loses = false;
+  int discarded = 0;
+
+ private:
+  Hva place_of(const host::AbsentPage& page) const {
+    return Hva(places_.address() + page.key.index * kPageSize);
+  }
+  test::GuardedPages places_{kPages};
+};
+
+class SharedFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(wake());
+    file_ = memory_file("shared", MFD_CLOEXEC);
+    ASSERT_EQ(0, truncate_fd(file_, kPages * kPageSize));
+    bytes_ = static_cast<u8*>(
+        map(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0));
+    for (size_t i = 0; i < kPages; ++i) {
+      std::memset(bytes_ + i * kPageSize, static_cast<int>(i + 1), kPageSize);
+    }
+  }
+  void TearDown() override {
+    unmap(bytes_, kPages * kPageSize);
+    ::close(file_);
+  }
+  u64 take() {
+    const HvaRange all(Hva(reinterpret_cast<u64>(bytes_)), kPages * kPageSize);
+    const auto taken = host::take_away(all, &store_, this, host::Which::kAll);
+    return taken ? *taken : ~u64{0};
+  }
+  ssize_t read_at(off_t at, u8* to, size_t size) const {
+    return with_buffer(file_, &at, to, size, [&] { return ::pread(file_, to, size, at); });
+  }
+
+  int file_ = -1;
+  u8* bytes_ = nullptr;
+  Store store_;
+};
+
+TEST_F(SharedFiles, AReadOfTheFileFindsWhatIsAbsent) {
+  ASSERT_EQ(kPages, take());
+  u8 got[2] = {};
+  ASSERT_EQ(2, read_at(2 * kPageSize - 1, got, 2));
+  EXPECT_EQ(2, got[0]);
+  EXPECT_EQ(3, got[1]);
+  ASSERT_EQ(0, ::lseek(file_, 3 * kPageSize, SEEK_SET) - off_t{3 * kPageSize});
+  ASSERT_EQ(1, with_buffer(file_, nullptr, got, 1, [&] { return ::read(file_, got, 1); }));
+  EXPECT_EQ(4, got[0]);
+}
+
+TEST_F(SharedFiles, AWriteChangesAPartOfAnAbsentPage) {
+  ASSERT_EQ(kPages, take());
+  const u8 put = 99;
+  const off_t at = 5;
+  ASSERT_EQ(1, with_buffer(file_, &at, &put, 1, [&] { return ::pwrite(file_, &put, 1, at); }));
+  EXPECT_EQ(1, bytes_[4]);
+  EXPECT_EQ(99, bytes_[5]);
+}
+
+TEST_F(SharedFiles, AReadOfALostPageIsAnErrorAndNeverZeros) {
+  ASSERT_EQ(kPages, take());
+  store_.loses = true;
+  u8 got = 7;
+  EXPECT_EQ(-1, read_at(0, &got, 1));
+  EXPECT_EQ(EIO, errno);
+  EXPECT_EQ(7, got);
+}
+
+TEST_F(SharedFiles, AHoleAndAnEndDiscard) {
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, fallocate_fd(file_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, kPageSize));
+  EXPECT_EQ(1, store_.discarded);
+  EXPECT_EQ(0, bytes_[0]);
+  ASSERT_EQ(0, advise(bytes_ + kPageSize, kPageSize, MADV_REMOVE));
+  EXPECT_EQ(2, store_.discarded);
+  EXPECT_EQ(0, bytes_[kPageSize]);
+  ASSERT_EQ(0, truncate_fd(file_, 3 * kPageSize));
+  EXPECT_EQ(3, store_.discarded);
+  EXPECT_EQ(3, bytes_[2 * kPageSize]);
+}
+
+TEST_F(SharedFiles, AHoleThatIsRefusedDiscardsNothing) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(-1, fallocate_fd(file_, FALLOC_FL_PUNCH_HOLE, 0, kPageSize));
+  EXPECT_EQ(0, store_.discarded);
+  EXPECT_EQ(1, bytes_[0]);
+}
+
+TEST_F(SharedFiles, ASecondMappingShowsTheBytes) {
+  ASSERT_EQ(kPages, take());
+  auto* two = static_cast<u8*>(
+      remap(bytes_, 0, kPages * kPageSize, MREMAP_MAYMOVE, nullptr));
+  EXPECT_EQ(2, two[kPageSize]);
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(4, two[3 * kPageSize]);
+  EXPECT_EQ(1, bytes_[0]);
+  unmap(two, kPages * kPageSize);
+}
+
+TEST_F(SharedFiles, AnonymousSharedMemoryIsOursToo) {
+  auto* mine = static_cast<u8*>(
+      map(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  mine[0] = 6;
+  const HvaRange one(Hva(reinterpret_cast<u64>(mine)), kPageSize);
+  EXPECT_EQ(1u, *host::take_away(one, &store_, this, host::Which::kAll));
+  EXPECT_EQ(6, mine[0]);
+  unmap(mine, kPageSize);
+}
+
+TEST_F(SharedFiles, AFileThatIsSentAwayIsNotOursAlone) {
+  ASSERT_NE(0u, host::object_behind(file_));
+  char space[CMSG_SPACE(2 * sizeof(int))] = {};
+  msghdr message{};
+  message.msg_control = space;
+  message.msg_controllen = sizeof(space);
+  cmsghdr* head = CMSG_FIRSTHDR(&message);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(2 * sizeof(int));
+  const int sent[] = {0, file_};
+  std::memcpy(CMSG_DATA(head), sent, sizeof(sent));
+  EXPECT_EQ(&message, noted(&message));
+  EXPECT_EQ(0u, take());
+}
+
+TEST_F(SharedFiles, AFileThatAProgramMayInheritIsNotOursAlone) {
+  EXPECT_EQ(F_GETFD, noted_fcntl(file_, F_GETFD, 0));
+  EXPECT_EQ(F_SETFD, noted_fcntl(file_, F_SETFD, FD_CLOEXEC));
+  EXPECT_EQ(kPages, take());
+  host::bring_back_range(HvaRange(Hva(reinterpret_cast<u64>(bytes_)), kPages * kPageSize));
+  noted_fcntl(file_, F_SETFD, 0);
+  EXPECT_EQ(0u, take());
+  const int other = memory_file("inherited", 0);
+  EXPECT_NE(0u, host::object_behind(other));
+  ::close(other);
+}
+
+}  // namespace
+}  // namespace stagetwo::shim
