@@ -65,8 +65,9 @@ void OwnerTable::release_hold(u64 id) {
 
 bool OwnerTable::is_held(PageKey key, const PageViews& views) {
   const auto covers = [&](const Reach& reach) {
-    return std::any_of(views.begin(), views.end(),
-                       [&](const PageView& view) { return within(key, view.at, reach); });
+    return std::any_of(views.begin(), views.end(), [&](const PageView& view) TA_REQ(lock_) {
+      return within(key, view.at, reach);
+    });
   };
   for (size_t i = 0; i < holds_.size();) {
     if (!covers(holds_[i].reach)) {

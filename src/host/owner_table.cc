@@ -521,6 +521,7 @@ void OwnerTable::lose_in_child() {
   if (lock_.debug_locked()) return;
   const sync::MutexGuard guard(lock_);
   pages_.for_each([&](const PageKey& key, const PageRecord& record) {
+    lock_.assert_held();
     PageTransit(key, views_at(key, record), Hiding::kProtection, this).make_lost();
   });
 }

@@ -3,8 +3,8 @@
 
 // The records behind host/page_owner.h. Not for other rooms.
 //
-// What they are: host/owner_records.h. Whoever ends a state that others wait in raises `turn_` under
-// the lock and wakes it, and wakes the page's touchers in the kernel after unlocking.
+// What they are: host/owner_records.h. Whoever ends a state that others wait in raises `turn_`
+// under the lock and wakes it, and wakes the page's touchers in the kernel after unlocking.
 
 #include "base/hash_map.h"
 #include "base/vec.h"
@@ -157,6 +157,7 @@ unsigned OwnerTable::collect(const Reach& reach, PageKey* out, unsigned room, F&
     return count;
   }
   pages_.for_each([&](const PageKey& key, PageRecord& record) {
+    lock_.assert_held();
     if (count < room && within(key, record.at, reach) && wanted(key, record)) out[count++] = key;
   });
   return count;
