@@ -4,45 +4,11 @@
 //
 // The guest adds one to a word in each of eight pages, round and round.
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/kvm.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
+#include "small_vmm.h"
 
-enum { kPage = 4096, kPages = 8, kBytes = kPage * kPages, kCode = 0x1000, kWindow = 0x10000 };
-
-static int vm;
-static int vcpu;
-static struct kvm_run* run;
-static char* window;
-static atomic_int stop;
 static atomic_ulong efaults;
 static atomic_ulong mmios;
 static atomic_ulong others;
-
-static void check(int holds, const char* what) {
-  if (holds) return;
-  printf("failed: %s: %s\n", what, strerror(errno));
-  fflush(stdout);
-  _exit(1);
-}
-
-static void slot(uint32_t id, uint64_t gpa, uint64_t size, void* at) {
-  struct kvm_userspace_memory_region region = {
-      .slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)at};
-  check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "KVM_SET_USER_MEMORY_REGION");
-}
 
 static void* guest(void* unused) {
   (void)unused;
@@ -62,20 +28,9 @@ static void* guest(void* unused) {
   return NULL;
 }
 
-static uint16_t word(int page) {
-  return *(volatile uint16_t*)(window + page * kPage);
-}
-
 // The guest is at work on every page.
 static void wait_for_guest(void) {
-  for (int page = 0; page < kPages; ++page) {
-    const uint16_t before = word(page);
-    const time_t start = time(NULL);
-    while (word(page) == before) {
-      check(time(NULL) - start < 20, "the guest goes on");
-      sched_yield();
-    }
-  }
+  for (int page = 0; page < kPages; ++page) wait_for_store(page);
 }
 
 static void wait_for(atomic_ulong* count) {
@@ -87,39 +42,10 @@ static void wait_for(atomic_ulong* count) {
   }
 }
 
-static void* map_at(void* at, int flags) {
-  return mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
-}
-
-static void create(void) {
-  static const unsigned char code[] = {0xff, 0x05,              // inc word [di]
-                                       0x81, 0xc7, 0x00, 0x10,  // add di, 0x1000
-                                       0x81, 0xe7, 0xff, 0x7f,  // and di, 0x7fff
-                                       0xeb, 0xf4};             // jmp to the start
-  const int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-  check(kvm >= 0, "open /dev/kvm");
-  vm = ioctl(kvm, KVM_CREATE_VM, 0);
-  check(vm >= 0, "KVM_CREATE_VM");
-  char* text = map_at(NULL, 0);
-  memcpy(text, code, sizeof(code));
-  window = map_at(NULL, 0);
-  slot(0, kCode, kPage, text);
-  slot(1, kWindow, kBytes, window);
-  vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-  check(vcpu >= 0, "KVM_CREATE_VCPU");
-  const int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-  run = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-  check(run != MAP_FAILED, "mmap of the vCPU");
-  struct kvm_sregs sregs;
-  check(ioctl(vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
-  sregs.cs.base = 0;
-  sregs.cs.selector = 0;
-  sregs.ds.base = kWindow;
-  sregs.ds.selector = kWindow >> 4;
-  check(ioctl(vcpu, KVM_SET_SREGS, &sregs) == 0, "KVM_SET_SREGS");
-  struct kvm_regs regs = {.rip = kCode, .rflags = 2};
-  check(ioctl(vcpu, KVM_SET_REGS, &regs) == 0, "KVM_SET_REGS");
-}
+static const unsigned char code[] = {0xff, 0x05,              // inc word [di]
+                                     0x81, 0xc7, 0x00, 0x10,  // add di, 0x1000
+                                     0x81, 0xe7, 0xff, 0x7f,  // and di, 0x7fff
+                                     0xeb, 0xf4};             // jmp to the start
 
 static void discard(int rounds) {
   for (int i = 0; i < rounds; ++i) {
@@ -185,7 +111,7 @@ static void reuse(int rounds) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? atoi(argv[1]) : 20;
   setvbuf(stdout, NULL, _IOLBF, 0);
-  create();
+  create(code, sizeof(code));
   pthread_t thread;
   check(pthread_create(&thread, NULL, guest, NULL) == 0, "pthread_create");
   wait_for_guest();

@@ -12,6 +12,7 @@
 
 #include "abi/hmm/uapi.h"
 #include "deny.h"
+#include "machine.h"
 #include "lent.h"
 
 // Newer than some headers.
@@ -272,7 +273,7 @@ static void collects_device_memory(void) {
 }
 
 static void collects_device_memory_without_userfaultfd(void) {
-  deny_userfaultfd();
+  REQUIRE(deny_userfaultfd() == 0);
   collects_device_memory();
 }
 
