@@ -157,6 +157,7 @@ static void sockets(void) {
   AWAY(getpeername(a, page(4), length) == 0);
   const int listener = socket(AF_UNIX, SOCK_STREAM, 0);
   struct sockaddr_un* const at = page(8);
+  memset(at, 0, sizeof *at);  // a name in no folder
   at->sun_family = AF_UNIX;
   snprintf(at->sun_path + 1, 40, "stagetwo held %d", getpid());
   AWAY(bind(listener, page(8), sizeof *at) == 0);
