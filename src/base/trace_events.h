@@ -81,6 +81,8 @@
   X(st_fd_open)                /* fd, kind, inode */                                \
   X(st_fd_last_close)          /* kind, inode */                                    \
   X(st_memslot)                /* slot, base gfn, npages, change */                 \
+  X(st_attributes)             /* first gfn, last gfn, attributes */                \
+  X(st_memfd_punch)            /* first page, end */                                \
   X(st_change)                 /* a system call changes hva: kind, start, size */   \
   X(st_invalidate_start)       /* start, end, kind */                               \
   X(st_invalidate_end)         /* start, end, kind */                               \

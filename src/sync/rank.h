@@ -23,14 +23,15 @@ enum class Rank : u8 {
   kSlots,             // stage2: memslot changes                          (slots_lock)
   kSlotsArch,         // stage2: what hangs off slots                     (slots_arch_lock)
   kActive,            // stage2: slot update waits for invalidations      (mn_invalidate_lock)
+  kMemObject,         // mem: who is bound to one memory object          (filemap invalidate_lock)
   kAddressSpace,      // host: shared for faults, exclusive for changes   (mmap_lock)
   kNotifiers,         // host: the registry of subscribers                (the notifier SRCU)
   kPassage,           // sync: waiters of one passage (sync/passage.h)
   kOwners,            // host: absent pages and their owners
   kReclaim,           // reclaim: lists of cold pages
-  kMemObject,         // mem: page index of one memory object             (filemap invalidate_lock)
   kMemStore,          // mem: swap store, sealed store
   kSecondary,         // stage2 mmu_lock | iommu domain | mirror device: never two
+  kAttributes,        // stage2: memory attributes of a VM's frames      (mem_attr_array)
   kGate,              // sync: writers of one invalidation gate
   kAckSet,            // sync: which ack lines belong to a set
   kTdpPages,          // stage2: roots and possible-NX tables, inside mmu_lock (tdp_mmu_pages_lock)
