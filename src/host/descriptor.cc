@@ -365,6 +365,13 @@ void set_attacher(Attacher attach) {
 
 void rewrite_stat(const DescriptionRef& ref, struct ::stat* out) {
   const DescriptorSpec& spec = ref.spec();
+  if (spec.shape == FileShape::kMemory) {
+    out->st_mode = S_IFREG | 0600;
+    out->st_nlink = 1;
+    out->st_blocks = 0;
+    out->st_blksize = kPageSize;
+    return;
+  }
   out->st_size = 0;
   out->st_blocks = 0;
   out->st_nlink = 1;

@@ -38,6 +38,7 @@ namespace stagetwo::host {
 enum class FileShape : u8 {
   kCharDevice,  // /dev/...: S_IFCHR, mode 0600
   kAnonInode,   // anon_inode_getfile: no file type, mode 0600
+  kMemory,      // guest_memfd: S_IFREG of the memfd's own size, without a position
 };
 
 // Where the state lives.
@@ -67,8 +68,11 @@ class Description {
   // Post: on success the client's own mmap of the memfd is what the kernel would have mapped.
   virtual Result<void> check_mmap(const MapRequest&) { return refuse(ENODEV); }
   virtual void mapped(Hva /*at*/, u64 /*size*/) {}  // the client's mmap has succeeded
-  // Checked by the caller: descriptor writable, offset >= 0, length > 0, mode known to the VFS.
-  virtual Result<void> fallocate(int /*mode*/, off_t /*offset*/, off_t /*size*/) {
+  // Where in the memfd such a mapping begins.
+  virtual off_t map_offset(const MapRequest& request) { return request.offset; }
+  // Checked by the caller: writable, offset >= 0, length > 0, no overflow, mode known to the VFS.
+  // A copy that fork made is asked, too; `fd` is then the child's.
+  virtual Result<void> fallocate(int /*fd*/, int /*mode*/, off_t /*offset*/, off_t /*size*/) {
     return refuse(ENODEV);
   }
   // Do read and pread answer from the memfd's contents (a stats file), natively?
@@ -92,8 +96,7 @@ class Backing {
   // Failure: EMFILE, ENFILE, ENOMEM; nothing is left behind.
   static Result<Backing> create(const char* kind, u64 size);
 
-  // Shared engine mapping of [offset, offset + size), page aligned. The owner unmaps it with
-  // unmap() when the description dies; it outlives the Backing.
+  // Shared engine mapping of [offset, offset + size), page aligned, the owner's to unmap().
   Result<void*> map(u64 offset, u64 size, int prot) const;
   static void unmap(void* at, u64 size);
 
@@ -180,12 +183,11 @@ bool in_borrowed_memory();
 
 // Is `fd` one of the engine's own? The client must not see, close or replace it.
 bool is_engine_fd(int fd);
-// The lowest engine fd >= first, or -1.
-int next_engine_fd(int first);
+int next_engine_fd(int first);  // the lowest one >= first, or -1
 // The client insists on this number: moves the engine's descriptor elsewhere.
 void vacate_engine_fd(int fd);
 
-// For tests and `doctor`: how many descriptions live, and how many watches are open.
+// How many descriptions live, and how many watches are open.
 struct DescriptorCounts {
   u64 live;
   u64 watched;
@@ -193,8 +195,7 @@ struct DescriptorCounts {
 DescriptorCounts descriptor_counts();
 
 // In a child of fork: forget what other threads of the parent were in the middle of, and close the
-// copies of the engine's own descriptors. The table itself can be read at any moment, and what it
-// holds of the parent's is foreign from now on.
+// copies of the engine's own descriptors. What the table holds is foreign from now on.
 void descriptors_after_fork_child();
 
 }  // namespace stagetwo::host

@@ -16,6 +16,18 @@ struct KeptFds {
   static KeptFd* first;
   static sync::Atomic<bool> any;
 
+  static void add(KeptFd* kept) TA_REQ(lock) {
+    kept->next_ = first;
+    first = kept;
+    kept->listed_ = true;
+    any.store(true, sync::kRelaxed);
+  }
+  static void remove(KeptFd* kept) TA_REQ(lock) {
+    KeptFd** link = &first;
+    while (*link != kept) link = &(*link)->next_;
+    *link = kept->next_;
+    kept->listed_ = false;
+  }
   template <typename F>
   static void for_each(F&& fn) {
     for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) fn(kept->fd_);
@@ -35,13 +47,29 @@ Result<int> KeptFd::get() {
       ST_TRY(open_ != nullptr ? open_() : sys::openat(AT_FDCWD, path_, O_RDONLY | O_CLOEXEC));
   const int raised = ST_TRY(sys::raise_engine_fd(opened));
   fd_.store(raised, sync::kRelaxed);
-  if (!listed_) {
-    next_ = KeptFds::first;
-    KeptFds::first = this;
-    listed_ = true;
-  }
-  KeptFds::any.store(true, sync::kRelaxed);
+  if (!listed_) KeptFds::add(this);
   return raised;
+}
+
+Result<void> HeldFd::hold(int fd) {
+  const sync::MutexGuard guard(KeptFds::lock);
+  fd_.store(ST_TRY(sys::raise_engine_fd(fd)), sync::kRelaxed);
+  KeptFds::add(this);
+  return {};
+}
+
+Result<int> HeldFd::get() const {
+  const int fd = fd_.load(sync::kRelaxed);
+  if (fd < 0) return refuse(EBADF);
+  return fd;
+}
+
+void HeldFd::close() {
+  if (!listed_) return;
+  const sync::MutexGuard guard(KeptFds::lock);
+  KeptFds::remove(this);
+  const int fd = fd_.exchange(-1, sync::kRelaxed);
+  if (fd >= 0) static_cast<void>(sys::close(fd));
 }
 
 bool any_kept_fd() {

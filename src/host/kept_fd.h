@@ -28,13 +28,27 @@ class KeptFd {
   // Failure: the kernel's; asked again next time.
   [[nodiscard]] Result<int> get();
 
- private:
+ protected:
   friend struct KeptFds;
   const char* path_ = nullptr;  // one of the two
   Open open_ = nullptr;
   sync::Atomic<int> fd_{-1};
   KeptFd* next_ = nullptr;  // of those that were ever open; under the lock
   bool listed_ = false;
+};
+
+// The same for a descriptor that an object owns for a while. A child of fork has none: get() is
+// EBADF there.
+class HeldFd : private KeptFd {
+ public:
+  HeldFd() : KeptFd(Open{nullptr}) {}
+  ~HeldFd() { close(); }
+
+  // Takes over `fd`, wherever it is. Pre: holds none. Failure: EMFILE; `fd` is closed then.
+  [[nodiscard]] Result<void> hold(int fd);
+  // Good until somebody wants its number: within one call of the engine.
+  [[nodiscard]] Result<int> get() const;
+  void close();
 };
 
 // Is any open? A relaxed load.

@@ -239,7 +239,7 @@ bool io_refused(int fd, Io io, const off_t* offset) {
   if (const host::DescriptionRef ref = host::find(fd, behind)) {
     const auto flags = sys::fcntl(fd, F_GETFL);
     const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
-    const bool anonymous = ref.spec().shape == host::FileShape::kAnonInode;
+    const bool anonymous = ref.spec().shape != host::FileShape::kCharDevice;
     const bool native = io == Io::kRead && ref->native_read();
     const int closed_to = io == Io::kRead ? O_WRONLY : O_RDONLY;
     if (native && !ref.foreign()) ref->refresh();
@@ -263,8 +263,12 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return next::lseek(fd, offset, whence);
   host::EngineSection section(host::Touches::kNothing);
-  const bool ours = static_cast<bool>(host::find(fd, behind));
+  host::DescriptionRef found = host::find(fd, behind);
+  const bool ours = static_cast<bool>(found);
+  const bool seekable = ours && found.spec().shape != host::FileShape::kMemory;
+  found.reset();
   section.leave();
+  if (ours && !seekable) return as_libc(-ESPIPE);
   // The kernel's files of this kind have a position that only reading moves.
   const bool known = whence >= SEEK_SET && whence <= SEEK_HOLE;
   return ours && known ? next::lseek(fd, 0, SEEK_CUR) : next::lseek(fd, offset, whence);
@@ -322,7 +326,9 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
       answer = -EOPNOTSUPP;
     } else if (flags && (*flags & O_ACCMODE) == O_RDONLY) {
       answer = -EBADF;
-    } else if (const auto done = ref->fallocate(mode, offset, size); !done) {
+    } else if (off_t end = 0; __builtin_add_overflow(offset, size, &end)) {
+      answer = -EFBIG;
+    } else if (const auto done = ref->fallocate(fd, mode, offset, size); !done) {
       answer = -static_cast<long>(to_int(done.error()));
     }
   }

@@ -73,26 +73,28 @@ int refusal_before_file(int fd, const host::DescriptionRef& ref, const host::Map
   const bool shared = (request.flags & MAP_TYPE) != MAP_PRIVATE;
   if (access == O_WRONLY) return EACCES;
   if (shared && (request.prot & PROT_WRITE) != 0 && access == O_RDONLY) return EACCES;
-  const bool anonymous = ref.spec().shape == host::FileShape::kAnonInode;
+  const bool anonymous = ref.spec().shape != host::FileShape::kCharDevice;
   // Anonymous inodes live on a mount without execution.
   if (anonymous && (request.prot & PROT_EXEC) != 0) return EPERM;
   return 0;
 }
 
-// What stands against an mmap of `fd`, -errno; 0: nothing.
-long refusal_of_map(int fd, const host::MapRequest& request) {
+// What stands against an mmap of `fd`, -errno; 0: nothing. Post: request->offset is where it begins
+// in what is behind `fd`.
+long refusal_of_map(int fd, host::MapRequest* request) {
   struct ::stat behind{};
   if (!may_be_ours(fd, &behind)) return 0;
   host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
   {
     const host::DescriptionRef ref = host::find(fd, behind);
-    if (ref) answer = -refusal_before_file(fd, ref, request);
-    if (ref && answer == 0 && ref.foreign()) {
+    if (ref) answer = -refusal_before_file(fd, ref, *request);
+    if (ref && answer == 0 && ref.foreign() && ref.spec().shape != host::FileShape::kMemory) {
       answer = -ENODEV;
     } else if (ref && answer == 0) {
-      const auto checked = ref->check_mmap(request);
+      const auto checked = ref->check_mmap(*request);
       if (!checked) answer = -static_cast<long>(to_int(checked.error()));
+      if (checked) request->offset = ref->map_offset(*request);
     }
   }
   section.leave();
@@ -179,11 +181,12 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
     void* mapped = nullptr;
     if (map_huge({at, size, prot, flags, fd, offset}, &mapped)) return mapped;
   }
-  const auto go_on = [&] { return do_map(via, {at, size, prot, flags, fd, offset}); };
+  host::MapRequest request{size, prot, flags, offset};
+  const auto go_on = [&] { return do_map(via, {at, size, prot, flags, fd, request.offset}); };
   if (!awake()) [[likely]]
     return forgetting(at, size, host::mmap_replaces(flags), go_on);
   if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
-    const long refusal = refusal_of_map(fd, {size, prot, flags, offset});
+    const long refusal = refusal_of_map(fd, &request);
     if (refusal != 0) {
       as_libc(refusal);
       return MAP_FAILED;
