@@ -6,6 +6,7 @@
 
 #include "abi/hmm/hmm.h"
 #include "abi/kvm/kvm.h"
+#include "abi/kvm/level.h"
 #include "base/sys.h"
 #include "host/backstop.h"
 #include "host/page_owner.h"
@@ -81,6 +82,9 @@ Result<void> wake() {
   enter_session();
   static_cast<void>(wants_hugetlb_standin());
   take_all_appended();
+  if (const auto name = option("abi"); !name.empty() && !abi_kvm::set_level(name)) {
+    warn("unknown ABI level, 6.12 is used: ", name);
+  }
   host::set_attacher(abi_kvm::attach);
   ST_TRY(host::backstop::install());
   wrap_signals();

@@ -53,7 +53,10 @@ TdpPolicy tdp_policy(const SlotPolicy& policy, const NxPolicy& nx) {
 }  // namespace
 
 GuestMemory::GuestMemory(const SlotPolicy& policy, const NxPolicy& nx)
-    : slots_(this, policy), tdp_(*this, tdp_policy(policy, nx)), nx_recovery_(tdp_, nx) {}
+    : private_(*this, policy.private_memory),
+      slots_(this, private_.with_binder(policy)),
+      tdp_(*this, tdp_policy(policy, nx)),
+      nx_recovery_(tdp_, nx) {}
 
 Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy, const NxPolicy& nx) {
   Box<GuestMemory> memory = ST_TRY(make_box<GuestMemory>("stage2.guest_memory", policy, nx));
@@ -65,6 +68,7 @@ Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy, const NxP
 
 GuestMemory::~GuestMemory() {
   nx_recovery_.stop();
+  ST_CHECK(!gate_.active());  // a begin without an end
   if (registered_) host::unregister_notifier(this);
 }
 
@@ -89,8 +93,14 @@ Walk::Kind GuestMemory::translate(MmuContext& context, Fault& fault, unsigned st
 FaultOutcome GuestMemory::look_up(Fault& fault, const Memslots::Reader& section) {
   const Slot* slot = section.find(fault.address_space, fault.gfn);
   fault.slot = slot;
-  if (slot == nullptr) return FaultOutcome::kMmio;
+  fault.from_file = false;
+  fault.is_private = private_.is_private(fault);
+  if (slot == nullptr) {
+    return fault.is_private ? PrivateMemory::refuse_fault(fault, EFAULT) : FaultOutcome::kMmio;
+  }
   if ((slot->flags & kInvalid) != 0) return FaultOutcome::kRetry;
+  if (fault.is_private || (slot->file_only && !fault.own))
+    return PrivateMemory::look_up(fault, *slot);
   if (fault.access == Access::kWrite && (slot->flags & kReadonly) != 0) return FaultOutcome::kMmio;
   fault.slot_flags = slot->flags;
   fault.page = slot->gfn_to_hva(fault.gfn);
@@ -111,7 +121,9 @@ void GuestMemory::begin(Fault& fault) {
 
 FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cache,
                                         OwnedCount* populated) {
-  const bool write = fault.access == Access::kWrite;
+  // A file's page is had or not; there is nothing to read before it is.
+  const Access access = fault.from_file ? Access::kWrite : fault.access;
+  const bool write = access == Access::kWrite;
   // Do not fight for a page that is being taken away.
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
@@ -125,10 +137,15 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
   }
   if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   if (populated != nullptr) populated->raise();
-  const Result<void> present = host::faultin(fault.page, fault.access, host::Ask::kTouch);
+  const Result<void> present = host::faultin(fault.page, access, host::Ask::kTouch);
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
     return FaultOutcome::kRetry;
+  }
+  if (!present && fault.from_file) {
+    // The mapping is ours and whole while the file is there, so what it lacks is memory.
+    return PrivateMemory::refuse_fault(fault,
+                                       to_int(present.error()) == EHWPOISON ? EHWPOISON : ENOMEM);
   }
   if (!present) {
     return to_int(present.error()) == EHWPOISON ? FaultOutcome::kPoison : FaultOutcome::kToUser;
@@ -143,11 +160,14 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
 bool GuestMemory::decide_early(MmuContext& context, Fault& fault, FaultOutcome* outcome) {
   const Memslots::Reader section(slots_);
   *outcome = look_up(fault, section);
+  if (*outcome == FaultOutcome::kMemoryFault) return true;
   // No slot: there will be an entry that says so. A READONLY one: it is mapped, its stores are not.
   if (*outcome != FaultOutcome::kFixed) return fault.slot != nullptr;
   if (fault.access != Access::kWrite) return false;
   if (ST_GUARD(write_tracking, slots_.tracks_writes() && fault.slot->is_write_tracked(fault.gfn))) {
-    *outcome = FaultOutcome::kEmulate;
+    // KVM's own store would go to the client's address.
+    *outcome =
+        fault.is_private ? PrivateMemory::refuse_fault(fault, EFAULT) : FaultOutcome::kEmulate;
     return true;
   }
   return tdp_.fast_page_fault(context, fault, outcome);
@@ -249,16 +269,27 @@ FaultOutcome GuestMemory::transfer(const Fault& like, size_t bytes, size_t* done
 }
 
 FaultOutcome GuestMemory::read(Gpa from, void* to, size_t bytes, size_t* done, u32 address_space) {
-  const Fault like{.gpa = from, .access = Access::kRead, .address_space = address_space};
+  const Fault like{
+      .gpa = from, .access = Access::kRead, .address_space = address_space, .own = true};
   return transfer(like, bytes, done, [to](Hva hva, size_t offset, size_t chunk) {
+    return host::copy_from(static_cast<u8*>(to) + offset, hva, chunk);
+  });
+}
+
+FaultOutcome GuestMemory::read_as_guest(Gpa from, void* to, size_t bytes) {
+  const Fault like{.gpa = from, .access = Access::kRead};
+  return transfer(like, bytes, nullptr, [to](Hva hva, size_t offset, size_t chunk) {
     return host::copy_from(static_cast<u8*>(to) + offset, hva, chunk);
   });
 }
 
 FaultOutcome GuestMemory::write(Gpa to, const void* from, size_t bytes, size_t* done,
                                 u32 address_space, DirtyRing* ring) {
-  const Fault like{
-      .gpa = to, .access = Access::kWrite, .address_space = address_space, .ring = ring};
+  const Fault like{.gpa = to,
+                   .access = Access::kWrite,
+                   .address_space = address_space,
+                   .own = true,
+                   .ring = ring};
   return transfer(like, bytes, done, [from](Hva hva, size_t offset, size_t chunk) {
     return host::copy_to(hva, static_cast<const u8*>(from) + offset, chunk);
   });

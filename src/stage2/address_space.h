@@ -18,8 +18,8 @@
 //                 snapshot of its fault; KVM's own accesses keep the same rule.
 //             I3  a store through a translation of a logging slot is in the bitmap of the harvest
 //                 in progress or of the next one.
-//             I4  the fault path takes no lock but mmu_lock, shared, and writes no word that two
-//                 vCPUs share but in the table.
+//             I4  the fault path takes no lock but mmu_lock and that of the attributes, both
+//                 shared, and writes no word that two vCPUs share but in the table.
 // Locking: slots_lock inside slots(), mmu_lock inside the tables. Lifetime: registered with the
 // bell from create() until destruction; vCPUs borrow it and remove their lines before it goes.
 
@@ -32,6 +32,7 @@
 #include "stage2/fault.h"
 #include "stage2/memslots.h"
 #include "stage2/nx_recovery.h"
+#include "stage2/private_memory.h"
 #include "stage2/resident_cache.h"
 #include "sync/ack_line.h"
 #include "sync/invalidation_gate.h"
@@ -48,24 +49,23 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   ~GuestMemory();
 
   [[nodiscard]] Memslots& slots() { return slots_; }
+  [[nodiscard]] PrivateMemory& private_memory() { return private_; }
   // Where a vCPU puts its line for as long as it may run.
   [[nodiscard]] sync::AckSet& lines() { return lines_; }
 
   // A vCPU's view of the table. Failure: ENOMEM. Ends before this does.
   [[nodiscard]] Result<Box<MmuContext>> new_context();
-  // The context forgets what the flush that was just acknowledged made obsolete. Context: after
-  // every enter() or poll() of its line that asked for a flush, before anything else.
+  // The context forgets what the flush just acknowledged made obsolete. Context: after every
+  // enter() or poll() of its line that asked for a flush, before anything else.
   void flushed(MmuContext& context) { tdp_.drop_obsolete_roots(context); }
 
   // Looks a guest access up in the VM's table. kHit: fault.page is good until the thread's next
   // poll that asks for a flush, and for a write the page is in the dirty log. kMiss:
-  // handle_fault(). Pre: the "asked" part of `fault` is filled in. Context: the thread's line is
-  // RUNNING.
+  // handle_fault(). Pre: `fault`'s "asked" part. Context: the thread's line is RUNNING.
   [[nodiscard]] Walk::Kind translate(MmuContext& context, Fault& fault, unsigned step = 4);
-  // Makes the entry that translate() missed.
-  // Post:    on kFixed and kSpurious it existed at some moment during the call; it may already be
-  //          gone again, which translate() finds out.
-  // Context: the thread's line is not RUNNING, no read section; may block in `host`.
+  // Makes the entry that translate() missed. Post: on kFixed and kSpurious it existed at some
+  // moment during the call; it may be gone again, which translate() finds out. Context: the
+  // thread's line is not RUNNING, no read section; may block in `host`.
   [[nodiscard]] FaultOutcome handle_fault(MmuContext& context, Fault& fault);
 
   // KVM's own accesses; may cross pages and slots. Stops at the first page that refuses; *done (if
@@ -81,6 +81,9 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   template <typename T>
   [[nodiscard]] FaultOutcome cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                      DirtyRing* ring = nullptr, u32 address_space = 0);
+
+  // The guest's own read of its page tables: as read(), of the half that the attribute names.
+  [[nodiscard]] FaultOutcome read_as_guest(Gpa from, void* to, size_t bytes);
 
   // The same for a thread whose line is RUNNING: never blocks; kRetry where the page is not known
   // to be resident or is being changed: leave, use the slow form, enter again. Within one page.
@@ -101,17 +104,14 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   [[nodiscard]] Result<void> attach_tracker(WriteTracker& tracker);
   void detach_tracker();
 
-  // KVM_X86_QUIRK_SLOT_ZAP_ALL: does a slot that goes take every translation of the VM with it?
+  // KVM_X86_QUIRK_SLOT_ZAP_ALL: does a slot that goes take every translation with it?
   void set_slot_zap_all(bool all) { slot_zap_all_.store(all, sync::kRelaxed); }
-
-  // Are large entries split when logging begins, or by the stores that need it?
+  // Are large entries split when logging begins, or by stores?
   void set_eager_split(bool eager) { eager_split_.store(eager, sync::kRelaxed); }
-
   // NX huge pages are not for this VM, whatever the policy says. Pre: no vCPU yet.
   void disable_nx_huge_pages() { nx_allowed_ = false; }
   // At the start of each run: what changed since, or is owed. Context: no lock, no line runs.
   void before_run();
-
   // The table, walked: entries by size. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
   [[nodiscard]] TdpMmu& tdp() { return tdp_; }
@@ -129,6 +129,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
 
  private:
   friend struct GuestMemoryTestAccess;
+  friend class PrivateMemory;
   enum class Mode : u8 { kMayBlock, kMustNotBlock };
 
   // The first part of every fault and own access; then the slot's, from inside a read section.
@@ -153,7 +154,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   void protect_pages(const Slot& slot, u64 first_page, const u64* masks, u64 count,
                      bool split) override;
   void logging_changed(const Slot& old, const Slot& fresh, bool all_marked) override;
-  void recover_huge(const Slot& slot);
+  void recover_huge(const Slot& slot, GfnRange range);
   void generation_wraps() override;
   void flush_and_wait() override;
   void open_range(HvaRange range) override;
@@ -166,7 +167,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   void flush_tlbs() override;
   void synchronize() override;
   [[nodiscard]] bool must_retry(const Fault& fault, HvaRange range) override;
-  [[nodiscard]] bool attributes_mixed(const Fault&, unsigned) override { return false; }
+  [[nodiscard]] bool attributes_mixed(const Fault& fault, unsigned level) override;
   void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) override;
   [[nodiscard]] bool is_logged(u32 address_space, Gfn gfn) override;
   [[nodiscard]] u64 slots_generation() override { return slots_.generation(); }
@@ -174,21 +175,21 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
 
   sync::InvalidationGate gate_;
   sync::AckSet lines_;
+  PrivateMemory private_;
   Memslots slots_;
   ResidentCache resident_;
   TdpMmu tdp_;
   NxRecovery nx_recovery_;
   AgeFlush age_flush_;
-  bool nx_allowed_ = true;  // immutable once there is a vCPU
-  // Under slots_lock: what a slot change took out, until it flushed.
-  pt::Gather removed_by_slots_;
+  bool nx_allowed_ = true;       // immutable once there is a vCPU
+  pt::Gather removed_by_slots_;  // under slots_lock: what a change took out, until it flushed
   bool roots_invalidated_ = false;
   // Invalidations that ended: what was made present under one number is not known under the next.
   sync::Atomic<u64> residency_{0};
   sync::Atomic<bool> slot_zap_all_{true};
   sync::Atomic<bool> eager_split_{true};
-  // Read in a read section; detaching waits for those.
-  sync::Atomic<WriteTracker*> tracker_{nullptr};
+  sync::Atomic<WriteTracker*> tracker_{
+      nullptr};              // read in a read section, for which detaching waits
   bool registered_ = false;  // immutable after create()
   sync::Atomic<u64> retries_{0};
   sync::Atomic<u64> invalidations_{0};

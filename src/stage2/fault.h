@@ -23,6 +23,7 @@ struct Fault {
   Gpa gpa{};
   Access access = Access::kRead;
   u32 address_space = 0;  // 1: in system management mode, where the VM has it
+  bool own = false;       // KVM's own: at the client's address, whatever the attributes say
   bool prefetch = false;  // KVM_PRE_FAULT_MEMORY: nobody accesses, an entry is not marked accessed
   DirtyRing* ring = nullptr;  // of the vCPU that asks, where the VM has rings
 
@@ -36,7 +37,8 @@ struct Fault {
 
   // Found out on the way to the host.
   bool map_writable = false;  // the host address permits stores, known for certain
-  bool is_private = false;    // the page is the guest's alone
+  bool is_private = false;    // the frame is: the page is the guest's alone
+  bool from_file = false;     // the page is a guest_memfd's
   u8 max_level = 1;           // what slot, write tracking and the host's own mapping permit
 
   // Decided by the mapper.
@@ -47,18 +49,20 @@ struct Fault {
   // Answered.
   Hva page{};             // host address of the 4 KiB page
   bool writable = false;  // stores may go through this translation
+  int error = 0;          // of kMemoryFault
   u8 level = 5;           // of the entry it was found in, or where the way to it ends
 };
 
 enum class FaultOutcome : u8 {
-  kFixed,     // there is an entry now, or was a moment ago
-  kSpurious,  // there was one already that permits the access
-  kRetry,     // an invalidation, a slot change or another fault came between: ask again
-  kEmulate,   // a store to a write-tracked page: KVM makes it, and tells the tracker
-  kMmio,      // no slot, or a write to a READONLY one: the access is the VMM's
-  kToUser,    // the slot's host address has no page for this access: EFAULT
-  kPoison,    // the host page is broken hardware: EHWPOISON
-  kNoMemory,  // no memory for a table: ENOMEM
+  kFixed,        // there is an entry now, or was a moment ago
+  kSpurious,     // there was one already that permits the access
+  kRetry,        // an invalidation, a slot change or another fault came between: ask again
+  kEmulate,      // a store to a write-tracked page: KVM makes it, and tells the tracker
+  kMmio,         // no slot, or a write to a READONLY one: the access is the VMM's
+  kToUser,       // the slot's host address has no page for this access: EFAULT
+  kPoison,       // the host page is broken hardware: EHWPOISON
+  kMemoryFault,  // what the guest asks of private memory is the VMM's to arrange: fault.error
+  kNoMemory,     // no memory for a table: ENOMEM
 };
 
 }  // namespace stagetwo::stage2

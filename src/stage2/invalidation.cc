@@ -61,13 +61,15 @@ bool GuestMemory::zap_users(HvaRange range, pt::Gather* removed) {
   Memslots::UserCursor cursor;
   size_t found = 0;
   bool flush_owed = false;
+  // The addresses are the client's: private pages of the same frames are others.
+  const Half half = private_.of_notifiers();
   do {
     {
       const Memslots::Reader section(slots_);
       found = section.find_users(range, &cursor, users, kPiece);
     }
     for (size_t i = 0; i < found; ++i) {
-      flush_owed |= tdp_.zap_leafs(users[i].address_space, users[i].frames, removed, true);
+      flush_owed |= tdp_.zap_leafs(users[i].address_space, users[i].frames, removed, true, half);
     }
   } while (found == kPiece);
   return flush_owed;

@@ -25,7 +25,7 @@ void GuestMemory::logging_changed(const Slot&, const Slot& fresh, bool all_marke
   if (ST_GUARD(slot_users_wait, true)) tdp_.wait_for_shared();
   // What is read-only never becomes dirty, nor writable again.
   if ((fresh.flags & kReadonly) != 0) return;
-  if ((fresh.flags & kLogDirtyPages) == 0) return recover_huge(fresh);
+  if ((fresh.flags & kLogDirtyPages) == 0) return recover_huge(fresh, fresh.gfns());
   if (all_marked) return;
   if (eager_split_.load(sync::kRelaxed)) tdp_.try_split_huge(fresh, fresh.gfns(), 1);
   tdp_.write_protect_slot(fresh, 1);
@@ -46,10 +46,12 @@ void GuestMemory::protect_pages(const Slot& slot, u64 first_page, const u64* mas
 }
 
 // The host is asked once for each range that has a table of small entries, outside every lock.
-void GuestMemory::recover_huge(const Slot& slot) {
-  Gfn at = slot.base_gfn;
-  while (tdp_.find_small(slot, &at)) {
-    const unsigned allowed = slot.max_level(at);
+void GuestMemory::recover_huge(const Slot& slot, GfnRange range) {
+  Gfn at = range.start();
+  while (tdp_.find_small(slot, &at, range.end())) {
+    Fault asked{};
+    asked.gfn = at;
+    const unsigned allowed = attributes_mixed(asked, 2) ? 1 : slot.max_level(at);
     const unsigned level =
         allowed > 1 ? std::min(allowed, host::mapping_level(slot.gfn_to_hva(at))) : 1;
     const u64 frames = pt::span_of<Format>(std::max(level, 2U));

@@ -78,7 +78,7 @@ Memslots::~Memslots() {
   for (u32 i = 0; i < kMaxAddressSpaces * kSlotsPerSpace && count_.load(sync::kRelaxed) != 0; ++i) {
     if (by_id_[i] == nullptr) continue;
     if (policy_.binder != nullptr && (by_id_[i]->flags & kGuestMemfd) != 0) {
-      policy_.binder->unbind(*by_id_[i]);
+      policy_.binder->unbind(by_id_[i]);
     }
     DirtyBitmap::destroy(by_id_[i]->dirty);
     WriteTracks::destroy(by_id_[i]->tracks.get());
@@ -238,7 +238,8 @@ Result<void> Memslots::prepare(const Region& region, Plan* plan) {
                         region.size >> kPageShift, Hva(region.hva)};
     if (plan->kind == ChangeKind::kFlags) plan->fresh->tracks = plan->old->tracks;
     if ((region.flags & kGuestMemfd) != 0) {
-      ST_TRY(policy_.binder->bind(*plan->fresh, region.memfd, region.memfd_offset));  // 20, 21
+      if (region.file == nullptr) return refuse(region.file_error);  // 20, 21
+      ST_TRY(policy_.binder->bind(plan->fresh, region));
       plan->bound = true;
     }
     ST_TRY(prepare_bitmap(plan));
@@ -255,7 +256,7 @@ Result<void> Memslots::prepare(const Region& region, Plan* plan) {
 
 void Memslots::abandon(Plan* plan) {
   destroy(plan->builder);
-  if (plan->bound) policy_.binder->unbind(*plan->fresh);
+  if (plan->bound) policy_.binder->unbind(plan->fresh);
   DirtyBitmap::destroy(plan->bitmap);
   destroy(plan->fresh);
   destroy(plan->invalid);
@@ -345,7 +346,7 @@ Result<void> Memslots::set_region(const Region& region) {
   destroy(plan.builder);
   if (plan.old != nullptr) {
     if (plan.kind == ChangeKind::kDelete && (plan.old->flags & kGuestMemfd) != 0) {
-      policy_.binder->unbind(*plan.old);
+      policy_.binder->unbind(plan.old);
     }
     if (plan.fresh == nullptr || plan.fresh->dirty != plan.old->dirty) {
       DirtyBitmap::destroy(plan.old->dirty);
@@ -364,6 +365,18 @@ const Slot* Memslots::Reader::find(u32 address_space, Gfn gfn) const {
   if (set == nullptr || address_space >= kTreeSpaces) return nullptr;
   const SlotNode* node = find_containing(set->by_gfn[address_space], gfn.raw());
   return node == nullptr ? nullptr : node->slot;
+}
+
+const Slot* Memslots::Reader::find_from(u32 address_space, Gfn gfn) const {
+  const SlotSet* set = slots_.set_.load(sync::kSeqCst);
+  if (set == nullptr || address_space >= kTreeSpaces) return nullptr;
+  const Slot* first = nullptr;
+  for_each_overlap_from(set->by_gfn[address_space], gfn.raw(), ~u64{0}, 0, 0,
+                        [&first](const Slot& slot) {
+                          first = &slot;
+                          return false;
+                        });
+  return first;
 }
 
 bool Memslots::Reader::overlaps(HvaRange range) const {

@@ -65,6 +65,8 @@ class Memslots {
 
     // The slot of a frame, INVALID ones included, or null.
     [[nodiscard]] const Slot* find(u32 address_space, Gfn gfn) const;
+    // The first slot that ends after a frame, or null.
+    [[nodiscard]] const Slot* find_from(u32 address_space, Gfn gfn) const;
     // Does any slot of any address space use a host address of the range?
     [[nodiscard]] bool overlaps(HvaRange range) const;
     // Calls visit(slot, frames) for every slot that uses host addresses of the range, aliases and

@@ -16,6 +16,8 @@
 
 namespace stagetwo::stage2 {
 
+class FilePages;
+
 // The uapi's flag bits; abi static_asserts them equal.
 inline constexpr u32 kLogDirtyPages = 1U << 0;
 inline constexpr u32 kReadonly = 1U << 1;
@@ -42,6 +44,8 @@ struct Slot {
   Hva hva;
   DirtyBitmap* dirty = nullptr;  // shared by a slot and its successor
   WriteTracksPointer tracks{};   // the same; null: no frame was ever tracked
+  FilePages* file = nullptr;     // kGuestMemfd: where private pages come from
+  bool file_only = false;        // the shared ones too; `hva` is for KVM's own accesses alone
 
   [[nodiscard]] GfnRange gfns() const { return {base_gfn, page_count}; }
   [[nodiscard]] HvaRange hvas() const { return {hva, page_count << kPageShift}; }

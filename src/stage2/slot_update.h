@@ -7,6 +7,7 @@
 #include "addr/addr.h"
 #include "base/result.h"
 #include "base/types.h"
+#include "mem/guest_memfd.h"
 #include "stage2/slot.h"
 
 namespace stagetwo::stage2 {
@@ -30,16 +31,22 @@ struct Region {
   u64 size = 0;
   u64 hva = 0;
   u64 memfd_offset = 0;
-  int memfd = -1;
+  // The guest_memfd it names, found and held by the caller; null: file_error says why (EBADF,
+  // EINVAL), and nobody asks unless everything else is right.
+  mem::GuestMemfd* file = nullptr;
+  int file_fd = -1;
+  int file_error = EBADF;
+  bool file_only = false;      // every fault is served from it, shared ones too
   bool first_version = false;  // the ioctl without the 2
 };
 
-// Ties a slot to a guest_memfd. A VM without one refuses the flag.
+// Ties a slot to its guest_memfd. A VM without one refuses the flag.
 class MemfdBinder {
  public:
-  // Failure: EBADF, EINVAL as in lines 20 and 21.
-  virtual Result<void> bind(const Slot& slot, int memfd, u64 offset) = 0;
-  virtual void unbind(const Slot& slot) = 0;
+  // Post: slot->file is set. Failure: EINVAL as in line 21, ENOMEM.
+  virtual Result<void> bind(Slot* slot, const Region& region) = 0;
+  // Pre: nobody uses the slot.
+  virtual void unbind(Slot* slot) = 0;
 
  protected:
   ~MemfdBinder() = default;
@@ -50,7 +57,9 @@ struct SlotPolicy {
   u32 address_spaces = 1;
   bool readonly_slots = true;
   u64 max_gfn = (u64{1} << (52 - kPageShift)) - 1;
-  MemfdBinder* binder = nullptr;  // null: no private memory
+  bool guest_memfd = false;       // slots may have one
+  MemfdBinder* binder = nullptr;  // set by whoever owns the slots, if so
+  bool private_memory = false;    // frames have attributes
   bool write_tracked = false;     // an external write-tracker is attached: MOVE is refused
 };
 

@@ -64,8 +64,10 @@ class TdpMmu {
   // Takes every translation of the range away; what was unlinked goes into the bag. Waits for
   // installers even where nothing is mapped. True: a flush is owed, by this removal or by an
   // earlier one that is not known to be flushed, before the pages may be used for anything else.
+  // `half`: entries of the other one stay.
   [[nodiscard]] bool zap_leafs(u32 address_space, GfnRange range, pt::Gather* removed,
-                               bool may_yield) TA_EXCL(mmu_lock_, pages_lock_);
+                               bool may_yield, Half half = Half::kBoth)
+      TA_EXCL(mmu_lock_, pages_lock_);
   // TdpHost::flush_tlbs(), remembered: what was removed before owes no flush any more.
   void flush();
   // The second half of a removal. release(): the caller has made TdpHost::synchronize() happen.
@@ -86,8 +88,9 @@ class TdpMmu {
   // Leaves above target_level become equal smaller ones where there is memory. Nothing is flushed.
   void try_split_huge(const Slot& slot, GfnRange range, unsigned target_level)
       TA_EXCL(mmu_lock_, pages_lock_);
-  // Moves *at on to the first frame that a table of small entries covers. False: there is none.
-  [[nodiscard]] bool find_small(const Slot& slot, Gfn* at) TA_EXCL(mmu_lock_, pages_lock_);
+  // Moves *at on to the first frame before `end` that a table of small entries covers. False: there
+  // is none.
+  [[nodiscard]] bool find_small(const Slot& slot, Gfn* at, Gfn end) TA_EXCL(mmu_lock_, pages_lock_);
   // Zaps the tables of the range in whose place a leaf of up to host_level could be, so that the
   // next access maps it. Pre: the host has pages of that level there.
   void recover_huge(const Slot& slot, GfnRange range, unsigned host_level)
@@ -162,7 +165,7 @@ class TdpMmu {
   [[nodiscard]] bool may_be_large(const Slot& slot, Gfn gfn, unsigned level);
 
   // Removal. remove_table: the caller has replaced `word`, which led to it, in its parent.
-  void zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,
+  void zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield, Half half,
                  sync::BigWriterGuard& alone) TA_REQ(mmu_lock_);
   void note_removed() TA_REQ(mmu_lock_) {
     removed_.store(removed_.load(sync::kRelaxed) + 1, sync::kRelease);

@@ -86,8 +86,9 @@ bool TdpMmu::may_be_large(const Slot& slot, Gfn gfn, unsigned level) {
   return !host_.attributes_mixed(fault, level);
 }
 
-bool TdpMmu::find_small(const Slot& slot, Gfn* at) {
-  const GfnRange left(*at, slot.gfns().end() - *at);
+bool TdpMmu::find_small(const Slot& slot, Gfn* at, Gfn end) {
+  if (*at >= end) return false;
+  const GfnRange left(*at, end - *at);
   u64 first = ~u64{0};
   const sync::BigReaderGuard shared(mmu_lock_);
   for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {

@@ -46,6 +46,9 @@ enum class Removal : u8 {
   kAlone,   // mmu_lock_ is held exclusively
 };
 
+// Which entries of a range: a frame has one of either kind at a time.
+enum class Half : u8 { kBoth, kShared, kPrivate };
+
 struct PageCounts {
   u64 pages_4k = 0;
   u64 pages_2m = 0;

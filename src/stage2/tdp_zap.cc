@@ -55,6 +55,21 @@ bool is_volatile(Word word) {
   return Format::is_writable(word) && !Format::is_dirty(word);
 }
 
+bool is_of(Word leaf, Half half) {
+  return half == Half::kBoth || Format::is_private(leaf) == (half == Half::kPrivate);
+}
+
+// May the whole table go? Only one of small entries is looked through.
+bool has_only(Word table, unsigned level, Half half) {
+  if (level != 2) return false;
+  const auto* entries = pt::DirectMemory<Word>::entries(Format::output(table));
+  for (unsigned i = 0; i < kTableEntries; ++i) {
+    const Word word = entries[i].load(sync::kRelaxed);
+    if (Format::is_leaf(word) && !is_of(word, half)) return false;
+  }
+  return true;
+}
+
 // Exchanges the entry to FROZEN until this thread is the one who froze it.
 Word freeze(Entry& entry) {
   for (;;) {
@@ -91,11 +106,13 @@ void TdpMmu::remove_table(Word word, Removal how, pt::Gather* removed) {
   removed->add_table(&page->gather, page->gfn.raw(), page->frames());
 }
 
-bool TdpMmu::zap_leafs(u32 address_space, GfnRange range, pt::Gather* removed, bool may_yield) {
+bool TdpMmu::zap_leafs(u32 address_space, GfnRange range, pt::Gather* removed, bool may_yield,
+                       Half half) {
   sync::BigWriterGuard alone(mmu_lock_);
   // Invalid roots too: until it has been flushed, a vCPU may run on one.
   for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
-    if (root.address_space == address_space) zap_range(root, range, removed, may_yield, alone);
+    if (root.address_space == address_space)
+      zap_range(root, range, removed, may_yield, half, alone);
   });
   if (removed->flush_owed()) note_removed();
   return removed->flush_owed() ||
@@ -115,7 +132,7 @@ void TdpMmu::flush() {
 }
 
 void TdpMmu::zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool may_yield,
-                       sync::BigWriterGuard& alone) {
+                       Half half, sync::BigWriterGuard& alone) {
   u64 zapped = 0;
   for (TdpCursor at = cursor(root, range); at.valid(); at.next()) {
     if (may_yield && at.progressed() && mmu_lock_.contended()) {
@@ -130,8 +147,11 @@ void TdpMmu::zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool 
           at.frame() >= range.start().raw() && at.frame() + at.frames() <= range.end().raw();
       // Not too much in one step: tables of up to 1 GiB.
       if (!whole || at.level() > Format::kLargestLeaf) continue;
+      if (half != Half::kBoth && !has_only(was, at.level(), half)) continue;
       at.store(Format::kNonpresent);
       remove_table(was, Removal::kAlone, removed);
+    } else if (ST_GUARD(names_its_half, !is_of(was, half))) {
+      continue;
     } else if (is_volatile(was)) {
       static_cast<void>(at.exchange(Format::kNonpresent));
     } else {

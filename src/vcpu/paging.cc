@@ -56,7 +56,7 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   }
   leave_section(c);
   FaultOutcome outcome = c.memory->handle_fault(*c.mmu, fault);
-  if (outcome != FaultOutcome::kMmio) outcome = c.memory->read(at, entry, sizeof(Word));
+  if (outcome != FaultOutcome::kMmio) outcome = c.memory->read_as_guest(at, entry, sizeof(Word));
   enter_section(c);
   return outcome == FaultOutcome::kFixed ? PteRead::kOk : PteRead::kAbsent;
 }
@@ -250,6 +250,18 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
 
 namespace {
 
+// What the guest asks of private memory is the VMM's to arrange: KVM_EXIT_MEMORY_FAULT beside the
+// errno.
+void refuse_private(Cpu& c, const stage2::Fault& fault) {
+  constexpr u64 kPrivateFlag = 8;
+  c.exit.kind = ExitKind::kMemoryFault;
+  c.exit.error = fault.error;
+  c.exit.memory_fault = MemoryFaultExit{.flags = fault.is_private ? kPrivateFlag : 0,
+                                        .gpa = Gpa(fault.gpa.raw() & kPageMask),
+                                        .size = kPageSize};
+  c.stop = Step::kExit;
+}
+
 // A bare errno with exit_reason 0: what the kernel does for shared memory.
 void refuse_access(Cpu& c, FaultOutcome outcome) {
   c.exit.kind = ExitKind::kUnknown;
@@ -293,6 +305,9 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
       case FaultOutcome::kPoison:
       case FaultOutcome::kNoMemory:
         refuse_access(c, outcome);
+        return Second::kStopped;
+      case FaultOutcome::kMemoryFault:
+        refuse_private(c, fault);
         return Second::kStopped;
     }
     // Progress: the change that came between ends; a client that wants out is heard meanwhile.

@@ -18,10 +18,16 @@ struct ModelSlot {
   u64 gfn, pages, hva;
 };
 
-// memfd values the binder of these tests understands.
-inline constexpr int kMemfdGood = 10;
-inline constexpr int kMemfdClosed = -1;
-inline constexpr int kMemfdForeign = 20;
+// What a region's memfd may be: of this VM, not open, or another's.
+inline constexpr int kMemfdGood = 0;
+inline constexpr int kMemfdClosed = EBADF;
+inline constexpr int kMemfdForeign = EINVAL;
+
+inline void name_memfd(stagetwo::stage2::Region* region, int which) {
+  static stagetwo::mem::GuestMemfd good(u64{1} << 40);
+  region->file = which == kMemfdGood ? &good : nullptr;
+  region->file_error = which;
+}
 
 struct SlotModel {
   std::map<u32, ModelSlot> slots;
@@ -106,9 +112,9 @@ struct SlotModel {
       case 19:
         return no_memory;
       case 20:
-        return a.creates && with_memfd && r.memfd == kMemfdClosed;
+        return a.creates && with_memfd && r.file == nullptr && r.file_error == kMemfdClosed;
       case 21:
-        return a.creates && with_memfd && r.memfd == kMemfdForeign;
+        return a.creates && with_memfd && r.file == nullptr && r.file_error == kMemfdForeign;
       case 22:
         return (a.creates || a.moves) && ((r.gpa + r.size - 1) >> 12) > max_gfn;
       case 23:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 
+#include "abi/kvm/level.h"
 #include "abi/kvm/uapi.h"
 #include "base/sys.h"
 
@@ -15,6 +16,7 @@ namespace stagetwo::abi_kvm {
 namespace {
 
 constexpr int kOnlineCpus = -1;  // the answer is a property of this machine
+constexpr int kOfLevel = -2;     // the answer is one of the ABI level
 
 constexpr std::array kTable = {
     Capability{0, "IRQCHIP", 1, Enable::kNone, ""},
@@ -86,10 +88,16 @@ constexpr std::array kTable = {
     Capability{223, "DIRTY_LOG_RING_ACQ_REL", kMaxDirtyRing, Enable::kVm, "as 192"},
     Capability{231, "USER_MEMORY2", 1, Enable::kNone, ""},
     Capability{232, "MEMORY_FAULT_INFO", 1, Enable::kNone, ""},
-    Capability{235, "VM_TYPES", 1 << KVM_X86_DEFAULT_VM, Enable::kNone, "default VM"},
+    Capability{233, "MEMORY_ATTRIBUTES", KVM_MEMORY_ATTRIBUTE_PRIVATE, Enable::kNone,
+               "private; 0 of a default VM"},
+    Capability{234, "GUEST_MEMFD", 1, Enable::kNone, "of a default VM 0 with --abi=6.12"},
+    Capability{235, "VM_TYPES", 1 << KVM_X86_DEFAULT_VM | 1 << KVM_X86_SW_PROTECTED_VM,
+               Enable::kNone, "default and software-protected VM"},
     Capability{236, "PRE_FAULT_MEMORY", 1, Enable::kNone, ""},
     Capability{237, "X86_APIC_BUS_CYCLES_NS", 1, Enable::kVm, "the default"},
     Capability{238, "X86_GUEST_MODE", 1, Enable::kNone, ""},
+    Capability{244, "GUEST_MEMFD_FLAGS", kOfLevel, Enable::kNone,
+               "MMAP, INIT_SHARED with --abi=6.18, 0 with 6.12"},
 };
 
 constexpr bool ordered() {
@@ -117,7 +125,24 @@ std::span<const Capability> capabilities() {
 int check_extension(u64 number) {
   const auto* row = std::ranges::lower_bound(kTable, number, {}, &Capability::number);
   if (row == kTable.end() || row->number != number) return 0;
+  if (row->value == kOfLevel)
+    return level().says_memfd_flags ? static_cast<int>(level().memfd_flags) : 0;
   return row->value == kOnlineCpus ? online_cpus() : row->value;
+}
+
+int check_vm_extension(u64 number, bool private_memory) {
+  switch (number) {
+    case KVM_CAP_MEMORY_ATTRIBUTES:
+      return private_memory ? int{KVM_MEMORY_ATTRIBUTE_PRIVATE} : 0;
+    case KVM_CAP_GUEST_MEMFD:
+      return private_memory || level().memfd_for_all ? 1 : 0;
+    case KVM_CAP_GUEST_MEMFD_FLAGS:
+      if (!level().says_memfd_flags || !private_memory) break;
+      return static_cast<int>(level().private_memfd_flags);
+    default:
+      break;
+  }
+  return check_extension(number);
 }
 
 }  // namespace stagetwo::abi_kvm

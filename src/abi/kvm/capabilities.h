@@ -32,6 +32,9 @@ struct Capability {
 // Never negative; 0 for what is unknown.
 [[nodiscard]] int check_extension(u64 number);
 
+// The same of a VM's descriptor.
+[[nodiscard]] int check_vm_extension(u64 number, bool private_memory);
+
 // Limits that several files need and the table reports.
 inline constexpr u32 kMaxVcpus = 1024;
 inline constexpr u32 kMaxVcpuIds = kMaxVcpus * 4;

@@ -9,6 +9,7 @@
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/cpuid.h"
+#include "abi/kvm/guest_memfd.h"
 #include "abi/kvm/msr_list.h"
 #include "abi/kvm/processor.h"
 #include "abi/kvm/vm.h"
@@ -164,7 +165,7 @@ Box<host::Description> attach(std::string_view kind, host::DescriptorSpec* spec)
     *spec = {.home = host::StateHome::kDescription, .open_flags = O_RDONLY | O_CLOEXEC};
     return attached<ForeignStatsFile>();
   }
-  return {};
+  return attach_guest_memfd(kind, spec);
 }
 
 }  // namespace stagetwo::abi_kvm

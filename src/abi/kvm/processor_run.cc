@@ -354,6 +354,8 @@ Result<u64> Processor::pre_fault_page(u64 gpa, unsigned known_level, host::RunSe
         return refuse(ENOENT);
       case stage2::FaultOutcome::kToUser:
         return refuse(EFAULT);
+      case stage2::FaultOutcome::kMemoryFault:
+        return refuse(fault.error);
       case stage2::FaultOutcome::kPoison:
         return refuse(EHWPOISON);
       case stage2::FaultOutcome::kNoMemory:

@@ -6,6 +6,7 @@
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/host_cpu.h"
+#include "abi/kvm/level.h"
 #include "abi/kvm/parameters.h"
 #include "abi/kvm/processor.h"
 #include "base/sys.h"
@@ -39,14 +40,16 @@ constexpr u64 kTableBytes = kMaxVcpuIds * sizeof(sync::Atomic<Processor*>);
 }  // namespace
 
 Result<long> Vm::open(u64 type) {
-  if (type != KVM_X86_DEFAULT_VM) return refuse(EINVAL);
+  if (type != KVM_X86_DEFAULT_VM && type != KVM_X86_SW_PROTECTED_VM) return refuse(EINVAL);
   stage2::SlotPolicy slots;
+  slots.private_memory = type == KVM_X86_SW_PROTECTED_VM;
+  slots.guest_memfd = slots.private_memory || level().memfd_for_all;
   slots.max_gfn = (u64{1} << (host_physical_bits() - kPageShift)) - 1;
   constexpr stage2::NxPolicy kNx = {&parameters::nx_huge_pages, &parameters::nx_recovery_ratio,
                                     &parameters::nx_recovery_period_ms};
   auto memory = ST_TRY(stage2::GuestMemory::create(slots, kNx));
   void* table = ST_TRY(map_pages(kTableBytes, "abi.vcpu_table"));
-  auto made = make<Vm>("abi.vm", std::move(memory));
+  auto made = make<Vm>("abi.vm", type, std::move(memory));
   if (!made) {
     unmap_pages(table, kTableBytes);
     return refuse(made.error());
@@ -62,7 +65,8 @@ Result<long> Vm::open(u64 type) {
   return ST_TRY(host::publish(std::move(*file), std::move(backing), {}));
 }
 
-Vm::Vm(Box<stage2::GuestMemory> memory) : memory_(std::move(memory)) {
+Vm::Vm(u64 type, Box<stage2::GuestMemory> memory) : memory_(std::move(memory)), type_(type) {
+  choose_slot_zap();
   policy_.physical_width = host_physical_bits();
   policy_.tsc_khz = host_tsc_khz();
   policy_.tsc_origin = host_tsc();
@@ -109,13 +113,17 @@ Result<long> Vm::ioctl(u32 request, u64 arg) {
     case KVM_CREATE_VCPU:
       return create_vcpu(arg);
     case KVM_CHECK_EXTENSION:
-      return check_extension(arg);
+      return check_vm_extension(arg, has_private_memory());
     case KVM_ENABLE_CAP:
       return enable_cap(arg);
     case KVM_SET_USER_MEMORY_REGION:
       return set_region(arg, true);
     case KVM_SET_USER_MEMORY_REGION2:
       return set_region(arg, false);
+    case KVM_SET_MEMORY_ATTRIBUTES:
+      return set_attributes(arg);
+    case KVM_CREATE_GUEST_MEMFD:
+      return create_guest_memfd(arg);
     case KVM_GET_DIRTY_LOG:
       return get_dirty_log(arg);
     case KVM_CLEAR_DIRTY_LOG:

@@ -36,7 +36,7 @@ class Vm {
   // KVM_CREATE_VM: the new descriptor. Failure: EINVAL (type), EMFILE, ENFILE, ENOMEM.
   [[nodiscard]] static Result<long> open(u64 type);
 
-  explicit Vm(Box<stage2::GuestMemory> memory);
+  Vm(u64 type, Box<stage2::GuestMemory> memory);
   Vm(const Vm&) = delete;
   Vm& operator=(const Vm&) = delete;
   ~Vm();
@@ -48,6 +48,8 @@ class Vm {
   [[nodiscard]] Result<long> ioctl(u32 request, u64 arg);
 
   [[nodiscard]] stage2::GuestMemory& memory() { return *memory_; }
+  // KVM_X86_SW_PROTECTED_VM?
+  [[nodiscard]] bool has_private_memory() const { return memory_->private_memory().on(); }
   [[nodiscard]] const vcpu::VmPolicy& policy() const { return policy_; }
   [[nodiscard]] Stats<VmStat>& stats() { return stats_; }
   [[nodiscard]] GuestClock& clock() { return clock_; }
@@ -70,6 +72,8 @@ class Vm {
   static void walk_pages(void* context);
   // vm_memory.cc
   Result<long> set_region(u64 arg, bool first_version);
+  Result<long> set_attributes(u64 arg);
+  Result<long> create_guest_memfd(u64 arg);
   Result<long> get_dirty_log(u64 arg);
   Result<long> clear_dirty_log(u64 arg);
   Result<long> reset_dirty_rings();
@@ -99,6 +103,8 @@ class Vm {
   Result<long> set_gsi_routing(u64 arg);
 
   // What vCPUs ask of us; `context` is the Vm.
+  // The quirk, and the VM type, that let a slot take every translation with it.
+  void choose_slot_zap();
   static bool msr_allowed(void* context, u32 index, bool write);
   static bool coalesce_mmio(void* context, u32 id, Gpa gpa, const void* data, u32 len);
   static bool coalesce_pio(void* context, u32 id, u16 port, const void* data, u32 len);
@@ -108,7 +114,8 @@ class Vm {
 
   sync::Atomic<u32> refs_{1};
   Box<stage2::GuestMemory> memory_;  // immutable after construction
-  vcpu::VmPolicy policy_;            // word-sized fields, written under lock_
+  const u64 type_;
+  vcpu::VmPolicy policy_;  // word-sized fields, written under lock_
   Stats<VmStat> stats_{vm_stat_descriptors()};
   GuestClock clock_;
   IoZones zones_;

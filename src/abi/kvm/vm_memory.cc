@@ -6,6 +6,8 @@
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
+#include "abi/kvm/guest_memfd.h"
+#include "abi/kvm/level.h"
 #include "abi/kvm/parameters.h"
 
 namespace stagetwo::abi_kvm {
@@ -37,11 +39,42 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
   region.size = asked.memory_size;
   region.hva = asked.userspace_addr;
   region.memfd_offset = asked.guest_memfd_offset;
-  region.memfd = static_cast<int>(asked.guest_memfd);
+  // Held until the slot has taken what it needs of it: its end may want slots_lock.
+  host::DescriptionRef file;
+  if ((region.flags & stage2::kGuestMemfd) != 0) {
+    file = GuestMemfdFile::find(*this, static_cast<int>(asked.guest_memfd), &region.file_error);
+  }
+  if (file) {
+    auto& memfd = static_cast<GuestMemfdFile&>(*file.get());
+    region.file = &memfd.object();
+    region.file_fd = ST_TRY(memfd.fd());
+    region.file_only = memfd.is_mappable();
+  }
   region.first_version = first_version;
   memory_->set_eager_split(parameters::eager_page_split());
   ST_TRY(memory_->slots().set_region(region));
   return 0;
+}
+
+// Checks in the kernel's order (kernel file: kvm_main.c, kvm_vm_ioctl_set_mem_attributes).
+Result<long> Vm::set_attributes(u64 arg) {
+  const auto asked = ST_TRY(copy_in<kvm_memory_attributes>(arg));
+  const u64 supported = has_private_memory() ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+  if (asked.flags != 0 || (asked.attributes & ~supported) != 0) return refuse(EINVAL);
+  if (asked.size == 0 || asked.address + asked.size < asked.address) return refuse(EINVAL);
+  if (((asked.address | asked.size) & ~kPageMask) != 0) return refuse(EINVAL);
+  if (!has_private_memory()) return 0;  // everything is shared, and stays so
+  const GfnRange frames(gpa_to_gfn(Gpa(asked.address)), asked.size >> kPageShift);
+  ST_TRY(memory_->private_memory().set_attributes(frames, asked.attributes != 0));
+  return 0;
+}
+
+Result<long> Vm::create_guest_memfd(u64 arg) {
+  const auto asked = ST_TRY(copy_in<kvm_create_guest_memfd>(arg));
+  const u64 legal = has_private_memory() ? level().private_memfd_flags : level().memfd_flags;
+  if ((asked.flags & ~legal) != 0) return refuse(EINVAL);
+  ST_TRY(mem::GuestMemfd::check_size(asked.size));
+  return GuestMemfdFile::open(*this, asked.size, asked.flags);
 }
 
 Result<long> Vm::get_dirty_log(u64 arg) {

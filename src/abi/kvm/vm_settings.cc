@@ -67,6 +67,12 @@ Result<long> Vm::enable_no_nx_pages(u64 arg) {
   return 0;
 }
 
+// Analogue: kvm_memslot_flush_zap_all (kernel file: mmu.c).
+void Vm::choose_slot_zap() {
+  memory_->set_slot_zap_all(type_ == KVM_X86_DEFAULT_VM &&
+                            (policy_.disabled_quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL) == 0);
+}
+
 Result<long> Vm::enable(const kvm_enable_cap& cap) {
   if (cap.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) return enable_manual_dirty_log(cap);
   if (cap.cap == KVM_CAP_DIRTY_LOG_RING || cap.cap == KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
@@ -80,7 +86,7 @@ Result<long> Vm::enable(const kvm_enable_cap& cap) {
     case KVM_CAP_DISABLE_QUIRKS: {
       sync::MutexGuard guard(lock_);
       write_once(policy_.disabled_quirks, policy_.disabled_quirks | (value & kValidQuirks));
-      memory_->set_slot_zap_all((policy_.disabled_quirks & KVM_X86_QUIRK_SLOT_ZAP_ALL) == 0);
+      choose_slot_zap();
       return 0;
     }
     case KVM_CAP_X86_DISABLE_EXITS:

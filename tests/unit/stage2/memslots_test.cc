@@ -39,7 +39,7 @@ void furnish(World& w) {
   w.good(plain(kThere, kMiB));
   w.good(plain(8, kHigh));
   Region file = plain(kFileSlot, 2 * kMiB, 16 * 4096, kHva + kMiB, kGuestMemfd);
-  file.memfd = test::kMemfdGood;
+  test::name_memfd(&file, test::kMemfdGood);
   if (w.model.memfd) w.good(file);
 }
 
@@ -47,7 +47,7 @@ Region base_call(Base base, bool memfd) {
   Region region = base == Base::kCreate   ? plain(1, 16 * kMiB)
                   : base == Base::kDelete ? erase(kThere)
                                           : plain(kThere, 17 * kMiB);
-  region.memfd = memfd ? test::kMemfdGood : -1;
+  test::name_memfd(&region, memfd ? test::kMemfdGood : test::kMemfdClosed);
   return region;
 }
 
@@ -120,7 +120,7 @@ std::vector<Violation> violations() {
        [=](World& w, Region& r) {
          if (!w.model.memfd) return;
          r = plain(kFileSlot, 2 * kMiB, 16 * 4096, kHva + kMiB, kGuestMemfd);
-         r.memfd = test::kMemfdGood;
+         test::name_memfd(&r, test::kMemfdGood);
        }},
       {16, "other hva",
        [](World&, Region& r) {
@@ -143,12 +143,12 @@ std::vector<Violation> violations() {
       {20, "file not open",
        [=](World&, Region& r) {
          with_file(r);
-         r.memfd = test::kMemfdClosed;
+         test::name_memfd(&r, test::kMemfdClosed);
        }},
       {21, "not its file",
        [=](World&, Region& r) {
          with_file(r);
-         r.memfd = test::kMemfdForeign;
+         test::name_memfd(&r, test::kMemfdForeign);
        }},
       {22, "beyond the highest frame",
        [](World& w, Region& r) {
@@ -233,7 +233,7 @@ TEST(SlotOrderPairs, AnOverlapComesBeforeTheFile) {
   World w(true);
   furnish(w);
   Region region = plain(1, kMiB, 4096, kHva, kGuestMemfd);
-  region.memfd = test::kMemfdForeign;
+  test::name_memfd(&region, test::kMemfdForeign);
   EXPECT_EQ(EEXIST, w.set(region));
   region.gpa = 3 * kMiB;
   EXPECT_EQ(EINVAL, w.set(region));
@@ -257,9 +257,9 @@ Region random_region(test::RandomSource& random, const SlotModel& model) {
     if (random.one_in(2)) region.gpa = known->second.gfn * 4096;
   }
   region.first_version = random.one_in(3);
-  region.memfd = random.one_in(4)   ? test::kMemfdClosed
-                 : random.one_in(4) ? test::kMemfdForeign
-                                    : test::kMemfdGood;
+  test::name_memfd(&region, random.one_in(4)   ? test::kMemfdClosed
+                            : random.one_in(4) ? test::kMemfdForeign
+                                               : test::kMemfdGood);
   for (u64* field : {&region.gpa, &region.size, &region.hva, &region.memfd_offset}) {
     if (random.one_in(40)) *field ^= u64{1} << random.small(64);
   }

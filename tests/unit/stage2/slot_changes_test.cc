@@ -51,7 +51,7 @@ TEST(SlotChanges, DeleteIgnoresNothing) {
   region.gpa = 1;
   EXPECT_EQ(EINVAL, w.set(region));
   region = erase(0);
-  region.memfd = -1;
+  test::name_memfd(&region, test::kMemfdClosed);
   EXPECT_EQ(0, w.set(region));
   EXPECT_EQ(0U, w.slots->count());
 }
@@ -131,7 +131,7 @@ TEST(SlotChanges, AnIdenticalReissueDoesNothing) {
 TEST(SlotChanges, AnIdenticalReissueOfAFileSlotIsRefused) {
   World w(true);
   Region region = plain(0, 0, 4096, kHva, kGuestMemfd);
-  region.memfd = test::kMemfdGood;
+  test::name_memfd(&region, test::kMemfdGood);
   w.good(region);
   EXPECT_EQ(EINVAL, w.set(region));
   EXPECT_EQ(1, w.binder.bound);

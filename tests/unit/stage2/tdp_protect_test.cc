@@ -256,16 +256,16 @@ TEST_F(TdpLog, FindsWhatIsSmallFromAFrameOn) {
   map(512, 2);
   map(1300);
   Gfn at(0);
-  ASSERT_TRUE(world.mmu.find_small(slot(), &at));
+  ASSERT_TRUE(world.mmu.find_small(slot(), &at, slot().gfns().end()));
   EXPECT_EQ(at.raw(), 0U);
   at = Gfn(300);
-  ASSERT_TRUE(world.mmu.find_small(slot(), &at));
+  ASSERT_TRUE(world.mmu.find_small(slot(), &at, slot().gfns().end()));
   EXPECT_EQ(at.raw(), 300U) << "not backwards";
   at = Gfn(512);
-  ASSERT_TRUE(world.mmu.find_small(slot(), &at));
+  ASSERT_TRUE(world.mmu.find_small(slot(), &at, slot().gfns().end()));
   EXPECT_EQ(at.raw(), 1024U);
   at = Gfn(1536);
-  EXPECT_FALSE(world.mmu.find_small(slot(), &at));
+  EXPECT_FALSE(world.mmu.find_small(slot(), &at, slot().gfns().end()));
 }
 
 TEST_F(TdpLog, RecoveryFlushesBeforeAnotherMayInstall) {

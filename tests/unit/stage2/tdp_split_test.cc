@@ -57,13 +57,13 @@ TEST_F(TdpSplit, RecoveryLetsTheNextFaultMapLarge) {
   ASSERT_EQ(world.fault(context, 512, Access::kWrite, 2), FaultOutcome::kFixed);
   split(0, 4 * kGiB, 1);
   Gfn at(0);
-  EXPECT_TRUE(world.mmu.find_small(world.slots[0], &at));
+  EXPECT_TRUE(world.mmu.find_small(world.slots[0], &at, world.slots[0].gfns().end()));
   EXPECT_EQ(at.raw(), 512U);
   const u64 tables = world.mmu.tables().live();
   world.mmu.recover_huge(world.slots[0], GfnRange(Gfn(512), 512), 2);
   EXPECT_EQ(world.mmu.tables().live(), tables - 1);
   EXPECT_EQ(world.walk(context, 600).kind, Walk::Kind::kMiss);
-  EXPECT_FALSE(world.mmu.find_small(world.slots[0], &at));
+  EXPECT_FALSE(world.mmu.find_small(world.slots[0], &at, world.slots[0].gfns().end()));
   EXPECT_EQ(world.fault(context, 600, Access::kWrite, 2), FaultOutcome::kFixed);
   EXPECT_EQ(world.mmu.count_pages().pages_2m, 1U);
 }

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The private half of a VM's memory: which frames are private, which pages a slot has from a
+// guest_memfd, and what changes of either do to the table. A part of GuestMemory, which has one.
+// Analogue: kvm_vm_set_mem_attributes, kvm_gmem_* as KVM sees them (kernel files: kvm_main.c,
+// guest_memfd.c, mmu.c). The races stand in private_memory.cc.
+//
+// Invariants: I1  an entry is of the half its frame's attribute names.
+//             I2  a notifier of a host address takes shared entries only, an object that gives
+//             pages
+//                 up those that lead to it only, a conversion those of the half that is left.
+// Locking: conversions and bindings under slots_lock; pages_going() under the object's lock; what a
+// fault asks takes the lock of the attributes, shared. Lifetime: as its GuestMemory.
+
+#include "addr/addr.h"
+#include "base/result.h"
+#include "stage2/attributes.h"
+#include "stage2/fault.h"
+#include "stage2/slot_update.h"
+#include "stage2/tdp_types.h"
+
+namespace stagetwo::stage2 {
+
+class GuestMemory;
+
+class PrivateMemory final : private MemfdBinder {
+ public:
+  PrivateMemory(GuestMemory& vm, bool has_attributes) : vm_(vm), on_(has_attributes) {}
+  PrivateMemory(const PrivateMemory&) = delete;
+  PrivateMemory& operator=(const PrivateMemory&) = delete;
+
+  // Have the frames of this VM attributes? Without, all are shared.
+  [[nodiscard]] bool on() const { return on_; }
+  [[nodiscard]] const MemoryAttributes& attributes() const { return attributes_; }
+
+  // KVM_SET_MEMORY_ATTRIBUTES: makes frames private, or shared. Pre: on().
+  // Post: no access begins any more in the half that was left. Failure: ENOMEM; nothing changed.
+  [[nodiscard]] Result<void> set_attributes(GfnRange frames, bool to_private);
+
+  // What a fault asks. After its snapshot: who reads an answer before it changes installs nothing.
+  [[nodiscard]] bool is_private(const Fault& fault) const {
+    return on_ && !fault.own && attributes_.is_private(fault.gfn);
+  }
+  [[nodiscard]] static FaultOutcome refuse_fault(Fault& fault, int error) {
+    fault.error = error;
+    return FaultOutcome::kMemoryFault;
+  }
+  // The page of a slot's file. Context: a read section of the slots.
+  [[nodiscard]] static FaultOutcome look_up(Fault& fault, const Slot& slot);
+  // Do frames of the entry of `level` that covers gfn differ?
+  [[nodiscard]] bool is_mixed(Gfn gfn, unsigned level) const;
+  // Of which entries a notifier of host addresses speaks.
+  [[nodiscard]] Half of_notifiers() const { return on_ ? Half::kShared : Half::kBoth; }
+
+  // The object's bell, by way of FilePages: frames of one slot, and the engine's addresses of their
+  // pages. Post of going: no translation of the pages is in use, nor made until gone.
+  void pages_going(GfnRange frames, HvaRange pages, Half half);
+  void pages_gone(HvaRange pages);
+
+  // For the slots of a VM that may have files; null otherwise.
+  [[nodiscard]] SlotPolicy with_binder(SlotPolicy policy) {
+    if (policy.guest_memfd) policy.binder = this;
+    return policy;
+  }
+
+ private:
+  Result<void> bind(Slot* slot, const Region& region) override;
+  void unbind(Slot* slot) override;
+
+  template <typename F>
+  void for_each_slot(GfnRange frames, F&& fn);
+  [[nodiscard]] bool close_frames(GfnRange frames);
+  void zap_half(GfnRange frames, Half half);
+  void recover_shared(GfnRange frames);
+  [[nodiscard]] Result<void> convert(GfnRange frames, bool to_private);
+
+  GuestMemory& vm_;
+  const bool on_;
+  MemoryAttributes attributes_;
+};
+
+}  // namespace stagetwo::stage2
