@@ -75,8 +75,7 @@ class Description {
   virtual Result<void> fallocate(int /*fd*/, int /*mode*/, off_t /*offset*/, off_t /*size*/) {
     return refuse(ENODEV);
   }
-  // Do read and pread answer from the memfd's contents (a stats file), natively?
-  [[nodiscard]] virtual bool native_read() const { return false; }
+  [[nodiscard]] virtual bool native_read() const { return false; }  // from the memfd (stats)
   // Before each of those in the process of the state: brings the contents up to date.
   virtual void refresh() {}
   // The last holder is gone and no call on the description is running: called once, with the last
@@ -147,7 +146,7 @@ DescriptionRef find(int fd);
 // The same for a caller that has the identity already.
 DescriptionRef find(int fd, const struct ::stat& behind);
 
-// Is anything in the table, or was anything ever? One relaxed load.
+// Was anything ever in the table? One relaxed load.
 bool ever_published();
 
 // Makes the description for a received descriptor whose state is in the description. `kind` is

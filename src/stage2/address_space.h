@@ -112,14 +112,13 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   void disable_nx_huge_pages() { nx_allowed_ = false; }
   // At the start of each run: what changed since, or is owed. Context: no lock, no line runs.
   void before_run();
-  // The table, walked: entries by size. Any thread.
+  // Entries by size, by a walk. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
   [[nodiscard]] TdpMmu& tdp() { return tdp_; }
 
   // Every invariant of the room's state; ends the process where one does not hold. Context: no slot
   // changes meanwhile.
   void check_world();
-
   struct Counts {
     u64 retries = 0;        // stale or closed when looked at again
     u64 invalidations = 0;  // starts that overlapped a slot
@@ -128,11 +127,11 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   [[nodiscard]] Counts counts() const;
 
  private:
-  friend struct GuestMemoryTestAccess;
   friend class PrivateMemory;
+  friend struct GuestMemoryTestAccess;
   enum class Mode : u8 { kMayBlock, kMustNotBlock };
 
-  // The first part of every fault and own access; then the slot's, from inside a read section.
+  // The first part of every fault and own access; then the slot's, in a read section.
   void begin(Fault& fault);
   [[nodiscard]] FaultOutcome look_up(Fault& fault, const Memslots::Reader& section);
   [[nodiscard]] FaultOutcome make_resident(Fault& fault, Mode mode, bool trust_cache,

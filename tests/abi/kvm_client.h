@@ -25,6 +25,7 @@ namespace kvm_client {
 using stagetwo::u16;
 using stagetwo::u32;
 using stagetwo::u64;
+using stagetwo::s64;
 using stagetwo::u8;
 
 inline bool on_oracle() {

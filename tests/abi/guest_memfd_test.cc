@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private memory as a client sees it: guest_memfd, its slots, attributes, and the exits that ask
+// for a conversion. Line by line as the checks of private memory are numbered.
+#include "abi/kvm/guest_memfd.h"
+
+#include <sys/wait.h>
+
+#include <array>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "abi/kvm/level.h"
+#include "tests/abi/kvm_client.h"
+
+namespace kvm_client {
+namespace {
+
+constexpr int kKeep = FALLOC_FL_KEEP_SIZE;
+constexpr int kPunch = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+constexpr u64 kPage = 4096;
+constexpr u64 kPrivateGpa = 0x8000;
+constexpr u64 kFilePages = 8;
+
+long fallocate_fd(int fd, int mode, u64 offset, u64 size) {
+  if (on_oracle()) {
+    const int done = ::fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(size));
+    return done < 0 ? -errno : done;
+  }
+  stagetwo::host::EngineSection section(stagetwo::host::Touches::kNothing);
+  auto ref = stagetwo::host::find(fd);
+  const auto done = ref->fallocate(fd, mode, static_cast<off_t>(offset), static_cast<off_t>(size));
+  ref.reset();
+  section.leave();
+  return done ? 0 : -static_cast<long>(stagetwo::to_int(done.error()));
+}
+
+// A vCPU of a software-protected VM: plain code at 0x1000, eight pages of a file at 0x8000.
+class Private : public Machine {
+ protected:
+  void SetUp() override {
+    device_ = Fd(open_kvm());
+    ASSERT_GE(device_, 0) << "no /dev/kvm here";
+    const long types = call(device_, KVM_CHECK_EXTENSION, KVM_CAP_VM_TYPES);
+    if ((types >> KVM_X86_SW_PROTECTED_VM & 1) == 0) GTEST_SKIP() << "this kernel cannot";
+    vm_ = Fd(call(device_, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM));
+    ASSERT_GE(vm_, 0);
+    add_memory();
+    shared_ = static_cast<u8*>(::mmap(nullptr, kFilePages * kPage, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    file_ = Fd(create(kFilePages * kPage));
+    ASSERT_GE(file_, 0);
+    ASSERT_EQ(0, set_file(1, kPrivateGpa, kFilePages, 0));
+    add_vcpu();
+    write_code();
+  }
+  void TearDown() override {
+    file_.close();
+    Machine::TearDown();
+    if (shared_ != nullptr) ::munmap(shared_, kFilePages * kPage);
+  }
+
+  long create(u64 size, u64 flags = 0) { return create_in(vm_, size, flags); }
+  static long create_in(int vm, u64 size, u64 flags = 0) {
+    kvm_create_guest_memfd asked{};
+    asked.size = size;
+    asked.flags = flags;
+    return call(vm, KVM_CREATE_GUEST_MEMFD, &asked);
+  }
+  kvm_userspace_memory_region2 region(u32 slot, u64 gpa, u64 pages, u64 first_page) {
+    kvm_userspace_memory_region2 r{};
+    r.slot = slot;
+    r.flags = KVM_MEM_GUEST_MEMFD;
+    r.guest_phys_addr = gpa;
+    r.memory_size = pages * kPage;
+    r.userspace_addr = reinterpret_cast<u64>(shared_);
+    r.guest_memfd_offset = first_page * kPage;
+    r.guest_memfd = static_cast<u32>(static_cast<int>(file_));
+    return r;
+  }
+  long set(kvm_userspace_memory_region2 r) { return call(vm_, KVM_SET_USER_MEMORY_REGION2, &r); }
+  long set_file(u32 slot, u64 gpa, u64 pages, u64 first_page) {
+    return set(region(slot, gpa, pages, first_page));
+  }
+  long attributes(u64 gpa, u64 size, u64 attributes, u64 flags = 0) {
+    kvm_memory_attributes asked{};
+    asked.address = gpa;
+    asked.size = size;
+    asked.attributes = attributes;
+    asked.flags = flags;
+    return call(vm_, KVM_SET_MEMORY_ATTRIBUTES, &asked);
+  }
+  long make_private(u64 gpa, u64 pages = 1) {
+    return attributes(gpa, pages * kPage, KVM_MEMORY_ATTRIBUTE_PRIVATE);
+  }
+  long make_shared(u64 gpa, u64 pages = 1) { return attributes(gpa, pages * kPage, 0); }
+
+  // 0x1000: ax = [bx]; hlt    0x1010: [bx] = ax; hlt    0x1020: vmcall; hlt   0x1030: vmmcall; hlt
+  void write_code() {
+    const u8 load[] = {0x8b, 0x07, 0xf4};
+    const u8 store[] = {0x89, 0x07, 0xf4};
+    const u8 vmcall[] = {0x0f, 0x01, 0xc1, 0xf4};
+    const u8 vmmcall[] = {0x0f, 0x01, 0xd9, 0xf4};
+    std::memcpy(memory_, load, sizeof(load));
+    std::memcpy(memory_ + 0x10, store, sizeof(store));
+    std::memcpy(memory_ + 0x20, vmcall, sizeof(vmcall));
+    std::memcpy(memory_ + 0x30, vmmcall, sizeof(vmmcall));
+    kvm_sregs sregs{};
+    ASSERT_EQ(call(vcpu_, KVM_GET_SREGS, &sregs), 0);
+    sregs.cs.base = 0;
+    sregs.cs.selector = 0;
+    ASSERT_EQ(call(vcpu_, KVM_SET_SREGS, &sregs), 0);
+  }
+  long run(u64 rip, u64 rax, u64 rbx, u64 rcx = 0, u64 rdx = 0) {
+    kvm_regs r{};
+    r.rip = rip;
+    r.rflags = 2;
+    r.rax = rax;
+    r.rbx = rbx;
+    r.rcx = rcx;
+    r.rdx = rdx;
+    EXPECT_EQ(call(vcpu_, KVM_SET_REGS, &r), 0);
+    return call(vcpu_, KVM_RUN);
+  }
+  // What the guest finds there; -1: it did not come to its hlt.
+  int guest_load(u64 gpa) {
+    const long done = run(0x1000, 0, gpa);
+    if (done != 0 || run_->exit_reason != KVM_EXIT_HLT) return -1;
+    return static_cast<int>(regs().rax & 0xffff);
+  }
+  bool guest_store(u64 gpa, u16 value) {
+    return run(0x1010, value, gpa) == 0 && run_->exit_reason == KVM_EXIT_HLT;
+  }
+  void expect_memory_fault(u64 gpa, u64 flags) {
+    EXPECT_EQ(run(0x1000, 0, gpa), -EFAULT);
+    EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_MEMORY_FAULT});
+    EXPECT_EQ(run_->memory_fault.flags, flags);
+    EXPECT_EQ(run_->memory_fault.gpa, gpa & ~(kPage - 1));
+    EXPECT_EQ(run_->memory_fault.size, kPage);
+  }
+  u16& host_word(u64 page) { return *reinterpret_cast<u16*>(shared_ + page * kPage); }
+
+  Fd file_;
+  u8* shared_ = nullptr;
+};
+
+// --- capabilities and creation ---
+
+TEST_F(Private, IsOffered) {
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_VM_TYPES), 3);
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD), 1);
+  EXPECT_EQ(call(vm_, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD), 1);
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_MEMORY_ATTRIBUTES), 8);
+  EXPECT_EQ(call(vm_, KVM_CHECK_EXTENSION, KVM_CAP_MEMORY_ATTRIBUTES), 8);
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_MEMORY_FAULT_INFO), 1);
+  const Fd plain(call(device_, KVM_CREATE_VM));
+  EXPECT_EQ(call(plain, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD), 0);
+  EXPECT_EQ(call(plain, KVM_CHECK_EXTENSION, KVM_CAP_MEMORY_ATTRIBUTES), 0);
+  for (const u64 type : {2U, 3U, 4U, 5U, 32U}) {
+    EXPECT_EQ(call(device_, KVM_CREATE_VM, type), -EINVAL) << type;
+  }
+}
+
+TEST_F(Private, CreationChecksFlagsThenSize) {
+  for (const s64 size : {s64{0}, s64{1}, s64{4097}, s64{-4096}}) {
+    EXPECT_EQ(create(static_cast<u64>(size)), -EINVAL) << size;
+  }
+  for (const u64 size : {u64{4096}, u64{1} << 62, (u64{1} << 63) - 4096}) {
+    EXPECT_GE(Fd(create(size)), 0) << size;
+  }
+  EXPECT_EQ(call(vm_, KVM_CREATE_GUEST_MEMFD, kBadPointer), -EFAULT);
+}
+
+TEST_F(Private, WithLinux612EveryFlagIsRefused) {
+  if (on_oracle()) GTEST_SKIP() << "its own level";
+  const Fd plain(call(device_, KVM_CREATE_VM));
+  for (u64 flag = 1; flag != 0; flag <<= 1) {
+    EXPECT_EQ(create(kPage, flag), -EINVAL) << flag;
+    EXPECT_EQ(create_in(plain, kPage, flag), -EINVAL) << flag;
+  }
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS), 0);
+}
+
+TEST_F(Private, WithLinux618FilesMayBeMappable) {
+  if (on_oracle()) GTEST_SKIP() << "its own level";
+  ASSERT_TRUE(stagetwo::abi_kvm::set_level("6.18"));
+  const Fd plain(call(device_, KVM_CREATE_VM));
+  EXPECT_EQ(call(plain, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD), 1);
+  EXPECT_EQ(call(plain, KVM_CHECK_EXTENSION, KVM_CAP_MEMORY_ATTRIBUTES), 0);
+  EXPECT_EQ(call(plain, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS), 3);
+  EXPECT_EQ(call(vm_, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS), 1);
+  for (u64 flags = 0; flags < 4; ++flags) EXPECT_GE(Fd(create_in(plain, kPage, flags)), 0) << flags;
+  EXPECT_EQ(create_in(plain, kPage, 4), -EINVAL);
+  EXPECT_EQ(create_in(plain, kPage, u64{1} << 63), -EINVAL);
+  EXPECT_GE(Fd(create(kPage, 1)), 0);
+  EXPECT_EQ(create(kPage, 2), -EINVAL);
+  EXPECT_FALSE(stagetwo::abi_kvm::set_level("6.13"));
+  ASSERT_TRUE(stagetwo::abi_kvm::set_level("6.12"));
+}
+
+// --- slots ---
+
+TEST_F(Private, ADefaultVmRefusesTheFlagAndPrivateAttributes) {
+  const Fd plain(call(device_, KVM_CREATE_VM));
+  const Fd file(create_in(plain, kPage));
+  EXPECT_GE(file, 0);  // of no use, and not refused
+  kvm_userspace_memory_region2 r = region(0, 0, 1, 0);
+  r.guest_memfd = static_cast<u32>(static_cast<int>(file));
+  EXPECT_EQ(call(plain, KVM_SET_USER_MEMORY_REGION2, &r), -EINVAL);
+  kvm_memory_attributes asked{};
+  asked.size = kPage;
+  EXPECT_EQ(call(plain, KVM_SET_MEMORY_ATTRIBUTES, &asked), 0);
+  asked.attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE;
+  EXPECT_EQ(call(plain, KVM_SET_MEMORY_ATTRIBUTES, &asked), -EINVAL);
+}
+
+TEST_F(Private, RefusalsOfABindingInTheirOrder) {
+  auto r = region(2, 0x20000, 2, 0);
+  r.guest_memfd_offset = 1;
+  EXPECT_EQ(set(r), -EINVAL);
+  r = region(2, 0x20000, 2, 0);
+  r.guest_memfd_offset = ~u64{0} - kPage + 1;
+  EXPECT_EQ(set(r), -EINVAL);
+  r = region(2, 0x20000, 2, 0);
+  r.guest_memfd = 99999;
+  EXPECT_EQ(set(r), -EBADF);
+  for (const int other : {int{device_}, int{vm_}, int{vcpu_}}) {
+    r.guest_memfd = static_cast<u32>(other);
+    EXPECT_EQ(set(r), -EINVAL);
+  }
+  const Fd vm2(call(device_, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM));
+  const Fd foreign(create_in(vm2, 8 * kPage));
+  r.guest_memfd = static_cast<u32>(static_cast<int>(foreign));
+  EXPECT_EQ(set(r), -EINVAL);
+  EXPECT_EQ(set(region(2, 0x20000, 2, kFilePages - 1)), -EINVAL);  // beyond the end
+  r = region(2, 0x20000, 2, 0);
+  r.flags |= KVM_MEM_LOG_DIRTY_PAGES;
+  EXPECT_EQ(set(r), -EINVAL);
+  r.flags = KVM_MEM_GUEST_MEMFD | KVM_MEM_READONLY;
+  EXPECT_EQ(set(r), -EINVAL);
+  // The place in the guest is looked at before the file is.
+  r = region(2, kPrivateGpa, 1, 0);
+  r.guest_memfd = 99999;
+  EXPECT_EQ(set(r), -EEXIST);
+}
+
+TEST_F(Private, BindingTwiceIsEinvalAndWithOverlappingFramesEexist) {
+  EXPECT_EQ(set_file(2, 0x20000, 4, 2), -EINVAL);
+  EXPECT_EQ(set_file(2, kPrivateGpa + kPage, 4, 2), -EEXIST);
+  ASSERT_EQ(set_file(1, kPrivateGpa, 0, 0), 0);
+  EXPECT_EQ(set_file(2, 0x20000, 4, 2), 0);
+  EXPECT_EQ(set_file(3, 0x30000, 2, 0), 0);
+  EXPECT_EQ(set_file(1, kPrivateGpa, 2, 1), -EINVAL);
+}
+
+TEST_F(Private, ASlotWithAFileNeverChanges) {
+  EXPECT_EQ(set_file(1, kPrivateGpa, kFilePages, 0), -EINVAL);
+  auto r = region(1, 0x20000, kFilePages, 0);
+  EXPECT_EQ(set(r), -EINVAL);
+  r.flags = 0;
+  EXPECT_EQ(set(r), -EINVAL);
+  EXPECT_EQ(set_file(1, kPrivateGpa, 0, 0), 0);
+}
+
+TEST_F(Private, AnAddressWithoutAMappingWillDo) {
+  auto r = region(2, 0x20000, 1, 0);
+  ASSERT_EQ(set_file(1, kPrivateGpa, 0, 0), 0);
+  r.userspace_addr = 0;
+  EXPECT_EQ(set(r), 0);
+}
+
+TEST_F(Private, FileVmAndSlotGoInAnyOrder) {
+  std::array<int, 3> order{0, 1, 2};
+  do {
+    Fd vm(call(device_, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM));
+    Fd file(create_in(vm, 2 * kPage));
+    kvm_userspace_memory_region2 r = region(0, 0, 2, 0);
+    r.guest_memfd = static_cast<u32>(static_cast<int>(file));
+    ASSERT_EQ(call(vm, KVM_SET_USER_MEMORY_REGION2, &r), 0);
+    for (const int what : order) {
+      if (what == 0) file.close();
+      if (what == 1) vm.close();
+      r.memory_size = 0;
+      if (what == 2 && vm >= 0) {
+        EXPECT_EQ(call(vm, KVM_SET_USER_MEMORY_REGION2, &r), 0);
+      }
+      if (file >= 0) {
+        EXPECT_EQ(fallocate_fd(file, kPunch, 0, 2 * kPage), 0);
+        EXPECT_EQ(fallocate_fd(file, kKeep, 0, 2 * kPage), 0);
+      }
+    }
+  } while (std::next_permutation(order.begin(), order.end()));
+}
+
+// --- attributes and faults ---
+
+TEST_F(Private, AttributesAreRefusedInTheKernelsOrder) {
+  EXPECT_EQ(attributes(0, kPage, 0, 1), -EINVAL);
+  EXPECT_EQ(attributes(0, kPage, 1), -EINVAL);
+  EXPECT_EQ(attributes(0, 0, 8), -EINVAL);
+  EXPECT_EQ(attributes(~u64{0} - kPage + 1, 2 * kPage, 8), -EINVAL);
+  EXPECT_EQ(attributes(1, kPage, 8), -EINVAL);
+  EXPECT_EQ(attributes(0, kPage + 1, 8), -EINVAL);
+  EXPECT_EQ(call(vm_, KVM_SET_MEMORY_ATTRIBUTES, kBadPointer), -EFAULT);
+  EXPECT_EQ(attributes(u64{1} << 40, u64{1} << 40, 8), 0);  // a tebibyte without slots
+}
+
+TEST_F(Private, AFreshVmIsAllShared) {
+  host_word(0) = 0x1234;
+  EXPECT_EQ(guest_load(kPrivateGpa), 0x1234);
+  ASSERT_EQ(make_private(0x6000), 0);
+  expect_memory_fault(0x6004, KVM_MEMORY_EXIT_FLAG_PRIVATE);  // no slot
+  ASSERT_EQ(make_private(0x2000), 0);
+  expect_memory_fault(0x2000, KVM_MEMORY_EXIT_FLAG_PRIVATE);  // a slot without a file
+  ASSERT_EQ(make_shared(0x2000), 0);
+  EXPECT_EQ(guest_load(0x2000), 0);
+}
+
+TEST_F(Private, TheHostSeesSharedPagesOnlyAndTheGuestWhatTheAttributeSays) {
+  host_word(1) = 0x1111;
+  ASSERT_EQ(make_private(kPrivateGpa + kPage), 0);
+  EXPECT_EQ(guest_load(kPrivateGpa + kPage), 0);
+  EXPECT_TRUE(guest_store(kPrivateGpa + kPage, 0x2222));
+  EXPECT_EQ(host_word(1), 0x1111);
+  EXPECT_EQ(guest_load(kPrivateGpa + kPage), 0x2222);
+  ASSERT_EQ(make_shared(kPrivateGpa + kPage), 0);
+  EXPECT_EQ(guest_load(kPrivateGpa + kPage), 0x1111);
+}
+
+TEST_F(Private, AClosedFileIsEfaultWithTheExit) {
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  EXPECT_TRUE(guest_store(kPrivateGpa, 7));
+  file_.close();
+  expect_memory_fault(kPrivateGpa, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+  ASSERT_EQ(make_shared(kPrivateGpa), 0);
+  EXPECT_EQ(guest_load(kPrivateGpa), 0);
+}
+
+TEST_F(Private, APunchedPageIsZero) {
+  ASSERT_EQ(make_private(kPrivateGpa, kFilePages), 0);
+  for (u64 page = 0; page < kFilePages; ++page) {
+    EXPECT_TRUE(guest_store(kPrivateGpa + page * kPage, static_cast<u16>(page + 1)));
+  }
+  EXPECT_EQ(fallocate_fd(file_, kPunch, 2 * kPage, 3 * kPage), 0);
+  for (u64 page = 0; page < kFilePages; ++page) {
+    const bool gone = page >= 2 && page < 5;
+    EXPECT_EQ(guest_load(kPrivateGpa + page * kPage), gone ? 0 : static_cast<int>(page + 1));
+  }
+}
+
+TEST_F(Private, AChildPunchesTheSamePagesAndItsVmIsEio) {
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  EXPECT_TRUE(guest_store(kPrivateGpa, 0x4242));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (!on_oracle()) stagetwo::host::descriptors_after_fork_child();
+    kvm_memory_attributes asked{};
+    asked.size = kPage;
+    const bool refused = call(vm_, KVM_SET_MEMORY_ATTRIBUTES, &asked) == -EIO;
+    ::_exit(fallocate_fd(file_, kPunch, 0, kPage) == 0 && refused ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(guest_load(kPrivateGpa), 0);
+}
+
+TEST_F(Private, ASharedPageWithoutAMappingIsABareEfault) {
+  EXPECT_EQ(guest_load(0x1100), 0);
+  ASSERT_EQ(::munmap(shared_ + kPage, kPage), 0);
+  EXPECT_EQ(run(0x1000, 0, kPrivateGpa + kPage), -EFAULT);
+  EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_UNKNOWN});
+}
+
+TEST_F(Private, PreFaultingMakesPrivatePages) {
+  ASSERT_EQ(make_private(kPrivateGpa, kFilePages), 0);
+  kvm_pre_fault_memory range{};
+  range.gpa = kPrivateGpa;
+  range.size = (kFilePages + 1) * kPage;
+  EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), 0);
+  EXPECT_EQ(range.size, kPage);
+  EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), -ENOENT);
+  ASSERT_EQ(make_private(0x20000), 0);
+  range.gpa = 0x20000;
+  EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), -EFAULT);
+}
+
+// --- the hypercall ---
+
+TEST_F(Private, MapGpaRangeAsksTheClientAndItsAnswerIsTheGuests) {
+  const u64 start = kPrivateGpa;
+  EXPECT_EQ(run(0x1020, 12, start, 1, 0), 0);
+  EXPECT_EQ(regs().rax & 0xffffffff, 0xfffffc18);  // not enabled: -KVM_ENOSYS
+  kvm_enable_cap cap{};
+  cap.cap = KVM_CAP_EXIT_HYPERCALL;
+  cap.args[0] = u64{1} << 12;
+  ASSERT_EQ(call(vm_, KVM_ENABLE_CAP, &cap), 0);
+  EXPECT_EQ(run(0x1020, 12, start + 1, 1, 0), 0);
+  EXPECT_EQ(regs().rax & 0xffffffff, 0xffffffea);  // -EINVAL
+  EXPECT_EQ(run(0x1020, 12, start, 0, 0), 0);
+  EXPECT_EQ(regs().rax & 0xffffffff, 0xffffffea);
+  for (const u64 rip : {0x1020U, 0x1030U}) {
+    EXPECT_EQ(run(rip, 12, start, 2, 1 << 4), 0);
+    // The other vendor's instruction is rewritten and comes back as the right one.
+    ASSERT_EQ(run_->exit_reason, u32{KVM_EXIT_HYPERCALL}) << rip;
+    EXPECT_EQ(run_->hypercall.nr, 12U);
+    EXPECT_EQ(run_->hypercall.args[0], start);
+    EXPECT_EQ(run_->hypercall.args[1], 2U);
+    EXPECT_EQ(run_->hypercall.args[2], u64{1} << 4);
+    run_->hypercall.ret = 77;
+    EXPECT_EQ(call(vcpu_, KVM_RUN), 0);
+    EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_HLT});
+    EXPECT_EQ(regs().rax, 77U);
+  }
+}
+
+// --- beside each other ---
+
+// Rounds until `seconds` are over: a stress test's length where it has one.
+u64 rounds(u64 most) {
+  const char* const wish = std::getenv("STAGETWO_TEST_SECONDS");
+  const u64 seconds = wish != nullptr ? std::strtoull(wish, nullptr, 10) : 1;
+  return std::max<u64>(1, most * std::min<u64>(seconds, 60) / 60);
+}
+
+// A punch in a loop while another thread unbinds and binds: every begin has its end, or the VM's
+// own check at its end fails.
+TEST_F(Private, PunchesAndUnbindingsKeepTheirBalance) {
+  std::atomic<bool> stop{false};
+  std::thread puncher([&] {
+    while (!stop.load()) EXPECT_EQ(fallocate_fd(file_, kPunch, 0, kFilePages * kPage), 0);
+  });
+  const u64 last = rounds(100'000);
+  for (u64 round = 0; round < last; ++round) {
+    ASSERT_EQ(set_file(1, kPrivateGpa, 0, 0), 0);
+    ASSERT_EQ(set_file(1, kPrivateGpa, kFilePages, 0), 0);
+  }
+  stop = true;
+  puncher.join();
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  EXPECT_EQ(guest_load(kPrivateGpa), 0);
+}
+
+// A page is punched again and again under a guest that reads it: never an old value.
+TEST_F(Private, NoStaleValueAfterAPunch) {
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  const u64 last = rounds(100'000);
+  for (u64 round = 1; round <= last; ++round) {
+    ASSERT_TRUE(guest_store(kPrivateGpa, static_cast<u16>(round | 1)));
+    ASSERT_EQ(fallocate_fd(file_, kPunch, 0, kPage), 0);
+    ASSERT_EQ(guest_load(kPrivateGpa), 0) << round;
+  }
+}
+
+}  // namespace
+}  // namespace kvm_client
