@@ -12,6 +12,7 @@
 #include "shim/next.h"
 #include "shim/paths.h"
 #include "shim/segments.h"
+#include "shim/signals.h"
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
@@ -71,6 +72,7 @@ long by_name(long number, long a, long b, long c, long d, long e, bool* done) {
   }
 }
 
+// By the address it concerns, or the signal.
 long by_address(long number, long a, long b, long c, long d, long e, long f, bool* done) {
   *done = true;
   switch (number) {
@@ -103,6 +105,9 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
       return reinterpret_cast<long>(attach(integer(a), pointer<const void>(b), integer(c)));
     case SYS_shmdt:
       return detach(pointer<const void>(a));
+    case SYS_rt_sigaction:
+      if (!awake()) break;
+      return raw_set_action(integer(a), pointer<const void>(b), pointer<void>(c), size_of(d));
     default:
       break;
   }

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "base/sys.h"
+#include "host/access.h"
 #include "host/backstop.h"
 #include "host/run_section.h"
 #include "shim/engine.h"
@@ -149,6 +150,19 @@ bool exchange(int signal, const struct sigaction* asked, struct sigaction* befor
   return true;
 }
 
+bool fetch(void* to, const void* from, size_t size) {
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool all = host::copy_from(to, Hva(reinterpret_cast<u64>(from)), size) == size;
+  section.leave();
+  return all;
+}
+bool store(void* to, const void* from, size_t size) {
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool all = host::copy_to(Hva(reinterpret_cast<u64>(to)), from, size) == size;
+  section.leave();
+  return all;
+}
+
 bool is_backstops(int signal) {
   return signal == SIGSEGV || signal == SIGBUS;
 }
@@ -173,6 +187,30 @@ void wrap_signals() {
 
 void signals_after_fork_child() {
   ::new (&action_lock) sync::Mutex(sync::Rank::kLeaf);
+}
+
+// What returns from the handler is libc's whoever asked: it does the same.
+long raw_set_action(int signal, const void* set, void* old, size_t size) {
+  struct KernelAction {
+    u64 handler;
+    u64 flags;
+    u64 restorer;
+    u64 mask;
+  };
+  constexpr u64 kRestorerFlag = 0x04000000;
+  if (size != sizeof(u64)) return as_libc(-EINVAL);
+  struct sigaction asked{};
+  struct sigaction before{};
+  KernelAction copy{};
+  if (set != nullptr && !fetch(&copy, set, sizeof(copy))) return as_libc(-EFAULT);
+  const u32 flags = static_cast<u32>(copy.flags & ~kRestorerFlag);
+  asked = to_libc(Action{copy.handler, flags, copy.mask});
+  if (set_action(signal, set == nullptr ? nullptr : &asked, &before) != 0) return -1;
+  if (old == nullptr) return 0;
+  const u64 handler = reinterpret_cast<u64>(before.sa_sigaction);
+  copy = KernelAction{handler, static_cast<u32>(before.sa_flags), 0, 0};
+  memcpy(&copy.mask, &before.sa_mask, sizeof(copy.mask));
+  return store(old, &copy, sizeof(copy)) ? 0 : as_libc(-EFAULT);
 }
 
 int set_action(int signal, const struct sigaction* set, struct sigaction* old) {

@@ -12,6 +12,7 @@
 // all signals blocked.
 
 #include <signal.h>
+#include <sys/types.h>
 
 namespace stagetwo::shim {
 
@@ -21,5 +22,8 @@ void signals_after_fork_child();
 
 // libc's functions, on top of the table. Pre: awake.
 int set_action(int signal, const struct sigaction* set, struct sigaction* old);
+
+// The system call, whose struct is the kernel's own; the size is of its signal set.
+long raw_set_action(int signal, const void* set, void* old, size_t size);
 
 }  // namespace stagetwo::shim

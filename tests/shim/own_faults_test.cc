@@ -32,6 +32,9 @@ TEST(OwnUserfaultfd, TakesARangeThatTheEngineWatched) {
 TEST(OwnHandler, SeesItsOwnFaultsOnLentMemory) {
   expect_case("collects_lent_memory");
 }
+TEST(OwnHandler, IsTheSameWhenInstalledByNumber) {
+  expect_case("collects_by_number");
+}
 TEST(OwnHandler, SeesItsOwnFaultsOnDeviceMemory) {
   expect_case("collects_device_memory");
 }

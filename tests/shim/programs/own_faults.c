@@ -12,8 +12,8 @@
 
 #include "abi/hmm/uapi.h"
 #include "deny.h"
-#include "machine.h"
 #include "lent.h"
+#include "machine.h"
 
 // Newer than some headers.
 struct move_request {
@@ -228,6 +228,33 @@ static void install_barrier(void) {
   REQUIRE(sigaction(SIGSEGV, &action, NULL) == 0);
 }
 
+// A run time that installs its handlers without libc's sigaction.
+static void collects_by_number(void) {
+  struct {
+    void (*handler)(int, siginfo_t*, void*);
+    unsigned long flags;
+    void* restorer;
+    unsigned long mask;
+  } action, old;
+  install_barrier();
+  window = private_window();
+  create_machine(&m, kTouch, sizeof kTouch);
+  REQUIRE(syscall(SYS_rt_sigaction, SIGSEGV, NULL, &action, 8) == 0);
+  REQUIRE(action.handler == barrier && (action.flags & SA_SIGINFO) != 0);
+  REFUSES(syscall(SYS_rt_sigaction, SIGSEGV, NULL, &old, 4), EINVAL);
+  REFUSES(syscall(SYS_rt_sigaction, SIGSEGV, 8, NULL, 8), EFAULT);
+  REFUSES(syscall(SYS_rt_sigaction, SIGKILL, &action, NULL, 8), EINVAL);
+  REQUIRE(signal(SIGSEGV, SIG_DFL) != SIG_ERR);
+  REQUIRE(syscall(SYS_rt_sigaction, SIGSEGV, &action, &old, 8) == 0);
+  REQUIRE(old.handler == NULL);
+  lend(window);
+  REQUIRE(mprotect(window, kWindowBytes, PROT_READ) == 0);
+  REFUSES(run_at(kWindow + 5 * kPage), EFAULT);
+  REQUIRE(barriers == 0);
+  window[2 * kPage] = 0x55;
+  REQUIRE(barriers == 1 && touch(2) % 256 == 0x55);
+}
+
 static void collects_lent_memory(void) {
   install_barrier();  // before the first device is opened
   window = private_window();
@@ -285,6 +312,7 @@ int main(int argc, char** argv) {
       {"moved", moved},
       {"watched_by_both", watched_by_both},
       {"collects_lent_memory", collects_lent_memory},
+      {"collects_by_number", collects_by_number},
       {"collects_device_memory", collects_device_memory},
       {"collects_device_memory_without_userfaultfd", collects_device_memory_without_userfaultfd},
       {NULL, NULL},
