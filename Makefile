@@ -36,7 +36,7 @@ build: configured
 	@$(ninja) build
 
 demo: configured ## install what is needed, build, and show a guest at work
-	@$(ninja) build stagetwo stagetwo_preload hello_vmm
+	@$(ninja) build stagetwo stagetwo_preload hello_vmm private_vmm
 	@tools/demo
 
 # The programs that remove a guard exist in the preset `mutation` only.
