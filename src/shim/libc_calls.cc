@@ -111,7 +111,7 @@ enum class Fate : u8 {
   kUntried,
   kSeen,
   kLeft,         // the user's wish
-  kNotLibcs,     // another library's function comes first, or it has no size
+  kNotThere,     // no libc of that name has it
   kUnknownCode,  // not every instruction is known
   kTooFar,       // the jump does not reach
   kRefused,      // the kernel does not let the page be replaced
@@ -136,18 +136,17 @@ struct Function {
   u64 size = 0;
 };
 
-// libc's own function of that name. A wrapper of another library would be changed for nothing.
+// libc's own function of that name, whoever else has one: libc itself calls its own.
 Function in_libc(const char* name) {
-  void* const known = dlsym(RTLD_DEFAULT, "gnu_get_libc_version");
-  Dl_info of_libc{};
-  if (known == nullptr || dladdr(known, &of_libc) == 0) return {};
-  void* const found = dlsym(RTLD_NEXT, name);
-  Dl_info of_found{};
+  void* const libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
+  void* const found = libc == nullptr ? nullptr : dlsym(libc, name);
+  if (libc != nullptr) dlclose(libc);
+  Dl_info about{};
   const ElfW(Sym)* symbol = nullptr;
   if (found == nullptr ||
-      dladdr1(found, &of_found, reinterpret_cast<void**>(const_cast<ElfW(Sym)**>(&symbol)),
+      dladdr1(found, &about, reinterpret_cast<void**>(const_cast<ElfW(Sym)**>(&symbol)),
               RTLD_DL_SYMENT) == 0 ||
-      symbol == nullptr || of_found.dli_fbase != of_libc.dli_fbase || of_found.dli_saddr != found) {
+      symbol == nullptr || about.dli_saddr != found) {
     return {};
   }
   return {reinterpret_cast<u64>(found), symbol->st_size};
@@ -157,7 +156,7 @@ Function in_libc(const char* name) {
 Fate prepare(Call& call) {
   constexpr u64 kLongest = 4096;
   const Function function = in_libc(call.name);
-  if (function.size == 0 || function.size > kLongest) return Fate::kNotLibcs;
+  if (function.size == 0 || function.size > kLongest) return Fate::kNotThere;
   const auto mapping = host::mapping_at(Hva(function.start & kPageMask));
   const bool plain = mapping && mapping->file_backed && !mapping->shared && mapping->prot.read &&
                      mapping->prot.exec && !mapping->prot.write &&
@@ -203,8 +202,8 @@ const char* reason(Fate fate) {
   switch (fate) {
     case Fate::kLeft:
       return "--libc=leave";
-    case Fate::kNotLibcs:
-      return "another library's comes first";
+    case Fate::kNotThere:
+      return "not in libc.so.6";
     case Fate::kUnknownCode:
       return "unknown instructions";
     case Fate::kTooFar:

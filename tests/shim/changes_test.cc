@@ -41,6 +41,9 @@ TEST(LibcByItself, StackOfAThreadIsGivenBack) {
 TEST(LibcByItself, ItsOwnFunctionsAreSeenAndAnswerAsBefore) {
   expect_case("libcs_own_functions");
 }
+TEST(LibcByItself, IsSeenBehindAnotherPreloadedLibrary) {
+  expect_case("wrapped_by_another_library", {"LD_PRELOAD=" + program("wrapper.so")});
+}
 TEST(LibcByItself, ChildrenHaveItToo) {
   expect_case("children_have_it_too");
 }

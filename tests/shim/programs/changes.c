@@ -205,6 +205,24 @@ static void libcs_own_functions(void) {
   guest_finds_nothing();
 }
 
+// A preloaded library with a munmap of its own goes on being called for what the program calls, and
+// for nothing else.
+static void wrapped_by_another_library(void) {
+  const unsigned long* const calls = dlsym(RTLD_DEFAULT, "wrapped_calls");
+  REQUIRE(calls != NULL);
+  start();
+  void* const block = new_block();
+  lend(page_of(block));
+  const unsigned long before = *calls;
+  free(block);
+  REQUIRE(*calls == before && seen());
+  uint8_t* const at = anonymous(NULL, kWindowBytes, 0);
+  lend(at);
+  REQUIRE(madvise(at, kWindowBytes, MADV_DONTNEED) == 0 && *calls == before + 1 && seen());
+  lend(at);
+  REQUIRE(munmap(at, kWindowBytes) == 0 && *calls == before + 2 && seen());
+}
+
 static void children_have_it_too(void) {
   start();
   void* const block = new_block();
@@ -450,6 +468,7 @@ int main(int argc, char** argv) {
       {"arena_of_a_thread_shrinks", arena_of_a_thread_shrinks},
       {"stack_of_a_thread_is_given_back", stack_of_a_thread_is_given_back},
       {"libcs_own_functions", libcs_own_functions},
+      {"wrapped_by_another_library", wrapped_by_another_library},
       {"children_have_it_too", children_have_it_too},
       {"threads_are_in_it", threads_are_in_it},
       {"free_of_device_memory", free_of_device_memory},
