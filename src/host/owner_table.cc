@@ -125,8 +125,8 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
     PageJob absent;
     {
       const sync::MutexGuard guard(lock_);
-      const bool shared = key.object != kPrivateMemory;
-      if (shared && ST_GUARD(owners_layout, layout != layout_)) return false;
+      const bool looked_up = layout != kAnyLayout;
+      if (looked_up && ST_GUARD(owners_layout, layout != layout_)) return false;
       job->views = views_at(key, fresh);
       if (job->views.count == 0) ++counts_.refused_shared;
       if (job->views.count == 0 || refuses(key, job->views)) return false;
@@ -151,6 +151,11 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
       return false;
     }
   }
+}
+
+u32 OwnerTable::layout() {
+  const sync::MutexGuard guard(lock_);
+  return layout_;
 }
 
 bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
@@ -209,10 +214,9 @@ u64 OwnerTable::bring_back_all(const Reach& reach) {
   PageKey keys[kBatch];
   u64 back = 0;
   for (unsigned asked = 0; asked < kMostAsks;) {
-    const unsigned count =
-        collect(reach, keys, kBatch, [](const PageKey&, const PageRecord& record) {
-          return record.stage != PageStage::kLost;
-        });
+    const unsigned count = collect(
+        reach, keys, kBatch,
+        [](const PageKey&, const PageRecord& record) { return record.stage != PageStage::kLost; });
     if (count == 0) return back;
     bool later = false;
     for (unsigned i = 0; i < count; ++i) {
@@ -350,8 +354,9 @@ void OwnerTable::fetch_for(const OwnedChange& change) {
   for (unsigned asked = 0; asked < kMostAsks; ++asked) {
     const unsigned count =
         collect(change.reach_, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
-          const bool wanted = what == Announced::kMoves || key.object != kPrivateMemory ||
-                              (what == Announced::kProtects && record.hiding == Hiding::kProtection);
+          const bool wanted =
+              what == Announced::kMoves || key.object != kPrivateMemory ||
+              (what == Announced::kProtects && record.hiding == Hiding::kProtection);
           return wanted && record.stage != PageStage::kLost;
         });
     if (count == 0) return;
@@ -460,8 +465,8 @@ bool OwnerTable::forking() {
   bool any = false;
   for (ForkMark& mark : forks_) {
     if (mark.thread == 0) continue;
-    const bool stale = mark.thread == sys::current_tid() ||
-                       now - mark.since_ns > kLongestForkNs || !sys::thread_alive(mark.thread);
+    const bool stale = mark.thread == sys::current_tid() || now - mark.since_ns > kLongestForkNs ||
+                       !sys::thread_alive(mark.thread);
     if (stale) mark = {};
     any = any || !stale;
   }

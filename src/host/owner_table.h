@@ -24,9 +24,12 @@ class OwnerTable final : public TransitWatcher {
   // A taker between these keeps fork out.
   void begin_take();
   void end_take();
-  // Pre: between begin_take and end_take; watch_pages() said `hiding`; of a shared page `layout` is
-  // what note_views() answered. False: the page stays.
-  bool take(PageKey key, const PageRecord& fresh, u32 layout = 0);
+  // Pre: between begin_take and end_take; watch_pages() said `hiding`; `layout` is from before the
+  // mapping was looked up, of a shared page what note_views() answered. False: the page stays.
+  bool take(PageKey key, const PageRecord& fresh, u32 layout = kAnyLayout);
+  // Raised by every change of mappings: what was looked up before it may be otherwise now.
+  static constexpr u32 kAnyLayout = ~u32{0};
+  [[nodiscard]] u32 layout();
   // All mappings of the object, in place of what was known. Answers the layout they belong to.
   // Failure: ENOMEM, what kept the kernel from telling.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);

@@ -42,9 +42,13 @@ bool wants(Which which, const Mapping& mapping, const PageState& page) {
          (which == Which::kAnonymous && page.zero && !mapping.file_backed);
 }
 
-// The pages of one private mapping.
+// How often a page is looked at whose mappings change all the time, before it stays.
+constexpr unsigned kMostLooks = 16;
+
+// The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
+// that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
 Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
-                         PageOwner* owner, Which which) {
+                         PageOwner* owner, Which which, u32 layout, Hva* reached) {
   const auto hiding = watch_pages(piece, mapping);
   if (!hiding) return u64{0};
   if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
@@ -64,26 +68,37 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
       record.prot = mapping.prot;
       const bool none = !states[i].present || states[i].zero;
       record.writable = none ? mapping.prot.write : states[i].writable(mapping);
-      if (table.take(private_key(at), record)) ++taken;
+      if (table.take(private_key(at), record, layout)) {
+        ++taken;
+      } else if (table.layout() != layout) {
+        *reached = at;
+        return taken;
+      }
     }
   }
+  *reached = piece.end();
   return taken;
 }
 
 Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Which which,
                        const void* cookie) {
   u64 taken = 0;
+  unsigned looks = 0;
   for (Hva at = range.start(); at < range.end();) {
+    const u32 layout = table.layout();
     const auto mapping = mapping_at(at);
     if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
     const Hva end = std::min(range.end(), mapping->range.end());
     const HvaRange piece(at, end - at);
+    Hva reached = end;
     if (!mapping->shared) {
-      taken += ST_TRY(take_private(table, piece, *mapping, owner, which));
+      taken += ST_TRY(take_private(table, piece, *mapping, owner, which, layout, &reached));
     } else if (which == Which::kAll) {
       taken += ST_TRY(take_shared(table, piece, *mapping, owner, cookie));
     }
-    at = end;
+    looks = reached == at ? looks + 1 : 0;
+    at = looks == kMostLooks ? at + kPageSize : reached;
+    looks %= kMostLooks;
   }
   return taken;
 }

@@ -15,6 +15,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -48,6 +49,7 @@ class Keeper final : public host::PageOwner {
 
   bool take(const host::AbsentPage& page, host::PageExit& exit) override {
     writable = page.writable;
+    if (while_taking) while_taking(page);
     if (refuses || !exit.to(place_of(page))) return false;
     ++taken;
     return true;
@@ -69,6 +71,7 @@ class Keeper final : public host::PageOwner {
     return reinterpret_cast<u8*>((places_ + (reinterpret_cast<u64>(at) - first_.raw())).raw());
   }
 
+  std::function<void(const host::AbsentPage&)> while_taking;
   // A touch that another thread serves orders nothing in the eyes of a sanitizer.
   std::atomic<bool> refuses{false};
   std::atomic<BringBack> answer{BringBack::kBack};
@@ -258,6 +261,37 @@ TEST_P(AbsentPages, AnOwnerMayRefuse) {
   EXPECT_TRUE(is_page_of(0));
   page(0)[0] = 1;
   EXPECT_EQ(0, keeper_.asked);
+}
+
+// The bytes that come to a page after the taker has looked at its mapping are the process's: nobody
+// watches the new mapping, so a page taken from it would be zeros at the next touch.
+TEST_P(AbsentPages, APageMappedAnewWhileItsNeighbourIsTakenKeepsItsNewBytes) {
+  keeper_.while_taking = [this](const host::AbsentPage& taken) {
+    if (taken.at != at(0)) return;
+    std::thread([this] {
+      host::change(at(1).raw(), kPageSize, host::EventKind::kUnmap, [this] {
+        return ::mmap(page(1), kPageSize, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+      });
+      std::memset(page(1), 0x77, kPageSize);
+    }).join();
+  };
+  EXPECT_EQ(kPages, take()) << "and it is looked at anew";
+  for (size_t i = 0; i < kPages; ++i) EXPECT_EQ(i == 1 ? 0x77 : i + 1, page(i)[9]);
+}
+
+TEST_P(AbsentPages, RightsLostWhileANeighbourIsTakenDoNotComeBackWithThePage) {
+  keeper_.while_taking = [this](const host::AbsentPage& taken) {
+    if (taken.at != at(0)) return;
+    std::thread([this] {
+      host::change(at(1).raw(), kPageSize, host::EventKind::kProtection,
+                   [this] { return ::mprotect(page(1), kPageSize, PROT_READ); });
+    }).join();
+  };
+  EXPECT_EQ(kPages, take());
+  EXPECT_EQ(2, page(1)[0]);
+  EXPECT_FALSE(host::shown_mapping_at(at(1))->prot.write);
+  ASSERT_EQ(0, ::mprotect(page(1), kPageSize, PROT_READ | PROT_WRITE));
 }
 
 TEST_P(AbsentPages, OneOwnerAPage) {
