@@ -4,13 +4,19 @@
 
 #include <algorithm>
 
+#include "base/guard.h"
+#include "base/sys.h"
 #include "base/trace.h"
 #include "host/faultin.h"
 #include "host/process_map.h"
 #include "mirror/mirror.h"
+#include "sync/futex.h"
 
 namespace stagetwo::mirror {
 namespace {
+
+// As long as a fault tries (mirror.cc).
+constexpr u64 kMapTimeoutNs = 1'000'000'000;
 
 u64 number_of(Hva at) {
   return at.raw() >> kPageShift;
@@ -18,20 +24,54 @@ u64 number_of(Hva at) {
 
 }  // namespace
 
-// Enters what is on the device. A page that a touch has brought back meanwhile has no entry.
+// Enters what is on the device, as a fault would: the mapping may have lost its rights since the
+// pages were taken. A page that a touch has brought back meanwhile has no entry.
 Result<void> Mirror::map_taken(HvaRange range, bool exclusive, u64* mapped) {
-  const sync::MutexGuard guard(device_->lock);
-  for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+  for (Hva at = range.start(); at < range.end();) {
+    const u64 left = (range.end() - at) / kPageSize;
+    const auto count = static_cast<unsigned>(std::min<u64>(left, kMaxPages));
+    *mapped += ST_TRY(map_taken_chunk(at, count, exclusive));
+    at += u64{count} * kPageSize;
+  }
+  return {};
+}
+
+Result<unsigned> Mirror::map_taken_chunk(Hva first, unsigned count, bool exclusive) {
+  const u64 end = sys::monotonic_ns() + kMapTimeoutNs;
+  while (sys::monotonic_ns() < end) {
+    const auto seen = gate_.snapshot();
+    Prot rights[kMaxPages];
+    host::Mapping mapping;
+    for (unsigned i = 0; i < count; ++i) {
+      const Hva at = first + u64{i} * kPageSize;
+      if (!mapping.range.contains(at)) mapping = host::mapping_at(at).value_or(host::Mapping{});
+      rights[i] = mapping.range.contains(at) ? mapping.prot : Prot{};
+    }
+    const sync::MutexGuard guard(device_->lock);
+    if (!ST_GUARD(mirror_gate, changed(seen, first, count))) {
+      return enter_taken(first, count, exclusive, rights);
+    }
+    sync::yield_thread();
+  }
+  return 0u;  // they are on the device all the same: the next fault enters them
+}
+
+Result<unsigned> Mirror::enter_taken(Hva first, unsigned count, bool exclusive,
+                                     const Prot* rights) {
+  unsigned mapped = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    const Hva at = first + u64{i} * kPageSize;
     const DevicePage* here = device_->find(at);
-    if (here == nullptr || here->exclusive != exclusive) continue;
+    if (here == nullptr || here->exclusive != exclusive || !rights[i].read) continue;
     Entry entry;
     entry.at = here->place;
     entry.on_device = true;
-    entry.right = exclusive ? Right::kExclusive : here->writable ? Right::kWrite : Right::kRead;
+    const bool writable = here->writable && rights[i].write;
+    entry.right = exclusive ? Right::kExclusive : writable ? Right::kWrite : Right::kRead;
     ST_TRY(entries_.put(number_of(at), entry));
-    ++*mapped;
+    ++mapped;
   }
-  return {};
+  return mapped;
 }
 
 // Enters what is resident of the range, as a fault would, but asks for nothing else. A page that

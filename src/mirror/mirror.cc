@@ -114,8 +114,9 @@ Result<Mirror::Entry> Mirror::look_up_page(Hva at, bool write, bool may_write) {
     if (here != nullptr && !here->exclusive) {
       // The kernel hands out its own device's page without looking at what was asked for, and the
       // driver then refuses.
-      if (write && !here->writable) return refuse(EFAULT);
-      return Entry{here->place, here->writable ? Right::kWrite : Right::kRead, true, false};
+      const bool writable = here->writable && may_write;
+      if (write && !writable) return refuse(EFAULT);
+      return Entry{here->place, writable ? Right::kWrite : Right::kRead, true, false};
     }
   }
   if (write && !may_write) return refuse(EPERM);

@@ -111,6 +111,9 @@ class Mirror final : public host::MmuNotifier {
   template <typename Copy>
   Result<void> transfer(Hva first, u64 pages, Access access, Transfer* done, Copy&& copy);
   Result<void> map_taken(HvaRange range, bool exclusive, u64* mapped);
+  Result<unsigned> map_taken_chunk(Hva first, unsigned count, bool exclusive);
+  Result<unsigned> enter_taken(Hva first, unsigned count, bool exclusive, const Prot* rights)
+      TA_REQ(device_ -> lock);
   Result<void> make_resident(HvaRange range);
   Result<void> map_resident(HvaRange range);
   u64 send_home(HvaRange piece);

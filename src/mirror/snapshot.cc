@@ -46,7 +46,7 @@ Result<void> Mirror::view_chunk(Hva first, unsigned count, PageView* out) {
       const DevicePage* here = device_->find(at);
       if (here != nullptr && !here->exclusive && !device_->coherent()) {
         out[i].where = PageView::Where::kThisDevice;
-        out[i].writable = here->writable;
+        out[i].writable = here->writable && mapping.prot.write;
         continue;
       }
       elsewhere = here != nullptr;

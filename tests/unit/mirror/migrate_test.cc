@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <thread>
 
 #include "host/page_owner.h"
@@ -133,37 +134,54 @@ TEST_P(Migration, AWriteOfTheDeviceTurnsAnExclusivePageIntoASharedOne) {
   EXPECT_TRUE(one_->has_exclusive(range(0, 2))) << "the other one still is";
 }
 
-// Reads with the device when a migration has just ended.
-class ReaderAtTheEnd final : public host::MmuNotifier {
+// Does something when a migration of the device has just ended.
+class AtTheEnd final : public host::MmuNotifier {
  public:
-  ReaderAtTheEnd(mirror::Mirror& device, Hva page) : device_(device), page_(page) {
+  AtTheEnd(mirror::Mirror& device, std::function<void()> what)
+      : device_(device), what_(std::move(what)) {
     EXPECT_TRUE(host::register_notifier(this));
   }
-  ~ReaderAtTheEnd() { host::unregister_notifier(this); }
+  ~AtTheEnd() { host::unregister_notifier(this); }
   bool invalidate_range_start(const host::InvalidateEvent&) override { return true; }
   void invalidate_range_end(const host::InvalidateEvent& event) override {
     if (event.owner != &device_) return;
-    std::vector<u8> bytes(kPageSize);
-    mirror::Transfer done;
-    static_cast<void>(device_.read_mapped(page_, 1, bytes.data(), &done));
     ++ends;
+    what_();
   }
   unsigned ends = 0;
 
  private:
   mirror::Mirror& device_;
-  Hva page_;
+  std::function<void()> what_;
 };
 
 // An entry that leads to the process's page goes with the page: a device that followed it under its
 // lock would wait for a touch that waits for the lock.
 TEST_P(Migration, AnEntryOfThePageThatMovedIsGoneBeforeTheMigrationEnds) {
   EXPECT_EQ(1, read_page(*one_, 0));
-  ReaderAtTheEnd reader(*one_, at(0));
+  AtTheEnd reader(*one_, [this] { read_back(*one_, 1); });
   ASSERT_TRUE(one_->migrate_to_device(range(0, 2)));
   EXPECT_EQ(1u, reader.ends);
   EXPECT_TRUE(host::is_absent(at(0)));
   EXPECT_EQ(1, page(0)[0]);
+}
+
+TEST_P(Migration, RightsLostBeforeTheDeviceMapsItsPagesAreNotTheDevices) {
+  AtTheEnd protector(*one_, [this] {
+    std::thread([this] {
+      protect(PROT_NONE, 0, 1);
+      protect(PROT_READ, 1, 1);
+    }).join();
+  });
+  ASSERT_TRUE(one_->migrate_to_device(range(0, 2)));
+  int error = 0;
+  read_page(*one_, 0, nullptr, &error);
+  EXPECT_EQ(EFAULT, error);
+  EXPECT_EQ(2, read_page(*one_, 1));
+  EXPECT_NE(0, write_page(*one_, 1, 9));
+  protect(PROT_READ | PROT_WRITE, 0, 2);
+  EXPECT_EQ(1, page(0)[0]);
+  EXPECT_EQ(2, page(1)[0]);
 }
 
 TEST_P(Migration, NothingIsLostBetweenTwoDevicesAndTheProcess) {
