@@ -37,6 +37,10 @@ class FilePages final : public mem::ObjectObserver {
     return binding_.at() + ((gfn - base_) << kPageShift);
   }
 
+  [[nodiscard]] HvaRange hvas() const {
+    return {binding_.at(), binding_.pages().count() << kPageShift};
+  }
+
   void going(mem::PageRange pages) override;
   void gone(mem::PageRange pages) override;
 

@@ -8,6 +8,7 @@
 #include "base/trace.h"
 #include "host/access.h"
 #include "host/mmu_notifier.h"
+#include "stage2/file_pages.h"
 
 // An update in five phases, each visible in set_region():
 //
@@ -22,9 +23,9 @@
 //   CREATE   hva tree with the slot | wait for changes | gfn tree with the slot
 //            A change that began before the first store may not have known the slot; it is over
 //            before a fault can find it. One that began later rings for it.
-//   DELETE   the slot as INVALID | close its hvas, zap, flush, wait | without the slot | open
-//   MOVE     the same, and the slot at its new place
-//   FLAGS    close its hvas | the slot with its new flags | protect or widen, flush, wait | open
+//   DELETE   the slot as INVALID | close its hvas and its file's, zap, flush, wait | without it |
+//   open MOVE     the same, and the slot at its new place FLAGS    close its hvas | the slot with
+//   its new flags | protect or widen, flush, wait | open
 //
 // Before the first publication the generation says "in progress", after the last it is the next
 // number: an answer "no slot" that was cached under a number never outlives the set it came from.
@@ -292,9 +293,11 @@ void Memslots::commit_sets(Plan* plan) {
     case ChangeKind::kMove:
       publish(plan->first);
       host_->close_range(plan->old->hvas());
+      if (plan->old->file != nullptr) host_->close_range(plan->old->file->hvas());
       host_->zap_slot(*plan->old, plan->kind == ChangeKind::kDelete);
       host_->flush_and_wait();
       publish(plan->second);
+      if (plan->old->file != nullptr) host_->open_range(plan->old->file->hvas());
       host_->open_range(plan->old->hvas());
       break;
     case ChangeKind::kFlags:
