@@ -27,6 +27,24 @@ sync::Mutex wake_lock{sync::Rank::kSession};
 // Set once, released after everything it stands for; readers only branch on it.
 sync::Atomic<bool> is_awake{false};
 
+s32 waker = 0;  // the process that woke; its children have no vCPUs of their own to tell of
+
+void say_summary() {
+  if (sys::getpid() != waker) return;
+  FixedString<512> line;
+  line.append("at exit: ");
+  abi_kvm::append_summary(line);
+  log_line(line.view());
+}
+
+void say_what_is_seen() {
+  FixedString<512> line;
+  append_libc_calls(line);
+  log_line(line.view());
+}
+
+}  // namespace
+
 // A child has no page owners: what they hold comes back first (host/page_owner.h).
 void before_fork() {
   host::EngineSection section(host::Touches::kNothing);
@@ -48,24 +66,6 @@ void after_fork_in_child() {
   abi_hmm::after_fork_child();
   signals_after_fork_child();
 }
-
-s32 waker = 0;  // the process that woke; its children have no vCPUs of their own to tell of
-
-void say_summary() {
-  if (sys::getpid() != waker) return;
-  FixedString<512> line;
-  line.append("at exit: ");
-  abi_kvm::append_summary(line);
-  log_line(line.view());
-}
-
-void say_what_is_seen() {
-  FixedString<512> line;
-  append_libc_calls(line);
-  log_line(line.view());
-}
-
-}  // namespace
 
 bool awake() {
   return is_awake.load(sync::kRelaxed);

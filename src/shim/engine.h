@@ -21,6 +21,13 @@ bool awake();
 // Idempotent; a second thread waits for the first. Failure: what kept the engine from starting.
 Result<void> wake();
 
+// Around every call that makes a process with a copy of this one's memory; libc's fork calls them
+// by itself. Pre: awake. A child has no page owners: what they hold comes back first, and what
+// another thread of the parent was in the middle of is gone.
+void before_fork();
+void after_fork_in_parent();
+void after_fork_in_child();
+
 // Could `fd` be one of ours? One fstat, no reference taken; *behind is filled in when it could.
 bool may_be_ours(int fd, struct ::stat* behind);
 

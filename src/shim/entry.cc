@@ -8,6 +8,7 @@
 #include "shim/absent_buffers.h"
 #include "shim/engine.h"
 #include "shim/files.h"
+#include "shim/forks.h"
 #include "shim/libc_signals.h"
 #include "shim/memory.h"
 #include "shim/next.h"
@@ -199,7 +200,8 @@ ST_ENTRY ssize_t write(int fd, const void* from, size_t size) {
   ST_VIRTUAL_IO(fd, Io::kWrite, from, size, nullptr);
   return shim::io_refused(fd, Io::kWrite, nullptr)
              ? -1
-             : shim::with_buffer(fd, nullptr, from, size, [&] { return next::write(fd, from, size); });
+             : shim::with_buffer(fd, nullptr, from, size,
+                                 [&] { return next::write(fd, from, size); });
 }
 ST_ENTRY ssize_t pread(int fd, void* to, size_t size, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
@@ -212,18 +214,19 @@ ST_ENTRY ssize_t pread64(int fd, void* to, size_t size, off64_t at) {
 }
 ST_ENTRY ssize_t pwrite(int fd, const void* from, size_t size, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kWrite, from, size, &at);
-  return shim::io_refused(fd, Io::kWrite, &at)
-             ? -1
-             : shim::with_buffer(fd, &at, from, size, [&] { return next::pwrite(fd, from, size, at); });
+  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : shim::with_buffer(fd, &at, from, size, [&] {
+    return next::pwrite(fd, from, size, at);
+  });
 }
 ST_ENTRY ssize_t pwrite64(int fd, const void* from, size_t size, off64_t at) {
   return pwrite(fd, from, size, at);
 }
 ST_ENTRY ssize_t __read_chk(int fd, void* to, size_t size, size_t room) {
   if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
-  return shim::io_refused(fd, Io::kRead, nullptr)
-             ? -1
-             : shim::with_buffer(fd, nullptr, to, size, [&] { return next::__read_chk(fd, to, size, room); });
+  return shim::io_refused(fd, Io::kRead, nullptr) ? -1
+                                                  : shim::with_buffer(fd, nullptr, to, size, [&] {
+                                                      return next::__read_chk(fd, to, size, room);
+                                                    });
 }
 ST_ENTRY ssize_t __pread_chk(int fd, void* to, size_t size, off_t at, size_t room) {
   if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
@@ -248,18 +251,18 @@ ST_ENTRY ssize_t writev(int fd, const iovec* parts, int count) {
 }
 ST_ENTRY ssize_t preadv(int fd, const iovec* parts, int count, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kRead, parts, count, &at);
-  return shim::io_refused(fd, Io::kRead, &at)
-             ? -1
-             : shim::with_parts(fd, parts, count, [&] { return next::preadv(fd, parts, count, at); });
+  return shim::io_refused(fd, Io::kRead, &at) ? -1 : shim::with_parts(fd, parts, count, [&] {
+    return next::preadv(fd, parts, count, at);
+  });
 }
 ST_ENTRY ssize_t preadv64(int fd, const iovec* parts, int count, off64_t at) {
   return preadv(fd, parts, count, at);
 }
 ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
   ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, &at);
-  return shim::io_refused(fd, Io::kWrite, &at)
-             ? -1
-             : shim::with_parts(fd, parts, count, [&] { return next::pwritev(fd, parts, count, at); });
+  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : shim::with_parts(fd, parts, count, [&] {
+    return next::pwritev(fd, parts, count, at);
+  });
 }
 ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
   return pwritev(fd, parts, count, at);
@@ -359,6 +362,19 @@ ST_ENTRY sighandler_t sigset(int number, sighandler_t handler) noexcept {
 }
 ST_ENTRY int sigignore(int number) noexcept {
   return shim::sigignore_entry(number);
+}
+
+ST_ENTRY pid_t _Fork() noexcept {
+  return shim::fork_without_handlers();
+}
+ST_ENTRY int clone(int (*run)(void*), void* stack, int flags, void* argument, ...) noexcept {
+  va_list rest;
+  va_start(rest, argument);
+  auto* const parent_id = va_arg(rest, pid_t*);
+  void* const tls = va_arg(rest, void*);
+  auto* const child_id = va_arg(rest, pid_t*);
+  va_end(rest);
+  return shim::clone_process(run, stack, flags, argument, parent_id, tls, child_id);
 }
 
 ST_ENTRY int pthread_cancel(pthread_t thread) {

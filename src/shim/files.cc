@@ -285,7 +285,8 @@ int truncate_fd(int fd, off_t size) {
     }
   }
   const auto go_on = [&] {
-    return take_out(fd, size, host::FileChange::kToTheEnd, [&] { return next::ftruncate(fd, size); });
+    return take_out(fd, size, host::FileChange::kToTheEnd,
+                    [&] { return next::ftruncate(fd, size); });
   };
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return go_on();

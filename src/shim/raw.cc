@@ -8,6 +8,7 @@
 
 #include "shim/engine.h"
 #include "shim/files.h"
+#include "shim/forks.h"
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/paths.h"
@@ -190,6 +191,7 @@ long userfaultfd(long flags) {
 
 long raw_call(long number, long a, long b, long c, long d, long e, long f) {
   if (number == SYS_userfaultfd) return userfaultfd(a);
+  if (forks_by_number(number, a, b)) return fork_by_number(number, a, b, c, d, e);
   bool done = false;
   long result = by_descriptor(number, a, b, c, d, &done);
   if (!done) result = by_name(number, a, b, c, d, e, &done);

@@ -65,6 +65,9 @@ TEST(LibcByItself, TheLogSaysWhatIsSeen) {
   EXPECT_NE(said("STAGETWO_OPTIONS=libc=leave").find(none), std::string::npos);
 }
 
+TEST(Change, ChildrenOfEveryKindHaveWhatADeviceHad) {
+  expect_case("children_of_every_kind");
+}
 TEST(Change, SharedSegmentIsDetached) {
   expect_case("shared_segments");
 }

@@ -52,8 +52,9 @@ TEST(Buffers, OfRawCallsAreRefusedWhereUserfaultfdIsDenied) {
 }
 
 TEST(Denied, ChangesAreSeen) {
-  for (const char* which : {"free_of_a_large_block", "free_of_device_memory", "trim_discards",
-                            "libcs_own_functions", "children_have_it_too", "raw_calls"}) {
+  for (const char* which :
+       {"free_of_a_large_block", "free_of_device_memory", "trim_discards", "libcs_own_functions",
+        "children_have_it_too", "children_of_every_kind", "raw_calls"}) {
     expect_where_denied("changes", which);
   }
 }

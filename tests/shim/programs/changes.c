@@ -7,6 +7,7 @@
 #include <linux/types.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
@@ -312,6 +313,58 @@ static void free_of_device_memory(void) {
   }
 }
 
+static const uint8_t* lent_to_device;
+static int child_finds_all(void* unused) {
+  (void)unused;
+  for (unsigned i = 0; i < kWindowBytes; i++) {
+    if (lent_to_device[i] != 0xA0) return 1;
+  }
+  // Its own machine works, too.
+  create_machine(&m, kTouch, sizeof kTouch);
+  return run_at(kData) == 0 ? 0 : 2;
+}
+static pid_t fork_somehow(unsigned way, void* stack) {
+  struct {
+    uint64_t flags, pidfd, child_id, parent_id, exit_signal, stack, size, tls;
+  } how = {.exit_signal = SIGCHLD};
+  switch (way) {
+    case 0:
+      return fork();
+    case 1:
+      return _Fork();
+    case 2:
+      return (pid_t)syscall(SYS_fork);
+    case 3:
+      return (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+    case 4:
+      return (pid_t)syscall(SYS_clone3, &how, sizeof how);
+    default:
+      return clone(child_finds_all, stack, SIGCHLD, NULL);
+  }
+}
+// Whichever way a child is made, it has what a device had, and the parent has it, too.
+static void children_of_every_kind(void) {
+  const int device = open("/dev/hmm_dmirror0", O_RDWR);
+  REQUIRE(device >= 0);
+  start();
+  uint8_t* const at = anonymous(NULL, kWindowBytes, 0);
+  char* const stack = anonymous(NULL, kBlock, 0);
+  static uint8_t bounce[kWindowBytes];
+  memset(at, 0xA0, kWindowBytes);
+  lent_to_device = at;
+  for (unsigned way = 0; way < 6; way++) {
+    struct hmm_dmirror_cmd move = {
+        .addr = (uintptr_t)at, .ptr = (uintptr_t)bounce, .npages = kTouched};
+    REQUIRE(ioctl(device, HMM_DMIRROR_MIGRATE_TO_DEV, &move) == 0 && move.cpages == kTouched);
+    const pid_t child = fork_somehow(way, stack + kBlock);
+    if (child == 0) _exit(child_finds_all(NULL));
+    REQUIRE(child > 0);
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+    for (unsigned i = 0; i < kWindowBytes; i++) REQUIRE(at[i] == 0xA0);
+  }
+}
+
 // With libc left as it is (--libc=leave): nobody is told, and still nothing old is read.
 static void free_that_nobody_sees(void) {
   start();
@@ -472,6 +525,7 @@ int main(int argc, char** argv) {
       {"children_have_it_too", children_have_it_too},
       {"threads_are_in_it", threads_are_in_it},
       {"free_of_device_memory", free_of_device_memory},
+      {"children_of_every_kind", children_of_every_kind},
       {"free_that_nobody_sees", free_that_nobody_sees},
       {"shared_segments", shared_segments},
       {"segment_over_memory", segment_over_memory},

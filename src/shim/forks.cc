@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/forks.h"
+
+#include <errno.h>
+#include <linux/sched.h>
+#include <sys/syscall.h>
+
+#include "host/access.h"
+#include "host/run_section.h"
+#include "shim/engine.h"
+#include "shim/next.h"
+
+namespace stagetwo::shim {
+namespace {
+
+// `call` returns in both processes.
+template <typename F>
+long around(F&& call) {
+  before_fork();
+  const long child = call();
+  const int error = errno;
+  if (child == 0) {
+    after_fork_in_child();
+  } else {
+    after_fork_in_parent();
+  }
+  errno = error;
+  return child;
+}
+
+// What the child runs on its new stack. It has a copy of the parent's, where this stands.
+struct Start {
+  int (*run)(void*);
+  void* argument;
+};
+int start_child(void* given) {
+  const auto* start = static_cast<const Start*>(given);
+  after_fork_in_child();
+  return start->run(start->argument);
+}
+
+}  // namespace
+
+pid_t fork_without_handlers() {
+  if (!awake()) [[likely]]
+    return next::_Fork();
+  return static_cast<pid_t>(around([] { return long{next::_Fork()}; }));
+}
+
+int clone_process(int (*run)(void*), void* stack, int flags, void* argument, pid_t* parent_id,
+                  void* tls, pid_t* child_id) {
+  if (!awake() || (flags & CLONE_VM) != 0 || run == nullptr) [[likely]] {
+    return next::clone(run, stack, flags, argument, parent_id, tls, child_id);
+  }
+  Start start{run, argument};
+  before_fork();
+  const int child = next::clone(start_child, stack, flags, &start, parent_id, tls, child_id);
+  const int error = errno;
+  after_fork_in_parent();
+  errno = error;
+  return child;
+}
+
+bool forks_by_number(long number, long a, long b) {
+  if (!awake()) [[likely]]
+    return false;
+  if (number == SYS_fork) return true;
+  if (number == SYS_clone) return (a & CLONE_VM) == 0 && b == 0;
+  if (number != SYS_clone3 || b < static_cast<long>(CLONE_ARGS_SIZE_VER0)) return false;
+  struct {
+    u64 flags, pidfd, child_id, parent_id, exit_signal, stack;
+  } how{};
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool read = host::read_struct(Hva(static_cast<u64>(a)), &how);
+  section.leave();
+  return read && (how.flags & CLONE_VM) == 0 && how.stack == 0;
+}
+
+long fork_by_number(long number, long a, long b, long c, long d, long e) {
+  return around([&] { return next::syscall(number, a, b, c, d, e, 0); });
+}
+
+}  // namespace stagetwo::shim
