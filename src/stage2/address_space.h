@@ -90,7 +90,6 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   template <typename T>
   [[nodiscard]] FaultOutcome try_cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                          DirtyRing* ring = nullptr, u32 address_space = 0);
-
   // host::MmuNotifier
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
   void invalidate_range_end(const host::InvalidateEvent& event) override;
@@ -98,12 +97,10 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   bool clear_young(HvaRange range) override;
   bool test_young(HvaRange range) override;
   bool borrows(HvaRange range) override;
-
   // Who is told of stores to frames under slots().track_writes(). While there is one, slots do not
   // move. Failure: EBUSY. Post of detach: it is not called any more.
   [[nodiscard]] Result<void> attach_tracker(WriteTracker& tracker);
   void detach_tracker();
-
   // KVM_X86_QUIRK_SLOT_ZAP_ALL: does a slot that goes take every translation with it?
   void set_slot_zap_all(bool all) { slot_zap_all_.store(all, sync::kRelaxed); }
   // Are large entries split when logging begins, or by stores?
@@ -115,7 +112,6 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // Entries by size, by a walk. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
   [[nodiscard]] TdpMmu& tdp() { return tdp_; }
-
   // Every invariant of the room's state; ends the process where one does not hold. Context: no slot
   // changes meanwhile.
   void check_world();
@@ -164,7 +160,10 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
 
   // TdpHost
   void flush_tlbs() override;
+  u64 ask_for_flush() override { return lines_.bump_all(); }
+  u64 passed_requests() override { return lines_.passed(); }
   void synchronize() override;
+  void wait_for_sections() override;
   [[nodiscard]] bool must_retry(const Fault& fault, HvaRange range) override;
   [[nodiscard]] bool attributes_mixed(const Fault& fault, unsigned level) override;
   void mark_dirty(MmuContext& context, const Slot& slot, Gfn gfn) override;
@@ -183,6 +182,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   bool nx_allowed_ = true;       // immutable once there is a vCPU
   pt::Gather removed_by_slots_;  // under slots_lock: what a change took out, until it flushed
   bool roots_invalidated_ = false;
+  bool nothing_to_flush_ = false;  // the slot that goes is in nobody's TLB
   // Invalidations that ended: what was made present under one number is not known under the next.
   sync::Atomic<u64> residency_{0};
   sync::Atomic<bool> slot_zap_all_{true};

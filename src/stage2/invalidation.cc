@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <utility>
 
 #include "base/guard.h"
 #include "base/trace.h"
@@ -10,9 +11,10 @@
 // installs an entry for the addresses (the gate tells it to retry), whatever slot it came by.
 //
 // A change that finds nothing mapped need not wait for a vCPU: no soft TLB holds what the table
-// does not, but for what was taken out and not yet flushed, which zap_leafs() knows of
-// (tdp_zap.cc). Read sections of KVM's own accesses it waits for in any case; they do not use the
-// table.
+// does not, but for what was taken out and not yet flushed, which zap_leafs() and in_use() know of
+// (tdp_zap.cc, tdp_roots.cc). It makes a vCPU that is not scheduled no slot update's business
+// unless it may hold the slot. Read sections of KVM's own accesses it waits for in any case; they
+// do not use the table.
 
 namespace stagetwo::stage2 {
 namespace {
@@ -30,10 +32,14 @@ void GuestMemory::flush_tlbs() {
   if (ST_GUARD(ack_wait, true)) lines_.wait_all(ticket);
 }
 
-void GuestMemory::synchronize() {
-  flush_tlbs();
+void GuestMemory::wait_for_sections() {
   tdp_.wait_for_shared();
   slots_.wait_for_readers();
+}
+
+void GuestMemory::synchronize() {
+  flush_tlbs();
+  wait_for_sections();
 }
 
 // The flush and the read sections are behind the caller.
@@ -115,13 +121,15 @@ void GuestMemory::zap_slot(const Slot& slot, bool goes) {
   // from here on. Whoever reads this number finds the slot INVALID.
   if (goes) residency_.fetch_add(1, sync::kRelease);
   if (WriteTracker* tracker = tracker_.load(sync::kSeqCst)) tracker->on_slot_deleted(slot.gfns());
-  if (!slot_zap_all_.load(sync::kRelaxed)) return zap_frames(slot.id >> 16, slot.gfns());
+  const u32 address_space = slot.id >> 16;
+  if (!slot_zap_all_.load(sync::kRelaxed)) return zap_frames(address_space, slot.gfns());
   tdp_.invalidate_all_roots();
   roots_invalidated_ = true;
+  nothing_to_flush_ = !ST_GUARD(slot_in_use, tdp_.in_use(address_space, slot.gfns()));
 }
 
 void GuestMemory::flush_and_wait() {
-  tdp_.flush();
+  if (!std::exchange(nothing_to_flush_, false)) tdp_.flush();
   if (ST_GUARD(reader_wait, true)) slots_.wait_for_readers();
   give_back(&removed_by_slots_);
 }

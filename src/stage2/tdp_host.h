@@ -22,10 +22,17 @@ class TdpHost {
   // acknowledged. Context: mmu_lock may be held in any way.
   virtual void flush_tlbs() = 0;
 
+  // The two halves of that, without waiting: every line is asked; the request's number. The highest
+  // request that every line has passed. Context: as flush_tlbs().
+  [[nodiscard]] virtual u64 ask_for_flush() = 0;
+  [[nodiscard]] virtual u64 passed_requests() = 0;
+
   // The grace period of a table that was unlinked: flush_tlbs(), and every other read section that
   // began before has ended: shared sections of mmu_lock, readers of the slots.
   // Context: no lock of Rank::kPassage or below.
   virtual void synchronize() = 0;
+  // The second half of synchronize(), for what no line can reach any more.
+  virtual void wait_for_sections() = 0;
 
   // May what was found for `fault` since its snapshot not be installed for these host addresses?
   // Asked under mmu_lock, shared at least, for the page, and then for all a large entry covers;

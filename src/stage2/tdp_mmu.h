@@ -36,20 +36,20 @@ class TdpMmu {
   TdpMmu& operator=(const TdpMmu&) = delete;
 
   // --- roots (tdp_roots.cc) ---
-
   // Post: the context has a root of the address space that was valid during the call.
   // Context: no lock, the line does not run. Failure: ENOMEM.
   [[nodiscard]] Result<void> load_root(MmuContext& context, u32 address_space);
   // Forgets roots that were invalidated; at every poll or entry that asked for a flush.
   void drop_obsolete_roots(MmuContext& context);
-  // Post: no fault installs into a root that was there before. O(roots). The caller flushes before
-  // the next call. Analogue: kvm_tdp_mmu_invalidate_roots.
+  // Post: no fault installs into a root that was there before; every line is asked to leave them.
+  // O(roots) and O(lines); waits for no line. Analogue: kvm_tdp_mmu_invalidate_roots.
   void invalidate_all_roots() TA_EXCL(mmu_lock_, pages_lock_);
-  // Takes the invalidated roots apart, sharing the lock, and waits for grace periods.
+  // May a translation of the frames be in use, of whatever root? Pre: nobody maps any now.
+  [[nodiscard]] bool in_use(u32 address_space, GfnRange range) TA_EXCL(mmu_lock_, pages_lock_);
+  // Takes invalidated roots apart that no line walks any more; small ones wait for who is last.
   void zap_invalidated_roots() TA_EXCL(mmu_lock_, pages_lock_);
 
   // --- faults (tdp_map.cc) ---
-
   // Context: the line runs, or another read section. Sets A, and D for a write.
   [[nodiscard]] Walk walk(MmuContext& context, u32 address_space, Gfn gfn, Access access);
   // Makes a write-protected entry writable where that needs no lock. False: the slow way.
@@ -60,7 +60,6 @@ class TdpMmu {
   [[nodiscard]] FaultOutcome page_fault(MmuContext& context, Fault& fault) TA_EXCL(mmu_lock_);
 
   // --- removal (tdp_zap.cc) ---
-
   // Takes every translation of the range away; what was unlinked goes into the bag. Waits for
   // installers even where nothing is mapped. True: a flush is owed, by this removal or by an
   // earlier one that is not known to be flushed, before the pages may be used for anything else.
@@ -70,11 +69,10 @@ class TdpMmu {
       TA_EXCL(mmu_lock_, pages_lock_);
   // TdpHost::flush_tlbs(), remembered: what was removed before owes no flush any more.
   void flush();
-  // The second half of a removal. release(): the caller has made TdpHost::synchronize() happen.
+  // The second half of a removal. release(): TdpHost::synchronize() has happened.
   void flush_and_release(pt::Gather* removed) TA_EXCL(mmu_lock_);
   void release(pt::Gather* removed) TA_EXCL(mmu_lock_);
-
-  // Part of TdpHost::synchronize(): every shared section of mmu_lock that began before has ended.
+  // Part of TdpHost::wait_for_sections(): shared sections of mmu_lock that began before have ended.
   void wait_for_shared() const TA_EXCL(mmu_lock_) { mmu_lock_.wait_for_shared(); }
 
   // --- the dirty log (tdp_protect.cc, tdp_split.cc) ---
@@ -125,6 +123,8 @@ class TdpMmu {
   [[nodiscard]] TdpRoot* next_root(TdpRoot* after) TA_EXCL(pages_lock_);
   void put_root(TdpRoot* root) TA_EXCL(pages_lock_);
   void release_context(MmuContext& context);
+  [[nodiscard]] TdpRoot* take_unwalked_root() TA_EXCL(pages_lock_);
+  void zap_unwalked_roots();
   void zap_root(TdpRoot& root, sync::BigReaderGuard& shared);
   template <typename F>
   void for_each_root(F&& fn) {
@@ -188,6 +188,7 @@ class TdpMmu {
   sync::Mutex pages_lock_{sync::Rank::kTdpPages};
   List<TdpRoot, &TdpRoot::link> roots_ TA_GUARDED(pages_lock_);
   List<TablePage, &TablePage::possible_nx> possible_nx_ TA_GUARDED(pages_lock_);
+  sync::Atomic<u32> waiting_roots_{0};  // to be taken apart; under pages_lock_, read relaxed
   // Removals, and how many of them are known to be flushed. removed_: raised under mmu_lock_ alone,
   // after the entries were written (release), read by who is about to flush (acquire). flushed_:
   // raised after a flush (release), read under mmu_lock_ alone (acquire).

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/trace.h"
@@ -21,8 +23,25 @@
 //   fault                                 | slot update
 //   mmu_lock shared; root valid; installs |
 //   unlock                                | mmu_lock alone: every root invalid; unlock
-//   mmu_lock shared; root invalid: retry  | flush: no vCPU walks an old root after it
-//   next entry: another root              | mmu_lock shared: takes the old tree apart, in pieces
+//   mmu_lock shared; root invalid: retry  | asks every line; request n
+//   next entry or poll: another root      | mmu_lock shared: takes old trees apart, in pieces
+//
+// Nobody need wait for the lines there. What must not be in use any more is the slot that goes: if
+// no root, valid or not, has an entry of it, and no removal is unflushed, no vCPU holds a
+// translation of it (in_use). The rest of an old root is right as long as it stands: a change of
+// the addresses below it, or a harvest, visits invalid roots, too, and flushes. So a root is taken
+// apart, and with it the evidence, only when every line has passed its request:
+//
+//   vCPU, preempted in its section        | slot updates
+//   walks root A, holds slot 1            |
+//                                         | slot 2 moves: A invalid, request 7; slot 2 has no entry
+//                                         | line: 6. A stays; nobody waits
+//                                         | slot 1 goes: A has an entry of it: flush, waits
+//   polls: drops A, request 8             | line: 8, A is taken apart; slot 1 is gone
+//
+// A line that passed walks an old root no more, but its thread may still have it in its context,
+// outside, for the lock-free fast path: in a read section. Those are waited for before tables are
+// given back; one that begins later finds nothing below the root.
 //
 // Nobody installs below an invalid root, so what is taken out of it need not be frozen; a table of
 // level 1 is given back without a look at its entries. Removal by others (a notifier, alone; NX
@@ -33,6 +52,8 @@ namespace {
 
 // Tables that wait for one grace period. Bounds what an unmapping of everything holds back.
 constexpr u64 kTablesPerGrace = 512;
+// Above so many tables in the pool roots are not left standing for a line that does not poll.
+constexpr u64 kTablesToLeave = 1024;
 
 bool try_ref(TdpRoot& root) {
   u32 refs = root.refs.load(sync::kRelaxed);
@@ -124,6 +145,8 @@ Result<void> TdpMmu::load_root(MmuContext& context, u32 address_space) {
     destroy(made);
     ST_MARK(tdp_root_race);
   }
+  // Whoever was the last to leave an old root takes it apart.
+  if (waiting_roots_.load(sync::kRelaxed) != 0) zap_unwalked_roots();
   return {};
 }
 
@@ -162,20 +185,55 @@ void TdpMmu::invalidate_all_roots() {
       root.zap_scheduled = true;
       ++count;
     });
+    waiting_roots_.store(waiting_roots_.load(sync::kRelaxed) + static_cast<u32>(count),
+                         sync::kRelaxed);
+  }
+  const u64 request = host_.ask_for_flush();
+  {
+    const sync::MutexGuard pages(pages_lock_);
+    roots_.for_each([request](TdpRoot& root) {
+      if (root.zap_scheduled) root.last_request = std::min(root.last_request, request);
+    });
   }
   trace::emit(trace::Event::kvm_mmu_zap_all_fast, trace::Room::stage2, count);
 }
 
-void TdpMmu::zap_invalidated_roots() {
-  for (;;) {
-    TdpRoot* root = nullptr;
-    {
-      const sync::MutexGuard pages(pages_lock_);
-      for (root = roots_.front(); root != nullptr; root = roots_.next(root)) {
-        if (std::exchange(root->zap_scheduled, false)) break;
+bool TdpMmu::in_use(u32 address_space, GfnRange range) TA_NO_ANALYSIS {
+  sync::BigReaderGuard shared(mmu_lock_);
+  bool found = false;
+  for_each_root([&](TdpRoot& root) TA_NO_ANALYSIS {
+    if (root.address_space != address_space) return;
+    for (TdpCursor at = cursor(root, range); !found && at.valid(); at.next()) {
+      if (at.progressed() && mmu_lock_.contended()) {
+        shared.drop();
+        shared.retake();
+        at.mark_yielded();
+        continue;
       }
+      // Frozen: its remover has not flushed yet.
+      found = at.is_leaf() || Format::is_frozen(at.old());
     }
-    if (root == nullptr) return;
+  });
+  // Last, so that a removal that a yield let in is counted. Both are written under the lock alone,
+  // or after a flush.
+  return found || flushed_.load(sync::kAcquire) != removed_.load(sync::kAcquire);
+}
+
+TdpRoot* TdpMmu::take_unwalked_root() {
+  const u64 passed = host_.passed_requests();
+  const sync::MutexGuard pages(pages_lock_);
+  for (TdpRoot* root = roots_.front(); root != nullptr; root = roots_.next(root)) {
+    if (!root->zap_scheduled) continue;
+    if (ST_GUARD(walked_root, root->last_request > passed)) continue;
+    root->zap_scheduled = false;
+    waiting_roots_.store(waiting_roots_.load(sync::kRelaxed) - 1, sync::kRelaxed);
+    return root;
+  }
+  return nullptr;
+}
+
+void TdpMmu::zap_unwalked_roots() {
+  while (TdpRoot* root = take_unwalked_root()) {
     {
       sync::BigReaderGuard shared(mmu_lock_);
       zap_root(*root, shared);
@@ -184,17 +242,29 @@ void TdpMmu::zap_invalidated_roots() {
   }
 }
 
+void TdpMmu::zap_invalidated_roots() {
+  if (waiting_roots_.load(sync::kRelaxed) == 0) return;
+  zap_unwalked_roots();
+  if (waiting_roots_.load(sync::kRelaxed) == 0 || pool_.live() <= kTablesToLeave) return;
+  flush();
+  zap_unwalked_roots();
+}
+
 // One pass a level, the lowest tables first, so that no step between two yields is long: what a
-// higher pass takes out has nothing below it but empty entries.
+// higher pass takes out has nothing below it but empty entries. No line walks the root.
 void TdpMmu::zap_root(TdpRoot& root, sync::BigReaderGuard& shared) TA_NO_ANALYSIS {
   pt::Gather removed;
+  const auto give_back = [&]() TA_NO_ANALYSIS {
+    shared.drop();
+    if (ST_GUARD(zapped_root_grace, removed.has_tables())) host_.wait_for_sections();
+    release(&removed);
+    shared.retake();
+  };
   const GfnRange everything(Gfn(0), pt::frame_limit<Format>(policy_.root_level));
   for (unsigned level = 2; level <= policy_.root_level; ++level) {
     for (TdpCursor at = cursor(root, everything, level); at.valid(); at.next()) {
       if (at.progressed() && (removed.table_count() >= kTablesPerGrace || mmu_lock_.contended())) {
-        shared.drop();
-        flush_and_release(&removed);
-        shared.retake();
+        give_back();
         at.mark_yielded();
         continue;
       }
@@ -206,9 +276,7 @@ void TdpMmu::zap_root(TdpRoot& root, sync::BigReaderGuard& shared) TA_NO_ANALYSI
       if (Format::is_table(was)) remove_table(was, Removal::kQuiet, &removed);
     }
   }
-  shared.drop();
-  flush_and_release(&removed);
-  shared.retake();
+  give_back();
 }
 
 u32 TdpMmu::root_count() {

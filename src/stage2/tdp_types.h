@@ -26,6 +26,7 @@ struct TdpRoot {
   sync::Atomic<bool> invalid{
       false};                  // set under mmu_lock_ alone, relaxed: read under it, or a hint
   bool zap_scheduled = false;  // under pages_lock_
+  u64 last_request = ~u64{0};  // lines that passed it walk it no more; under pages_lock_
   ListNode link;               // under pages_lock_
 };
 

@@ -62,8 +62,13 @@ class ModelHost final : public stage2::TdpHost {
   }
 
   void flush_tlbs() override { lines.barrier(); }
+  u64 ask_for_flush() override { return lines.bump_all(); }
+  u64 passed_requests() override { return lines.passed(); }
   void synchronize() override {
     flush_tlbs();
+    wait_for_sections();
+  }
+  void wait_for_sections() override {
     mmu.wait_for_shared();
     readers.wait_for_acquirers();
   }

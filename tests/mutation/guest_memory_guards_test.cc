@@ -19,6 +19,12 @@ class WithoutAGuard : public Memory {
     mutation::restore_all();
     Memory::TearDown();
   }
+  // And with it the old roots that stood because a line was on them.
+  void another_slot_goes() {
+    mutation::restore_all();
+    ASSERT_EQ(0, slot(1, 8 * kGpa, 0x1000, pages_.address()));
+    ASSERT_EQ(0, slot(1, 0, 0, 0));
+  }
 };
 
 class MmioWrap : public WithoutAGuard {};
@@ -83,6 +89,15 @@ TEST_F(AckWait, WithoutTheWaitASlotGoesUnderAVcpuThatRuns) {
   ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite));
   mutation::remove("ack_wait");
   EXPECT_FALSE(test::waits_for_vcpus(*memory_, [&] { EXPECT_EQ(0, slot(0, 0, 0, 0)); }));
+  another_slot_goes();
+}
+
+class SlotInUse : public WithoutAGuard {};
+TEST_F(SlotInUse, WithoutTheLookASlotGoesUnderAVcpuThatUsesIt) {
+  ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite));
+  mutation::remove("slot_in_use");
+  EXPECT_FALSE(test::waits_for_vcpus(*memory_, [&] { EXPECT_EQ(0, slot(0, 0, 0, 0)); }));
+  another_slot_goes();
 }
 
 class ChangesWait : public WithoutAGuard {};

@@ -42,6 +42,12 @@ TEST(TdpZap, AnEntryThatIsGoneAndNotFlushedIsOwedByWhoeverLooks) {
 TEST(TdpRoots, WhatAnInvalidationOvertookIsNotInstalled) {
   expect_holds_with_after<InstallAgainstInvalidation>(500);
 }
+TEST(TdpRoots, OneThatAVcpuWalksTellsWhatTheVcpuMayUse) {
+  expect_holds_with_after<OldRootAgainstSlots>(800);
+}
+TEST(TdpRoots, TablesOfAnOldOneAreGivenBackAfterEveryReadSection) {
+  expect_holds_with_after<OldRootAgainstRelease>(500);
+}
 TEST(TdpRoots, ComeAndGoWhileFaultsLoadThem) {
   expect_holds_with_after<RootsAgainstInvalidation>(300);
 }

@@ -16,6 +16,16 @@ struct TdpPoolAccess {
     for (unsigned i = 0; i < 8; ++i) page->entries[i].store(entry, sync::kRelease);
     mmu.pool_.give_back(page);
   }
+  // So are the last `count`, each with a leaf of its level in its last place.
+  static void reuse(TdpMmu& mmu, unsigned count) {
+    TablePage* pages[8];
+    for (unsigned n = 0; n < count; ++n) {
+      pages[n] = mmu.pool_.allocate();
+      const Word leaf = Format::make_leaf(u64{1} << 30, pages[n]->level, {});
+      pages[n]->entries[stage2::kTableEntries - 1].store(leaf, sync::kRelease);
+    }
+    for (unsigned n = 0; n < count; ++n) mmu.pool_.give_back(pages[n]);
+  }
   static bool warned(TdpMmu& mmu) { return mmu.warned_.load(sync::kRelaxed); }
 };
 }  // namespace stagetwo::stage2
@@ -328,6 +338,61 @@ struct TwoZaps : TdpScenario {
       if (owed) world.mmu.flush();
       world.mmu.release(&removed);
       sched::expect(holders == 0, "an entry is gone, and its page is in use");
+    }
+  }
+};
+
+// A slot moves that nobody uses, and nobody waits; then one that a vCPU still uses through the root
+// that became invalid: its page is the client's only when the vCPU has left it.
+struct OldRootAgainstSlots : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  sync::AckLine line;
+  int holders = 0;
+  OldRootAgainstSlots() {
+    mapped(5);
+    world.lines.add(line);
+  }
+  ~OldRootAgainstSlots() { world.lines.remove(line); }
+  void one_goes(u64 gfn) {
+    world.mmu.invalidate_all_roots();
+    if (world.mmu.in_use(0, GfnRange(Gfn(gfn), 1))) world.mmu.flush();
+    if (gfn == 5) sched::expect(holders == 0, "a slot is gone, and a page of it is in use");
+    world.mmu.zap_invalidated_roots();
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      if (line.enter()) world.mmu.drop_obsolete_roots(context[0]);
+      if (world.walk(context[0], 5).kind == Walk::Kind::kHit) {
+        ++holders;
+        for (int block = 0; block < 300; ++block) sched::point();
+        --holders;
+      }
+      line.leave();
+    } else {
+      one_goes(1024);
+      one_goes(5);
+    }
+  }
+};
+
+// The lock-free path walks the root of its context, invalid or not, with its line outside. The
+// frame is the last of all, so that few steps lie between the unlinking of its tables and the end.
+struct OldRootAgainstRelease : TdpScenario {
+  static constexpr unsigned kThreads = 2;
+  static constexpr u64 kLast = pt::frame_limit<Format>(4) - 1;
+  OldRootAgainstRelease() { mapped(kLast); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      const auto section = world.readers.enter();
+      const Walk walk = world.walk(context[0], kLast);
+      sched::expect(
+          walk.kind != Walk::Kind::kHit || walk.page.raw() == kWorldHva + kLast * kPageSize,
+          "a walk reads a table that was given back");
+      world.readers.leave(section);
+    } else {
+      world.mmu.invalidate_all_roots();
+      world.mmu.zap_invalidated_roots();
+      TdpPoolAccess::reuse(world.mmu, 3);
     }
   }
 };

@@ -139,9 +139,14 @@ class TdpWorld final : public stage2::TdpHost {
     flushes.fetch_add(1, sync::kRelaxed);
     lines.barrier();
   }
+  u64 ask_for_flush() override { return lines.bump_all(); }
+  u64 passed_requests() override { return lines.passed(); }
   void synchronize() override {
-    grace_periods.fetch_add(1, sync::kRelaxed);
     flush_tlbs();
+    wait_for_sections();
+  }
+  void wait_for_sections() override {
+    grace_periods.fetch_add(1, sync::kRelaxed);
     mmu.wait_for_shared();
     readers.wait_for_acquirers();
   }
