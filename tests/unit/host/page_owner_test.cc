@@ -26,6 +26,7 @@
 #include "host/faultin.h"
 #include "host/process_map.h"
 #include "host/userfault.h"
+#include "tests/support/counting_clients.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo {
@@ -504,31 +505,16 @@ TEST_P(AbsentPages, WhatIsNotPrivateStays) {
 }
 
 TEST_P(AbsentPages, WritersLoseNothingWhileTheirPageIsTakenAndTouched) {
-  // Relaxed throughout: in an ordered access the thread sanitizer holds a lock of its own, which
-  // the handler of the fault wants too.
-  constexpr auto kRelaxed = std::memory_order_relaxed;
-  auto* counters = reinterpret_cast<std::atomic<u64>*>(page(0));
-  for (int i = 0; i < 3; ++i) counters[i * 64].store(0, kRelaxed);
-  std::atomic<bool> stop{false};
-  u64 sums[3] = {};
-  std::vector<std::thread> writers;
-  for (int t = 0; t < 3; ++t) {
-    writers.emplace_back([&, t] {
-      while (!stop) {
-        counters[t * 64].fetch_add(1, kRelaxed);
-        ++sums[t];
-      }
-    });
-  }
+  const auto word = [&](size_t i) { return reinterpret_cast<u64*>(page(0)) + i * 64; };
+  test::CountingClients writers({word(0), word(1), word(2)});
   u64 taken = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
   while (taken < 300 && std::chrono::steady_clock::now() < end) {
     taken += take(0, 1);
     std::this_thread::yield();
   }
-  stop = true;
-  for (auto& thread : writers) thread.join();
-  for (int t = 0; t < 3; ++t) EXPECT_EQ(sums[t], counters[t * 64].load(kRelaxed));
+  writers.stop();
+  EXPECT_EQ(0u, writers.wrong());
   EXPECT_GT(taken, 10u);
 }
 

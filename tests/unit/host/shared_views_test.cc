@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Absent pages of shared memory: one page, several addresses, a file behind it.
-#include <gtest/gtest.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +22,7 @@
 #include "host/process_map.h"
 #include "host/shared_objects.h"
 #include "host/userfault.h"
+#include "tests/support/counting_clients.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo {
@@ -79,8 +80,7 @@ class SharedPages : public testing::TestWithParam<bool> {
     host::userfault::debug_deny(false);
   }
   u8* map() {
-    void* at =
-        ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+    void* at = ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
     host::owners_see_mapping(range(static_cast<u8*>(at)));
     return static_cast<u8*>(at);
   }
@@ -93,8 +93,7 @@ class SharedPages : public testing::TestWithParam<bool> {
     return HvaRange(Hva(reinterpret_cast<u64>(at)) + first * kPageSize, pages * kPageSize);
   }
   u64 take(size_t first = 0, size_t pages = kPages) {
-    const auto taken =
-        host::take_away(range(one_, first, pages), &store_, this, host::Which::kAll);
+    const auto taken = host::take_away(range(one_, first, pages), &store_, this, host::Which::kAll);
     return taken ? *taken : ~u64{0};
   }
   u8* one(size_t i) { return one_ + i * kPageSize; }
@@ -229,7 +228,9 @@ TEST_P(SharedPages, AHoleRingsAtEveryAddressAlsoOfPrivateMappings) {
   void* three = ::mmap(nullptr, 2 * kPageSize, PROT_READ, MAP_PRIVATE, file_, 2 * kPageSize);
   Listener listener;
   ASSERT_TRUE(host::register_notifier(&listener));
-  { const host::FileChange change(file_, 2 * kPageSize, kPageSize); }
+  {
+    const host::FileChange change(file_, 2 * kPageSize, kPageSize);
+  }
   host::unregister_notifier(&listener);
   EXPECT_EQ(3u, listener.rung.size());
   for (const u8* at : {one(2), two(2), static_cast<u8*>(three)}) {
@@ -329,8 +330,8 @@ TEST_P(SharedPages, AFileMadeBeforeWeLookedIsNeverTaken) {
   ASSERT_EQ(0, ::ftruncate(other, kPageSize));
   void* at = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, other, 0);
   *static_cast<u8*>(at) = 1;
-  EXPECT_EQ(0u, *host::take_away(range(static_cast<u8*>(at), 0, 1), &store_, this,
-                                 host::Which::kAll));
+  EXPECT_EQ(0u,
+            *host::take_away(range(static_cast<u8*>(at), 0, 1), &store_, this, host::Which::kAll));
   ::munmap(at, kPageSize);
   ::close(other);
 }
@@ -356,8 +357,8 @@ TEST_P(SharedPages, AForkBringsThemBackAndTheChildHasThemToo) {
 }
 
 TEST_P(SharedPages, AnonymousSharedMemoryIsAnObjectToo) {
-  void* mine = ::mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-                      -1, 0);
+  void* mine =
+      ::mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   auto* bytes = static_cast<u8*>(mine);
   host::shared_memory_mapped(range(bytes).start());
   std::memset(mine, 9, 2 * kPageSize);
@@ -398,30 +399,18 @@ TEST_P(SharedPages, AnOwnerOfPrivatePagesAloneLeavesThem) {
 }
 
 TEST_P(SharedPages, WritersThroughTwoViewsLoseNothing) {
-  std::atomic<bool> stop{false};
-  u64 sums[4] = {};
-  const auto counter = [&](size_t t) {
-    return reinterpret_cast<std::atomic<u64>*>(t % 2 == 0 ? one(0) : two(0)) + t * 16;
+  const auto word = [&](size_t i) {
+    return reinterpret_cast<u64*>(i % 2 == 0 ? one(0) : two(0)) + i * 16;
   };
-  for (size_t t = 0; t < 4; ++t) *counter(t) = 0;
-  std::vector<std::thread> writers;
-  for (size_t t = 0; t < 4; ++t) {
-    writers.emplace_back([&, t] {
-      while (!stop) {
-        counter(t)->fetch_add(1);
-        ++sums[t];
-      }
-    });
-  }
+  test::CountingClients writers({word(0), word(1), word(2), word(3)});
   u64 taken = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
   while (taken < 100 && std::chrono::steady_clock::now() < end) {
     taken += take(0, 1);
     std::this_thread::yield();
   }
-  stop = true;
-  for (auto& thread : writers) thread.join();
-  for (size_t t = 0; t < 4; ++t) EXPECT_EQ(sums[t], counter(t)->load());
+  writers.stop();
+  EXPECT_EQ(0u, writers.wrong());
   EXPECT_GT(taken, 10u);
 }
 

@@ -9,6 +9,7 @@
 
 #include "host/page_owner.h"
 #include "host/userfault.h"
+#include "tests/support/counting_clients.h"
 #include "tests/unit/mirror/mirror_fixture.h"
 
 namespace stagetwo {
@@ -186,19 +187,8 @@ TEST_P(Migration, RightsLostBeforeTheDeviceMapsItsPagesAreNotTheDevices) {
 
 TEST_P(Migration, NothingIsLostBetweenTwoDevicesAndTheProcess) {
   constexpr size_t kShared = 4;
-  // Relaxed throughout: in an ordered access the thread sanitizer holds a lock of its own, which
-  // the handler of the fault wants too.
-  constexpr auto kRelaxed = std::memory_order_relaxed;
-  auto* counters = reinterpret_cast<std::atomic<u64>*>(page(0));
-  counters[0].store(0, kRelaxed);
   std::atomic<bool> stop{false};
-  u64 sum = 0;
-  std::thread writer([&] {
-    while (!stop) {
-      counters[0].fetch_add(1, kRelaxed);
-      ++sum;
-    }
-  });
+  test::CountingClients writer({reinterpret_cast<u64*>(page(0))});
   std::thread other([&] {
     while (!stop) {
       ASSERT_TRUE(two_->migrate_to_device(range(0, kShared)));
@@ -212,10 +202,10 @@ TEST_P(Migration, NothingIsLostBetweenTwoDevicesAndTheProcess) {
     std::this_thread::yield();
   }
   stop = true;
-  writer.join();
   other.join();
-  EXPECT_EQ(sum, counters[0].load(kRelaxed));
-  EXPECT_GT(sum, 0u);
+  writer.stop();
+  EXPECT_EQ(0u, writer.wrong());
+  EXPECT_GT(writer.added(), 0u);
 }
 
 }  // namespace
