@@ -38,6 +38,17 @@ u8* map_at(void* at, u64 size, int flags) {
   return static_cast<u8*>(made);
 }
 
+// A place with a page of no rights on either side: a mapping that the kernel could join to its
+// neighbour would be cut from it again, at a price that depends on the neighbour.
+u8* place(u64 size) {
+  u8* const around = static_cast<u8*>(mmap(nullptr, size + 2 * kPageBytes, PROT_NONE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  return map_at(around + kPageBytes, size, MAP_FIXED);
+}
+void give_back(u8* placed, u64 size) {
+  munmap(placed - kPageBytes, size + 2 * kPageBytes);
+}
+
 class Vcpu {
  public:
   Vcpu(int kvm, int vm, int id, u64 code, u64 data)
@@ -178,10 +189,10 @@ double microseconds(F&& call) {
 // then there is nothing to measure.
 const Times* measure(const Case& what, Times* times) {
   // Two places, so that the yardstick's is nobody's.
-  u8* const lent = map_at(nullptr, what.size, 0);
-  u8* const own = map_at(nullptr, what.size, 0);
+  u8* const lent = place(what.size);
+  u8* const own = place(what.size);
   std::vector<std::unique_ptr<Machine>> machines;
-  u8* const elsewhere = map_at(nullptr, kPageBytes, 0);
+  u8* const elsewhere = place(kPageBytes);
   for (unsigned i = 0; i < what.machines; ++i) {
     machines.push_back(what.foreign ? std::make_unique<Machine>(elsewhere, kPageBytes)
                                     : std::make_unique<Machine>(lent, what.size));
@@ -203,9 +214,9 @@ const Times* measure(const Case& what, Times* times) {
     map_at(own, what.size, MAP_FIXED_NOREPLACE);
   }
   machines.clear();
-  munmap(lent, what.size);
-  munmap(own, what.size);
-  munmap(elsewhere, kPageBytes);
+  give_back(lent, what.size);
+  give_back(own, what.size);
+  give_back(elsewhere, kPageBytes);
   *times = {quantile(bare, 0.5), quantile(taxed, 0.5), quantile(taxed, 0.99)};
   return touched ? times : nullptr;
 }
