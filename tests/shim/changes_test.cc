@@ -44,6 +44,9 @@ TEST(LibcByItself, ItsOwnFunctionsAreSeenAndAnswerAsBefore) {
 TEST(LibcByItself, IsSeenBehindAnotherPreloadedLibrary) {
   expect_case("wrapped_by_another_library", {"LD_PRELOAD=" + program("wrapper.so")});
 }
+TEST(LibcByItself, AHookOfTheProgramStays) {
+  expect_case("hooked_by_the_program");
+}
 TEST(LibcByItself, ChildrenHaveItToo) {
   expect_case("children_have_it_too");
 }

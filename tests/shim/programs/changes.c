@@ -224,6 +224,42 @@ static void wrapped_by_another_library(void) {
   REQUIRE(munmap(at, kWindowBytes) == 0 && *calls == before + 2 && seen());
 }
 
+static atomic_uint hooked;
+static long hook(void* at, size_t size) {
+  atomic_fetch_add(&hooked, 1);
+  long answer;
+  __asm__ volatile("syscall"
+                   : "=a"(answer)
+                   : "a"(SYS_munmap), "D"(at), "S"(size)
+                   : "rcx", "r11", "memory");
+  return answer;
+}
+// The program has a hook of its own in libc's munmap: it stays, the other functions are seen.
+static void hooked_by_the_program(void) {
+  void* const libc = dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD);
+  uint8_t* const there = dlsym(libc, "munmap");
+  uint8_t jump[] = {0x49, 0xbb, 0, 0, 0, 0, 0, 0, 0, 0, 0x41, 0xff, 0xe3};  // movabs, jmp *%r11
+  void* const target = hook;
+  memcpy(jump + 2, &target, sizeof target);
+  uint8_t* const first = (uint8_t*)((uintptr_t)there & ~(uintptr_t)(kPage - 1));
+  REQUIRE(mprotect(first, 2 * kPage, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
+  memcpy(there, jump, sizeof jump);
+  REQUIRE(mprotect(first, 2 * kPage, PROT_READ | PROT_EXEC) == 0);
+  start();
+  REQUIRE(memcmp(there, jump, sizeof jump) == 0);
+  void* const block = new_block();
+  lend(page_of(block));
+  const unsigned before = atomic_load(&hooked);
+  free(block);
+  REQUIRE(atomic_load(&hooked) == before + 1);
+  REQUIRE(mapped() == mapped_before + kTouched);  // past libc: nobody is told
+  guest_finds_nothing();
+  void* const other = new_block();
+  lend(page_of(other));
+  void* const larger = realloc(other, 8 * kBlock);
+  REQUIRE(larger != NULL && seen());
+}
+
 static void children_have_it_too(void) {
   start();
   void* const block = new_block();
@@ -522,6 +558,7 @@ int main(int argc, char** argv) {
       {"stack_of_a_thread_is_given_back", stack_of_a_thread_is_given_back},
       {"libcs_own_functions", libcs_own_functions},
       {"wrapped_by_another_library", wrapped_by_another_library},
+      {"hooked_by_the_program", hooked_by_the_program},
       {"children_have_it_too", children_have_it_too},
       {"threads_are_in_it", threads_are_in_it},
       {"free_of_device_memory", free_of_device_memory},
