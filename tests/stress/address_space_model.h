@@ -39,6 +39,13 @@ enum class Rights : u8 { kNone, kRead, kWrite };
 // Far below where the kernel puts what has no address of its own: a hole is nobody else's. (The
 // thread sanitizer has its shadow at most addresses.)
 #if defined(__SANITIZE_THREAD__)
+#define STAGETWO_MODEL_IS_LOW
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define STAGETWO_MODEL_IS_LOW
+#endif
+#endif
+#if defined(STAGETWO_MODEL_IS_LOW)
 inline constexpr u64 kModelBase = 0x60'0000'0000;
 #else
 inline constexpr u64 kModelBase = 0x2000'0000'0000;
