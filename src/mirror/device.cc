@@ -114,6 +114,20 @@ void Device::release(u64 page) {
   static_cast<void>(free_.push_back(place));  // reserved by grow()
 }
 
+bool Device::is_a_devices(const host::Mapping& mapping) {
+  for (unsigned unit = 0; unit < kDevices; ++unit) {
+    Device* device = peek(unit);
+    if (device == nullptr) continue;
+    const sync::MutexGuard guard(device->lock);
+    for (const Mirror* mirror = device->mirrors_; mirror != nullptr; mirror = mirror->next_) {
+      const bool same =
+          mirror->file_device_ == mapping.device && mirror->file_inode_ == mapping.inode;
+      if (same && mapping.inode != 0) return true;
+    }
+  }
+  return false;
+}
+
 void Device::evict(bool with_exclusive) {
   constexpr unsigned kBatch = 256;
   Hva pages[kBatch];

@@ -25,6 +25,7 @@
 #include "base/hash_map.h"
 #include "base/vec.h"
 #include "host/page_owner.h"
+#include "host/process_map.h"
 #include "sync/invalidation_gate.h"
 #include "sync/mutex.h"
 
@@ -59,6 +60,8 @@ class Device {
   [[nodiscard]] bool coherent() const { return is_coherent(unit_); }
   // The page at `at` if it is in the arena and settled.
   DevicePage* find(Hva at) TA_REQ(lock);
+  // Is it a mapping of some open device's file?
+  static bool is_a_devices(const host::Mapping& mapping);
   // Brings back what is here; exclusive pages only `with_exclusive`.
   void evict(bool with_exclusive);
 

@@ -2,6 +2,8 @@
 // Pages between the process and the device. The page itself is moved by host::take_away; what is
 // here is which pages, and what the mirror's table says afterwards. kernel file: lib/test_hmm.c.
 
+#include <sys/auxv.h>
+
 #include <algorithm>
 
 #include "base/guard.h"
@@ -92,33 +94,70 @@ Result<void> Mirror::map_resident(HvaRange range) {
   return {};
 }
 
-Result<void> Mirror::migrate_to_device(HvaRange range) {
-  trace::enter_room(trace::Room::mirror, 2, range.start().raw());
-  if (device_->coherent()) return make_resident(range);
-  const auto taken = host::take_away(range, &device_->migrated, this, host::Which::kAnonymous);
-  u64 mapped = 0;
-  ST_TRY(map_taken(range, false, &mapped));
-  if (!taken) return refuse(taken.error());
+void Mirror::set_file(u64 device, u64 inode) {
+  const sync::MutexGuard guard(device_->lock);
+  file_device_ = device;
+  file_inode_ = inode;
+}
+
+namespace {
+
+// The vdso, and what the kernel maps read-only right below it: pages without a struct page, or that
+// may not grow.
+bool is_the_kernels(const host::Mapping& mapping) {
+  constexpr u64 kMostBelow = 16 * kPageSize;
+  const Hva vdso(::getauxval(AT_SYSINFO_EHDR));
+  if (vdso == Hva() || mapping.file_backed || mapping.prot.write) return false;
+  if (mapping.range.contains(vdso)) return true;
+  return mapping.range.end() <= vdso && vdso - mapping.range.start() <= kMostBelow;
+}
+
+// Analogue: the checks of the driver and of migrate_vma_setup(). Failure: EINVAL.
+Result<host::Mapping> migratable_at(Hva at) {
+  const auto mapping = host::mapping_at(at);
+  if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
+  if (mapping->file_backed ? Device::is_a_devices(*mapping) : is_the_kernels(*mapping)) {
+    return refuse(EINVAL);
+  }
+  return *mapping;
+}
+
+// Calls fn(piece) for each mapping of the range, up to the first that does not migrate.
+template <typename F>
+Result<void> for_mappings(HvaRange range, F&& fn) {
+  for (Hva at = range.start(); at < range.end();) {
+    const host::Mapping mapping = ST_TRY(migratable_at(at));
+    const Hva end = std::min(range.end(), mapping.range.end());
+    ST_TRY(fn(HvaRange(at, end - at)));
+    at = end;
+  }
   return {};
 }
 
-Result<void> Mirror::make_resident(HvaRange range) {
-  const auto taken = host::take_away(range, &device_->migrated, this, host::Which::kAnonymous);
-  device_->put_back(range);
-  ST_TRY(map_resident(range));
-  if (!taken) return refuse(taken.error());
-  return {};
+}  // namespace
+
+Result<void> Mirror::migrate_to_device(HvaRange range) {
+  trace::enter_room(trace::Room::mirror, 2, range.start().raw());
+  return for_mappings(range, [&](HvaRange piece) -> Result<void> {
+    const auto taken = host::take_away(piece, &device_->migrated, this, host::Which::kAnonymous);
+    u64 mapped = 0;
+    if (device_->coherent()) {
+      device_->put_back(piece);
+      ST_TRY(map_resident(piece));
+    } else {
+      ST_TRY(map_taken(piece, false, &mapped));
+    }
+    if (!taken) return refuse(taken.error());
+    return {};
+  });
 }
 
 Result<u64> Mirror::migrate_to_system(HvaRange range) {
   u64 moved = 0;
-  for (Hva at = range.start(); at < range.end();) {
-    const auto mapping = host::mapping_at(at);
-    if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
-    const Hva end = std::min(range.end(), mapping->range.end());
-    moved += send_home(HvaRange(at, end - at));
-    at = end;
-  }
+  ST_TRY(for_mappings(range, [&](HvaRange piece) -> Result<void> {
+    moved += send_home(piece);
+    return {};
+  }));
   return moved;
 }
 

@@ -57,6 +57,10 @@ class Mirror final : public host::MmuNotifier {
   // Evicts the device's pages, as the kernel's driver does on every close.
   ~Mirror();
 
+  // The file a client maps of the device: its mappings are the driver's own pages (a mixed map),
+  // which do not migrate.
+  void set_file(u64 device, u64 inode);
+
   // The device reads or writes pages of the process; the bytes are in `bounce`. Failure: EFAULT (no
   // mapping, no right to read), EPERM (no right to write), EBUSY (a second of lost races), ENOMEM.
   Result<void> read(Hva first, u64 pages, u8* bounce, Transfer* done);
@@ -64,8 +68,8 @@ class Mirror final : public host::MmuNotifier {
   // The same without faulting. Failure: ENOENT.
   Result<void> read_mapped(Hva first, u64 pages, u8* bounce, Transfer* done);
 
-  // Failure: EINVAL (a part is not mapped, not readable, or of huge pages); what moved before stays
-  // moved. Pages that cannot migrate stay.
+  // Failure: EINVAL (a part is not mapped, not readable, of huge pages, or special: a driver's or
+  // the kernel's own pages); what moved before stays moved. Pages that cannot migrate stay.
   Result<void> migrate_to_device(HvaRange range);
   Result<u64> migrate_to_system(HvaRange range);
   // Pages that only the device can reach, until the process touches them. Failure: EBUSY.
@@ -114,7 +118,6 @@ class Mirror final : public host::MmuNotifier {
   Result<unsigned> map_taken_chunk(Hva first, unsigned count, bool exclusive);
   Result<unsigned> enter_taken(Hva first, unsigned count, bool exclusive, const Prot* rights)
       TA_REQ(device_ -> lock);
-  Result<void> make_resident(HvaRange range);
   Result<void> map_resident(HvaRange range);
   u64 send_home(HvaRange piece);
   Result<void> view_chunk(Hva first, unsigned count, PageView* out);
@@ -124,6 +127,8 @@ class Mirror final : public host::MmuNotifier {
 
   Device* device_;
   Mirror* next_ = nullptr;  // of the device's mirrors; under its lock
+  u64 file_device_ = 0;     // under the device's lock
+  u64 file_inode_ = 0;
   sync::InvalidationGate gate_;
   HashMap<u64, Entry> entries_ TA_GUARDED(device_->lock){"mirror.entries"};
 };

@@ -2,10 +2,12 @@
 #include "abi/hmm/hmm.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 
 #include "abi/hmm/uapi.h"
+#include "base/sys.h"
 #include "base/text.h"
 #include "host/access.h"
 #include "host/descriptor.h"
@@ -224,7 +226,11 @@ Result<int> open_device(u32 unit, int flags) {
   FixedString<32> kind;
   kind.append("hmm_dmirror").append_int(static_cast<int>(unit));
   auto backing = ST_TRY(host::Backing::create(kind.c_str(), kMappableBytes));
-  auto file = ST_TRY(make_box<DeviceFile>("abi_hmm.device", ST_TRY(Mirror::open(unit))));
+  auto mirror = ST_TRY(Mirror::open(unit));
+  struct ::stat status{};
+  ST_TRY(sys::fstat(backing.fd(), &status));
+  mirror->set_file(status.st_dev, status.st_ino);
+  auto file = ST_TRY(make_box<DeviceFile>("abi_hmm.device", std::move(mirror)));
   const host::DescriptorSpec spec{.shape = host::FileShape::kCharDevice,
                                   .home = host::StateHome::kProcess,
                                   .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),

@@ -2,6 +2,7 @@
 // The device file: the kernel's checks in the kernel's order, outputs on success only.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -134,6 +135,51 @@ TEST(HmmParameters, ARefusedValueChangesNothing) {
   EXPECT_EQ(0, refusal("spm_addr_dev1", "-9223372036854775808"));
   EXPECT_FALSE(abi_hmm::has_unit(2)) << "the first one is still 0";
   host::debug_leave_session();
+}
+
+TEST_F(HmmDevice, PagesOfADriverOrOfTheKernelDoNotMigrate) {
+  void* mine = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd_, 0);
+  ASSERT_NE(MAP_FAILED, mine);
+  auto cmd = command(1);
+  for (const u64 address : {reinterpret_cast<u64>(mine), u64{::getauxval(AT_SYSINFO_EHDR)},
+                            u64{::getauxval(AT_SYSINFO_EHDR)} - 4096}) {
+    cmd = command(1);
+    cmd.addr = address;
+    EXPECT_EQ(-EINVAL, call(HMM_DMIRROR_MIGRATE_TO_DEV, &cmd));
+    EXPECT_EQ(-EINVAL, call(HMM_DMIRROR_MIGRATE_TO_SYS, &cmd));
+    EXPECT_EQ(0, call(HMM_DMIRROR_SNAPSHOT, &cmd)) << "a look at it is no migration";
+  }
+  ::munmap(mine, 4096);
+}
+
+TEST_F(HmmDevice, WhatDoesNotMigrateIsEnoent) {
+  void* shared = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  auto cmd = command(1);
+  cmd.addr = reinterpret_cast<u64>(shared);
+  EXPECT_EQ(-ENOENT, call(HMM_DMIRROR_MIGRATE_TO_DEV, &cmd));
+  EXPECT_EQ(0, call(HMM_DMIRROR_MIGRATE_TO_SYS, &cmd));
+  EXPECT_EQ(0u, cmd.cpages);
+  EXPECT_EQ(-EBUSY, call(HMM_DMIRROR_EXCLUSIVE, &cmd)) << "only private pages can be exclusive";
+  ::munmap(shared, 4096);
+}
+
+TEST_F(HmmDevice, EachWayToMigrateAHoleOrAProtectedPageIsEinval) {
+  auto cmd = command(5);  // the fifth page is no memory
+  EXPECT_EQ(-EINVAL, call(HMM_DMIRROR_MIGRATE_TO_DEV, &cmd));
+  EXPECT_EQ(-EINVAL, call(HMM_DMIRROR_MIGRATE_TO_SYS, &cmd));
+  EXPECT_EQ(-EBUSY, call(HMM_DMIRROR_EXCLUSIVE, &cmd));
+  EXPECT_EQ(7, *memory_.bytes_at(0));
+}
+
+TEST_F(HmmDevice, AWriteWithoutTheRightIsEpermAndChangesNothing) {
+  ASSERT_EQ(0, ::mprotect(memory_.pointer(), 4096, PROT_READ));
+  auto cmd = command(1);
+  EXPECT_EQ(-EPERM, call(HMM_DMIRROR_WRITE, &cmd));
+  EXPECT_EQ(7, *memory_.bytes_at(0));
+  ASSERT_EQ(0, ::mprotect(memory_.pointer(), 4096, PROT_NONE));
+  EXPECT_EQ(-EFAULT, call(HMM_DMIRROR_WRITE, &cmd));
+  EXPECT_EQ(-EFAULT, call(HMM_DMIRROR_READ, &cmd));
+  ASSERT_EQ(0, ::mprotect(memory_.pointer(), 4096, PROT_READ | PROT_WRITE));
 }
 
 TEST_F(HmmDevice, ASnapshotSaysWhoseResidentPagesAre) {
