@@ -56,6 +56,9 @@ TEST(LibcByItself, ChangesWhileThreadsAreInIt) {
 TEST(LibcByItself, LeftAsItIsEndsInTheGuardedAccess) {
   expect_case("free_that_nobody_sees", {"STAGETWO_OPTIONS=libc=leave"});
 }
+TEST(LibcByItself, MayBeClosedToUs) {
+  expect_case("libc_may_not_be_changed");
+}
 TEST(LibcByItself, TheLogSaysWhatIsSeen) {
   const auto said = [](const char* options) {
     return run_program({tool(), "run", "-v", "--", program("changes"), "guard_pages"}, {options})

@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 
 #include "abi/hmm/uapi.h"
+#include "deny.h"
 #include "lent.h"
 
 enum { kBlock = 8 << 20 };
@@ -415,6 +416,12 @@ static void free_that_nobody_sees(void) {
   REQUIRE((touch(3) & 0xff) == 0x99);
 }
 
+// A filter of the program's keeps the engine from changing libc: the same, and nothing breaks.
+static void libc_may_not_be_changed(void) {
+  REQUIRE(deny_call(SYS_mremap) == 0);
+  free_that_nobody_sees();
+}
+
 // ---- the rarer calls ---------------------------------------------------------------------------
 
 static void shared_segments(void) {
@@ -564,6 +571,7 @@ int main(int argc, char** argv) {
       {"free_of_device_memory", free_of_device_memory},
       {"children_of_every_kind", children_of_every_kind},
       {"free_that_nobody_sees", free_that_nobody_sees},
+      {"libc_may_not_be_changed", libc_may_not_be_changed},
       {"shared_segments", shared_segments},
       {"segment_over_memory", segment_over_memory},
       {"program_break", program_break},
