@@ -10,6 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -149,6 +151,28 @@ TEST_F(GuestMemfdTest, TheLastReleaseClosesTellsAndFrees) {
                             23 /* MADV_POPULATE_WRITE */));
   GuestMemfd::unbind(&binding);  // in whichever order they go
   EXPECT_EQ(0U, binding.at().raw());
+}
+
+TEST_F(GuestMemfdTest, TheEnginesMappingIsNotDumpedAndNotInherited) {
+  Binding binding;
+  ASSERT_EQ(0, bind(0, kPages * kPageSize, &binding));
+  char start[32];
+  std::snprintf(start, sizeof(start), "%llx-", static_cast<unsigned long long>(binding.at().raw()));
+  std::ifstream maps("/proc/self/smaps");
+  std::string line;
+  bool inside = false;
+  std::string flags;
+  while (std::getline(maps, line)) {
+    if (line.find("VmFlags:") != 0) {
+      if (line.find(start) == 0) inside = true;
+    } else if (inside) {
+      flags = line;
+      break;
+    }
+  }
+  EXPECT_NE(flags.find(" dd"), std::string::npos) << flags;  // MADV_DONTDUMP
+  EXPECT_NE(flags.find(" dc"), std::string::npos) << flags;  // MADV_DONTFORK
+  GuestMemfd::unbind(&binding);
 }
 
 TEST_F(GuestMemfdTest, AChildHasNoMappingAndMayAllocateAndPunch) {

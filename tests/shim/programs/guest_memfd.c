@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// A guest_memfd through libc: what its file answers, in Linux 6.12 and in 6.18, and in processes
+// that did not make it.
+#define _GNU_SOURCE
+#include "abi/kvm/uapi.h"
+//
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include "machine.h"
+
+enum { kPages = 4, kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE };
+
+static int kvm_fd, vm_fd;
+
+static int make_vm(unsigned long type) {
+  kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  REQUIRE(kvm_fd >= 0);
+  vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, type);
+  REQUIRE(vm_fd >= 0);
+  return vm_fd;
+}
+static int create(uint64_t size, uint64_t flags) {
+  struct kvm_create_guest_memfd asked = {.size = size, .flags = flags};
+  memset(asked.reserved, 0xff, sizeof asked.reserved);  // not looked at
+  return ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &asked);
+}
+
+static void creation(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  const uint64_t bad[] = {0, 1, 4097, (uint64_t)-4096};
+  for (unsigned i = 0; i < 4; i++) REFUSES(create(bad[i], 0), EINVAL);
+  const int small = create(kPage, 0), vast = create(UINT64_C(1) << 62, 0);
+  REQUIRE(small >= 0 && vast == small + 1);
+  REQUIRE(fcntl(small, F_GETFD) == 0);
+  REQUIRE((fcntl(small, F_GETFL) & O_ACCMODE) == O_RDWR);
+  REFUSES(create(kPage, 1), EINVAL);
+  REFUSES(create(kPage, UINT64_C(1) << 63), EINVAL);
+}
+
+static void operations(void) {
+  make_vm(KVM_X86_SW_PROTECTED_VM);
+  const int fd = create(kPages * kPage, 0);
+  char byte = 1;
+  struct iovec part = {&byte, 1};
+  REFUSES(read(fd, &byte, 1), EINVAL);
+  REFUSES(write(fd, &byte, 1), EINVAL);
+  REFUSES(readv(fd, &part, 1), EINVAL);
+  REFUSES(pread(fd, &byte, 1, 0), ESPIPE);
+  REFUSES(pwrite(fd, &byte, 1, 0), ESPIPE);
+  REFUSES(lseek(fd, 0, SEEK_SET), ESPIPE);
+  REFUSES(ftruncate(fd, kPages * kPage), EINVAL);
+  REFUSES(ioctl(fd, KVM_GET_API_VERSION, 0), ENOTTY);
+  errno = 0;
+  REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENODEV);
+  REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_PRIVATE, fd, 0) == MAP_FAILED && errno == ENODEV);
+  REFUSES(fallocate(fd, 0, 0, kPage), EOPNOTSUPP);
+  REFUSES(fallocate(fd, FALLOC_FL_PUNCH_HOLE, 0, kPage), EOPNOTSUPP);
+  REFUSES(fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, 0, kPage), EOPNOTSUPP);
+  REFUSES(fallocate(fd, FALLOC_FL_KEEP_SIZE, 1, kPage), EINVAL);
+  REFUSES(fallocate(fd, kPunch, 0, 0), EINVAL);
+  REFUSES(fallocate(fd, kPunch, -kPage, kPage), EINVAL);
+  REFUSES(fallocate(fd, kPunch, INT64_MAX - kPage + 1, kPage), EFBIG);
+  REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPages * kPage) == 0);
+  struct stat s;
+  REQUIRE(fstat(fd, &s) == 0);
+  REQUIRE(s.st_size == kPages * kPage && s.st_blksize == kPage && s.st_blocks == 0);
+  REQUIRE(s.st_mode == (S_IFREG | 0600) && s.st_nlink == 1);
+  REQUIRE(fallocate(fd, kPunch, kPages * kPage, kPage) == 0);
+}
+
+// A child and a receiver allocate and punch; neither has the VM.
+static void elsewhere(void) {
+  make_vm(KVM_X86_SW_PROTECTED_VM);
+  const int fd = create(kPages * kPage, 0);
+  int pair[2];
+  REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    REFUSES(create(kPage, 0), EIO);
+    REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPage) == 0);
+    REQUIRE(fallocate(fd, kPunch, 0, kPage) == 0);
+    REFUSES(fallocate(fd, FALLOC_FL_KEEP_SIZE, kPages * kPage, kPage), EINVAL);
+    REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENODEV);
+    _exit(0);
+  }
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+  close(vm_fd);
+  REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPages * kPage) == 0);  // outlives the VM's own
+  close(fd);
+}
+
+static sigjmp_buf back;
+static siginfo_t seen;
+static void on_bus(int signal, siginfo_t* info, void* context) {
+  (void)signal;
+  (void)context;
+  seen = *info;
+  siglongjmp(back, 1);
+}
+static int touch_is_sigbus(volatile char* at) {
+  if (sigsetjmp(back, 1) != 0) return seen.si_signo == SIGBUS && seen.si_code == BUS_ADRERR;
+  *at = *at;
+  return 0;
+}
+
+// Linux 6.18: MMAP and INIT_SHARED.
+static void mappable(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  REQUIRE(ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD) == 1);
+  REQUIRE(ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS) == 3);
+  REFUSES(create(kPage, 4), EINVAL);
+  struct sigaction action = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO};
+  REQUIRE(sigaction(SIGBUS, &action, NULL) == 0);
+
+  const int both = create(kPages * kPage, 3);
+  REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_PRIVATE, both, 0) == MAP_FAILED && errno == EINVAL);
+  // Longer than the file is allowed; beyond the end is SIGBUS.
+  char* const at = mmap(NULL, (kPages + 1) * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, both, 0);
+  REQUIRE(at != MAP_FAILED);
+  at[0] = at[kPage] = 42;
+  REQUIRE(touch_is_sigbus(at + kPages * kPage));
+  REQUIRE(madvise(at, kPage, MADV_DONTNEED) == 0 && at[0] == 42);
+  REQUIRE(fallocate(both, kPunch, 0, kPage) == 0 && at[0] == 0 && at[kPage] == 42);
+  REQUIRE(madvise(at, 2 * kPage, MADV_REMOVE) == 0 && at[kPage] == 0);
+  at[kPage] = 7;
+
+  const int alone = create(kPages * kPage, 1);
+  char* const closed = mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, alone, 0);
+  REQUIRE(closed != MAP_FAILED && touch_is_sigbus(closed));
+  const int shared = create(kPages * kPage, 2);
+  REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, shared, 0) == MAP_FAILED && errno == ENODEV);
+
+  // A slot of a default VM that is served from the file alone, and a guest that reads it.
+  uint8_t* const memory =
+      mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  memcpy(memory, (uint8_t[]){0xa0, 0x00, 0x30, 0xf4}, 4);  // al = [0x3000]; hlt
+  REQUIRE(set_slot(vm_fd, 0, 0x1000, memory, kPage, 0) == 0);
+  struct kvm_userspace_memory_region2 slot = {.slot = 1,
+                                              .flags = KVM_MEM_GUEST_MEMFD,
+                                              .guest_phys_addr = 0x2000,
+                                              .memory_size = kPages * kPage,
+                                              .userspace_addr = (uintptr_t)at,
+                                              .guest_memfd = (uint32_t)both};
+  REQUIRE(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &slot) == 0);
+  const int vcpu = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
+  struct kvm_run* const run = mmap(NULL, 3 * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+  struct kvm_sregs sregs;
+  REQUIRE(ioctl(vcpu, KVM_GET_SREGS, &sregs) == 0);
+  sregs.cs.base = sregs.cs.selector = 0;
+  REQUIRE(ioctl(vcpu, KVM_SET_SREGS, &sregs) == 0);
+  struct kvm_regs regs = {.rip = 0x1000, .rflags = 2};
+  REQUIRE(ioctl(vcpu, KVM_SET_REGS, &regs) == 0);
+  REQUIRE(ioctl(vcpu, KVM_RUN, 0) == 0 && run->exit_reason == KVM_EXIT_HLT);
+  REQUIRE(ioctl(vcpu, KVM_GET_REGS, &regs) == 0 && (regs.rax & 0xff) == 7);
+
+  make_vm(KVM_X86_SW_PROTECTED_VM);
+  REQUIRE(ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS) == 1);
+  REFUSES(create(kPage, 2), EINVAL);
+}
+
+int main(int argc, char** argv) {
+  const struct {
+    const char* name;
+    void (*run)(void);
+  } cases[] = {{"creation", creation},
+               {"operations", operations},
+               {"elsewhere", elsewhere},
+               {"mappable", mappable}};
+  for (unsigned i = 0; argc == 2 && i < sizeof cases / sizeof cases[0]; i++) {
+    if (strcmp(argv[1], cases[i].name) != 0) continue;
+    cases[i].run();
+    return 0;
+  }
+  fprintf(stderr, "guest_memfd: which case?\n");
+  return 2;
+}
