@@ -30,9 +30,6 @@
 namespace stagetwo::host {
 namespace {
 
-constexpr unsigned kBatch = 256;
-// Of a page whose owner says "not now": who cannot wait any longer goes on without it.
-constexpr unsigned kMostAsks = 4096;
 constexpr u64 kLookAgainNs = 10'000'000;
 constexpr u64 kLongestForkNs = 10'000'000'000;
 
@@ -85,17 +82,21 @@ void OwnerTable::end_take() {
   turn_over();
 }
 
-bool OwnerTable::refuses(PageKey key, const PageViews& views) {
+OwnerTable::Refusal OwnerTable::refusal(PageKey key, const PageViews& views) {
   for (const OwnedChange* change = changes_; change != nullptr; change = change->next_) {
     for (const PageView& view : views) {
       if (!within(key, view.at, change->reach_)) continue;
-      ++counts_.refused_change;
-      return ST_GUARD(owners_change, true);
+      if (ST_GUARD(owners_change, true)) return Refusal::kChange;
     }
   }
-  const bool held = is_held(key, views);
-  counts_.refused_held += held ? 1 : 0;
-  return held;
+  return is_held(key, views) ? Refusal::kHeld : Refusal::kNone;
+}
+
+bool OwnerTable::refuses(PageKey key, const PageViews& views) {
+  const Refusal why = refusal(key, views);
+  counts_.refused_change += why == Refusal::kChange ? 1 : 0;
+  counts_.refused_held += why == Refusal::kHeld ? 1 : 0;
+  return why != Refusal::kNone;
 }
 
 // A page of userfaultfd's that is absent has no entry. If it has one, its address was unmapped
@@ -208,28 +209,6 @@ BringBack OwnerTable::bring_back(PageKey key) {
     waited = true;
     wait_turn(seen);  // progress: who has the page waits for none of us
   }
-}
-
-u64 OwnerTable::bring_back_all(const Reach& reach) {
-  PageKey keys[kBatch];
-  u64 back = 0;
-  for (unsigned asked = 0; asked < kMostAsks;) {
-    const unsigned count = collect(
-        reach, keys, kBatch,
-        [](const PageKey&, const PageRecord& record) { return record.stage != PageStage::kLost; });
-    if (count == 0) return back;
-    bool later = false;
-    for (unsigned i = 0; i < count; ++i) {
-      const BringBack outcome = bring_back(keys[i]);
-      if (outcome == BringBack::kBack) ++back;
-      if (outcome == BringBack::kRetry) later = true;
-    }
-    if (later) {
-      ++asked;
-      sync::yield_thread();
-    }
-  }
-  return back;
 }
 
 // Pre: this thread made the record kFilling.
@@ -505,7 +484,7 @@ void OwnerTable::before_fork() {
     }
     if (count == 0 && !takers) return;
     bool later = false;
-    for (unsigned i = 0; i < count; ++i) later |= bring_back(keys[i]) == BringBack::kRetry;
+    static_cast<void>(bring_back_keys(keys, count, &later));
     if (takers && count == 0) wait_turn(seen);
     if (later) {
       ++asked;

@@ -30,6 +30,9 @@ class OwnerTable final : public TransitWatcher {
   // Raised by every change of mappings: what was looked up before it may be otherwise now.
   static constexpr u32 kAnyLayout = ~u32{0};
   [[nodiscard]] u32 layout();
+  // The same for neighbours of private memory whose touches are reported. Answers how many, from
+  // the first one on, were taken.
+  unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
   // All mappings of the object, in place of what was known. Answers the layout they belong to.
   // Failure: ENOMEM, what kept the kernel from telling.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
@@ -84,8 +87,12 @@ class OwnerTable final : public TransitWatcher {
  private:
   bool drop_if_stale(PageKey key, const PageJob& job);
   bool enter(PageKey key, u32 layout, PageJob* job);
+  unsigned bring_back_run(const PageKey* keys, unsigned count);
+  u64 bring_back_keys(PageKey* keys, unsigned count, bool* later);
   BringBack fill(PageKey key, const PageJob& job);
   void finish(PageKey key, BringBack outcome);
+  enum class Refusal : u8 { kNone, kChange, kHeld };
+  Refusal refusal(PageKey key, const PageViews& views) TA_REQ(lock_);
   bool refuses(PageKey key, const PageViews& views) TA_REQ(lock_);
   bool is_held(PageKey key, const PageViews& views) TA_REQ(lock_);
   [[nodiscard]] PageKey key_at(Hva at) const TA_REQ(lock_);
@@ -137,6 +144,11 @@ class OwnerTable final : public TransitWatcher {
                                       PageOwner* owner, const void* cookie);
 // Starts the thread that answers touches. Idempotent. Failure: EAGAIN, ENOMEM.
 [[nodiscard]] Result<void> start_resolver();
+
+// Records that are looked at under one lock.
+inline constexpr unsigned kBatch = 256;
+// Of a page whose owner says "not now": who cannot wait any longer goes on without it.
+inline constexpr unsigned kMostAsks = 4096;
 
 constexpr PageKey private_key(Hva at) {
   return {kPrivateMemory, at.raw() >> kPageShift};

@@ -45,6 +45,33 @@ bool wants(Which which, const Mapping& mapping, const PageState& page) {
 // How often a page is looked at whose mappings change all the time, before it stays.
 constexpr unsigned kMostLooks = 16;
 
+// In runs of neighbours with the same rights, and singly what does not go so. *stopped is the first
+// one that another layout kept from being taken.
+u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u32 layout,
+                 Hva* stopped) {
+  u64 taken = 0;
+  for (unsigned i = 0; i < count;) {
+    unsigned run = 1;
+    while (i + run < count && records[i + run].at == records[i].at + run * kPageSize &&
+           records[i + run].writable == records[i].writable) {
+      ++run;
+    }
+    const bool runs = run > 1 && records[i].hiding == Hiding::kUserfault;
+    const unsigned moved = runs ? table.take_run(records + i, run, layout) : 0;
+    taken += moved;
+    i += moved;
+    if (moved == run) continue;
+    if (table.take(private_key(records[i].at), records[i], layout)) {
+      ++taken;
+    } else if (table.layout() != layout) {
+      *stopped = records[i].at;
+      return taken;
+    }
+    ++i;
+  }
+  return taken;
+}
+
 // The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
 // that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
 Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
@@ -55,25 +82,28 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
   table.note_private(piece);
   u64 taken = 0;
   PageState states[kMaxPageStates];
+  PageRecord wanted[kMaxPageStates];
   for (Hva at = piece.start(); at < piece.end();) {
     const u64 left = (piece.end() - at) / kPageSize;
     const unsigned count = static_cast<unsigned>(std::min<u64>(left, kMaxPageStates));
     ST_TRY(page_states(at, count, states));
+    unsigned records = 0;
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
       if (!wants(which, mapping, states[i])) continue;
-      PageRecord record;
+      PageRecord& record = wanted[records++];
+      record = {};
       record.owner = owner;
       record.at = at;
       record.hiding = *hiding;
       record.prot = mapping.prot;
       const bool none = !states[i].present || states[i].zero;
       record.writable = none ? mapping.prot.write : states[i].writable(mapping);
-      if (table.take(private_key(at), record, layout)) {
-        ++taken;
-      } else if (table.layout() != layout) {
-        *reached = at;
-        return taken;
-      }
+    }
+    Hva stopped = piece.end();
+    taken += take_records(table, wanted, records, layout, &stopped);
+    if (stopped < piece.end()) {
+      *reached = stopped;
+      return taken;
     }
   }
   *reached = piece.end();

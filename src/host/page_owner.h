@@ -65,6 +65,8 @@ class PageExit {
   // else a copy. A page of zeros may leave `place` empty. False: it stays where it is.
   // Context: no lock of the owner that a touch could need.
   [[nodiscard]] virtual bool to(Hva place) = 0;
+  // Of a run: its pages to the places from `place` on. Answers how many went, from the first one on.
+  [[nodiscard]] virtual unsigned run_to(Hva place) = 0;
 
  protected:
   ~PageExit() = default;
@@ -76,6 +78,8 @@ class PageEntry {
   // `place` may be empty afterwards. False: no memory; nothing has changed.
   [[nodiscard]] virtual bool from(Hva place) = 0;
   [[nodiscard]] virtual bool from_bytes(const void* page) = 0;
+  // Of a run: as PageExit::run_to.
+  [[nodiscard]] virtual unsigned run_from(Hva place) = 0;
 
  protected:
   ~PageEntry() = default;
@@ -98,6 +102,17 @@ class PageOwner {
   virtual BringBack bring_back(const AbsentPage& page, PageEntry& entry) = 0;
   // The client gave it up.
   virtual void discard(const AbsentPage& page) = 0;
+
+  // Both for `pages` neighbours of private memory in one go, with the run form of exit and entry,
+  // where the kernel moves pages. Answers for how many, from the first one on, it is done; the
+  // others are asked for one by one, and all of them by an owner that keeps these answers.
+  virtual unsigned take_run(const AbsentPage& /*first*/, unsigned /*pages*/, PageExit& /*exit*/) {
+    return 0;
+  }
+  virtual unsigned bring_back_run(const AbsentPage& /*first*/, unsigned /*pages*/,
+                                  PageEntry& /*entry*/) {
+    return 0;
+  }
 
  protected:
   ~PageOwner() = default;

@@ -176,6 +176,16 @@ bool PageTransit::from_bytes(const void* page) {
   return filled || (!shared() && !no_memory);
 }
 
+unsigned PageTransit::run_to(Hva place) {
+  if (hiding_ == Hiding::kProtection || shared()) return 0;
+  return static_cast<unsigned>(userfault::move_run(place, at(), pages_));
+}
+
+unsigned PageTransit::run_from(Hva place) {
+  if (hiding_ == Hiding::kProtection || shared()) return 0;
+  return static_cast<unsigned>(userfault::move_run(at(), place, pages_));
+}
+
 void PageTransit::undo() {
   if (hiding_ == Hiding::kUserfault) return;
   for (const PageView& view : views_) {
@@ -185,7 +195,9 @@ void PageTransit::undo() {
 
 void PageTransit::wake() {
   if (hiding_ == Hiding::kProtection) return;
-  for (const PageView& view : views_) userfault::wake(page_at(view.at));
+  for (const PageView& view : views_) {
+    userfault::wake(HvaRange(page_floor(view.at), pages_ * kPageSize));
+  }
 }
 
 void PageTransit::make_lost() {

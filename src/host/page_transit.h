@@ -55,12 +55,16 @@ class TransitWatcher {
 class PageTransit final : public PageExit, public PageEntry {
  public:
   // Pre: one view of a private page, at least one of a shared one.
-  PageTransit(PageKey key, const PageViews& views, Hiding hiding, TransitWatcher* watcher)
-      : key_(key), views_(views), hiding_(hiding), watcher_(watcher) {}
+  // `pages` more than one: a run of private memory, by the run forms alone.
+  PageTransit(PageKey key, const PageViews& views, Hiding hiding, TransitWatcher* watcher,
+              unsigned pages = 1)
+      : key_(key), views_(views), hiding_(hiding), watcher_(watcher), pages_(pages) {}
 
   bool to(Hva place) override;
   bool from(Hva place) override;
   bool from_bytes(const void* page) override;
+  unsigned run_to(Hva place) override;
+  unsigned run_from(Hva place) override;
 
   // Has the page left? What to() said.
   [[nodiscard]] bool left() const { return left_; }
@@ -86,6 +90,7 @@ class PageTransit final : public PageExit, public PageEntry {
   PageViews views_;
   Hiding hiding_;
   TransitWatcher* watcher_;
+  unsigned pages_;
   bool left_ = false;
 };
 

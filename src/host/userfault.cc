@@ -33,6 +33,7 @@ constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, PoisonRequest);
 constexpr unsigned long kNewFromDevice = _IO(UFFDIO, 0x00);
 constexpr int kUserModeOnly = 1;
 constexpr u64 kDontWake = 1;  // of move, copy and zero
+constexpr u64 kAllowHoles = 2;
 
 enum class Reach : u32 { kUnknown, kAll, kUserMode, kDenied };
 
@@ -115,6 +116,23 @@ void forget(HvaRange range) {
 Result<void> move(Hva to, Hva from) {
   MoveRequest request{to.raw(), from.raw(), kPageSize, kDontWake, 0};
   return ask(kMove, &request);
+}
+u64 move_run(Hva to, Hva from, u64 pages) {
+  const auto fd = kept.get();
+  if (!fd) return 0;
+  u64 done = 0;
+  while (done < pages) {
+    const u64 offset = done * kPageSize;
+    MoveRequest request{to.raw() + offset, from.raw() + offset, (pages - done) * kPageSize,
+                        kDontWake | kAllowHoles, 0};
+    const auto asked = sys::ioctl(*fd, kMove, reinterpret_cast<u64>(&request));
+    if (asked) return pages;
+    if (to_int(asked.error()) != EAGAIN) return done;
+    // A part of it, or none because the address space is changing.
+    if (request.moved > 0) done += static_cast<u64>(request.moved) / kPageSize;
+    if (request.moved <= 0) sync::yield_thread();
+  }
+  return done;
 }
 Result<void> copy(Hva to, const void* bytes) {
   uffdio_copy request{to.raw(), reinterpret_cast<u64>(bytes), kPageSize, kDontWake, 0};

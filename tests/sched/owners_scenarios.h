@@ -147,6 +147,56 @@ struct HoldAgainstTaker : OwnersWorld {
   }
 };
 
+// Two neighbours taken in one go, while one is touched and both are brought back in one go.
+struct RunAgainstTouchers : host::PageOwner {
+  static constexpr unsigned kThreads = 3;
+  virtual ~RunAgainstTouchers() = default;
+  void thread(unsigned me) {
+    if (me == 0) {
+      table_.begin_take();
+      host::PageRecord run[2];
+      for (unsigned i = 0; i < 2; ++i) {
+        run[i].owner = this;
+        run[i].at = at(i);
+      }
+      table_.take_run(run, 2, host::OwnerTable::kAnyLayout);
+      table_.end_take();
+    } else if (me == 1) {
+      for (int i = 0; i < 2; ++i) {
+        const auto outcome = table_.bring_back(host::private_key(at(1)));
+        sync::sched::expect(outcome != host::BringBack::kRetry, "a touch is answered");
+      }
+    } else {
+      table_.bring_back_all({host::kPrivateMemory, HvaRange(at(0), 2 * kPageSize)});
+    }
+  }
+  bool take(const host::AbsentPage&, host::PageExit&) override { return false; }
+  void discard(const host::AbsentPage&) override { sync::sched::fail("nobody gave it up"); }
+  unsigned take_run(const host::AbsentPage&, unsigned pages, host::PageExit&) override {
+    for (unsigned i = 0; i < pages; ++i) {
+      sync::sched::expect(with_owner_[i].exchange(1) == 0, "taken twice");
+    }
+    return pages;
+  }
+  host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry&) override {
+    give(page.at == at(0) ? 0 : 1);
+    return host::BringBack::kBack;
+  }
+  unsigned bring_back_run(const host::AbsentPage&, unsigned pages, host::PageEntry&) override {
+    for (unsigned i = 0; i < pages; ++i) give(i);
+    return pages;
+  }
+
+ private:
+  void give(unsigned i) {
+    sync::sched::expect(with_owner_[i].exchange(0) == 1, "brought back twice");
+  }
+  Hva at(unsigned i) const { return Hva(pages_.address() + i * kPageSize); }
+  GuardedPages pages_{2};
+  host::OwnerTable table_;
+  sync::Atomic<u32> with_owner_[2];
+};
+
 // A fork of one thread, a taker and a toucher.
 struct ForkAgainstTaker : OwnersWorld {
   static constexpr unsigned kThreads = 3;

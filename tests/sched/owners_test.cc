@@ -17,6 +17,9 @@ TEST(Owners, WhatTheClientGaveUpDoesNotComeBack) {
 TEST(Owners, AHeldPageIsNotTaken) {
   expect_holds<HoldAgainstTaker>();
 }
+TEST(Owners, ARunComesBackOncePageByPage) {
+  expect_holds<RunAgainstTouchers>();
+}
 TEST(Owners, AForkFindsEveryPageInItsPlace) {
   expect_holds<ForkAgainstTaker>();
 }

@@ -67,6 +67,22 @@ class Keeper final : public host::PageOwner {
     empty(page);
     ++discarded;
   }
+  unsigned take_run(const host::AbsentPage& first, unsigned, host::PageExit& exit) override {
+    if (refuses || while_taking) return 0;
+    const unsigned went = exit.run_to(place_of(first));
+    writable = first.writable;
+    taken += went;
+    in_runs += went;
+    return went;
+  }
+  unsigned bring_back_run(const host::AbsentPage& first, unsigned,
+                          host::PageEntry& entry) override {
+    if (answer != BringBack::kBack) return 0;
+    const unsigned came = entry.run_from(place_of(first));
+    asked += came;
+    back += came;
+    return came;
+  }
 
   u8* bytes_of(const void* at) const {
     return reinterpret_cast<u8*>((places_ + (reinterpret_cast<u64>(at) - first_.raw())).raw());
@@ -76,7 +92,7 @@ class Keeper final : public host::PageOwner {
   // A touch that another thread serves orders nothing in the eyes of a sanitizer.
   std::atomic<bool> refuses{false};
   std::atomic<BringBack> answer{BringBack::kBack};
-  std::atomic<u64> taken{0}, asked{0}, back{0}, discarded{0};
+  std::atomic<u64> taken{0}, asked{0}, back{0}, discarded{0}, in_runs{0};
   std::atomic<bool> writable{false};
 
  private:
@@ -469,6 +485,37 @@ TEST_P(AbsentPages, AnAddressUnmappedBehindOurBackHasNoOldBytes) {
 
 class WatchedPages : public AbsentPages {};
 INSTANTIATE_TEST_SUITE_P(Hiding, WatchedPages, testing::Values(false), hiding_name);
+
+TEST_P(WatchedPages, NeighboursGoAndComeInOnePiece) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(kPages, keeper_.in_runs);
+  EXPECT_EQ(kPages, host::bring_back_range(range()));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
+TEST_P(WatchedPages, ARunGoesOnBehindAPageThatCannotBeMoved) {
+  // A page that a child shares is copied; one that was never touched is zeros.
+  ASSERT_EQ(0, ::madvise(page(5), kPageSize, MADV_DONTNEED));
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(ends[1]);
+    u8 byte = 0;
+    ::_exit(static_cast<int>(::read(ends[0], &byte, 1)));
+  }
+  for (const size_t i : {0u, 1u, 2u, 4u, 6u, 7u}) page(i)[0] = static_cast<u8>(i + 1);
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(4, keeper_.bytes_of(page(3))[9]);
+  EXPECT_EQ(0, keeper_.bytes_of(page(5))[9]);
+  EXPECT_EQ(kPages, host::bring_back_range(range()));
+  for (const size_t i : {0u, 1u, 2u, 3u, 4u, 6u, 7u}) EXPECT_TRUE(is_page_of(i)) << i;
+  EXPECT_EQ(0, page(5)[9]);
+  ::close(ends[1]);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  ::close(ends[0]);
+}
 
 // Whether userfaultfd of ours watches the page: a second one is refused.
 bool is_watched(Hva at) {
