@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/guard.h"
 #include "stage2/address_space.h"
+#include "stage2/slot_users.h"
 
 // The half of the bell that asks who used a page, and what a VM looks at before each run.
 //
@@ -19,29 +20,6 @@
 // So a page may look colder than it is for that long, and never hotter (as the kernel allows).
 
 namespace stagetwo::stage2 {
-
-namespace {
-
-// fn(address_space, frames) for everybody who uses the addresses; is one of the answers yes? Asked
-// in pieces: fn() takes mmu_lock, outside any read section of the slots.
-template <typename F>
-bool any_user(const Memslots& slots, HvaRange range, F&& fn) {
-  constexpr size_t kPiece = 8;
-  Memslots::Users users[kPiece];
-  Memslots::UserCursor cursor;
-  size_t found = 0;
-  bool any = false;
-  do {
-    {
-      const Memslots::Reader section(slots);
-      found = section.find_users(range, &cursor, users, kPiece);
-    }
-    for (size_t i = 0; i < found; ++i) any |= fn(users[i].address_space, users[i].frames);
-  } while (found == kPiece);
-  return any;
-}
-
-}  // namespace
 
 bool GuestMemory::clear_young(HvaRange range) {
   const bool young = any_user(

@@ -5,6 +5,7 @@
 #include "base/guard.h"
 #include "base/trace.h"
 #include "stage2/address_space.h"
+#include "stage2/slot_users.h"
 
 // What takes translations away: a change of the client's addresses, and a change of slots. Both are
 // the same shape: close → zap → flush → wait → change → open. Between closing and opening no fault
@@ -60,25 +61,12 @@ void GuestMemory::open_range(HvaRange range) {
   gate_.end(frame_of(range.start()), frame_of(range.end() - 1));
 }
 
-// The slots are asked in pieces: a zap may yield, and with it wait for read sections.
 bool GuestMemory::zap_users(HvaRange range, pt::Gather* removed) {
-  constexpr size_t kPiece = 32;
-  Memslots::Users users[kPiece];
-  Memslots::UserCursor cursor;
-  size_t found = 0;
-  bool flush_owed = false;
   // The addresses are the client's: private pages of the same frames are others.
   const Half half = private_.of_notifiers();
-  do {
-    {
-      const Memslots::Reader section(slots_);
-      found = section.find_users(range, &cursor, users, kPiece);
-    }
-    for (size_t i = 0; i < found; ++i) {
-      flush_owed |= tdp_.zap_leafs(users[i].address_space, users[i].frames, removed, true, half);
-    }
-  } while (found == kPiece);
-  return flush_owed;
+  return any_user(slots_, range, [&](u32 address_space, GfnRange frames) {
+    return tdp_.zap_leafs(address_space, frames, removed, true, half);
+  });
 }
 
 bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
