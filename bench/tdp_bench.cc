@@ -159,36 +159,51 @@ void InvalidationOfAllRoots(benchmark::State& state) {
 }
 BENCHMARK(InvalidationOfAllRoots)->Arg(1)->Arg(64)->Iterations(9);
 
-// Faults beside a zap that yields: the longest of 1000 waits at most that long.
+// What faults beside one zap that yields waited, in nanoseconds.
+std::vector<double> waits_beside_a_zap() {
+  Table table(2);
+  MmuContext other(table.world.mmu);
+  table.map(0, kGiB);
+  sync::Atomic<bool> zapping{false};
+  sync::Atomic<bool> stop{false};
+  std::vector<double> waits;
+  waits.reserve(1'000'000);
+  sync::Atomic<bool> storming{false};
+  std::thread storm([&] {
+    for (u64 i = 0; !stop.load(sync::kRelaxed) && waits.size() < waits.capacity(); ++i) {
+      const bool counts = zapping.load(sync::kRelaxed);
+      const auto start = Clock::now();
+      static_cast<void>(table.world.fault(other, kGiB + i % kGiB, Access::kWrite));
+      if (counts) waits.push_back(since_ns(start));
+      storming.store(true, sync::kRelaxed);
+    }
+  });
+  while (!storming.load(sync::kRelaxed)) std::this_thread::yield();
+  zapping.store(true);
+  for (u64 gfn = 0; gfn < kGiB; gfn += 256 * 64) {
+    pt::Gather removed;
+    static_cast<void>(
+        table.world.mmu.zap_leafs(0, GfnRange(Gfn(gfn + 1), 256 * 64 - 2), &removed, true));
+    table.world.mmu.flush_and_release(&removed);
+  }
+  stop.store(true);
+  storm.join();
+  return waits;
+}
+
+// The longest of 99 in 100 waits. A zap that nobody ran beside says nothing: on a busy machine the
+// other thread may not be scheduled for as long as it takes.
 void FaultBesideAZap(benchmark::State& state) {
   std::vector<double> p99;
   for (auto _ : state) {
-    Table table(2);
-    MmuContext other(table.world.mmu);
-    table.map(0, kGiB);
-    sync::Atomic<bool> stop{false};
     std::vector<double> waits;
-    waits.reserve(4'000'000);
-    std::thread storm([&] {
-      for (u64 i = 0; !stop.load(sync::kRelaxed) && waits.size() < waits.capacity(); ++i) {
-        const auto start = Clock::now();
-        static_cast<void>(table.world.fault(other, kGiB + i % kGiB, Access::kWrite));
-        waits.push_back(since_ns(start));
-      }
-    });
-    for (u64 gfn = 0; gfn < kGiB; gfn += 256 * 64) {
-      pt::Gather removed;
-      static_cast<void>(
-          table.world.mmu.zap_leafs(0, GfnRange(Gfn(gfn + 1), 256 * 64 - 2), &removed, true));
-      table.world.mmu.flush_and_release(&removed);
-    }
-    stop.store(true);
-    storm.join();
-    if (waits.empty()) continue;
+    for (int tries = 0; waits.size() < 100 && tries < 20; ++tries) waits = waits_beside_a_zap();
+    if (waits.size() < 100) continue;
     const auto at = waits.begin() + static_cast<std::ptrdiff_t>(waits.size() * 99 / 100);
     std::nth_element(waits.begin(), at, waits.end());
     p99.push_back(*at * 1e-3);
   }
+  if (p99.empty()) return state.SkipWithError("no fault ran beside a zap");
   bench::report(state, {.unit = "us, 99 of 100 faults", .value = median(p99), .at_most = 1000});
 }
 BENCHMARK(FaultBesideAZap)->Iterations(5)->UseRealTime();

@@ -70,8 +70,12 @@ def plan():
 
 
 def run(command):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-                          timeout=300, cwd="/tmp")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+                              timeout=300, cwd="/tmp")
+    except subprocess.TimeoutExpired:
+        print(f"bench: {' '.join(command)}: not over after 300 s")
+        return None
     return done.stdout + done.stderr if done.returncode == 0 else None
 
 
