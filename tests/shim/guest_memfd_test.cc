@@ -2,6 +2,11 @@
 // The file of a guest_memfd as a program has it, by libc.
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "abi/kvm/uapi.h"
 #include "tests/shim/run_program.h"
 
 namespace stagetwo::test {
@@ -24,6 +29,27 @@ TEST(GuestMemfdFile, IsAllocatedAndPunchedByAChildAndOutlivesTheVmsDescriptor) {
 }
 TEST(GuestMemfdFile, OfLinux618MayBeMapped) {
   expect_case("mappable", "6.18");
+}
+
+// The same programs on the machine's own KVM, where it has what they ask for.
+void expect_of_oracle(const std::string& which, int capability) {
+  const int kvm = ::open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  if (kvm < 0) GTEST_SKIP() << "oracle: absent (no /dev/kvm this user may open)";
+  const bool offered = ::ioctl(kvm, KVM_CHECK_EXTENSION, capability) > 0;
+  ::close(kvm);
+  if (!offered) GTEST_SKIP() << "oracle: this machine's KVM does not offer it";
+  const Outcome outcome = run_program({program("guest_memfd"), which});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+}
+
+TEST(GuestMemfdOracle, RefusesTheSame) {
+  expect_of_oracle("operations", KVM_CAP_GUEST_MEMFD);
+}
+TEST(GuestMemfdOracle, IsAllocatedAndPunchedByAChild) {
+  expect_of_oracle("elsewhere", KVM_CAP_GUEST_MEMFD);
+}
+TEST(GuestMemfdOracle, OfLinux618IsMappedTheSame) {
+  expect_of_oracle("mappable", KVM_CAP_GUEST_MEMFD_FLAGS);
 }
 
 }  // namespace

@@ -162,6 +162,23 @@ TEST_F(Halves, ABindingWithoutMemoryLeavesNothing) {
   });
 }
 
+using HalvesDeathTest = Halves;
+
+TEST_F(HalvesDeathTest, AVmThatEndsBetweenABeginAndItsEndEndsTheProcess) {
+  const GfnRange frame(gpa_to_gfn(Gpa(kGpa)), 1);
+  EXPECT_DEATH(
+      {
+        memory_->lines().remove(line_);
+        context_.reset();
+        memory_->private_memory().pages_going(frame, HvaRange(Hva(pages_.address()), kPageSize),
+                                              Half::kPrivate);
+        memory_.reset();
+      },
+      "");
+  EXPECT_DEATH(memory_->private_memory().pages_gone(HvaRange(Hva(pages_.address()), kPageSize)),
+               "");
+}
+
 using Attributes = PrivateVm;
 
 TEST_F(Attributes, ATebibyteCostsARangeAndMicroseconds) {
