@@ -185,6 +185,40 @@ TEST_P(Migration, RightsLostBeforeTheDeviceMapsItsPagesAreNotTheDevices) {
   EXPECT_EQ(2, page(1)[0]);
 }
 
+// A huge page of the process is split, as the kernel does for a device that takes small ones.
+TEST_P(Migration, AHugePageIsSplitAndItsOtherPagesStay) {
+  constexpr u64 kHuge = u64{2} << 20;
+  void* reserve =
+      ::mmap(nullptr, 2 * kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(MAP_FAILED, reserve);
+  const u64 start = (reinterpret_cast<u64>(reserve) + kHuge - 1) & ~(kHuge - 1);
+  auto* bytes = reinterpret_cast<u8*>(start);
+  ::madvise(bytes, kHuge, MADV_HUGEPAGE);
+  for (u64 i = 0; i < kHuge; i += kPageSize) bytes[i] = static_cast<u8>(i / kPageSize);
+  const auto view = [&](u64 page) {
+    mirror::PageView out;
+    EXPECT_TRUE(one_->snapshot(Hva(start + page * kPageSize), 1, &out));
+    return out;
+  };
+  if (view(100).level != 2) {
+    ::munmap(reserve, 2 * kHuge);
+    GTEST_SKIP() << "the machine gives no huge page now";
+  }
+  ASSERT_TRUE(one_->migrate_to_device(HvaRange(Hva(start + 100 * kPageSize), kPageSize)));
+  EXPECT_EQ(mirror::PageView::Where::kThisDevice, view(100).where);
+  EXPECT_EQ(mirror::PageView::Where::kSystem, view(101).where);
+  EXPECT_EQ(1u, view(101).level);
+  ASSERT_TRUE(one_->migrate_to_device(HvaRange(Hva(start), kHuge)));
+  for (const u64 page : {u64{0}, u64{99}, u64{101}, u64{511}}) {
+    EXPECT_EQ(mirror::PageView::Where::kThisDevice, view(page).where) << page;
+  }
+  for (u64 i = 0; i < kHuge; i += kPageSize) {
+    ASSERT_EQ(static_cast<u8>(i / kPageSize), bytes[i]) << i / kPageSize;
+  }
+  host::change(reinterpret_cast<u64>(reserve), 2 * kHuge, host::EventKind::kUnmap,
+               [&] { return ::munmap(reserve, 2 * kHuge); });
+}
+
 TEST_P(Migration, NothingIsLostBetweenTwoDevicesAndTheProcess) {
   constexpr size_t kShared = 4;
   std::atomic<bool> stop{false};
