@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "host/userfault.h"
 #include "mirror/mirror.h"
 #include "stage2/address_space.h"
 #include "tests/stress/address_space_model.h"
@@ -233,8 +234,14 @@ void compare_at_rest(AddressSpaceModel& model, Readers&& read_by_all) {
   }
 }
 
-TEST(PrimaryAddressSpaceStress, FourSubscribersAgreeWithAModelOfEveryByte) {
-  ASSERT_TRUE(host::backstop::install());
+class PrimaryAddressSpaceStress : public testing::Test {
+ protected:
+  void SetUp() override { ASSERT_TRUE(host::backstop::install()); }
+  void TearDown() override { host::userfault::debug_deny(false); }
+  static void run(const Deadline& deadline);
+};
+
+void PrimaryAddressSpaceStress::run(const Deadline& deadline) {
   const u64 seed = announced_seed("PrimaryAddressSpaceStress");
   AddressSpaceModel model;
   Mutator mutator(model, seed);
@@ -247,7 +254,6 @@ TEST(PrimaryAddressSpaceStress, FourSubscribersAgreeWithAModelOfEveryByte) {
     Subscriber* subscribers[] = {&one, &two, &far, &near};
     std::vector<std::thread> threads;
     for (Subscriber* each : subscribers) threads.emplace_back([each, &stop] { each->run(stop); });
-    const Deadline deadline;
     while (deadline.running() && !testing::Test::HasFailure()) mutator.step();
     stop = true;
     for (std::thread& thread : threads) thread.join();
@@ -277,6 +283,16 @@ TEST(PrimaryAddressSpaceStress, FourSubscribersAgreeWithAModelOfEveryByte) {
   }
   mutator.check_all_poison();
   EXPECT_GT(mutator.steps, 0U);
+}
+
+TEST_F(PrimaryAddressSpaceStress, FourSubscribersAgreeWithAModelOfEveryByte) {
+  run(Deadline());
+}
+
+// Pages that are with a device hide behind PROT_NONE.
+TEST_F(PrimaryAddressSpaceStress, TheyDoWhereUserfaultfdIsDenied) {
+  host::userfault::debug_deny(true);
+  run(Deadline(0.2));
 }
 
 }  // namespace
