@@ -1,14 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without its guards an absent page comes back twice, or with bytes the client has given up. The
 // search runs in a child, since a failing schedule leaves locks held.
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <thread>
+#include <vector>
+
 #include "base/guard.h"
+#include "host/shared_objects.h"
+#include "host/userfault.h"
 #include "tests/sched/owners_scenarios.h"
 
 namespace stagetwo::test {
 namespace {
+
+class OnePlace final : public host::PageOwner {
+ public:
+  bool take(const host::AbsentPage&, host::PageExit& exit) override {
+    return exit.to(Hva(place_.address()));
+  }
+  host::BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
+    return entry.from(Hva(place_.address())) ? host::BringBack::kBack : host::BringBack::kRetry;
+  }
+  void discard(const host::AbsentPage&) override {}
+
+ private:
+  GuardedPages place_{1};
+};
 
 template <typename Scenario>
 bool found_without(const char* guard) {
@@ -31,6 +52,67 @@ TEST(OwnersChange, WithoutTheRefusalOldBytesComeBack) {
 }
 TEST(OwnersHold, WithoutTheRefusalAPageLeavesUnderASystemCall) {
   EXPECT_TRUE(found_without<HoldAgainstTaker>("owners_hold"));
+}
+
+// A taker that looked before a change must not take after it.
+struct StaleLook : OwnersWorld {
+  static bool takes() {
+    StaleLook world;
+    return world.takes_after_a_change();
+  }
+
+ private:
+  bool takes_after_a_change() {
+    touch();
+    const u32 looked = table_.layout();
+    give_up();
+    return take_once(looked);
+  }
+};
+TEST(OwnersLayout, WithoutTheSecondLookAPageOfAnotherMappingIsTaken) {
+  EXPECT_FALSE(StaleLook::takes());
+  mutation::remove("owners_layout");
+  EXPECT_TRUE(StaleLook::takes());
+  mutation::restore_all();
+}
+
+// Increments of three writers that are lost while their page of shared memory is taken and touched.
+u64 lost_increments() {
+  const int file = memfd_create("writers", MFD_CLOEXEC);
+  EXPECT_EQ(0, ftruncate(file, kPageSize));
+  host::shared_file_made(file);
+  void* at = mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  auto* words = static_cast<std::atomic<u64>*>(at);
+  OnePlace owner;
+  std::atomic<bool> stop{false};
+  u64 sums[3] = {};
+  std::vector<std::thread> writers;
+  for (int t = 0; t < 3; ++t) {
+    writers.emplace_back([&, t] {
+      for (; !stop; ++sums[t]) words[t * 16].fetch_add(1);
+    });
+  }
+  const Deadline deadline(0.5);
+  const HvaRange page(Hva(reinterpret_cast<u64>(at)), kPageSize);
+  while (deadline.running()) {
+    static_cast<void>(host::take_away(page, &owner, &owner, host::Which::kAll));
+    std::this_thread::yield();
+  }
+  stop = true;
+  for (auto& writer : writers) writer.join();
+  u64 lost = 0;
+  for (int t = 0; t < 3; ++t) lost += sums[t] - words[t * 16].load();
+  munmap(at, kPageSize);
+  close(file);
+  return lost;
+}
+
+TEST(OwnersWriteProtect, WithoutItStoresAreLost) {
+  if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+  EXPECT_EQ(0u, lost_increments());
+  mutation::remove("owners_write_protect");
+  EXPECT_NE(0u, lost_increments());
+  mutation::restore_all();
 }
 
 }  // namespace

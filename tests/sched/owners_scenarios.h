@@ -51,13 +51,13 @@ class OwnersWorld : public host::PageOwner {
  protected:
   host::PageKey key() const { return host::private_key(at()); }
   Hva at() const { return Hva(page_.address()); }
-  bool take_once() {
+  bool take_once(u32 layout = host::OwnerTable::kAnyLayout) {
     host::PageRecord record;
     record.owner = this;
     record.at = at();
     record.hiding = host::Hiding::kProtection;
     record.prot = {true, true, false};
-    return table_.take(key(), record);
+    return table_.take(key(), record, layout);
   }
   void touch() {
     const auto outcome = table_.bring_back(key());

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -27,125 +28,16 @@
 #include "host/process_map.h"
 #include "host/userfault.h"
 #include "tests/support/counting_clients.h"
-#include "tests/support/pages.h"
+#include "tests/support/absent_pages.h"
 
 namespace stagetwo {
 namespace {
 
-using host::BringBack;
+using test::AbsentPages;
+using test::BringBack;
+using test::hiding_name;
+using test::Keeper;
 
-// Keeps pages in places of its own, one a page number of the span it serves.
-class Keeper final : public host::PageOwner {
- public:
-  static constexpr size_t kPages = 2048;
-  explicit Keeper(Hva first) : first_(first) {
-    places_ = Hva(reinterpret_cast<u64>(*map_pages(kPages * kPageSize, "test.places")));
-    host::prepare_places(HvaRange(places_, kPages * kPageSize));
-  }
-  // Waits for who is still bringing one back.
-  ~Keeper() {
-    host::bring_back_range(HvaRange(first_, kPages * kPageSize));
-    unmap_pages(reinterpret_cast<void*>(places_.raw()), kPages * kPageSize);
-  }
-
-  bool take(const host::AbsentPage& page, host::PageExit& exit) override {
-    writable = page.writable;
-    if (while_taking) while_taking(page);
-    if (refuses || !exit.to(place_of(page))) return false;
-    ++taken;
-    return true;
-  }
-  BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
-    ++asked;
-    if (answer != BringBack::kBack) return answer;
-    if (!entry.from(place_of(page))) return BringBack::kRetry;
-    empty(page);
-    ++back;
-    return BringBack::kBack;
-  }
-  void discard(const host::AbsentPage& page) override {
-    empty(page);
-    ++discarded;
-  }
-  unsigned take_run(const host::AbsentPage& first, unsigned, host::PageExit& exit) override {
-    if (refuses || while_taking) return 0;
-    const unsigned went = exit.run_to(place_of(first));
-    writable = first.writable;
-    taken += went;
-    in_runs += went;
-    return went;
-  }
-  unsigned bring_back_run(const host::AbsentPage& first, unsigned,
-                          host::PageEntry& entry) override {
-    if (answer != BringBack::kBack) return 0;
-    const unsigned came = entry.run_from(place_of(first));
-    asked += came;
-    back += came;
-    return came;
-  }
-
-  u8* bytes_of(const void* at) const {
-    return reinterpret_cast<u8*>((places_ + (reinterpret_cast<u64>(at) - first_.raw())).raw());
-  }
-
-  std::function<void(const host::AbsentPage&)> while_taking;
-  // A touch that another thread serves orders nothing in the eyes of a sanitizer.
-  std::atomic<bool> refuses{false};
-  std::atomic<BringBack> answer{BringBack::kBack};
-  std::atomic<u64> taken{0}, asked{0}, back{0}, discarded{0}, in_runs{0};
-  std::atomic<bool> writable{false};
-
- private:
-  Hva place_of(const host::AbsentPage& page) const { return places_ + (page.at - first_); }
-  void empty(const host::AbsentPage& page) const {
-    ::madvise(reinterpret_cast<void*>(place_of(page).raw()), kPageSize, MADV_DONTNEED);
-  }
-  Hva first_;
-  Hva places_;
-};
-
-// Both ways of hiding a page have to behave alike where they promise the same.
-class AbsentPages : public testing::TestWithParam<bool> {
- protected:
-  static constexpr size_t kPages = 8;
-  void SetUp() override {
-    ASSERT_TRUE(host::backstop::install());
-    host::userfault::debug_deny(GetParam());
-    if (!GetParam() && !host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
-    for (size_t i = 0; i < kPages; ++i) std::memset(page(i), static_cast<int>(i + 1), kPageSize);
-  }
-  void TearDown() override {
-    // Lost ones, too, die with a change that says so.
-    host::change(at(0).raw(), kPages * kPageSize, host::EventKind::kClear,
-                 [&] { return ::madvise(page(0), kPages * kPageSize, MADV_DONTNEED); });
-    host::userfault::debug_deny(false);
-  }
-  [[nodiscard]] bool serves_system_calls() const {
-    return !GetParam() && host::userfault::serves_kernel();
-  }
-  u8* page(size_t i) { return memory_.bytes_at(i * kPageSize); }
-  HvaRange range(size_t first = 0, size_t pages = kPages) {
-    return HvaRange(Hva(memory_.address() + first * kPageSize), pages * kPageSize);
-  }
-  Hva at(size_t i) { return range(i, 1).start(); }
-  u64 take(size_t first = 0, size_t pages = kPages) {
-    const auto taken =
-        host::take_away(range(first, pages), &keeper_, this, host::Which::kAnonymous);
-    return taken ? *taken : ~u64{0};
-  }
-  bool is_page_of(size_t i) {
-    for (size_t b = 0; b < kPageSize; ++b) {
-      if (page(i)[b] != i + 1) return false;
-    }
-    return true;
-  }
-
-  test::GuardedPages memory_{kPages};
-  Keeper keeper_{Hva(memory_.address())};
-};
-std::string hiding_name(const testing::TestParamInfo<bool>& denied) {
-  return denied.param ? "Protection" : "Userfault";
-}
 INSTANTIATE_TEST_SUITE_P(Hiding, AbsentPages, testing::Bool(), hiding_name);
 
 TEST_P(AbsentPages, TheirBytesAreWithTheOwner) {
@@ -481,64 +373,6 @@ TEST_P(AbsentPages, AnAddressUnmappedBehindOurBackHasNoOldBytes) {
   EXPECT_EQ(1, keeper.discarded);
   EXPECT_EQ(6, *static_cast<u8*>(mine));
   ::munmap(mine, kPageSize);
-}
-
-class WatchedPages : public AbsentPages {};
-INSTANTIATE_TEST_SUITE_P(Hiding, WatchedPages, testing::Values(false), hiding_name);
-
-TEST_P(WatchedPages, NeighboursGoAndComeInOnePiece) {
-  ASSERT_EQ(kPages, take());
-  EXPECT_EQ(kPages, keeper_.in_runs);
-  EXPECT_EQ(kPages, host::bring_back_range(range()));
-  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
-}
-
-TEST_P(WatchedPages, ARunGoesOnBehindAPageThatCannotBeMoved) {
-  // A page that a child shares is copied; one that was never touched is zeros.
-  ASSERT_EQ(0, ::madvise(page(5), kPageSize, MADV_DONTNEED));
-  int ends[2];
-  ASSERT_EQ(0, ::pipe(ends));
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::close(ends[1]);
-    u8 byte = 0;
-    ::_exit(static_cast<int>(::read(ends[0], &byte, 1)));
-  }
-  for (const size_t i : {0u, 1u, 2u, 4u, 6u, 7u}) page(i)[0] = static_cast<u8>(i + 1);
-  ASSERT_EQ(kPages, take());
-  EXPECT_EQ(4, keeper_.bytes_of(page(3))[9]);
-  EXPECT_EQ(0, keeper_.bytes_of(page(5))[9]);
-  EXPECT_EQ(kPages, host::bring_back_range(range()));
-  for (const size_t i : {0u, 1u, 2u, 3u, 4u, 6u, 7u}) EXPECT_TRUE(is_page_of(i)) << i;
-  EXPECT_EQ(0, page(5)[9]);
-  ::close(ends[1]);
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  ::close(ends[0]);
-}
-
-// Whether userfaultfd of ours watches the page: a second one is refused.
-bool is_watched(Hva at) {
-  const int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
-  uffdio_api api{UFFD_API, 0, 0};
-  EXPECT_EQ(0, ::ioctl(fd, UFFDIO_API, &api));
-  uffdio_register request{{at.raw(), kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
-  const bool refused = ::ioctl(fd, UFFDIO_REGISTER, &request) != 0 && errno == EBUSY;
-  ::close(fd);
-  return refused;
-}
-
-TEST_P(WatchedPages, ASpanIsWatchedWhileSomethingOfItIsAbsent) {
-  ASSERT_EQ(2u, take(0, 2));
-  ASSERT_EQ(2u, take(6, 2));
-  EXPECT_TRUE(is_page_of(0));
-  EXPECT_TRUE(is_watched(at(1)));
-  EXPECT_TRUE(is_page_of(1));
-  EXPECT_FALSE(is_watched(at(1))) << "first touches are the kernel's again";
-  EXPECT_TRUE(is_watched(at(7)));
-  host::change(at(6).raw(), 2 * kPageSize, host::EventKind::kClear,
-               [&] { return ::madvise(page(6), 2 * kPageSize, MADV_DONTNEED); });
-  EXPECT_FALSE(is_watched(at(7)));
 }
 
 TEST_P(AbsentPages, WhatIsNotPrivateStays) {

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages that go and come in runs, the spans that are watched meanwhile, and forks.
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <setjmp.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "tests/support/absent_pages.h"
+
+namespace stagetwo {
+namespace {
+
+using test::AbsentPages;
+using test::BringBack;
+using test::hiding_name;
+
+class WatchedPages : public AbsentPages {};
+INSTANTIATE_TEST_SUITE_P(Hiding, WatchedPages, testing::Values(false), hiding_name);
+
+TEST_P(WatchedPages, AClientsReadIntoAnAbsentPageChangesItsPartOfIt) {
+  if (!host::userfault::serves_kernel()) {
+    GTEST_SKIP() << "userfaultfd serves user mode only here (vm.unprivileged_userfaultfd)";
+  }
+  ASSERT_EQ(kPages, take());
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  ASSERT_EQ(64, ::write(ends[1], page(5), 64));
+  ASSERT_EQ(64, ::read(ends[0], page(2) + 100, 64));
+  EXPECT_EQ(3, page(2)[99]);
+  EXPECT_EQ(6, page(2)[100]);
+  EXPECT_EQ(6, page(2)[163]);
+  EXPECT_EQ(3, page(2)[164]);
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
+TEST_P(WatchedPages, NeighboursGoAndComeInOnePiece) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(kPages, keeper_.in_runs);
+  EXPECT_EQ(kPages, host::bring_back_range(range()));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
+TEST_P(WatchedPages, ARunGoesOnBehindAPageThatCannotBeMoved) {
+  // A page that a child shares is copied; one that was never touched is zeros.
+  ASSERT_EQ(0, ::madvise(page(5), kPageSize, MADV_DONTNEED));
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(ends[1]);
+    u8 byte = 0;
+    ::_exit(static_cast<int>(::read(ends[0], &byte, 1)));
+  }
+  for (const size_t i : {0u, 1u, 2u, 4u, 6u, 7u}) page(i)[0] = static_cast<u8>(i + 1);
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(4, keeper_.bytes_of(page(3))[9]);
+  EXPECT_EQ(0, keeper_.bytes_of(page(5))[9]);
+  EXPECT_EQ(kPages, host::bring_back_range(range()));
+  for (const size_t i : {0u, 1u, 2u, 3u, 4u, 6u, 7u}) EXPECT_TRUE(is_page_of(i)) << i;
+  EXPECT_EQ(0, page(5)[9]);
+  ::close(ends[1]);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  ::close(ends[0]);
+}
+
+// Whether userfaultfd of ours watches the page: a second one is refused.
+bool is_watched(Hva at) {
+  const int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
+  uffdio_api api{UFFD_API, 0, 0};
+  EXPECT_EQ(0, ::ioctl(fd, UFFDIO_API, &api));
+  uffdio_register request{{at.raw(), kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
+  const bool refused = ::ioctl(fd, UFFDIO_REGISTER, &request) != 0 && errno == EBUSY;
+  ::close(fd);
+  return refused;
+}
+
+TEST_P(WatchedPages, ASpanIsWatchedWhileSomethingOfItIsAbsent) {
+  ASSERT_EQ(2u, take(0, 2));
+  ASSERT_EQ(2u, take(6, 2));
+  EXPECT_TRUE(is_page_of(0));
+  EXPECT_TRUE(is_watched(at(1)));
+  EXPECT_TRUE(is_page_of(1));
+  EXPECT_FALSE(is_watched(at(1))) << "first touches are the kernel's again";
+  EXPECT_TRUE(is_watched(at(7)));
+  host::change(at(6).raw(), 2 * kPageSize, host::EventKind::kClear,
+               [&] { return ::madvise(page(6), 2 * kPageSize, MADV_DONTNEED); });
+  EXPECT_FALSE(is_watched(at(7)));
+}
+
+class Forks : public AbsentPages {};
+INSTANTIATE_TEST_SUITE_P(Hiding, Forks, testing::Bool(), hiding_name);
+
+// A child under which the test's body runs; its exit status.
+template <typename F>
+int in_a_child(F&& body) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(body());
+  int status = 0;
+  EXPECT_EQ(child, ::waitpid(child, &status, 0));
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+}
+
+TEST_P(Forks, AForkThatFailsLeavesEverythingAsItWas) {
+  ASSERT_EQ(kPages, take());
+  host::owners_before_fork();
+  host::owners_after_fork_parent();  // libc runs it after a refusal, too
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  EXPECT_EQ(kPages, take());
+}
+
+jmp_buf out_of_fork;
+TEST_P(Forks, AForkThatAHandlerJumpedOutOfHoldsNobodyOff) {
+  ASSERT_EQ(kPages, take());
+  if (setjmp(out_of_fork) == 0) {
+    host::owners_before_fork();
+    longjmp(out_of_fork, 1);  // a prepare handler of the client's
+  }
+  EXPECT_TRUE(is_page_of(0));
+  EXPECT_EQ(kPages, take()) << "the thread itself";
+  std::thread([&] { host::owners_before_fork(); }).join();
+  EXPECT_EQ(kPages, take()) << "a thread that ended in the middle of one";
+}
+
+TEST_P(Forks, WhatCouldNotComeBackBeforeAForkIsLostInTheChildAndNeverZeros) {
+  ASSERT_EQ(kPages, take());
+  keeper_.answer = BringBack::kRetry;
+  host::owners_before_fork();
+  const int status = in_a_child([&] {
+    ::signal(SIGBUS, SIG_DFL);
+    host::owners_after_fork_child();
+    [[maybe_unused]] volatile u8 touched = *page(3);
+    return 0;
+  });
+  EXPECT_EQ(1000 + SIGBUS, status);
+  host::owners_after_fork_parent();
+  keeper_.answer = BringBack::kBack;
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
+}  // namespace
+}  // namespace stagetwo
