@@ -75,24 +75,65 @@ static void operations(void) {
   REQUIRE(fallocate(fd, kPunch, kPages * kPage, kPage) == 0);
 }
 
+// What a process without the VM may do with the file.
+static void use_elsewhere(int fd) {
+  REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPage) == 0);
+  REQUIRE(fallocate(fd, kPunch, 0, kPage) == 0);
+  REFUSES(fallocate(fd, FALLOC_FL_KEEP_SIZE, kPages * kPage, kPage), EINVAL);
+  REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENODEV);
+  struct stat s;
+  REQUIRE(fstat(fd, &s) == 0 && s.st_size == kPages * kPage && s.st_blocks == 0);
+}
+
+static void send_descriptor(int socket, int fd) {
+  char byte = 0, control[CMSG_SPACE(sizeof fd)] = {0};
+  struct iovec part = {&byte, 1};
+  struct msghdr message = {
+      .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+  struct cmsghdr* const head = CMSG_FIRSTHDR(&message);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(sizeof fd);
+  memcpy(CMSG_DATA(head), &fd, sizeof fd);
+  REQUIRE(sendmsg(socket, &message, 0) == 1);
+}
+static int receive_descriptor(int socket) {
+  char byte = 0, control[CMSG_SPACE(sizeof(int))] = {0};
+  struct iovec part = {&byte, 1};
+  struct msghdr message = {
+      .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+  REQUIRE(recvmsg(socket, &message, 0) == 1);
+  int fd = -1;
+  memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+  return fd;
+}
+static void ends_well(pid_t child) {
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+}
+
 // A child and a receiver allocate and punch; neither has the VM.
 static void elsewhere(void) {
   make_vm(KVM_X86_DEFAULT_VM);
-  const int fd = create(kPages * kPage, 0);
   int pair[2];
   REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+  const pid_t receiver = fork();  // before there is a file
+  REQUIRE(receiver >= 0);
+  if (receiver == 0) {
+    use_elsewhere(receive_descriptor(pair[1]));
+    _exit(0);
+  }
+  const int fd = create(kPages * kPage, 0);
+  send_descriptor(pair[0], fd);
+  ends_well(receiver);
   const pid_t child = fork();
   REQUIRE(child >= 0);
   if (child == 0) {
     REFUSES(create(kPage, 0), EIO);
-    REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPage) == 0);
-    REQUIRE(fallocate(fd, kPunch, 0, kPage) == 0);
-    REFUSES(fallocate(fd, FALLOC_FL_KEEP_SIZE, kPages * kPage, kPage), EINVAL);
-    REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENODEV);
+    use_elsewhere(fd);
     _exit(0);
   }
-  int status = -1;
-  REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+  ends_well(child);
   close(vm_fd);
   REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPages * kPage) == 0);  // outlives the VM's own
   close(fd);
