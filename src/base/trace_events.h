@@ -99,6 +99,8 @@
   X(st_faultin)                /* hva, access, errno */                             \
   X(st_fixup)                  /* fault address, pc */                              \
   X(st_owner_ask)              /* object, index */                                  \
+  X(st_pin_aside)              /* hva, place, bytes */                              \
+  X(st_page_dump)              /* index from 0, hva, pins, state */                 \
   X(st_signal)                 /* signal, in section */                             \
   X(st_block_decoded)          /* pc, instructions */                               \
   X(st_block_dropped)          /* pc */                                             \

@@ -22,6 +22,7 @@
 #include "base/bits.h"
 #include "host/mmu_notifier.h"
 #include "host/owned_change.h"
+#include "host/pin.h"
 
 namespace stagetwo::host {
 
@@ -49,6 +50,13 @@ template <typename T>
   return result.has_value();
 }
 
+// Where mremap put the range; for other calls, where it was.
+template <typename T>
+[[nodiscard]] Hva new_place(const T& result, Hva start) {
+  if constexpr (std::is_pointer_v<T>) return Hva(reinterpret_cast<u64>(result));
+  return start;
+}
+
 [[nodiscard]] constexpr Announced announced_by(EventKind kind) {
   switch (kind) {
     case EventKind::kUnmap:
@@ -64,19 +72,28 @@ template <typename T>
   __builtin_unreachable();
 }
 
-// Runs `system_call` between start and end; with nothing to ring it is called straight.
+inline constexpr u64 kWholeRange = ~u64{0};
+
+// Runs `system_call` between start and end; with nothing to ring it is called straight. `kept`: of
+// kMoves, how much of the range comes along.
 template <typename F>
-auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call) {
+auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call,
+            u64 kept = kWholeRange) {
   const std::optional<HvaRange> range = pages_of(start, size);
   if (!range) return std::forward<F>(system_call)();
   const InvalidateSection section(InvalidateEvent{*range, kind});
   OwnedChange absent(*range, what);
+  PinnedChange pinned(*range, what, kept);
   if constexpr (std::is_void_v<decltype(system_call())>) {
     std::forward<F>(system_call)();  // cannot fail
     absent.succeeded();
+    pinned.succeeded(range->start());
   } else {
     auto result = std::forward<F>(system_call)();
-    if (has_changed(result, kind)) absent.succeeded();
+    if (has_changed(result, kind)) {
+      absent.succeeded();
+      pinned.succeeded(new_place(result, range->start()));
+    }
     return result;
   }
 }
@@ -85,12 +102,34 @@ auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
   return change(start, size, kind, announced_by(kind), std::forward<F>(system_call));
 }
 
+// madvise(MADV_FREE): `advise(start, size)` of every part that is not pinned, since the kernel
+// frees no page that is.
+template <typename F>
+int free_lazily(u64 start, u64 size, F&& advise) {
+  const std::optional<HvaRange> range = pages_of(start, size);
+  if (!range || range->start() != Hva(start)) return advise(start, size);
+  const InvalidateSection section(InvalidateEvent{*range, EventKind::kClear});
+  OwnedChange absent(*range, Announced::kClears);
+  const PinnedChange pinned(*range, Announced::kProtects, kWholeRange);
+  int answer = advise(start, 0);
+  HvaRange left = *range;
+  while (!left.empty() && has_changed(answer, EventKind::kClear)) {
+    const HvaRange part = next_unpinned(left);
+    const int freed = part.empty() ? 0 : advise(part.start().raw(), part.size());
+    if (freed != 0) answer = freed;
+    left = HvaRange(part.end(), left.end() - part.end());
+  }
+  if (has_changed(answer, EventKind::kClear)) absent.succeeded();
+  return answer;
+}
+
 // A change that takes nothing from anybody, so that no bell rings: rights that are gained.
 template <typename F>
 auto gain(u64 start, u64 size, F&& system_call) {
   const std::optional<HvaRange> range = pages_of(start, size);
-  if (!range || !owners_active()) return std::forward<F>(system_call)();
+  if (!range || (!owners_active() && !pins_active())) return std::forward<F>(system_call)();
   const OwnedChange absent(*range, Announced::kProtects);
+  const PinnedChange pinned(*range, Announced::kProtects, kWholeRange);
   return std::forward<F>(system_call)();
 }
 

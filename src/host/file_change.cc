@@ -24,6 +24,7 @@ void FileChange::begin(FileId file, u64 offset, u64 size) {
   if (offset >= end) return;
   const u64 start = offset & kPageMask;
   ring(file, HvaRange(Hva(start), ((end + kPageSize - 1) & kPageMask) - start));
+  if (pins_active()) pinned_.emplace(file.device, file.inode, offset, end - offset);
   const u64 object = owners_active() ? object_behind(file.device, file.inode) : 0;
   if (object == 0) return;
   if (offset % kPageSize != 0) edges_[0].hold_object(object, offset, 1);

@@ -17,6 +17,7 @@
 #include "host/held_pages.h"
 #include "host/mmu_notifier.h"
 #include "host/owned_change.h"
+#include "host/pin.h"
 
 namespace stagetwo::host {
 
@@ -36,6 +37,7 @@ class FileChange {
 
   void succeeded() {
     if (absent_) absent_->succeeded();
+    if (pinned_) pinned_->succeeded();
   }
 
  private:
@@ -46,6 +48,7 @@ class FileChange {
   HeldPages edges_[2];
   std::optional<InvalidateSection> bells_[kMaxRung];
   std::optional<OwnedChange> absent_;  // closed before the bells end
+  std::optional<PinnedPunch> pinned_;
 };
 
 }  // namespace stagetwo::host

@@ -7,6 +7,7 @@
 #include "base/guard.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "host/pin.h"
 #include "sync/futex.h"
 
 // Exactly once: whoever turns kAbsent into kFilling under the lock calls the owner; everybody else
@@ -117,6 +118,20 @@ bool OwnerTable::drop_if_stale(PageKey key, const PageJob& job) {
   return stale;
 }
 
+namespace {
+
+// Does a device have it, by any of its addresses?
+bool is_pinned(PageKey key, const PageViews& views) {
+  if (!pins_active()) return false;
+  if (key.object != kPrivateMemory && keeps_file_page(key)) return true;
+  for (const PageView& view : views) {
+    if (keeps_page(view.at)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 // Makes the record and finds the views of the page. A page that is just coming back is waited for:
 // its toucher may be on its way before the record is gone.
 bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
@@ -131,6 +146,7 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
       job->views = views_at(key, fresh);
       if (job->views.count == 0) ++counts_.refused_shared;
       if (job->views.count == 0 || refuses(key, job->views)) return false;
+      if (ST_GUARD(pins_keep, is_pinned(key, job->views))) return false;
       PageRecord* record = pages_.find(key);
       if (record == nullptr) {
         if (fresh.hiding == Hiding::kProtection) ever_protected_.store(true, sync::kRelaxed);

@@ -7,6 +7,7 @@
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
 #include "host/page_owner.h"
+#include "host/pin.h"
 #include "host/session.h"
 #include "host/worker.h"
 
@@ -17,6 +18,7 @@ void after_fork_child() {
   session_after_fork_child();
   worker_after_fork_child();
   owners_after_fork_child();
+  pins_after_fork_child();
   kept_fds_after_fork_child();
   page_idle::after_fork_child();
   hugetlb::after_fork_child();

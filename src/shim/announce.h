@@ -15,11 +15,11 @@ inline u64 number_of(const void* at) {
 }
 
 template <typename F>
-auto announce(const void* at, u64 size, host::EventKind kind, host::Announced what,
-              F&& system_call) {
+auto announce(const void* at, u64 size, host::EventKind kind, host::Announced what, F&& system_call,
+              u64 kept = host::kWholeRange) {
   host::EngineSection section(host::Touches::kNothing);
   trace::enter_room(trace::Room::shim, 1, number_of(at));
-  auto result = host::change(number_of(at), size, kind, what, static_cast<F&&>(system_call));
+  auto result = host::change(number_of(at), size, kind, what, static_cast<F&&>(system_call), kept);
   section.leave();
   return result;
 }

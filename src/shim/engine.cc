@@ -10,6 +10,7 @@
 #include "base/sys.h"
 #include "host/backstop.h"
 #include "host/page_owner.h"
+#include "host/pin.h"
 #include "host/process.h"
 #include "host/run_section.h"
 #include "host/session.h"
@@ -45,15 +46,18 @@ void say_what_is_seen() {
 
 }  // namespace
 
-// A child has no page owners: what they hold comes back first (host/page_owner.h).
+// A child has no page owners: what they hold comes back first (host/page_owner.h). Nor has it pins:
+// no page is on its way to their store (host/pin.h).
 void before_fork() {
   host::EngineSection section(host::Touches::kNothing);
   abi_hmm::before_fork();
   host::owners_before_fork();
+  host::pins_before_fork();
   section.leave();
 }
 
 void after_fork_in_parent() {
+  host::pins_after_fork_parent();
   host::owners_after_fork_parent();
   abi_hmm::after_fork_parent();
 }

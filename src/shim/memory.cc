@@ -14,6 +14,7 @@
 #include "host/change.h"
 #include "host/descriptor.h"
 #include "host/hugetlb_standin.h"
+#include "host/pin.h"
 #include "host/run_section.h"
 #include "shim/announce.h"
 #include "shim/engine.h"
@@ -247,8 +248,8 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
       // Of no size: a second mapping of what is shared.
       const size_t size = old_size == 0 ? new_size : old_size;
       return noted_mapping(
-          announce(old_at, size, host::EventKind::kUnmap, host::Announced::kMoves, go_on), new_size,
-          false);
+          announce(old_at, size, host::EventKind::kUnmap, host::Announced::kMoves, go_on, new_size),
+          new_size, false);
     }
     if (new_size >= old_size) return noted_mapping(go_on(), new_size, false);
     const auto* tail = static_cast<const char*>(old_at) + new_size;
@@ -278,7 +279,14 @@ int advise(void* at, size_t size, int advice, Via via) {
     return go_on();
   const auto loss = host::loss_by_madvise(advice);
   if (advice == MADV_REMOVE && size != 0) return take_out_mapped(at, size, go_on);
-  return loss ? announce(at, size, *loss, go_on) : go_on();
+  if (!loss || advice != MADV_FREE || !host::pins_active()) [[likely]]
+    return loss ? announce(at, size, *loss, go_on) : go_on();
+  host::EngineSection section(host::Touches::kNothing);
+  const int result = host::free_lazily(number_of(at), size, [&](u64 start, u64 bytes) {
+    return do_advise(via, reinterpret_cast<void*>(start), bytes, advice);
+  });
+  section.leave();
+  return result;
 }
 
 ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, unsigned flags) {

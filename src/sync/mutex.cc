@@ -81,12 +81,12 @@ void SharedMutex::wake_all() {
 
 const char* name_of(Rank rank) {
   static constexpr const char* kNames[] = {
-      "session",    "descriptors",   "vm",         "vcpu",    "container",  "device",
-      "ioas",       "io_domains",    "uv",         "slots",   "slots_arch", "active",
-      "mem_object", "address_space", "notifiers",  "passage", "owners",     "reclaim",
-      "mem_store",  "secondary",     "attributes", "gate",    "ack_set",    "tdp_pages",
-      "page_table", "interrupts",    "coalesced",  "blocks",  "retired",    "frames",
-      "lru",        "stats",         "leaf"};
+      "session",    "descriptors",   "vm",         "vcpu",       "container",  "device",
+      "ioas",       "io_domains",    "uv",         "slots",      "slots_arch", "active",
+      "mem_object", "address_space", "notifiers",  "passage",    "owners",     "pins",
+      "reclaim",    "mem_store",     "secondary",  "attributes", "gate",       "ack_set",
+      "tdp_pages",  "page_table",    "interrupts", "coalesced",  "blocks",     "retired",
+      "frames",     "lru",           "stats",      "leaf"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == static_cast<size_t>(Rank::kCount));
   return rank < Rank::kCount ? kNames[static_cast<size_t>(rank)] : "?";
 }

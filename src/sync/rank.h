@@ -28,6 +28,7 @@ enum class Rank : u8 {
   kNotifiers,         // host: the registry of subscribers                (the notifier SRCU)
   kPassage,           // sync: waiters of one passage (sync/passage.h)
   kOwners,            // host: absent pages and their owners
+  kPins,              // host: pinned pages
   kReclaim,           // reclaim: lists of cold pages
   kMemStore,          // mem: swap store, sealed store
   kSecondary,         // stage2 mmu_lock | iommu domain | mirror device: never two

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// What changes of the address space and forks do to pinned pages.
+#include <algorithm>
+
+#include "base/guard.h"
+#include "base/sys.h"
+#include "base/trace.h"
+#include "host/pin_table.h"
+#include "host/pin_walk.h"
+
+// A change against a device:
+//
+//   change                                  | device
+//   lock; word: held (seq_cst); unlock      | accesses.enter (seq_cst)
+//   accesses.wait (loads the counts)        | word (seq_cst): held → leaves, waits for the turn
+//   moves the page; the system call         | else loads and stores, leaves
+//   lock; word: where it is now; turn + 1   |
+//
+// Either the change sees the device and waits, or the device sees "held". Tried and rejected:
+// moving first and publishing afterwards: the device stores to the empty page left behind.
+//
+// Two changes that have pinned pages to see to: one is the mover, the other waits with nothing
+// held, so that none restores a page where the other has put something else. A thread may be the
+// mover twice (mremap over another mapping); what it holds is told by its depth.
+//
+// A change against an unpin: the slot that is held when its last pin goes is given back by the
+// change, which knows where the page is.
+//
+// A change against a fork: a fork waits for the mover, and movers for a fork. A child would inherit
+// the empty page left behind, and if the change is refused afterwards, for good.
+
+namespace stagetwo::host {
+namespace {
+
+constexpr unsigned kPieces = 64;
+
+}  // namespace
+
+void PinTable::take_mover() {
+  const int me = sys::current_tid();
+  for (;;) {
+    u32 seen = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      if (mover_ == 0 || mover_ == me) {
+        mover_ = me;
+        ++mover_depth_;
+        return;
+      }
+      seen = turn_.load(sync::kAcquire);
+    }
+    wait_turn(seen);
+  }
+}
+
+void PinTable::give_mover() {
+  const sync::MutexGuard guard(lock_);
+  if (--mover_depth_ == 0) mover_ = 0;
+  turn_over();
+}
+
+// Pinned pages, pins under way, or a change that may give back what this one takes.
+bool PinTable::meets(const PinnedChange& change) {
+  bool met = false;
+  each_of(change, [&](PinBlock*, u32) { met = true; });
+  for (Attempt* attempt = attempts_; attempt != nullptr; attempt = attempt->next) {
+    if (change.file_.inode == 0 && !attempt->range.overlaps(change.range_)) continue;
+    attempt->disturbed = true;
+    met = true;
+  }
+  for (const PinnedChange* other = changes_; other != nullptr; other = other->next_) {
+    met = met || (other != &change && other->met_ && other->range_.overlaps(change.range_));
+  }
+  return met;
+}
+
+void PinTable::open_change(PinnedChange* change) {
+  {
+    const sync::MutexGuard guard(lock_);
+    change->met_ = meets(*change);
+    change->next_ = changes_;
+    changes_ = change;
+  }
+  if (!change->met_) return;
+  take_mover();
+  hold(*change);
+  put_aside(*change);
+}
+
+void PinTable::hold(PinnedChange& change) {
+  bool any = false;
+  {
+    const sync::MutexGuard guard(lock_);
+    change.depth_ = mover_depth_;
+    each_of(change, [&](PinBlock* block, u32 slot) {
+      sync::Atomic<u64>& word = block->words[slot];
+      const u64 now = word.load(sync::kRelaxed);
+      if (block->counts[slot] == 0 || (now & kHeldDepth) != 0) return;
+      word.store(now | change.depth_);
+      any = true;
+    });
+  }
+  if (ST_GUARD(pins_hold, any)) accesses_.wait();
+}
+
+// The pages the change takes from the client's address go to the store before it does.
+void PinTable::put_aside(const PinnedChange& change) {
+  const u64 stays = change.range_.start().raw() + change.kept_;
+  const bool moves = change.what_ == Announced::kMoves;
+  if (change.what_ == Announced::kProtects) return;
+  const auto wanted = [&](u64 word) {
+    return (word & (kAside | kLost)) == 0 && !(moves && (word & kPageMask) < stays);
+  };
+  Piece pieces[kPieces];
+  while (const unsigned count = collect(change, pieces, kPieces, wanted)) {
+    for (unsigned i = 0; i < count; ++i) keep_piece(change, pieces[i]);
+  }
+}
+
+// Puts the pages of a piece into the store: all at once, or, where they are of several mappings or
+// of a kind that does not move, one by one.
+void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
+  const Hva from(piece.word & kPageMask);
+  const Hva place = piece.block->window + u64{piece.first} * kPageSize;
+  const u64 bytes = u64{piece.pages} * kPageSize;
+  trace::emit(trace::Event::st_pin_aside, trace::Room::host, from.raw(), place.raw(), bytes);
+  const bool may_move = change.file_.inode == 0;
+  if (may_move && pin_store::move_in(from, place, bytes)) {
+    return publish(piece, piece.word | kAside);
+  }
+  for (u32 i = 0; i < piece.pages; ++i) {
+    const u64 offset = u64{i} * kPageSize;
+    const Piece page{piece.block, piece.first + i, 1, piece.word + offset};
+    u64 bits = kAside;
+    if (!may_move || piece.pages == 1 ||
+        !pin_store::move_in(from + offset, place + offset, kPageSize)) {
+      const bool copied = pin_store::copy_in(from + offset, place + offset, kPageSize);
+      bits |= copied ? kCopied : kLost;
+    }
+    publish(page, page.word | bits);
+  }
+}
+
+// The change is over: where the pages are now.
+void PinTable::settle_piece(const PinnedChange& change, const Piece& piece) {
+  constexpr u64 kMoving = kHeldDepth | kAside | kCopied | kLost;
+  const Hva home(piece.word & kPageMask);
+  const Hva place = piece.block->window + u64{piece.first} * kPageSize;
+  const u64 bytes = u64{piece.pages} * kPageSize;
+  const bool aside = (piece.word & kAside) != 0;
+  if (aside && (piece.word & kLost) != 0) {
+    return publish(piece, change.succeeded_ ? home.raw() | kLost : piece.word & ~kMoving);
+  }
+  if (aside && change.succeeded_) {
+    const u64 rights = pin_store::settle(place, bytes) ? 0 : piece.word & (kNoRead | kNoWrite);
+    return publish(piece, place.raw() | kStored | rights);
+  }
+  if (aside && (piece.word & kCopied) != 0) pin_store::drop(place, bytes);
+  if (aside && (piece.word & kCopied) == 0) pin_store::move_back(place, home, bytes);
+  if (change.what_ == Announced::kProtects) return refresh(piece);
+  const u64 moved = change.succeeded_ && change.what_ == Announced::kMoves
+                        ? change.moved_to_ - change.range_.start()
+                        : 0;
+  publish(piece, (piece.word & ~kMoving) + moved);
+}
+
+// Rights have changed: what of the pages can be touched directly now.
+void PinTable::refresh(const Piece& piece) {
+  const Hva home(piece.word & kPageMask);
+  const u64 word = piece.word & ~(kHeldDepth | kNoRead | kNoWrite);
+  for (u32 done = 0; done < piece.pages;) {
+    const u64 offset = u64{done} * kPageSize;
+    const auto mapping = mapping_at(home + offset);
+    u64 rights = kNoRead | kNoWrite;
+    u64 pages = 1;
+    if (mapping) {
+      rights = rights_bits(mapping->prot);
+      pages = (mapping->range.end() - (home + offset)) / kPageSize;
+    }
+    const u32 count = static_cast<u32>(std::min<u64>(pages, piece.pages - done));
+    publish({piece.block, piece.first + done, count, piece.word + offset},
+            (word + offset) | rights);
+    done += count;
+  }
+}
+
+void PinTable::publish(const Piece& piece, u64 word) {
+  const sync::MutexGuard guard(lock_);
+  PinBlock* block = piece.block;
+  for (u32 i = 0; i < piece.pages; ++i) {
+    const u32 slot = piece.first + i;
+    const u64 before = block->words[slot].load(sync::kRelaxed);
+    const u64 after = word + u64{i} * kPageSize;
+    const int stray = int{is_stray(*block, slot, after)} - int{is_stray(*block, slot, before)};
+    block->strays = static_cast<u32>(static_cast<int>(block->strays) + stray);
+    strays_ = static_cast<u64>(static_cast<s64>(strays_) + stray);
+    if ((after & kStored) != 0 && (before & kStored) == 0) ++stored_;
+    block->words[slot].store(after);
+    const bool is_over = (after & kHeldDepth) == 0;
+    if (is_over && block->counts[slot] == 0)
+      release(block, slot);  // the last one may end the block
+  }
+}
+
+void PinTable::close_change(PinnedChange* change) {
+  if (change->met_) {
+    Piece pieces[kPieces];
+    while (const unsigned count = collect(*change, pieces, kPieces, [](u64) { return true; })) {
+      for (unsigned i = 0; i < count; ++i) settle_piece(*change, pieces[i]);
+    }
+  }
+  {
+    const sync::MutexGuard guard(lock_);
+    PinnedChange** link = &changes_;
+    while (*link != change) link = &(*link)->next_;
+    *link = change->next_;
+    turn_over();
+  }
+  if (change->met_) give_mover();
+}
+
+void PinTable::before_fork() {
+  take_mover();
+}
+
+void PinTable::after_fork_parent() {
+  {
+    // The table may be younger than the fork.
+    const sync::MutexGuard guard(lock_);
+    if (mover_ != sys::current_tid()) return;
+  }
+  give_mover();
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,536 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/pin_table.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "base/check.h"
+#include "base/failpoint.h"
+#include "base/guard.h"
+#include "base/sys.h"
+#include "base/trace.h"
+#include "host/access.h"
+#include "host/descriptor.h"
+#include "host/faultin.h"
+#include "host/pin_walk.h"
+#include "host/shared_objects.h"
+#include "sync/futex.h"
+
+// A pin against a change of the same addresses:
+//
+//   pin                                   | change
+//   lock; no change of mine open:         |
+//     lists the attempt; unlock           |
+//   asks what is mapped, makes it present |
+//                                         | lock; lists itself, disturbs the attempt; unlock
+//   lock; disturbed: nothing is entered   | (its system call)
+//   waits until the change is over, again | lock; unlists itself; wakes
+//
+// Either the pin is entered before the change looks, and the change moves the page to the store, or
+// the pin begins again and finds what is mapped then. Tried and rejected: entering first and making
+// present afterwards: the change then keeps a page that was never there.
+//
+// A pin against a taker (host/page_owner.h):
+//
+//   pin                                   | taker, under the owners' lock
+//   lock; lists the attempt; unlock       | asks keeps(): attempt or pin → leaves the page
+//   brings the page back (owners' lock:   | else makes its record: the pin, who listed itself
+//     waits for one on its way)           | after that question, finds the record
+//
+// Two pins of one page meet under the lock: the second raises the first one's count.
+
+#if !defined(MADV_POPULATE_READ)
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace stagetwo::host {
+namespace {
+
+constexpr u32 kMostPins = ~u32{0};
+
+void* pointer(Hva at) {
+  return reinterpret_cast<void*>(at.raw());
+}
+
+Frame frame_of(u32 number, u32 slot) {
+  return Frame{u64{number} * kBlockPages + slot};
+}
+
+// The page of the file that `mapping` has at `at`.
+u64 file_page(const Mapping& mapping, Hva at) {
+  return (mapping.offset + (at - mapping.range.start())) / kPageSize;
+}
+
+// Is it the memory of one of our own descriptors? Its alias must not keep the client's file.
+bool is_device(const Mapping& mapping) {
+  if (!ever_published()) return false;
+  struct ::stat behind{};
+  behind.st_mode = S_IFREG;
+  behind.st_dev = mapping.device;
+  behind.st_ino = mapping.inode;
+  return static_cast<bool>(find(-1, behind));
+}
+
+}  // namespace
+
+// ---- attempts -------------------------------------------------------------------------------
+
+void PinTable::turn_over() {
+  turn_.fetch_add(1, sync::kRelease);
+  sync::futex_wake(turn_, INT_MAX);
+}
+
+void PinTable::wait_turn(u32 seen) {
+  sync::futex_wait(turn_, seen);
+}
+
+void PinTable::begin(Attempt* attempt) {
+  for (;;) {
+    u32 seen = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      bool open = false;
+      for (const PinnedChange* change = changes_; change != nullptr; change = change->next_) {
+        open = open || change->file_.inode != 0 || change->range_.overlaps(attempt->range);
+      }
+      if (!open) {
+        attempt->next = attempts_;
+        attempts_ = attempt;
+        return;
+      }
+      seen = turn_.load(sync::kAcquire);
+    }
+    wait_turn(seen);  // progress: a change waits for no pin
+  }
+}
+
+// True: a change came between.
+bool PinTable::end(Attempt* attempt) {
+  const sync::MutexGuard guard(lock_);
+  Attempt** link = &attempts_;
+  while (*link != attempt) link = &(*link)->next;
+  *link = attempt->next;
+  return attempt->disturbed;
+}
+
+Result<void> PinTable::pin_some(HvaRange range, PinHow how, Sink* sink) {
+  if (failpoint::should_fail("host.pin")) return refuse(ENOMEM);
+  const u64 to_boundary = kBlockBytes - range.start().raw() % kBlockBytes;
+  const HvaRange part(range.start(), std::min(range.size(), to_boundary));
+  for (;;) {
+    Attempt attempt{part, false, nullptr};
+    begin(&attempt);
+    const Result<bool> done = try_pin(&attempt, how, sink);
+    const bool disturbed = end(&attempt);
+    if (done && *done) return {};
+    if (!done && !disturbed) return refuse(done.error());
+  }
+}
+
+// False: a change came between, and nothing was entered.
+Result<bool> PinTable::try_pin(Attempt* attempt, PinHow how, Sink* sink) {
+  if (owners_active()) bring_back_range(attempt->range);
+  const Hva start = attempt->range.start();
+  Wanted wanted{};
+  wanted.how = how;
+  wanted.mapping = ST_TRY(mapping_at(start));
+  ST_TRY(may_pin(wanted.mapping, how.write, how.long_term));
+  const PinRules& rules = rules_of(kind_of(wanted.mapping));
+  u64 size = std::min(attempt->range.end(), wanted.mapping.range.end()) - start;
+  if (rules.has_alias) {
+    const u64 page = file_page(wanted.mapping, start);
+    size = std::min(size, (kBlockPages - page % kBlockPages) * kPageSize);
+  }
+  wanted.piece = HvaRange(start, size);
+  ST_TRY(make_present(&wanted));
+  if (rules.breaks_cow && !wanted.mapping.prot.write) ST_TRY(make_own(wanted.piece, *attempt));
+  if (rules.has_alias) ST_TRY(make_alias(&wanted));
+  return commit(attempt, &wanted, sink);
+}
+
+// Cuts the piece to the pages that are there. Failure: the first is not.
+Result<void> PinTable::make_present(Wanted* wanted) {
+  const bool own = rules_of(kind_of(wanted->mapping)).breaks_cow && wanted->mapping.prot.write;
+  const Access access = own || wanted->how.write ? Access::kWrite : Access::kRead;
+  const int advice = access == Access::kWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+  const HvaRange piece = wanted->piece;
+  if (has_populate() && sys::madvise(pointer(piece.start()), piece.size(), advice)) return {};
+  u64 size = 0;
+  Result<void> page;
+  while (size < piece.size() && (page = faultin(piece.start() + size, access))) size += kPageSize;
+  // The kernel tells poison from other failures only to who asks for it (FOLL_HWPOISON).
+  if (size == 0) return refuse(EFAULT);
+  wanted->piece = HvaRange(piece.start(), size);
+  return {};
+}
+
+// Pages that nobody may write: a byte of each is written to itself, which the kernel lets the
+// process's own file of its memory do. The mover keeps changes of rights away meanwhile: a client
+// that may write again could have its store undone.
+Result<void> PinTable::make_own(HvaRange piece, const Attempt& attempt) {
+  PageState states[kMaxPageStates];
+  take_mover();
+  const Result<void> made = [&]() -> Result<void> {
+    {
+      const sync::MutexGuard guard(lock_);
+      if (attempt.disturbed) return refuse(EFAULT);  // the caller tries again
+    }
+    for (Hva at = piece.start(); at < piece.end();) {
+      const u64 left = (piece.end() - at) / kPageSize;
+      const unsigned count = static_cast<unsigned>(std::min<u64>(left, kMaxPageStates));
+      ST_TRY(page_states(at, count, states));
+      for (unsigned i = 0; i < count; ++i, at += kPageSize) {
+        u8 byte = 0;
+        if (states[i].present && states[i].anonymous && states[i].exclusive && !states[i].zero) {
+          continue;
+        }
+        if (!pin_store::read_behind(at, &byte, 1)) return refuse(EFAULT);
+        if (!pin_store::write_behind(at, &byte, 1)) return refuse(EFAULT);
+      }
+    }
+    return {};
+  }();
+  give_mover();
+  return made;
+}
+
+// A second mapping for the pages of the piece that have none which would do, and on to the end of
+// the block, for those that are pinned next.
+Result<void> PinTable::make_alias(Wanted* wanted) {
+  const Mapping& mapping = wanted->mapping;
+  Hva from = wanted->piece.end();
+  {
+    const sync::MutexGuard guard(lock_);
+    for (Hva at = wanted->piece.start(); at < wanted->piece.end(); at += kPageSize) {
+      const Place place = find_file(mapping, at);
+      const auto word =
+          place.block == nullptr ? Result<u64>(refuse(ENOENT)) : word_for(place, wanted, at);
+      if (!word) from = std::min(from, at);
+    }
+  }
+  if (from == wanted->piece.end()) return {};
+  const u64 page = file_page(mapping, from);
+  const u64 to_block_end = (kBlockPages - page % kBlockPages) * kPageSize;
+  u64 size = std::min(mapping.range.end() - from, to_block_end);
+  const bool second = rules_of(kind_of(mapping)).second_open || is_device(mapping);
+  if (mapping.page_size != kPageSize) {  // whole huge pages only
+    const u64 cut = (page * kPageSize) % mapping.page_size;
+    from = from - cut;
+    size = std::max(size + cut, mapping.page_size);
+  }
+  wanted->alias = ST_TRY(pin_store::make_alias(mapping, from, size, second));
+  wanted->alias_page = from;
+  return {};
+}
+
+Result<bool> PinTable::commit(Attempt* attempt, Wanted* wanted, Sink* sink) {
+  Result<bool> done = false;
+  {
+    const sync::MutexGuard guard(lock_);
+    if (!ST_GUARD(pins_disturbed, attempt->disturbed)) {
+      const Result<void> entered = enter(wanted, sink);
+      done = entered ? Result<bool>(true) : Result<bool>(refuse(entered.error()));
+    }
+  }
+  if (wanted->alias.bytes != 0) pin_store::drop_alias(wanted->alias);  // nobody took it
+  return done;
+}
+
+// ---- slots ----------------------------------------------------------------------------------
+
+bool PinTable::Sink::add(Frame frame) {
+  FrameRun* last = done.runs == 0 ? nullptr : &runs[done.runs - 1];
+  if (last != nullptr && last->first + last->pages == frame) {
+    ++last->pages;
+  } else {
+    if (done.runs == room) return false;
+    runs[done.runs++] = {frame, 1};
+  }
+  ++done.pages;
+  return true;
+}
+
+// Failure: not a page was entered. Fewer than asked is none.
+Result<void> PinTable::enter(Wanted* wanted, Sink* sink) {
+  const bool file = rules_of(kind_of(wanted->mapping)).has_alias;
+  const u64 before = sink->done.pages;
+  for (Hva at = wanted->piece.start(); at < wanted->piece.end(); at += kPageSize) {
+    Place place = file ? find_file(wanted->mapping, at) : find_home(at);
+    const bool is_new = place.block == nullptr || place.block->counts[place.slot] == 0;
+    if (is_new) {
+      PinKey key{0, 0, at.raw() / kBlockBytes};
+      u32 slot = static_cast<u32>(at.raw() / kPageSize % kBlockPages);
+      if (file) {
+        const u64 page = file_page(wanted->mapping, at);
+        key = {wanted->mapping.device, wanted->mapping.inode, page / kBlockPages};
+        slot = static_cast<u32>(page % kBlockPages);
+      }
+      const auto found = free_place(key, slot);
+      if (!found) return before == sink->done.pages ? refuse(found.error()) : Result<void>{};
+      place = *found;
+    }
+    PinBlock& block = *place.block;
+    const auto word = word_for(place, wanted, at);
+    const bool full = !word || block.counts[place.slot] == kMostPins ||
+                      !sink->add(frame_of(block.number, place.slot));
+    if (full) {
+      if (block.used == 0) free_block(&block);
+      const bool none = before == sink->done.pages && (!word || sink->done.runs < sink->room);
+      return none ? Result<void>(refuse(ENOMEM)) : Result<void>{};
+    }
+    if (is_new) {
+      ++block.used;
+      ++pinned_;
+    }
+    ++block.counts[place.slot];
+    if (block.words[place.slot].load(sync::kRelaxed) != *word) block.words[place.slot].store(*word);
+  }
+  return {};
+}
+
+// The word the slot has when it is pinned once more. Failure: ENOMEM, it has no alias that would
+// do; the one made for it is taken when it does.
+Result<u64> PinTable::word_for(const Place& place, Wanted* wanted, Hva at) {
+  PinBlock& block = *place.block;
+  const u64 now = block.words[place.slot].load(sync::kRelaxed);
+  if (!rules_of(kind_of(wanted->mapping)).has_alias) {
+    return now != 0 ? now : at.raw() | rights_bits(wanted->mapping.prot);
+  }
+  const bool write = wanted->how.write;
+  if (now != 0 && (!write || (now & kNoWrite) == 0)) return now;
+  for (size_t i = block.aliases.size(); i > 0; --i) {
+    const PinAlias& alias = block.aliases[i - 1];
+    const u64 page = block.key.index * kBlockPages + place.slot;
+    const u64 offset = (page - alias.page) * kPageSize;
+    if (page < alias.page || offset >= alias.map.bytes) continue;
+    if (write && !alias.map.writable) continue;
+    return (alias.map.at.raw() + offset) | kAlias | (alias.map.writable ? 0 : kNoWrite);
+  }
+  if (wanted->alias.bytes == 0) return refuse(ENOMEM);
+  const u64 first = file_page(wanted->mapping, wanted->alias_page);
+  if (!block.aliases.push_back({wanted->alias, first})) return refuse(ENOMEM);
+  wanted->alias = {};
+  return word_for(place, wanted, at);  // ends: the alias begins no later than this page
+}
+
+PinTable::Place PinTable::find_home(Hva at) {
+  Place found;
+  each_home(HvaRange(at, kPageSize), [&](PinBlock* block, u32 slot) { found = {block, slot}; });
+  return found;
+}
+
+// A slot of the page in use, else a free one of a block that is there.
+PinTable::Place PinTable::find_file(const Mapping& mapping, Hva at) {
+  const u64 page = file_page(mapping, at);
+  const u32 slot = static_cast<u32>(page % kBlockPages);
+  PinBlock** chain = blocks_.find({mapping.device, mapping.inode, page / kBlockPages});
+  Place free;
+  for (PinBlock* block = chain == nullptr ? nullptr : *chain; block != nullptr;
+       block = block->next_same) {
+    const u64 word = block->words[slot].load(sync::kRelaxed);
+    if (is_at_client(word)) return {block, slot};
+    if (word == 0) free = {block, slot};
+  }
+  return free;
+}
+
+Result<PinTable::Place> PinTable::free_place(PinKey key, u32 slot) {
+  PinBlock** chain = blocks_.find(key);
+  for (PinBlock* block = chain == nullptr ? nullptr : *chain; block != nullptr;
+       block = block->next_same) {
+    if (block->words[slot].load(sync::kRelaxed) == 0) return Place{block, slot};
+  }
+  return Place{ST_TRY(make_block(key)), slot};
+}
+
+sync::Atomic<PinBlock*>& PinTable::entry_of(u32 number) const {
+  return directories_[number / kDirectoryBlocks]
+      .load(sync::kAcquire)
+      ->blocks[number % kDirectoryBlocks];
+}
+
+PinBlock* PinTable::block_of(u32 number) const {
+  return entry_of(number).load(sync::kAcquire);
+}
+
+Result<PinBlock*> PinTable::make_block(PinKey key) {
+  // Every number there is has room among the free ones: giving it back needs no memory.
+  if (free_numbers_.empty()) {
+    if (made_numbers_ == kDirectories * kDirectoryBlocks) return refuse(ENOMEM);
+    ST_TRY(free_numbers_.reserve(made_numbers_ + 1));
+    auto& directory = directories_[made_numbers_ / kDirectoryBlocks];
+    if (directory.load(sync::kRelaxed) == nullptr) {
+      directory.store(ST_TRY(make<Directory>("host.pin_directory")), sync::kRelease);
+    }
+    static_cast<void>(free_numbers_.push_back(made_numbers_++));
+  }
+  const Hva window = ST_TRY(windows_.take());
+  const u32 number = free_numbers_.back();
+  const auto block = make<PinBlock>("host.pin_block", key, number, window);
+  if (!block) {
+    windows_.give(window);
+    return block;
+  }
+  if (!key.is_private()) (*block)->object = alone_with(key.device, key.inode);
+  if (PinBlock** chain = blocks_.find(key)) {
+    (*block)->next_same = *chain;
+    *chain = *block;
+  } else if (const auto added = blocks_.insert(key, *block); !added) {
+    destroy(*block);
+    windows_.give(window);
+    return refuse(added.error());
+  }
+  free_numbers_.pop_back();
+  entry_of(number).store(*block, sync::kRelease);
+  return block;
+}
+
+void PinTable::unlink(PinBlock* block) {
+  PinBlock** link = blocks_.find(block->key);
+  if (*link == block && block->next_same == nullptr) {
+    blocks_.erase(block->key);
+    return;
+  }
+  while (*link != block) link = &(*link)->next_same;
+  *link = block->next_same;
+}
+
+// Pre: no slot of it is in use.
+void PinTable::free_block(PinBlock* block) {
+  unlink(block);
+  for (const PinAlias& alias : block->aliases) pin_store::drop_alias(alias.map);
+  windows_.give(block->window);
+  entry_of(block->number).store(nullptr, sync::kRelaxed);
+  static_cast<void>(free_numbers_.push_back(block->number));
+  destroy(block);
+}
+
+// Pre: its count is 0 and nobody holds it.
+void PinTable::release(PinBlock* block, u32 slot) {
+  const u64 word = block->words[slot].load(sync::kRelaxed);
+  if ((word & kStored) != 0) {
+    pin_store::drop(Hva(word & kPageMask), kPageSize);
+    --stored_;
+  } else if (is_stray(*block, slot, word)) {
+    --block->strays;
+    --strays_;
+  }
+  block->words[slot].store(0, sync::kRelaxed);
+  --pinned_;
+  if (--block->used == 0) free_block(block);
+}
+
+void PinTable::unpin(FrameRun run) {
+  const sync::MutexGuard guard(lock_);
+  for (u64 i = 0; i < run.pages; ++i) {
+    const u64 frame = static_cast<u64>(run.first + i);
+    PinBlock* block = block_of(static_cast<u32>(frame / kBlockPages));
+    const u32 slot = static_cast<u32>(frame % kBlockPages);
+    ST_DCHECK(block != nullptr && block->counts[slot] != 0);
+    if (--block->counts[slot] != 0) continue;
+    // A change that has it in hand gives it back.
+    const bool held = (block->words[slot].load(sync::kRelaxed) & kHeldDepth) != 0;
+    if (!ST_GUARD(pins_unpin_held, held)) release(block, slot);
+  }
+}
+
+u32 PinTable::pins_of(Frame frame) {
+  const sync::MutexGuard guard(lock_);
+  const u64 number = static_cast<u64>(frame) / kBlockPages;
+  if (number >= made_numbers_) return 0;
+  const PinBlock* block = block_of(static_cast<u32>(number));
+  return block == nullptr ? 0 : block->counts[static_cast<u64>(frame) % kBlockPages];
+}
+
+std::optional<Frame> PinTable::frame_at(Hva at) {
+  const auto mapping = mapping_at(at);
+  if (!mapping) return std::nullopt;
+  const sync::MutexGuard guard(lock_);
+  const bool file = rules_of(kind_of(*mapping)).has_alias;
+  const Place place = file ? find_file(*mapping, at) : find_home(at);
+  if (place.block == nullptr || place.block->counts[place.slot] == 0) return std::nullopt;
+  return frame_of(place.block->number, place.slot);
+}
+
+bool PinTable::keeps(Hva at) {
+  const sync::MutexGuard guard(lock_);
+  for (const Attempt* attempt = attempts_; attempt != nullptr; attempt = attempt->next) {
+    if (attempt->range.contains(at)) return true;
+  }
+  const Place place = find_home(at);
+  return place.block != nullptr && place.block->counts[place.slot] != 0;
+}
+
+bool PinTable::keeps_file(PageKey key) {
+  const sync::MutexGuard guard(lock_);
+  const u32 slot = static_cast<u32>(key.index % kBlockPages);
+  for (u32 number = 0; number < made_numbers_; ++number) {
+    const PinBlock* block = block_of(number);
+    if (block == nullptr || block->object != key.object) continue;
+    if (block->key.index != key.index / kBlockPages || block->counts[slot] == 0) continue;
+    if ((block->words[slot].load(sync::kRelaxed) & kStored) == 0) return true;
+  }
+  return false;
+}
+
+HvaRange PinTable::next_unpinned(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  Hva start = range.start();
+  const auto pinned = [&](Hva at) TA_REQ(lock_) { return find_home(at).block != nullptr; };
+  while (start < range.end() && pinned(start)) start += kPageSize;
+  Hva end = range.end();
+  each_home(HvaRange(start, range.end() - start), [&](PinBlock* block, u32 slot) {
+    end = std::min(end, Hva(block->words[slot].load(sync::kRelaxed) & kPageMask));
+  });
+  return HvaRange(start, end - start);
+}
+
+PinUse PinTable::use() {
+  const sync::MutexGuard guard(lock_);
+  return {pinned_, stored_, u64{made_numbers_} - free_numbers_.size()};
+}
+
+// ---- devices --------------------------------------------------------------------------------
+
+// Pre: inside a section.
+std::optional<Hva> PinTable::direct(Frame frame, Access access) {
+  const u64 number = static_cast<u64>(frame) / kBlockPages;
+  PinBlock* block = block_of(static_cast<u32>(number));
+  const u64 word = block->words[static_cast<u64>(frame) % kBlockPages].load();
+  const u64 forbids = kHeldDepth | kLost | (access == Access::kWrite ? kNoWrite : kNoRead);
+  if ((word & forbids) != 0) return std::nullopt;
+  return Hva(word & kPageMask);
+}
+
+// One of `to` and `from` is null.
+bool PinTable::transfer(Frame frame, u64 offset, void* to, const void* from, size_t size) {
+  PinBlock* block = block_of(static_cast<u32>(static_cast<u64>(frame) / kBlockPages));
+  sync::Atomic<u64>& slot = block->words[static_cast<u64>(frame) % kBlockPages];
+  for (;;) {
+    const u32 seen = turn_.load(sync::kAcquire);
+    const sync::Passage::Ticket ticket = accesses_.enter();
+    const u64 word = slot.load();
+    if ((word & kHeldDepth) == 0) {
+      const Hva at = Hva((word & kPageMask) + offset);
+      bool done = false;
+      if ((word & kLost) != 0) {
+        done = false;
+      } else if (to != nullptr) {
+        done = ((word & kNoRead) == 0 && copy_from(to, at, size) == size) ||
+               pin_store::read_behind(at, to, size);
+      } else {
+        done = ((word & kNoWrite) == 0 && copy_to(at, from, size) == size) ||
+               pin_store::write_behind(at, from, size);
+      }
+      accesses_.leave(ticket);
+      return done;
+    }
+    accesses_.leave(ticket);
+    wait_turn(seen);  // progress: the change ends whatever devices do
+  }
+}
+
+}  // namespace stagetwo::host

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The tables behind host/pin.h. Not for other rooms.
+//
+// A block stands for 2 MiB of the process's private memory, or of a file; it has 512 slots, a frame
+// each. A slot is found by its frame, without a lock, or by its key under the lock. One key may
+// have several blocks: a page that went to the store keeps its slot, and what is pinned at its
+// address afterwards is another page.
+//
+//   slot            word                                  who may change it
+//   free            0                                     a pin
+//   at home         the client's address                  pins and unpins (count), a change (held)
+//   held            the same, with the change's depth     the change that holds it
+//   in the store    its place in the window, kStored      the last unpin
+//   alias           the engine's address, kAlias          as at home; changes pass it by
+//
+// A device reads the word inside a section of `accesses_`; who makes a slot held waits for them.
+
+#include "base/hash_map.h"
+#include "base/vec.h"
+#include "host/pin.h"
+#include "host/pin_kinds.h"
+#include "host/pin_store.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+#include "sync/passage.h"
+
+namespace stagetwo::host {
+
+inline constexpr u32 kBlockPages = 512;
+inline constexpr u64 kBlockBytes = kBlockPages * kPageSize;
+
+// The low bits of a slot's word.
+inline constexpr u64 kHeldDepth = 7;    // 0: not held
+inline constexpr u64 kStored = 1 << 3;  // its address is the store's
+inline constexpr u64 kNoRead = 1 << 4;  // not by a load
+inline constexpr u64 kNoWrite = 1 << 5;
+inline constexpr u64 kAlias = 1 << 6;
+inline constexpr u64 kAside = 1 << 7;   // held, and the page is in the store already
+inline constexpr u64 kCopied = 1 << 8;  // kAside, and the client's page is still there
+inline constexpr u64 kLost = 1 << 9;    // there was no memory to keep it
+
+struct PinKey {
+  u64 device = 0;  // 0, 0: private memory of the process
+  u64 inode = 0;
+  u64 index = 0;  // in units of kBlockBytes
+  friend constexpr bool operator==(PinKey, PinKey) = default;
+  [[nodiscard]] u64 hash() const { return hash_u64(index ^ hash_u64(device ^ hash_u64(inode))); }
+  [[nodiscard]] bool is_private() const { return inode == 0; }
+};
+
+// A second mapping of file pages, from `page` of the file on.
+struct PinAlias {
+  pin_store::Alias map;
+  u64 page;
+};
+
+struct PinBlock {
+  PinBlock(PinKey of, u32 n, Hva window_at) : key(of), number(n), window(window_at) {}
+
+  PinKey key;
+  u64 object = 0;  // of a file: its id where owners may take its pages (host/shared_objects.h)
+  u32 number;
+  u32 used = 0;    // slots that are not free
+  u32 strays = 0;  // at home, but not at the address of their slot: mremap
+  Hva window;
+  PinBlock* next_same = nullptr;  // of the same key, older
+  Vec<PinAlias> aliases{"host.pin_aliases"};
+  // Written under the lock; read by devices, seq_cst (see accesses_).
+  sync::Atomic<u64> words[kBlockPages] = {};
+  u32 counts[kBlockPages] = {};
+};
+
+class PinTable {
+ public:
+  PinTable() = default;
+
+  // Collects runs for a caller of pin_pages.
+  struct Sink {
+    FrameRun* runs;
+    unsigned room;
+    PinBatch done;
+    [[nodiscard]] bool add(Frame frame);
+  };
+
+  // Pins pages from range.start() on, up to the next boundary of a block or mapping.
+  [[nodiscard]] Result<void> pin_some(HvaRange range, PinHow how, Sink* sink);
+  void unpin(FrameRun run);
+  u32 pins_of(Frame frame);
+  std::optional<Frame> frame_at(Hva at);
+  bool keeps(Hva at);
+  bool keeps_file(PageKey key);
+  // The part of `range` up to the first pinned page, or the pinned pages it begins with.
+  HvaRange next_unpinned(HvaRange range);
+  PinUse use();
+
+  std::optional<Hva> direct(Frame frame, Access access);
+  bool transfer(Frame frame, u64 offset, void* to, const void* from, size_t size);
+  sync::Passage& accesses() { return accesses_; }
+
+  void open_change(PinnedChange* change);
+  void close_change(PinnedChange* change);
+  void before_fork();
+  void after_fork_parent();
+
+ private:
+  // A pin under way.
+  struct Attempt {
+    HvaRange range;
+    bool disturbed = false;
+    Attempt* next = nullptr;
+  };
+  struct Place {
+    PinBlock* block = nullptr;
+    u32 slot = 0;
+  };
+  // Slots of a change, neighbours in every respect.
+  struct Piece {
+    PinBlock* block;
+    u32 first;
+    u32 pages;
+    u64 word;
+  };
+  // What a pin is about to enter.
+  struct Wanted {
+    HvaRange piece;
+    Mapping mapping;
+    PinHow how;
+    pin_store::Alias alias;  // made for it, from alias_page on
+    Hva alias_page;
+  };
+
+  void begin(Attempt* attempt);
+  bool end(Attempt* attempt);
+  Result<bool> try_pin(Attempt* attempt, PinHow how, Sink* sink);
+  Result<void> make_present(Wanted* wanted);
+  Result<void> make_own(HvaRange piece, const Attempt& attempt);
+  Result<void> make_alias(Wanted* wanted);
+  Result<bool> commit(Attempt* attempt, Wanted* wanted, Sink* sink);
+  Result<void> enter(Wanted* wanted, Sink* sink) TA_REQ(lock_);
+  Result<Place> free_place(PinKey key, u32 slot) TA_REQ(lock_);
+  Result<u64> word_for(const Place& place, Wanted* wanted, Hva at) TA_REQ(lock_);
+  Place find_home(Hva at) TA_REQ(lock_);
+  Place find_file(const Mapping& mapping, Hva at) TA_REQ(lock_);
+  Result<PinBlock*> make_block(PinKey key) TA_REQ(lock_);
+  sync::Atomic<PinBlock*>& entry_of(u32 number) const;
+  void unlink(PinBlock* block) TA_REQ(lock_);
+  void release(PinBlock* block, u32 slot) TA_REQ(lock_);
+  void free_block(PinBlock* block) TA_REQ(lock_);
+  PinBlock* block_of(u32 number) const;
+  // fn(block, slot) for each slot in use whose page the client has in `range`.
+  template <typename F>
+  void each_home(HvaRange range, F&& fn) TA_REQ(lock_);
+  // fn(block, slot) for each slot whose page `change` is about.
+  template <typename F>
+  void each_of(const PinnedChange& change, F&& fn) TA_REQ(lock_);
+  bool meets(const PinnedChange& change) TA_REQ(lock_);
+  void hold(PinnedChange& change);
+  void put_aside(const PinnedChange& change);
+  void keep_piece(const PinnedChange& change, const Piece& piece);
+  void settle_piece(const PinnedChange& change, const Piece& piece);
+  void refresh(const Piece& piece);
+  // What the change holds and `wanted(word)`; answers how many pieces.
+  template <typename F>
+  unsigned collect(const PinnedChange& change, Piece* out, unsigned room, F&& wanted);
+  void publish(const Piece& piece, u64 word);
+  void take_mover();
+  void give_mover();
+  void turn_over() TA_REQ(lock_);
+  void wait_turn(u32 seen);
+
+  sync::Mutex lock_{sync::Rank::kPins};
+  HashMap<PinKey, PinBlock*> blocks_ TA_GUARDED(lock_){"host.pin_blocks"};
+  Vec<u32> free_numbers_ TA_GUARDED(lock_){"host.pin_numbers"};
+  u32 made_numbers_ TA_GUARDED(lock_) = 0;
+  u64 pinned_ TA_GUARDED(lock_) = 0;
+  u64 stored_ TA_GUARDED(lock_) = 0;
+  u64 strays_ TA_GUARDED(lock_) = 0;
+  PinnedChange* changes_ TA_GUARDED(lock_) = nullptr;
+  Attempt* attempts_ TA_GUARDED(lock_) = nullptr;
+  int mover_ TA_GUARDED(lock_) = 0;  // the thread that has pinned pages to see to
+  u32 mover_depth_ TA_GUARDED(lock_) = 0;
+  // Raised under the lock; sleepers read it there and sleep on it (futex).
+  sync::Atomic<u32> turn_{0};
+  // Blocks by number. Directories appear under the lock and stay.
+  static constexpr u32 kDirectories = 1024, kDirectoryBlocks = 1024;
+  struct Directory {
+    sync::Atomic<PinBlock*> blocks[kDirectoryBlocks] = {};
+  };
+  sync::Atomic<Directory*> directories_[kDirectories] = {};
+  pin_store::Windows windows_;
+  sync::Passage accesses_;
+};
+
+// The one of this process, or null.
+[[nodiscard]] PinTable* pin_table();
+
+}  // namespace stagetwo::host

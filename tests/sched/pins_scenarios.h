@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One page of the process and everybody who has to do with its pin: pinners, a device, changes of
+// the address, a taker, a fork. The tables are the real ones, and so are the kernel's calls; what
+// the page means is a number in its first word.
+
+#include <sys/mman.h>
+
+#include "host/access.h"
+#include "host/owner_table.h"
+#include "host/pin_table.h"
+#include "tests/sched/sched_support.h"
+#include "tests/support/pages.h"
+
+namespace stagetwo::test {
+
+class PinsWorld {
+ public:
+  PinsWorld() { meaning() = 1; }
+  virtual ~PinsWorld() = default;
+
+ protected:
+  Hva at() const { return Hva(page_.address()); }
+  volatile u32& meaning() const { return *reinterpret_cast<volatile u32*>(page_.bytes_at(0)); }
+  // The frame of the page, pinned once more.
+  host::Frame pin() {
+    host::FrameRun run;
+    host::PinTable::Sink sink{&run, 1, {}};
+    const auto done = table_.pin_some(host::page_at(at()), {.write = true}, &sink);
+    sync::sched::expect(done.has_value() && sink.done.pages == 1, "the page can be pinned");
+    return run.first;
+  }
+  void unpin(host::Frame frame) { table_.unpin({frame, 1}); }
+  u32 read(host::Frame frame) {
+    u32 value = 0;
+    sync::sched::expect(table_.transfer(frame, 0, &value, nullptr, sizeof(value)), "a pin is read");
+    return value;
+  }
+  void write(host::Frame frame, u32 value) {
+    sync::sched::expect(table_.transfer(frame, 0, nullptr, &value, sizeof(value)),
+                        "a pin is written");
+  }
+  // A mapping of something else over it, as the wrapper does it; `fails`: the call is refused.
+  void map_over(u32 new_meaning, bool fails = false) {
+    host::PinnedChange change(host::page_at(at()), host::Announced::kUnmaps, 0);
+    table_.open_change(&change);
+    if (!fails) {
+      ::mmap(page_.pointer(), kPageSize, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+      meaning() = new_meaning;
+      change.succeeded();
+    }
+    table_.close_change(&change);
+  }
+  void expect_empty() {
+    const host::PinUse use = table_.use();
+    sync::sched::expect(use.pages == 0 && use.stored == 0 && use.blocks == 0, "nothing is left");
+  }
+
+  GuardedPages page_{1};
+  host::PinTable table_;
+};
+
+// A pin gets the page of before or of after, and stays with it.
+struct PinAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  void thread(unsigned me) {
+    if (me == 1) {
+      map_over(2);
+    } else {
+      use();
+    }
+    if (left_.fetch_add(1) == 1) expect_empty();
+  }
+  void use() {
+    const host::Frame frame = pin();
+    const u32 found = read(frame);
+    sync::sched::expect(found == 1 || found == 2, "what is pinned was mapped");
+    write(frame, found + 10);
+    sync::sched::expect(read(frame) == found + 10, "it is one page, however it moves");
+    unpin(frame);
+    sync::sched::expect(found == 1 || meaning() == 12, "a page that is mapped is the client's");
+  }
+  sync::Atomic<u32> left_{0};
+};
+
+// Pinned before the change: the device keeps the old page, and no store of it is lost.
+struct DeviceAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  DeviceAgainstChange() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 1) {
+      map_over(100);
+      sync::sched::expect(meaning() == 100, "the device writes where something else is mapped");
+      return;
+    }
+    for (u32 i = 1; i <= 3; ++i) {
+      sync::sched::expect(read(frame_) == i, "a store is lost");
+      write(frame_, i + 1);
+    }
+    sync::sched::expect(read(frame_) == 4, "the last store is lost");
+  }
+  host::Frame frame_{};
+};
+
+// A change that is refused: for client and device nothing has happened.
+struct DeviceAgainstRefusedChange : PinsWorld {
+  static constexpr unsigned kThreads = 3;
+  DeviceAgainstRefusedChange() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      for (u32 i = 1; i <= 2; ++i) write(frame_, i + 1);
+      done_.store(1);
+    } else {
+      map_over(100, true);
+    }
+  }
+  void after() {
+    if (done_.load() == 1 && meaning() != 3) sync::sched::fail("the client misses a store");
+  }
+  host::Frame frame_{};
+  sync::Atomic<u32> done_{0};
+};
+
+// Two changes of one address, one of them refused: it must not put back what the other has taken.
+struct TwoChanges : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  TwoChanges() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      map_over(0, true);
+    } else {
+      map_over(50);
+      sync::sched::expect(meaning() == 50, "the old page is back where another one was mapped");
+      sync::sched::expect(read(frame_) == 1, "the device has lost its page");
+    }
+  }
+  host::Frame frame_{};
+};
+
+// Two pins of one page and their unpins, in any order, while the page moves.
+struct TwoPinsAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 2) {
+      map_over(2);
+    } else {
+      const host::Frame frame = pin();
+      const u32 count = table_.pins_of(frame);
+      sync::sched::expect(count == 1 || count == 2, "the count is exact");
+      sync::sched::expect(read(frame) != 0, "what is pinned was mapped");
+      unpin(frame);
+    }
+    if (left_.fetch_add(1) == 2) expect_empty();
+  }
+  sync::Atomic<u32> left_{0};
+};
+
+// The last unpin while a change has the page in its hands.
+struct UnpinAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  UnpinAgainstChange() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      unpin(frame_);
+    } else {
+      map_over(2);
+    }
+    if (left_.fetch_add(1) == 1) expect_empty();
+  }
+  host::Frame frame_{};
+  sync::Atomic<u32> left_{0};
+};
+
+// A fork between the moving of a page and the system call would miss the page.
+struct ForkAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  ForkAgainstChange() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      table_.before_fork();
+      sync::sched::expect(meaning() == 1, "the child finds an empty page");
+      table_.after_fork_parent();
+    } else {
+      map_over(0, true);
+    }
+  }
+  host::Frame frame_{};
+};
+
+}  // namespace stagetwo::test
