@@ -2,7 +2,6 @@
 // What changes of the address space and forks do to pinned pages.
 #include <algorithm>
 
-#include "base/guard.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/pin_table.h"
@@ -100,7 +99,7 @@ void PinTable::hold(PinnedChange& change) {
       any = true;
     });
   }
-  if (ST_GUARD(pins_hold, any)) accesses_.wait();
+  if (any) accesses_.wait();
 }
 
 // The pages the change takes from the client's address go to the store before it does.

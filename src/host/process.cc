@@ -8,6 +8,7 @@
 #include "host/page_idle.h"
 #include "host/page_owner.h"
 #include "host/pin.h"
+#include "host/pin_account.h"
 #include "host/session.h"
 #include "host/worker.h"
 
@@ -19,6 +20,7 @@ void after_fork_child() {
   worker_after_fork_child();
   owners_after_fork_child();
   pins_after_fork_child();
+  pin_account_after_fork_child();
   kept_fds_after_fork_child();
   page_idle::after_fork_child();
   hugetlb::after_fork_child();

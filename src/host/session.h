@@ -25,6 +25,7 @@ inline constexpr unsigned kSessionWords = 512;
 inline constexpr unsigned kHugetlbWords = 8;     // 8 words: pool sizes (host/hugetlb_standin.h)
 inline constexpr unsigned kStartWord = 16;       // 1 word: the parameters of --param are in force
 inline constexpr unsigned kSpmWords = 24;        // 2 words: parameters of test_hmm (abi/hmm/hmm.h)
+inline constexpr unsigned kPinnedWord = 32;      // 1 word: pages charged (host/pin_account.h)
 inline constexpr unsigned kParameterWords = 64;  // 64 words: values of module parameters
 inline constexpr unsigned kAppendedWords = 256;  // 128 words: read so far of what was appended
 

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/pin_account.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include <string_view>
+
+#include "addr/addr.h"
+#include "base/sys.h"
+#include "host/session.h"
+#include "sync/atomic.h"
+
+namespace stagetwo::host {
+namespace {
+
+constinit sync::Atomic<u64> pinned{0};
+constinit sync::Atomic<u64> of_process{0};
+
+sync::Atomic<u64>& of_user() {
+  return session_word(kPinnedWord);
+}
+
+bool may_lock_all() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
+  if (sys::call(SYS_capget, sys::arg(&header), sys::arg(data)) != 0) return false;
+  return (data[0].effective & (1u << CAP_IPC_LOCK)) != 0;
+}
+
+u64 limit_in_pages() {
+  struct ::rlimit limit{};
+  if (sys::call(SYS_prlimit64, 0, RLIMIT_MEMLOCK, 0, sys::arg(&limit)) != 0) return 0;
+  return limit.rlim_cur / kPageSize;
+}
+
+// "VmLck:      64 kB", in pages.
+u64 locked_by_kernel() {
+  const auto fd = sys::openat(AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC);
+  if (!fd) return 0;
+  char buffer[2048];
+  const auto got = sys::read(*fd, buffer, sizeof(buffer));
+  static_cast<void>(sys::close(*fd));
+  const std::string_view text(buffer, got ? *got : 0);
+  size_t at = text.find("VmLck:");
+  if (at == std::string_view::npos) return 0;
+  u64 kilobytes = 0;
+  for (at += 6; at < text.size() && text[at] != 'k'; ++at) {
+    if (text[at] >= '0' && text[at] <= '9') {
+      kilobytes = kilobytes * 10 + static_cast<u64>(text[at] - '0');
+    }
+  }
+  return kilobytes / (kPageSize / 1024);
+}
+
+// `others`: what counts against the limit besides.
+Result<void> charge(sync::Atomic<u64>& counter, u64 pages, u64 others) {
+  const u64 limit = limit_in_pages();
+  u64 now = counter.load(sync::kRelaxed);
+  do {
+    u64 sum = 0;
+    const bool over = __builtin_add_overflow(now + others, pages, &sum) || sum > limit;
+    if (over) return refuse(ENOMEM);
+  } while (!counter.compare_exchange(now, now + pages));
+  return {};
+}
+
+}  // namespace
+
+PinCharge pin_charge(PinCharge wanted) {
+  return may_lock_all() ? PinCharge::kNone : wanted;
+}
+
+Result<void> charge_pins(PinCharge mode, u64 pages) {
+  if (mode == PinCharge::kUser) ST_TRY(charge(of_user(), pages, 0));
+  if (mode == PinCharge::kProcess) ST_TRY(charge(of_process, pages, locked_by_kernel()));
+  pinned.fetch_add(pages);
+  return {};
+}
+
+void uncharge_pins(PinCharge mode, u64 pages) {
+  if (mode == PinCharge::kUser) of_user().fetch_sub(pages);
+  if (mode == PinCharge::kProcess) of_process.fetch_sub(pages);
+  pinned.fetch_sub(pages);
+}
+
+PinCharged pins_charged() {
+  return {pinned.load(), of_process.load(), of_user().load()};
+}
+
+// A child has no pins; what its parent charged to the user is the parent's.
+void pin_account_after_fork_child() {
+  pinned.store(0);
+  of_process.store(0);
+}
+
+}  // namespace stagetwo::host

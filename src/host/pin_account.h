@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What pinned memory costs its user: RLIMIT_MEMLOCK. As in the kernel, pinning itself charges
+// nothing; who holds pins for a client (iommufd, VFIO) charges for them.
+// Analogue: user_struct::locked_vm (iommufd, io_uring), account_locked_vm() and mm::locked_vm (VFIO
+// type 1), mm::pinned_vm (kernel files: drivers/iommu/iommufd/pages.c, mm/util.c).
+//
+//   mode       charged to                        limit
+//   kNone      nobody: the task has CAP_IPC_LOCK  none
+//   kUser      the session's user, all its        RLIMIT_MEMLOCK of the task that charges; what
+//              processes together                 mlock has locked does not count
+//   kProcess   this process, with what mlock      the same
+//              has locked in it
+//
+// pinned_pages() counts in every mode. /proc/self/status goes on showing the kernel's own VmPin and
+// VmLck: ours are in neither.
+// Differs: what the kernel itself has charged to the user (io_uring, perf, BPF) is not known here;
+// what a process had charged when it was killed stays with its session until that ends.
+// Context: any thread; kProcess reads a file. Uncharging cannot fail.
+
+#include "base/result.h"
+#include "base/types.h"
+
+namespace stagetwo::host {
+
+enum class PinCharge : u8 { kNone, kUser, kProcess };
+
+// kNone where the calling task may lock what it likes, else `wanted`. Decided once for each holder:
+// rights that are given up later change nothing.
+[[nodiscard]] PinCharge pin_charge(PinCharge wanted);
+// Failure: ENOMEM, the limit; nothing is charged.
+[[nodiscard]] Result<void> charge_pins(PinCharge mode, u64 pages);
+// Pre: charged in this mode.
+void uncharge_pins(PinCharge mode, u64 pages);
+
+// mm::pinned_vm, and what of it was charged to the process and to the user, in pages.
+struct PinCharged {
+  u64 pinned;
+  u64 process;
+  u64 user;
+};
+[[nodiscard]] PinCharged pins_charged();
+
+void pin_account_after_fork_child();
+
+}  // namespace stagetwo::host
