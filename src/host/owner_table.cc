@@ -83,6 +83,20 @@ void OwnerTable::end_take() {
   turn_over();
 }
 
+namespace {
+
+// Does a device have it, by any of its addresses?
+bool is_pinned(PageKey key, const PageViews& views) {
+  if (!pins_active()) return false;
+  if (key.object != kPrivateMemory && keeps_file_page(key)) return true;
+  for (const PageView& view : views) {
+    if (keeps_page(view.at)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 OwnerTable::Refusal OwnerTable::refusal(PageKey key, const PageViews& views) {
   for (const OwnedChange* change = changes_; change != nullptr; change = change->next_) {
     for (const PageView& view : views) {
@@ -90,7 +104,8 @@ OwnerTable::Refusal OwnerTable::refusal(PageKey key, const PageViews& views) {
       if (ST_GUARD(owners_change, true)) return Refusal::kChange;
     }
   }
-  return is_held(key, views) ? Refusal::kHeld : Refusal::kNone;
+  const bool pinned = ST_GUARD(pins_keep, is_pinned(key, views));
+  return pinned || is_held(key, views) ? Refusal::kHeld : Refusal::kNone;
 }
 
 bool OwnerTable::refuses(PageKey key, const PageViews& views) {
@@ -118,20 +133,6 @@ bool OwnerTable::drop_if_stale(PageKey key, const PageJob& job) {
   return stale;
 }
 
-namespace {
-
-// Does a device have it, by any of its addresses?
-bool is_pinned(PageKey key, const PageViews& views) {
-  if (!pins_active()) return false;
-  if (key.object != kPrivateMemory && keeps_file_page(key)) return true;
-  for (const PageView& view : views) {
-    if (keeps_page(view.at)) return true;
-  }
-  return false;
-}
-
-}  // namespace
-
 // Makes the record and finds the views of the page. A page that is just coming back is waited for:
 // its toucher may be on its way before the record is gone.
 bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
@@ -146,7 +147,6 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
       job->views = views_at(key, fresh);
       if (job->views.count == 0) ++counts_.refused_shared;
       if (job->views.count == 0 || refuses(key, job->views)) return false;
-      if (ST_GUARD(pins_keep, is_pinned(key, job->views))) return false;
       PageRecord* record = pages_.find(key);
       if (record == nullptr) {
         if (fresh.hiding == Hiding::kProtection) ever_protected_.store(true, sync::kRelaxed);
