@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What changes of the address space and forks do to pinned pages.
+#include "host/pin_table.h"
+
 #include <algorithm>
 
 #include "base/sys.h"
 #include "base/trace.h"
-#include "host/pin_table.h"
 #include "host/pin_walk.h"
 
 // A change against a device:

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A pinned page is one page for its device, whatever the client does to the address at the time.
+#include "host/pin_table.h"
+
 #include "tests/sched/pins_scenarios.h"
 
 namespace stagetwo::test {
