@@ -109,7 +109,7 @@ void PinTable::put_aside(const PinnedChange& change) {
   const bool moves = change.what_ == Announced::kMoves;
   if (change.what_ == Announced::kProtects) return;
   const auto wanted = [&](u64 word) {
-    return (word & (kAside | kLost)) == 0 && !(moves && (word & kPageMask) < stays);
+    return (word & (kAside | kPageLost)) == 0 && !(moves && (word & kPageMask) < stays);
   };
   Piece pieces[kPieces];
   while (const unsigned count = collect(change, pieces, kPieces, wanted)) {
@@ -135,7 +135,7 @@ void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
     if (!may_move || piece.pages == 1 ||
         !pin_store::move_in(from + offset, place + offset, kPageSize)) {
       const bool copied = pin_store::copy_in(from + offset, place + offset, kPageSize);
-      bits |= copied ? kCopied : kLost;
+      bits |= copied ? kCopied : kPageLost;
     }
     publish(page, page.word | bits);
   }
@@ -143,13 +143,13 @@ void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
 
 // The change is over: where the pages are now.
 void PinTable::settle_piece(const PinnedChange& change, const Piece& piece) {
-  constexpr u64 kMoving = kHeldDepth | kAside | kCopied | kLost;
+  constexpr u64 kMoving = kHeldDepth | kAside | kCopied | kPageLost;
   const Hva home(piece.word & kPageMask);
   const Hva place = piece.block->window + u64{piece.first} * kPageSize;
   const u64 bytes = u64{piece.pages} * kPageSize;
   const bool aside = (piece.word & kAside) != 0;
-  if (aside && (piece.word & kLost) != 0) {
-    return publish(piece, change.succeeded_ ? home.raw() | kLost : piece.word & ~kMoving);
+  if (aside && (piece.word & kPageLost) != 0) {
+    return publish(piece, change.succeeded_ ? home.raw() | kPageLost : piece.word & ~kMoving);
   }
   if (aside && change.succeeded_) {
     const u64 rights = pin_store::settle(place, bytes) ? 0 : piece.word & (kNoRead | kNoWrite);

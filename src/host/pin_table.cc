@@ -500,7 +500,7 @@ std::optional<Hva> PinTable::direct(Frame frame, Access access) {
   const u64 number = static_cast<u64>(frame) / kBlockPages;
   PinBlock* block = block_of(static_cast<u32>(number));
   const u64 word = block->words[static_cast<u64>(frame) % kBlockPages].load();
-  const u64 forbids = kHeldDepth | kLost | (access == Access::kWrite ? kNoWrite : kNoRead);
+  const u64 forbids = kHeldDepth | kPageLost | (access == Access::kWrite ? kNoWrite : kNoRead);
   if ((word & forbids) != 0) return std::nullopt;
   return Hva(word & kPageMask);
 }
@@ -516,7 +516,7 @@ bool PinTable::transfer(Frame frame, u64 offset, void* to, const void* from, siz
     if ((word & kHeldDepth) == 0) {
       const Hva at = Hva((word & kPageMask) + offset);
       bool done = false;
-      if ((word & kLost) != 0) {
+      if ((word & kPageLost) != 0) {
         done = false;
       } else if (to != nullptr) {
         done = ((word & kNoRead) == 0 && copy_from(to, at, size) == size) ||

@@ -11,7 +11,7 @@ namespace stagetwo::host {
 
 // Does the slot stand for a page the client has, or will have if the change that holds it fails?
 inline bool is_at_client(u64 word) {
-  const bool is_lost = (word & kLost) != 0 && (word & kHeldDepth) == 0;
+  const bool is_lost = (word & kPageLost) != 0 && (word & kHeldDepth) == 0;
   return word != 0 && (word & kStored) == 0 && !is_lost;
 }
 
