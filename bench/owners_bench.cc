@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What taking a page away and bringing it back costs, one by one and in runs, beside the bare system
-// calls that move it. (host: absent pages.)
+// What taking a page away and bringing it back costs, one by one and in runs, beside the bare
+// system calls that move it. (host: absent pages.)
 
 #include <sys/mman.h>
 
@@ -20,7 +20,8 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kPages = 4096;
 
 u8* map(int flags) {
-  void* at = mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+  void* at =
+      mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
   return static_cast<u8*>(at);
 }
 Hva address(const u8* at) {

@@ -196,7 +196,8 @@ void owners_see_mapping(HvaRange made) {
   if (the_table.load() == nullptr) [[likely]]
     return;
   OwnerTable* table = owner_table();
-  const auto mapping = table == nullptr ? Result<Mapping>(refuse(ENOENT)) : mapping_at(made.start());
+  const auto mapping =
+      table == nullptr ? Result<Mapping>(refuse(ENOENT)) : mapping_at(made.start());
   if (!mapping || !mapping->shared) return;
   const u64 object = object_behind(mapping->device, mapping->inode);
   const u64 offset = mapping->offset + (made.start() - mapping->range.start());

@@ -65,7 +65,8 @@ class PageExit {
   // else a copy. A page of zeros may leave `place` empty. False: it stays where it is.
   // Context: no lock of the owner that a touch could need.
   [[nodiscard]] virtual bool to(Hva place) = 0;
-  // Of a run: its pages to the places from `place` on. Answers how many went, from the first one on.
+  // Of a run: its pages to the places from `place` on. Answers how many went, from the first one
+  // on.
   [[nodiscard]] virtual unsigned run_to(Hva place) = 0;
 
  protected:
@@ -148,7 +149,7 @@ u64 bring_back_range(HvaRange range);
 struct OwnerCounts {
   u64 taken = 0;
   u64 back = 0;
-  u64 retries = 0;         // an owner could not bring one back at once
+  u64 retries = 0;  // an owner could not bring one back at once
   u64 lost = 0;
   u64 discarded = 0;       // given up by the client while absent
   u64 refused_owner = 0;   // the owner did not want it, or it could not be moved or copied

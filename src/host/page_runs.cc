@@ -112,10 +112,9 @@ u64 OwnerTable::bring_back_all(const Reach& reach) {
   PageKey keys[kBatch];
   u64 back = 0;
   for (unsigned asked = 0; asked < kMostAsks;) {
-    const unsigned count =
-        collect(reach, keys, kBatch, [](const PageKey&, const PageRecord& record) {
-          return record.stage != PageStage::kLost;
-        });
+    const unsigned count = collect(
+        reach, keys, kBatch,
+        [](const PageKey&, const PageRecord& record) { return record.stage != PageStage::kLost; });
     if (count == 0) return back;
     bool later = false;
     back += bring_back_keys(keys, count, &later);

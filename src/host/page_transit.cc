@@ -20,8 +20,8 @@
 //   drop                                     |
 //   record: absent; wake                     | touches again, missing, gets the copy and stores
 //
-// Of shared memory the drop is a hole in the file: all views lose the page with it, and each reports
-// its next touch as missing.
+// Of shared memory the drop is a hole in the file: all views lose the page with it, and each
+// reports its next touch as missing.
 //
 // Tried and rejected: dropping before the record exists (the writer is given zeros), copying before
 // write-protecting (its store is dropped with the page).

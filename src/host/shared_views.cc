@@ -5,9 +5,10 @@
 //   taker                                  | who maps, unmaps or protects a view
 //   lock; layout n; unlock                 |
 //   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; what its pages are
-//   lock; the views and n are noted        | absent comes back; only then the client has the address
-//   lock; layout is n: record (taking)     | announced change: what is absent below it comes back,
-//   write-protects, copies, punches        | records in transit are waited for; layout + 1 at its
+//   lock; the views and n are noted        | absent comes back; only then the client has the
+//   address lock; layout is n: record (taking)     | announced change: what is absent below it
+//   comes back, write-protects, copies, punches        | records in transit are waited for; layout
+//   + 1 at its
 //                                          | end, and its views are forgotten
 //
 // Either the taker sees the new layout and leaves the page, or the other one finds its record.
@@ -224,9 +225,7 @@ u64 ring_and_take(OwnerTable& table, const Chunk& chunk, const SharedView* views
   const u64 pages = chunk.piece.size() / kPageSize;
   const u64 from = std::max(view.first, chunk.first);
   const u64 to = std::min(view.first + view.range.size() / kPageSize, chunk.first + pages);
-  const auto go_on = [&] {
-    return ring_and_take(table, chunk, views, count - 1, owner, cookie);
-  };
+  const auto go_on = [&] { return ring_and_take(table, chunk, views, count - 1, owner, cookie); };
   if (from >= to) return go_on();
   const HvaRange there(view.range.start() + (from - view.first) * kPageSize,
                        (to - from) * kPageSize);
@@ -237,8 +236,8 @@ u64 ring_and_take(OwnerTable& table, const Chunk& chunk, const SharedView* views
 
 }  // namespace
 
-Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping,
-                        PageOwner* owner, const void* cookie) {
+Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping, PageOwner* owner,
+                        const void* cookie) {
   const u64 object = alone_with(mapping.device, mapping.inode);
   if (object == 0) {
     table.count_refused_shared(piece.size() / kPageSize);

@@ -147,8 +147,8 @@ Result<void> poison(Hva page) {
   return ask(kPoison, &request);
 }
 Result<void> write_protect(Hva page, bool on) {
-  uffdio_writeprotect request{{page.raw(), kPageSize}, on ? UFFDIO_WRITEPROTECT_MODE_WP
-                                                          : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
+  uffdio_writeprotect request{{page.raw(), kPageSize},
+                              on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
   return ask(UFFDIO_WRITEPROTECT, &request);
 }
 void wake(HvaRange range) {

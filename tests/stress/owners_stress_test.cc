@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A few pages, private and shared with two addresses each, that are taken all the time while threads
-// touch them in every way there is. Each byte has a place of its own to be counted in, so that a
-// page that came back twice, or with older bytes, shows as a count that is too small.
+// A few pages, private and shared with two addresses each, that are taken all the time while
+// threads touch them in every way there is. Each byte has a place of its own to be counted in, so
+// that a page that came back twice, or with older bytes, shows as a count that is too small.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>

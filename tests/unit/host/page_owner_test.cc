@@ -27,8 +27,8 @@
 #include "host/faultin.h"
 #include "host/process_map.h"
 #include "host/userfault.h"
-#include "tests/support/counting_clients.h"
 #include "tests/support/absent_pages.h"
+#include "tests/support/counting_clients.h"
 
 namespace stagetwo {
 namespace {

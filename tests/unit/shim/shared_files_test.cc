@@ -125,8 +125,7 @@ TEST_F(SharedFiles, AHoleThatIsRefusedDiscardsNothing) {
 
 TEST_F(SharedFiles, ASecondMappingShowsTheBytes) {
   ASSERT_EQ(kPages, take());
-  auto* two = static_cast<u8*>(
-      remap(bytes_, 0, kPages * kPageSize, MREMAP_MAYMOVE, nullptr));
+  auto* two = static_cast<u8*>(remap(bytes_, 0, kPages * kPageSize, MREMAP_MAYMOVE, nullptr));
   EXPECT_EQ(2, two[kPageSize]);
   ASSERT_EQ(kPages, take());
   EXPECT_EQ(4, two[3 * kPageSize]);
