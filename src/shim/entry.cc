@@ -161,6 +161,18 @@ ST_ENTRY ssize_t __readlinkat_chk(int directory, const char* path, char* buffer,
                                   size_t room) {
   return shim::readlink_at(directory, path, buffer, size < room ? size : room);
 }
+ST_ENTRY ssize_t getxattr(const char* path, const char* name, void* to, size_t size) noexcept {
+  return shim::attribute_at(path, name, to, size, shim::Link::kFollowed);
+}
+ST_ENTRY ssize_t lgetxattr(const char* path, const char* name, void* to, size_t size) noexcept {
+  return shim::attribute_at(path, name, to, size, shim::Link::kItself);
+}
+ST_ENTRY ssize_t listxattr(const char* path, char* to, size_t size) noexcept {
+  return shim::attributes_at(path, to, size, shim::Link::kFollowed);
+}
+ST_ENTRY ssize_t llistxattr(const char* path, char* to, size_t size) noexcept {
+  return shim::attributes_at(path, to, size, shim::Link::kItself);
+}
 
 ST_ENTRY int close(int fd) {
   return shim::close_fd(fd);

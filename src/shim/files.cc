@@ -203,6 +203,26 @@ ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) 
                       });
 }
 
+ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, Link link) {
+  const Target target = target_of(AT_FDCWD, path);
+  if (target && !target.file.kernel_has_it()) return as_libc(-ENODATA);
+  return with_buffers([&](Buffers& buffers) { buffers.text(path).text(name).bytes(to, size); },
+                      [&] {
+                        return link == Link::kFollowed ? next::getxattr(path, name, to, size)
+                                                       : next::lgetxattr(path, name, to, size);
+                      });
+}
+
+ssize_t attributes_at(const char* path, char* to, size_t size, Link link) {
+  const Target target = target_of(AT_FDCWD, path);
+  if (target && !target.file.kernel_has_it()) return 0;
+  return with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(to, size); },
+                      [&] {
+                        return link == Link::kFollowed ? next::listxattr(path, to, size)
+                                                       : next::llistxattr(path, to, size);
+                      });
+}
+
 long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
   const bool letter = _IOC_TYPE(request) == kKvmLetter;
   if (awake() && _IOC_TYPE(request) == kUserfaultLetter) {

@@ -22,6 +22,10 @@ int stat_fd(int fd, struct stat* out);
 int statx_at(int directory, const char* path, int flags, unsigned mask, struct statx* out);
 int access_at(int directory, const char* path, int mode, int flags);
 ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size);
+// Extended attributes: what is ours has none, as a node of devtmpfs.
+enum class Link { kFollowed, kItself };
+ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, Link link);
+ssize_t attributes_at(const char* path, char* to, size_t size, Link link);
 
 int close_fd(int fd);
 int close_stream(FILE* stream);

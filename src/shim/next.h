@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -69,6 +70,10 @@ class Next<R(A...)> {
   X(faccessat, int(int, const char*, int, int))                           \
   X(readlink, ssize_t(const char*, char*, size_t))                        \
   X(readlinkat, ssize_t(int, const char*, char*, size_t))                 \
+  X(getxattr, ssize_t(const char*, const char*, void*, size_t))           \
+  X(lgetxattr, ssize_t(const char*, const char*, void*, size_t))          \
+  X(listxattr, ssize_t(const char*, char*, size_t))                       \
+  X(llistxattr, ssize_t(const char*, char*, size_t))                      \
   X(ioctl, int(int, unsigned long, unsigned long))                        \
   X(mmap, void*(void*, size_t, int, int, int, off_t))                     \
   X(memfd_create, int(const char*, unsigned))                             \

@@ -63,6 +63,12 @@ TEST(Run, FollowsChildren) {
   EXPECT_EQ(outcome.out, "N\n");
 }
 
+TEST(Run, ShowsTheDevicesToLs) {
+  const Outcome outcome = run_shell("exec 2>&1; ls -l /dev/kvm /dev/hmm_dmirror0");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.out.find("No such file"), std::string::npos) << outcome.out;
+}
+
 TEST(Run, KnowsTheStatusThoughItsCallerIgnoresChildren) {
   const std::string ignore = "trap '' CHLD; ";
   const std::string look = "grep SigIgn /proc/self/status";
