@@ -256,7 +256,7 @@ void TdpMmu::zap_root(TdpRoot& root, sync::BigReaderGuard& shared) TA_NO_ANALYSI
   pt::Gather removed;
   const auto give_back = [&]() TA_NO_ANALYSIS {
     shared.drop();
-    if (ST_GUARD(zapped_root_grace, removed.has_tables())) host_.wait_for_sections();
+    if (removed.has_tables()) host_.wait_for_sections();
     release(&removed);
     shared.retake();
   };

@@ -81,9 +81,6 @@ TEST(TdpGrace, WithoutTheWaitAWalkReadsATableThatWasGivenBack) {
 TEST(WalkedRoot, WithoutTheTestAnOldRootIsTakenApartUnderAVcpu) {
   EXPECT_TRUE(found_without<OldRootAgainstSlots>({"walked_root"}, 3000));
 }
-TEST(ZappedRootGrace, WithoutItTheLockFreePathReadsATableThatWasGivenBack) {
-  EXPECT_TRUE(found_without<OldRootAgainstRelease>({"zapped_root_grace"}, 3000));
-}
 TEST(SweepFreezes, WithoutItATableIsLinkedBelowOneThatWent) {
   EXPECT_TRUE(found_without<LinkedBelowWhatGoes>({"sweep_freezes"}, 3000));
 }
