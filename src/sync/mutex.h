@@ -60,6 +60,7 @@ class TA_CAP("mutex") Mutex {
 
  private:
   friend class MutexGuard;
+  friend class TryMutexGuard;
   friend class ForkLocks;
   static constexpr u32 kFree = 0, kLocked = 1, kContended = 2;
 

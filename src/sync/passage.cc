@@ -39,7 +39,8 @@ u32 Passage::cell_of_thread() {
   return static_cast<u32>((block * 0x9E3779B97F4A7C15U) >> 32) % kCells;
 }
 
-void Passage::wait_for_side(u32 side) const {
+// False: `until` came first.
+bool Passage::wait_for_side(u32 side, u64 until) const {
   for (u32 i = 0; i < kCells; ++i) {
     const Cell& cell = cells_[side * kCells + i];
     for (unsigned tries = 0; cell.inside.load() != 0; ++tries) {
@@ -49,11 +50,13 @@ void Passage::wait_for_side(u32 side) const {
         yield_thread();
       } else {
         // Sections are short or inside a system call of the client: poll, nobody has to wake us.
+        if (until != ~u64{0} && now_ns() >= until) return false;
         Atomic<u32> never{0};
         futex_wait(never, 0, kSleepNs);
       }
     }
   }
+  return true;
 }
 
 void Passage::wait() const {
@@ -63,6 +66,17 @@ void Passage::wait() const {
     side_.store(old_side ^ 1, kSeqCst);
     wait_for_side(old_side);
   }
+}
+
+bool Passage::wait_at_most(u64 ns) const {
+  const MutexGuard guard(waiters_);
+  const u64 until = now_ns() + ns;
+  for (int turn = 0; turn < 2; ++turn) {
+    const u32 old_side = side_.load(kRelaxed);
+    side_.store(old_side ^ 1, kSeqCst);
+    if (!wait_for_side(old_side, until)) return false;
+  }
+  return true;
 }
 
 void Passage::wait_for_acquirers() const {

@@ -42,8 +42,10 @@ class Passage {
 
   // Pre: the caller is inside no section of this passage. Spins, then yields, then sleeps.
   void wait() const;
-  // The same for sections that read what was published with acquire only: it leaves a mark in every
-  // cell that whoever enters later synchronises with.
+  // The same, but gives up after that time. False: somebody may still be inside.
+  [[nodiscard]] bool wait_at_most(u64 ns) const;
+  // As wait(), for sections that read what was published with acquire only: it leaves a mark in
+  // every cell that whoever enters later synchronises with.
   void wait_for_acquirers() const;
   // Nobody is inside at some moment of the call. Pre: the caller keeps newcomers out, or they hold
   // it up.
@@ -68,7 +70,7 @@ class Passage {
   };
 
   static u32 cell_of_thread();
-  void wait_for_side(u32 side) const;
+  bool wait_for_side(u32 side, u64 until = ~u64{0}) const;
 
   mutable Cell cells_[2 * kCells];
   mutable Atomic<u32> side_{0};
