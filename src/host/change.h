@@ -64,9 +64,12 @@ template <typename T>
     case EventKind::kClear:
       return Announced::kClears;
     case EventKind::kProtection:
+    case EventKind::kProtectPage:
       return Announced::kProtects;
+    case EventKind::kSoftDirty:
     case EventKind::kMigrate:
     case EventKind::kExclusive:
+    case EventKind::kRelease:
       break;  // not rung by system calls
   }
   __builtin_unreachable();

@@ -2,14 +2,19 @@
 #include "host/mmu_notifier.h"
 
 #include <memory>
+#include <utility>
 
 #include "base/alloc.h"
 #include "base/check.h"
+#include "base/guard.h"
 #include "base/process_page.h"
 #include "base/trace.h"
+#include "host/notifier_internal.h"
 #include "sync/atomic.h"
+#include "sync/futex.h"
 #include "sync/mutex.h"
 #include "sync/passage.h"
+#include "sync/try_mutex.h"
 
 // The roster is an array of seats that only grows. A change passes through `changes` from before it
 // reads the roster until after its last end, and rings the seats that are active; which of them
@@ -19,8 +24,10 @@
 //                changes that may not have seen it. It therefore gets both start and end of a
 //                change, or neither.
 //   unregister   marks the seat inactive: new changes pass it by. Then it waits for the changes
-//   that
-//                rang it; they still ring its end. Only then is the seat free. Needs no memory.
+//                that rang it; they still ring its end. Then the subscriber is released, and only
+//                then is the seat free. Needs no memory.
+//   the process  does that for all of them at once, and keeps newcomers out.
+//   ends
 //
 //   change                          | register
 //   changes.enter (seq_cst add)     | roster.store (seq_cst)
@@ -36,6 +43,7 @@ struct Seat {
   // the register that filled `who`.
   sync::Atomic<MmuNotifier*> who{nullptr};
   sync::Atomic<u32> active{0};
+  bool released = false;  // under the registry lock
 };
 
 struct Roster {
@@ -56,6 +64,11 @@ constinit sync::Mutex registry{sync::Rank::kNotifiers};
 constinit sync::Atomic<Roster*> the_roster{nullptr};
 // Registered ones; written under the registry lock.
 constinit sync::Atomic<u32> notifier_count{0};
+// Of the process whose address space is over, or 0.
+constinit sync::Atomic<u32> released_process{0};
+
+// How long the end of the process waits for a change that the kernel does not let end.
+constexpr u64 kPatienceNs = 1'000'000'000;
 
 // Callbacks may not ring: a nested change of this thread would wait for itself.
 thread_local bool in_callback = false;
@@ -97,14 +110,14 @@ void ask_each(F&& fn) {
   const sync::Passage::Ticket ticket = changes.enter();
   Roster* roster = own_roster();
   const u32 used = roster == nullptr ? 0 : roster->used.load();
-  const bool outer = in_callback;
-  in_callback = true;
-  for (u32 i = 0; i < used; ++i) {
-    Seat& seat = roster->seats[i];
-    if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
-    if (!fn(*seat.who.load(sync::kRelaxed))) break;
+  {
+    const CallbackScope scope;
+    for (u32 i = 0; i < used; ++i) {
+      Seat& seat = roster->seats[i];
+      if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
+      if (!fn(*seat.who.load(sync::kRelaxed))) break;
+    }
   }
-  in_callback = outer;
   changes.leave(ticket);
 }
 
@@ -116,6 +129,7 @@ Result<Roster*> grow(Roster* old) {
   for (u32 i = 0; old != nullptr && i < old->capacity; ++i) {
     fresh->seats[i].who.store(old->seats[i].who.load(sync::kRelaxed), sync::kRelaxed);
     fresh->seats[i].active.store(old->seats[i].active.load(sync::kRelaxed), sync::kRelaxed);
+    fresh->seats[i].released = old->seats[i].released;
     fresh->used.store(i + 1, sync::kRelaxed);
   }
   the_roster.store(fresh);
@@ -124,10 +138,39 @@ Result<Roster*> grow(Roster* old) {
   return fresh;
 }
 
+TryStart start_of(MmuNotifier& who, const InvalidateEvent& event) {
+  return who.invalidate_range_start(event) ? TryStart::kEngaged : TryStart::kNotMine;
+}
+
+// Pre: no change rings it any more.
+void release_seat(Seat& seat) {
+  if (seat.released) return;
+  seat.released = true;
+  const CallbackScope scope;
+  seat.who.load(sync::kRelaxed)->release();
+}
+
 }  // namespace
+
+CallbackScope::CallbackScope() : outer_(in_callback) {
+  in_callback = true;
+}
+
+CallbackScope::~CallbackScope() {
+  in_callback = outer_;
+}
+
+bool in_notifier_callback() {
+  return in_callback;
+}
+
+bool address_space_released() {
+  return released_process.load() == process_stamp();
+}
 
 Result<void> register_notifier(MmuNotifier* notifier) {
   const sync::MutexGuard guard(registry);
+  if (address_space_released()) return refuse(ESRCH);
   Roster* roster = own_roster();
   ST_CHECK(find_seat(roster, notifier) == nullptr);
   Seat* seat = find_seat(roster, nullptr);
@@ -138,8 +181,9 @@ Result<void> register_notifier(MmuNotifier* notifier) {
   const u32 index = static_cast<u32>(seat - roster->seats);
   if (roster->used.load(sync::kRelaxed) <= index) roster->used.store(index + 1);
   seat->who.store(notifier, sync::kRelaxed);
+  seat->released = false;
   seat->active.store(1);
-  changes.wait();
+  if (ST_GUARD(register_waits, true)) changes.wait();
   notifier_count.fetch_add(1, sync::kRelaxed);
   return {};
 }
@@ -150,9 +194,40 @@ void unregister_notifier(MmuNotifier* notifier) {
   Seat* seat = find_seat(own_roster(), notifier);
   if (seat == nullptr) return;  // a child of fork lets go of what its parent registered
   seat->active.store(0);
-  changes.wait();
+  if (ST_GUARD(unregister_waits, true)) changes.wait();
+  release_seat(*seat);
   seat->who.store(nullptr, sync::kRelaxed);
   notifier_count.fetch_sub(1, sync::kRelaxed);
+}
+
+namespace {
+
+// Under the registry lock.
+void release_everybody() {
+  Roster* roster = own_roster();
+  const u32 used = roster == nullptr ? 0 : roster->used.load();
+  for (u32 i = 0; i < used; ++i) roster->seats[i].active.store(0);
+  if (!changes.wait_at_most(kPatienceNs)) return;
+  for (u32 i = 0; i < used; ++i) {
+    if (roster->seats[i].who.load(sync::kRelaxed) != nullptr) release_seat(roster->seats[i]);
+  }
+  // Who takes a subscription away meanwhile waits for this one as for a change.
+  const sync::Passage::Ticket ticket = changes.enter();
+  release_intervals();
+  changes.leave(ticket);
+}
+
+}  // namespace
+
+// Whoever holds the lock may wait for a change that never ends: not so the end of the process.
+void release_address_space() {
+  if (released_process.exchange(process_stamp()) == process_stamp()) return;  // keeps newcomers out
+  const u64 until = sync::now_ns() + kPatienceNs;
+  do {
+    const sync::TryMutexGuard guard(registry);
+    if (guard.locked()) return release_everybody();
+    sync::yield_thread();
+  } while (sync::now_ns() < until);
 }
 
 bool clear_flush_young(HvaRange range) {
@@ -189,68 +264,89 @@ void wait_for_changes() {
   changes.wait();
 }
 
+void debug_with_registry_locked(void (*fn)(void*), void* context) {
+  const sync::MutexGuard guard(registry);
+  debug_with_intervals_locked(fn, context);
+}
+
 unsigned debug_notifier_count() {
   return own_roster() == nullptr ? 0 : notifier_count.load(sync::kRelaxed);
 }
 
 void notifiers_after_fork_child() {
   changes.reset();
+  intervals_after_fork_child();
   std::construct_at(&registry, sync::Rank::kNotifiers);
   the_roster.store(nullptr);  // the parent's arena is not ours to give back to
   notifier_count.store(0);
 }
 
-// An inactive or empty roster costs the two locked adds of the passage and one load.
+// Release (O8): the scope is the order. Everybody has let go when the constructor returns, the
+// caller's system call stands inside, and nobody may look the new meaning up before the destructor.
+// Nobody concerned: the two locked adds of the passage, and loads.
 InvalidateSection::InvalidateSection(const InvalidateEvent& event) : event_(event) {
   ticket_ = changes.enter();
-  Roster* roster = the_roster.load();
-  if (roster == nullptr || roster->stamp != process_stamp()) return;
-  roster_ = roster;
   ring();
 }
 
 InvalidateSection::~InvalidateSection() {
-  if (words_ != 0) ring_end();
+  ring_end();
   changes.leave(ticket_);
 }
 
 void InvalidateSection::ring() {
-  ST_CHECK(!in_callback);
+  ST_CHECK(!in_callback);  // a callback that changes the address space would wait for itself
+  const IntervalStart start = start_intervals(event_);
+  intervals_ = start == IntervalStart::kEngaged;
+  if (start == IntervalStart::kWouldWait) begun_ = false;
+  Roster* roster = the_roster.load();
+  if (begun_ && roster != nullptr && roster->stamp == process_stamp()) {
+    roster_ = roster;
+    ring_roster();
+  }
+  if (!begun_ && ST_GUARD(unwinds_starts, true)) ring_end();
+}
+
+void InvalidateSection::ring_roster() {
   const Roster& roster = *static_cast<Roster*>(roster_);
   const u32 used = roster.used.load();
   trace::enter_room(trace::Room::host, 4, event_.range.start().raw());
   u64 anybody = 0;
-  in_callback = true;
+  const CallbackScope scope;
   for (u32 first = 0; first < used; first += 64) {
     u64 engaged = 0;
     for (u32 i = first; i < used && i < first + 64; ++i) {
       Seat& seat = roster.seats[i];
       if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
-      if (seat.who.load(sync::kRelaxed)->invalidate_range_start(event_)) {
-        engaged |= u64{1} << (i - first);
-      }
+      MmuNotifier& who = *seat.who.load(sync::kRelaxed);
+      const TryStart answer =
+          event_.blockable ? start_of(who, event_) : who.try_invalidate_range_start(event_);
+      if (answer == TryStart::kEngaged) engaged |= u64{1} << (i - first);
+      if (answer == TryStart::kWouldWait) begun_ = false;
     }
     engaged_[first / 64] = engaged;
     anybody |= engaged;
   }
-  in_callback = false;
   if (anybody == 0) return;
   words_ = (used + 63) / 64;
   trace::emit(trace::Event::st_invalidate_start, trace::Room::host, event_.range.start().raw(),
               event_.range.end().raw(), static_cast<u64>(event_.kind));
 }
 
+// At most once for each start.
 void InvalidateSection::ring_end() {
+  if (std::exchange(intervals_, false)) end_intervals();
+  const u32 words = std::exchange(words_, 0);
+  if (words == 0) return;
   const Roster& roster = *static_cast<Roster*>(roster_);
   trace::enter_room(trace::Room::host, 10, event_.range.start().raw());
-  in_callback = true;
-  for (u32 word = 0; word < words_; ++word) {
+  const CallbackScope scope;
+  for (u32 word = 0; word < words; ++word) {
     for (u64 left = engaged_[word]; left != 0; left &= left - 1) {
       const u32 i = word * 64 + static_cast<u32>(__builtin_ctzll(left));
       roster.seats[i].who.load(sync::kRelaxed)->invalidate_range_end(event_);
     }
   }
-  in_callback = false;
   trace::emit(trace::Event::st_invalidate_end, trace::Room::host, event_.range.start().raw(),
               event_.range.end().raw(), static_cast<u64>(event_.kind));
 }

@@ -10,6 +10,7 @@
 #include "host/faultin.h"
 #include "host/process_map.h"
 #include "sync/futex.h"
+#include "sync/try_mutex.h"
 
 // The fault against the bell, closed by the lock (the first of the three ways of
 // docs/decisions/0003-closing-the-fault-gap.md):
@@ -66,12 +67,28 @@ bool Mirror::invalidate_range_start(const host::InvalidateEvent& event) {
   gate_.begin(number_of(event.range.start()), number_of(event.range.end() - 1));
   device_->begin_loss(event);
   const sync::MutexGuard guard(device_->lock);
-  if (event.owner != this) {
-    erase_entries(event.range);
-    return true;
-  }
-  for_entries(event.range, [](Hva, Entry& entry) { entry.suspended = !entry.on_device; });
+  forget_range(event);
   return true;
+}
+
+// The lock is held while a page is copied, which may wait for the kernel to bring it in.
+host::TryStart Mirror::try_invalidate_range_start(const host::InvalidateEvent& event)
+    TA_NO_ANALYSIS {
+  const sync::TryMutexGuard guard(device_->lock);
+  if (!guard.locked()) return host::TryStart::kWouldWait;
+  gate_.begin(number_of(event.range.start()), number_of(event.range.end() - 1));
+  forget_range(event);
+  return host::TryStart::kEngaged;
+}
+
+void Mirror::release() {
+  const sync::MutexGuard guard(device_->lock);
+  erase_entries(host::kWholeAddressSpace);
+}
+
+void Mirror::forget_range(const host::InvalidateEvent& event) {
+  if (event.owner != this) return erase_entries(event.range);
+  for_entries(event.range, [](Hva, Entry& entry) { entry.suspended = !entry.on_device; });
 }
 
 void Mirror::invalidate_range_end(const host::InvalidateEvent& event) {

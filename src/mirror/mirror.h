@@ -83,10 +83,13 @@ class Mirror final : public host::MmuNotifier {
   Result<void> snapshot(Hva first, unsigned count, PageView* out);
 
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
+  host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override;
   void invalidate_range_end(const host::InvalidateEvent& event) override;
+  void release() override;
 
  private:
   friend class Device;
+  friend struct MirrorTestAccess;
   enum class Right : u8 { kRead, kWrite, kExclusive };
   struct Entry {
     Hva at;  // of the process, or of the device's memory
@@ -124,6 +127,7 @@ class Mirror final : public host::MmuNotifier {
   template <typename F>
   void for_entries(HvaRange range, F&& fn) TA_REQ(device_ -> lock);
   void erase_entries(HvaRange range) TA_REQ(device_ -> lock);
+  void forget_range(const host::InvalidateEvent& event) TA_REQ(device_ -> lock);
 
   Device* device_;
   Mirror* next_ = nullptr;  // of the device's mirrors; under its lock

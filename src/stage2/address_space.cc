@@ -69,6 +69,7 @@ Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy, const NxP
 GuestMemory::~GuestMemory() {
   nx_recovery_.stop();
   ST_CHECK(!gate_.active());  // a begin without an end
+  released_.store(true);
   if (registered_) host::unregister_notifier(this);
 }
 
@@ -124,6 +125,11 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
   // A file's page is had or not; there is nothing to read before it is.
   const Access access = fault.from_file ? Access::kWrite : fault.access;
   const bool write = access == Access::kWrite;
+  if (released_.load(sync::kAcquire)) [[unlikely]] {
+    // The process ends: its vCPUs see no error, they go with it.
+    if (mode == Mode::kMayBlock) sync::yield_thread();
+    return FaultOutcome::kRetry;
+  }
   // Do not fight for a page that is being taken away.
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);

@@ -6,10 +6,8 @@
 // files: kvm_main.c, mmu.c).
 //
 //   vcpu, on a TLB miss                               a thread that changes the address space
-//     translate(f)    the VM's table, line RUNNING      start:  gate.begin(range)
-//     missed: line.leave()                                      zap: the table, mmu_lock alone
-//     handle_fault(f) tracking, fast path, slot,                flush: lines.bump_all, wait_all;
-//                     faultin, install                                 wait for read sections
+//     translate(f)    the VM's table, line RUNNING      start:  gate.begin(range); zap the table;
+//     missed: line.leave(); handle_fault(f)                     flush; wait for read sections
 //     line.enter(); translate again                     the system call
 //     use f.page until the next poll that flushes       end:    gate.end(range)
 //
@@ -53,7 +51,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // Where a vCPU puts its line for as long as it may run.
   [[nodiscard]] sync::AckSet& lines() { return lines_; }
 
-  // A vCPU's view of the table. Failure: ENOMEM. Ends before this does.
+  // A vCPU's view of the table. Ends before this does. Failure: ENOMEM.
   [[nodiscard]] Result<Box<MmuContext>> new_context();
   // The context forgets what the flush just acknowledged made obsolete. Context: after every
   // enter() or poll() of its line that asked for a flush, before anything else.
@@ -92,7 +90,9 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
                                          DirtyRing* ring = nullptr, u32 address_space = 0);
   // host::MmuNotifier
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
+  host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override;
   void invalidate_range_end(const host::InvalidateEvent& event) override;
+  void release() override;
   bool clear_flush_young(HvaRange range) override;
   bool clear_young(HvaRange range) override;
   bool test_young(HvaRange range) override;
@@ -112,8 +112,9 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // Entries by size, by a walk. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
   [[nodiscard]] TdpMmu& tdp() { return tdp_; }
-  // Every invariant of the room's state; ends the process where one does not hold. Context: no slot
-  // changes meanwhile.
+
+  // Every invariant of the room; ends the process where one does not hold. Context: no slot
+  // changes.
   void check_world();
   struct Counts {
     u64 retries = 0;        // stale or closed when looked at again
@@ -154,7 +155,8 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   void flush_and_wait() override;
   void open_range(HvaRange range) override;
   void slots_changed() override;
-  [[nodiscard]] bool zap_users(HvaRange range, pt::Gather* removed);
+  [[nodiscard]] bool overlaps_slots(HvaRange range), vcpus_answer();
+  [[nodiscard]] bool zap_users(HvaRange range, pt::Gather* removed, bool may_yield);
   [[nodiscard]] bool wants_nx() const { return nx_allowed_ && nx_recovery_.enabled(); }
   void give_back(pt::Gather* removed);
 
@@ -182,14 +184,13 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   bool nx_allowed_ = true;       // immutable once there is a vCPU
   pt::Gather removed_by_slots_;  // under slots_lock: what a change took out, until it flushed
   bool roots_invalidated_ = false;
-  bool nothing_to_flush_ = false;  // the slot that goes is in nobody's TLB
-  // Invalidations that ended: what was made present under one number is not known under the next.
-  sync::Atomic<u64> residency_{0};
+  bool nothing_to_flush_ = false;   // the slot that goes is in nobody's TLB
+  sync::Atomic<u64> residency_{0};  // invalidations ended: each makes what was present unknown
   sync::Atomic<bool> slot_zap_all_{true};
   sync::Atomic<bool> eager_split_{true};
-  sync::Atomic<WriteTracker*> tracker_{
-      nullptr};              // read in a read section, for which detaching waits
-  bool registered_ = false;  // immutable after create()
+  sync::Atomic<WriteTracker*> tracker_{nullptr};  // read in a section, for which detaching waits
+  bool registered_ = false;                       // immutable after create()
+  sync::Atomic<bool> released_{false};            // who begins later waits for ever
   sync::Atomic<u64> retries_{0};
   sync::Atomic<u64> invalidations_{0};
   sync::Atomic<u64> flushes_saved_{0};

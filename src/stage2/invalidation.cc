@@ -6,6 +6,7 @@
 #include "base/trace.h"
 #include "stage2/address_space.h"
 #include "stage2/slot_users.h"
+#include "sync/futex.h"
 
 // What takes translations away: a change of the client's addresses, and a change of slots. Both are
 // the same shape: close → zap → flush → wait → change → open. Between closing and opening no fault
@@ -29,6 +30,7 @@ u64 frame_of(Hva page) {
 // --- flushes ---
 
 void GuestMemory::flush_tlbs() {
+  if (!ST_GUARD(tlb_flush, true)) return;
   const u64 ticket = lines_.bump_all();
   if (ST_GUARD(ack_wait, true)) lines_.wait_all(ticket);
 }
@@ -43,7 +45,8 @@ void GuestMemory::synchronize() {
   wait_for_sections();
 }
 
-// The flush and the read sections are behind the caller.
+// Reuse of a table (O7): the flush and the read sections are behind the caller; what is left are
+// walks under the shared lock.
 void GuestMemory::give_back(pt::Gather* removed) {
   if (removed->has_tables()) tdp_.wait_for_shared();
   tdp_.release(removed);
@@ -61,19 +64,21 @@ void GuestMemory::open_range(HvaRange range) {
   gate_.end(frame_of(range.start()), frame_of(range.end() - 1));
 }
 
-bool GuestMemory::zap_users(HvaRange range, pt::Gather* removed) {
+bool GuestMemory::zap_users(HvaRange range, pt::Gather* removed, bool may_yield) {
   // The addresses are the client's: private pages of the same frames are others.
   const Half half = private_.of_notifiers();
   return any_user(slots_, range, [&](u32 address_space, GfnRange frames) {
-    return tdp_.zap_leafs(address_space, frames, removed, true, half);
+    return tdp_.zap_leafs(address_space, frames, removed, may_yield, half);
   });
 }
 
+bool GuestMemory::overlaps_slots(HvaRange range) {
+  const Memslots::Reader section(slots_);
+  return section.overlaps(range);
+}
+
 bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
-  {
-    const Memslots::Reader section(slots_);
-    if (!section.overlaps(event.range)) return false;
-  }
+  if (!overlaps_slots(event.range)) return false;
   trace::enter_room(trace::Room::stage2, 5, event.range.start().raw());
   trace::emit(trace::Event::kvm_unmap_hva_range, trace::Room::stage2, event.range.start().raw(),
               event.range.end().raw());
@@ -81,7 +86,7 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
   close_range(event.range);
 
   pt::Gather removed;
-  if (ST_GUARD(notifier_zap, true) && zap_users(event.range, &removed)) {
+  if (ST_GUARD(notifier_zap, true) && zap_users(event.range, &removed, event.blockable)) {
     tdp_.flush();
   } else {
     flushes_saved_.fetch_add(1, sync::kRelaxed);
@@ -89,6 +94,34 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
   if (ST_GUARD(reader_wait, true)) slots_.wait_for_readers();
   give_back(&removed);
   return true;
+}
+
+// Every vCPU has answered a request within the time one that is scheduled needs. No lock that is
+// taken below is ever held by a sleeper, so that a vCPU which is not scheduled is all there is to
+// wait for.
+bool GuestMemory::vcpus_answer() {
+  constexpr u64 kPatienceNs = 2'000;
+  const u64 ticket = lines_.bump_all();
+  const u64 until = sync::now_ns() + kPatienceNs;
+  while (lines_.passed() < ticket) {
+    if (sync::now_ns() >= until) return false;
+    sync::spin_hint();
+  }
+  return true;
+}
+
+host::TryStart GuestMemory::try_invalidate_range_start(const host::InvalidateEvent& event) {
+  if (!overlaps_slots(event.range)) return host::TryStart::kNotMine;
+  if (!vcpus_answer()) return host::TryStart::kWouldWait;
+  return invalidate_range_start(event) ? host::TryStart::kEngaged : host::TryStart::kNotMine;
+}
+
+// As if every slot had gone; what would come later waits for the end of the process. The
+// destructor, which takes the tables apart itself, has said so before.
+void GuestMemory::release() {
+  if (released_.exchange(true)) return;
+  const host::InvalidateEvent event{host::kWholeAddressSpace, host::EventKind::kRelease};
+  if (invalidate_range_start(event)) invalidate_range_end(event);
 }
 
 void GuestMemory::invalidate_range_end(const host::InvalidateEvent& event) {

@@ -235,6 +235,168 @@ TEST(MmuNotifier, ARefusedRegistrationChangesNothing) {
   EXPECT_EQ(0U, debug_notifier_count());
 }
 
+// Counts everything, and declines starts that may not wait while it is busy.
+class Witness final : public MmuNotifier {
+ public:
+  bool invalidate_range_start(const InvalidateEvent& event) override {
+    return event.range.overlaps(kMine) && ++starts != 0;
+  }
+  TryStart try_invalidate_range_start(const InvalidateEvent& event) override {
+    ++tries;
+    if (busy) return TryStart::kWouldWait;
+    return invalidate_range_start(event) ? TryStart::kEngaged : TryStart::kNotMine;
+  }
+  void invalidate_range_end(const InvalidateEvent&) override { ++ends; }
+  void release() override { ++releases; }
+  std::atomic<int> starts{0}, ends{0}, tries{0}, releases{0};
+  bool busy = false;
+};
+
+const InvalidateEvent kMayNotWait{kMine, EventKind::kClear, nullptr, false};
+
+TEST(MmuNotifier, AStartThatMayNotWaitIsRefusedByABusySubscriberAndTheOthersGetTheirEnd) {
+  Witness before;
+  Witness busy;
+  Witness after;
+  busy.busy = true;
+  for (Witness* one : {&before, &busy, &after}) ASSERT_TRUE(register_notifier(one));
+  {
+    const InvalidateSection section(kMayNotWait);
+    EXPECT_FALSE(section.begun());
+    EXPECT_EQ(1, before.ends);
+    EXPECT_EQ(1, after.tries) << "all are asked, whatever one says";
+    EXPECT_EQ(after.starts, after.ends);
+    EXPECT_EQ(0, busy.starts + busy.ends);
+  }
+  EXPECT_EQ(1, before.ends) << "and none twice";
+  busy.busy = false;
+  {
+    const InvalidateSection section(kMayNotWait);
+    EXPECT_TRUE(section.begun());
+    EXPECT_EQ(1, before.ends);
+  }
+  EXPECT_EQ(2, before.ends);
+  EXPECT_EQ(1, busy.ends);
+  for (Witness* one : {&before, &busy, &after}) unregister_notifier(one);
+}
+
+TEST(MmuNotifier, WhoseStartMayAlwaysWaitDeclinesOneThatMayNot) {
+  Recorder recorder(kMine);
+  ASSERT_TRUE(register_notifier(&recorder));
+  {
+    const InvalidateSection section(kMayNotWait);
+    EXPECT_FALSE(section.begun());
+  }
+  EXPECT_EQ(0U, recorder.starts + recorder.ends);
+  unregister_notifier(&recorder);
+}
+
+TEST(MmuNotifier, UnregisterReleasesOnceAfterTheLastCallback) {
+  Witness one;
+  ASSERT_TRUE(register_notifier(&one));
+  unregister_notifier(&one);
+  EXPECT_EQ(1, one.releases);
+  unregister_notifier(&one);
+  EXPECT_EQ(1, one.releases);
+  // Each registration has a release of its own.
+  ASSERT_TRUE(register_notifier(&one));
+  unregister_notifier(&one);
+  EXPECT_EQ(2, one.releases);
+}
+
+// Of a process that ends; in a child, because there is no way back.
+int in_a_child(int (*what)()) {
+  const pid_t child = fork();
+  if (child == 0) {
+    after_fork_child();
+    alarm(20);
+    _exit(what());
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 100;
+}
+
+TEST(Release, TellsEverybodyOnceAndRingsNobodyAfterwards) {
+  EXPECT_EQ(0, in_a_child([] {
+              Witness one;
+              Witness two;
+              if (!register_notifier(&one) || !register_notifier(&two)) return 1;
+              release_address_space();
+              release_address_space();
+              if (one.releases != 1 || two.releases != 1) return 2;
+              {
+                const InvalidateSection section({kMine, EventKind::kUnmap});
+              }
+              if (one.starts + one.ends + two.starts + two.ends != 0) return 3;
+              unregister_notifier(&one);
+              if (one.releases != 1) return 4;
+              const Result<void> late = register_notifier(&one);
+              return !late && to_int(late.error()) == ESRCH ? 0 : 5;
+            }));
+}
+
+TEST(Release, WaitsForTheChangesUnderWay) {
+  EXPECT_EQ(0, in_a_child([] {
+              static Witness one;
+              if (!register_notifier(&one)) return 1;
+              std::atomic<int> phase{0};
+              std::thread changer([&] {
+                const InvalidateSection section({kMine, EventKind::kUnmap});
+                phase = 1;
+                for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+                if (one.releases != 0) phase = 2;
+              });
+              while (phase == 0) std::this_thread::yield();
+              release_address_space();
+              changer.join();
+              if (phase != 1) return 2;
+              return one.releases == 1 && one.starts == 1 && one.ends == 1 ? 0 : 3;
+            }));
+}
+
+// exit() while threads change the address space, come and go: each is released once, by the process
+// or because it left, and nobody is rung later.
+TEST(Release, InTheMiddleOfAStormComesOnceAndIsTheLastCallback) {
+  EXPECT_EQ(0, in_a_child([] {
+              static Witness stay[4];
+              static std::atomic<bool> over{false};
+              static std::atomic<int> wrong{0};
+              static std::atomic<u64> changes{0};
+              for (Witness& one : stay) {
+                if (!register_notifier(&one)) return 1;
+              }
+              std::vector<std::thread> storm;
+              for (int i = 0; i < 2; ++i) {
+                storm.emplace_back([] {
+                  for (; !over; ++changes) {
+                    const InvalidateSection section({kMine, EventKind::kUnmap});
+                  }
+                });
+              }
+              storm.emplace_back([] {
+                while (!over) {
+                  Witness guest;
+                  if (!register_notifier(&guest)) break;
+                  unregister_notifier(&guest);
+                  if (guest.releases != 1 || guest.starts != guest.ends) wrong = 2;
+                }
+              });
+              while (stay[0].ends < 100) std::this_thread::yield();
+              release_address_space();
+              const int starts = stay[0].starts;
+              const u64 before = changes;
+              while (changes < before + 1000) std::this_thread::yield();
+              if (stay[0].starts != starts) wrong = 3;
+              over = true;
+              for (auto& thread : storm) thread.join();
+              for (Witness& one : stay) {
+                if (one.releases != 1 || one.starts != one.ends) wrong = 4;
+              }
+              return wrong.load();
+            }));
+}
+
 class Ageing final : public MmuNotifier {
  public:
   bool invalidate_range_start(const InvalidateEvent&) override { return false; }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <thread>
 
+#include "tests/support/mirror_access.h"
 #include "tests/support/notifier_contract.h"
 #include "tests/unit/mirror/mirror_fixture.h"
 
@@ -128,22 +129,32 @@ namespace test {
 struct MirrorSubscriber {
   static constexpr bool kHoldsAnything = true;
   MirrorSubscriber() { EXPECT_TRUE(host::backstop::install()); }
-  host::MmuNotifier& notifier() { return *mirror_; }
   HvaRange mine() { return HvaRange(Hva(memory_.address()), kPageSize); }
   HvaRange foreign() { return HvaRange(Hva(memory_.address() + kPageSize), kPageSize); }
   bool may_use(Hva page) {
     u8 bytes[kPageSize];
     mirror::Transfer done;
-    if (!faulted_) {
-      faulted_ = true;
-      return mirror_->read(page, 1, bytes, &done).has_value();
-    }
-    return mirror_->read_mapped(page, 1, bytes, &done).has_value() ||
-           mirror_->read(page, 1, bytes, &done).has_value();
+    return mirror_->read(page, 1, bytes, &done).has_value();
   }
+  template <typename F>
+  bool use_with(Hva page, F&& between) {
+    return mirror::MirrorTestAccess::fault_once(*mirror_, page, between);
+  }
+  bool may_use_now(Hva page) {
+    return still_holds(page) || use_with(page, [] {});
+  }
+  bool still_holds(Hva page) {
+    u8 bytes[kPageSize];
+    mirror::Transfer done;
+    return mirror_->read_mapped(page, 1, bytes, &done).has_value();
+  }
+  template <typename F>
+  void hold(Hva, F&& during) {
+    mirror::MirrorTestAccess::hold(*mirror_, during);
+  }
+  const void* cookie() { return mirror_.get(); }
   GuardedPages memory_{2};
   Box<mirror::Mirror> mirror_ = std::move(*mirror::Mirror::open(0));
-  bool faulted_ = false;
 };
 INSTANTIATE_TYPED_TEST_SUITE_P(Mirror, NotifierContract, MirrorSubscriber);
 

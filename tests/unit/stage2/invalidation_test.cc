@@ -11,6 +11,7 @@
 
 #include "base/trace.h"
 #include "host/change.h"
+#include "tests/support/guest_memory_access.h"
 #include "tests/support/notifier_contract.h"
 #include "tests/support/tdp_world.h"
 #include "tests/unit/stage2/vm_fixture.h"
@@ -78,6 +79,87 @@ TEST_F(Invalidation, EveryAliasOfAnHvaIsZapped) {
     EXPECT_EQ(Walk::Kind::kMiss, look(kGpa * (i + 1) + 0x2000));
     EXPECT_EQ(Walk::Kind::kHit, look(kGpa * (i + 1) + 0x4000));
   }
+}
+
+// Two VMs, and in one of them two slots, over one page of the host's: each alias goes, each is
+// aged.
+TEST_F(Invalidation, EveryVmThatUsesAnHvaIsZappedAndAged) {
+  auto second = std::move(*GuestMemory::create(policy_));
+  auto context = std::move(*second->new_context());
+  Region region;
+  region.gpa = 4 * kGpa;
+  region.size = pages_.bytes();
+  region.hva = pages_.address();
+  ASSERT_TRUE(second->slots().set_region(region));
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  ASSERT_EQ(0, slot(1, 2 * kGpa, pages_.bytes(), pages_.address()));
+  const HvaRange page(Hva(pages_.address()), kPageSize);
+  const auto use_all = [&] {
+    ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kRead));
+    ASSERT_EQ(FaultOutcome::kFixed, fault(2 * kGpa, Access::kRead));
+    Fault other = ask(4 * kGpa, Access::kRead);
+    ASSERT_EQ(FaultOutcome::kFixed, second->handle_fault(*context, other));
+  };
+  const auto mapped = [&] {
+    return memory_->count_pages().pages_4k + second->count_pages().pages_4k;
+  };
+  use_all();
+  EXPECT_EQ(3U, mapped());
+  EXPECT_TRUE(host::clear_flush_young(page));
+  EXPECT_FALSE(host::test_young(page)) << "each alias is old";
+  Fault other = ask(4 * kGpa, Access::kRead);
+  sync::AckLine line;
+  second->lines().add(line);
+  {
+    const sync::RunningSection running(line);
+    ASSERT_EQ(Walk::Kind::kHit, second->translate(*context, other));
+  }
+  second->lines().remove(line);
+  EXPECT_TRUE(host::test_young(page)) << "one use by one of them is a use";
+  change(0, kPageSize);
+  EXPECT_EQ(0U, mapped());
+  context.reset();
+}
+
+// Borrowers hold no count of anything: when start has returned, nothing refers to the range.
+TEST_F(Invalidation, AfterAStartNoEntryRefersToTheRange) {
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  for (u64 offset = 0; offset < pages_.bytes(); offset += kPageSize) {
+    ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa + offset, Access::kWrite));
+  }
+  EXPECT_EQ(16U, pages_mapped());
+  host::change(pages_.address(), pages_.bytes(), host::EventKind::kUnmap, [&] {
+    EXPECT_EQ(0U, pages_mapped());
+    EXPECT_EQ(0, munmap(pages_.pointer(), pages_.bytes()));
+    EXPECT_EQ(pages_.pointer(), mmap(pages_.pointer(), pages_.bytes(), PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+  });
+}
+
+TEST_F(Invalidation, ARangeBetweenTwoThatChangeIsRetriedAndOneOutsideIsNot) {
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  const auto once = [this](u64 page) {
+    return fault_once(kGpa + page * kPageSize, Access::kWrite);
+  };
+  {
+    const host::InvalidateSection low(
+        {{Hva(pages_.address() + 0x2000), 0x1000}, host::EventKind::kClear});
+    const host::InvalidateSection high(
+        {{Hva(pages_.address() + 0x6000), 0x1000}, host::EventKind::kClear});
+    EXPECT_EQ(FaultOutcome::kRetry, once(4)) << "one hull around both";
+    EXPECT_EQ(FaultOutcome::kFixed, once(9));
+  }
+  EXPECT_EQ(FaultOutcome::kFixed, once(4));
+}
+
+// The process ends: everything goes once, and who faults later waits for the end.
+TEST_F(Invalidation, ReleaseTakesEverythingAndLetsNothingBack) {
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite));
+  memory_->release();
+  EXPECT_EQ(0U, pages_mapped());
+  EXPECT_EQ(FaultOutcome::kRetry, fault_once(kGpa, Access::kRead));
+  EXPECT_EQ(0U, pages_mapped());
 }
 
 TEST_F(Invalidation, AStartWaitsUntilARunningVcpuAcknowledges) {
@@ -257,17 +339,49 @@ struct GuestMemorySubscriber {
     memory->lines().add(line);
   }
   ~GuestMemorySubscriber() { memory->lines().remove(line); }
-  host::MmuNotifier& notifier() { return *memory; }
+  static constexpr bool kHoldsAnything = false;
   HvaRange mine() { return {Hva(pages.address()), pages.bytes()}; }
   HvaRange foreign() { return {Hva(0x1000), 4096}; }
-  bool may_use(Hva hva) {
+  Fault ask(Hva hva) {
     Fault f{};
     f.gpa = Gpa(kGpa + (hva - Hva(pages.address())));
-    const FaultOutcome outcome = memory->handle_fault(*context, f);
-    if (outcome != FaultOutcome::kFixed && outcome != FaultOutcome::kSpurious) return false;
+    return f;
+  }
+  bool still_holds(Hva hva) {
+    Fault f = ask(hva);
     const sync::RunningSection running(line);
+    if (running.must_flush()) memory->flushed(*context);
     return memory->translate(*context, f) == Walk::Kind::kHit;
   }
+  bool may_use_now(Hva hva) {
+    Fault f = ask(hva);
+    const FaultOutcome outcome = memory->handle_fault(*context, f);
+    if (outcome != FaultOutcome::kFixed && outcome != FaultOutcome::kSpurious) return false;
+    return still_holds(hva);
+  }
+  bool may_use(Hva hva) {
+    while (!may_use_now(hva)) std::this_thread::yield();
+    return true;
+  }
+  template <typename F>
+  bool use_with(Hva hva, F&& between) {
+    Fault f = ask(hva);
+    f.access = Access::kWrite;
+    if (GuestMemoryTestAccess::find(*memory, *context, f) != FaultOutcome::kFixed) return false;
+    between();
+    const FaultOutcome outcome = memory->tdp().page_fault(*context, f);
+    return outcome == FaultOutcome::kFixed || outcome == FaultOutcome::kSpurious;
+  }
+  // As a vCPU that is at work in a block of guest code.
+  template <typename F>
+  void hold(Hva hva, F&& during) {
+    Fault f = ask(hva);
+    const sync::RunningSection running(line);
+    if (running.must_flush()) memory->flushed(*context);
+    EXPECT_EQ(Walk::Kind::kHit, memory->translate(*context, f));
+    during();
+  }
+  const void* cookie() { return nullptr; }
   test::GuardedPages pages{4};
   Box<GuestMemory> memory;
   Box<MmuContext> context;
