@@ -9,6 +9,7 @@
 #include "abi/kvm/level.h"
 #include "base/sys.h"
 #include "host/backstop.h"
+#include "host/mmu_notifier.h"
 #include "host/page_owner.h"
 #include "host/pin.h"
 #include "host/process.h"
@@ -42,6 +43,13 @@ void say_what_is_seen() {
   FixedString<512> line;
   append_libc_calls(line);
   log_line(line.view());
+}
+
+// exit() runs this after the program's own handlers; its threads still run.
+[[gnu::destructor]] void end_address_space() {
+  if (!awake() || sys::getpid() != waker) return;
+  host::release_address_space();
+  if (!option("verbose").empty()) log_line("address space released");
 }
 
 }  // namespace

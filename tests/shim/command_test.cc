@@ -167,6 +167,21 @@ TEST(Run, SaysAtExitWhatTheVcpusDid) {
   EXPECT_NE(forked.err.find("at exit: "), std::string::npos) << forked.err;
 }
 
+// After the program's own handlers, whatever its threads do; not in a child.
+TEST(Run, ReleasesTheAddressSpaceOnceAtExit) {
+  for (const char* name : {"memory discard_and_remap", "descriptors forked"}) {
+    const std::string what(name);
+    const size_t space = what.find(' ');
+    const Outcome outcome = run_program(
+        {tool(), "run", "-v", "--", program(what.substr(0, space)), what.substr(space + 1)});
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    const size_t at = outcome.err.find("address space released");
+    EXPECT_NE(at, std::string::npos) << outcome.err;
+    EXPECT_EQ(at, outcome.err.rfind("address space released")) << outcome.err;
+    EXPECT_LT(outcome.err.find("at exit: "), at) << outcome.err;
+  }
+}
+
 TEST(Run, SaysThatTheLogCannotBeWritten) {
   EXPECT_EQ(run_shell("true", {"--log-file=/nonexistent/x"}).status, 125);
   EXPECT_EQ(run_shell("exit 3", {"--log-file=/dev/null"}).status, 3);
