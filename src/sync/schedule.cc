@@ -108,6 +108,14 @@ void run_invariant(Run& run) {
   run.in_invariant = false;
 }
 
+void observe(Access::Kind kind, const void* word, u64 value) {
+  Run& run = *self->run;
+  if (run.options.observer == nullptr) return;
+  run.in_invariant = true;
+  run.options.observer(run.options.observer_context, self->index, {kind, word, value});
+  run.in_invariant = false;
+}
+
 // The schedule point.
 void step(bool prefer_others) {
   Thread& me = *self;
@@ -223,12 +231,18 @@ void point() {
   if (active()) step(false);
 }
 
+void note(const char* text) {
+  if (active()) observe(Access::Kind::kNote, text, 0);
+}
+
 u64 load(const void* word, u64 newest, std::memory_order order) {
   Run& run = *self->run;
   // Learnt before the step: later writers of this run then append to a known word.
   run.model.learn(word, newest);
   step(false);
-  return run.model.load(self->index, word, newest, order, run.random);
+  const u64 value = run.model.load(self->index, word, newest, order, run.random);
+  observe(Access::Kind::kLoad, word, value);
+  return value;
 }
 
 void before_write(const void* word, u64 newest) {
@@ -242,10 +256,12 @@ void read_newest(const void* word, std::memory_order order) {
 
 void wrote(const void* word, u64 value, std::memory_order order) {
   self->run->model.write(self->index, word, value, order, false);
+  observe(Access::Kind::kStore, word, value);
 }
 
 void modified(const void* word, u64 value, std::memory_order order) {
   self->run->model.write(self->index, word, value, order, true);
+  observe(Access::Kind::kStore, word, value);
 }
 
 bool fail_weakly() {

@@ -21,6 +21,14 @@ namespace stagetwo::sync::sched {
 
 inline constexpr unsigned kMaxThreads = 8;
 
+// One shared access, or what a test says, for who wants to print a run.
+struct Access {
+  enum class Kind { kLoad, kStore, kNote };
+  Kind kind;
+  const void* word;  // of kNote: the text
+  u64 value;
+};
+
 struct Options {
   u64 seed = 1;
   u64 max_steps = 20'000;
@@ -29,6 +37,9 @@ struct Options {
   // Called at every step, outside the model; may call fail().
   void (*invariant)(void* context) = nullptr;
   void* invariant_context = nullptr;
+  // Called after every access of a scheduled thread, outside the model.
+  void (*observer)(void* context, unsigned thread, const Access& access) = nullptr;
+  void* observer_context = nullptr;
 };
 
 enum class End { kFinished, kDeadlock, kStepLimit, kFailed };
@@ -60,6 +71,8 @@ inline void expect(bool holds, const char* why) {
 }
 // A schedule point without an access, for tests that act on the outside world.
 void point();
+// Tells the observer, if there is one, what the thread is about to do. Nothing else happens.
+void note(const char* text);
 
 // Plain data under a protocol: a read or write that is not ordered after the last write fails the
 // run as a data race, whatever value it would have seen.
