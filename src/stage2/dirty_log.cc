@@ -119,6 +119,7 @@ Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
   }
   if (any && !protect_.manual) {
     host_->protect_pages(logged, 0, dirty.taken, dirty.word_count, false);
+    // Dirty (O5): who clears a mark takes the right away and waits for those who cached it.
     if (ST_GUARD(harvest_flush, true)) host_->flush_and_wait();
   }
   const size_t bytes = dirty.word_count * sizeof(u64);

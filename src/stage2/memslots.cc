@@ -281,6 +281,9 @@ void Memslots::commit(Plan* plan) {
 
 void Memslots::commit_sets(Plan* plan) {
   plan->builder->keep();
+  // A change that is under way ends with the slots it began with. Analogue: the wait of
+  // kvm_swap_active_memslots for mn_active_invalidate_count (kernel file: kvm_main.c).
+  if (plan->kind != ChangeKind::kCreate && ST_GUARD(swap_waits, true)) host::wait_for_changes();
   switch (plan->kind) {
     case ChangeKind::kNone:
       break;

@@ -128,7 +128,9 @@ bool TdpMmu::fast_page_fault(MmuContext& context, Fault& fault, FaultOutcome* ou
     if (found.level > 1 && (fault.slot_flags & kLogDirtyPages) != 0) return false;
     const Word fixed = Format::written(found.word);
     Word expected = found.word;
-    // First the right, then the mark: tdp_protect.cc says why.
+    // Dirty (O5): no store goes through the right that is made here before the page is marked,
+    // since the caller translates again only after this; and first the right, then the mark:
+    // tdp_protect.cc says why.
     const bool mark_last = ST_GUARD(mark_after_write, true);
     if (!mark_last) host_.mark_dirty(context, *fault.slot, fault.gfn);
     const bool swapped = found.entry->compare_exchange(expected, fixed, sync::kAcqRel);
@@ -171,6 +173,8 @@ void TdpMmu::adjust_level(Fault& fault) {
 }
 
 FaultOutcome TdpMmu::prolog_and_map(MmuContext& context, Fault& fault, pt::Gather* removed) {
+  // Lookup and install (O1): nothing that was looked up before an overlapping change ended is
+  // installed; what is installed before one begins, its zap finds, because it holds the lock alone.
   if (ST_GUARD(stale_fault, is_stale(context, fault))) {
     trace::emit(trace::Event::st_gate_retry, trace::Room::stage2, fault.page.raw(),
                 fault.snapshot.sequence);
@@ -253,6 +257,7 @@ bool TdpMmu::link(TdpCursor& at, TablePage& table, u32 address_space) {
   table.parent = at.entry();
   table.use = TableUse::kLinked;
   const Word was = at.old();
+  // Publication (O6): the table is whole before the exchange, which releases it.
   if (!at.compare_exchange(Format::make_table(reinterpret_cast<u64>(table.entries)))) {
     table.use = TableUse::kCached;
     return false;

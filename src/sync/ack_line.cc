@@ -54,8 +54,9 @@ bool AckLine::enter() {
   ST_DCHECK(!running());
   ThreadSections::push(*this);
   const u64 mine = u64{++entries_} << 32 | static_cast<u32>(sys::current_tid());
+  // Mode and request (O4): both sides store and then load, sequentially consistent, so that not
+  // both miss the other. Pairs with raise_to(): see the head of this file.
   state_.exchange(mine, kSeqCst);
-  // Pairs with raise_to(): see the head of this file.
   if (request_.load(kSeqCst) == ack_.load(kRelaxed)) [[likely]]
     return false;
   acknowledge();
@@ -64,14 +65,15 @@ bool AckLine::enter() {
 
 void AckLine::leave() {
   ThreadSections::pop(*this);
-  state_.store(0, kRelease);  // pairs with passed(): every use happened before
+  // Acknowledgement (O3): every use happened before what passed() acquires.
+  state_.store(0, kRelease);
   if (waiters_.load(kRelaxed) != 0) [[unlikely]]
     ring();
 }
 
 void AckLine::acknowledge() {
   const u64 request = request_.load(kAcquire);  // pairs with raise_to()
-  ack_.store(request, kRelease);                // pairs with passed()
+  ack_.store(request, kRelease);                // pairs with passed(): O3, as in leave()
   trace::emit(trace::Event::st_ack, trace::Room::sync, request);
   if (waiters_.load(kRelaxed) != 0) [[unlikely]]
     ring();

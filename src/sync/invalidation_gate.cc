@@ -2,6 +2,7 @@
 #include "sync/invalidation_gate.h"
 
 #include "base/check.h"
+#include "base/guard.h"
 #include "base/trace.h"
 
 // The races of the gate. F is a fault for a frame inside the range of invalidation I, W is I's
@@ -67,8 +68,11 @@ void InvalidationGate::end() {
   const MutexGuard guard(lock_);
   const u64 sequence = sequence_.load(kRelaxed) + 1;
   ST_CHECK_OP(count_.load(kRelaxed), >, u64{0});
+  // Lookup and install (O1): a fault that finds the count low finds the new sequence, too.
+  const bool count_last = ST_GUARD(sequence_first, true);
+  if (!count_last) count_.fetch_sub(1, kRelease);
   sequence_.store(sequence, kRelease);
-  count_.fetch_sub(1, kRelease);
+  if (count_last) count_.fetch_sub(1, kRelease);
   trace::emit(trace::Event::st_gate_end, trace::Room::sync, sequence);
 }
 

@@ -108,6 +108,12 @@ TEST_F(ChangesWait, WithoutTheWaitANewSlotServesWhatAChangeTakes) {
       pages_.address(), 0x1000, [&] { EXPECT_EQ(0, slot(0, kGpa, 0x4000, pages_.address())); }));
 }
 
+TEST_F(ChangesWait, WithoutTheWaitASlotGoesInTheMiddleOfAChange) {
+  mutation::remove("swap_waits");
+  EXPECT_FALSE(
+      test::waits_for_changes(pages_.address(), 0x1000, [&] { EXPECT_EQ(0, slot(0, 0, 0, 0)); }));
+}
+
 class HarvestFlush : public WithoutAGuard {};
 TEST_F(HarvestFlush, WithoutTheFlushAHarvestEndsUnderAVcpuThatStores) {
   ASSERT_EQ(0, slot(0, kGpa, 0x4000, pages_.address(), kLogDirtyPages));

@@ -28,12 +28,18 @@ bool found_without(const char* guard, F&& search_for_it) {
   return WIFSIGNALED(status) || WEXITSTATUS(status) == kFound;
 }
 
+TEST(StaleFault, WithoutTheSequenceAPageLookedUpBeforeAChangeIsInstalledAfterIt) {
+  EXPECT_TRUE(found_without("stale_fault", [] { return search<LookupAgainstChange>(5000).found; }));
+}
+TEST(SwapWaits, WithoutTheWaitAChangeEndsWithOtherSlotsThanItBeganWith) {
+  EXPECT_TRUE(found_without("swap_waits", [] { return search<SlotsAgainstChange>(5000).found; }));
+}
 TEST(StaleAccess, WithoutTheTestAnOwnAccessUsesWhatChanges) {
   EXPECT_TRUE(
       found_without("stale_access", [] { return search<OwnWriteAgainstChange>(5000).found; }));
 }
 TEST(AckWait, WithoutTheWaitTheRangeChangesUnderAVcpu) {
-  EXPECT_TRUE(found_without("ack_wait", [] { return search<FaultAgainstChange>(5000).found; }));
+  EXPECT_TRUE(found_without("ack_wait", [] { return search<LongBlockAgainstChange>(5000).found; }));
 }
 TEST(ReaderWait, WithoutTheWaitTheRangeChangesUnderAnOwnAccess) {
   EXPECT_TRUE(

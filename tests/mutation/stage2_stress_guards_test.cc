@@ -62,5 +62,13 @@ TEST(Stress, WithoutTheWaitForAcknowledgementFindsALateAccess) {
   EXPECT_GT(late_accesses("ack_wait", kSeconds), 0U);
 }
 
+TEST(Stress, WithoutTheFlushFindsALateAccess) {
+  EXPECT_GT(late_accesses("tlb_flush", kSeconds), 0U);
+}
+
+TEST(Stress, WithoutTheZapFindsALateAccess) {
+  EXPECT_GT(late_accesses("notifier_zap", kSeconds), 0U);
+}
+
 }  // namespace
 }  // namespace stagetwo::stage2

@@ -69,6 +69,9 @@ TEST(NxSkipsLogged, WithoutTheTestTheTableOfALoggedSlotIsZapped) {
 TEST(StaleFault, WithoutTheTestAnOldTranslationIsUsed) {
   EXPECT_TRUE(found_without<InstallAgainstChange>({"stale_fault"}, 3000));
 }
+TEST(SequenceFirst, WithTheCountDroppedFirstAnOldPageIsInstalled) {
+  EXPECT_TRUE(found_without<InstallAgainstChange>({"sequence_first"}, 20000));
+}
 TEST(StaleRange, WithoutTheTestALargeEntryCoversAChangingPage) {
   EXPECT_TRUE(found_without<LargeInstallAgainstChange>({"stale_range"}, 3000));
 }

@@ -42,6 +42,7 @@ struct LogScenario : TdpScenario {
     if (may_store(me)) {
       for (int block = 0; block < 3 && !lines[me].pending(); ++block) {
         sched::point();
+        sched::note("stores");
         ++stores;
       }
     }
@@ -50,6 +51,7 @@ struct LogScenario : TdpScenario {
   // As Memslots::get_dirty_log.
   void harvest() {
     const u64 mask = slot().dirty->words[0].exchange(0);
+    sched::note(mask == 0 ? "harvests: no mark" : "harvests: takes the mark");
     if (mask == 0) return;
     world.mmu.write_protect_masked(slot(), 0, &mask, 1);
     world.flush_tlbs();

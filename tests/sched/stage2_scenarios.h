@@ -7,6 +7,7 @@
 //
 // A scenario that fails leaves locks of the process held: mutation programs run it in a child.
 
+#include "base/failpoint.h"
 #include "host/change.h"
 #include "stage2/address_space.h"
 #include "stage2/dirty_ring.h"
@@ -56,13 +57,16 @@ struct SmallVm {
   void change_meaning() {
     sched::expect(holders == 0, "the range changes while somebody holds a translation");
     changing = true;
+    sched::note("the system call begins");
     sched::point();
     ++meaning;
     sched::point();
+    sched::note("... and ends: another page now");
     changing = false;
   }
   void use(u64 translated) {
     sched::point();
+    sched::note("uses its translation");
     sched::expect(!changing, "an old translation is used while the range changes");
     sched::expect(meaning == translated, "an old translation is used after the range changed");
   }
@@ -110,6 +114,121 @@ struct FaultAgainstChange : SmallVm {
     } else {
       host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
                    [this] { change_meaning(); });
+    }
+  }
+};
+
+// The same with blocks of guest code that are long beside a change.
+struct LongBlockAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  void thread(unsigned me) {
+    if (me == 0) {
+      guest_access(0, [this](u64 translated) {
+        for (int i = 0; i < 40; ++i) use(translated);
+      });
+    } else {
+      host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
+                   [this] { change_meaning(); });
+    }
+  }
+};
+
+// The race the sequence is there for: a page is looked up, the range changes, the entry is
+// installed. Told apart from FaultAgainstChange in that the vCPU knows what its own lookup found.
+struct LookupAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  void vcpu() {
+    for (int tries = 0; tries < 3; ++tries) {
+      Fault fault{};
+      fault.gpa = Gpa(kGpa);
+      fault.access = Access::kWrite;
+      const FaultOutcome looked_up =
+          stage2::GuestMemoryTestAccess::find(*memory, *contexts[0], fault);
+      const u64 found = meaning;
+      if (looked_up != FaultOutcome::kFixed) continue;
+      sched::note(found == 0 ? "has looked up: the old page" : "has looked up: the new page");
+      sched::point();
+      if (memory->tdp().page_fault(*contexts[0], fault) != FaultOutcome::kFixed) continue;
+      enter(0);
+      const bool hit = memory->translate(*contexts[0], fault) == stage2::Walk::Kind::kHit;
+      if (hit) {
+        ++holders;
+        for (int block = 0; block < blocks && !lines[0].pending(); ++block) use(found);
+        --holders;
+      }
+      lines[0].leave();
+      if (hit) return;
+    }
+  }
+  void thread(unsigned me) {
+    if (me == 0) return vcpu();
+    host::change(pages.address(), kPageSize, host::EventKind::kUnmap, [this] { change_meaning(); });
+  }
+};
+
+// Slots come, move and go, and a move fails late, while a range of theirs changes: what a change
+// sees of the slots is what there was or what there is, never a half; a change that is under way
+// when a slot begins to change ends with what it began with; and a fault uses nothing that changes.
+struct SlotsAgainstChange : SmallVm {
+  static constexpr unsigned kThreads = 3;
+  struct Seen {
+    u64 hva[2] = {};
+    bool by_hva = false;
+    bool operator==(const Seen&) const = default;
+  };
+  Seen look() {
+    Seen seen;
+    const stage2::Memslots::Reader section(memory->slots());
+    for (u64 i = 0; i < 2; ++i) {
+      const stage2::Slot* slot = section.find(0, gpa_to_gfn(Gpa((i + 1) * kGpa)));
+      if (slot != nullptr) seen.hva[i] = slot->hva.raw() + slot->flags;
+    }
+    seen.by_hva = section.overlaps(HvaRange(Hva(pages.address()), kPageSize));
+    return seen;
+  }
+  // Nothing of the slots changes between what it looks at.
+  void expect_whole(const Seen& seen) {
+    const unsigned places = (seen.hva[0] != 0 ? 1U : 0U) + (seen.hva[1] != 0 ? 1U : 0U);
+    sched::expect(places <= 1, "a slot that moves is in two places");
+    sched::expect(places == 0 || seen.by_hva, "a slot of the guest's is not found by its address");
+    sched::expect(seen.hva[0] % kPageSize == 0 && seen.hva[1] % kPageSize == 0,
+                  "a slot is half gone");
+  }
+  unsigned begun = 0;  // changes of slots, outside the model
+  unsigned done = 0;
+  void change_slot(u64 gpa, u64 size, bool succeeds = true) {
+    ++begun;
+    sched::note(size == 0 ? "deletes the slot" : "makes or moves the slot");
+    sched::expect(set(gpa, size, 0) == succeeds, "a change of a slot");
+    ++done;
+    sched::note("... done");
+  }
+  void change_slots() {
+    change_slot(2 * kGpa, kPageSize);
+    failpoint::arm("stage2.slot_invalid", 1, 1);
+    change_slot(kGpa, kPageSize, false);  // has no memory for its last part
+    failpoint::disarm();
+    change_slot(0, 0);
+    change_slot(kGpa, kPageSize);
+  }
+  void thread(unsigned me) {
+    if (me == 0) return change_slots();
+    if (me == 1) {
+      guest_access(0, [this](u64 translated) { use(translated); });
+      return;
+    }
+    for (int round = 0; round < 2; ++round) {
+      host::change(pages.address(), kPageSize, host::EventKind::kUnmap, [this] {
+        const bool at_rest = begun == done;
+        const Seen before = look();
+        change_meaning();
+        if (!at_rest) return;
+        expect_whole(before);
+        // A slot that comes is found by the host's addresses as soon as it is known at all.
+        Seen after = look();
+        after.by_hva = before.by_hva;
+        sched::expect(after == before, "the slots of a change are not those it began with");
+      });
     }
   }
 };

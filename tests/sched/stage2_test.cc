@@ -9,6 +9,12 @@ namespace {
 TEST(FaultAgainstChange, NobodyHoldsATranslationWhileTheRangeChanges) {
   expect_holds<FaultAgainstChange>(2000);
 }
+TEST(FaultAgainstChange, WhatWasLookedUpBeforeTheChangeIsNotInstalledAfterIt) {
+  expect_holds<LookupAgainstChange>(2000);
+}
+TEST(SlotsAgainstChange, AChangeSeesTheSlotsItBeganWithFromStartToEnd) {
+  expect_holds<SlotsAgainstChange>(600);
+}
 TEST(FaultAgainstChange, TwoVcpusHold) {
   expect_holds<TwoFaultsAgainstChange>(1000);
 }

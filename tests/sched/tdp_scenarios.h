@@ -185,6 +185,7 @@ struct InstallAtLevelAgainstChange : TdpScenario {
       // A large entry comes by another of its frames.
       Fault fault = world.found(kLevel == 1 ? 5 : 2, Access::kWrite, kLevel);
       const u64 found = meaning;
+      sched::note(found == 0 ? "has looked up: the old page" : "has looked up: the new page");
       sched::point();  // faultin
       if (!context[0].top_up()) return;
       const FaultOutcome outcome = world.mmu.page_fault(context[0], fault);
@@ -195,6 +196,7 @@ struct InstallAtLevelAgainstChange : TdpScenario {
         ++holders;
         for (int block = 0; block < 3 && !line.pending(); ++block) {
           sched::point();
+          sched::note("uses its translation");
           sched::expect(!changing, "an old translation is used while the range changes");
           sched::expect(installed == meaning, "an old translation is used after the change");
         }
@@ -213,6 +215,7 @@ struct InstallAtLevelAgainstChange : TdpScenario {
     world.mmu.release(&removed);
     sched::expect(holders == 0, "the range changes while somebody holds a translation");
     changing = true;
+    sched::note("the system call: another page now");
     sched::point();
     ++meaning;
     changing = false;
@@ -324,7 +327,10 @@ struct TwoZaps : TdpScenario {
       static_cast<void>(line.enter());
       if (world.walk(context[0], 5).kind == Walk::Kind::kHit) {
         ++holders;
-        for (int block = 0; block < 6 && !line.pending(); ++block) sched::point();
+        for (int block = 0; block < 6 && !line.pending(); ++block) {
+          sched::note("uses the page");
+          sched::point();
+        }
         --holders;
       }
       line.leave();

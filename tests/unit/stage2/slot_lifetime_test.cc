@@ -110,6 +110,21 @@ TEST_F(SlotLifetime, ANewSlotWaitsForAChangeThatDidNotKnowIt) {
       pages_.address(), 0x1000, [&] { EXPECT_EQ(0, slot(0, kGpa, 0x4000, pages_.address())); }));
 }
 
+// Whatever becomes of the slot, and also where the change is of other addresses: a change ends with
+// the slots it began with.
+TEST_F(SlotLifetime, EveryChangeOfASlotWaitsForAChangeUnderWay) {
+  ASSERT_EQ(0, slot(0, kGpa, 0x4000, pages_.address()));
+  const auto waits_for_a_change = [&](u64 gpa, u64 size, u32 flags = 0) {
+    return test::waits_for_changes(pages_.address() + 0x8000, 0x1000, [&] {
+      EXPECT_EQ(0, slot(0, gpa, size, size == 0 ? 0 : pages_.address(), flags));
+    });
+  };
+  EXPECT_TRUE(waits_for_a_change(kGpa, 0x4000, kLogDirtyPages));
+  EXPECT_TRUE(waits_for_a_change(2 * kGpa, 0x4000));
+  EXPECT_TRUE(waits_for_a_change(0, 0));
+  EXPECT_EQ(FaultOutcome::kMmio, fault(2 * kGpa, Access::kRead));
+}
+
 TEST_F(SlotLifetime, AHarvestThatTakesAMarkWaitsForVcpusThatRun) {
   ASSERT_EQ(0, slot(0, kGpa, 0x4000, pages_.address(), kLogDirtyPages));
   const auto harvest = [&] {
