@@ -69,7 +69,7 @@ bench: ## figures beside their yardsticks, into build/bench/results.json
 	@$(ninja) build/bench
 	@tools/bench --only '$(ONLY)'
 
-race: build ## one test over many seeds, plain and under the thread sanitizer: NAME=
+race: configured ## NAME=: a race by its name (none: lists them), or a test over many seeds
 	@tools/install-deps race
 	@tools/race '$(NAME)' $(JOBS)
 
