@@ -112,7 +112,6 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // Entries by size, by a walk. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
   [[nodiscard]] TdpMmu& tdp() { return tdp_; }
-
   // Every invariant of the room; ends the process where one does not hold. Context: no slot
   // changes.
   void check_world();

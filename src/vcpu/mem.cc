@@ -33,6 +33,9 @@ u64& tag_for(TlbEntry& e, Access access) {
   return access == Access::kRead ? e.read_tag : access == Access::kWrite ? e.write_tag : e.exec_tag;
 }
 
+// Filled, then asked (O2): a fill comes before the next poll in the order of this thread's program,
+// and a poll that acknowledges empties the TLB; what was filled from an entry that is gone by then
+// goes with it.
 void fill(Cpu& c, SoftTlb& view, u64 linear, Access access, Hva at, bool large) {
   const u64 page = linear & kPageMask;
   const u64 addend = page_floor(at).raw() - page;
