@@ -68,9 +68,9 @@ Result<Box<GuestMemory>> GuestMemory::create(const SlotPolicy& policy, const NxP
 
 GuestMemory::~GuestMemory() {
   nx_recovery_.stop();
-  ST_CHECK(!gate_.active());  // a begin without an end
   released_.store(true);
-  if (registered_) host::unregister_notifier(this);
+  if (registered_) host::unregister_notifier(this);  // waits for the ends of other threads' changes
+  ST_CHECK(!gate_.active());                         // a begin without an end
 }
 
 Result<Box<MmuContext>> GuestMemory::new_context() {
