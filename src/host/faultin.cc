@@ -37,6 +37,7 @@ enum class Support : u32 { kUnknown, kYes, kNo };
 
 // Probed once, by whoever comes first; every prober finds the same.
 constinit sync::Atomic<Support> support{Support::kUnknown};
+constinit sync::Atomic<u64> refused_touches{0};
 alignas(kPageSize) constinit u8 probe_page[kPageSize] = {};
 
 // EINTR and EAGAIN mean "ask again"; a bound, so that a kernel that always says so is not for ever.
@@ -46,6 +47,7 @@ Result<void> touch(Hva page, Access access) {
   u8 byte = 0;
   const bool there = access == Access::kWrite ? fetch_add(page, u8{0}, &byte) : load(page, &byte);
   if (there) return {};
+  refused_touches.fetch_add(1, sync::kRelaxed);
   if (take_poison()) return refuse(EHWPOISON);
   return refuse(EFAULT);
 }
@@ -73,6 +75,9 @@ bool has_populate() {
   return known == Support::kYes;
 }
 
+u64 debug_refused_touches() {
+  return refused_touches.load(sync::kRelaxed);
+}
 void debug_without_populate(bool without) {
   support.store(without ? Support::kNo : Support::kUnknown, sync::kRelaxed);
 }

@@ -29,6 +29,9 @@ enum class Ask : u8 { kKernel, kTouch };
 // Is MADV_POPULATE_READ/WRITE there (Linux 5.14)? Without it a guarded touch stands in.
 [[nodiscard]] bool has_populate();
 
+// For tests: signals that answered a question of faultin's own, so that who counts accesses which
+// came too late (host/backstop.h) can tell them apart.
+[[nodiscard]] u64 debug_refused_touches();
 // For tests: behave as on a kernel without MADV_POPULATE.
 void debug_without_populate(bool without);
 
