@@ -15,10 +15,10 @@
 
 namespace stagetwo::host {
 
-// Who is asked first. kKernel: MADV_POPULATE, an errno and never a signal. kTouch: the processor, by
-// a guarded access; a page that is there costs no system call then, a new one costs what the host's
-// own first touch costs, and only a refusal is dearer (a signal, and then the kernel is asked for
-// its errno). Pre of kTouch: SIGSEGV and SIGBUS are not blocked (host/run_section.h).
+// Who is asked first. kKernel: MADV_POPULATE, an errno and never a signal. kTouch: the processor,
+// by a guarded access; a page that is there costs no system call then, a new one costs what the
+// host's own first touch costs, and only a refusal is dearer (a signal, and then the kernel is
+// asked for its errno). Pre of kTouch: SIGSEGV and SIGBUS are not blocked (host/run_section.h).
 enum class Ask : u8 { kKernel, kTouch };
 
 // Post: on success `page` was present and permitted `access` at some moment during the call.

@@ -22,10 +22,10 @@
 
 namespace kvm_client {
 
+using stagetwo::s64;
 using stagetwo::u16;
 using stagetwo::u32;
 using stagetwo::u64;
-using stagetwo::s64;
 using stagetwo::u8;
 
 inline bool on_oracle() {
