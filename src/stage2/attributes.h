@@ -6,13 +6,13 @@
 // ranges, not an entry a page, so one call costs what it changes in ranges; whether a huge page's
 // frames differ is asked of the ranges and stored nowhere.
 //
-// Invariants: I1  every frame is shared until it is said otherwise, whether or not it has a slot,
-// and
-//                 stays what it is when its slot goes.
+// Invariants: I1  every frame is shared until it is said otherwise,
+//                 with a slot or without, and stays what it is when
+//                 its slot goes.
 //             I2  a reader sees a call as a whole or not at all.
 // Locking: lock_ (rank: attributes): faults share it, a change holds it alone for as long as it
 // edits the ranges. Changes exclude each other by slots_lock; they happen while the gate is closed
-// for the frames (conversion.cc), so a fault that read the old answer installs nothing.
+// for the frames (private_memory.cc), so a fault that read the old answer installs nothing.
 
 #include "addr/addr.h"
 #include "base/interval_map.h"
