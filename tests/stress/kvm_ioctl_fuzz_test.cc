@@ -9,6 +9,7 @@
 
 #include <array>
 #include <atomic>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -30,7 +31,7 @@ constexpr size_t kMaxDescriptors = 12;
 
 struct Open {
   int fd;
-  On on;
+  std::optional<On> on;  // none: a guest_memfd
   kvm_run* run = nullptr;
 };
 
@@ -138,6 +139,17 @@ class Fuzzer {
     std::memcpy(at, &region, sizeof(region));
   }
 
+  // Most often a file that is open, somewhere near its beginning.
+  void tame_file(u8* at) {
+    kvm_userspace_memory_region2 region;
+    std::memcpy(&region, at, sizeof(region));
+    if (random_.one_in(2)) region.flags |= KVM_MEM_GUEST_MEMFD;
+    region.guest_memfd_offset = random_.below(8) * 4096;
+    const Open& any = open_[random_.below(open_.size())];
+    if (!random_.one_in(8)) region.guest_memfd = static_cast<u32>(any.fd);
+    std::memcpy(at, &region, sizeof(region));
+  }
+
   u64 argument(const Request& request) {
     switch (random_.small(12)) {
       case 0:
@@ -160,6 +172,10 @@ class Fuzzer {
         request.number == KVM_SET_USER_MEMORY_REGION2) {
       room = std::max(room, sizeof(kvm_userspace_memory_region));
       tame_region(buffer_ + kBuffer - room);
+      if (request.number == KVM_SET_USER_MEMORY_REGION2 &&
+          room >= sizeof(kvm_userspace_memory_region2)) {
+        tame_file(buffer_ + kBuffer - room);
+      }
       return reinterpret_cast<u64>(buffer_ + kBuffer - room);
     }
     return reinterpret_cast<u64>(at);
@@ -198,10 +214,11 @@ class Fuzzer {
     const bool vm = target.on == On::kDevice && number == KVM_CREATE_VM;
     const bool vcpu = target.on == On::kVm && number == KVM_CREATE_VCPU;
     const bool stats = target.on != On::kDevice && number == KVM_GET_STATS_FD;
-    if (!vm && !vcpu && !stats) return;
+    const bool file = target.on == On::kVm && number == KVM_CREATE_GUEST_MEMFD;
+    if (!vm && !vcpu && !stats && !file) return;
     const int made = static_cast<int>(fd);
     if (stats || open_.size() >= kMaxDescriptors) return close_fd(made);
-    open_.push_back({made, vm ? On::kVm : On::kVcpu});
+    open_.push_back({made, file ? std::nullopt : std::optional(vm ? On::kVm : On::kVcpu)});
     if (!vcpu) return;
     struct {
       u32 length = 8;
