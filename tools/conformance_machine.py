@@ -236,7 +236,9 @@ def run_all(runs, perform, at_once, budget, processes):
                     with signals_later():
                         under_way[pool.submit(perform, nearest)] = nearest
                     continue
-                done, _ = concurrent.futures.wait(under_way, return_when=concurrent.futures.FIRST_COMPLETED)
+                # A signal that the kernel gave to another thread is acted on by this one, once it wakes.
+                done, _ = concurrent.futures.wait(under_way, timeout=1,
+                                                  return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     del under_way[future]
                     future.result()

@@ -215,6 +215,19 @@ machine.run_all([Sharing.Run(machine.Needs(hugepages=8))], perform, 2, 8, proces
                 child.stdout.close()
                 self.assertEqual("2\n", (Path(folder) / "nr_hugepages").read_text())
 
+    def test_ASignalThatAnotherThreadGotEndsTheRun(self):
+        program = self.PROGRAM.replace('print("under way", flush=True)', """
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        print("under way", flush=True)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)""")
+        program = "import threading" + program
+        with tempfile.TemporaryDirectory() as folder:
+            child = subprocess.Popen([sys.executable, "-c", program, str(ROOT / "tools"),
+                                      str(ROOT / "tests/tools"), folder],
+                                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            self.assertNotEqual(0, child.wait(timeout=30))
+            child.stdout.close()
+
 
 if __name__ == "__main__":
     unittest.main()
