@@ -4,6 +4,7 @@
 
 #include "shim/absent_buffers.h"
 #include "shim/buffered_calls.h"
+#include "shim/files.h"
 #include "shim/shared_files.h"
 
 namespace shim = stagetwo::shim;
@@ -12,6 +13,14 @@ namespace shim = stagetwo::shim;
   extern "C"                                                                                   \
       __attribute__((visibility("default"))) result st_entry_##name parameters __asm__(#name); \
   result st_entry_##name parameters {                                                          \
+    return shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },            \
+                              [&] { return shim::next::name arguments; });                     \
+  }
+#define ST_FILE_CALL(result, name, parameters, arguments, refused, ...)                        \
+  extern "C"                                                                                   \
+      __attribute__((visibility("default"))) result st_entry_##name parameters __asm__(#name); \
+  result st_entry_##name parameters {                                                          \
+    if (refused) return -1;                                                                    \
     return shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },            \
                               [&] { return shim::next::name arguments; });                     \
   }

@@ -278,6 +278,16 @@ bool io_refused(int fd, Io io, const off_t* offset) {
   return refusal != 0;
 }
 
+bool parts_refused(int fd, Io io, off_t offset) {
+  return io_refused(fd, io, offset == -1 ? nullptr : &offset);
+}
+
+bool transfer_refused(int from, const off_t* from_at, int to) {
+  const off_t somewhere = 0;  // what from_at leads to is the kernel's to look at
+  return io_refused(from, Io::kRead, from_at == nullptr ? nullptr : &somewhere) ||
+         io_refused(to, Io::kWrite, nullptr);
+}
+
 off_t seek_fd(int fd, off_t offset, int whence) {
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]

@@ -38,6 +38,10 @@ enum class Io { kRead, kWrite };
 // Does a read or write of `fd` fail because of what is behind it? Then errno is set; else the
 // kernel does it. `offset` is of the p-forms, or nullptr.
 bool io_refused(int fd, Io io, const off_t* offset);
+// The same of the vector forms with flags, where an offset of -1 is the file's position, and of
+// calls that move bytes from one descriptor to another; `from_at` is sendfile's.
+bool parts_refused(int fd, Io io, off_t offset);
+bool transfer_refused(int from, const off_t* from_at, int to);
 off_t seek_fd(int fd, off_t offset, int whence);
 int truncate_fd(int fd, off_t size);
 int fallocate_fd(int fd, int mode, off_t offset, off_t size);

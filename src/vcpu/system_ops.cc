@@ -375,8 +375,8 @@ Step vmcall(Cpu& c, const Insn& insn) {
   } else if (nr == kHcMapGpaRange && (c.policy->hypercall_exits >> nr & 1) != 0) {
     constexpr u64 kBadArgument = static_cast<u64>(-22);
     const u64 gpa = arg(kRbx), npages = arg(kRcx);
-    if ((gpa & ~kPageMask) != 0 || npages == 0 || gpa + npages * kPageSize <= gpa ||
-        ((gpa + npages * kPageSize) & c.reserved_gpa) != 0) {
+    const u64 gfn = gpa >> kPageShift;
+    if ((gpa & ~kPageMask) != 0 || npages == 0 || gfn + npages <= gfn) {
       result = kBadArgument;
     } else {
       c.exit.kind = ExitKind::kHypercall;

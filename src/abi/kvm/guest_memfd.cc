@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "abi/kvm/guest_memfd.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include <utility>
@@ -88,6 +89,8 @@ host::DescriptionRef GuestMemfdFile::find(Vm& vm, int fd, int* error) {
   struct ::stat behind{};
   *error = EBADF;
   if (!sys::fstat(fd, &behind)) return {};
+  const auto opened = sys::fcntl(fd, F_GETFL);
+  if (!opened || (*opened & O_PATH) != 0) return {};  // fget() knows none of these
   *error = EINVAL;
   host::DescriptionRef ref = host::find(fd, behind);
   if (!ref || ref.foreign()) return {};

@@ -54,6 +54,16 @@ static void operations(void) {
   REFUSES(readv(fd, &part, 1), EINVAL);
   REFUSES(pread(fd, &byte, 1, 0), ESPIPE);
   REFUSES(pwrite(fd, &byte, 1, 0), ESPIPE);
+  REFUSES(preadv2(fd, &part, 1, -1, 0), EINVAL);
+  REFUSES(pwritev2(fd, &part, 1, -1, 0), EINVAL);
+  int ends[2];
+  off_t start = 0;
+  REQUIRE(pipe(ends) == 0 && write(ends[1], &byte, 1) == 1);
+  REFUSES(sendfile(ends[1], fd, NULL, 1), EINVAL);
+  REFUSES(sendfile(ends[1], fd, &start, 1), ESPIPE);
+  REFUSES(splice(fd, NULL, ends[1], NULL, 1, 0), EINVAL);
+  REFUSES(splice(ends[0], NULL, fd, NULL, 1, 0), EINVAL);
+  REFUSES(readahead(fd, 0, kPage), EINVAL);
   REFUSES(lseek(fd, 0, SEEK_SET), ESPIPE);
   REFUSES(ftruncate(fd, kPages * kPage), EINVAL);
   REFUSES(ioctl(fd, KVM_GET_API_VERSION, 0), ENOTTY);

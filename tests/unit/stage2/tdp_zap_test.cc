@@ -117,7 +117,11 @@ TEST_F(TdpZap, YieldsToFaultsAndComesToItsEnd) {
       }
     }
   });
-  for (int round = 0; round < 3; ++round) {
+  while (faults.load(sync::kRelaxed) == 0) std::this_thread::yield();
+  const u64 before = faults.load();
+  // On one processor a round may pass without a fault beside it.
+  const auto beside = [&] { return faults.load(sync::kRelaxed) != before; };
+  for (int round = 0; round < 3 || (!beside() && round < 1000); ++round) {
     map(0, 40'000);
     // Ends in the middle of a table, so that its last entries are taken one by one.
     world.zap(1, 39'990, true);
@@ -126,7 +130,7 @@ TEST_F(TdpZap, YieldsToFaultsAndComesToItsEnd) {
   }
   stop.store(true);
   storm.join();
-  EXPECT_GT(faults.load(), 0U);
+  EXPECT_TRUE(beside());
 }
 
 // Two threads map the same frames while a third takes them away; whatever is left is sound.

@@ -205,6 +205,27 @@ TEST(SystemOps, HypercallIsEnosysUnlessEnabled) {
   EXPECT_EQ(g.reg(kRax), 5u);
 }
 
+// The kernel looks at alignment, at nothing at all and at frame numbers that wrap; whether there is
+// such memory is the client's question.
+TEST(SystemOps, MapGpaRangeIsRefusedForItsNumbersOnly) {
+  struct {
+    u64 gpa, npages;
+    bool exits;
+  } const rows[] = {{0x3001, 1, false},       {0x3000, 0, false},
+                    {0x3000, ~u64{0}, false}, {u64{1} << 46, 1, true},
+                    {0, u64{1} << 36, true},  {static_cast<u64>(-4096), 1, true}};
+  for (const auto& row : rows) {
+    Guest g;
+    g.long_mode();
+    g.code({0x0f, 0x01, 0xc1, 0xf4});
+    g.policy.hypercall_exits = 1 << 12;
+    g.reg(kRax) = 12;
+    g.reg(kRbx) = row.gpa;
+    g.reg(kRcx) = row.npages;
+    EXPECT_EQ(g.run().kind, row.exits ? ExitKind::kHypercall : ExitKind::kHlt) << row.gpa;
+  }
+}
+
 TEST(SystemOps, HypercallFromUserModeIsEperm) {
   Guest g;
   g.long_mode(true);
