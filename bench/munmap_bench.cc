@@ -264,9 +264,9 @@ const int registered = [] {
   for (const Case& what : kCases) {
     const std::pair<const char*, Row> rows[] = {
         {"", Row::kWhole}, {"/Added", Row::kAdded}, {"/AddedP99", Row::kAddedAtWorst}};
-    for (const auto& [suffix, row] : rows) {
+    for (const auto& [suffix, which] : rows) {
       const std::string name = std::string("Munmap/") + what.name + suffix;
-      benchmark::RegisterBenchmark(name.c_str(), [&what, row = row](benchmark::State& state) {
+      benchmark::RegisterBenchmark(name.c_str(), [&what, row = which](benchmark::State& state) {
         report_row(state, what, row);
       })->Iterations(1);
     }

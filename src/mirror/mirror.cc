@@ -41,7 +41,8 @@ u64 number_of(Hva at) {
 
 Result<Box<Mirror>> Mirror::open(unsigned unit) {
   Device* device = ST_TRY(Device::get(unit));
-  auto mirror = Box<Mirror>::adopt(ST_TRY(make<Mirror>("mirror.mirror", device)));
+  Mirror* const made = ST_TRY(make<Mirror>("mirror.mirror", device));
+  auto mirror = Box<Mirror>::adopt(made);
   ST_TRY(host::register_notifier(mirror.get()));
   const sync::MutexGuard guard(device->lock);
   mirror->next_ = device->mirrors_;

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "base/arch/syscall_site.h"
+#include "base/check.h"
 #include "base/sys.h"
 #include "host/process_map.h"
 #include "host/run_section.h"
@@ -184,6 +185,7 @@ bool replace_page(u64 page) {
   for (const Call& call : calls) {
     if (call.fate != Fate::kUntried || (call.jump & kPageMask) != page) continue;
     const auto jump = arch::encode_jump(call.jump, reinterpret_cast<u64>(call.gate));
+    ST_CHECK(jump.has_value());  // prepare() has asked
     memcpy(copy + (call.jump - page), jump->data(), jump->size());
   }
   if (sys::mprotect(copy, kPageSize, PROT_READ | PROT_EXEC) &&

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stage2/dirty_ring.h"
 
+#include <algorithm>
+
 #include "addr/addr.h"
 #include "base/check.h"
 #include "base/guard.h"
@@ -52,7 +54,8 @@ namespace stagetwo::stage2 {
 
 Result<void> DirtyRing::check_size(u32 bytes) {
   if (bytes == 0 || (bytes & (bytes - 1)) != 0) return refuse(EINVAL);
-  if (bytes < kReservedEntries * sizeof(DirtyGfn) || bytes < kPageSize) return refuse(EINVAL);
+  constexpr u64 kLeast = std::max<u64>(kReservedEntries * sizeof(DirtyGfn), kPageSize);
+  if (bytes < kLeast) return refuse(EINVAL);
   if (bytes > kMaxEntries * sizeof(DirtyGfn)) return refuse(E2BIG);
   return {};
 }

@@ -395,10 +395,10 @@ size_t Memslots::Reader::find_users(HvaRange range, UserCursor* cursor, Users* u
   const auto add = [&](const Slot& slot) {
     const u32 address_space = slot.id >> 16;
     const GfnRange frames = slot.gfns_of(range);
-    Users* last = found == 0 ? nullptr : &users[found - 1];
-    if (last != nullptr && last->address_space == address_space &&
-        last->frames.end() == frames.start()) {
-      last->frames = GfnRange(last->frames.start(), last->frames.size() + frames.size());
+    if (found != 0 && users[found - 1].address_space == address_space &&
+        users[found - 1].frames.end() == frames.start()) {
+      GfnRange& last = users[found - 1].frames;
+      last = GfnRange(last.start(), last.size() + frames.size());
     } else {
       if (found == most) return false;
       users[found++] = {address_space, frames};

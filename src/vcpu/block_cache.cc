@@ -35,11 +35,13 @@ void record_words(Block* block, const u8* bytes, u64 after) {
   }
   // Shorter than a word: one masked word that ends inside the page.
   const unsigned back = after >= 8 ? 0 : static_cast<unsigned>(8 - after);
-  u64 word = 0;
-  for (unsigned i = 0; i < block->size; ++i) word |= u64{bytes[i]} << 8 * (i + back);
+  u8 word[8] = {};
+  u8 mask[8] = {};
+  std::memcpy(word + back, bytes, block->size);
+  std::memset(mask + back, 0xff, block->size);
   block->lead = static_cast<i8>(-static_cast<int>(back));
-  block->mask = ((u64{1} << 8 * block->size) - 1) << 8 * back;
-  block->words[0] = word;
+  block->mask = load_word(mask);
+  block->words[0] = load_word(word);
 }
 
 u64 wrap_rip(Mode mode, u64 rip) {
