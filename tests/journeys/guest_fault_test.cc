@@ -23,15 +23,14 @@ class GuestFault : public ::testing::Test {
     // mov [rdi], rax; hlt — run again and again from the same place
     guest_.long_mode();
     guest_.code({0x48, 0x89, 0x07, 0xf4});
-    window_ =
-        mmap(nullptr, 16 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    // Beside the code and the tables: neighbours never share a place of the resident cache.
+    window_ = guest_.ram(0x100000);
     guest_.add_slot(1, kWindow, 16 * kPageSize, window_);
     store_to(kPage + 1);  // the code and the tables are there now
     ASSERT_TRUE(trace::start());
   }
   void TearDown() override {
     trace::stop();
-    munmap(window_, 16 * kPageSize);
   }
   void store_to(u64 page) {
     guest_.state().rip = kCode;
