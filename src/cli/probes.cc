@@ -229,7 +229,7 @@ Finding probe_membarrier() {
   f.verdict = expedited ? Verdict::kYes : Verdict::kNo;
   f.detail = commands < 0 ? fmt::format("membarrier: {}", std::strerror(errno))
                           : fmt::format("commands {:#x}", commands);
-  f.mechanism = expedited ? "flush acknowledgement: polling, then membarrier"
+  f.mechanism = expedited ? "flush acknowledgement: polling; membarrier is the fence"
                           : "flush acknowledgement: polling with full fences";
   if (!expedited) f.advice = "allow membarrier in the seccomp profile";
   return f;
