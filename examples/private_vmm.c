@@ -183,8 +183,7 @@ static int create_machine(struct machine* m) {
   return 1;
 }
 
-// ---- the secret, looked for in everything this process can read
-// ----------------------------------
+// ---- the secret, looked for in all that this process can read ----------------------------------
 
 struct scan {
   unsigned found, in_engine;

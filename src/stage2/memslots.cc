@@ -23,9 +23,10 @@
 //   CREATE   hva tree with the slot | wait for changes | gfn tree with the slot
 //            A change that began before the first store may not have known the slot; it is over
 //            before a fault can find it. One that began later rings for it.
-//   DELETE   the slot as INVALID | close its hvas and its file's, zap, flush, wait | without it |
-//   open MOVE     the same, and the slot at its new place FLAGS    close its hvas | the slot with
-//   its new flags | protect or widen, flush, wait | open
+//   DELETE   the slot as INVALID | close its hvas and its file's, zap, flush, wait
+//            | the set without it | open
+//   MOVE     the same, and the slot at its new place
+//   FLAGS    close its hvas | the slot with its new flags | protect or widen, flush, wait | open
 //
 // Before the first publication the generation says "in progress", after the last it is the next
 // number: an answer "no slot" that was cached under a number never outlives the set it came from.
