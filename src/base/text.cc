@@ -12,6 +12,26 @@ unsigned digit_value(char c) {
   return 16;
 }
 
+// The digits with what may stand around them, but for a sign.
+Result<u64> parse_digits(std::string_view text, unsigned base) {
+  text = text.substr(0, text.find('\0'));
+  const bool prefixed =
+      text.size() > 2 && text[0] == '0' && (text[1] | 0x20) == 'x' && digit_value(text[2]) < 16;
+  if (base == 0) base = prefixed ? 16 : text.starts_with('0') ? 8 : 10;
+  if (base == 16 && prefixed) text.remove_prefix(2);
+  u64 value = 0;
+  size_t used = 0;
+  bool too_large = false;
+  for (; used < text.size() && digit_value(text[used]) < base; ++used) {
+    too_large = too_large || __builtin_mul_overflow(value, u64{base}, &value) ||
+                __builtin_add_overflow(value, u64{digit_value(text[used])}, &value);
+  }
+  if (too_large) return refuse(ERANGE);
+  text.remove_prefix(used);
+  if (used == 0 || !(text.empty() || text == "\n")) return refuse(EINVAL);
+  return value;
+}
+
 }  // namespace
 
 bool parse_u64(std::string_view text, u64* out) {
@@ -30,6 +50,22 @@ bool parse_u64(std::string_view text, u64* out) {
   }
   *out = value;
   return true;
+}
+
+Result<u64> parse_kernel_unsigned(std::string_view text, u64 largest, unsigned base) {
+  if (text.starts_with('+')) text.remove_prefix(1);
+  const u64 value = ST_TRY(parse_digits(text, base));
+  if (value > largest) return refuse(ERANGE);
+  return value;
+}
+
+Result<s64> parse_kernel_signed(std::string_view text, unsigned base) {
+  constexpr u64 kLargest = ~u64{0} >> 1;
+  if (!text.starts_with('-'))
+    return static_cast<s64>(ST_TRY(parse_kernel_unsigned(text, kLargest, base)));
+  const u64 value = ST_TRY(parse_digits(text.substr(1), base));
+  if (value > kLargest + 1) return refuse(ERANGE);
+  return static_cast<s64>(~value + 1);
 }
 
 }  // namespace stagetwo

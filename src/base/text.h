@@ -9,6 +9,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "base/result.h"
 #include "base/types.h"
 
 namespace stagetwo {
@@ -98,5 +99,13 @@ class FixedString : public TextWriter {
 
 // A decimal, or with 0x hexadecimal, number that fills the whole text. False: it is not one.
 bool parse_u64(std::string_view text, u64* out);
+
+// A number as the kernel takes it from a file that is written to (kernel file: lib/kstrtox.c): one
+// sign, digits, at most one newline; a NUL ends the text. Base 0: 0x means 16, another 0 means 8.
+// Failure, in the kernel's order: ERANGE where 64 bits do not hold the digits, whatever comes after
+// them; EINVAL for no digits or anything after them; ERANGE beyond `largest`.
+[[nodiscard]] Result<u64> parse_kernel_unsigned(std::string_view text, u64 largest = ~u64{0},
+                                                unsigned base = 0);
+[[nodiscard]] Result<s64> parse_kernel_signed(std::string_view text, unsigned base = 0);
 
 }  // namespace stagetwo

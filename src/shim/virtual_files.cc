@@ -76,20 +76,11 @@ bool is_own_pagemap(std::string_view below_proc) {
   return parse_u64(below_proc, &pid) && pid == static_cast<u64>(sys::getpid());
 }
 
-// The kernel's nr_hugepages_store: kstrtoul with base 10.
+// Kernel file: mm/hugetlb.c (nr_hugepages_store).
 int store_pool_size(unsigned level, std::string_view text) {
-  if (text.starts_with('+')) text.remove_prefix(1);
-  if (text.ends_with('\n')) text.remove_suffix(1);
-  if (text.empty()) return EINVAL;
-  u64 pages = 0;
-  for (const char c : text) {
-    if (c < '0' || c > '9') return EINVAL;
-    if (__builtin_mul_overflow(pages, u64{10}, &pages) ||
-        __builtin_add_overflow(pages, static_cast<u64>(c - '0'), &pages)) {
-      return ERANGE;
-    }
-  }
-  hugetlb::set_pool(level, pages);
+  const auto pages = parse_kernel_unsigned(text, ~u64{0}, 10);
+  if (!pages) return to_int(pages.error());
+  hugetlb::set_pool(level, *pages);
   return 0;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "abi/kvm/host_cpu.h"
+#include "base/text.h"
 #include "host/mmu_notifier.h"
 #include "host/session.h"
 #include "host/worker.h"
@@ -83,37 +84,6 @@ Result<bool> parse_bool(std::string_view text) {
   return refuse(EINVAL);
 }
 
-unsigned digit_of(char c) {
-  if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
-  if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a' + 10);
-  if (c >= 'A' && c <= 'F') return static_cast<unsigned>(c - 'A' + 10);
-  return 99;
-}
-
-// kstrtouint with base 0: a plus, 0x or 0, digits, at most one newline.
-Result<u32> parse_uint(std::string_view text) {
-  if (text.starts_with('+')) text.remove_prefix(1);
-  unsigned base = 10;
-  if (text.size() > 2 && text[0] == '0' && (text[1] | 0x20) == 'x' && digit_of(text[2]) < 16) {
-    base = 16;
-    text.remove_prefix(2);
-  } else if (text.starts_with('0')) {
-    base = 8;
-  }
-  if (text.ends_with('\n')) text.remove_suffix(1);
-  if (text.empty()) return refuse(EINVAL);
-  u64 value = 0;
-  bool too_large = false;
-  for (const char c : text) {
-    if (digit_of(c) >= base) return refuse(EINVAL);
-    value = value * base + digit_of(c);
-    if (value > ~u32{0}) too_large = true;
-    value &= ~u32{0};
-  }
-  if (too_large) return refuse(ERANGE);
-  return static_cast<u32>(value);
-}
-
 bool is_word(std::string_view text, std::string_view word) {
   if (text.ends_with('\n')) text.remove_suffix(1);
   return text == word;
@@ -145,7 +115,7 @@ Result<void> store_row(const ParameterRow& row, std::string_view text) {
       set_value(row, ST_TRY(parse_bool(text)) ? 1 : 0);
       break;
     case Form::kUint:
-      set_value(row, ST_TRY(parse_uint(text)));
+      set_value(row, ST_TRY(parse_kernel_unsigned(text, ~u32{0})));
       break;
   }
   if (is_nx) host::kick_worker();
