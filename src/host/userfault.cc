@@ -8,32 +8,16 @@
 
 #include "base/sys.h"
 #include "host/kept_fd.h"
+#include "host/userfault_requests.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
 
 namespace stagetwo::host::userfault {
 namespace {
 
-// Newer than Debian 12's headers (Linux's uapi/linux/userfaultfd.h is the reference).
-struct MoveRequest {
-  u64 to;
-  u64 from;
-  u64 size;
-  u64 mode;
-  s64 moved;
-};
-struct PoisonRequest {
-  u64 start;
-  u64 size;
-  u64 mode;
-  s64 done;
-};
-constexpr unsigned long kMove = _IOWR(UFFDIO, 0x05, MoveRequest);
-constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, PoisonRequest);
 constexpr unsigned long kNewFromDevice = _IO(UFFDIO, 0x00);
 constexpr int kUserModeOnly = 1;
 constexpr u64 kDontWake = 1;  // of move, copy and zero
-constexpr u64 kAllowHoles = 2;
 
 enum class Reach : u32 { kUnknown, kAll, kUserMode, kDenied };
 
@@ -124,7 +108,7 @@ u64 move_run(Hva to, Hva from, u64 pages) {
   while (done < pages) {
     const u64 offset = done * kPageSize;
     MoveRequest request{to.raw() + offset, from.raw() + offset, (pages - done) * kPageSize,
-                        kDontWake | kAllowHoles, 0};
+                        kDontWake | kMoveAllowsHoles, 0};
     const auto asked = sys::ioctl(*fd, kMove, reinterpret_cast<u64>(&request));
     if (asked) return pages;
     if (to_int(asked.error()) != EAGAIN) return done;

@@ -5,21 +5,12 @@
 #include <linux/userfaultfd.h>
 
 #include "host/access.h"
+#include "host/userfault_requests.h"
 #include "shim/announce.h"
 #include "shim/next.h"
 
 namespace stagetwo::shim {
 namespace {
-
-// Newer than Debian 12's headers.
-struct MoveRequest {
-  u64 to;
-  u64 from;
-  u64 size;
-  u64 mode;
-  s64 moved;
-};
-constexpr unsigned long kMove = _IOWR(UFFDIO, 0x05, MoveRequest);
 
 template <typename T>
 bool fetch(unsigned long at, T* to) {
@@ -61,8 +52,8 @@ long userfault_ioctl(int fd, unsigned long request, unsigned long argument) {
     return ring(asked.range.start, asked.range.len, host::EventKind::kProtection,
                 host::Announced::kProtects, go_on);
   }
-  if (request == kMove) {
-    MoveRequest asked{};
+  if (request == host::userfault::kMove) {
+    host::userfault::MoveRequest asked{};
     if (!fetch(argument, &asked)) return go_on();
     return ring(asked.from, asked.size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
   }
