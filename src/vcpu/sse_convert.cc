@@ -8,28 +8,16 @@
 
 namespace stagetwo::vcpu::sse {
 
-#define ST_SSE_CONVERT(name, text, what, lanes)                                       \
-  SseOutcome name(const Insn&, SseOperands& o) {                                      \
-    u32 control = host_control(o.mxcsr);                                              \
-    __m128i dst = to_host(o.dst);                                                     \
-    const __m128i src = to_host(o.src);                                               \
-    ST_UNDER_MXCSR(text " %[src], %[dst]", control, [dst] "+x"(dst), [src] "x"(src)); \
-    const Xmm result = from_host(dst);                                                \
-    const SseOutcome outcome = settle(o, control, Arithmetic::what, Lanes::lanes);    \
-    if (outcome == SseOutcome::kDone) o.dst = result;                                 \
-    return outcome;                                                                   \
-  }
-
-ST_SSE_CONVERT(cvtps2pd, "cvtps2pd", kExact, kSingle)
-ST_SSE_CONVERT(cvtpd2ps, "cvtpd2ps", kNarrow, kDoubles)
-ST_SSE_CONVERT(cvtss2sd, "cvtss2sd", kExact, kSingle)
-ST_SSE_CONVERT(cvtsd2ss, "cvtsd2ss", kNarrow, kDouble)
-ST_SSE_CONVERT(cvtdq2ps, "cvtdq2ps", kExact, kSingle)
-ST_SSE_CONVERT(cvtps2dq, "cvtps2dq", kExact, kSingle)
-ST_SSE_CONVERT(cvttps2dq, "cvttps2dq", kExact, kSingle)
-ST_SSE_CONVERT(cvtdq2pd, "cvtdq2pd", kExact, kSingle)
-ST_SSE_CONVERT(cvtpd2dq, "cvtpd2dq", kExact, kSingle)
-ST_SSE_CONVERT(cvttpd2dq, "cvttpd2dq", kExact, kSingle)
+ST_SSE_ON_LANES(cvtps2pd, "cvtps2pd", kExact, kSingle)
+ST_SSE_ON_LANES(cvtpd2ps, "cvtpd2ps", kNarrow, kDoubles)
+ST_SSE_ON_LANES(cvtss2sd, "cvtss2sd", kExact, kSingle)
+ST_SSE_ON_LANES(cvtsd2ss, "cvtsd2ss", kNarrow, kDouble)
+ST_SSE_ON_LANES(cvtdq2ps, "cvtdq2ps", kExact, kSingle)
+ST_SSE_ON_LANES(cvtps2dq, "cvtps2dq", kExact, kSingle)
+ST_SSE_ON_LANES(cvttps2dq, "cvttps2dq", kExact, kSingle)
+ST_SSE_ON_LANES(cvtdq2pd, "cvtdq2pd", kExact, kSingle)
+ST_SSE_ON_LANES(cvtpd2dq, "cvtpd2dq", kExact, kSingle)
+ST_SSE_ON_LANES(cvttpd2dq, "cvttpd2dq", kExact, kSingle)
 
 // From a general register or memory integer of 4 or 8 bytes.
 #define ST_SSE_FROM_INTEGER(name, text)                                                        \

@@ -6,50 +6,38 @@
 
 namespace stagetwo::vcpu::sse {
 
-#define ST_SSE_FLOAT(name, text, what, lanes)                                         \
-  SseOutcome name(const Insn&, SseOperands& o) {                                      \
-    u32 control = host_control(o.mxcsr);                                              \
-    __m128i dst = to_host(o.dst);                                                     \
-    const __m128i src = to_host(o.src);                                               \
-    ST_UNDER_MXCSR(text " %[src], %[dst]", control, [dst] "+x"(dst), [src] "x"(src)); \
-    const Xmm result = from_host(dst);                                                \
-    const SseOutcome outcome = settle(o, control, Arithmetic::what, Lanes::lanes);    \
-    if (outcome == SseOutcome::kDone) o.dst = result;                                 \
-    return outcome;                                                                   \
-  }
-
-ST_SSE_FLOAT(addps, "addps", kAdd, kSingles)
-ST_SSE_FLOAT(addpd, "addpd", kAdd, kDoubles)
-ST_SSE_FLOAT(addss, "addss", kAdd, kSingle)
-ST_SSE_FLOAT(addsd, "addsd", kAdd, kDouble)
-ST_SSE_FLOAT(subps, "subps", kSub, kSingles)
-ST_SSE_FLOAT(subpd, "subpd", kSub, kDoubles)
-ST_SSE_FLOAT(subss, "subss", kSub, kSingle)
-ST_SSE_FLOAT(subsd, "subsd", kSub, kDouble)
-ST_SSE_FLOAT(mulps, "mulps", kMul, kSingles)
-ST_SSE_FLOAT(mulpd, "mulpd", kMul, kDoubles)
-ST_SSE_FLOAT(mulss, "mulss", kMul, kSingle)
-ST_SSE_FLOAT(mulsd, "mulsd", kMul, kDouble)
-ST_SSE_FLOAT(divps, "divps", kDiv, kSingles)
-ST_SSE_FLOAT(divpd, "divpd", kDiv, kDoubles)
-ST_SSE_FLOAT(divss, "divss", kDiv, kSingle)
-ST_SSE_FLOAT(divsd, "divsd", kDiv, kDouble)
-ST_SSE_FLOAT(minps, "minps", kExact, kSingles)
-ST_SSE_FLOAT(minpd, "minpd", kExact, kDoubles)
-ST_SSE_FLOAT(minss, "minss", kExact, kSingle)
-ST_SSE_FLOAT(minsd, "minsd", kExact, kDouble)
-ST_SSE_FLOAT(maxps, "maxps", kExact, kSingles)
-ST_SSE_FLOAT(maxpd, "maxpd", kExact, kDoubles)
-ST_SSE_FLOAT(maxss, "maxss", kExact, kSingle)
-ST_SSE_FLOAT(maxsd, "maxsd", kExact, kDouble)
-ST_SSE_FLOAT(sqrtps, "sqrtps", kExact, kSingles)
-ST_SSE_FLOAT(sqrtpd, "sqrtpd", kExact, kDoubles)
-ST_SSE_FLOAT(sqrtss, "sqrtss", kExact, kSingle)
-ST_SSE_FLOAT(sqrtsd, "sqrtsd", kExact, kDouble)
-ST_SSE_FLOAT(rcpps, "rcpps", kExact, kSingles)
-ST_SSE_FLOAT(rcpss, "rcpss", kExact, kSingle)
-ST_SSE_FLOAT(rsqrtps, "rsqrtps", kExact, kSingles)
-ST_SSE_FLOAT(rsqrtss, "rsqrtss", kExact, kSingle)
+ST_SSE_ON_LANES(addps, "addps", kAdd, kSingles)
+ST_SSE_ON_LANES(addpd, "addpd", kAdd, kDoubles)
+ST_SSE_ON_LANES(addss, "addss", kAdd, kSingle)
+ST_SSE_ON_LANES(addsd, "addsd", kAdd, kDouble)
+ST_SSE_ON_LANES(subps, "subps", kSub, kSingles)
+ST_SSE_ON_LANES(subpd, "subpd", kSub, kDoubles)
+ST_SSE_ON_LANES(subss, "subss", kSub, kSingle)
+ST_SSE_ON_LANES(subsd, "subsd", kSub, kDouble)
+ST_SSE_ON_LANES(mulps, "mulps", kMul, kSingles)
+ST_SSE_ON_LANES(mulpd, "mulpd", kMul, kDoubles)
+ST_SSE_ON_LANES(mulss, "mulss", kMul, kSingle)
+ST_SSE_ON_LANES(mulsd, "mulsd", kMul, kDouble)
+ST_SSE_ON_LANES(divps, "divps", kDiv, kSingles)
+ST_SSE_ON_LANES(divpd, "divpd", kDiv, kDoubles)
+ST_SSE_ON_LANES(divss, "divss", kDiv, kSingle)
+ST_SSE_ON_LANES(divsd, "divsd", kDiv, kDouble)
+ST_SSE_ON_LANES(minps, "minps", kExact, kSingles)
+ST_SSE_ON_LANES(minpd, "minpd", kExact, kDoubles)
+ST_SSE_ON_LANES(minss, "minss", kExact, kSingle)
+ST_SSE_ON_LANES(minsd, "minsd", kExact, kDouble)
+ST_SSE_ON_LANES(maxps, "maxps", kExact, kSingles)
+ST_SSE_ON_LANES(maxpd, "maxpd", kExact, kDoubles)
+ST_SSE_ON_LANES(maxss, "maxss", kExact, kSingle)
+ST_SSE_ON_LANES(maxsd, "maxsd", kExact, kDouble)
+ST_SSE_ON_LANES(sqrtps, "sqrtps", kExact, kSingles)
+ST_SSE_ON_LANES(sqrtpd, "sqrtpd", kExact, kDoubles)
+ST_SSE_ON_LANES(sqrtss, "sqrtss", kExact, kSingle)
+ST_SSE_ON_LANES(sqrtsd, "sqrtsd", kExact, kDouble)
+ST_SSE_ON_LANES(rcpps, "rcpps", kExact, kSingles)
+ST_SSE_ON_LANES(rcpss, "rcpss", kExact, kSingle)
+ST_SSE_ON_LANES(rsqrtps, "rsqrtps", kExact, kSingles)
+ST_SSE_ON_LANES(rsqrtss, "rsqrtss", kExact, kSingle)
 
 // The eight predicates are eight instructions to the host, because its immediate is part of them.
 // Bits 3 to 7 of the immediate are ignored, as processors do for the legacy encoding.

@@ -68,3 +68,16 @@ inline SseOutcome settle(SseOperands& o, u32 host_mxcsr, Arithmetic what, Lanes 
                  : [csr] "+m"(control), [host] "=m"(st_host), outputs \
                  : inputs);                                           \
   } while (false)
+
+// A function of the table that is one host instruction from src and dst to dst.
+#define ST_SSE_ON_LANES(name, text, what, lanes)                                      \
+  SseOutcome name(const Insn&, SseOperands& o) {                                      \
+    u32 control = host_control(o.mxcsr);                                              \
+    __m128i dst = to_host(o.dst);                                                     \
+    const __m128i src = to_host(o.src);                                               \
+    ST_UNDER_MXCSR(text " %[src], %[dst]", control, [dst] "+x"(dst), [src] "x"(src)); \
+    const Xmm result = from_host(dst);                                                \
+    const SseOutcome outcome = settle(o, control, Arithmetic::what, Lanes::lanes);    \
+    if (outcome == SseOutcome::kDone) o.dst = result;                                 \
+    return outcome;                                                                   \
+  }

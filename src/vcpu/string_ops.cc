@@ -136,6 +136,23 @@ u64 stos_run(Cpu& c, const Insn& insn, Pointers& p) {
 
 constexpr auto kNever = [] { return false; };
 
+// CMPS and SCAS: the flags of one comparison an element, until REPE or REPNE has its answer.
+// fetch(p, &left, &right) reads both sides; false where one cannot be read.
+template <typename Fetch>
+Step compare(Cpu& c, const Insn& insn, Fetch&& fetch) {
+  return by_size(insn.operand_size, [&]<typename T>() {
+    Pointers p(c, insn);
+    const auto element = [&] {
+      T left = 0, right = 0;
+      if (!fetch(p, &left, &right)) return false;
+      alu::sub<T>(c.flags, left, right);
+      p.advance(kRdi, sizeof(T));
+      return true;
+    };
+    return repeat(c, insn, p, element, [&] { return c.flags.zf() == insn.repne; });
+  });
+}
+
 }  // namespace
 
 Step movs(Cpu& c, const Insn& insn) {
@@ -193,42 +210,22 @@ Step lods(Cpu& c, const Insn& insn) {
 }
 
 Step cmps(Cpu& c, const Insn& insn) {
-  return by_size(insn.operand_size, [&]<typename T>() {
-    Pointers p(c, insn);
-    const auto stop = [&] { return c.flags.zf() == insn.repne; };
-    return repeat(
-        c, insn, p,
-        [&] {
-          u64 left = 0, right = 0;
-          T a = 0, b = 0;
-          if (!source_address<T>(c, insn, p, &left) || !dest_address<T>(c, p, false, &right) ||
-              !load(c, left, &a) || !load(c, right, &b)) {
-            return false;
-          }
-          alu::sub<T>(c.flags, a, b);
-          p.advance(kRsi, sizeof(T));
-          p.advance(kRdi, sizeof(T));
-          return true;
-        },
-        stop);
+  return compare(c, insn, [&]<typename T>(Pointers& p, T* left, T* right) {
+    u64 from = 0, to = 0;
+    if (!source_address<T>(c, insn, p, &from) || !dest_address<T>(c, p, false, &to) ||
+        !load(c, from, left) || !load(c, to, right)) {
+      return false;
+    }
+    p.advance(kRsi, sizeof(T));
+    return true;
   });
 }
 
 Step scas(Cpu& c, const Insn& insn) {
-  return by_size(insn.operand_size, [&]<typename T>() {
-    Pointers p(c, insn);
-    const auto stop = [&] { return c.flags.zf() == insn.repne; };
-    return repeat(
-        c, insn, p,
-        [&] {
-          u64 at = 0;
-          T value = 0;
-          if (!dest_address<T>(c, p, false, &at) || !load(c, at, &value)) return false;
-          alu::sub<T>(c.flags, get_gpr<T>(c, kRax), value);
-          p.advance(kRdi, sizeof(T));
-          return true;
-        },
-        stop);
+  return compare(c, insn, [&]<typename T>(Pointers& p, T* left, T* right) {
+    u64 to = 0;
+    *left = get_gpr<T>(c, kRax);
+    return dest_address<T>(c, p, false, &to) && load(c, to, right);
   });
 }
 
