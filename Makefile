@@ -14,6 +14,7 @@ ALL ?=
 ORACLE ?=
 ONLY ?=
 NAME ?=
+STAGE ?=
 
 # What this file starts is cmake and ninja: they must not take our flags for theirs.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
@@ -53,9 +54,10 @@ test: mutation ## build and run every test, from a fixed seed, about 3 s for eac
 stress: mutation ## the same tests from fresh seeds, 60 s for each stress program
 	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} $(run_tests) --fresh-seeds
 
-check: build ## format, clang-tidy, thread-safety analysis, sanitizers
+check: ## format, clang-tidy, thread-safety analysis, sanitizers, fuzzing: STAGE=, ONLY=REGEX of tests
+	@tools/install-deps build
 	@tools/install-deps check
-	@tools/check --jobs $(JOBS)
+	@tools/check --jobs $(JOBS) --only '$(STAGE)' --tests '$(ONLY)'
 
 conformance: build ## the kernel's own suites: SUITE=kvm, ALL=1, ORACLE=1, ONLY=REGEX
 	@tools/install-deps conformance
