@@ -99,9 +99,7 @@ Finding describe_unseen(const std::vector<Finding>& others) {
   Finding f = finding("unseen");
   f.verdict = Verdict::kLimited;
   f.detail =
-      "changes of memory by a program's own syscall instruction, io_uring, a second libc "
-      "(dlmopen), "
-      "the dynamic loader (dlclose)";
+      "changes of memory by a program's own syscall instruction, io_uring, a second libc (dlmopen)";
   f.mechanism = "guarded accesses: EFAULT where nothing is; what took the address is used as it is";
   const Finding* const userfaultfd = find(others, "userfaultfd");
   if (userfaultfd == nullptr || userfaultfd->verdict == Verdict::kYes) return f;

@@ -11,6 +11,7 @@
 
 #include "base/arch/syscall_site.h"
 #include "base/check.h"
+#include "base/function_table.h"
 #include "base/sys.h"
 #include "host/process_map.h"
 #include "host/run_section.h"
@@ -27,7 +28,7 @@
 // the instruction behind the system call, so nothing but rax, rcx and r11 may differ. While a
 // handler of the client runs below (host/run_section.h), an unwinder finds libc's function as its
 // caller: the return address lies in the frame for it.
-#define ST_LIBC_GATE(name)                     \
+#define ST_LIBC_GATE(name, call)               \
   asm(".text\n"                                \
       ".p2align 4\n"                           \
       ".globl stagetwo_gate_" #name            \
@@ -53,7 +54,7 @@
       "pushq %r10\n pushq %r8\n pushq %r9\n"   \
       "andq $-16, %rsp\n"                      \
       "movq %r10, %rcx\n"                      \
-      "call stagetwo_libc_" #name              \
+      "call stagetwo_libc_" #call              \
       "\n"                                     \
       "leaq -48(%rbp), %rsp\n"                 \
       "popq %r9\n popq %r8\n popq %r10\n"      \
@@ -68,14 +69,24 @@
       ".cfi_endproc\n"                         \
       ".size stagetwo_gate_" #name ", . - stagetwo_gate_" #name)
 
-#define ST_LIBC_CALLS(X) X(munmap) X(mremap) X(mprotect) X(madvise) X(mmap) X(brk)
+// X(gate, call, whose): libc's own, and the dynamic loader's, which has some of its own.
+#define ST_LIBC_CALLS(X)                \
+  X(munmap, munmap, kLibc)              \
+  X(mremap, mremap, kLibc)              \
+  X(mprotect, mprotect, kLibc)          \
+  X(madvise, madvise, kLibc)            \
+  X(mmap, mmap, kLibc)                  \
+  X(brk, brk, kLibc)                    \
+  X(loader_munmap, munmap, kLoader)     \
+  X(loader_mprotect, mprotect, kLoader) \
+  X(loader_mmap, mmap, kLoader)
 
-#define ST_DECLARE(name)                                       \
+#define ST_DECLARE(name, call, whose)                          \
   extern "C" {                                                 \
   [[gnu::visibility("hidden")]] void stagetwo_gate_##name();   \
   [[gnu::visibility("hidden")]] u64 stagetwo_after_##name = 0; \
   }                                                            \
-  ST_LIBC_GATE(name);
+  ST_LIBC_GATE(name, call);
 using stagetwo::u64;
 ST_LIBC_CALLS(ST_DECLARE);
 #undef ST_DECLARE
@@ -108,11 +119,13 @@ long number_in(void* value) {
   return reinterpret_cast<long>(value);
 }
 
+enum class Whose : u8 { kLibc, kLoader };
+
 enum class Fate : u8 {
   kUntried,
   kSeen,
   kLeft,         // the user's wish
-  kNotThere,     // no libc of that name has it
+  kNotThere,     // no libc or loader of that name has it
   kUnknownCode,  // not every instruction is known
   kTooFar,       // the jump does not reach
   kRefused,      // the kernel does not let the page be replaced
@@ -120,6 +133,7 @@ enum class Fate : u8 {
 
 struct Call {
   const char* name;
+  Whose whose;
   u32 number;
   void (*gate)();
   u64* after;
@@ -127,18 +141,14 @@ struct Call {
   u64 jump = 0;  // where the jump goes
 };
 
-#define ST_ROW(name) {#name, SYS_##name, stagetwo_gate_##name, &stagetwo_after_##name},
+#define ST_ROW(gate, call, whose) \
+  {#call, Whose::whose, SYS_##call, stagetwo_gate_##gate, &stagetwo_after_##gate},
 // Written while waking, under its lock.
 constinit Call calls[] = {ST_LIBC_CALLS(ST_ROW)};
 #undef ST_ROW
 
-struct Function {
-  u64 start = 0;
-  u64 size = 0;
-};
-
 // libc's own function of that name, whoever else has one: libc itself calls its own.
-Function in_libc(const char* name) {
+CodeSpan in_libc(const char* name) {
   void* const libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
   void* const found = libc == nullptr ? nullptr : dlsym(libc, name);
   if (libc != nullptr) dlclose(libc);
@@ -153,15 +163,37 @@ Function in_libc(const char* name) {
   return {reinterpret_cast<u64>(found), symbol->st_size};
 }
 
+// The loader's functions have no names: the one that makes the call, if there is one only.
+CodeSpan in_loader(u32 number) {
+  void* const any = dlsym(RTLD_DEFAULT, "__tls_get_addr");
+  Dl_info about{};
+  if (any == nullptr || dladdr(any, &about) == 0) return {};
+  const auto functions = FunctionTable::of_object(reinterpret_cast<u64>(about.dli_fbase));
+  if (!functions) return {};
+  const CodeSpan text = functions->text();
+  const auto pair = arch::syscall_pair(number);
+  CodeSpan found;
+  for (u64 from = text.start;;) {
+    const void* const at =
+        memmem(reinterpret_cast<const void*>(from), text.end() - from, pair.data(), pair.size());
+    if (at == nullptr) return found;
+    const auto around = functions->function_at(reinterpret_cast<u64>(at));
+    if (!around || found.size != 0) return {};
+    found = *around;
+    from = reinterpret_cast<u64>(at) + pair.size();
+  }
+}
+
 // Looks the call up; where everything is known, its gate learns where to go back to.
 Fate prepare(Call& call) {
   constexpr u64 kLongest = 4096;
-  const Function function = in_libc(call.name);
+  const CodeSpan function =
+      call.whose == Whose::kLibc ? in_libc(call.name) : in_loader(call.number);
   if (function.size == 0 || function.size > kLongest) return Fate::kNotThere;
   const auto mapping = host::mapping_at(Hva(function.start & kPageMask));
   const bool plain = mapping && mapping->file_backed && !mapping->shared && mapping->prot.read &&
                      mapping->prot.exec && !mapping->prot.write &&
-                     function.start + function.size <= mapping->range.end().raw();
+                     function.end() <= mapping->range.end().raw();
   if (!plain) return Fate::kUnknownCode;
   const auto site = arch::find_syscall_site(reinterpret_cast<const u8*>(function.start),
                                             function.size, call.number);
@@ -200,12 +232,16 @@ bool replace_page(u64 page) {
   return false;
 }
 
+void append_name(FixedString<512>& line, const Call& call) {
+  line.append(call.whose == Whose::kLibc ? " " : " ld.so:").append(call.name);
+}
+
 const char* reason(Fate fate) {
   switch (fate) {
     case Fate::kLeft:
       return "--libc=leave";
     case Fate::kNotThere:
-      return "not in libc.so.6";
+      return "not found";
     case Fate::kUnknownCode:
       return "unknown instructions";
     case Fate::kTooFar:
@@ -235,14 +271,15 @@ void see_libc_calls() {
 void append_libc_calls(FixedString<512>& line) {
   line.append("libc's own calls seen:");
   for (const Call& call : calls) {
-    if (call.fate == Fate::kSeen) line.append(" ").append(call.name);
+    if (call.fate == Fate::kSeen) append_name(line, call);
   }
   line.append("; not seen:");
   bool all = true;
   for (const Call& call : calls) {
     if (call.fate == Fate::kSeen) continue;
     all = false;
-    line.append(" ").append(call.name).append(" (").append(reason(call.fate)).append(")");
+    append_name(line, call);
+    line.append(" (").append(reason(call.fate)).append(")");
   }
   if (all) line.append(" none");
 }

@@ -2,10 +2,11 @@
 #pragma once
 
 // What libc does to the address space by itself: free() of a large block, realloc, the trimming of
-// an arena, the release of a thread's stack. libc calls its own functions inside, where nobody can
-// stand in front of them, so that the functions themselves are changed, once, when the engine
-// wakes: the instruction before their system call becomes a jump to a gate of ours, which takes the
-// way of the interposed function and comes back behind the system call (docs/decisions/0014).
+// an arena, the release of a thread's stack; and the dynamic loader: dlopen, dlclose. They call
+// their own functions inside, where nobody can stand in front of them, so that the functions
+// themselves are changed, once, when the engine wakes: the instruction before their system call
+// becomes a jump to a gate of ours, which takes the way of the interposed function and comes back
+// behind the system call (docs/decisions/0014).
 //
 // I1: a function is changed only when every one of its instructions is known
 //     (base/arch/syscall_site.h); else it stays as it is and the guarded access is what is left.

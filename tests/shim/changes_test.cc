@@ -8,8 +8,9 @@
 namespace stagetwo::test {
 namespace {
 
-void expect_case(const std::string& which, const std::vector<std::string>& settings = {}) {
-  const Outcome outcome = run_program({tool(), "run", "--", program("changes"), which}, settings);
+void expect_case(const std::string& which, const std::vector<std::string>& settings = {},
+                 const std::string& name = "changes") {
+  const Outcome outcome = run_program({tool(), "run", "--", program(name), which}, settings);
   EXPECT_EQ(outcome.status, 0) << outcome.err;
   EXPECT_EQ(outcome.err, "");
 }
@@ -65,10 +66,18 @@ TEST(LibcByItself, TheLogSaysWhatIsSeen) {
         .err;
   };
   const std::string all =
-      "libc's own calls seen: munmap mremap mprotect madvise mmap brk; not seen: none\n";
+      "libc's own calls seen: munmap mremap mprotect madvise mmap brk ld.so:munmap ld.so:mprotect "
+      "ld.so:mmap; not seen: none\n";
   const std::string none = "libc's own calls seen:; not seen: munmap (--libc=leave)";
   EXPECT_NE(said("STAGETWO_OPTIONS=").find(all), std::string::npos) << said("STAGETWO_OPTIONS=");
   EXPECT_NE(said("STAGETWO_OPTIONS=libc=leave").find(none), std::string::npos);
+}
+
+TEST(LoaderByItself, AClosedLibraryLeavesNoStaleRead) {
+  expect_case("library_is_closed", {}, "loader");
+}
+TEST(LoaderByItself, AClosedLibraryLeavesNothingWithADevice) {
+  expect_case("library_on_a_device_is_closed", {}, "loader");
 }
 
 TEST(Change, ChildrenOfEveryKindHaveWhatADeviceHad) {

@@ -178,17 +178,22 @@ Instruction decode(const u8* code, size_t left) {
 
 }  // namespace
 
+std::array<u8, 7> syscall_pair(u32 number) {
+  std::array<u8, 7> pair{0xb8, 0, 0, 0, 0, 0x0f, 0x05};
+  std::memcpy(pair.data() + 1, &number, sizeof(number));
+  return pair;
+}
+
 std::optional<SyscallSite> find_syscall_site(const u8* code, size_t size, u32 number) {
-  u8 pair[7] = {0xb8, 0, 0, 0, 0, 0x0f, 0x05};
-  std::memcpy(pair + 1, &number, sizeof(number));
+  const auto pair = syscall_pair(number);
   std::optional<SyscallSite> site;
   // The pair first: which branches lead into it is only known then.
   for (size_t at = 0; at < size;) {
     const Instruction one = decode(code + at, size - at);
     if (one.size == 0) return std::nullopt;
-    if (size - at > sizeof(pair) && std::memcmp(code + at, pair, sizeof(pair)) == 0) {
+    if (size - at > pair.size() && std::memcmp(code + at, pair.data(), pair.size()) == 0) {
       if (site) return std::nullopt;
-      site = SyscallSite{static_cast<u32>(at), static_cast<u32>(at + sizeof(pair))};
+      site = SyscallSite{static_cast<u32>(at), static_cast<u32>(at + pair.size())};
     }
     at += one.size;
   }

@@ -28,6 +28,9 @@ struct SyscallSite {
 
 inline constexpr u32 kJumpBytes = 5;
 
+// The bytes of the pair.
+[[nodiscard]] std::array<u8, 7> syscall_pair(u32 number);
+
 // Failure: nullopt; something about the function is not known.
 [[nodiscard]] std::optional<SyscallSite> find_syscall_site(const u8* code, size_t size, u32 number);
 
