@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mem/page_store.h"
+
+#include <lz4.h>
+
+#include <cstring>
+
+#include "base/alloc.h"
+#include "base/check.h"
+#include "base/sys.h"
+
+// Where the bytes of an entry are, and who may change that:
+//
+//   kind       bytes        its owner may          the store may        successors
+//   kMemory    the pool     get, drop              move it              kMoving, kFree
+//   kMoving    both soon    get (memory), drop     (one thread does)    kDisk, kMemory, kLeft
+//   kLeft      nobody's     nothing                finish, free it      kFree
+//   kDisk      the file     get, drop              nothing              kFree
+//
+//   thread that moves              | owner
+//   lock; kMoving, copies; unlock  |
+//   writes the copy                | lock; drop: frees the object, kLeft; unlock
+//   lock; kLeft: releases the      |
+//   extent and the entry; unlock   |
+//
+// A page is read from the disk without the lock: its owner alone could drop it, and it is reading.
+
+namespace stagetwo::mem {
+namespace {
+
+constexpr u32 kMostEntries = 1U << 26;  // 256 GiB of pages
+constexpr u32 kEntryStep = 1U << 14;
+
+// The word a page repeats; false: it does not.
+bool repeats(const void* page, u64* word) {
+  const auto* words = static_cast<const u64*>(page);
+  for (size_t i = 1; i < kPageSize / sizeof(u64); ++i) {
+    if (words[i] != words[0]) return false;
+  }
+  *word = words[0];
+  return true;
+}
+
+void fill(void* page, u64 word) {
+  auto* words = static_cast<u64*>(page);
+  for (size_t i = 0; i < kPageSize / sizeof(u64); ++i) words[i] = word;
+}
+
+constexpr u16 kWholePage = kPageSize;
+
+// The size of the page compressed in bench->bytes; kWholePage: it does not get small enough.
+u16 compress(const void* page, PageStore::Bench* bench) {
+  const int size = LZ4_compress_fast_extState(bench->state, static_cast<const char*>(page),
+                                              reinterpret_cast<char*>(bench->bytes), kWholePage,
+                                              static_cast<int>(CompressedPool::kMaxObject), 1);
+  return size > 0 ? static_cast<u16>(size) : kWholePage;
+}
+
+bool expand(const void* bytes, u16 size, void* page) {
+  if (size == kWholePage) {
+    std::memcpy(page, bytes, kWholePage);
+    return true;
+  }
+  return LZ4_decompress_safe(static_cast<const char*>(bytes), static_cast<char*>(page), size,
+                             kWholePage) == kWholePage;
+}
+
+}  // namespace
+
+static_assert(sizeof(LZ4_stream_t) <= sizeof(PageStore::Bench::state));
+
+PageStore::~PageStore() {
+  const sync::MutexGuard guard(lock_);
+  if (entries_ != nullptr) unmap_pages(entries_, u64{kMostEntries} * sizeof(Entry));
+}
+
+void PageStore::set_memory_limit(u64 bytes) {
+  const sync::MutexGuard guard(lock_);
+  memory_limit_ = bytes;
+}
+
+void PageStore::set_file_limit(u64 bytes) {
+  const sync::MutexGuard guard(lock_);
+  file_.set_limit(bytes);
+}
+
+// ---- entries --------------------------------------------------------------------------------
+
+Result<u32> PageStore::new_entry() {
+  if (free_ == kNone && entry_count_ == committed_) {
+    if (entries_ == nullptr) {
+      entries_ = static_cast<Entry*>(
+          ST_TRY(reserve_pages(u64{kMostEntries} * sizeof(Entry), "mem.store_space")));
+    }
+    if (committed_ == kMostEntries) return refuse(ENOMEM);
+    ST_TRY(commit_pages(entries_ + committed_, kEntryStep * sizeof(Entry), "mem.store_entries"));
+    committed_ += kEntryStep;
+  }
+  u32 entry = free_;
+  if (entry == kNone) {
+    entry = entry_count_++;
+    ::new (static_cast<void*>(entries_ + entry)) Entry();
+  } else {
+    free_ = entries_[entry].next;
+    entries_[entry] = Entry();
+  }
+  return entry;
+}
+
+void PageStore::free_entry(u32 entry) {
+  entries_[entry].kind = Kind::kFree;
+  entries_[entry].next = free_;
+  free_ = entry;
+}
+
+void PageStore::append_newest(u32 entry) {
+  entries_[entry].next = kNone;
+  entries_[entry].previous = newest_;
+  (newest_ == kNone ? oldest_ : entries_[newest_].next) = entry;
+  newest_ = entry;
+}
+
+void PageStore::unlink(u32 entry) {
+  const Entry& e = entries_[entry];
+  (e.previous == kNone ? oldest_ : entries_[e.previous].next) = e.next;
+  (e.next == kNone ? newest_ : entries_[e.next].previous) = e.previous;
+}
+
+void PageStore::count_memory() {
+  use_.memory_bytes = pool_.bytes() + entry_count_ * sizeof(Entry) + file_.map_bytes();
+  memory_bytes_.store(use_.memory_bytes, sync::kRelaxed);
+}
+
+// ---- putting --------------------------------------------------------------------------------
+
+Result<StoredPage> PageStore::put_in_memory(const void* bytes, u16 size) {
+  const sync::MutexGuard guard(lock_);
+  const u32 entry = ST_TRY(new_entry());
+  const auto object = pool_.put(bytes, size);
+  if (!object) {
+    free_entry(entry);
+    return refuse(object.error());
+  }
+  Entry& e = entries_[entry];
+  e.kind = Kind::kMemory;
+  e.object = *object;
+  e.bytes = size;
+  append_newest(entry);
+  ++use_.in_memory;
+  count_memory();
+  return StoredPage{0, entry};
+}
+
+// Bytes on the disk, in an extent of their own.
+Result<SwapExtent> PageStore::write_out(const void* bytes, u16 size, int fd) {
+  if (fd < 0) return refuse(ENOSPC);
+  SwapExtent extent;
+  {
+    const sync::MutexGuard guard(lock_);
+    extent = ST_TRY(file_.allocate(size));
+  }
+  const auto written = SwapFile::write(fd, &extent, bytes);
+  if (written) return extent;
+  const sync::MutexGuard guard(lock_);
+  ++use_.write_errors;
+  file_.release(fd, extent);
+  return refuse(written.error());
+}
+
+Result<StoredPage> PageStore::put_on_disk(const void* bytes, u16 size, int fd) {
+  const SwapExtent extent = ST_TRY(write_out(bytes, size, fd));
+  const sync::MutexGuard guard(lock_);
+  const auto entry = new_entry();
+  if (!entry) {
+    file_.release(fd, extent);
+    return refuse(entry.error());
+  }
+  Entry& e = entries_[*entry];
+  e.kind = Kind::kDisk;
+  e.extent = extent;
+  e.bytes = size;
+  ++use_.on_disk;
+  count_memory();
+  return StoredPage{0, *entry};
+}
+
+// Takes the oldest page in memory out of its list and copies its bytes to the bench.
+u32 PageStore::begin_move(Bench* bench, u16* size) {
+  const sync::MutexGuard guard(lock_);
+  if (pool_.bytes() <= memory_limit_ || oldest_ == kNone) return kNone;
+  const u32 entry = oldest_;
+  unlink(entry);
+  Entry& e = entries_[entry];
+  e.kind = Kind::kMoving;
+  *size = e.bytes;
+  std::memcpy(bench->bytes, pool_.at(e.object), e.bytes);
+  return entry;
+}
+
+// False: nothing more is to be moved, or it cannot be.
+bool PageStore::move_oldest(Bench* bench, int fd) {
+  u16 size = 0;
+  const u32 entry = begin_move(bench, &size);
+  if (entry == kNone) return false;
+  const auto extent = write_out(bench->bytes, size, fd);
+  const sync::MutexGuard guard(lock_);
+  Entry& e = entries_[entry];
+  if (e.kind == Kind::kLeft) {
+    if (extent) file_.release(fd, *extent);
+    free_entry(entry);
+  } else if (extent) {
+    pool_.free(e.object);
+    e.kind = Kind::kDisk;
+    e.extent = *extent;
+    --use_.in_memory;
+    ++use_.on_disk;
+    ++use_.moved_to_disk;
+  } else {
+    e.kind = Kind::kMemory;
+    append_newest(entry);
+  }
+  count_memory();
+  return extent.has_value();
+}
+
+Result<StoredPage> PageStore::put(const void* page, Bench* bench, int fd) {
+  u64 word = 0;
+  if (repeats(page, &word)) {
+    same_filled_.fetch_add(1, sync::kRelaxed);
+    return StoredPage{word, StoredPage::kRepeated};
+  }
+  // Room first, by the bench's buffer: afterwards it holds this page.
+  while (move_oldest(bench, fd)) {
+  }
+  const u16 size = compress(page, bench);
+  if (size == kWholePage) {
+    {
+      const sync::MutexGuard guard(lock_);
+      ++use_.incompressible;
+    }
+    return put_on_disk(page, size, fd);
+  }
+  bool full = false;
+  {
+    const sync::MutexGuard guard(lock_);
+    full = pool_.bytes() > memory_limit_;
+  }
+  return full ? put_on_disk(bench->bytes, size, fd) : put_in_memory(bench->bytes, size);
+}
+
+// ---- getting --------------------------------------------------------------------------------
+
+Result<void> PageStore::get(const StoredPage& stored, void* page, int fd) {
+  if (stored.entry == StoredPage::kRepeated) {
+    fill(page, stored.word);
+    return {};
+  }
+  SwapExtent extent;
+  u16 size = 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    const Entry& e = entries_[stored.entry];
+    if (e.kind != Kind::kDisk) {
+      if (expand(pool_.at(e.object), e.bytes, page)) return {};
+      ++use_.lost;
+      return refuse(EBADMSG);
+    }
+    extent = e.extent;
+    size = e.bytes;
+  }
+  u8 bytes[CompressedPool::kMaxObject];
+  void* const to = size == kWholePage ? page : bytes;
+  auto done = SwapFile::read(fd, extent, to);
+  if (done && to != page && !expand(bytes, size, page)) done = refuse(EBADMSG);
+  if (!done) {
+    const sync::MutexGuard guard(lock_);
+    ++use_.lost;
+  }
+  return done;
+}
+
+void PageStore::drop(const StoredPage& stored, int fd) {
+  if (stored.entry == StoredPage::kRepeated) {
+    same_filled_.fetch_sub(1, sync::kRelaxed);
+    return;
+  }
+  const sync::MutexGuard guard(lock_);
+  Entry& e = entries_[stored.entry];
+  switch (e.kind) {
+    case Kind::kMemory:
+      unlink(stored.entry);
+      pool_.free(e.object);
+      --use_.in_memory;
+      free_entry(stored.entry);
+      break;
+    case Kind::kMoving:
+      pool_.free(e.object);
+      --use_.in_memory;
+      e.kind = Kind::kLeft;
+      break;
+    case Kind::kDisk:
+      file_.release(fd, e.extent);
+      --use_.on_disk;
+      free_entry(stored.entry);
+      break;
+    case Kind::kFree:
+    case Kind::kLeft:
+      ST_CHECK(false);
+  }
+  count_memory();
+}
+
+StoreUse PageStore::use() {
+  const sync::MutexGuard guard(lock_);
+  StoreUse now = use_;
+  now.same_filled = same_filled_.load(sync::kRelaxed);
+  now.disk_bytes = file_.bytes();
+  return now;
+}
+
+s64 PageStore::debug_offset(const StoredPage& stored) {
+  const sync::MutexGuard guard(lock_);
+  if (stored.entry == StoredPage::kRepeated) return -1;
+  const Entry& e = entries_[stored.entry];
+  return e.kind == Kind::kDisk ? static_cast<s64>(e.extent.unit * kSwapUnit) : -1;
+}
+
+}  // namespace stagetwo::mem

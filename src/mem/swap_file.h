@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The file that pages go to when memory will not do: unnamed from the moment it exists, sparse,
+// limited, every extent with a checksum. Analogue: a swap file and its map (kernel file:
+// mm/swapfile.c). Differs: extents are of 512 bytes up to a page, so that what was compressed stays
+// so; and bytes that come back are checked.
+//
+// Invariants: I1  no name leads to it: a process that dies in any way leaves nothing behind.
+//             I2  read() answers exactly the bytes of write(), or EBADMSG or the kernel's errno.
+//             I3  an extent given back is free for others at once, and its block leaves the disk
+//                 with its neighbours.
+// Locking: none for the map (allocate, release): the caller's. write() and read() take no lock and
+// may sleep.
+// Failure of allocate: ENOSPC (the limit), ENOMEM. Of write: ENOSPC, EDQUOT, EFBIG, EIO: the disk;
+// the extent is still the caller's to release.
+
+#include "addr/addr.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "base/vec.h"
+
+namespace stagetwo::mem {
+
+// Bytes in the file: where, how many, and what they hash to.
+struct SwapExtent {
+  u64 hash = 0;
+  u32 unit = 0;  // of kSwapUnit bytes
+  u16 bytes = 0;
+};
+inline constexpr u64 kSwapUnit = 512;
+inline constexpr u64 kSwapForever = ~u64{0};
+
+class SwapFile {
+ public:
+  SwapFile() = default;
+  SwapFile(const SwapFile&) = delete;
+  SwapFile& operator=(const SwapFile&) = delete;
+
+  // A new file where `path` says: a folder, or a name in one that does not exist yet. Answers its
+  // descriptor, an engine's own. Failure: EEXIST, EISDIR never, the kernel's.
+  [[nodiscard]] static Result<int> create(const char* path);
+
+  // `limit` in bytes; may be changed later, what is beyond it stays.
+  void set_limit(u64 limit) { limit_ = limit; }
+  [[nodiscard]] u64 limit() const { return limit_; }
+
+  // Pre: 0 < bytes <= kPageSize. The bytes' place, not yet written.
+  [[nodiscard]] Result<SwapExtent> allocate(u16 bytes);
+  void release(int fd, const SwapExtent& extent);
+  // Writes extent.bytes bytes; their hash goes into *extent.
+  [[nodiscard]] static Result<void> write(int fd, SwapExtent* extent, const void* bytes);
+  [[nodiscard]] static Result<void> read(int fd, const SwapExtent& extent, void* bytes);
+
+  // Bytes of extents in use; whole blocks that hold some.
+  [[nodiscard]] u64 bytes() const { return used_units_ * kSwapUnit; }
+  [[nodiscard]] u64 blocks() const { return used_blocks_; }
+  // Of the map itself.
+  [[nodiscard]] u64 map_bytes() const { return blocks_.capacity(); }
+
+ private:
+  static constexpr unsigned kUnitsPerBlock = static_cast<unsigned>(kPageSize / kSwapUnit);
+  [[nodiscard]] static u8 room_in(u8 taken, unsigned units);
+  [[nodiscard]] u8 search(unsigned units, u64 most);
+  [[nodiscard]] Result<u32> find_block(unsigned units, u8* mask);
+  void punch_around(int fd, u64 block);
+
+  u64 limit_ = kSwapForever;
+  // One byte a block of a page: which of its eight units are taken.
+  Vec<u8> blocks_{"mem.swap_map"};
+  u64 next_ = 0;                               // where the next search begins
+  unsigned no_room_for_ = kUnitsPerBlock + 1;  // so many units, since the last release
+  u64 used_units_ = 0;
+  u64 used_blocks_ = 0;
+};
+
+}  // namespace stagetwo::mem
