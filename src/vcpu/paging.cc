@@ -44,11 +44,45 @@ FaultOutcome resolve_outside(Cpu& c, stage2::Fault& fault) {
   return outcome;
 }
 
-// One entry. The walk is a guest access: by the VM's table, whose entry is marked accessed. What
-// has none is given one, and read by KVM's own access, so that a walk ends whatever comes between.
+// What the guest asks of private memory is the VMM's to arrange: KVM_EXIT_MEMORY_FAULT beside the
+// errno.
+void refuse_private(Cpu& c, const stage2::Fault& fault) {
+  constexpr u64 kPrivateFlag = 8;
+  c.exit.kind = ExitKind::kMemoryFault;
+  c.exit.error = fault.error;
+  c.exit.memory_fault = MemoryFaultExit{.flags = fault.is_private ? kPrivateFlag : 0,
+                                        .gpa = Gpa(fault.gpa.raw() & kPageMask),
+                                        .size = kPageSize};
+  c.stop = Step::kExit;
+}
+
+// A bare errno with exit_reason 0: what the kernel does for shared memory.
+void refuse_access(Cpu& c, FaultOutcome outcome) {
+  c.exit.kind = ExitKind::kUnknown;
+  c.exit.error = outcome == FaultOutcome::kPoison     ? EHWPOISON
+                 : outcome == FaultOutcome::kNoMemory ? ENOMEM
+                                                      : EFAULT;
+  c.stop = Step::kExit;
+}
+
+// An entry that KVM itself reads, for KVM_TRANSLATE: at the client's address, whatever the frame's
+// attribute says.
+template <typename Word>
+PteRead read_own_pte(Cpu& c, Gpa at, Word* entry) {
+  leave_section(c);
+  const FaultOutcome outcome = c.memory->read(at, entry, sizeof(Word));
+  enter_section(c);
+  return outcome == FaultOutcome::kFixed ? PteRead::kOk : PteRead::kAbsent;
+}
+
+// One entry. The walk is the processor's, which reads tables as it reads anything of the guest: by
+// the VM's table, whose entry is marked accessed. So a table in a private frame is read from the
+// slot's file, and what stage 2 refuses ends the run as for any access. What has no slot is MMIO:
+// KVM's emulator walks again, finds no memory, and the guest gets its page fault.
+// What has no entry is given one, and read by an access of ours, so that a walk ends whatever comes
+// between.
 template <typename Word>
 PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
-  *entry = 0;
   stage2::Fault fault = ask(c, at, Access::kRead);
   if (c.memory->translate(*c.mmu, fault, kWalkStep) == stage2::Walk::Kind::kHit &&
       host::load<Word>(fault.page + page_offset(at), entry)) {
@@ -56,14 +90,30 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   }
   leave_section(c);
   FaultOutcome outcome = c.memory->handle_fault(*c.mmu, fault);
-  if (outcome != FaultOutcome::kMmio) outcome = c.memory->read_as_guest(at, entry, sizeof(Word));
+  bool went = false;
+  if (outcome == FaultOutcome::kFixed || outcome == FaultOutcome::kSpurious ||
+      outcome == FaultOutcome::kRetry) {
+    outcome = c.memory->read_as_guest(at, entry, sizeof(Word));
+    went = outcome != FaultOutcome::kFixed && outcome != FaultOutcome::kMmio;
+  }
   enter_section(c);
-  return outcome == FaultOutcome::kFixed ? PteRead::kOk : PteRead::kAbsent;
+  if (outcome == FaultOutcome::kFixed) return PteRead::kOk;
+  if (outcome == FaultOutcome::kMmio) return PteRead::kAbsent;
+  if (went) {  // between the fault and the access: the instruction meets what is there now
+    c.stop = Step::kAgain;
+  } else if (outcome == FaultOutcome::kMemoryFault) {
+    refuse_private(c, fault);
+  } else {
+    refuse_access(c, outcome);
+  }
+  return PteRead::kStopped;
 }
 
-// True if the bits are set now; false: the entry changed, walk again.
+// What became of the bits: they are set, the entry changed (walk again), the run ends.
+enum class BitsSet : u8 { kYes, kAgain, kStopped };
+
 template <typename Word>
-bool set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
+BitsSet set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
   Word expected = entry;
   const Word desired = entry | bits;
   bool swapped = false;
@@ -71,7 +121,7 @@ bool set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
   // A translation that permits stores is in the dirty log already.
   if (c.memory->translate(*c.mmu, fault, kWalkStep) == stage2::Walk::Kind::kHit &&
       host::cmpxchg(fault.page + page_offset(at), &expected, desired, &swapped)) {
-    return swapped;
+    return swapped ? BitsSet::kYes : BitsSet::kAgain;
   }
   FaultOutcome outcome = c.memory->try_cmpxchg<Word>(at, &expected, desired, &swapped, c.ring);
   if (outcome == FaultOutcome::kRetry) {
@@ -80,8 +130,25 @@ bool set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
     enter_section(c);
   }
   note_push(c);
-  // A table in read-only memory keeps its bits and serves all the same, as in the kernel.
-  return outcome != FaultOutcome::kFixed || swapped;
+  switch (outcome) {
+    case FaultOutcome::kFixed:
+      return swapped ? BitsSet::kYes : BitsSet::kAgain;
+    case FaultOutcome::kSpurious:
+    case FaultOutcome::kRetry:
+    case FaultOutcome::kEmulate:
+    case FaultOutcome::kMmio:
+      // A table in a read-only slot keeps its bits and serves all the same, as in the kernel.
+      return BitsSet::kYes;
+    case FaultOutcome::kMemoryFault:
+      c.stop = Step::kAgain;  // its page went since it was read: reading it says why
+      return BitsSet::kStopped;
+    case FaultOutcome::kToUser:
+    case FaultOutcome::kPoison:
+    case FaultOutcome::kNoMemory:
+      refuse_access(c, outcome);
+      return BitsSet::kStopped;
+  }
+  return BitsSet::kStopped;
 }
 
 // Reserved bits of an entry that maps (leaf) or points on: the format's, and what this processor
@@ -147,21 +214,20 @@ struct Path {
   typename F::Word entry[F::kMaxLevel];
 };
 
-enum class Passed : u8 { kYes, kAgain };
-
 // From the root down to the leaf.
 template <pt::Format F>
-Passed update_bits(Cpu& c, const Path<F>& path, unsigned root_level, unsigned leaf_level,
-                   bool write) {
+BitsSet update_bits(Cpu& c, const Path<F>& path, unsigned root_level, unsigned leaf_level,
+                    bool write) {
   for (unsigned level = root_level; level >= leaf_level; --level) {
     if (!F::has_rights(level)) continue;
     typename F::Word want = F::kAccessed;
     if (write && level == leaf_level) want |= F::kDirty;
     const auto entry = path.entry[level - 1];
     if ((entry & want) == want) continue;
-    if (!set_bits(c, path.at[level - 1], entry, want)) return Passed::kAgain;
+    const BitsSet done = set_bits(c, path.at[level - 1], entry, want);
+    if (done != BitsSet::kYes) return done;
   }
-  return Passed::kYes;
+  return BitsSet::kYes;
 }
 
 enum class Attempt : u8 { kDone, kFailed, kAgain };
@@ -175,7 +241,9 @@ Attempt walk_tables(Cpu& c, const WalkRequest& r, u64 table, unsigned root_level
     const u64 index = pt::index_of<F>(r.linear >> F::kGranuleLg2, level);
     const Gpa at(table + index * sizeof(typename F::Word));
     typename F::Word entry = 0;
-    if (read_pte(c, at, &entry) != PteRead::kOk || !F::is_present(entry)) {
+    const PteRead read = r.quiet ? read_own_pte(c, at, &entry) : read_pte(c, at, &entry);
+    if (read == PteRead::kStopped) return Attempt::kFailed;
+    if (read == PteRead::kAbsent || !F::is_present(entry)) {
       page_fault(c, r, 0);
       return Attempt::kFailed;
     }
@@ -201,8 +269,10 @@ Attempt walk_tables(Cpu& c, const WalkRequest& r, u64 table, unsigned root_level
       return Attempt::kFailed;
     }
     const bool write = r.access == Access::kWrite;
-    if (!r.quiet && update_bits<F>(c, path, root_level, level, write) == Passed::kAgain) {
-      return Attempt::kAgain;
+    const BitsSet bits =
+        r.quiet ? BitsSet::kYes : update_bits<F>(c, path, root_level, level, write);
+    if (bits != BitsSet::kYes) {
+      return bits == BitsSet::kAgain ? Attempt::kAgain : Attempt::kFailed;
     }
     const u64 offset = r.linear & ((u64{1} << pt::bytes_lg2<F>(level)) - 1);
     out->gpa = Gpa(F::leaf_address(entry, level) | offset);
@@ -247,31 +317,6 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
     }
   }
 }
-
-namespace {
-
-// What the guest asks of private memory is the VMM's to arrange: KVM_EXIT_MEMORY_FAULT beside the
-// errno.
-void refuse_private(Cpu& c, const stage2::Fault& fault) {
-  constexpr u64 kPrivateFlag = 8;
-  c.exit.kind = ExitKind::kMemoryFault;
-  c.exit.error = fault.error;
-  c.exit.memory_fault = MemoryFaultExit{.flags = fault.is_private ? kPrivateFlag : 0,
-                                        .gpa = Gpa(fault.gpa.raw() & kPageMask),
-                                        .size = kPageSize};
-  c.stop = Step::kExit;
-}
-
-// A bare errno with exit_reason 0: what the kernel does for shared memory.
-void refuse_access(Cpu& c, FaultOutcome outcome) {
-  c.exit.kind = ExitKind::kUnknown;
-  c.exit.error = outcome == FaultOutcome::kPoison     ? EHWPOISON
-                 : outcome == FaultOutcome::kNoMemory ? ENOMEM
-                                                      : EFAULT;
-  c.stop = Step::kExit;
-}
-
-}  // namespace
 
 Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
   trace::enter_room(trace::Room::vcpu, 3, gpa.raw());

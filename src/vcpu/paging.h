@@ -4,8 +4,9 @@
 // The guest's own page tables: linear address to guest-physical address. 4- and 5-level long mode,
 // PAE and 32-bit legacy paging are one walk over the formats of pt/fmt/x86_first_level.h and
 // x86_legacy.h, which know the bits.
-// Linux analogue: FNAME(walk_addr_generic) (kernel file: paging_tmpl.h). A table that lies in no
-// slot reads as not present, as there.
+// Linux analogue: the processor's walk under two-dimensional paging; FNAME(walk_addr_generic)
+// (kernel file: paging_tmpl.h) for KVM_TRANSLATE. A table that lies in no slot reads as not present,
+// as there; one whose memory stage 2 refuses ends the run, as an access to it would.
 //
 // I1  Accessed and dirty bits are set by compare-and-exchange on the guest's memory, after the
 //     permission check; a lost race walks again.

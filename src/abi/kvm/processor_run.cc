@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "abi/kvm/client.h"
+#include "abi/kvm/level.h"
 #include "abi/kvm/vm.h"
 #include "base/sys.h"
 #include "base/trace.h"
@@ -81,8 +82,8 @@ void show_payload(const vcpu::Exit& exit, kvm_run* run) {
       break;
     case vcpu::ExitKind::kHypercall:
       run->hypercall.nr = exit.hypercall.nr;
-      std::copy_n(exit.hypercall.args, 6, run->hypercall.args);
-      run->hypercall.ret = 0;
+      std::copy_n(exit.hypercall.args, 3, run->hypercall.args);  // as many as MAP_GPA_RANGE has
+      if (level().clears_hypercall_answer) run->hypercall.ret = 0;
       run->hypercall.flags = exit.hypercall.flags;
       break;
     case vcpu::ExitKind::kInternalError:
