@@ -38,23 +38,30 @@ void FileChange::begin(FileId file, u64 offset, u64 size) {
 void FileChange::ring(FileId file, HvaRange bytes) {
   HvaRange rest;  // of those we have no bell left for
   unsigned rung = 0;
+  const auto announce = [&](HvaRange range, bool copies) {
+    bells_[rung].emplace(InvalidateEvent{range, EventKind::kClear});
+    if (copies && owners_active()) copies_[rung].emplace(range, Announced::kMoves);
+    ++rung;
+  };
   for (Hva at{};;) {
     const auto next = next_file_mapping(at, false);
     if (!next) break;
     at = next->range.end();
-    if (next->device != file.device || next->inode != file.inode) continue;
+    // Not by its device, of which some file systems have one number in stat and another in maps:
+    // another file of that number is rung for nothing.
+    if (next->inode != file.inode) continue;
     const u64 from = std::max(next->offset, bytes.start().raw());
     const u64 to = std::min(next->offset + next->range.size(), bytes.end().raw());
     if (from >= to) continue;
     const HvaRange there(next->range.start() + (from - next->offset), to - from);
     if (rung < kMaxRung - 1) {
-      bells_[rung++].emplace(InvalidateEvent{there, EventKind::kClear});
+      announce(there, !next->shared);
     } else {
       const Hva start = rest.empty() ? there.start() : rest.start();
       rest = HvaRange(start, there.end() - start);
     }
   }
-  if (!rest.empty()) bells_[rung].emplace(InvalidateEvent{rest, EventKind::kClear});
+  if (!rest.empty()) announce(rest, true);
 }
 
 }  // namespace stagetwo::host

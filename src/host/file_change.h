@@ -9,7 +9,8 @@
 //   FileChange change(fd, offset, size);
 //   if (ftruncate(fd, offset) == 0) change.succeeded();
 //
-// Pages of which only a part goes are brought back first and stay.
+// Pages of which only a part goes are brought back first and stay. So are a private mapping's own
+// copies: whether they go, too, is the kernel's to say (with an end, not with a hole).
 // Context and errors: as host/change.h. More mappings than kMaxRung ring as one range.
 
 #include <optional>
@@ -47,7 +48,9 @@ class FileChange {
 
   HeldPages edges_[2];
   std::optional<InvalidateSection> bells_[kMaxRung];
-  std::optional<OwnedChange> absent_;  // closed before the bells end
+  // Closed before the bells end.
+  std::optional<OwnedChange> copies_[kMaxRung];
+  std::optional<OwnedChange> absent_;
   std::optional<PinnedPunch> pinned_;
 };
 

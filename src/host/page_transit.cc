@@ -139,8 +139,12 @@ bool PageTransit::put_behind_protection(const void* page) {
   } else {
     const auto fd = memory.get();
     if (!fd) return false;
-    const auto put = sys::pwrite(*fd, page, kPageSize, static_cast<off_t>(at().raw()));
-    if (!put || *put != kPageSize) return false;
+    const off_t there = static_cast<off_t>(at().raw());
+    const auto put = sys::pwrite(*fd, page, kPageSize, there);
+    // Not even to be read: the file ends before it by now. The client's touch is to find that out.
+    char any = 0;
+    const bool gone = !put && !sys::pread(*fd, &any, 1, there);
+    if (!gone && (!put || *put != kPageSize)) return false;
   }
   bool all = true;
   for (const PageView& view : views_) {

@@ -75,6 +75,12 @@ ST_ENTRY FILE* fopen(const char* path, const char* mode) {
 ST_ENTRY FILE* fopen64(const char* path, const char* mode) {
   return shim::open_stream(path, mode);
 }
+ST_ENTRY FILE* freopen(const char* path, const char* mode, FILE* stream) {
+  return shim::reopen_stream(path, mode, stream);
+}
+ST_ENTRY FILE* freopen64(const char* path, const char* mode, FILE* stream) {
+  return shim::reopen_stream(path, mode, stream);
+}
 ST_ENTRY int fclose(FILE* stream) {
   return shim::close_stream(stream);
 }
@@ -290,6 +296,12 @@ ST_ENTRY int ftruncate(int fd, off_t size) noexcept {
 }
 ST_ENTRY int ftruncate64(int fd, off64_t size) noexcept {
   return shim::truncate_fd(fd, size);
+}
+ST_ENTRY int truncate(const char* path, off_t size) noexcept {
+  return shim::truncate_at(path, size);
+}
+ST_ENTRY int truncate64(const char* path, off64_t size) noexcept {
+  return shim::truncate_at(path, size);
 }
 ST_ENTRY int fallocate(int fd, int mode, off_t offset, off_t size) {
   return shim::fallocate_fd(fd, mode, offset, size);

@@ -21,6 +21,12 @@
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
+// With O_PATH the kernel forgets the flag; who asks for a new file gets no other.
+bool truncates(int flags) {
+  const bool makes_new = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
+  return (flags & O_TRUNC) != 0 && (flags & O_PATH) == 0 && !makes_new;
+}
+
 namespace {
 
 Result<int> open_target(const Target& target, int flags) {
@@ -35,10 +41,15 @@ Result<int> open_target(const Target& target, int flags) {
 }
 
 int call_next_open(int directory, const char* path, int flags, mode_t mode) {
+  const auto go_on = [&] {
+    return directory == AT_FDCWD ? next::open(path, flags, mode)
+                                 : next::openat(directory, path, flags, mode);
+  };
   return with_buffers([&](Buffers& buffers) { buffers.text(path); },
                       [&] {
-                        return directory == AT_FDCWD ? next::open(path, flags, mode)
-                                                     : next::openat(directory, path, flags, mode);
+                        if (!truncates(flags)) [[likely]]
+                          return go_on();
+                        return take_out_named(directory, path, flags, 0, go_on);
                       });
 }
 
@@ -123,15 +134,33 @@ int open_at(int directory, const char* path, int flags, mode_t mode) {
   return static_cast<int>(as_libc(open_target(target, flags)));
 }
 
+namespace {
+
+template <typename F>
+FILE* stream_of(const char* path, const char* mode, F&& call) {
+  if (path == nullptr || mode[0] != 'w' || !truncates(flags_of_mode(mode))) return call();
+  return take_out_named(AT_FDCWD, path, 0, 0, call);
+}
+
+}  // namespace
+
 FILE* open_stream(const char* path, const char* mode) {
   const Target target = target_of(AT_FDCWD, path);
   const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
-  if (!target || target.kind == PathKind::kDirectory || !known) return next::fopen(path, mode);
+  if (!target || target.kind == PathKind::kDirectory || !known) {
+    return with_buffers(
+        [&](Buffers& buffers) { buffers.text(path); },
+        [&] { return stream_of(path, mode, [&] { return next::fopen(path, mode); }); });
+  }
   const int fd = static_cast<int>(as_libc(open_target(target, flags_of_mode(mode))));
   if (fd < 0) return nullptr;
   FILE* const stream = fdopen(fd, mode);
   if (stream == nullptr) close_fd(fd);
   return stream;
+}
+
+FILE* reopen_stream(const char* path, const char* mode, FILE* stream) {
+  return stream_of(path, mode, [&] { return next::freopen(path, mode, stream); });
 }
 
 int stat_at(int directory, const char* path, struct stat* out, int flags) {
@@ -302,6 +331,14 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   // The kernel's files of this kind have a position that only reading moves.
   const bool known = whence >= SEEK_SET && whence <= SEEK_HOLE;
   return ours && known ? next::lseek(fd, 0, SEEK_CUR) : next::lseek(fd, offset, whence);
+}
+
+int truncate_at(const char* path, off_t size) {
+  return with_buffers([&](Buffers& buffers) { buffers.text(path); },
+                      [&] {
+                        return take_out_named(AT_FDCWD, path, 0, size,
+                                              [&] { return next::truncate(path, size); });
+                      });
 }
 
 int truncate_fd(int fd, off_t size) {

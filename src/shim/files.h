@@ -16,6 +16,9 @@ namespace stagetwo::shim {
 
 int open_at(int directory, const char* path, int flags, mode_t mode);
 FILE* open_stream(const char* path, const char* mode);
+FILE* reopen_stream(const char* path, const char* mode, FILE* stream);
+// Is an existing file empty after an open with these flags?
+bool truncates(int flags);
 
 int stat_at(int directory, const char* path, struct stat* out, int flags);
 int stat_fd(int fd, struct stat* out);
@@ -44,6 +47,7 @@ bool parts_refused(int fd, Io io, off_t offset);
 bool transfer_refused(int from, const off_t* from_at, int to);
 off_t seek_fd(int fd, off_t offset, int whence);
 int truncate_fd(int fd, off_t size);
+int truncate_at(const char* path, off_t size);
 int fallocate_fd(int fd, int mode, off_t offset, off_t size);
 
 }  // namespace stagetwo::shim

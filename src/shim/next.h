@@ -58,6 +58,7 @@ class Next<R(A...)> {
   X(open, int(const char*, int, mode_t))                                  \
   X(openat, int(int, const char*, int, mode_t))                           \
   X(fopen, FILE*(const char*, const char*))                               \
+  X(freopen, FILE*(const char*, const char*, FILE*))                      \
   X(fclose, int(FILE*))                                                   \
   X(fflush, int(FILE*))                                                   \
   X(stat, int(const char*, struct stat*))                                 \
@@ -104,6 +105,7 @@ class Next<R(A...)> {
   X(__pread_chk, ssize_t(int, void*, size_t, off_t, size_t))              \
   X(lseek, off_t(int, off_t, int))                                        \
   X(ftruncate, int(int, off_t))                                           \
+  X(truncate, int(const char*, off_t))                                    \
   X(fallocate, int(int, int, off_t, off_t))                               \
   X(_Fork, pid_t())                                                       \
   X(clone, int(int (*)(void*), void*, int, void*, pid_t*, void*, pid_t*)) \

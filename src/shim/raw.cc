@@ -6,6 +6,8 @@
 
 #include <cerrno>
 
+#include "host/access.h"
+#include "host/run_section.h"
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/forks.h"
@@ -13,6 +15,7 @@
 #include "shim/next.h"
 #include "shim/paths.h"
 #include "shim/segments.h"
+#include "shim/shared_files.h"
 #include "shim/signals.h"
 #include "shim/virtual_io.h"
 
@@ -20,6 +23,14 @@ namespace stagetwo::shim {
 namespace {
 
 constexpr long kPassOn = -1;  // no number of a system call
+
+template <typename T>
+bool fetch(long from, T* to) {
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool read = host::read_struct(Hva(static_cast<u64>(from)), to);
+  section.leave();
+  return read;
+}
 
 template <typename T>
 T* pointer(long value) {
@@ -34,11 +45,15 @@ size_t size_of(long value) {
 
 // openat2 in place: only the flags concern us.
 long open_by_how(long directory, long path, long how, long size, bool* done) {
-  *done = static_cast<bool>(target_of(integer(directory), pointer<const char>(path))) &&
-          size >= static_cast<long>(sizeof(open_how));
+  const auto* const name = pointer<const char>(path);
+  const bool ours = static_cast<bool>(target_of(integer(directory), name));
+  open_how asked{};
+  *done = (ours || awake()) && size >= static_cast<long>(sizeof(asked)) && fetch(how, &asked);
   if (!*done) return kPassOn;
-  const auto* asked = pointer<const open_how>(how);
-  return open_at(integer(directory), pointer<const char>(path), static_cast<int>(asked->flags), 0);
+  const int flags = static_cast<int>(asked.flags);
+  if (ours) return open_at(integer(directory), name, flags, 0);
+  const auto go_on = [&] { return next::syscall(SYS_openat2, directory, path, how, size, 0, 0); };
+  return truncates(flags) ? take_out_named(integer(directory), name, flags, 0, go_on) : go_on();
 }
 
 long by_name(long number, long a, long b, long c, long d, long e, bool* done) {
@@ -145,6 +160,8 @@ long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
       return stat_fd(integer(a), pointer<struct stat>(b));
     case SYS_lseek:
       return seek_fd(integer(a), b, integer(c));
+    case SYS_truncate:
+      return truncate_at(pointer<const char>(a), b);
     case SYS_ftruncate:
       return truncate_fd(integer(a), b);
     case SYS_fallocate:

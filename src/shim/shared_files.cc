@@ -4,9 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 
+#include "base/sys.h"
 #include "host/access.h"
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
@@ -92,6 +95,15 @@ int noted_fcntl(int fd, int command, long argument) {
   const bool stays = command == F_SETFD && (argument & FD_CLOEXEC) == 0;
   if (stays && awake()) tell(host::Touches::kNothing, [&] { host::shared_file_escapes(fd); });
   return command;
+}
+
+std::optional<host::FileId> file_of_name(int directory, const char* path, int flags) {
+  struct ::stat behind{};
+  const int follow = (flags & O_NOFOLLOW) != 0 ? AT_SYMLINK_NOFOLLOW : 0;
+  const long asked =
+      sys::call(SYS_newfstatat, directory, sys::arg(path), sys::arg(&behind), follow);
+  if (asked != 0 || !S_ISREG(behind.st_mode)) return std::nullopt;
+  return host::FileId{behind.st_dev, behind.st_ino};
 }
 
 }  // namespace stagetwo::shim

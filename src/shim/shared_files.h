@@ -6,8 +6,11 @@
 //
 // Context: the client's thread, awake or not. errno is the call's.
 
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+
+#include <optional>
 
 #include "host/file_change.h"
 #include "host/process_map.h"
@@ -39,6 +42,36 @@ int take_out(int fd, off_t offset, u64 size, F&& call) {
     result = call();
     if (result == 0) change.succeeded();
   }
+  section.leave();
+  return result;
+}
+
+// A call that ends the file of that name at `size`, if it succeeds. Which file that is is asked
+// before the call: who puts another in its place meanwhile has raced with it anyway.
+// `flags`: of open, as far as they say what a name leads to.
+std::optional<host::FileId> file_of_name(int directory, const char* path, int flags);
+inline bool has_ended(int result) {
+  return result >= 0;
+}
+inline bool has_ended(long result) {
+  return result >= 0;
+}
+inline bool has_ended(const FILE* stream) {
+  return stream != nullptr;
+}
+template <typename F>
+auto take_out_named(int directory, const char* path, int flags, off_t size, F&& call) {
+  const auto file =
+      awake() && size >= 0 ? file_of_name(directory, path, flags) : std::optional<host::FileId>{};
+  if (!file) [[likely]]
+    return call();
+  host::EngineSection section(host::Touches::kNothing);
+  const auto result = [&] {
+    host::FileChange change(*file, static_cast<u64>(size), host::FileChange::kToTheEnd);
+    const auto answer = call();
+    if (has_ended(answer)) change.succeeded();
+    return answer;
+  }();
   section.leave();
   return result;
 }

@@ -80,6 +80,25 @@ TEST(LoaderByItself, AClosedLibraryLeavesNothingWithADevice) {
   expect_case("library_on_a_device_is_closed", {}, "loader");
 }
 
+TEST(FileChange, AnEarlierEndIsSeenByEveryName) {
+  expect_case("shortened", {}, "file_changes");
+}
+TEST(FileChange, AnEarlierEndIsSeenByPrivateMemory) {
+  expect_case("shortened_under_private_memory", {}, "file_changes");
+}
+TEST(FileChange, ARefusedCallChangesNothing) {
+  expect_case("refused", {}, "file_changes");
+}
+TEST(FileChange, HolesThroughAnotherDescriptorAreSeen) {
+  expect_case("holes", {}, "file_changes");
+}
+TEST(FileChange, PrivateCopiesOnADeviceGoWithTheEndAndNotWithAHole) {
+  expect_case("copies_on_a_device", {}, "file_changes");
+}
+TEST(FileChange, OtherBytesAreSeenWithoutABell) {
+  expect_case("written", {}, "file_changes");
+}
+
 TEST(Change, ChildrenOfEveryKindHaveWhatADeviceHad) {
   expect_case("children_of_every_kind");
 }

@@ -57,6 +57,7 @@ TEST(Denied, ChangesAreSeen) {
         "children_have_it_too", "children_of_every_kind", "raw_calls"}) {
     expect_where_denied("changes", which);
   }
+  expect_where_denied("file_changes", "copies_on_a_device");
   expect_where_denied("loader", "library_on_a_device_is_closed");
 }
 TEST(Denied, MemoryIsTheGuestsAndThePrograms) {
