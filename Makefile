@@ -51,8 +51,9 @@ run_tests = tools/run-tests --folder build/tests --folder build/mutation/tests -
 test: mutation ## build and run every test, from a fixed seed, about 3 s for each stress program
 	@$(run_tests)
 
-stress: mutation ## the same tests from fresh seeds, 60 s for each stress program
-	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} $(run_tests) --fresh-seeds
+stress: mutation ## the same tests from fresh seeds, 60 s for each stress program, a million steps for each model
+	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} STAGETWO_TEST_STEPS=$${STAGETWO_TEST_STEPS:-1000000} \
+		$(run_tests) --fresh-seeds --tell-cuts
 
 check: ## format, clang-tidy, thread-safety analysis, sanitizers, fuzzing: STAGE=, ONLY=REGEX of tests
 	@tools/install-deps build

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// How long a model test lives: STAGETWO_TEST_STEPS steps where that is set, else its share of
-// STAGETWO_TEST_SECONDS (3); a million steps are as much as a minute is worth.
+// How long a model test lives: STAGETWO_TEST_STEPS steps where that is set (a million of them by
+// `make stress`), else its share of STAGETWO_TEST_SECONDS (3).
 
 #include <cstdlib>
 
 #include "base/types.h"
 #include "tests/support/seeds.h"
+#include "tests/support/stress_time.h"
 
 namespace stagetwo::test {
 
@@ -19,6 +20,9 @@ class ModelTime {
       limit_ = std::strtoull(text, nullptr, 0);
     }
   }
+  ModelTime(const ModelTime&) = delete;
+  ModelTime& operator=(const ModelTime&) = delete;
+  ~ModelTime() { tell_cut("steps", steps_, kFull); }
   // Asked once a step.
   [[nodiscard]] bool another() {
     if (steps_ == limit_ || (!fixed_ && steps_ % 64 == 0 && !deadline_.running())) return false;
@@ -28,10 +32,12 @@ class ModelTime {
   [[nodiscard]] u64 steps() const { return steps_; }
 
  private:
+  static constexpr u64 kFull = 1'000'000;
+
   Deadline deadline_;
   bool fixed_ = false;
   u64 steps_ = 0;
-  u64 limit_ = 1'000'000;
+  u64 limit_ = kFull;
 };
 
 }  // namespace stagetwo::test

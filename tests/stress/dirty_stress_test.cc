@@ -255,11 +255,15 @@ class HarvestedVm : public ::testing::Test {
   std::vector<u64> copy_ = std::vector<u64>(kLoggedPages);
 };
 
+constexpr u64 kHarvests = 10'000;
+
 // F3 20: 10,000 harvests, and one with the vCPUs at rest.
 TEST_F(HarvestedVm, EveryStoreIsInAHarvestOfTheBitmap) {
   start(false);
   u64 rounds = 0;
-  for (const Deadline deadline; rounds < 10'000 && deadline.running(); ++rounds) harvest_bitmap();
+  for (const Deadline deadline; rounds < kHarvests && deadline.running(); ++rounds)
+    harvest_bitmap();
+  tell_cut("harvests", rounds, kHarvests);
   rest();
   harvest_bitmap();
   finish(rounds);
@@ -279,7 +283,8 @@ TEST_F(HarvestedVm, EveryStoreIsInAnEntryOfARing) {
     for (const u64 page : collected) see(page);  // after the reset, as the rules say
     if (count != 0) ++rounds;
   };
-  for (const Deadline deadline; rounds < 10'000 && deadline.running();) harvest();
+  for (const Deadline deadline; rounds < kHarvests && deadline.running();) harvest();
+  tell_cut("harvests", rounds, kHarvests);
   rest();
   harvest();
   finish(rounds);
@@ -287,16 +292,18 @@ TEST_F(HarvestedVm, EveryStoreIsInAnEntryOfARing) {
 
 // Logs that come and go: what was stored between two of them is nobody's, and is seen when the
 // next begins.
+constexpr u64 kLogs = 4'000;
 TEST_F(HarvestedVm, EveryStoreUnderALogIsInAHarvestThoughLogsComeAndGo) {
   start(false);
   u64 rounds = 0;
-  for (const Deadline deadline; rounds < 4'000 && deadline.running(); ++rounds) {
+  for (const Deadline deadline; rounds < kLogs && deadline.running(); ++rounds) {
     log(false);
     log(true);
     for (u64 page = 0; page < kLoggedPages; ++page) see(page);
     harvest_bitmap();
     harvest_bitmap();
   }
+  tell_cut("logs", rounds, kLogs);
   rest();
   harvest_bitmap();
   finish(rounds);

@@ -20,6 +20,7 @@ def runs():
     end = time.monotonic() + seconds / 4
     for number in range(ROUNDS // ROUNDS_A_CASE):
         if number and seconds < 60 and time.monotonic() > end:
+            print(f"cut: {number * ROUNDS_A_CASE} of {ROUNDS} rounds", flush=True)
             return
         yield number
 

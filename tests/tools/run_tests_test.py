@@ -53,6 +53,11 @@ class RunTests(unittest.TestCase):
         self.assertEqual((1, "2 passed, 1 failed, 0 skipped"), (status, last))
         self.assertIn("two is not three", output)
 
+    def test_WhatACaseCutIsListedWhereThatIsAsked(self):
+        body = 'print("cut: 5 of 100 rounds")'
+        self.assertIn("cut: fake_test T.B: 5 of 100 rounds", outcome(body, "--tell-cuts")[2].splitlines())
+        self.assertNotIn("cut: ", outcome(body)[2])
+
     def test_ASkipCarriesItsReason(self):
         status, last, output = outcome(
             'row["result"] = "SKIPPED"; print("x.cc:1: Skipped\\nneeds root (mount)\\n\\n[  SKIPPED ] T.B"); '
