@@ -29,9 +29,7 @@ class GuestFault : public ::testing::Test {
     store_to(kPage + 1);  // the code and the tables are there now
     ASSERT_TRUE(trace::start());
   }
-  void TearDown() override {
-    trace::stop();
-  }
+  void TearDown() override { trace::stop(); }
   void store_to(u64 page) {
     guest_.state().rip = kCode;
     guest_.reg(kRdi) = kWindow + page * kPageSize;
