@@ -18,6 +18,7 @@
 #include "tests/model/model_time.h"
 #include "tests/support/pages.h"
 #include "tests/support/random_source.h"
+#include "tests/support/region.h"
 
 namespace stagetwo::stage2 {
 namespace {
@@ -248,11 +249,7 @@ class ModelVm {
     const u64 gfn = random_.below(kFrames);
     const u64 pages = 1 + random_.below(std::min<u64>(kFrames - gfn, 20));
     ModelFile& file = files_[random_.below(kFiles)];
-    Region region;
-    region.slot = id;
-    region.gpa = gfn * kPageSize;
-    region.size = pages * kPageSize;
-    region.hva = address(gfn);
+    Region region = test::region_of(id, gfn * kPageSize, pages * kPageSize, address(gfn));
     ModelFile* const bound = file.object ? &file : nullptr;
     if (!random_.one_in(4)) {
       region.flags = kGuestMemfd;

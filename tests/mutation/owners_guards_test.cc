@@ -12,36 +12,16 @@
 #include "base/guard.h"
 #include "host/shared_objects.h"
 #include "host/userfault.h"
+#include "tests/mutation/broken_without.h"
 #include "tests/sched/owners_scenarios.h"
+#include "tests/support/one_place_owner.h"
 
 namespace stagetwo::test {
 namespace {
 
-class OnePlace final : public host::PageOwner {
- public:
-  bool take(const host::AbsentPage&, host::PageExit& exit) override {
-    return exit.to(Hva(place_.address()));
-  }
-  host::BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
-    return entry.from(Hva(place_.address())) ? host::BringBack::kBack : host::BringBack::kRetry;
-  }
-  void discard(const host::AbsentPage&) override {}
-
- private:
-  GuardedPages place_{1};
-};
-
 template <typename Scenario>
 bool found_without(const char* guard) {
-  const pid_t child = fork();
-  if (child == 0) {
-    mutation::remove(guard);
-    _exit(search<Scenario>(5000).found ? 1 : 2);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  // A broken world may also end by one of its own checks.
-  return WIFSIGNALED(status) || WEXITSTATUS(status) == 1;
+  return broken_without({guard}, [] { return search<Scenario>(5000).found; });
 }
 
 TEST(OwnersFilling, WithoutTheStageTwoTouchersBringThePageBack) {
@@ -83,7 +63,7 @@ u64 lost_increments() {
   host::shared_file_made(file);
   void* at = mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   auto* words = static_cast<std::atomic<u64>*>(at);
-  OnePlace owner;
+  OnePlaceOwner owner;
   std::atomic<bool> stop{false};
   u64 sums[3] = {};
   std::vector<std::thread> writers;

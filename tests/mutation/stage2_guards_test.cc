@@ -1,31 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Each guard of the fault path is there for a reason: without it the schedule test that names the
 // reason fails. Method: the search runs in a child, since a failing schedule leaves locks held.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include "base/guard.h"
+#include "tests/mutation/broken_without.h"
 #include "tests/sched/stage2_scenarios.h"
 
 namespace stagetwo::test {
 namespace {
 
-constexpr int kFound = 1;
-constexpr int kSurvived = 2;
-
-// True when a schedule breaks `Scenario` without the guard.
+// True when a schedule breaks a scenario without the guard.
 template <typename F>
 bool found_without(const char* guard, F&& search_for_it) {
-  const pid_t child = fork();
-  if (child == 0) {
+  return broken_without({guard}, [&] {
     host::notifiers_after_fork_child();
-    mutation::remove(guard);
-    _exit(search_for_it() ? kFound : kSurvived);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  // A broken world may also end by one of its own checks.
-  return WIFSIGNALED(status) || WEXITSTATUS(status) == kFound;
+    return search_for_it();
+  });
 }
 
 TEST(StaleFault, WithoutTheSequenceAPageLookedUpBeforeAChangeIsInstalledAfterIt) {

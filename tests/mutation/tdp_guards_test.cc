@@ -2,35 +2,16 @@
 // Each guard of the TDP MMU is there for a reason: without it the schedule test that names the
 // reason fails. Method: the search runs in a child, since a failing schedule leaves locks held and
 // a broken table ends the process.
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
-
-#include "base/guard.h"
+#include "tests/mutation/broken_without.h"
 #include "tests/sched/dirty_scenarios.h"
 
 namespace stagetwo::test {
 namespace {
 
-constexpr int kFound = 1;
-constexpr int kSurvived = 2;
-
 // True when some schedule breaks `Scenario` without the guards.
 template <typename Scenario>
 bool found_without(std::initializer_list<const char*> guards, unsigned limit) {
-  const pid_t child = fork();
-  if (child == 0) {
-    // What the child says about its failures is the point of the test, and not a failure of it.
-    static_cast<void>(std::freopen("/dev/null", "w", stdout));
-    static_cast<void>(std::freopen("/dev/null", "w", stderr));
-    for (const char* guard : guards) mutation::remove(guard);
-    _exit(search_with_after<Scenario>(limit).found ? kFound : kSurvived);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  // A broken world may also end by one of its own checks.
-  return WIFSIGNALED(status) || WEXITSTATUS(status) == kFound;
+  return broken_without(guards, [&] { return search_with_after<Scenario>(limit).found; });
 }
 
 TEST(FrozenBeforeLeaf, WithoutTheTestALeafIsPutOverAFrozenEntry) {

@@ -23,6 +23,7 @@
 #include "sync/futex.h"
 #include "tests/support/pages.h"
 #include "tests/support/random_source.h"
+#include "tests/support/region.h"
 
 namespace stagetwo::stage2 {
 namespace {
@@ -154,13 +155,7 @@ class EverythingAtOnce : public testing::Test {
     ASSERT_TRUE(set(2, kLoggedGpa, logged_.address(), kLogDirtyPages));
   }
   bool set(u32 id, u64 gpa, u64 hva, u32 flags = 0, u64 size = kBytes) {
-    Region region;
-    region.slot = id;
-    region.flags = flags;
-    region.gpa = gpa;
-    region.size = size;
-    region.hva = hva;
-    return memory_->slots().set_region(region).has_value();
+    return memory_->slots().set_region(test::region_of(id, gpa, size, hva, flags)).has_value();
   }
 
   void replace_pages(test::RandomSource& random);

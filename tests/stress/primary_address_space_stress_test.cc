@@ -16,6 +16,7 @@
 #include "stage2/address_space.h"
 #include "tests/stress/address_space_model.h"
 #include "tests/stress/address_space_mutator.h"
+#include "tests/support/region.h"
 
 namespace stagetwo::test {
 namespace {
@@ -52,11 +53,8 @@ class Vcpu final : public Subscriber {
         memory_(std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}))),
         gpas_(std::move(gpas)) {
     for (u32 slot = 0; slot < gpas_.size(); ++slot) {
-      stage2::Region region;
-      region.slot = slot;
-      region.gpa = gpas_[slot];
-      region.size = kModelPages * kPageSize;
-      region.hva = model.page_at(0).raw();
+      stage2::Region region =
+          test::region_of(slot, gpas_[slot], kModelPages * kPageSize, model.page_at(0).raw());
       EXPECT_TRUE(memory_->slots().set_region(region));
     }
     context_ = std::move(*memory_->new_context());

@@ -9,6 +9,7 @@
 
 #include "base/sys.h"
 #include "mem/guest_memfd.h"
+#include "tests/support/region.h"
 #include "tests/unit/stage2/vm_fixture.h"
 
 namespace stagetwo::stage2 {
@@ -47,12 +48,7 @@ class PrivateVm : public Memory {
     memory_->set_slot_zap_all(false);
   }
   int bind(u32 id, u64 gpa, u64 pages, u64 hva, TestFile& file, u64 first_page = 0) {
-    Region region;
-    region.slot = id;
-    region.flags = kGuestMemfd;
-    region.gpa = gpa;
-    region.size = pages * kPageSize;
-    region.hva = hva;
+    Region region = test::region_of(id, gpa, pages * kPageSize, hva, kGuestMemfd);
     region.memfd_offset = first_page * kPageSize;
     region.file = &file.object;
     region.file_fd = file.fd;

@@ -11,27 +11,13 @@
 
 #include "host/backstop.h"
 #include "host/userfault.h"
+#include "tests/support/one_place_owner.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo {
 namespace {
 
-using host::BringBack;
 using host::HeldPages;
-
-class OnePlace final : public host::PageOwner {
- public:
-  bool take(const host::AbsentPage&, host::PageExit& exit) override {
-    return exit.to(Hva(place_.address()));
-  }
-  BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
-    return entry.from(Hva(place_.address())) ? BringBack::kBack : BringBack::kRetry;
-  }
-  void discard(const host::AbsentPage&) override {}
-
- private:
-  test::GuardedPages place_{1};
-};
 
 class Held : public testing::Test {
  protected:
@@ -51,7 +37,7 @@ class Held : public testing::Test {
     return taken ? *taken : ~u64{0};
   }
 
-  OnePlace owner_;
+  test::OnePlaceOwner owner_;
   test::GuardedPages memory_{1};
 };
 

@@ -12,6 +12,7 @@
 #include "host/backstop.h"
 #include "stage2/memslots.h"
 #include "tests/support/pages.h"
+#include "tests/support/region.h"
 
 namespace stagetwo::stage2 {
 namespace {
@@ -52,12 +53,7 @@ class DirtyLog : public testing::Test {
     std::memset(pages_.pointer(), 0xEE, pages_.bytes());
   }
   int create(u32 id, u64 gpa, u64 count, u32 flags = kLogDirtyPages) {
-    Region region;
-    region.slot = id;
-    region.flags = flags;
-    region.gpa = gpa;
-    region.size = count * 4096;
-    region.hva = 0x10000000;
+    Region region = test::region_of(id, gpa, count * 4096, 0x10000000, flags);
     return code(slots_->set_region(region));
   }
   static int code(const Result<void>& result) { return result ? 0 : to_int(result.error()); }

@@ -11,6 +11,7 @@
 
 #include "base/failpoint.h"
 #include "stage2/memslots.h"
+#include "tests/support/region.h"
 #include "tests/support/slot_model.h"
 
 namespace stagetwo::stage2 {
@@ -123,13 +124,7 @@ inline constexpr u64 kMiB = 1 << 20;
 inline constexpr u64 kHva = 0x7f0000000000;
 
 inline Region plain(u32 slot, u64 gpa, u64 size = 16 * 4096, u64 hva = kHva, u32 flags = 0) {
-  Region region;
-  region.slot = slot;
-  region.flags = flags;
-  region.gpa = gpa;
-  region.size = size;
-  region.hva = hva;
-  return region;
+  return test::region_of(slot, gpa, size, hva, flags);
 }
 inline Region erase(u32 slot) {
   return plain(slot, 0, 0, 0);

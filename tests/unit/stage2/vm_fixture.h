@@ -11,6 +11,7 @@
 #include "host/change.h"
 #include "stage2/address_space.h"
 #include "tests/support/pages.h"
+#include "tests/support/region.h"
 
 namespace stagetwo::stage2 {
 
@@ -33,13 +34,7 @@ class Memory : public testing::Test {
     context_.reset();
   }
   int slot(u32 id, u64 gpa, u64 size, u64 hva, u32 flags = 0) {
-    Region region;
-    region.slot = id;
-    region.flags = flags;
-    region.gpa = gpa;
-    region.size = size;
-    region.hva = hva;
-    const auto done = memory_->slots().set_region(region);
+    const auto done = memory_->slots().set_region(test::region_of(id, gpa, size, hva, flags));
     return done ? 0 : to_int(done.error());
   }
   static Fault ask(u64 gpa, Access access) {
