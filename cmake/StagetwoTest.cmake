@@ -20,6 +20,11 @@ function(stagetwo_test)
   set_target_properties(${T_NAME} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_include_directories(${T_NAME} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR})
+  # What is tested is in the rooms, at their own optimisation. The tests themselves are two thirds
+  # of the build, half of that in the optimiser and in debug information.
+  if(CMAKE_BUILD_TYPE STREQUAL RelWithDebInfo AND NOT STAGETWO_SANITIZE)
+    target_compile_options(${T_NAME} PRIVATE -O1 -g1)
+  endif()
   foreach(room IN LISTS T_ROOMS)
     stagetwo_room_target(${room} target)
     if(T_SCHED)
