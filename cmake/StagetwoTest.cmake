@@ -4,6 +4,9 @@
 # schedule seam. MUTATION is a program that removes guards: it exists in the preset `mutation` only,
 # where the target mutation_tests builds all of them.
 add_custom_target(mutation_tests)
+if(STAGETWO_SANITIZE)
+  add_library(sanitizer_options OBJECT ${CMAKE_SOURCE_DIR}/tests/support/sanitizer_options.cc)
+endif()
 function(stagetwo_test)
   cmake_parse_arguments(T "SCHED;MUTATION" "NAME" "SOURCES;ROOMS;LINK" ${ARGN})
   if(T_MUTATION AND NOT STAGETWO_MUTATION)
@@ -15,7 +18,7 @@ function(stagetwo_test)
   endif()
   add_executable(${T_NAME} ${T_SOURCES})
   if(STAGETWO_SANITIZE)
-    target_sources(${T_NAME} PRIVATE ${CMAKE_SOURCE_DIR}/tests/support/sanitizer_options.cc)
+    target_sources(${T_NAME} PRIVATE $<TARGET_OBJECTS:sanitizer_options>)
   endif()
   set_target_properties(${T_NAME} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)

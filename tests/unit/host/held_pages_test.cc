@@ -6,7 +6,9 @@
 #include <setjmp.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
+#include <new>
 #include <thread>
 
 #include "host/backstop.h"
@@ -67,7 +69,8 @@ TEST_F(Held, TwoOfOneCallHoldBoth) {
 
 TEST_F(Held, AHoldOfAThreadThatIsGoneHoldsNothing) {
   std::thread([&] {
-    auto* left = new (std::nothrow) HeldPages(range());  // as after pthread_cancel: never released
+    alignas(HeldPages) std::byte frame[sizeof(HeldPages)];
+    auto* left = new (frame) HeldPages(range());  // as after pthread_cancel: never released
     left->fetch();
   }).join();
   EXPECT_EQ(1u, take());
