@@ -3,13 +3,16 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "base/sys.h"
+#include "base/text.h"
 #include "host/access.h"
 #include "host/change.h"
 
@@ -40,13 +43,15 @@ void Buffers::begin(bool fetching) {
 
 void Buffers::add(const void* at, u64 size) {
   if (!host::kernel_meets_hidden_pages()) return;
-  const auto range = host::pages_of(number(at), size);
-  if (!range) return;
+  if (const auto range = host::pages_of(number(at), size)) add(*range);
+}
+
+void Buffers::add(HvaRange pages) {
   const unsigned place = std::min(used_++, kPlaces - 1);
   if (fetching_) {
-    fetched_ += held_[place].fetch(*range);
+    fetched_ += held_[place].fetch(pages);
   } else {
-    ranges_[place] = ranges_[place].empty() ? *range : hull(ranges_[place], *range);
+    ranges_[place] = ranges_[place].empty() ? pages : hull(ranges_[place], pages);
   }
 }
 
@@ -54,6 +59,11 @@ void Buffers::hold() {
   for (unsigned i = 0; i < kPlaces; ++i) {
     if (!ranges_[i].empty()) held_[i].hold(ranges_[i]);
   }
+}
+
+void Buffers::let_go() {
+  for (host::HeldPages& held : held_) held.release();
+  for (host::HeldPages& held : files_) held.release();
 }
 
 bool Buffers::all_held() const {
@@ -116,6 +126,109 @@ Buffers& Buffers::parts(const iovec* at, s64 count) {
     add(part.iov_base, part.iov_len);
   }
   return *this;
+}
+
+Buffers& Buffers::remote(pid_t who, const iovec* at, unsigned long count) {
+  const bool self = who == sys::getpid() || sys::call(SYS_tgkill, sys::getpid(), who, 0) == 0;
+  return self ? parts(at, count) : bytes(at, count * sizeof(iovec));
+}
+
+Buffers& Buffers::traced(int what, const void* data) {
+  constexpr int kGetSet = 0x4204;  // PTRACE_GETREGSET, PTRACE_SETREGSET
+  constexpr int kPutSet = 0x4205;
+  const bool vector = what == kGetSet || what == kPutSet;
+  return bytes(data, 512).parts(static_cast<const iovec*>(data), vector ? 1 : 0);
+}
+
+Buffers& Buffers::texts(char* const* at) {
+  constexpr u64 kMost = 1 << 16;
+  u64 count = 0;
+  const char* one = nullptr;
+  while (at != nullptr && count < kMost && host::read_struct(Hva(number(at + count)), &one) &&
+         one != nullptr) {
+    text(one);
+    ++count;
+  }
+  return bytes(at, at == nullptr ? 0 : (count + 1) * sizeof(char*));
+}
+
+// glibc's: how many are there, and how many are used, then where. Each is a word that says what it
+// is and three of arguments, of which the first or the second may be a name.
+Buffers& Buffers::steps(const posix_spawn_file_actions_t* at) {
+  struct Step {
+    u64 kind;
+    const char* first;
+    const char* second;
+    u64 rest;
+  };
+  posix_spawn_file_actions_t all{};
+  value(at);
+  if (at == nullptr || !host::read_struct(Hva(number(at)), &all)) return *this;
+  const auto* const list = reinterpret_cast<const Step*>(all.__actions);
+  array(list, all.__used);
+  for (int i = 0; i < all.__used; ++i) {
+    Step step{};
+    if (!host::read_struct(Hva(number(list + i)), &step)) break;
+    text(step.first).text(step.second);
+  }
+  return *this;
+}
+
+Buffers& Buffers::requests(const iocb* const* at, long count) {
+  const s64 known = std::clamp<s64>(count, 0, kMostParts);
+  array(at, known);
+  for (s64 i = 0; i < known; ++i) {
+    const iocb* one = nullptr;
+    iocb request{};
+    if (!host::read_struct(Hva(number(at + i)), &one)) break;
+    value(one);
+    if (one == nullptr || !host::read_struct(Hva(number(one)), &request)) break;
+    const void* const buffer = reinterpret_cast<const void*>(request.aio_buf);
+    const bool vectors =
+        request.aio_lio_opcode == IOCB_CMD_PREADV || request.aio_lio_opcode == IOCB_CMD_PWRITEV;
+    if (vectors) {
+      parts(static_cast<const iovec*>(buffer), static_cast<unsigned long>(request.aio_nbytes));
+    } else {
+      bytes(buffer, request.aio_nbytes);
+    }
+    file(static_cast<int>(request.aio_fildes));
+  }
+  return *this;
+}
+
+Buffers& Buffers::own_memory(u64 at, u64 size) {
+  if (const auto range = host::pages_of(at, size)) add(*range);
+  return *this;
+}
+
+Buffers& Buffers::own_memory(u64 at, const iovec* parts, int count) {
+  u64 size = 0;
+  for (int i = 0; i < std::min<int>(count, kMostParts); ++i) {
+    iovec part{};
+    if (!host::read_struct(Hva(number(parts + i)), &part)) break;
+    size += part.iov_len;
+  }
+  return own_memory(at, size);
+}
+
+u64 offset_of(int fd, const off_t* at) {
+  return static_cast<u64>(at != nullptr ? *at : sys::call(SYS_lseek, fd, 0, SEEK_CUR));
+}
+
+bool shows_absent_memory(int fd) {
+  struct ::stat behind{};
+  if (!host::owners_active() || !sys::fstat(fd, &behind)) return false;
+  // As a file of /proc looks: nothing in it.
+  if (!S_ISREG(behind.st_mode) || behind.st_size != 0 || major(behind.st_dev) != 0) return false;
+  FixedString<48> link;
+  link.append("/proc/thread-self/fd/").append_int(fd);
+  char name[64] = {};
+  const long size =
+      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(name), sizeof(name) - 1);
+  FixedString<32> process;
+  process.append("/proc/").append_int(sys::getpid()).append_char('/');
+  const std::string_view said(name, size > 0 ? static_cast<size_t>(size) : 0);
+  return said.starts_with(process.view()) && said.ends_with("/mem");
 }
 
 Buffers& Buffers::message(const msghdr* at) {

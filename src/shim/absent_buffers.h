@@ -12,6 +12,8 @@
 // thread's end leaves its hold to host/held_pages.h.
 
 #include <errno.h>
+#include <linux/aio_abi.h>
+#include <spawn.h>
 #include <sys/socket.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -21,6 +23,7 @@
 #include "host/held_pages.h"
 #include "host/page_owner.h"
 #include "host/run_section.h"
+#include "shim/engine.h"
 
 namespace stagetwo::shim {
 
@@ -48,10 +51,29 @@ class Buffers {
   }
   Buffers& message(const msghdr* at);
   Buffers& messages(const mmsghdr* at, u64 count);
+  // Memory of the process `who`, which may be this one.
+  Buffers& remote(pid_t who, const iovec* at, unsigned long count);
+  // A number that may be a pointer to something small.
+  Buffers& word(unsigned long at) { return bytes(reinterpret_cast<const void*>(at), 16); }
+  // What ptrace reads or fills, the largest of its structs or a vector.
+  Buffers& traced(int what, const void* data);
+  // Pointers to texts up to a null one.
+  Buffers& texts(char* const* at);
+  // What a child reads before it is another program.
+  Buffers& steps(const posix_spawn_file_actions_t* at);
+  // The requests of io_submit, and what they are to move.
+  Buffers& requests(const iocb* const* at, long count);
+  // This process's memory by its file in /proc, where the kernel waits for no absent page at all.
+  Buffers& own_memory(u64 at, u64 size);
+  Buffers& own_memory(u64 at, const iovec* parts, int count);
   // Bytes of a file that the call reads or writes; `at` null: from where it stands. Of shared
   // memory (host/page_owner.h) what is absent comes back: the kernel would find a hole.
   Buffers& file(int fd, const off_t* at, u64 size);
   Buffers& file(int fd);
+
+  // What was brought back may go again: exec would leave the hold behind for ever. Then EFAULT is
+  // tried again, as below.
+  void let_go();
 
   // How many pages came back in the last look.
   [[nodiscard]] u64 fetched() const { return fetched_; }
@@ -77,6 +99,7 @@ class Buffers {
   void begin(bool fetching);
   void hold();
   void add(const void* at, u64 size);
+  void add(HvaRange pages);
 
   static constexpr unsigned kFiles = 2;
   host::HeldPages held_[kPlaces];
@@ -88,6 +111,11 @@ class Buffers {
   unsigned used_files_ = 0;
   bool lost_ = false;
 };
+
+// Is it this process's /proc/PID/mem? Then some of its bytes may be absent.
+[[nodiscard]] bool shows_absent_memory(int fd);
+// `at` null: where the descriptor stands.
+[[nodiscard]] u64 offset_of(int fd, const off_t* at);
 
 [[nodiscard]] inline bool buffers_matter() {
   return host::kernel_meets_hidden_pages() || host::shared_pages_taken();
@@ -118,6 +146,7 @@ u64 look_at(Buffers& buffers, Describe&& describe) {
   const int error = errno;
   host::EngineSection section(host::Touches::kClientMemory);
   buffers.look(describe);
+  if (in_borrowed_memory()) buffers.let_go();
   section.leave();
   errno = error;
   return buffers.fetched();
@@ -140,6 +169,14 @@ auto with_buffers(Describe&& describe, F&& call) {
     if (!met_a_hidden_page(result) || buffers.all_held()) return result;
     if (look_at(buffers, describe) == 0) return result;
   }
+}
+
+// Whether it matters or not.
+template <typename Describe, typename F>
+auto with_held(Describe&& describe, F&& call) {
+  Buffers buffers;
+  look_at(buffers, describe);
+  return call();
 }
 
 template <typename F>

@@ -4,8 +4,12 @@
 // The next functions behind shim/buffered_calls.def, where a line stands for a call and its
 // buffers.
 
+#include <dirent.h>
 #include <mqueue.h>
 #include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
 #include <sys/epoll.h>
 #include <sys/msg.h>
 #include <sys/random.h>
@@ -16,12 +20,15 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/sysinfo.h>
+#include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/times.h>
 #include <sys/utsname.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "shim/next.h"
 

@@ -29,6 +29,8 @@ sync::Mutex wake_lock{sync::Rank::kSession};
 // Set once, released after everything it stands for; readers only branch on it.
 sync::Atomic<bool> is_awake{false};
 
+// Whose memory this is. A child of vfork uses it and is another.
+sync::Atomic<s32> whose{0};
 s32 waker = 0;  // the process that woke; its children have no vCPUs of their own to tell of
 
 void say_summary() {
@@ -72,6 +74,7 @@ void after_fork_in_parent() {
 
 // What another thread of the parent was in the middle of is gone; its memory is not ours to finish.
 void after_fork_in_child() {
+  whose.store(sys::getpid(), sync::kRelaxed);
   host::descriptors_after_fork_child();
   host::run_sections_after_fork_child();
   host::after_fork_child();
@@ -104,6 +107,7 @@ Result<void> wake() {
     return refuse(ENOMEM);
   }
   see_libc_calls();
+  whose.store(sys::getpid(), sync::kRelaxed);
   is_awake.store(true, sync::kRelease);
   log_line("engine awake");
   say_what_is_seen();
@@ -111,6 +115,10 @@ Result<void> wake() {
   // A program that ends by a signal or _exit ends without it; so does one where this fails.
   if (!option("verbose").empty()) static_cast<void>(atexit(say_summary));
   return {};
+}
+
+bool in_borrowed_memory() {
+  return sys::getpid() != whose.load(sync::kRelaxed);
 }
 
 bool may_be_ours(int fd, struct ::stat* behind) {

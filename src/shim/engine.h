@@ -28,6 +28,10 @@ void before_fork();
 void after_fork_in_parent();
 void after_fork_in_child();
 
+// Is this a child that uses its parent's memory until it is another program (vfork, posix_spawn)?
+// What it leaves there stays. Pre: awake.
+bool in_borrowed_memory();
+
 // Could `fd` be one of ours? One fstat, no reference taken; *behind is filled in when it could.
 bool may_be_ours(int fd, struct ::stat* behind);
 

@@ -5,7 +5,6 @@
 #include <stdarg.h>
 
 #include "host/run_section.h"
-#include "shim/absent_buffers.h"
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/forks.h"
@@ -14,7 +13,7 @@
 #include "shim/next.h"
 #include "shim/raw.h"
 #include "shim/segments.h"
-#include "shim/virtual_io.h"
+#include "shim/transfers.h"
 
 #define ST_ENTRY extern "C" __attribute__((visibility("default")))
 
@@ -204,83 +203,55 @@ ST_ENTRY int ioctl(int fd, unsigned long request, ...) noexcept {
   return static_cast<int>(shim::ioctl_fd(fd, request, argument));
 }
 
-// A virtual file's reads and writes are made here.
-#define ST_VIRTUAL_IO(fd, io, buffer, size_or_count, at) \
-  if (ssize_t done = 0; shim::virtual_io(fd, io, buffer, size_or_count, at, &done)) return done
+#define ST_MOVE(io, to, size, at, call) \
+  return shim::move_bytes(fd, Io::io, to, size, at, [&] { return next::call; })
+#define ST_MOVE_PARTS(io, at, call) \
+  return shim::move_parts(fd, Io::io, parts, count, at, [&] { return next::call; })
 
 ST_ENTRY ssize_t read(int fd, void* to, size_t size) {
-  ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
-  return shim::io_refused(fd, Io::kRead, nullptr)
-             ? -1
-             : shim::with_buffer(fd, nullptr, to, size, [&] { return next::read(fd, to, size); });
+  ST_MOVE(kRead, to, size, nullptr, read(fd, to, size));
 }
 ST_ENTRY ssize_t write(int fd, const void* from, size_t size) {
-  ST_VIRTUAL_IO(fd, Io::kWrite, from, size, nullptr);
-  return shim::io_refused(fd, Io::kWrite, nullptr)
-             ? -1
-             : shim::with_buffer(fd, nullptr, from, size,
-                                 [&] { return next::write(fd, from, size); });
+  ST_MOVE(kWrite, from, size, nullptr, write(fd, from, size));
 }
 ST_ENTRY ssize_t pread(int fd, void* to, size_t size, off_t at) {
-  ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
-  return shim::io_refused(fd, Io::kRead, &at)
-             ? -1
-             : shim::with_buffer(fd, &at, to, size, [&] { return next::pread(fd, to, size, at); });
+  ST_MOVE(kRead, to, size, &at, pread(fd, to, size, at));
 }
 ST_ENTRY ssize_t pread64(int fd, void* to, size_t size, off64_t at) {
   return pread(fd, to, size, at);
 }
 ST_ENTRY ssize_t pwrite(int fd, const void* from, size_t size, off_t at) {
-  ST_VIRTUAL_IO(fd, Io::kWrite, from, size, &at);
-  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : shim::with_buffer(fd, &at, from, size, [&] {
-    return next::pwrite(fd, from, size, at);
-  });
+  ST_MOVE(kWrite, from, size, &at, pwrite(fd, from, size, at));
 }
 ST_ENTRY ssize_t pwrite64(int fd, const void* from, size_t size, off64_t at) {
   return pwrite(fd, from, size, at);
 }
+// More than there is room for ends the program, in libc.
 ST_ENTRY ssize_t __read_chk(int fd, void* to, size_t size, size_t room) {
-  if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, nullptr);
-  return shim::io_refused(fd, Io::kRead, nullptr) ? -1
-                                                  : shim::with_buffer(fd, nullptr, to, size, [&] {
-                                                      return next::__read_chk(fd, to, size, room);
-                                                    });
+  if (size > room) return next::__read_chk(fd, to, size, room);
+  return read(fd, to, size);
 }
 ST_ENTRY ssize_t __pread_chk(int fd, void* to, size_t size, off_t at, size_t room) {
-  if (size <= room) ST_VIRTUAL_IO(fd, Io::kRead, to, size, &at);
-  return shim::io_refused(fd, Io::kRead, &at) ? -1 : shim::with_buffer(fd, &at, to, size, [&] {
-    return next::__pread_chk(fd, to, size, at, room);
-  });
+  if (size > room) return next::__pread_chk(fd, to, size, at, room);
+  return pread(fd, to, size, at);
 }
 ST_ENTRY ssize_t __pread64_chk(int fd, void* to, size_t size, off64_t at, size_t room) {
   return __pread_chk(fd, to, size, at, room);
 }
 ST_ENTRY ssize_t readv(int fd, const iovec* parts, int count) {
-  ST_VIRTUAL_IO(fd, Io::kRead, parts, count, nullptr);
-  return shim::io_refused(fd, Io::kRead, nullptr)
-             ? -1
-             : shim::with_parts(fd, parts, count, [&] { return next::readv(fd, parts, count); });
+  ST_MOVE_PARTS(kRead, nullptr, readv(fd, parts, count));
 }
 ST_ENTRY ssize_t writev(int fd, const iovec* parts, int count) {
-  ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, nullptr);
-  return shim::io_refused(fd, Io::kWrite, nullptr)
-             ? -1
-             : shim::with_parts(fd, parts, count, [&] { return next::writev(fd, parts, count); });
+  ST_MOVE_PARTS(kWrite, nullptr, writev(fd, parts, count));
 }
 ST_ENTRY ssize_t preadv(int fd, const iovec* parts, int count, off_t at) {
-  ST_VIRTUAL_IO(fd, Io::kRead, parts, count, &at);
-  return shim::io_refused(fd, Io::kRead, &at) ? -1 : shim::with_parts(fd, parts, count, [&] {
-    return next::preadv(fd, parts, count, at);
-  });
+  ST_MOVE_PARTS(kRead, &at, preadv(fd, parts, count, at));
 }
 ST_ENTRY ssize_t preadv64(int fd, const iovec* parts, int count, off64_t at) {
   return preadv(fd, parts, count, at);
 }
 ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
-  ST_VIRTUAL_IO(fd, Io::kWrite, parts, count, &at);
-  return shim::io_refused(fd, Io::kWrite, &at) ? -1 : shim::with_parts(fd, parts, count, [&] {
-    return next::pwritev(fd, parts, count, at);
-  });
+  ST_MOVE_PARTS(kWrite, &at, pwritev(fd, parts, count, at));
 }
 ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
   return pwritev(fd, parts, count, at);
@@ -386,6 +357,37 @@ ST_ENTRY sighandler_t sigset(int number, sighandler_t handler) noexcept {
 }
 ST_ENTRY int sigignore(int number) noexcept {
   return shim::sigignore_entry(number);
+}
+
+// The words of the forms that list them, and behind the null one of execle the settings.
+#define ST_WORDS(words)                                                              \
+  va_list list;                                                                      \
+  va_start(list, first);                                                             \
+  size_t count = 1;                                                                  \
+  for (const char* word = first; word != nullptr; ++count) {                         \
+    word = va_arg(list, const char*);                                                \
+  }                                                                                  \
+  va_end(list);                                                                      \
+  auto** const words = static_cast<char**>(__builtin_alloca(count * sizeof(char*))); \
+  words[0] = const_cast<char*>(first);                                               \
+  va_start(list, first);                                                             \
+  for (size_t i = 1; i < count; ++i) words[i] = va_arg(list, char*)
+
+ST_ENTRY int execl(const char* path, const char* first, ...) noexcept {
+  ST_WORDS(words);
+  va_end(list);
+  return execv(path, words);
+}
+ST_ENTRY int execlp(const char* file, const char* first, ...) noexcept {
+  ST_WORDS(words);
+  va_end(list);
+  return execvp(file, words);
+}
+ST_ENTRY int execle(const char* path, const char* first, ...) noexcept {
+  ST_WORDS(words);
+  char** const settings = va_arg(list, char**);
+  va_end(list);
+  return execve(path, words, settings);
 }
 
 ST_ENTRY pid_t _Fork() noexcept {

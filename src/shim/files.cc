@@ -9,6 +9,7 @@
 
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/access.h"
 #include "host/hugetlb_standin.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
@@ -315,6 +316,25 @@ bool transfer_refused(int from, const off_t* from_at, int to) {
   const off_t somewhere = 0;  // what from_at leads to is the kernel's to look at
   return io_refused(from, Io::kRead, from_at == nullptr ? nullptr : &somewhere) ||
          io_refused(to, Io::kWrite, nullptr);
+}
+
+// As the kernel: those before it are taken, and their number is the answer.
+long requests_allowed(const iocb* const* requests, long count) {
+  if (!awake()) return count;
+  for (long i = 0; i < count; ++i) {
+    const iocb* one = nullptr;
+    iocb request{};
+    host::EngineSection section(host::Touches::kClientMemory);
+    const bool known = host::read_struct(Hva(reinterpret_cast<u64>(requests + i)), &one) &&
+                       host::read_struct(Hva(reinterpret_cast<u64>(one)), &request);
+    section.leave();
+    if (!known) return count;  // the kernel says the same
+    const bool reads =
+        request.aio_lio_opcode == IOCB_CMD_PREAD || request.aio_lio_opcode == IOCB_CMD_PREADV;
+    const Io io = reads ? Io::kRead : Io::kWrite;
+    if (io_refused(static_cast<int>(request.aio_fildes), io, nullptr)) return i == 0 ? -1 : i;
+  }
+  return count;
 }
 
 off_t seek_fd(int fd, off_t offset, int whence) {

@@ -8,6 +8,7 @@
 // Context: the client's thread, any; errno is libc's.
 
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -45,6 +46,8 @@ bool io_refused(int fd, Io io, const off_t* offset);
 // calls that move bytes from one descriptor to another; `from_at` is sendfile's.
 bool parts_refused(int fd, Io io, off_t offset);
 bool transfer_refused(int from, const off_t* from_at, int to);
+// io_submit: how many of the requests stand before one that is refused; -1 and errno for none.
+long requests_allowed(const iocb* const* requests, long count);
 off_t seek_fd(int fd, off_t offset, int whence);
 int truncate_fd(int fd, off_t size);
 int truncate_at(const char* path, off_t size);

@@ -16,6 +16,7 @@
 #include "host/hugetlb_standin.h"
 #include "host/pin.h"
 #include "host/run_section.h"
+#include "shim/absent_buffers.h"
 #include "shim/announce.h"
 #include "shim/engine.h"
 #include "shim/next.h"
@@ -26,6 +27,9 @@ namespace stagetwo::shim {
 namespace {
 
 namespace hugetlb = host::hugetlb;
+
+constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14
+constexpr int kPopulateWrite = 23;
 
 bool succeeded(int result) {
   return result == 0;
@@ -204,7 +208,9 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
 
 int memory_file(const char* name, unsigned flags) {
   if ((flags & MFD_HUGETLB) == 0 || !wants_hugetlb_standin()) [[likely]]
-    return noted_file(next::memfd_create(name, flags), (flags & MFD_CLOEXEC) == 0);
+    return noted_file(with_buffers([&](Buffers& buffers) { buffers.text(name); },
+                                   [&] { return next::memfd_create(name, flags); }),
+                      (flags & MFD_CLOEXEC) == 0);
   return static_cast<int>(as_libc(hugetlb::make_file(name, flags)));
 }
 
@@ -278,6 +284,7 @@ int advise(void* at, size_t size, int advice, Via via) {
   if (!awake()) [[likely]]
     return go_on();
   const auto loss = host::loss_by_madvise(advice);
+  if (advice == kPopulateRead || advice == kPopulateWrite) return with_buffer(at, size, go_on);
   if (advice == MADV_REMOVE && size != 0) return take_out_mapped(at, size, go_on);
   if (!loss || advice != MADV_FREE || !host::pins_active()) [[likely]]
     return loss ? announce(at, size, *loss, go_on) : go_on();

@@ -14,10 +14,11 @@
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/paths.h"
+#include "shim/raw_buffers.h"
 #include "shim/segments.h"
 #include "shim/shared_files.h"
 #include "shim/signals.h"
-#include "shim/virtual_io.h"
+#include "shim/transfers.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -82,6 +83,10 @@ long by_name(long number, long a, long b, long c, long d, long e, bool* done) {
       return access_at(AT_FDCWD, pointer<const char>(a), integer(b), 0);
     case SYS_faccessat:
       return access_at(integer(a), pointer<const char>(b), integer(c), 0);
+    case SYS_readlink:
+      return readlink_at(AT_FDCWD, pointer<const char>(a), pointer<char>(b), size_of(c));
+    case SYS_readlinkat:
+      return readlink_at(integer(a), pointer<const char>(b), pointer<char>(c), size_of(d));
     default:
       *done = false;
       return kPassOn;
@@ -131,20 +136,19 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
   return kPassOn;
 }
 
-// A read or write of a virtual file, in any of its forms.
-bool virtual_call(long number, long fd, long from, long count, const off_t* at, long* moved) {
-  const bool reads =
-      number == SYS_read || number == SYS_readv || number == SYS_pread64 || number == SYS_preadv;
+// A read or write in any of its forms.
+long transfer(long number, Io io, long fd, long from, long count, const off_t* at) {
   const bool parts =
       number == SYS_readv || number == SYS_writev || number == SYS_preadv || number == SYS_pwritev;
-  const Io io = reads ? Io::kRead : Io::kWrite;
-  return parts ? virtual_io(integer(fd), io, pointer<const iovec>(from), integer(count), at, moved)
-               : virtual_io(integer(fd), io, pointer<void>(from), size_of(count), at, moved);
+  const auto go_on = [&] {
+    return next::syscall(number, fd, from, count, at == nullptr ? 0 : *at, 0, 0);
+  };
+  return parts ? move_parts(integer(fd), io, pointer<const iovec>(from), integer(count), at, go_on)
+               : move_bytes(integer(fd), io, pointer<void>(from), size_of(count), at, go_on);
 }
 
 long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
   *done = true;
-  long moved = 0;
   switch (number) {
     case SYS_ioctl:
       return ioctl_fd(integer(a), static_cast<unsigned long>(b), static_cast<unsigned long>(c));
@@ -168,24 +172,20 @@ long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
       return fallocate_fd(integer(a), integer(b), c, d);
     case SYS_read:
     case SYS_readv:
-      if (virtual_call(number, a, b, c, nullptr, &moved)) return moved;
-      if (io_refused(integer(a), Io::kRead, nullptr)) return -1;
-      break;
+      return transfer(number, Io::kRead, a, b, c, nullptr);
     case SYS_write:
     case SYS_writev:
-      if (virtual_call(number, a, b, c, nullptr, &moved)) return moved;
-      if (io_refused(integer(a), Io::kWrite, nullptr)) return -1;
-      break;
+      return transfer(number, Io::kWrite, a, b, c, nullptr);
     case SYS_pread64:
     case SYS_preadv:
-      if (virtual_call(number, a, b, c, &d, &moved)) return moved;
-      if (io_refused(integer(a), Io::kRead, &d)) return -1;
-      break;
+      return transfer(number, Io::kRead, a, b, c, &d);
     case SYS_pwrite64:
     case SYS_pwritev:
-      if (virtual_call(number, a, b, c, &d, &moved)) return moved;
-      if (io_refused(integer(a), Io::kWrite, &d)) return -1;
-      break;
+      return transfer(number, Io::kWrite, a, b, c, &d);
+    case SYS_io_submit: {
+      const long allowed = requests_allowed(pointer<const iocb* const>(c), b);
+      return allowed < 0 ? -1 : call_with_buffers(number, {a, allowed, c, 0, 0, 0});
+    }
     default:
       break;
   }
@@ -213,7 +213,7 @@ long raw_call(long number, long a, long b, long c, long d, long e, long f) {
   long result = by_descriptor(number, a, b, c, d, &done);
   if (!done) result = by_name(number, a, b, c, d, e, &done);
   if (!done) result = by_address(number, a, b, c, d, e, f, &done);
-  return done ? result : next::syscall(number, a, b, c, d, e, f);
+  return done ? result : call_with_buffers(number, {a, b, c, d, e, f});
 }
 
 }  // namespace stagetwo::shim

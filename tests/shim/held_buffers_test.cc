@@ -47,8 +47,20 @@ TEST(Buffers, ACallThatIsJumpedOutOfLetsThemGo) {
 TEST(Buffers, AreHeldWhileACallWaits) {
   expect_where_denied("held_buffers", "held");
 }
-TEST(Buffers, OfRawCallsAreRefusedWhereUserfaultfdIsDenied) {
-  expect_where_denied("held_buffers", "raw_calls_are_refused");
+TEST(Buffers, OfCallsByNumberAreBroughtBack) {
+  expect_in_both("raw_calls");
+}
+TEST(Buffers, WordsOfAnotherProgramAreBroughtBack) {
+  expect_in_both("programs");
+}
+TEST(Buffers, OfCallsOnMemoryAreBroughtBack) {
+  expect_in_both("memory_calls");
+}
+TEST(Buffers, MemoryIsReadAndWrittenByItsFile) {
+  expect_in_both("memory_file");
+}
+TEST(Buffers, OfAProgramsOwnInstructionsAreRefusedWhereUserfaultfdIsDenied) {
+  expect_where_denied("held_buffers", "own_instructions_are_refused");
 }
 
 TEST(Denied, ChangesAreSeen) {

@@ -4,12 +4,14 @@
 #define _GNU_SOURCE
 #include "abi/kvm/uapi.h"
 //
+#include <linux/aio_abi.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -44,6 +46,25 @@ static void creation(void) {
   REFUSES(create(kPage, UINT64_C(1) << 63), EINVAL);
 }
 
+// Of several requests those before the refused one are taken.
+static void refuses_requests(int fd, int other) {
+  aio_context_t queue = 0;
+  REQUIRE(syscall(SYS_io_setup, 4, &queue) == 0);
+  char byte = 2;
+  struct iocb one = {.aio_lio_opcode = IOCB_CMD_PWRITE,
+                     .aio_fildes = (uint32_t)fd,
+                     .aio_buf = (uintptr_t)&byte,
+                     .aio_nbytes = 1};
+  struct iocb before = one;
+  before.aio_fildes = (uint32_t)other;
+  struct iocb* list[] = {&before, &one};
+  REFUSES(syscall(SYS_io_submit, queue, 1, &list[1]), EINVAL);
+  REQUIRE(syscall(SYS_io_submit, queue, 2, list) == 1);
+  struct io_event event;
+  REQUIRE(syscall(SYS_io_getevents, queue, 1, 1, &event, NULL) == 1);
+  REQUIRE(syscall(SYS_io_destroy, queue) == 0);
+}
+
 static void operations(void) {
   make_vm(KVM_X86_DEFAULT_VM);
   const int fd = create(kPages * kPage, 0);
@@ -64,6 +85,19 @@ static void operations(void) {
   REFUSES(splice(fd, NULL, ends[1], NULL, 1, 0), EINVAL);
   REFUSES(splice(ends[0], NULL, fd, NULL, 1, 0), EINVAL);
   REFUSES(readahead(fd, 0, kPage), EINVAL);
+  // By number they are the same calls.
+  REFUSES(syscall(SYS_read, fd, &byte, 1), EINVAL);
+  REFUSES(syscall(SYS_write, fd, &byte, 1), EINVAL);
+  REFUSES(syscall(SYS_readv, fd, &part, 1), EINVAL);
+  REFUSES(syscall(SYS_pread64, fd, &byte, 1, 0), ESPIPE);
+  REFUSES(syscall(SYS_pwrite64, fd, &byte, 1, 0), ESPIPE);
+  REFUSES(syscall(SYS_preadv2, fd, &part, 1, -1L, 0, 0), EINVAL);
+  REFUSES(syscall(SYS_pwritev2, fd, &part, 1, -1L, 0, 0), EINVAL);
+  REFUSES(syscall(SYS_sendfile, ends[1], fd, NULL, 1), EINVAL);
+  REFUSES(syscall(SYS_splice, ends[0], NULL, fd, NULL, 1, 0), EINVAL);
+  REFUSES(syscall(SYS_tee, ends[0], fd, 1, 0), EINVAL);
+  REFUSES(syscall(SYS_ftruncate, fd, 0), EINVAL);
+  refuses_requests(fd, ends[1]);
   REFUSES(lseek(fd, 0, SEEK_SET), ESPIPE);
   REFUSES(ftruncate(fd, kPages * kPage), EINVAL);
   REFUSES(ioctl(fd, KVM_GET_API_VERSION, 0), ENOTTY);
