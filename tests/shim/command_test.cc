@@ -384,7 +384,9 @@ nlohmann::json finding_of(const Outcome& outcome, const std::string& name) {
 TEST(Doctor, NamesWhatOfLibcIsSeen) {
   const auto libc = finding_of(run_program({tool(), "doctor", "--json"}), "libc");
   EXPECT_EQ(libc["verdict"], "yes");
-  EXPECT_EQ(libc["detail"], "its own calls seen: munmap mremap mprotect madvise mmap brk");
+  EXPECT_EQ(libc["detail"],
+            "its own calls seen: munmap mremap mprotect madvise mmap brk ld.so:munmap "
+            "ld.so:mprotect ld.so:mmap");
 }
 
 TEST(Doctor, ListsWhatIsNotSeenWhereUserfaultfdIsDenied) {
