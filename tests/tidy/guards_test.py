@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each guard of the locks, the tables and the bell is removed by a test, and the checks that docs/checks*.md list have the tests they name."""
+"""Each guard of the house is removed by a test, and the checks that docs/checks*.md list have the tests they name."""
 import re
 import unittest
 from pathlib import Path
@@ -10,11 +10,13 @@ CHECKS = {Path("docs/checks.md"): list(range(1, 21)),
           Path("docs/checks-private-memory.md"): list(range(1, 21)),
           Path("docs/checks-notifiers.md"): [*range(1, 12), 15, 16, 19, 20]}
 LOCKING = Path("docs/locking.md")
+# One that listens only while its maker looks, and keeps nothing: tests/unit/mirror/snapshot_test.cc.
+LISTENS_FOR_A_CALL = {"Watch"}
 
 
 def guards():
-    """Of the rooms that say so: the locks, the tables, and the bell of host."""
-    return {name for p in house.code("src") if p.parts[1] in ("sync", "pt", "stage2") or "notifier" in p.name
+    """Of every room; base has the macro."""
+    return {name for p in house.code("src") if p.parts[1] != "base"
             for name in re.findall(r"\bST_GUARD\(\s*([a-z0-9_]+)", house.bare(p))}
 
 
@@ -50,9 +52,19 @@ class Guards(unittest.TestCase):
     def test_EveryGuardOfACheckExists(self):
         for path in CHECKS:
             named = set(re.findall(r"ST_GUARD\((\w+)\)", house.text(path)))
-            everywhere = {name for p in house.code("src")
-                          for name in re.findall(r"\bST_GUARD\(\s*([a-z0-9_]+)", house.bare(p))}
-            house.report(self, [f"{path}: there is no guard {g}" for g in sorted(named - everywhere)])
+            house.report(self, [f"{path}: there is no guard {g}" for g in sorted(named - guards())])
+
+    def test_EverySubscriberOfTheBellRunsTheContract(self):
+        """R1 to R13: a class of src that listens is named by a file of tests that instantiates the suite."""
+        listeners = {m[0]: p for p in house.code("src")
+                     for m in re.findall(r"^class (\w+) (?:final )?: [^{;]*\b(MmuNotifier|IntervalNotifier)\b",
+                                         house.bare(p), re.MULTILINE)}
+        self.assertTrue(listeners)
+        suites = [house.bare(p) for p in house.code("tests")
+                  if "INSTANTIATE_TYPED_TEST_SUITE_P" in house.bare(p) and "NotifierContract" in house.bare(p)]
+        house.report(self, [f"{path}: nobody runs NotifierContract for {name}" for name, path in listeners.items()
+                            if name not in LISTENS_FOR_A_CALL
+                            and not any(re.search(rf"\b{name}\b", s) for s in suites)])
 
     def test_EachObligationStandsBesideTheCodeThatDischargesIt(self):
         """The table of docs/locking.md names files; each says which obligation it is about."""
