@@ -261,6 +261,11 @@ void IntervalNotifier::remove() {
   if (ST_GUARD(interval_leaves, true)) wait_for_changes();
 }
 
+// Whoever has a change's number has it from a callback, and the registry stored it before.
+bool IntervalNotifier::is_under_way(u64 sequence) {
+  return registry.sequence.load(sync::kAcquire) == sequence;
+}
+
 u64 IntervalNotifier::read_begin() {
   ST_CHECK(!in_notifier_callback());
   u64 seen = 0;

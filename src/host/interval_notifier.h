@@ -66,6 +66,10 @@ class IntervalNotifier {
     return own_sequence_.load(sync::kAcquire) != sequence;
   }
 
+  // Is a change still under way that invalidate() was called for with this number, or one that
+  // overlapped it in time? False of 0.
+  [[nodiscard]] static bool is_under_way(u64 sequence);
+
   // The range is about to change: take the lock that read_retry() is asked under, set_sequence(),
   // forget, and wait until nobody uses what was forgotten. Of an event that is not blockable, false
   // says that it would have had to wait and that nothing was done; never else.

@@ -6,13 +6,14 @@
 //
 //   migrator or toucher (bring_back)        | munmap
 //   record: filling                         |
-//   the page is mapped from the arena       | bell: losing_.begin; lock; forget; unlock
-//   lock; losing_ open here: not resident;  |
-//   unlock                                  | waits while the record is filling
-//   record: gone                            | the system call; losing_.end
+//   the page is mapped from the arena       | bell: lock; the span's number; forget; unlock
+//   lock; that change is under way: not     |
+//   resident; unlock                        | waits while the record is filling
+//   record: gone                            | the system call; end
 //
 // The change waits for the record before it does anything, so whoever finishes the record after its
-// start sees losing_ open; who finished before it is forgotten by it.
+// start finds it under way; who finished before it is forgotten by it. The migrator listens to the
+// address before the page begins to move.
 
 #include <algorithm>
 
@@ -75,12 +76,18 @@ void Device::make_resident(u64 page) {
   const sync::MutexGuard guard(lock);
   Resident* resident = residents_.find(page);
   if (resident == nullptr) return;
-  const bool losing = losing_.must_retry(losing_.snapshot(), page);
-  if (ST_GUARD(mirror_residents, losing || forks.load() != 0)) {
+  if (ST_GUARD(mirror_residents, is_losing(Hva(page << kPageShift)) || forks.load() != 0)) {
     residents_.erase(page);
   } else {
     *resident = Resident::kYes;
   }
+}
+
+bool Device::is_losing(Hva at) {
+  for (Mirror* mirror = mirrors_; mirror != nullptr; mirror = mirror->next_) {
+    if (mirror->is_losing(at)) return true;
+  }
+  return false;
 }
 
 void Device::forget_resident(u64 page) {
@@ -101,51 +108,40 @@ void Device::put_back(HvaRange range) {
   }
 }
 
-u64 Device::send_home(HvaRange range, const void* cookie) {
-  const auto taken = host::take_away(range, &sent_home, cookie, host::Which::kAnonymous);
+u64 Device::send_home(HvaRange range) {
+  const auto taken = host::take_away(range, &sent_home, this, host::Which::kAnonymous);
   put_back(range);
   return taken ? *taken : 0;
 }
 
-bool Device::is_one_of_ours(const void* owner) {
-  for (unsigned unit = 0; unit < kDevices; ++unit) {
-    Device* device = peek(unit);
-    if (device == nullptr) continue;
-    if (owner == device) return true;
-    const sync::MutexGuard guard(device->lock);
-    for (const Mirror* mirror = device->mirrors_; mirror != nullptr; mirror = mirror->next_) {
-      if (owner == mirror) return true;
-    }
-  }
-  return false;
-}
-
-// Migrations of our own leave resident pages alone, or say themselves what becomes of them.
 bool Device::takes_residents(const host::InvalidateEvent& event) const {
-  if (!coherent() || event.kind == host::EventKind::kProtection) return false;
-  const bool moves =
-      event.kind == host::EventKind::kMigrate || event.kind == host::EventKind::kExclusive;
-  return !moves || !is_one_of_ours(event.owner);
-}
-
-void Device::begin_loss(const host::InvalidateEvent& event) {
-  if (!takes_residents(event)) return;
-  const HvaRange range = event.range;
-  losing_.begin(number_of(range.start()), number_of(range.end() - 1));
-  const sync::MutexGuard guard(lock);
-  u64 pages[kBatch];
-  for (unsigned count = kBatch; count == kBatch;) {
-    count = 0;
-    residents_.for_each([&](u64 page, const Resident& resident) {
-      const bool hit = range.contains(Hva(page << kPageShift)) && resident == Resident::kYes;
-      if (hit && count < kBatch) pages[count++] = page;
-    });
-    for (unsigned i = 0; i < count; ++i) residents_.erase(pages[i]);
+  if (!coherent()) return false;
+  switch (event.kind) {
+    case host::EventKind::kUnmap:
+    case host::EventKind::kClear:
+    case host::EventKind::kRelease:
+      return true;
+    case host::EventKind::kProtection:
+    case host::EventKind::kProtectPage:
+    case host::EventKind::kSoftDirty:
+      return false;
+    // Those of a device leave resident pages alone, or say themselves what becomes of them.
+    case host::EventKind::kMigrate:
+    case host::EventKind::kExclusive:
+      for (unsigned unit = 0; unit < kDevices; ++unit) {
+        if (event.owner == peek(unit) && event.owner != nullptr) return false;
+      }
+      return true;
   }
+  __builtin_unreachable();
 }
 
-void Device::end_loss(const host::InvalidateEvent& event) {
-  if (takes_residents(event)) losing_.end();
+// What is on its way stays: make_resident() sees that the change is under way.
+void Device::lose_residents(HvaRange range) {
+  for (Hva at = range.start(); residents_.size() != 0 && at < range.end(); at += kPageSize) {
+    const Resident* resident = residents_.find(number_of(at));
+    if (resident != nullptr && *resident == Resident::kYes) residents_.erase(number_of(at));
+  }
 }
 
 // Whoever cannot be moved becomes an ordinary page where it is: the memory is given back.
@@ -163,7 +159,7 @@ void Device::evict_residents() {
     std::sort(pages, pages + count);
     for (unsigned first = 0, next = 0; first < count; first = next) {
       for (next = first + 1; next < count && pages[next] == pages[next - 1] + 1;) ++next;
-      send_home(HvaRange(Hva(pages[first] << kPageShift), u64{next - first} * kPageSize), this);
+      send_home(HvaRange(Hva(pages[first] << kPageShift), u64{next - first} * kPageSize));
     }
     for (unsigned i = 0; i < count; ++i) forget_resident(pages[i]);
   }
@@ -191,7 +187,7 @@ u64 leave_device_memory(HvaRange range) {
   u64 moved = 0;
   for_coherent([&](Device& device) {
     for (Hva at = range.start(); at < range.end(); at += kPageSize) {
-      if (device.is_resident(at)) moved += device.send_home(HvaRange(at, kPageSize), &device);
+      if (device.is_resident(at)) moved += device.send_home(HvaRange(at, kPageSize));
     }
   });
   return moved;

@@ -16,7 +16,8 @@
 //             I2  a mirror entry that leads to the arena exists only while its page is here and
 //                 settled; it is erased before the page leaves.
 //             I3  a page is resident only while nothing that changes what is behind its address is
-//                 under way: such a change enters `losing_`, then makes the page forgotten.
+//                 under way: a span of the mirror that moved it covers it, and such a change leaves
+//                 its number there (Span::loses), then makes the page forgotten.
 // Locking: `lock` (rank: secondary) is the device's and all its mirrors'. It is held for lookups
 // and for copies of up to a few pages, never while a page moves and never while the process is
 // asked for one.
@@ -26,7 +27,6 @@
 #include "base/vec.h"
 #include "host/page_owner.h"
 #include "host/process_map.h"
-#include "sync/invalidation_gate.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::mirror {
@@ -75,12 +75,12 @@ class Device {
   static Residence residence_of(Hva at);
   // Maps what was taken of `range` where it belongs. Pre: taken by `migrated` or `sent_home`.
   void put_back(HvaRange range);
-  // Back to ordinary memory; answers how many. What cannot move stays. `cookie`: of the event.
-  u64 send_home(HvaRange range, const void* cookie);
-  // A change that may take what is behind its addresses: no page of it is resident, or becomes so
-  // until the end.
-  void begin_loss(const host::InvalidateEvent& event);
-  void end_loss(const host::InvalidateEvent& event);
+  // Back to ordinary memory; answers how many. What cannot move stays.
+  u64 send_home(HvaRange range);
+  // May the change take what is behind its addresses? Takes no lock.
+  [[nodiscard]] bool takes_residents(const host::InvalidateEvent& event) const;
+  // It does: no page of the range is resident.
+  void lose_residents(HvaRange range) TA_REQ(lock);
   void forget_residents();
 
   // Who takes pages for the device, one for each purpose, so that take-away says which it is.
@@ -115,10 +115,8 @@ class Device {
   // kComing: the page is on its way, and not resident yet.
   enum class Resident : u8 { kComing, kYes };
 
-  // Is `owner` of an event a mirror's, or a device's?
-  static bool is_one_of_ours(const void* owner);
-  [[nodiscard]] bool takes_residents(const host::InvalidateEvent& event) const;
   [[nodiscard]] bool is_coming(Hva at);
+  [[nodiscard]] bool is_losing(Hva at) TA_REQ(lock);
   [[nodiscard]] bool may_take(Hva at, Purpose purpose);
   Result<Hva> reserve_place(u64 page, const DevicePage& fresh, bool will_reside);
   void make_resident(u64 page);
@@ -137,7 +135,6 @@ class Device {
   size_t places_ TA_GUARDED(lock) = 0;
   Mirror* mirrors_ TA_GUARDED(lock) = nullptr;
   HashMap<u64, Resident> residents_ TA_GUARDED(lock){"mirror.residents"};
-  sync::InvalidationGate losing_;
 };
 
 // A page that something else will hold for long (a long-term pin) leaves the devices' memory, which

@@ -12,7 +12,6 @@
 #include "host/faultin.h"
 #include "host/process_map.h"
 #include "mirror/mirror.h"
-#include "sync/futex.h"
 
 namespace stagetwo::mirror {
 namespace {
@@ -30,8 +29,7 @@ u64 number_of(Hva at) {
 // pages were taken. A page that a touch has brought back meanwhile has no entry.
 Result<void> Mirror::map_taken(HvaRange range, bool exclusive, u64* mapped) {
   for (Hva at = range.start(); at < range.end();) {
-    const u64 left = (range.end() - at) / kPageSize;
-    const auto count = static_cast<unsigned>(std::min<u64>(left, kMaxPages));
+    const unsigned count = chunk_at(at, (range.end() - at) / kPageSize);
     *mapped += ST_TRY(map_taken_chunk(at, count, exclusive));
     at += u64{count} * kPageSize;
   }
@@ -40,8 +38,11 @@ Result<void> Mirror::map_taken(HvaRange range, bool exclusive, u64* mapped) {
 
 Result<unsigned> Mirror::map_taken_chunk(Hva first, unsigned count, bool exclusive) {
   const u64 end = sys::monotonic_ns() + kMapTimeoutNs;
+  const auto span = span_of(first);
+  if (!span && to_int(span.error()) == EFAULT) return 0u;  // unmapped meanwhile
+  if (!span) return refuse(span.error());
   while (sys::monotonic_ns() < end) {
-    const auto seen = gate_.snapshot();
+    const u64 seen = (*span)->read_begin();
     Prot rights[kMaxPages];
     host::Mapping mapping;
     for (unsigned i = 0; i < count; ++i) {
@@ -50,10 +51,8 @@ Result<unsigned> Mirror::map_taken_chunk(Hva first, unsigned count, bool exclusi
       rights[i] = mapping.range.contains(at) ? mapping.prot : Prot{};
     }
     const sync::MutexGuard guard(device_->lock);
-    if (!ST_GUARD(mirror_gate, changed(seen, first, count))) {
-      return enter_taken(first, count, exclusive, rights);
-    }
-    sync::yield_thread();
+    if (ST_GUARD(mirror_gate, (*span)->read_retry(seen))) continue;
+    return enter_taken(first, count, exclusive, rights);
   }
   return 0u;  // they are on the device all the same: the next fault enters them
 }
@@ -76,15 +75,23 @@ Result<unsigned> Mirror::enter_taken(Hva first, unsigned count, bool exclusive,
   return mapped;
 }
 
+// Listens to every address of the range: what becomes of a page that moves is noticed from now on.
+Result<void> Mirror::watch(HvaRange range) {
+  for (Hva at = range.start(); at < range.end();) {
+    Span* const span = ST_TRY(span_of(at));
+    static_cast<void>(span->read_begin());  // and no change is under way that may have missed it
+    at += Span::pages_from(at) * kPageSize;
+  }
+  return {};
+}
+
 // Enters what is resident of the range, as a fault would, but asks for nothing else. A page that
 // changes meanwhile has no entry.
 Result<void> Mirror::map_resident(HvaRange range) {
   for (Hva at = range.start(); at < range.end();) {
+    const unsigned most = chunk_at(at, (range.end() - at) / kPageSize);
     unsigned count = 0;
-    while (count < kMaxPages && at + u64{count} * kPageSize < range.end() &&
-           device_->is_resident(at + u64{count} * kPageSize)) {
-      ++count;
-    }
+    while (count < most && device_->is_resident(at + u64{count} * kPageSize)) ++count;
     if (count != 0) {
       const auto mapped = fault_chunk(at, count, false);
       if (!mapped && to_int(mapped.error()) == ENOMEM) return mapped;
@@ -139,7 +146,8 @@ Result<void> for_mappings(HvaRange range, F&& fn) {
 Result<void> Mirror::migrate_to_device(HvaRange range) {
   trace::enter_room(trace::Room::mirror, 2, range.start().raw());
   return for_mappings(range, [&](HvaRange piece) -> Result<void> {
-    const auto taken = host::take_away(piece, &device_->migrated, this, host::Which::kAnonymous);
+    if (device_->coherent()) ST_TRY(watch(piece));
+    const auto taken = host::take_away(piece, &device_->migrated, device_, host::Which::kAnonymous);
     u64 mapped = 0;
     if (device_->coherent()) {
       device_->put_back(piece);
@@ -162,7 +170,7 @@ Result<u64> Mirror::migrate_to_system(HvaRange range) {
 }
 
 u64 Mirror::send_home(HvaRange piece) {
-  if (device_->coherent()) return device_->send_home(piece, this);
+  if (device_->coherent()) return device_->send_home(piece);
   u64 moved = 0;
   for (Hva at = piece.start(); at < piece.end(); at += kPageSize) {
     bool here = false;
@@ -184,7 +192,7 @@ Result<void> Mirror::make_exclusive(HvaRange range) {
       if (!host::faultin(page, Access::kWrite)) return refuse(EBUSY);
     }
     u64 mapped = 0;
-    if (host::take_away(chunk, &device_->exclusive, this, host::Which::kPresent)) {
+    if (host::take_away(chunk, &device_->exclusive, device_, host::Which::kPresent)) {
       ST_TRY(map_taken(chunk, true, &mapped));
     }
     // All or nothing of a chunk, as the kernel's driver maps them.

@@ -9,21 +9,9 @@
 #include "host/access.h"
 #include "host/faultin.h"
 #include "host/process_map.h"
-#include "sync/futex.h"
-#include "sync/try_mutex.h"
 
-// The fault against the bell, closed by the lock (the first of the three ways of
-// docs/decisions/0003-closing-the-fault-gap.md):
-//
-//   device (fault)                        | thread that changes the address space
-//   s = gate.snapshot                     |
-//   asks the process for the page         | start: gate.begin
-//                                         |        lock; erase the range; unlock
-//   lock; begun in my range, or sequence  | the system call
-//   is not s: again                       | end: gate.end
-//   store; unlock                         |
-//
-// A store before the erasing is erased; one after it sees the gate.
+// The fault against the bell is closed by the lock (the first of the three ways of
+// docs/decisions/0003-closing-the-fault-gap.md); the table is in mirror/span.h.
 
 namespace stagetwo::mirror {
 namespace {
@@ -43,62 +31,47 @@ Result<Box<Mirror>> Mirror::open(unsigned unit) {
   Device* device = ST_TRY(Device::get(unit));
   Mirror* const made = ST_TRY(make<Mirror>("mirror.mirror", device));
   auto mirror = Box<Mirror>::adopt(made);
-  ST_TRY(host::register_notifier(mirror.get()));
   const sync::MutexGuard guard(device->lock);
   mirror->next_ = device->mirrors_;
   device->mirrors_ = mirror.get();
   return mirror;
 }
 
+// Its pages go back while the bell is still heard of them.
 Mirror::~Mirror() {
-  host::unregister_notifier(this);
+  device_->evict(true);
+  HashMap<u64, Box<Span>> heard;
   {
     const sync::MutexGuard guard(device_->lock);
     Mirror** link = &device_->mirrors_;
     while (*link != nullptr && *link != this) link = &(*link)->next_;
     if (*link == this) *link = next_;
+    heard = std::move(spans_);
   }
-  device_->evict(true);
 }
 
 // ---- the bell -------------------------------------------------------------------------------
 
-bool Mirror::invalidate_range_start(const host::InvalidateEvent& event) {
-  trace::enter_room(trace::Room::mirror, 5, event.range.start().raw());
-  gate_.begin(number_of(event.range.start()), number_of(event.range.end() - 1));
-  device_->begin_loss(event);
-  const sync::MutexGuard guard(device_->lock);
-  forget_range(event);
-  return true;
-}
-
-// The lock is held while a page is copied, which may wait for the kernel to bring it in.
-host::TryStart Mirror::try_invalidate_range_start(const host::InvalidateEvent& event)
-    TA_NO_ANALYSIS {
-  const sync::TryMutexGuard guard(device_->lock);
-  if (!guard.locked()) return host::TryStart::kWouldWait;
-  gate_.begin(number_of(event.range.start()), number_of(event.range.end() - 1));
-  forget_range(event);
-  return host::TryStart::kEngaged;
-}
-
-void Mirror::release() {
-  const sync::MutexGuard guard(device_->lock);
-  erase_entries(host::kWholeAddressSpace);
-}
-
-void Mirror::forget_range(const host::InvalidateEvent& event) {
-  if (event.owner != this) return erase_entries(event.range);
-  for_entries(event.range, [](Hva, Entry& entry) { entry.suspended = !entry.on_device; });
-}
-
-void Mirror::invalidate_range_end(const host::InvalidateEvent& event) {
-  if (event.owner == this) {
+Result<Span*> Mirror::span_of(Hva at) {
+  const u64 number = Span::number_of(at);
+  {
     const sync::MutexGuard guard(device_->lock);
-    for_entries(event.range, [](Hva, Entry& entry) { entry.suspended = false; });
+    if (Box<Span>* known = spans_.find(number)) return known->get();
   }
-  device_->end_loss(event);
-  gate_.end();
+  // Addresses nothing is behind are not listened to.
+  ST_TRY(host::mapping_at(at));
+  const sync::MutexGuard guard(device_->lock);
+  if (Box<Span>* known = spans_.find(number)) return known->get();
+  ST_TRY(spans_.reserve(spans_.size() + 1));
+  auto span = ST_TRY(make_box<Span>("mirror.span", this, number));
+  if (!span->subscribe()) return refuse(EFAULT);
+  return (*spans_.insert(number, std::move(span)))->get();  // reserved above
+}
+
+void Mirror::suspend_entries(HvaRange range, u64 sequence) {
+  for_entries(range, [&](Hva, Entry& entry) {
+    if (!entry.on_device) entry.suspended_by = sequence;
+  });
 }
 
 // Erasing moves other cells, so what is to go is collected first.
@@ -117,13 +90,6 @@ void Mirror::erase_entries(HvaRange range) {
 
 // ---- the fault ------------------------------------------------------------------------------
 
-bool Mirror::changed(sync::InvalidationGate::Snapshot seen, Hva first, unsigned count) const {
-  for (unsigned i = 0; i < count; ++i) {
-    if (gate_.must_retry(seen, number_of(first) + i)) return true;
-  }
-  return false;
-}
-
 // Pre: its mapping may be read.
 Result<Mirror::Entry> Mirror::look_up_page(Hva at, bool write, bool may_write) {
   if (!device_->coherent()) {
@@ -134,12 +100,12 @@ Result<Mirror::Entry> Mirror::look_up_page(Hva at, bool write, bool may_write) {
       // driver then refuses.
       const bool writable = here->writable && may_write;
       if (write && !writable) return refuse(EFAULT);
-      return Entry{here->place, writable ? Right::kWrite : Right::kRead, true, false};
+      return Entry{here->place, writable ? Right::kWrite : Right::kRead, true, 0};
     }
   }
   if (write && !may_write) return refuse(EPERM);
   if (!host::faultin(at, write ? Access::kWrite : Access::kRead)) return refuse(EFAULT);
-  return Entry{at, write ? Right::kWrite : Right::kRead, false, false};
+  return Entry{at, write ? Right::kWrite : Right::kRead, false, 0};
 }
 
 Result<void> Mirror::look_up(Hva first, unsigned count, bool write, Found* out) {
@@ -164,10 +130,10 @@ Result<void> Mirror::look_up(Hva first, unsigned count, bool write, Found* out) 
 }
 
 // False: it has changed meanwhile.
-Result<bool> Mirror::store_found(sync::InvalidationGate::Snapshot seen, Hva first, unsigned count,
+Result<bool> Mirror::store_found(const Span& span, u64 seen, Hva first, unsigned count,
                                  const Found& found) {
   const sync::MutexGuard guard(device_->lock);
-  if (ST_GUARD(mirror_gate, changed(seen, first, count))) return false;
+  if (ST_GUARD(mirror_gate, span.read_retry(seen))) return false;
   for (unsigned i = 0; i < count; ++i) {
     if (!found.entries[i].on_device) continue;
     const DevicePage* here = device_->find(first + u64{i} * kPageSize);
@@ -180,26 +146,30 @@ Result<bool> Mirror::store_found(sync::InvalidationGate::Snapshot seen, Hva firs
   return true;
 }
 
+// Pre: of one span.
 Result<void> Mirror::fault_chunk(Hva first, unsigned count, bool write) {
   const u64 end = sys::monotonic_ns() + kFaultTimeoutNs;
+  Span* const span = ST_TRY(span_of(first));
   Found found;
   while (sys::monotonic_ns() < end) {
-    const auto seen = gate_.snapshot();
-    if (changed(seen, first, count)) {
-      sync::yield_thread();
-      continue;
-    }
+    const u64 seen = span->read_begin();
     ST_TRY(look_up(first, count, write, &found));
-    if (ST_TRY(store_found(seen, first, count, found))) return {};
+    if (ST_TRY(store_found(*span, seen, first, count, found))) return {};
   }
   return refuse(EBUSY);
 }
 
+unsigned Mirror::chunk_at(Hva at, u64 pages) {
+  return static_cast<unsigned>(std::min({pages, Span::pages_from(at), u64{kMaxPages}}));
+}
+
 Result<void> Mirror::fault(Hva first, u64 pages, bool write) {
   trace::enter_room(trace::Room::mirror, 1, first.raw());
-  for (u64 done = 0; done < pages; done += kMaxPages) {
-    const auto count = static_cast<unsigned>(std::min<u64>(pages - done, kMaxPages));
-    ST_TRY(fault_chunk(first + done * kPageSize, count, write));
+  for (u64 done = 0; done < pages;) {
+    const Hva at = first + done * kPageSize;
+    const unsigned count = chunk_at(at, pages - done);
+    ST_TRY(fault_chunk(at, count, write));
+    done += count;
   }
   return {};
 }
@@ -208,7 +178,7 @@ Result<void> Mirror::fault(Hva first, u64 pages, bool write) {
 
 Mirror::Entry* Mirror::usable(Hva at, Access access) {
   Entry* entry = entries_.find(number_of(at));
-  if (entry == nullptr || entry->suspended) return nullptr;
+  if (entry == nullptr || host::IntervalNotifier::is_under_way(entry->suspended_by)) return nullptr;
   return access == Access::kRead || entry->right == Right::kWrite ? entry : nullptr;
 }
 

@@ -7,23 +7,24 @@
 //
 // An entry of the mirror's table leads to a page of the process (a borrow: its address, used by
 // guarded accesses under the device's lock) or to a page of device memory. The fault is the
-// kernel's: snapshot of the gate, ask for the pages without a lock, take the lock, compare, store.
+// kernel's: read the span's number, ask for the pages without a lock, take the lock, compare,
+// store.
 //
 // Invariants: I1  an entry is used only under the device's lock, and the bell's start takes that
 //                 lock: when start returns nobody uses an entry of the range.
-//             I2  no entry of a range is stored between start and end (the gate, compared under the
-//                 lock).
-//             I3  the mirror's own take-away suspends its entries instead of erasing them; what
+//             I2  no entry of a range is stored between start and end (the span's number, compared
+//                 under the lock). Every entry lies in a span of the mirror.
+//             I3  a take-away of the device's own suspends its entries instead of erasing them;
+//             what
 //                 stayed where it was is an entry again at the end.
 // Locking: Device::lock, see there. Errors are the kernel driver's, in its order.
-// Lifetime: one an open file; registered with the bell from open() to destruction.
+// Lifetime: one an open file; it hears the bell where it has looked (mirror/span.h).
 
 #include "addr/addr.h"
 #include "base/alloc.h"
 #include "base/hash_map.h"
-#include "host/mmu_notifier.h"
 #include "mirror/device.h"
-#include "sync/invalidation_gate.h"
+#include "mirror/span.h"
 
 namespace stagetwo::mirror {
 
@@ -48,7 +49,7 @@ struct PageView {
   unsigned level = 1;  // of the entry: 1 is 4 KiB, 2 is 2 MiB, 3 is 1 GiB
 };
 
-class Mirror final : public host::MmuNotifier {
+class Mirror final {
  public:
   // Failure: ENOMEM.
   static Result<Box<Mirror>> open(unsigned unit);
@@ -82,20 +83,16 @@ class Mirror final : public host::MmuNotifier {
   static constexpr unsigned kMaxPages = 64;
   Result<void> snapshot(Hva first, unsigned count, PageView* out);
 
-  bool invalidate_range_start(const host::InvalidateEvent& event) override;
-  host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override;
-  void invalidate_range_end(const host::InvalidateEvent& event) override;
-  void release() override;
-
  private:
   friend class Device;
+  friend class Span;
   friend struct MirrorTestAccess;
   enum class Right : u8 { kRead, kWrite, kExclusive };
   struct Entry {
     Hva at;  // of the process, or of the device's memory
     Right right = Right::kRead;
     bool on_device = false;
-    bool suspended = false;
+    u64 suspended_by = 0;  // not to be used while that change is under way
   };
   // What a fault found, before it is stored.
   struct Found {
@@ -107,13 +104,21 @@ class Mirror final : public host::MmuNotifier {
 
   // The device's lock is ours: it calls under it.
   void forget(Hva at) TA_NO_ANALYSIS { entries_.erase(at.raw() >> kPageShift); }
+  // Is a change under way that may take what is behind the address?
+  [[nodiscard]] bool is_losing(Hva at) TA_NO_ANALYSIS {
+    const Box<Span>* span = spans_.find(Span::number_of(at));
+    return span != nullptr && (*span)->loses();
+  }
+  // The span of an address. Failure: EFAULT (nothing is mapped there, or the process ends), ENOMEM.
+  Result<Span*> span_of(Hva at);
   Entry* usable(Hva at, Access access) TA_REQ(device_ -> lock);
   Result<void> fault(Hva first, u64 pages, bool write);
   Result<void> fault_chunk(Hva first, unsigned count, bool write);
+  // Of `pages` from `at`, how many one step of a fault takes: no more than their span has.
+  static unsigned chunk_at(Hva at, u64 pages);
   Result<void> look_up(Hva first, unsigned count, bool write, Found* out);
   Result<Entry> look_up_page(Hva at, bool write, bool may_write);
-  bool changed(sync::InvalidationGate::Snapshot seen, Hva first, unsigned count) const;
-  Result<bool> store_found(sync::InvalidationGate::Snapshot seen, Hva first, unsigned count,
+  Result<bool> store_found(const Span& span, u64 seen, Hva first, unsigned count,
                            const Found& found);
   template <typename Copy>
   Result<void> transfer(Hva first, u64 pages, Access access, Transfer* done, Copy&& copy);
@@ -121,19 +126,20 @@ class Mirror final : public host::MmuNotifier {
   Result<unsigned> map_taken_chunk(Hva first, unsigned count, bool exclusive);
   Result<unsigned> enter_taken(Hva first, unsigned count, bool exclusive, const Prot* rights)
       TA_REQ(device_ -> lock);
+  Result<void> watch(HvaRange range);
   Result<void> map_resident(HvaRange range);
   u64 send_home(HvaRange piece);
   Result<void> view_chunk(Hva first, unsigned count, PageView* out);
   template <typename F>
   void for_entries(HvaRange range, F&& fn) TA_REQ(device_ -> lock);
   void erase_entries(HvaRange range) TA_REQ(device_ -> lock);
-  void forget_range(const host::InvalidateEvent& event) TA_REQ(device_ -> lock);
+  void suspend_entries(HvaRange range, u64 sequence) TA_REQ(device_ -> lock);
 
   Device* device_;
   Mirror* next_ = nullptr;  // of the device's mirrors; under its lock
   u64 file_device_ = 0;     // under the device's lock
   u64 file_inode_ = 0;
-  sync::InvalidationGate gate_;
+  HashMap<u64, Box<Span>> spans_ TA_GUARDED(device_->lock){"mirror.spans"};
   HashMap<u64, Entry> entries_ TA_GUARDED(device_->lock){"mirror.entries"};
 };
 

@@ -3,10 +3,12 @@
 // lib/test_hmm.c (dmirror_snapshot) over mm/hmm.c.
 
 #include "base/sys.h"
+#include "host/interval_notifier.h"
 #include "host/mapping_level.h"
 #include "host/process_map.h"
 #include "mirror/mirror.h"
 #include "sync/futex.h"
+#include "sync/try_mutex.h"
 
 namespace stagetwo::mirror {
 namespace {
@@ -23,6 +25,27 @@ PageView view_of(Hva at, const host::PageState& page, const host::Mapping& mappi
   }
   return view;
 }
+
+// For as long as the look takes, as the kernel's driver does it: a mirror need not have looked
+// there.
+class Watch final : public host::IntervalNotifier {
+ public:
+  explicit Watch(sync::Mutex* lock) : lock_(lock) {}
+  ~Watch() { remove(); }
+  bool invalidate(const host::InvalidateEvent& event, u64 sequence) override {
+    if (event.blockable) {
+      const sync::MutexGuard guard(*lock_);
+      set_sequence(sequence);
+      return true;
+    }
+    const sync::TryMutexGuard guard(*lock_);
+    if (guard.locked()) set_sequence(sequence);
+    return guard.locked();
+  }
+
+ private:
+  sync::Mutex* lock_;
+};
 
 }  // namespace
 
@@ -77,8 +100,10 @@ Result<void> Mirror::view_chunk(Hva first, unsigned count, PageView* out) {
 
 Result<void> Mirror::snapshot(Hva first, unsigned count, PageView* out) {
   const u64 end = sys::monotonic_ns() + kSnapshotTimeoutNs;
+  Watch watch(&device_->lock);
+  if (!watch.insert(first, u64{count} * kPageSize)) return refuse(EFAULT);
   while (sys::monotonic_ns() < end) {
-    const auto seen = gate_.snapshot();
+    const u64 seen = watch.read_begin();
     const auto viewed = view_chunk(first, count, out);
     if (!viewed && to_int(viewed.error()) == EBUSY) {
       sync::yield_thread();
@@ -86,7 +111,7 @@ Result<void> Mirror::snapshot(Hva first, unsigned count, PageView* out) {
     }
     ST_TRY(viewed);
     const sync::MutexGuard guard(device_->lock);
-    if (!changed(seen, first, count)) return {};
+    if (!watch.read_retry(seen)) return {};
   }
   return refuse(EBUSY);
 }

@@ -338,9 +338,6 @@ namespace {
 
 struct IntervalSubscriber {
   static constexpr bool kHoldsAnything = false;
-  ~IntervalSubscriber() {
-    for (auto& user : users_) user.join();
-  }
   HvaRange mine() { return host::kMine; }
   HvaRange foreign() { return host::kOther; }
   template <typename F>
@@ -352,16 +349,8 @@ struct IntervalSubscriber {
     }
     return true;
   }
-  // Whoever reads waits for the change, so another thread does, and this one for a while for it.
   bool may_use_now(Hva page) {
-    auto used = std::make_shared<std::atomic<bool>>(false);
-    users_.emplace_back([this, page, used] { *used = may_use(page); });
-    const auto closed = [&] { return host::debug_intervals_changing(); };
-    for (int i = 0; i < 1000 || (!closed() && !*used); ++i) {
-      if (*used) return true;
-      std::this_thread::yield();
-    }
-    return *used;
+    return users_.can([this, page] { return may_use(page); });
   }
   bool still_holds(Hva) { return cache_.cached() != 0; }
   template <typename F>
@@ -370,7 +359,7 @@ struct IntervalSubscriber {
   }
   const void* cookie() { return &cache_; }
   host::Cache cache_;
-  std::vector<std::thread> users_;
+  PatientUsers users_;
 };
 
 }  // namespace

@@ -127,6 +127,19 @@ TEST_P(Coherent, WhatIsDiscardedIsTheDevicesNoMore) {
   EXPECT_EQ(Where::kResidentHere, where(*near_, 2));
 }
 
+// A change that may not wait takes what is behind its addresses like any other.
+TEST_P(Coherent, WhatGoesInAChangeThatMayNotWaitIsTheDevicesNoMore) {
+  ASSERT_TRUE(near_->migrate_to_device(range(0, 2)));
+  {
+    const host::InvalidateSection section({range(0, 1), host::EventKind::kClear, nullptr, false});
+    ASSERT_TRUE(section.begun()) << "nobody is busy";
+    ASSERT_EQ(0, ::madvise(page(0), kPageSize, MADV_DONTNEED));
+  }
+  fill(0, 50);
+  EXPECT_EQ(Where::kSystem, where(*near_, 0));
+  EXPECT_EQ(Where::kResidentHere, where(*near_, 1));
+}
+
 TEST_P(Coherent, AnUnmapThatNobodyAnnouncedIsFoundByTheNextLook) {
   ASSERT_TRUE(near_->migrate_to_device(range(0, 1)));
   ASSERT_EQ(0, ::madvise(page(0), kPageSize, MADV_DONTNEED));

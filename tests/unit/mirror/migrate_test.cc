@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <functional>
 #include <thread>
 
 #include "host/page_owner.h"
@@ -135,32 +134,11 @@ TEST_P(Migration, AWriteOfTheDeviceTurnsAnExclusivePageIntoASharedOne) {
   EXPECT_TRUE(one_->has_exclusive(range(0, 2))) << "the other one still is";
 }
 
-// Does something when a migration of the device has just ended.
-class AtTheEnd final : public host::MmuNotifier {
- public:
-  AtTheEnd(mirror::Mirror& device, std::function<void()> what)
-      : device_(device), what_(std::move(what)) {
-    EXPECT_TRUE(host::register_notifier(this));
-  }
-  ~AtTheEnd() { host::unregister_notifier(this); }
-  bool invalidate_range_start(const host::InvalidateEvent&) override { return true; }
-  void invalidate_range_end(const host::InvalidateEvent& event) override {
-    if (event.owner != &device_) return;
-    ++ends;
-    what_();
-  }
-  unsigned ends = 0;
-
- private:
-  mirror::Mirror& device_;
-  std::function<void()> what_;
-};
-
 // An entry that leads to the process's page goes with the page: a device that followed it under its
 // lock would wait for a touch that waits for the lock.
 TEST_P(Migration, AnEntryOfThePageThatMovedIsGoneBeforeTheMigrationEnds) {
   EXPECT_EQ(1, read_page(*one_, 0));
-  AtTheEnd reader(*one_, [this] { read_back(*one_, 1); });
+  test::AtTheEnd reader(*one_, [this] { read_back(*one_, 1); });
   ASSERT_TRUE(one_->migrate_to_device(range(0, 2)));
   EXPECT_EQ(1u, reader.ends);
   EXPECT_TRUE(host::is_absent(at(0)));
@@ -168,7 +146,7 @@ TEST_P(Migration, AnEntryOfThePageThatMovedIsGoneBeforeTheMigrationEnds) {
 }
 
 TEST_P(Migration, RightsLostBeforeTheDeviceMapsItsPagesAreNotTheDevices) {
-  AtTheEnd protector(*one_, [this] {
+  test::AtTheEnd protector(*one_, [this] {
     std::thread([this] {
       protect(PROT_NONE, 0, 1);
       protect(PROT_READ, 1, 1);

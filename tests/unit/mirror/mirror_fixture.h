@@ -7,14 +7,37 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "host/backstop.h"
 #include "host/change.h"
 #include "mirror/mirror.h"
+#include "tests/support/mirror_access.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo::test {
+
+// Does something when a migration of the device has just ended.
+class AtTheEnd final : public host::MmuNotifier {
+ public:
+  AtTheEnd(mirror::Mirror& device, std::function<void()> what)
+      : device_(device), what_(std::move(what)) {
+    EXPECT_TRUE(host::register_notifier(this));
+  }
+  ~AtTheEnd() { host::unregister_notifier(this); }
+  bool invalidate_range_start(const host::InvalidateEvent&) override { return true; }
+  void invalidate_range_end(const host::InvalidateEvent& event) override {
+    if (event.owner != mirror::MirrorTestAccess::cookie(device_)) return;
+    ++ends;
+    what_();
+  }
+  unsigned ends = 0;
+
+ private:
+  mirror::Mirror& device_;
+  std::function<void()> what_;
+};
 
 class MirrorTest : public testing::Test {
  protected:
