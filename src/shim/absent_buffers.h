@@ -171,6 +171,19 @@ auto with_buffers(Describe&& describe, F&& call) {
   }
 }
 
+// Of a call that answers its error in place of errno.
+template <typename Describe, typename F>
+int with_buffers_and_error(Describe&& describe, F&& call) {
+  const int before = errno;
+  const int result = with_buffers(describe, [&] {
+    const int error = call();
+    if (error == EFAULT) errno = EFAULT;
+    return error == EFAULT ? -1 : error;
+  });
+  errno = before;
+  return result == -1 ? EFAULT : result;
+}
+
 // Whether it matters or not.
 template <typename Describe, typename F>
 auto with_held(Describe&& describe, F&& call) {
