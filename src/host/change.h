@@ -50,6 +50,20 @@ template <typename T>
   return result.has_value();
 }
 
+// A call that is not made, because there is no memory for what has to come first.
+template <typename T>
+[[nodiscard]] T no_memory() {
+  if constexpr (std::is_integral_v<T>) {
+    errno = ENOMEM;
+    return -1;
+  } else if constexpr (std::is_pointer_v<T>) {
+    errno = ENOMEM;
+    return static_cast<T>(MAP_FAILED);
+  } else {
+    return refuse(ENOMEM);
+  }
+}
+
 // Where mremap put the range; for other calls, where it was.
 template <typename T>
 [[nodiscard]] Hva new_place(const T& result, Hva start) {
@@ -86,12 +100,15 @@ auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call
   if (!range) return std::forward<F>(system_call)();
   const InvalidateSection section(InvalidateEvent{*range, kind});
   OwnedChange absent(*range, what);
-  PinnedChange pinned(*range, what, kept);
-  if constexpr (std::is_void_v<decltype(system_call())>) {
+  using Answer = decltype(system_call());
+  if constexpr (std::is_void_v<Answer>) {
+    PinnedChange pinned(*range, what, kept);
     std::forward<F>(system_call)();  // cannot fail
     absent.succeeded();
     pinned.succeeded(range->start());
   } else {
+    if (absent.refused()) return no_memory<Answer>();
+    PinnedChange pinned(*range, what, kept);
     auto result = std::forward<F>(system_call)();
     if (has_changed(result, kind)) {
       absent.succeeded();
@@ -132,6 +149,7 @@ auto gain(u64 start, u64 size, F&& system_call) {
   const std::optional<HvaRange> range = pages_of(start, size);
   if (!range || (!owners_active() && !pins_active())) return std::forward<F>(system_call)();
   const OwnedChange absent(*range, Announced::kProtects);
+  if (absent.refused()) return no_memory<decltype(system_call())>();
   const PinnedChange pinned(*range, Announced::kProtects, kWholeRange);
   return std::forward<F>(system_call)();
 }

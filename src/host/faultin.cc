@@ -115,7 +115,8 @@ Result<void> faultin(Hva page, Access access, Ask first) {
   // for again; a refusal that no owner had part in stands.
   for (int asked = 0;; ++asked) {
     const u64 turn = owners_turn();
-    if (bring_back(page) == BringBack::kLost) return refuse(EFAULT);
+    const BringBack owners = bring_back(page);
+    if (owners == BringBack::kLost || owners == BringBack::kStuck) return refuse(EFAULT);
     const Result<void> done = ask(page, access, first);
     if (done || to_int(done.error()) == EHWPOISON || !kernel_meets_hidden_pages()) return done;
     if (asked == kMaxAsks || (owners_turn() == turn && !is_absent(page))) return done;

@@ -26,8 +26,12 @@ class OwnedChange {
   ~OwnedChange();
   OwnedChange(const OwnedChange&) = delete;
   OwnedChange& operator=(const OwnedChange&) = delete;
-  // The system call succeeded. Without it everything is as before.
+  // The system call succeeded. Without it everything is as before, but for what a call that failed
+  // halfway has unmapped.
   void succeeded() { succeeded_ = true; }
+  // Absent pages that the call must not find could not be brought back: it is not to be made, and
+  // answers ENOMEM.
+  [[nodiscard]] bool refused() const { return refused_; }
 
  private:
   friend class OwnerTable;
@@ -36,6 +40,7 @@ class OwnedChange {
   bool open_ = false;
   bool succeeded_ = false;
   bool met_pages_ = false;
+  bool refused_ = false;
   OwnedChange* next_ = nullptr;  // of those open; under the table lock
 };
 

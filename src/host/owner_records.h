@@ -11,6 +11,9 @@
 //   kFilling   that toucher                   waits                  none, kAbsent (retry), kLost
 //   kClosing   the change that discards it    waits                  none, kAbsent (it failed)
 //   kLost      nobody                         bus error              none (discarded)
+//
+// kAbsent without an owner: the bytes are in place, but the kernel did not give the page its rights
+// back (vm.max_map_count). Whoever touches it tries again, together with its neighbours.
 
 #include "host/page_transit.h"
 
@@ -19,12 +22,14 @@ namespace stagetwo::host {
 enum class PageStage : u8 { kTaking, kReading, kAbsent, kFilling, kClosing, kLost };
 
 struct PageRecord {
-  PageOwner* owner = nullptr;
+  PageOwner* owner = nullptr;  // null: see above
   Hva at;
   PageStage stage = PageStage::kTaking;
   Hiding hiding = Hiding::kUserfault;
   Prot prot;  // of private memory; of shared memory each view has its own
   bool writable = false;
+
+  [[nodiscard]] bool in_place() const { return owner == nullptr; }
 };
 
 // A record somebody works on, and where the process sees its page.

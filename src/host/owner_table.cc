@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/owner_table.h"
 
+#include <algorithm>
 #include <climits>
 
 #include "base/check.h"
@@ -183,13 +184,11 @@ bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
   ST_DCHECK(taken == transit.left());
   {
     const sync::MutexGuard guard(lock_);
-    if (taken) {
-      pages_.find(key)->stage = PageStage::kAbsent;
-      ++counts_.taken;
-    } else {
-      erase(key);
-      ++counts_.refused_owner;
-    }
+    PageRecord* record = pages_.find(key);
+    ++(taken ? counts_.taken : counts_.refused_owner);
+    if (taken || transit.is_hidden()) record->stage = PageStage::kAbsent;
+    if (transit.is_hidden()) record->owner = nullptr;
+    if (record->stage != PageStage::kAbsent) erase(key);
     turn_over();
   }
   transit.wake();
@@ -204,24 +203,30 @@ void OwnerTable::reading(PageKey key, bool on) {
 // ---- bringing back --------------------------------------------------------------------------
 
 BringBack OwnerTable::bring_back(PageKey key) {
+  const BringBack outcome = bring_back_one(key);
+  return outcome == BringBack::kStuck ? show_run(key) : outcome;
+}
+
+BringBack OwnerTable::bring_back_one(PageKey key) {
   bool waited = false;
   for (;;) {
     u32 seen = 0;
-    PageJob mine;
-    bool is_mine = false;
+    PageJob job;
+    bool mine = false;
     {
       const sync::MutexGuard guard(lock_);
       PageRecord* record = pages_.find(key);
       if (record == nullptr) return waited ? BringBack::kBack : BringBack::kNotAbsent;
-      if (record->stage == PageStage::kLost) return BringBack::kLost;
-      if (record->stage == PageStage::kAbsent || !ST_GUARD(owners_filling, true)) {
-        record->stage = PageStage::kFilling;
-        mine = {*record, views_at(key, *record)};
-        is_mine = true;
-      }
+      const bool lost = record->stage == PageStage::kLost;
+      mine = !lost && (record->stage == PageStage::kAbsent || !ST_GUARD(owners_filling, true));
+      if (mine) record->stage = PageStage::kFilling;
+      if (mine || lost) job = {*record, views_at(key, *record)};
       seen = turn_.load(sync::kAcquire);
     }
-    if (is_mine) return fill(key, mine);
+    if (mine) return fill(key, job);
+    if (job.record.stage == PageStage::kLost) {
+      return fell_away(key, job) ? BringBack::kNotAbsent : BringBack::kLost;
+    }
     waited = true;
     wait_turn(seen);  // progress: who has the page waits for none of us
   }
@@ -232,14 +237,21 @@ BringBack OwnerTable::fill(PageKey key, const PageJob& job) {
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, key.object, key.index);
   const PageRecord& record = job.record;
   PageTransit transit = transit_of(key, job);
-  const BringBack outcome = record.owner->bring_back({key, record.at, record.writable}, transit);
+  BringBack outcome = BringBack::kBack;
+  if (record.in_place()) {
+    transit.show();
+  } else {
+    outcome = record.owner->bring_back({key, record.at, record.writable}, transit);
+  }
+  const bool hidden = outcome == BringBack::kBack && transit.is_hidden();
+  if (hidden || (outcome == BringBack::kRetry && transit.no_room())) outcome = BringBack::kStuck;
   if (outcome == BringBack::kLost) transit.make_lost();
-  finish(key, outcome);
+  finish(key, outcome, hidden);
   transit.wake();
   return outcome;
 }
 
-void OwnerTable::finish(PageKey key, BringBack outcome) {
+void OwnerTable::finish(PageKey key, BringBack outcome, bool in_place) {
   const sync::MutexGuard guard(lock_);
   if (outcome == BringBack::kBack) {
     ++counts_.back;
@@ -247,9 +259,23 @@ void OwnerTable::finish(PageKey key, BringBack outcome) {
   } else {
     const bool lost = outcome == BringBack::kLost;
     ++(lost ? counts_.lost : counts_.retries);
-    pages_.find(key)->stage = lost ? PageStage::kLost : PageStage::kAbsent;
+    PageRecord* record = pages_.find(key);
+    record->stage = lost ? PageStage::kLost : PageStage::kAbsent;
+    if (in_place) record->owner = nullptr;
   }
   turn_over();
+}
+
+// A lost page whose address means something else by now, which nobody announced. True: its record
+// is gone.
+bool OwnerTable::fell_away(PageKey key, const PageJob& lost) {
+  if (key.object != kPrivateMemory || transit_of(key, lost).stands()) return false;
+  const auto shown = shown_mapping_at(lost.record.at);
+  if (shown && shown->file_backed) return false;  // what make_bus_error() maps
+  const sync::MutexGuard guard(lock_);
+  const PageRecord* record = pages_.find(key);
+  if (record != nullptr && record->stage == PageStage::kLost) erase(key);
+  return true;
 }
 
 void OwnerTable::resolve(const userfault::Touch& touch) {
@@ -341,12 +367,12 @@ bool OwnerTable::settle_for(OwnedChange& change, u32* seen) {
   return settled;
 }
 
-// What a change may not find absent.
-void OwnerTable::fetch_for(const OwnedChange& change) {
+// What a change may not find absent. False: some of it still is.
+bool OwnerTable::fetch_for(const OwnedChange& change) {
   const Announced what = change.what_;
-  if (what == Announced::kClears || what == Announced::kPunches) return;
+  if (what == Announced::kClears || what == Announced::kPunches) return true;
   PageKey keys[kBatch];
-  for (unsigned asked = 0; asked < kMostAsks; ++asked) {
+  for (unsigned asked = 0; asked < kMostAsks;) {
     const unsigned count =
         collect(change.reach_, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
           const bool wanted =
@@ -354,12 +380,13 @@ void OwnerTable::fetch_for(const OwnedChange& change) {
               (what == Announced::kProtects && record.hiding == Hiding::kProtection);
           return wanted && record.stage != PageStage::kLost;
         });
-    if (count == 0) return;
-    bool later = false;
-    for (unsigned i = 0; i < count; ++i) later |= bring_back(keys[i]) == BringBack::kRetry;
-    if (!later) asked = 0;
+    if (count == 0) return true;
+    unsigned asks = 0;
+    for (unsigned i = 0; i < count; ++i) asks = std::max(asks, asks_of(bring_back(keys[i])));
+    asked = asks == 0 ? 0 : asked + asks;
     sync::yield_thread();
   }
+  return false;
 }
 
 void OwnerTable::open_change(OwnedChange* change) {
@@ -368,20 +395,14 @@ void OwnerTable::open_change(OwnedChange* change) {
     change->next_ = changes_;
     changes_ = change;
   }
-  fetch_for(*change);
+  change->refused_ = !fetch_for(*change);
   if (change->what_ == Announced::kMoves || change->what_ == Announced::kProtects) return;
   u32 seen = 0;
   while (!settle_for(*change, &seen)) wait_turn(seen);
 }
 
 void OwnerTable::close_change(OwnedChange* change) {
-  if (change->met_pages_) {
-    if (change->succeeded_) {
-      discard_closing(change->reach_, change->what_);
-    } else {
-      reopen_closing(change->reach_);
-    }
-  }
+  if (change->met_pages_) settle_closing(*change);
   {
     const sync::MutexGuard guard(lock_);
     if (change->reach_.object == kPrivateMemory && change->what_ != Announced::kClears &&
@@ -406,14 +427,16 @@ void OwnerTable::wake(const Reach& reach) {
   }
 }
 
-void OwnerTable::discard_closing(const Reach& reach, Announced what) {
+// The pages that waited for the change's end.
+void OwnerTable::settle_closing(const OwnedChange& change) {
   PageKey keys[kBatch];
   for (;;) {
-    const unsigned count =
-        collect(reach, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
-          const bool dies = key.object == kPrivateMemory || what == Announced::kPunches;
-          return record.stage == PageStage::kClosing || (dies && record.stage == PageStage::kLost);
-        });
+    const auto waits = [&](const PageKey& key, const PageRecord& record) {
+      const bool dies = key.object == kPrivateMemory || change.what_ == Announced::kPunches;
+      const bool lost = change.succeeded_ && dies && record.stage == PageStage::kLost;
+      return record.stage == PageStage::kClosing || lost;
+    };
+    const unsigned count = collect(change.reach_, keys, kBatch, waits);
     if (count == 0) return;
     for (unsigned i = 0; i < count; ++i) {
       PageJob job;
@@ -423,22 +446,28 @@ void OwnerTable::discard_closing(const Reach& reach, Announced what) {
         if (record == nullptr) continue;
         job = {*record, views_at(keys[i], *record)};
       }
-      if (job.record.stage == PageStage::kClosing) {
-        job.record.owner->discard({keys[i], job.record.at, job.record.writable});
-        if (what != Announced::kUnmaps) transit_of(keys[i], job).undo();
-      }
-      const sync::MutexGuard guard(lock_);
-      ++counts_.discarded;
-      erase(keys[i]);
+      settle_page(change, keys[i], job);
     }
   }
 }
 
-void OwnerTable::reopen_closing(const Reach& reach) {
-  collect(reach, nullptr, 1, [](const PageKey&, PageRecord& record) {
-    if (record.stage == PageStage::kClosing) record.stage = PageStage::kAbsent;
-    return false;
-  });
+// A call that failed may have unmapped the page all the same: mmap unmaps first and asks the file
+// then.
+void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJob& job) {
+  PageTransit transit = transit_of(key, job);
+  const bool closing = job.record.stage == PageStage::kClosing;
+  const bool unmaps = change.what_ == Announced::kUnmaps;
+  const bool dies = change.succeeded_ || (unmaps && ST_GUARD(owners_failed, !transit.stands()));
+  if (dies && closing && !job.record.in_place()) {
+    job.record.owner->discard({key, job.record.at, job.record.writable});
+  }
+  if (dies && closing && !unmaps && job.record.hiding == Hiding::kProtection) transit.show();
+  const sync::MutexGuard guard(lock_);
+  PageRecord* record = pages_.find(key);
+  if (dies) ++counts_.discarded;
+  if (dies && !transit.is_hidden()) return erase(key);
+  if (dies) record->owner = nullptr;
+  record->stage = PageStage::kAbsent;
 }
 
 // ---- fork -----------------------------------------------------------------------------------
@@ -499,13 +528,11 @@ void OwnerTable::before_fork() {
       });
     }
     if (count == 0 && !takers) return;
-    bool later = false;
-    static_cast<void>(bring_back_keys(keys, count, &later));
+    unsigned asks = 0;
+    static_cast<void>(bring_back_keys(keys, count, &asks));
     if (takers && count == 0) wait_turn(seen);
-    if (later) {
-      ++asked;
-      sync::yield_thread();
-    }
+    if (asks != 0) sync::yield_thread();
+    asked += asks;
   }
 }
 
@@ -522,7 +549,10 @@ void OwnerTable::lose_in_child() {
   const sync::MutexGuard guard(lock_);
   pages_.for_each([&](const PageKey& key, const PageRecord& record) {
     lock_.assert_held();
-    PageTransit(key, views_at(key, record), Hiding::kProtection, this).make_lost();
+    for (const PageView& view : views_at(key, record)) {
+      const bool there = record.in_place() && allow_pages(page_at(view.at), view.prot);
+      if (!there) PageTransit::make_bus_error(view.at);
+    }
   });
 }
 

@@ -36,7 +36,8 @@ class OwnerTable final : public TransitWatcher {
   // All mappings of the object, in place of what was known. Answers the layout they belong to.
   // Failure: ENOMEM, what kept the kernel from telling.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
-  // The kernel shows private memory there: a view of it was unmapped behind our back.
+  // The kernel shows private memory there, one mapping: a view of it was unmapped behind our back,
+  // or private memory with absent pages.
   void note_private(HvaRange range);
   // The views known of the object, at most `room`.
   unsigned views_of(u64 object, SharedView* out, unsigned room);
@@ -48,7 +49,7 @@ class OwnerTable final : public TransitWatcher {
   // brings everything back is open over it.
   bool stop_watching(HvaRange range);
 
-  BringBack bring_back(PageKey key);
+  BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
   BringBack bring_back(Hva at) { return bring_back(key_of(at)); }
   // Everything of it; answers how many came back. A page that its owner cannot bring back now is
   // asked for kMostAsks times.
@@ -87,10 +88,14 @@ class OwnerTable final : public TransitWatcher {
  private:
   bool drop_if_stale(PageKey key, const PageJob& job);
   bool enter(PageKey key, u32 layout, PageJob* job);
+  BringBack bring_back_one(PageKey key);
+  BringBack show_run(PageKey key);
+  void mark_in_place(Hva at, const HvaRange& mapping, HvaRange* run) TA_REQ(lock_);
+  bool fell_away(PageKey key, const PageJob& lost);
   unsigned bring_back_run(const PageKey* keys, unsigned count);
-  u64 bring_back_keys(PageKey* keys, unsigned count, bool* later);
+  u64 bring_back_keys(PageKey* keys, unsigned count, unsigned* asks);
   BringBack fill(PageKey key, const PageJob& job);
-  void finish(PageKey key, BringBack outcome);
+  void finish(PageKey key, BringBack outcome, bool in_place);
   enum class Refusal : u8 { kNone, kChange, kHeld };
   Refusal refusal(PageKey key, const PageViews& views) TA_REQ(lock_);
   bool refuses(PageKey key, const PageViews& views) TA_REQ(lock_);
@@ -107,16 +112,17 @@ class OwnerTable final : public TransitWatcher {
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);
   // A page began or ceased to be absent. Its record is in the table, or was.
+  void drop_unwatched(HvaRange piece);
   void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
   void forget_spans() TA_REQ(lock_);
   [[nodiscard]] u64 absent_in(HvaRange range, u64 object) TA_REQ(lock_);
   [[nodiscard]] bool insert(PageKey key, const PageRecord& record) TA_REQ(lock_);
   void erase(PageKey key) TA_REQ(lock_);
-  void discard_closing(const Reach& reach, Announced what);
   PageTransit transit_of(PageKey key, const PageJob& job);
-  void reopen_closing(const Reach& reach);
   bool settle_for(OwnedChange& change, u32* seen);
-  void fetch_for(const OwnedChange& change);
+  [[nodiscard]] bool fetch_for(const OwnedChange& change);
+  void settle_closing(const OwnedChange& change);
+  void settle_page(const OwnedChange& change, PageKey key, const PageJob& job);
   void wake(const Reach& reach);
 
   sync::Mutex lock_{sync::Rank::kOwners};
@@ -149,6 +155,11 @@ class OwnerTable final : public TransitWatcher {
 inline constexpr unsigned kBatch = 256;
 // Of a page whose owner says "not now": who cannot wait any longer goes on without it.
 inline constexpr unsigned kMostAsks = 4096;
+// How many of them an outcome is worth. The kernel changes its mind less often than an owner.
+constexpr unsigned asks_of(BringBack outcome) {
+  if (outcome == BringBack::kStuck) return kMostAsks / 16;
+  return outcome == BringBack::kRetry ? 1 : 0;
+}
 
 constexpr PageKey private_key(Hva at) {
   return {kPrivateMemory, at.raw() >> kPageShift};

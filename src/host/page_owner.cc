@@ -76,10 +76,10 @@ u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u
 // that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
 Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
                          PageOwner* owner, Which which, u32 layout, Hva* reached) {
+  table.note_private(piece);
   const auto hiding = watch_pages(piece, mapping);
   if (!hiding) return u64{0};
   if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
-  table.note_private(piece);
   u64 taken = 0;
   PageState states[kMaxPageStates];
   PageRecord wanted[kMaxPageStates];
@@ -219,7 +219,13 @@ u64 owners_turn() {
 bool resolve_signal(Hva at, Access access) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   if (table == nullptr || !table->ever_protected()) return false;
-  if (table->bring_back(at) != BringBack::kNotAbsent) return true;
+  const BringBack outcome = table->bring_back(at);
+  if (outcome == BringBack::kLost || outcome == BringBack::kStuck) {
+    // What the kernel shows now: a bus error, or the same fault for ever.
+    const auto shown = shown_mapping_at(page_floor(at));
+    return shown && shown->prot.allows(access);
+  }
+  if (outcome != BringBack::kNotAbsent) return true;
   // Another thread may have brought it back between the fault and this line.
   const auto mapping = mapping_at(page_floor(at));
   return mapping && mapping->prot.allows(access);

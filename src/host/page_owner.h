@@ -28,6 +28,8 @@
 // another thread may be made under.
 // Lifetime: an owner is borrowed while it has pages.
 
+#include <string_view>
+
 #include "addr/addr.h"
 #include "base/bits.h"
 #include "base/result.h"
@@ -91,6 +93,7 @@ enum class BringBack : u8 {
   kBack,       // it was brought back, by this call or by one it waited for
   kRetry,      // it could not be now (no memory): ask again
   kLost,       // its bytes are gone for good
+  kStuck,      // they are in place, but the kernel gives the page no rights: no owner's answer
 };
 
 class PageOwner {
@@ -169,6 +172,10 @@ void owners_see_mapping(HvaRange made);
 [[nodiscard]] bool is_absent(Hva at);
 // Of a page hidden behind PROT_NONE: what the client may do with it; *range becomes this page.
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot);
+
+// Who tells the user, once, that a touch fails because the kernel gives a page no rights (kStuck).
+using SayWarning = void (*)(std::string_view what, std::string_view name);
+void set_owner_warning(SayWarning say);
 
 // Would a touch by the kernel itself, in a system call, meet a page that nobody brings back for it?
 [[nodiscard]] bool kernel_meets_hidden_pages();

@@ -9,6 +9,27 @@
 #include "sync/futex.h"
 
 namespace stagetwo::host {
+namespace {
+
+bool is_there(BringBack outcome) {
+  return outcome == BringBack::kBack || outcome == BringBack::kStuck;
+}
+
+constinit sync::Atomic<SayWarning> warning{nullptr};
+
+void warn_of_stuck_page() {
+  // Taken out: once.
+  const SayWarning say = warning.exchange(nullptr, sync::kRelaxed);
+  if (say == nullptr) return;
+  say("the kernel gives a page that came back no rights (vm.max_map_count?): touching it fails",
+      {});
+}
+
+}  // namespace
+
+void set_owner_warning(SayWarning say) {
+  warning.store(say, sync::kRelaxed);
+}
 
 unsigned OwnerTable::take_run(const PageRecord* fresh, unsigned pages, u32 layout) {
   unsigned entered = 0;
@@ -85,7 +106,76 @@ unsigned OwnerTable::bring_back_run(const PageKey* keys, unsigned count) {
   return back;
 }
 
-u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, bool* later) {
+// ---- pages the kernel shows together only -----------------------------------------------------
+//
+// One page in the middle of what is hidden becomes a mapping of its own, and what is left of it
+// two. A process that has as many mappings as it may (vm.max_map_count) cannot have that; all that
+// is hidden in one mapping can be shown at once, though, which makes none. So the neighbours come
+// back, too, and the rights change for all of them.
+
+// Of those that are in place and have the same rights, the neighbours of `at`; they are being
+// filled from now on.
+void OwnerTable::mark_in_place(Hva at, const HvaRange& mapping, HvaRange* run) {
+  const auto mine = [&](Hva page) TA_REQ(lock_) -> PageRecord* {
+    PageRecord* record = mapping.contains(page) ? pages_.find(private_key(page)) : nullptr;
+    const bool stuck = record != nullptr && record->in_place() &&
+                       record->stage == PageStage::kAbsent && record->at == page;
+    return stuck ? record : nullptr;
+  };
+  const PageRecord* middle = mine(at);
+  if (middle == nullptr) return;
+  const Prot prot = middle->prot;
+  const auto is_like = [&](Hva page) TA_REQ(lock_) {
+    const PageRecord* record = mine(page);
+    return record != nullptr && record->prot == prot;
+  };
+  Hva first = at;
+  Hva end = at + kPageSize;
+  while (first > mapping.start() && is_like(first - kPageSize)) first = first - kPageSize;
+  while (is_like(end)) end = end + kPageSize;
+  for (Hva page = first; page < end; page += kPageSize) mine(page)->stage = PageStage::kFilling;
+  *run = HvaRange(first, end - first);
+}
+
+BringBack OwnerTable::show_run(PageKey key) {
+  PageRecord record;
+  if (!find(key, &record)) return BringBack::kBack;
+  const auto mapping = shown_mapping_at(record.at);
+  if (!mapping || key.object != kPrivateMemory) {
+    warn_of_stuck_page();
+    return BringBack::kStuck;
+  }
+  const auto fetch = [&](Hva page) {
+    PageRecord near;
+    const bool hidden = find(private_key(page), &near) && near.hiding == Hiding::kProtection;
+    return hidden && is_there(bring_back_one(private_key(page)));
+  };
+  for (Hva at = record.at; at > mapping->range.start() && fetch(at - kPageSize);)
+    at = at - kPageSize;
+  for (Hva at = record.at + kPageSize; mapping->range.contains(at) && fetch(at);)
+    at = at + kPageSize;
+  HvaRange run;
+  {
+    const sync::MutexGuard guard(lock_);
+    mark_in_place(record.at, mapping->range, &run);
+  }
+  if (run.empty()) return BringBack::kRetry;  // somebody else has it in hand
+  const bool shown = allow_pages(run, record.prot);
+  const sync::MutexGuard guard(lock_);
+  for (Hva at = run.start(); at < run.end(); at += kPageSize) {
+    if (shown) {
+      erase(private_key(at));
+    } else {
+      pages_.find(private_key(at))->stage = PageStage::kAbsent;
+    }
+  }
+  if (shown) counts_.back += run.size() / kPageSize;
+  turn_over();
+  if (!shown) warn_of_stuck_page();
+  return shown ? BringBack::kBack : BringBack::kStuck;
+}
+
+u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
   std::sort(keys, keys + count, [](PageKey a, PageKey b) {
     return a.object != b.object ? a.object < b.object : a.index < b.index;
   });
@@ -103,7 +193,7 @@ u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, bool* later) {
     if (moved == run) continue;
     const BringBack outcome = bring_back(keys[i++]);
     if (outcome == BringBack::kBack) ++back;
-    if (outcome == BringBack::kRetry) *later = true;
+    *asks = std::max(*asks, asks_of(outcome));
   }
   return back;
 }
@@ -116,12 +206,10 @@ u64 OwnerTable::bring_back_all(const Reach& reach) {
         reach, keys, kBatch,
         [](const PageKey&, const PageRecord& record) { return record.stage != PageStage::kLost; });
     if (count == 0) return back;
-    bool later = false;
-    back += bring_back_keys(keys, count, &later);
-    if (later) {
-      ++asked;
-      sync::yield_thread();
-    }
+    unsigned asks = 0;
+    back += bring_back_keys(keys, count, &asks);
+    if (asks != 0) sync::yield_thread();
+    asked += asks;
   }
   return back;
 }

@@ -4,6 +4,9 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+
+#include "base/failpoint.h"
 #include "base/guard.h"
 #include "base/sys.h"
 #include "host/access.h"
@@ -47,6 +50,11 @@ bool is(const Result<void>& result, int error) {
 }
 
 }  // namespace
+
+bool allow_pages(HvaRange pages, Prot prot) {
+  if (failpoint::should_fail("host.page_rights")) return false;
+  return sys::mprotect(pointer(pages.start()), pages.size(), bits_of(prot)).has_value();
+}
 
 Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping) {
   // Of a file's private mapping userfaultfd takes nothing; shared memory it does.
@@ -111,20 +119,28 @@ bool PageTransit::copy_protected(Hva place) {
     // Behind a private page's protection its old bytes stay; the file is made smaller.
     if (got && *got == kPageSize && (!shared() || drop())) return true;
   }
-  undo();
+  show();
   return false;
 }
 
-// A change nobody announced may have put something else there.
-bool PageTransit::still_hidden() const {
-  const auto shown = shown_mapping_at(at());
+bool PageTransit::hides(const PageView& view) const {
+  const auto shown = shown_mapping_at(view.at);
   return shown && shown->shared == shared() && !shown->prot.read && !shown->prot.write;
+}
+
+bool PageTransit::stands(const PageView& view) const {
+  return hiding_ == Hiding::kUserfault ? userfault::is_watched(view.at) : hides(view);
+}
+bool PageTransit::stands() const {
+  return std::any_of(views_.begin(), views_.end(),
+                     [&](const PageView& view) { return stands(view); });
 }
 
 // Behind the protection of shared memory the kernel writes for nobody: a second mapping of the page
 // lasts as long as the copy.
-bool PageTransit::put_through_alias(const void* page) {
-  const auto alias = sys::mremap(pointer(at()), 0, kPageSize, MREMAP_MAYMOVE, nullptr);
+bool PageTransit::put_through_alias(Hva at, const void* page) {
+  if (failpoint::should_fail("host.page_alias")) return false;
+  const auto alias = sys::mremap(pointer(at), 0, kPageSize, MREMAP_MAYMOVE, nullptr);
   if (!alias) return false;
   const bool put = sys::mprotect(*alias, kPageSize, PROT_READ | PROT_WRITE) &&
                    copy_to(Hva(reinterpret_cast<u64>(*alias)), page, kPageSize) == kPageSize;
@@ -133,24 +149,38 @@ bool PageTransit::put_through_alias(const void* page) {
 }
 
 bool PageTransit::put_behind_protection(const void* page) {
-  if (!still_hidden()) return true;
+  const PageView* view =
+      std::find_if(views_.begin(), views_.end(), [&](const PageView& one) { return hides(one); });
+  // The client unmapped it behind our back. Nobody wants the bytes of private memory; a file may
+  // still have a descriptor.
+  if (view == views_.end()) return !shared();
   if (shared()) {
-    if (!put_through_alias(page)) return false;
+    no_room_ = !put_through_alias(view->at, page);
+    if (no_room_) return false;
   } else {
     const auto fd = memory.get();
     if (!fd) return false;
-    const off_t there = static_cast<off_t>(at().raw());
+    const off_t there = static_cast<off_t>(view->at.raw());
     const auto put = sys::pwrite(*fd, page, kPageSize, there);
     // Not even to be read: the file ends before it by now. The client's touch is to find that out.
     char any = 0;
     const bool gone = !put && !sys::pread(*fd, &any, 1, there);
     if (!gone && (!put || *put != kPageSize)) return false;
   }
-  bool all = true;
-  for (const PageView& view : views_) {
-    all = sys::mprotect(pointer(view.at), kPageSize, bits_of(view.prot)).has_value() && all;
+  if (shared()) {
+    show();
+  } else {
+    hidden_ = !allow_pages(page_at(view->at), view->prot);
   }
-  return all;
+  return true;
+}
+
+bool PageTransit::show() {
+  hidden_ = false;
+  for (const PageView& view : views_) {
+    if (hides(view) && !allow_pages(page_at(view.at), view.prot)) hidden_ = true;
+  }
+  return !hidden_;
 }
 
 bool PageTransit::from(Hva place) {
@@ -190,13 +220,6 @@ unsigned PageTransit::run_from(Hva place) {
   return static_cast<unsigned>(userfault::move_run(at(), place, pages_));
 }
 
-void PageTransit::undo() {
-  if (hiding_ == Hiding::kUserfault) return;
-  for (const PageView& view : views_) {
-    static_cast<void>(sys::mprotect(pointer(view.at), kPageSize, bits_of(view.prot)));
-  }
-}
-
 void PageTransit::wake() {
   if (hiding_ == Hiding::kProtection) return;
   for (const PageView& view : views_) {
@@ -207,13 +230,17 @@ void PageTransit::wake() {
 void PageTransit::make_lost() {
   for (const PageView& view : views_) {
     if (hiding_ == Hiding::kUserfault && userfault::poison(view.at)) continue;
-    // Beyond the end of a file every touch is a bus error, and EFAULT for a system call.
-    const auto made = sys::memfd_create("stagetwo:lost", MFD_CLOEXEC);
-    if (!made) return;
-    static_cast<void>(sys::mmap(pointer(view.at), kPageSize, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_FIXED, *made, 0));
-    static_cast<void>(sys::close(*made));
+    if (stands(view)) make_bus_error(view.at);
   }
+}
+
+// Beyond the end of a file every touch is a bus error, and EFAULT for a system call.
+void PageTransit::make_bus_error(Hva page) {
+  const auto made = sys::memfd_create("stagetwo:lost", MFD_CLOEXEC);
+  if (!made) return;
+  static_cast<void>(sys::mmap(pointer(page), kPageSize, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_FIXED, *made, 0));
+  static_cast<void>(sys::close(*made));
 }
 
 }  // namespace stagetwo::host

@@ -15,7 +15,8 @@
 // Every step is one that no thread of the process can see half of: a touch before it gets the old
 // page, a touch after it waits. kProtection is for where userfaultfd is denied, the client holds
 // it, or the memory is none it takes (private file mappings); system calls on such a page answer
-// EFAULT.
+// EFAULT. Giving one page its rights back may need two mappings more than the process may have
+// (vm.max_map_count): then its bytes are in place, and it stays hidden until there is room.
 
 #include "host/page_owner.h"
 #include "host/process_map.h"
@@ -41,6 +42,10 @@ struct PageViews {
 // May the pages of `piece`, one mapping's, be hidden, and how? Post: touches of them are reported.
 // Failure: there is no way.
 [[nodiscard]] Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping);
+
+// Gives hidden pages their rights. False: the kernel does not, as when the process would have more
+// mappings than it may.
+[[nodiscard]] bool allow_pages(HvaRange pages, Prot prot);
 
 // Told around the reading of a page that is still in place: a touch that finds it missing then has
 // been discarded behind our back.
@@ -68,10 +73,19 @@ class PageTransit final : public PageExit, public PageEntry {
 
   // Has the page left? What to() said.
   [[nodiscard]] bool left() const { return left_; }
-  // It stays after all, its bytes never having left.
-  void undo();
+  // The rights of a page whose bytes are in place, in every view that hides it. False: the kernel
+  // does not give them; is_hidden() from now on.
+  bool show();
+  // Are the bytes in place, but the rights are not?
+  [[nodiscard]] bool is_hidden() const { return hidden_; }
+  // Was there no way to put them there? The process may have no other mapping.
+  [[nodiscard]] bool no_room() const { return no_room_; }
+  // Is what was mapped where the page was taken still mapped there, in a view at least? A change
+  // that nobody announced, or one that failed halfway, leaves nothing there or something else.
+  [[nodiscard]] bool stands() const;
   // Every later touch is a bus error.
   void make_lost();
+  static void make_bus_error(Hva page);
   // Whoever waits for it in the kernel touches it again.
   void wake();
 
@@ -83,8 +97,9 @@ class PageTransit final : public PageExit, public PageEntry {
   bool copy_and_drop(Hva place);
   bool copy_protected(Hva place);
   bool put_behind_protection(const void* page);
-  bool put_through_alias(const void* page);
-  [[nodiscard]] bool still_hidden() const;
+  static bool put_through_alias(Hva at, const void* page);
+  [[nodiscard]] bool stands(const PageView& view) const;
+  [[nodiscard]] bool hides(const PageView& view) const;
 
   PageKey key_;
   PageViews views_;
@@ -92,6 +107,8 @@ class PageTransit final : public PageExit, public PageEntry {
   TransitWatcher* watcher_;
   unsigned pages_;
   bool left_ = false;
+  bool hidden_ = false;
+  bool no_room_ = false;
 };
 
 }  // namespace stagetwo::host

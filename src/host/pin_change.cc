@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/guard.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/pin_walk.h"
@@ -33,6 +34,8 @@ namespace stagetwo::host {
 namespace {
 
 constexpr unsigned kPieces = 64;
+// What a slot is only until the change is over.
+constexpr u64 kMoving = kHeldDepth | kAside | kCopied | kPageLost;
 
 }  // namespace
 
@@ -100,7 +103,7 @@ void PinTable::hold(PinnedChange& change) {
       any = true;
     });
   }
-  if (any) accesses_.wait();
+  if (ST_GUARD(pins_devices, any)) accesses_.wait();
 }
 
 // The pages the change takes from the client's address go to the store before it does.
@@ -141,22 +144,80 @@ void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
   }
 }
 
-// The change is over: where the pages are now.
-void PinTable::settle_piece(const PinnedChange& change, const Piece& piece) {
-  constexpr u64 kMoving = kHeldDepth | kAside | kCopied | kPageLost;
+namespace {
+
+// Is it the mapping that was moved away, at another address?
+bool is_like(const Mapping& now, Hva home, const Mapping& was, Hva place) {
+  const bool same = now.prot == was.prot && now.device == was.device && now.inode == was.inode;
+  if (!same || !now.file_backed) return same;
+  return now.offset + (home - now.range.start()) == was.offset + (place - was.range.start());
+}
+
+}  // namespace
+
+// Does the client have the mapping still that the page was taken from? A call that failed may have
+// unmapped it all the same: mmap unmaps first and asks the file then. Answers of how many pages
+// from `done` on `*stands` is true. A mapping that was made there meanwhile is told by its rights,
+// its kind and its file.
+u32 PinTable::see_home(const Piece& piece, u32 done, bool* stands) {
+  const u64 offset = u64{done} * kPageSize;
+  const Hva home = Hva(piece.word & kPageMask) + offset;
+  const Hva place = piece.block->window + u64{piece.first} * kPageSize + offset;
+  const auto now = shown_mapping_at(home);
+  const auto was = shown_mapping_at(place);
+  *stands = now && !now->shared;
+  if ((piece.word & (kCopied | kPageLost)) != 0) {  // it was left there
+    PageState state;
+    *stands = *stands && page_states(home, 1, &state) && (state.present || state.swapped);
+    return 1;
+  }
+  *stands = *stands && was && is_like(*now, home, *was, place);
+  const u64 left = piece.pages - done;
+  const u64 alike = now ? (now->range.end() - home) / kPageSize : 1;
+  return static_cast<u32>(
+      std::min({left, alike, was ? (was->range.end() - place) / kPageSize : 1}));
+}
+
+// The change failed: what it left alone goes back, the rest is the device's alone.
+void PinTable::settle_failed(const PinnedChange& change, const Piece& piece) {
+  const bool may_be_gone = change.file_.inode == 0 && change.what_ != Announced::kClears;
+  for (u32 done = 0; done < piece.pages;) {
+    bool stands = true;
+    const u32 count =
+        may_be_gone && ST_GUARD(pins_failed, true) ? see_home(piece, done, &stands) : piece.pages;
+    const Piece part{piece.block, piece.first + done, count, piece.word + u64{done} * kPageSize};
+    if (stands) {
+      put_back(part);
+    } else {
+      keep_for_device(part);
+    }
+    done += count;
+  }
+}
+
+void PinTable::put_back(const Piece& piece) {
   const Hva home(piece.word & kPageMask);
   const Hva place = piece.block->window + u64{piece.first} * kPageSize;
   const u64 bytes = u64{piece.pages} * kPageSize;
-  const bool aside = (piece.word & kAside) != 0;
-  if (aside && (piece.word & kPageLost) != 0) {
-    return publish(piece, change.succeeded_ ? home.raw() | kPageLost : piece.word & ~kMoving);
+  const u64 how = piece.word & (kCopied | kPageLost);
+  if (how == kCopied) pin_store::drop(place, bytes);
+  if (how == 0) pin_store::move_back(place, home, bytes);
+  publish(piece, piece.word & ~kMoving);
+}
+
+void PinTable::keep_for_device(const Piece& piece) {
+  const Hva place = piece.block->window + u64{piece.first} * kPageSize;
+  if ((piece.word & kPageLost) != 0) return publish(piece, (piece.word & kPageMask) | kPageLost);
+  const bool settled = pin_store::settle(place, u64{piece.pages} * kPageSize);
+  const u64 rights = settled ? 0 : piece.word & (kNoRead | kNoWrite);
+  publish(piece, place.raw() | kStored | rights);
+}
+
+// The change is over: where the pages are now.
+void PinTable::settle_piece(const PinnedChange& change, const Piece& piece) {
+  if ((piece.word & kAside) != 0) {
+    return change.succeeded_ ? keep_for_device(piece) : settle_failed(change, piece);
   }
-  if (aside && change.succeeded_) {
-    const u64 rights = pin_store::settle(place, bytes) ? 0 : piece.word & (kNoRead | kNoWrite);
-    return publish(piece, place.raw() | kStored | rights);
-  }
-  if (aside && (piece.word & kCopied) != 0) pin_store::drop(place, bytes);
-  if (aside && (piece.word & kCopied) == 0) pin_store::move_back(place, home, bytes);
   if (change.what_ == Announced::kProtects) return refresh(piece);
   const u64 moved = change.succeeded_ && change.what_ == Announced::kMoves
                         ? change.moved_to_ - change.range_.start()

@@ -99,8 +99,7 @@ class PinTable {
   bool transfer(Frame frame, u64 offset, void* to, const void* from, size_t size);
   sync::Passage& accesses() { return accesses_; }
 
-  void open_change(PinnedChange* change);
-  void close_change(PinnedChange* change);
+  void open_change(PinnedChange* change), close_change(PinnedChange* change);
   void before_fork();
   void after_fork_parent();
 
@@ -160,13 +159,15 @@ class PinTable {
   void put_aside(const PinnedChange& change);
   void keep_piece(const PinnedChange& change, const Piece& piece);
   void settle_piece(const PinnedChange& change, const Piece& piece);
+  void settle_failed(const PinnedChange& change, const Piece& piece);
+  static u32 see_home(const Piece& piece, u32 done, bool* stands);
+  void put_back(const Piece& piece), keep_for_device(const Piece& piece);
   void refresh(const Piece& piece);
   // What the change holds and `wanted(word)`; answers how many pieces.
   template <typename F>
   unsigned collect(const PinnedChange& change, Piece* out, unsigned room, F&& wanted);
   void publish(const Piece& piece, u64 word);
-  void take_mover();
-  void give_mover();
+  void take_mover(), give_mover();
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);
 

@@ -132,8 +132,11 @@ Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
 }
 
 void OwnerTable::note_private(HvaRange range) {
-  const sync::MutexGuard guard(lock_);
-  forget_views(range);
+  {
+    const sync::MutexGuard guard(lock_);
+    forget_views(range);
+  }
+  drop_unwatched(range);
 }
 
 unsigned OwnerTable::views_of(u64 object, SharedView* out, unsigned room) {

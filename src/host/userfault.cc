@@ -97,6 +97,14 @@ void forget(HvaRange range) {
   static_cast<void>(ask(UFFDIO_UNREGISTER, &request));
 }
 
+// Private memory has no page to go on with, and is refused for that; unwatched memory is refused
+// before.
+bool is_watched(Hva page) {
+  uffdio_continue request{{page.raw(), kPageSize}, UFFDIO_CONTINUE_MODE_DONTWAKE, 0};
+  const auto asked = ask(UFFDIO_CONTINUE, &request);
+  return asked || to_int(asked.error()) != ENOENT;
+}
+
 Result<void> move(Hva to, Hva from) {
   MoveRequest request{to.raw(), from.raw(), kPageSize, kDontWake, 0};
   return ask(kMove, &request);

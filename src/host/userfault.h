@@ -27,6 +27,9 @@ namespace stagetwo::host::userfault {
 [[nodiscard]] Result<void> watch(HvaRange range);             // missing and write-protected
 [[nodiscard]] Result<void> watch_protection(HvaRange range);  // write-protected only
 void forget(HvaRange range);
+// Does any userfaultfd watch the page's mapping? Changes nothing. Where the kernel cannot say
+// (before Linux 5.13) it does.
+[[nodiscard]] bool is_watched(Hva page);
 
 // All of these wake nobody: whoever waits for the page goes on with wake(). The first three fill a
 // missing page.

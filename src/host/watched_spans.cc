@@ -26,6 +26,35 @@ Result<void> OwnerTable::note_watched(HvaRange span, u64 object) {
   return spans_.push_back({span, object, absent_in(span, object)});
 }
 
+// A page of userfaultfd's that is absent is watched. If nobody watches its mapping, that is another
+// one, made since somebody unmapped the page behind our back; whoever watches it next would have
+// the old bytes served there.
+void OwnerTable::drop_unwatched(HvaRange piece) {
+  PageKey keys[kBatch];
+  for (;;) {
+    bool watched = false;
+    const auto is_stale = [&](const PageKey& key, PageRecord& record) {
+      const bool candidate = key.object == kPrivateMemory && record.stage == PageStage::kAbsent &&
+                             record.hiding == Hiding::kUserfault;
+      if (watched || !candidate) return false;  // one mapping is watched as a whole
+      watched = userfault::is_watched(record.at);
+      if (!watched) record.stage = PageStage::kTaking;
+      return !watched;
+    };
+    const unsigned count = collect({kPrivateMemory, piece}, keys, kBatch, is_stale);
+    if (count == 0) return;
+    for (unsigned i = 0; i < count; ++i) {
+      PageRecord record;
+      if (!find(keys[i], &record)) continue;
+      record.owner->discard({keys[i], record.at, record.writable});
+      const sync::MutexGuard guard(lock_);
+      ++counts_.discarded;
+      erase(keys[i]);
+      turn_over();
+    }
+  }
+}
+
 void OwnerTable::count_in_spans(PageKey key, Hva at, bool absent) {
   bool empty = false;
   for (WatchedSpan& span : spans_) {

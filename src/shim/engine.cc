@@ -101,6 +101,7 @@ Result<void> wake() {
     warn("unknown ABI level, 6.12 is used: ", name);
   }
   host::set_attacher(abi_kvm::attach);
+  host::set_owner_warning(warn);
   ST_TRY(host::backstop::install());
   wrap_signals();
   if (pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {

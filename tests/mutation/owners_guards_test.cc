@@ -10,10 +10,13 @@
 #include <vector>
 
 #include "base/guard.h"
+#include "host/backstop.h"
+#include "host/change.h"
 #include "host/shared_objects.h"
 #include "host/userfault.h"
 #include "tests/mutation/broken_without.h"
 #include "tests/sched/owners_scenarios.h"
+#include "tests/support/failing_calls.h"
 #include "tests/support/one_place_owner.h"
 
 namespace stagetwo::test {
@@ -53,6 +56,33 @@ TEST(OwnersLayout, WithoutTheSecondLookAPageOfAnotherMappingIsTaken) {
   EXPECT_FALSE(StaleLook::takes());
   mutation::remove("owners_layout");
   EXPECT_TRUE(StaleLook::takes());
+  mutation::restore_all();
+}
+
+// The first byte of memory that was mapped where a call had failed and unmapped absent pages, after
+// it was taken and touched in its turn.
+int byte_after_a_failed_change() {
+  void* at = mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  *static_cast<u8*>(at) = 8;
+  OnePlaceOwner owner;
+  const HvaRange page(Hva(reinterpret_cast<u64>(at)), kPageSize);
+  host::userfault::debug_deny(true);
+  EXPECT_EQ(1u, *host::take_away(page, &owner, &owner, host::Which::kAnonymous));
+  host::change(page.start().raw(), kPageSize, host::EventKind::kUnmap,
+               [&] { return map_socket_over(at, kPageSize); });
+  EXPECT_EQ(at, mmap(at, kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+  host::bring_back_range(page);
+  mprotect(at, kPageSize, PROT_READ);
+  const int byte = *static_cast<u8*>(at);
+  host::userfault::debug_deny(false);
+  munmap(at, kPageSize);
+  return byte;
+}
+
+TEST(OwnersFailed, WithoutTheLookAtWhatStandsOldBytesComeBackAfterAFailedChange) {
+  EXPECT_EQ(0, byte_after_a_failed_change());
+  mutation::remove("owners_failed");
+  EXPECT_EQ(8, byte_after_a_failed_change());
   mutation::restore_all();
 }
 

@@ -3,9 +3,11 @@
 // a slot is given back while a change has it in hand. Searches run in a child, since a failing
 // schedule leaves locks held.
 #include "host/backstop.h"
+#include "host/change.h"
 #include "host/pin.h"
 #include "tests/mutation/broken_without.h"
 #include "tests/sched/pins_scenarios.h"
+#include "tests/support/failing_calls.h"
 #include "tests/support/one_place_owner.h"
 
 namespace stagetwo::test {
@@ -35,6 +37,29 @@ TEST(PinsKeep, WithoutItAnOwnerTakesAPinnedPage) {
 }
 TEST(PinsDisturbed, WithoutItAPinMeansAnAddressInsteadOfAPage) {
   EXPECT_TRUE(found_without<PinAgainstChange>("pins_disturbed"));
+}
+TEST(PinsDevices, WithoutTheWaitForThemAStoreGoesToTheWrongPage) {
+  EXPECT_TRUE(found_without<SlowDeviceAgainstChange>("pins_devices"));
+}
+
+// Does a pinned page come back over what was mapped when the call that unmapped it had failed?
+bool covers_another_mapping() {
+  if (!host::backstop::install()) return false;
+  void* at = mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  *static_cast<u8*>(at) = 1;
+  const HvaRange page(Hva(reinterpret_cast<u64>(at)), kPageSize);
+  host::FrameRun run;
+  if (!host::pin_pages(page, {.write = true}, &run, 1)) return false;
+  host::change(page.start().raw(), kPageSize, host::EventKind::kUnmap, [&] {
+    void* failed = map_socket_over(at, kPageSize);
+    mmap(at, kPageSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    return failed;
+  });
+  return *static_cast<u8*>(at) != 0;
+}
+TEST(PinsFailed, WithoutTheLookAtWhatStandsAPageCoversAnotherMapping) {
+  EXPECT_FALSE(broken_without({}, covers_another_mapping));
+  EXPECT_TRUE(broken_without({"pins_failed"}, covers_another_mapping));
 }
 TEST(PinsUnpinHeld, WithoutItASlotIsGivenBackWhileAChangeHasIt) {
   EXPECT_TRUE(found_without<UnpinAgainstChange>("pins_unpin_held"));

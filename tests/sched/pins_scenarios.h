@@ -104,6 +104,36 @@ struct DeviceAgainstChange : PinsWorld {
   host::Frame frame_{};
 };
 
+// The same for a device that has asked where the page is and takes its time.
+struct SlowDeviceAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  SlowDeviceAgainstChange() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 1) {
+      map_over(100);
+      sync::sched::expect(meaning() == 100, "the device writes where something else is mapped");
+    } else {
+      write_slowly(2);
+      sync::sched::expect(read(frame_) == 2, "the store went elsewhere");
+    }
+    if (left_.fetch_add(1) == 1) {
+      sync::sched::expect(meaning() == 100, "the device wrote where something else is mapped");
+    }
+  }
+  void write_slowly(u32 value) {
+    const sync::Passage::Ticket ticket = table_.accesses().enter();
+    const auto there = table_.direct(frame_, Access::kWrite);
+    if (there) {
+      sync::sched::point();
+      sync::sched::expect(host::store(*there, value), "the page is where it is said to be");
+    }
+    table_.accesses().leave(ticket);
+    if (!there) write(frame_, value);
+  }
+  host::Frame frame_{};
+  sync::Atomic<u32> left_{0};
+};
+
 // A change that is refused: for client and device nothing has happened.
 struct DeviceAgainstRefusedChange : PinsWorld {
   static constexpr unsigned kThreads = 3;
@@ -111,16 +141,13 @@ struct DeviceAgainstRefusedChange : PinsWorld {
   void thread(unsigned me) {
     if (me == 0) {
       for (u32 i = 1; i <= 2; ++i) write(frame_, i + 1);
-      done_.store(1);
     } else {
       map_over(100, true);
     }
-  }
-  void after() {
-    if (done_.load() == 1 && meaning() != 3) sync::sched::fail("the client misses a store");
+    if (left_.fetch_add(1) == 2) sync::sched::expect(meaning() == 3, "the client misses a store");
   }
   host::Frame frame_{};
-  sync::Atomic<u32> done_{0};
+  sync::Atomic<u32> left_{0};
 };
 
 // Two changes of one address, one of them refused: it must not put back what the other has taken.

@@ -13,6 +13,9 @@ TEST(Pins, APinHasThePageOfBeforeOrAfterAChange) {
 TEST(Pins, ADeviceLosesNoStoreWhileItsPageMoves) {
   expect_holds<DeviceAgainstChange>(500);
 }
+TEST(Pins, AChangeWaitsForADeviceThatHasAskedWhereThePageIs) {
+  expect_holds<SlowDeviceAgainstChange>(500);
+}
 TEST(Pins, ARefusedChangeIsNone) {
   expect_holds<DeviceAgainstRefusedChange>(500);
 }

@@ -19,6 +19,8 @@
 #include "host/change.h"
 #include "host/pin_kinds.h"
 #include "host/pin_store.h"
+#include "host/process_map.h"
+#include "tests/support/failing_calls.h"
 
 namespace stagetwo {
 namespace {
@@ -297,6 +299,31 @@ TEST_P(StoredPins, AChangeThatIsRefusedChangesNothing) {
   EXPECT_EQ(host::pin_use().stored, 0u);
   memory.page(0)[100] = 42;
   EXPECT_EQ(byte(frames[0], 100), 42);
+}
+TEST_P(StoredPins, AMappingOverItThatFailsAfterTheKernelUnmappedLeavesThePageWithTheDevice) {
+  const Memory memory(3);
+  const auto frames = pin(memory.range(0, 3));
+  void* over = host::change(memory.hva(1).raw(), 2 * kPageSize, EventKind::kUnmap,
+                            [&] { return test::map_socket_over(memory.page(1), 2 * kPageSize); });
+  ASSERT_EQ(over, MAP_FAILED);
+  EXPECT_FALSE(host::mapping_at(memory.hva(1))) << "nothing is mapped where the kernel unmapped";
+  EXPECT_EQ(host::pin_use().stored, 2u);
+  EXPECT_TRUE(is_filled(frames[1], 2));
+  EXPECT_TRUE(put(frames[2], 42));
+  EXPECT_EQ(byte(frames[2]), 42);
+  EXPECT_EQ(host::frame_at(memory.hva(0)), frames[0]);
+}
+TEST_P(StoredPins, WhatIsMappedThereWhenTheCallHasFailedKeepsItsBytes) {
+  const Memory memory(1);
+  const auto frames = pin(memory.range(0, 1));
+  host::change(memory.hva(0).raw(), kPageSize, EventKind::kUnmap, [&] {
+    void* failed = test::map_socket_over(memory.page(0), kPageSize);
+    EXPECT_EQ(memory.page(0), ::mmap(memory.page(0), kPageSize, PROT_READ,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+    return failed;
+  });
+  EXPECT_EQ(memory.page(0)[0], 0);
+  EXPECT_TRUE(is_filled(frames[0], 1));
 }
 TEST_P(StoredPins, ADiscardOfWhatTheClientMayOnlyRead) {
   const Memory memory(1);

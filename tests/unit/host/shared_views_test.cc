@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "base/failpoint.h"
+#include "host/access.h"
 #include "host/backstop.h"
 #include "host/change.h"
 #include "host/faultin.h"
@@ -303,6 +305,29 @@ TEST_P(WatchedSharedPages, ASystemCallOnAnyViewIsServed) {
   ::close(ends[1]);
 }
 
+class HiddenSharedPages : public SharedPages {};
+INSTANTIATE_TEST_SUITE_P(Hiding, HiddenSharedPages, testing::Values(true), hiding_name);
+
+// vm.max_map_count: its bytes are put in through a second mapping.
+TEST_P(HiddenSharedPages, WhereTheProcessMayHaveNoOtherMappingItStaysWithItsOwner) {
+  ASSERT_EQ(kPages, take());
+  failpoint::arm("host.page_alias", 1, failpoint::kForever);
+  EXPECT_EQ(BringBack::kStuck, host::bring_back(range(two_).start()));
+  EXPECT_FALSE(host::faultin(range(one_).start(), Access::kRead));
+  u8 byte = 0;
+  EXPECT_FALSE(host::load(range(two_).start(), &byte)) << "it does not go round for ever";
+  failpoint::disarm();
+  EXPECT_TRUE(all(two(0), 0));
+}
+TEST_P(HiddenSharedPages, OneThatIsInPlaceAndHasNoRightsIsShownLater) {
+  ASSERT_EQ(kPages, take());
+  failpoint::arm("host.page_rights", 1, failpoint::kForever);
+  EXPECT_EQ(BringBack::kStuck, host::bring_back(range(two_).start()));
+  failpoint::disarm();
+  EXPECT_TRUE(all(one(0), 0));
+  EXPECT_TRUE(all(two(0), 0));
+}
+
 TEST_P(SharedPages, LostForEveryView) {
   ASSERT_EQ(kPages, take());
   store_.loses = true;
@@ -405,7 +430,7 @@ TEST_P(SharedPages, WritersThroughTwoViewsLoseNothing) {
   };
   test::CountingClients writers({word(0), word(1), word(2), word(3)});
   u64 taken = 0;
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
   while (taken < 100 && std::chrono::steady_clock::now() < end) {
     taken += take(0, 1);
     std::this_thread::yield();
