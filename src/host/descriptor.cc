@@ -215,16 +215,18 @@ struct ProcPath : FixedString<48> {
   explicit ProcPath(int fd) { append("/proc/thread-self/fd/").append_int(fd); }
 };
 
-struct flock whole_file(short type) {
+struct flock held_byte(short type) {
   struct flock lock{};
   lock.l_type = type;
   lock.l_whence = SEEK_SET;
+  lock.l_start = kHeldByte;
+  lock.l_len = 1;
   return lock;
 }
 
 // Does any open file description still hold the memfd (I2)? On doubt, yes.
 bool is_held(int watch_fd) {
-  struct flock lock = whole_file(F_WRLCK);
+  struct flock lock = held_byte(F_WRLCK);
   const auto asked = sys::fcntl(watch_fd, F_OFD_GETLK, sys::arg(&lock));
   return !asked || lock.l_type != F_UNLCK;
 }
@@ -235,7 +237,7 @@ Result<int> open_for_client(int backing_fd, int flags) {
   const int keep = O_ACCMODE | O_CLOEXEC | O_NONBLOCK | O_APPEND;
   const int fd = ST_TRY(sys::openat(AT_FDCWD, path.c_str(), flags & keep));
   const bool readable = (flags & O_ACCMODE) == O_RDONLY;
-  struct flock lock = whole_file(readable ? F_RDLCK : F_WRLCK);
+  struct flock lock = held_byte(readable ? F_RDLCK : F_WRLCK);
   const auto locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&lock));
   if (!locked) {
     static_cast<void>(sys::close(fd));
@@ -291,10 +293,23 @@ Backing::~Backing() {
 }
 
 Result<Backing> Backing::create(const char* kind, u64 size) {
+  return make(kind, size, MFD_CLOEXEC);
+}
+
+Result<Backing> Backing::create_memory(const char* kind, u64 size) {
+  auto backing = ST_TRY(make(kind, size, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  constexpr int kSizeStays = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+  ST_TRY(sys::fcntl(backing.fd_, F_ADD_SEALS, kSizeStays));
+  constexpr long kNotExecutable = 0666;
+  ST_TRY(sys::checked(sys::call(SYS_fchmod, backing.fd_, kNotExecutable)));
+  return backing;
+}
+
+Result<Backing> Backing::make(const char* kind, u64 size, unsigned flags) {
   FixedString<kMaxKind + 16> name;
   name.append(kNamePrefix).append(kind);
   Backing backing;
-  const int made = ST_TRY(sys::memfd_create(name.c_str(), MFD_CLOEXEC));
+  const int made = ST_TRY(sys::memfd_create(name.c_str(), flags));
   // Out of the way, so that the client's descriptor is the lowest free number.
   backing.fd_ = ST_TRY(sys::raise_engine_fd(made));
   if (size != 0) ST_TRY(sys::ftruncate(backing.fd_, static_cast<off_t>(size)));

@@ -13,8 +13,9 @@
 // Differs: the kernel's f_count is replaced by a lock on the open file description (below).
 //
 // I1: an identity is in the table at most once, and only while its description lives.
-// I2: the client's open file description holds an OFD lock on the memfd; the lock is gone exactly
-//     when every dup, every inherited copy and every client mapping of it is gone.
+// I2: the client's open file description holds an OFD lock on one byte of the memfd (kHeldByte);
+//     the lock is gone exactly when every dup, every inherited copy and every client mapping of it
+//     is gone. The client's own locks leave that byte out.
 // I3: the engine maps a memfd only through another open (Backing::map), so it never keeps I2 alive.
 // I4: state with a home in the process answers EIO in a child (DescriptionRef::foreign).
 //
@@ -33,6 +34,9 @@
 #include "base/types.h"
 
 namespace stagetwo::host {
+
+// Of I2: behind everything a client can map or lock for a purpose.
+inline constexpr off_t kHeldByte = INT64_MAX;
 
 // What fstat and the calls without a file operation of their own say.
 enum class FileShape : u8 {
@@ -94,6 +98,8 @@ class Backing {
   // `kind` is what comes after "stagetwo:1:", at most 200 characters; size may be 0.
   // Failure: EMFILE, ENFILE, ENOMEM; nothing is left behind.
   static Result<Backing> create(const char* kind, u64 size);
+  // The same for memory of the client's guest: its size is for ever, and nobody executes it.
+  static Result<Backing> create_memory(const char* kind, u64 size);
 
   // Shared engine mapping of [offset, offset + size), page aligned, the owner's to unmap().
   Result<void*> map(u64 offset, u64 size, int prot) const;
@@ -102,6 +108,8 @@ class Backing {
   [[nodiscard]] int fd() const { return fd_; }
 
  private:
+  static Result<Backing> make(const char* kind, u64 size, unsigned flags);
+
   int fd_ = -1;
 };
 

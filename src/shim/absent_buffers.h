@@ -31,6 +31,7 @@ namespace stagetwo::shim {
 // I1: nothing the client owns is written; what it points to is read by guarded accesses.
 class Buffers {
  public:
+  Buffers& none() { return *this; }  // of a call that stands in the table for its file alone
   Buffers& bytes(const void* at, u64 size);
   template <typename T>
   Buffers& value(const T* at) {

@@ -3,6 +3,7 @@
 // and one of its own in C++, where libc's declarations promise things of the arguments.
 
 #include "shim/absent_buffers.h"
+#include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/shared_files.h"

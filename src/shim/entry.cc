@@ -5,6 +5,7 @@
 #include <stdarg.h>
 
 #include "host/run_section.h"
+#include "shim/behind.h"
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/forks.h"
@@ -74,14 +75,14 @@ ST_ENTRY FILE* fopen(const char* path, const char* mode) {
 ST_ENTRY FILE* fopen64(const char* path, const char* mode) {
   return shim::open_stream(path, mode);
 }
+ST_ENTRY int fclose(FILE* stream) {
+  return shim::close_stream(stream);
+}
 ST_ENTRY FILE* freopen(const char* path, const char* mode, FILE* stream) {
   return shim::reopen_stream(path, mode, stream);
 }
 ST_ENTRY FILE* freopen64(const char* path, const char* mode, FILE* stream) {
   return shim::reopen_stream(path, mode, stream);
-}
-ST_ENTRY int fclose(FILE* stream) {
-  return shim::close_stream(stream);
 }
 ST_ENTRY int fflush(FILE* stream) {
   return shim::flush_stream(stream);
@@ -177,6 +178,22 @@ ST_ENTRY ssize_t listxattr(const char* path, char* to, size_t size) noexcept {
 }
 ST_ENTRY ssize_t llistxattr(const char* path, char* to, size_t size) noexcept {
   return shim::attributes_at(path, to, size, shim::Link::kItself);
+}
+
+ST_ENTRY ssize_t flistxattr(int fd, char* to, size_t size) noexcept {
+  return shim::list_attributes(fd, to, size);
+}
+ST_ENTRY int statfs(const char* path, struct statfs* out) noexcept {
+  return shim::filesystem_of(path, out);
+}
+ST_ENTRY int statfs64(const char* path, struct statfs64* out) noexcept {
+  return shim::filesystem_of(path, reinterpret_cast<struct statfs*>(out));
+}
+ST_ENTRY int statvfs(const char* path, struct statvfs* out) noexcept {
+  return shim::filesystem_of(path, out);
+}
+ST_ENTRY int statvfs64(const char* path, struct statvfs64* out) noexcept {
+  return shim::filesystem_of(path, reinterpret_cast<struct statvfs*>(out));
 }
 
 ST_ENTRY int close(int fd) {
@@ -279,6 +296,19 @@ ST_ENTRY int fallocate(int fd, int mode, off_t offset, off_t size) {
 }
 ST_ENTRY int fallocate64(int fd, int mode, off64_t offset, off64_t size) {
   return shim::fallocate_fd(fd, mode, offset, size);
+}
+
+ST_ENTRY int posix_fallocate(int fd, off_t offset, off_t size) {
+  return shim::preallocate(fd, offset, size);
+}
+ST_ENTRY int posix_fallocate64(int fd, off64_t offset, off64_t size) {
+  return shim::preallocate(fd, offset, size);
+}
+ST_ENTRY int lockf(int fd, int command, off_t size) {
+  return shim::lock_part(fd, command, size);
+}
+ST_ENTRY int lockf64(int fd, int command, off64_t size) {
+  return shim::lock_part(fd, command, size);
 }
 
 ST_ENTRY void* mmap(void* at, size_t size, int prot, int flags, int fd, off_t offset) noexcept {

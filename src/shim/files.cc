@@ -2,6 +2,8 @@
 #include "shim/files.h"
 
 #include <errno.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
@@ -13,6 +15,7 @@
 #include "host/hugetlb_standin.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
+#include "shim/behind.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/paths.h"
@@ -86,6 +89,16 @@ void correct(int fd, struct ::stat* said) {
   section.leave();
 }
 
+// The name of a descriptor in /proc leads to what is behind it.
+void correct_by_name(int directory, const char* path, struct ::stat* said) {
+  if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
+  if (behind_name(directory, path) == Behind::kForeign) return;
+  const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC);
+  if (!place) return;
+  correct(*place, said);
+  static_cast<void>(sys::close(*place));
+}
+
 int call_next_stat(int directory, const char* path, struct ::stat* out, int flags) {
   return with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
                       [&] {
@@ -119,7 +132,22 @@ void round_to_huge_pages(unsigned level, int mode, off_t* offset, off_t* size) {
 
 // The ioctls the kernel answers before it asks the file.
 bool is_the_kernels(unsigned long request) {
-  return request == FIOCLEX || request == FIONCLEX || request == FIONBIO || request == FIOASYNC;
+  switch (request) {
+    case FIOCLEX:
+    case FIONCLEX:
+    case FIONBIO:
+    case FIOASYNC:
+    case FIGETBSZ:
+    case FS_IOC_FIEMAP:
+    case FICLONE:
+    case FICLONERANGE:
+    case FIDEDUPERANGE:
+    case FIFREEZE:
+    case FITHAW:
+      return true;
+    default:
+      return false;
+  }
 }
 
 // The first letter of every KVM request: enough to recognise a descriptor that came through exec.
@@ -130,6 +158,7 @@ constexpr unsigned kKvmLetter = 0xAE;
 int open_at(int directory, const char* path, int flags, mode_t mode) {
   const Target target = target_of(directory, path);
   if (!target || target.kind == PathKind::kDirectory) [[likely]] {
+    if (opening_refused(directory, path, flags)) return -1;
     return call_next_open(directory, path, flags, mode);
   }
   return static_cast<int>(as_libc(open_target(target, flags)));
@@ -149,6 +178,7 @@ FILE* open_stream(const char* path, const char* mode) {
   const Target target = target_of(AT_FDCWD, path);
   const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
   if (!target || target.kind == PathKind::kDirectory || !known) {
+    if (known && opening_refused(AT_FDCWD, path, flags_of_mode(mode))) return nullptr;
     return with_buffers(
         [&](Buffers& buffers) { buffers.text(path); },
         [&] { return stream_of(path, mode, [&] { return next::fopen(path, mode); }); });
@@ -161,6 +191,10 @@ FILE* open_stream(const char* path, const char* mode) {
 }
 
 FILE* reopen_stream(const char* path, const char* mode, FILE* stream) {
+  if (path != nullptr && opening_refused(AT_FDCWD, path, flags_of_mode(mode))) {
+    close_stream(stream);
+    return with_errno<FILE*>(ENXIO);
+  }
   return stream_of(path, mode, [&] { return next::freopen(path, mode, stream); });
 }
 
@@ -171,8 +205,11 @@ int stat_at(int directory, const char* path, struct stat* out, int flags) {
     return result;
   }
   const Target target = target_of(directory, path);
-  if (!target || target.file.kernel_has_it()) [[likely]]
-    return call_next_stat(directory, path, out, flags);
+  if (!target || target.file.kernel_has_it()) [[likely]] {
+    const int result = call_next_stat(directory, path, out, flags);
+    if (result == 0 && (flags & AT_SYMLINK_NOFOLLOW) == 0) correct_by_name(directory, path, out);
+    return result;
+  }
   if (target.trailing_slash && target.kind != PathKind::kDirectory) {
     return static_cast<int>(as_libc(-ENOTDIR));
   }
@@ -201,10 +238,15 @@ int statx_at(int directory, const char* path, int flags, unsigned mask, struct s
   }
   const int result = with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
                                   [&] { return next::statx(directory, path, flags, mask, out); });
-  if (result == 0 && about_fd && awake() && may_be_ours(directory, &said)) {
+  if (result != 0 || !awake()) return result;
+  if (about_fd && may_be_ours(directory, &said)) {
     const nlink_t links = said.st_nlink;
     correct(directory, &said);
     if (said.st_nlink != links) to_statx(said, out);
+  } else if (!about_fd && (flags & AT_SYMLINK_NOFOLLOW) == 0 &&
+             behind_name(directory, path) != Behind::kForeign &&
+             stat_at(directory, path, &said, 0) == 0) {
+    to_statx(said, out);
   }
   return result;
 }
@@ -225,17 +267,19 @@ int access_at(int directory, const char* path, int mode, int flags) {
 
 ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) {
   if (target_of(directory, path)) return as_libc(-EINVAL);
-  return with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(buffer, size); },
-                      [&] {
-                        return directory == AT_FDCWD
-                                   ? next::readlink(path, buffer, size)
-                                   : next::readlinkat(directory, path, buffer, size);
-                      });
+  const ssize_t length =
+      with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(buffer, size); },
+                   [&] {
+                     return directory == AT_FDCWD ? next::readlink(path, buffer, size)
+                                                  : next::readlinkat(directory, path, buffer, size);
+                   });
+  return shown_link(directory, path, buffer, size, length);
 }
 
 ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, Link link) {
   const Target target = target_of(AT_FDCWD, path);
   if (target && !target.file.kernel_has_it()) return as_libc(-ENODATA);
+  if (link == Link::kFollowed && attribute_refused(behind_name(AT_FDCWD, path), name, 0)) return -1;
   return with_buffers([&](Buffers& buffers) { buffers.text(path).text(name).bytes(to, size); },
                       [&] {
                         return link == Link::kFollowed ? next::getxattr(path, name, to, size)
@@ -246,6 +290,7 @@ ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, 
 ssize_t attributes_at(const char* path, char* to, size_t size, Link link) {
   const Target target = target_of(AT_FDCWD, path);
   if (target && !target.file.kernel_has_it()) return 0;
+  if (link == Link::kFollowed && has_no_attributes(behind_name(AT_FDCWD, path))) return 0;
   return with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(to, size); },
                       [&] {
                         return link == Link::kFollowed ? next::listxattr(path, to, size)
@@ -293,7 +338,9 @@ bool io_refused(int fd, Io io, const off_t* offset) {
     const bool native = io == Io::kRead && ref->native_read();
     const int closed_to = io == Io::kRead ? O_WRONLY : O_RDONLY;
     if (native && !ref.foreign()) ref->refresh();
-    if (offset != nullptr && *offset < 0) {
+    if (flags && (*flags & O_PATH) != 0) {
+      refusal = 0;  // a place only: EBADF, as the kernel says
+    } else if (offset != nullptr && *offset < 0) {
       refusal = EINVAL;
     } else if (offset != nullptr && anonymous && !native) {
       refusal = ESPIPE;
@@ -312,10 +359,10 @@ bool parts_refused(int fd, Io io, off_t offset) {
   return io_refused(fd, io, offset == -1 ? nullptr : &offset);
 }
 
-bool transfer_refused(int from, const off_t* from_at, int to) {
-  const off_t somewhere = 0;  // what from_at leads to is the kernel's to look at
-  return io_refused(from, Io::kRead, from_at == nullptr ? nullptr : &somewhere) ||
-         io_refused(to, Io::kWrite, nullptr);
+// Files without operations are asked for in the kernel (shim/behind.h).
+bool transfer_refused(int from, int to) {
+  return (behind_fd(from) == Behind::kDevice && io_refused(from, Io::kRead, nullptr)) ||
+         (behind_fd(to) == Behind::kDevice && io_refused(to, Io::kWrite, nullptr));
 }
 
 // As the kernel: those before it are taken, and their number is the answer.
@@ -347,13 +394,14 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   const bool seekable = ours && found.spec().shape != host::FileShape::kMemory;
   found.reset();
   section.leave();
-  if (ours && !seekable) return as_libc(-ESPIPE);
-  // The kernel's files of this kind have a position that only reading moves.
   const bool known = whence >= SEEK_SET && whence <= SEEK_HOLE;
+  if (ours && !seekable && known && behind_fd(fd) != Behind::kForeign) return as_libc(-ESPIPE);
+  // The kernel's files of this kind have a position that only reading moves.
   return ours && known ? next::lseek(fd, 0, SEEK_CUR) : next::lseek(fd, offset, whence);
 }
 
 int truncate_at(const char* path, off_t size) {
+  if (resize_refused(behind_name(AT_FDCWD, path))) return -1;
   return with_buffers([&](Buffers& buffers) { buffers.text(path); },
                       [&] {
                         return take_out_named(AT_FDCWD, path, 0, size,
@@ -375,12 +423,7 @@ int truncate_fd(int fd, off_t size) {
     return take_out(fd, size, host::FileChange::kToTheEnd,
                     [&] { return next::ftruncate(fd, size); });
   };
-  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
-    return go_on();
-  host::EngineSection section(host::Touches::kNothing);
-  const bool ours = static_cast<bool>(host::find(fd, behind));
-  section.leave();
-  return ours ? static_cast<int>(as_libc(-EINVAL)) : go_on();
+  return behind_fd(fd) != Behind::kForeign ? static_cast<int>(as_libc(-EINVAL)) : go_on();
 }
 
 int fallocate_fd(int fd, int mode, off_t offset, off_t size) {

@@ -43,9 +43,9 @@ enum class Io { kRead, kWrite };
 // kernel does it. `offset` is of the p-forms, or nullptr.
 bool io_refused(int fd, Io io, const off_t* offset);
 // The same of the vector forms with flags, where an offset of -1 is the file's position, and of
-// calls that move bytes from one descriptor to another; `from_at` is sendfile's.
+// devices in calls that move bytes from one descriptor to another.
 bool parts_refused(int fd, Io io, off_t offset);
-bool transfer_refused(int from, const off_t* from_at, int to);
+bool transfer_refused(int from, int to);
 // io_submit: how many of the requests stand before one that is refused; -1 and errno for none.
 long requests_allowed(const iocb* const* requests, long count);
 off_t seek_fd(int fd, off_t offset, int whence);

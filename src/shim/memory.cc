@@ -71,7 +71,7 @@ int do_advise(Via via, void* at, size_t size, int advice) {
       as_libc(sys::call(SYS_madvise, sys::arg(at), static_cast<long>(size), advice)));
 }
 
-// What the kernel refuses before it asks the file, in its order.
+// What the kernel refuses of the file before it asks it, in its order.
 int refusal_before_file(int fd, const host::DescriptionRef& ref, const host::MapRequest& request) {
   const auto flags = sys::fcntl(fd, F_GETFL);
   const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
@@ -92,7 +92,9 @@ long refusal_of_map(int fd, host::MapRequest* request) {
   host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
   {
-    const host::DescriptionRef ref = host::find(fd, behind);
+    host::DescriptionRef ref = host::find(fd, behind);
+    const auto opened = sys::fcntl(fd, F_GETFL);
+    if (ref && (!opened || (*opened & O_PATH) != 0)) ref.reset();  // EBADF, as the kernel says
     if (ref) answer = -refusal_before_file(fd, ref, *request);
     if (ref && answer == 0 && ref.foreign() && ref.spec().shape != host::FileShape::kMemory) {
       answer = -ENODEV;
@@ -104,6 +106,21 @@ long refusal_of_map(int fd, host::MapRequest* request) {
   }
   section.leave();
   return answer;
+}
+
+// A map that the file refuses. What the kernel looks at before the file is asked of it, by the same
+// call on a file that nobody can map. Nothing is mapped or unmapped.
+void* refused_map(const hugetlb::MapCall& call, long refusal) {
+  const auto blank = sys::checked(sys::call(SYS_epoll_create1, O_CLOEXEC));
+  if (blank) {
+    const auto asked = sys::mmap(call.at, call.size, call.prot, call.flags,
+                                 static_cast<int>(*blank), call.offset);
+    static_cast<void>(sys::close(static_cast<int>(*blank)));
+    const int error = asked ? ENODEV : to_int(asked.error());
+    if (error != ENODEV && error != EPERM) refusal = -error;
+  }
+  as_libc(refusal);
+  return MAP_FAILED;
 }
 
 // Tells what is behind `fd`, if it is ours, that it was mapped.
@@ -192,10 +209,7 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
     return forgetting(at, size, host::mmap_replaces(flags), go_on);
   if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
     const long refusal = refusal_of_map(fd, &request);
-    if (refusal != 0) {
-      as_libc(refusal);
-      return MAP_FAILED;
-    }
+    if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
   }
   void* const mapped = host::mmap_replaces(flags)
                            ? announce(at, size, host::EventKind::kUnmap,

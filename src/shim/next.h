@@ -16,7 +16,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -75,6 +77,11 @@ class Next<R(A...)> {
   X(lgetxattr, ssize_t(const char*, const char*, void*, size_t))          \
   X(listxattr, ssize_t(const char*, char*, size_t))                       \
   X(llistxattr, ssize_t(const char*, char*, size_t))                      \
+  X(flistxattr, ssize_t(int, char*, size_t))                              \
+  X(statfs, int(const char*, struct statfs*))                             \
+  X(statvfs, int(const char*, struct statvfs*))                           \
+  X(posix_fallocate, int(int, off_t, off_t))                              \
+  X(lockf, int(int, int, off_t))                                          \
   X(ioctl, int(int, unsigned long, unsigned long))                        \
   X(mmap, void*(void*, size_t, int, int, int, off_t))                     \
   X(memfd_create, int(const char*, unsigned))                             \

@@ -209,8 +209,10 @@ long userfaultfd(long flags) {
 long raw_call(long number, long a, long b, long c, long d, long e, long f) {
   if (number == SYS_userfaultfd) return userfaultfd(a);
   if (forks_by_number(number, a, b)) return fork_by_number(number, a, b, c, d, e);
+  long result = 0;
+  if (awake() && file_call(number, {a, b, c, d, e, f}, &result)) return result;
   bool done = false;
-  long result = by_descriptor(number, a, b, c, d, &done);
+  result = by_descriptor(number, a, b, c, d, &done);
   if (!done) result = by_name(number, a, b, c, d, e, &done);
   if (!done) result = by_address(number, a, b, c, d, e, f, &done);
   return done ? result : call_with_buffers(number, {a, b, c, d, e, f});

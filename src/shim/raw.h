@@ -7,5 +7,7 @@
 namespace stagetwo::shim {
 
 long raw_call(long number, long a, long b, long c, long d, long e, long f);
+// Of files and their names. False: not one of those, or not ours (raw_files.cc). Pre: awake.
+bool file_call(long number, const long (&words)[6], long* result);
 
 }  // namespace stagetwo::shim

@@ -8,6 +8,7 @@
 
 #include "host/access.h"
 #include "shim/absent_buffers.h"
+#include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/shared_files.h"

@@ -25,7 +25,11 @@ host::DescriptorSpec spec_of(host::StateHome home) {
 
 // A mapping that is allowed is shared with everybody who has the file.
 Result<void> check_map(u64 flags, const host::MapRequest& request) {
-  if ((flags & GUEST_MEMFD_FLAG_MMAP) == 0) return refuse(ENODEV);
+  if ((flags & GUEST_MEMFD_FLAG_MMAP) == 0) {
+    // Since files of this kind can be mapped at all, a stack is refused before the flag is asked.
+    const bool stack = level().says_memfd_flags && (request.flags & MAP_GROWSDOWN) != 0;
+    return refuse(stack ? EINVAL : ENODEV);
+  }
   if ((request.flags & MAP_TYPE) == MAP_PRIVATE) return refuse(EINVAL);
   return {};
 }
@@ -78,7 +82,7 @@ GuestMemfdFile::~GuestMemfdFile() {
 Result<long> GuestMemfdFile::open(Vm& vm, u64 size, u64 flags) {
   FixedString<32> kind;
   kind.append(kKind).append_int(static_cast<s64>(flags));
-  auto backing = ST_TRY(host::Backing::create(kind.c_str(), size));
+  auto backing = ST_TRY(host::Backing::create_memory(kind.c_str(), size));
   auto file = ST_TRY(make_box<GuestMemfdFile>("abi.guest_memfd", vm, size, flags));
   ST_TRY(file->fd_.hold(ST_TRY(sys::reopen_engine_fd(backing.fd(), O_RDWR))));
   return ST_TRY(

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls by number whose answer is not the kernel's alone where a file of ours stands behind
+// (shim/behind.h); those that are only refused stand in shim/raw_calls.def.
+
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+
+#include "shim/absent_buffers.h"
+#include "shim/behind.h"
+#include "shim/buffered_calls.h"
+#include "shim/files.h"
+#include "shim/raw.h"
+#include "shim/shared_files.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr long kFchmodat2 = 452;  // the headers here have no name for it
+
+template <typename T>
+T* pointer(long value) {
+  return reinterpret_cast<T*>(value);
+}
+int integer(long value) {
+  return static_cast<int>(value);
+}
+
+// From one descriptor to another: on what shows that ours can do neither.
+long transfer(long number, int from, int to, const long (&w)[6]) {
+  if (transfer_refused(from, to)) return -1;
+  const Asked source(from);
+  const Asked target(to);
+  return with_buffers(
+      [&](Buffers& buffers) {
+        if (number == SYS_splice) buffers.value(pointer<off_t>(w[1])).value(pointer<off_t>(w[3]));
+        if (number == SYS_sendfile) buffers.value(pointer<off_t>(w[2]));
+        buffers.file(from).file(to);
+      },
+      [&] {
+        switch (number) {
+          case SYS_splice:
+            return next::syscall(number, source, w[1], target, w[3], w[4], w[5]);
+          case SYS_tee:
+            return next::syscall(number, source, target, w[2], w[3], 0, 0);
+          default:
+            return next::syscall(number, target, source, w[2], w[3], 0, 0);
+        }
+      });
+}
+
+long control(int fd, int command, long argument) {
+  if (control_refused(fd, command, argument)) return -1;
+  return with_buffer(pointer<void>(argument), sizeof(struct flock), [&] {
+    return next::fcntl(fd, noted_fcntl(fd, command, argument), AskedLock(fd, command, argument));
+  });
+}
+
+}  // namespace
+
+bool file_call(long number, const long (&w)[6], long* result) {
+  switch (number) {
+    case SYS_splice:
+      *result = transfer(number, integer(w[0]), integer(w[2]), w);
+      return true;
+    case SYS_tee:
+      *result = transfer(number, integer(w[0]), integer(w[1]), w);
+      return true;
+    case SYS_sendfile:
+      *result = transfer(number, integer(w[1]), integer(w[0]), w);
+      return true;
+    case SYS_fcntl:
+      *result = control(integer(w[0]), integer(w[1]), w[2]);
+      return true;
+    case kFchmodat2:
+      *result = -1;
+      return change_refused(behind_either(integer(w[0]), pointer<const char>(w[1]), integer(w[3])));
+    case SYS_fstatfs: {
+      auto* const to = pointer<struct ::statfs>(w[1]);
+      *result = with_buffer(to, sizeof(*to),
+                            [&] { return next::fstatfs(Asked(integer(w[0])), to); });
+      return true;
+    }
+    case SYS_statfs:
+      *result = filesystem_of(pointer<const char>(w[0]), pointer<struct ::statfs>(w[1]));
+      return true;
+    case SYS_getxattr:
+      *result = attribute_at(pointer<const char>(w[0]), pointer<const char>(w[1]),
+                             pointer<void>(w[2]), static_cast<size_t>(w[3]), Link::kFollowed);
+      return true;
+    case SYS_flistxattr:
+      *result = list_attributes(integer(w[0]), pointer<char>(w[1]), static_cast<size_t>(w[2]));
+      return true;
+    case SYS_readlink:
+      *result = readlink_at(AT_FDCWD, pointer<const char>(w[0]), pointer<char>(w[1]),
+                            static_cast<size_t>(w[2]));
+      return true;
+    case SYS_readlinkat:
+      *result = readlink_at(integer(w[0]), pointer<const char>(w[1]), pointer<char>(w[2]),
+                            static_cast<size_t>(w[3]));
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace stagetwo::shim
