@@ -14,7 +14,9 @@
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/kept_fd.h"
+#include "host/worker.h"
 #include "sync/atomic.h"
+#include "sync/futex.h"
 #include "sync/mutex.h"
 
 // The table is an array of buckets, each a chain of slots that is only ever extended: a reader
@@ -77,6 +79,8 @@ DescriptorSlot buckets[kBuckets];
 sync::Mutex table_lock{sync::Rank::kDescriptors};
 DescriptorSlot* watched = nullptr;  // guarded by table_lock
 sync::Atomic<u32> watched_count{0};
+sync::Atomic<u32> watched_memory{0};  // of those, the memory of guests
+sync::Atomic<bool> sweeper_added{false};
 sync::Atomic<u32> live_count{0};
 sync::Atomic<bool> anything{false};
 sync::Atomic<Attacher> attacher{nullptr};
@@ -137,14 +141,29 @@ Result<DescriptorSlot*> free_slot(u64 inode) TA_REQ(table_lock) {
   return slot;
 }
 
-void unwatch(DescriptorSlot& slot) TA_REQ(table_lock) {
-  if (slot.watch_fd < 0) return;
+bool is_memory(const DescriptorSlot& slot) {
+  return slot.spec.shape == FileShape::kMemory;
+}
+
+void watch(DescriptorSlot& slot, int watch_fd) TA_REQ(table_lock) {
+  slot.watch_fd = watch_fd;
+  slot.next_watched = std::exchange(watched, &slot);
+  watched_count.fetch_add(1, sync::kRelaxed);
+  if (is_memory(slot)) watched_memory.fetch_add(1, sync::kRelaxed);
+}
+
+void take_off_list(DescriptorSlot& slot) TA_REQ(table_lock) {
   DescriptorSlot** link = &watched;
   while (*link != &slot) link = &(*link)->next_watched;
-  *link = slot.next_watched;
-  slot.next_watched = nullptr;
-  static_cast<void>(sys::close(std::exchange(slot.watch_fd, -1)));
+  *link = std::exchange(slot.next_watched, nullptr);
   watched_count.fetch_sub(1, sync::kRelaxed);
+  if (is_memory(slot)) watched_memory.fetch_sub(1, sync::kRelaxed);
+}
+
+void unwatch(DescriptorSlot& slot) TA_REQ(table_lock) {
+  if (slot.watch_fd < 0) return;
+  take_off_list(slot);
+  static_cast<void>(sys::close(std::exchange(slot.watch_fd, -1)));
 }
 
 // Takes the slot out of the table. False: somebody else has done it.
@@ -414,6 +433,35 @@ CloseWatch::~CloseWatch() {
   if (watch_fd_ >= 0) static_cast<void>(sys::close(watch_fd_));
 }
 
+namespace {
+
+// Memory of a guest that was closed here while another process holds it: nobody calls us when that
+// process lets go, and a vCPU that stays in its guest asks nothing. The engine's thread looks.
+class Sweeper final : public WorkItem {
+ public:
+  void turn() override { sweep_closed_memory(); }
+  u64 period_ns() override {
+    return watched_memory.load(sync::kRelaxed) != 0 ? kSweepPeriodNs : sync::kNoTimeout;
+  }
+
+ private:
+  static constexpr u64 kSweepPeriodNs = 5'000'000;
+};
+constinit Sweeper sweeper;
+
+// Context: no lock held.
+void watch_memory() {
+  if (watched_memory.load(sync::kRelaxed) == 0) [[likely]]
+    return;
+  if (sweeper_added.exchange(true, sync::kAcqRel)) {
+    kick_worker();
+  } else {
+    add_work(&sweeper);
+  }
+}
+
+}  // namespace
+
 void CloseWatch::closed() {
   if (ref_) {
     DescriptorSlot& slot = *ref_.slot_;
@@ -426,13 +474,12 @@ void CloseWatch::closed() {
     } else if (watch_fd_ >= 0) {
       const sync::MutexGuard guard(table_lock);
       if (slot.watch_fd < 0 && slot.identity.load(sync::kRelaxed) != 0) {
-        slot.watch_fd = std::exchange(watch_fd_, -1);
-        slot.next_watched = std::exchange(watched, &slot);
-        watched_count.fetch_add(1, sync::kRelaxed);
+        watch(slot, std::exchange(watch_fd_, -1));
       }
     }
   }
   sweep_closed();
+  watch_memory();
 }
 
 void sweep_closed() {
@@ -451,6 +498,11 @@ void sweep_closed() {
     end_of(*over[i]);
     unref(*over[i]);
   }
+}
+
+void sweep_closed_memory() {
+  if (watched_memory.load(sync::kRelaxed) != 0) [[unlikely]]
+    sweep_closed();
 }
 
 bool is_engine_fd(int fd) {
@@ -481,10 +533,7 @@ void vacate_engine_fd(int fd) {
       slot->watch_fd = *moved;
     } else {
       slot->watch_fd = -1;
-      DescriptorSlot** link = &watched;
-      while (*link != slot) link = &(*link)->next_watched;
-      *link = slot->next_watched;
-      watched_count.fetch_sub(1, sync::kRelaxed);
+      take_off_list(*slot);
     }
     return;
   }
@@ -494,6 +543,8 @@ void descriptors_after_fork_child() {
   ::new (&table_lock) sync::Mutex(sync::Rank::kDescriptors);
   DescriptorSlot* slot = std::exchange(watched, nullptr);
   watched_count.store(0, sync::kRelaxed);
+  watched_memory.store(0, sync::kRelaxed);
+  sweeper_added.store(false, sync::kRelaxed);
   while (slot != nullptr) {
     static_cast<void>(sys::close(std::exchange(slot->watch_fd, -1)));
     slot = std::exchange(slot->next_watched, nullptr);

@@ -290,15 +290,20 @@ int filesystem_of(const char* path, struct ::statvfs* out) {
   return ask_filesystem(path, out, next::statvfs, next::fstatvfs);
 }
 
-ssize_t shown_link(int directory, const char* path, char* buffer, size_t size, ssize_t length) {
-  if (length <= 0 || behind_name(directory, path) != Behind::kMemory) return length;
-  // What the kernel has written there is longer.
-  const size_t shown = std::min(size, kMemoryLink.size());
+ReadLink::ReadLink(int directory, const char* path, size_t size) : size_(size) {
+  ours_ = behind_name(directory, path) == Behind::kMemory;
+  if (ours_) size_ = std::min(size, kMemoryLink.size());
+}
+
+ssize_t ReadLink::show(char* buffer, ssize_t length) const {
+  if (!ours_ || length <= 0) return length;
+  const int error = errno;
   host::EngineSection section(host::Touches::kClientMemory);
   static_cast<void>(
-      host::copy_to(Hva(reinterpret_cast<u64>(buffer)), kMemoryLink.data(), shown));
+      host::copy_to(Hva(reinterpret_cast<u64>(buffer)), kMemoryLink.data(), size_));
   section.leave();
-  return static_cast<ssize_t>(shown);
+  errno = error;
+  return length;
 }
 
 }  // namespace stagetwo::shim

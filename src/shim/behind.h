@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
+#include <sys/types.h>
 
 #include "base/types.h"
 
@@ -82,8 +83,19 @@ int lock_part(int fd, int command, off_t size);     // lockf
 ssize_t list_attributes(int fd, char* to, size_t size);
 int filesystem_of(const char* path, struct ::statfs* out);
 int filesystem_of(const char* path, struct ::statvfs* out);
-// The link of a descriptor in /proc, of which the kernel has written `length` bytes, as it stands
-// for the kernel's own file.
-ssize_t shown_link(int directory, const char* path, char* buffer, size_t size, ssize_t length);
+
+// The link of a descriptor in /proc, as it stands for the kernel's own file. The kernel writes the
+// name of the stand-in, which is longer, so it is asked for no more than there is to show.
+class ReadLink {
+ public:
+  ReadLink(int directory, const char* path, size_t size);
+  [[nodiscard]] size_t size() const { return size_; }
+  // `length`: what the kernel has answered.
+  ssize_t show(char* buffer, ssize_t length) const;
+
+ private:
+  size_t size_;
+  bool ours_;
+};
 
 }  // namespace stagetwo::shim

@@ -54,7 +54,12 @@ void show_description(const host::DescriptionRef& ref, struct ::stat* out) {
 }
 
 void to_statx(const struct ::stat& from, struct ::statx* out) {
-  out->stx_mask = STATX_BASIC_STATS;
+  // Nothing of ours knows its birth or has flags of a disk's files.
+  constexpr u64 kFileFlags = STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND | STATX_ATTR_NODUMP;
+  out->stx_mask = (out->stx_mask | STATX_BASIC_STATS) & ~u32{STATX_BTIME};
+  out->stx_btime = {};
+  out->stx_attributes &= ~kFileFlags;
+  out->stx_attributes_mask &= ~kFileFlags;
   out->stx_blksize = static_cast<u32>(from.st_blksize);
   out->stx_nlink = static_cast<u32>(from.st_nlink);
   out->stx_uid = from.st_uid;

@@ -239,6 +239,55 @@ TEST_F(Private, AChildPunchesTheSamePagesAndItsVmIsEio) {
   EXPECT_EQ(guest_load(kPrivateGpa), 0);
 }
 
+// A process that holds the file and does nothing else, until it is let go.
+class Holder {
+ public:
+  Holder() {
+    EXPECT_EQ(::pipe(ends_), 0);
+    child_ = ::fork();
+    if (child_ != 0) return;
+    char byte = 0;
+    ::close(ends_[1]);
+    static_cast<void>(::read(ends_[0], &byte, 1));
+    ::_exit(0);
+  }
+  void let_go() {
+    ::close(ends_[1]);
+    ::close(ends_[0]);
+    int status = -1;
+    EXPECT_EQ(::waitpid(child_, &status, 0), child_);
+  }
+
+ private:
+  int ends_[2] = {-1, -1};
+  pid_t child_ = -1;
+};
+
+TEST_F(Private, AFileThatAChildHoldsIsThereUntilTheChildEnds) {
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  EXPECT_TRUE(guest_store(kPrivateGpa, 0x4242));
+  Holder holder;
+  file_.close();
+  EXPECT_EQ(guest_load(kPrivateGpa), 0x4242);
+  holder.let_go();
+  expect_memory_fault(kPrivateGpa, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+}
+
+TEST_F(Private, AVcpuInItsGuestHearsOfTheLastHolder) {
+  const u8 loop[] = {0x8b, 0x07, 0xeb, 0xfc};  // ax = [bx], again
+  std::memcpy(memory_ + 0x40, loop, sizeof(loop));
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  Holder holder;
+  file_.close();
+  std::thread guest([this] {
+    EXPECT_EQ(run(0x1040, 0, kPrivateGpa), -EFAULT);
+    EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_MEMORY_FAULT});
+  });
+  ::usleep(20'000);
+  holder.let_go();
+  guest.join();
+}
+
 TEST_F(Private, ASharedPageWithoutAMappingIsABareEfault) {
   EXPECT_EQ(guest_load(0x1100), 0);
   ASSERT_EQ(::munmap(shared_ + kPage, kPage), 0);

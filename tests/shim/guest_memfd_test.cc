@@ -24,6 +24,21 @@ TEST(GuestMemfdFile, IsMadeOfPagesAndWithoutFlags) {
 TEST(GuestMemfdFile, RefusesWhatTheKernelsRefuses) {
   expect_case("operations", "6.12");
 }
+TEST(GuestMemfdFile, IsJudgedAfterTheKernelsOwnChecks) {
+  expect_case("orders", "6.12");
+}
+TEST(GuestMemfdFile, HasAnInodeThatNobodyChanges) {
+  expect_case("changes", "6.12");
+}
+TEST(GuestMemfdFile, IsLockedWithoutBeingLetGo) {
+  expect_case("locks", "6.12");
+}
+TEST(GuestMemfdFile, IsNotOpenedByAName) {
+  expect_case("names", "6.12");
+}
+TEST(GuestMemfdFile, RefusesCallsByNumber) {
+  expect_case("numbers", "6.12");
+}
 TEST(GuestMemfdFile, IsAllocatedAndPunchedByAChildAndOutlivesTheVmsDescriptor) {
   expect_case("elsewhere", "6.12");
 }
@@ -43,7 +58,9 @@ void expect_of_oracle(const std::string& which, int capability) {
 }
 
 TEST(GuestMemfdOracle, RefusesTheSame) {
-  expect_of_oracle("operations", KVM_CAP_GUEST_MEMFD);
+  for (const char* which : {"operations", "orders", "changes", "locks", "names", "numbers"}) {
+    expect_of_oracle(which, KVM_CAP_GUEST_MEMFD);
+  }
 }
 TEST(GuestMemfdOracle, IsAllocatedAndPunchedByAChild) {
   expect_of_oracle("elsewhere", KVM_CAP_GUEST_MEMFD);

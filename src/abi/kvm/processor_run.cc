@@ -149,6 +149,7 @@ Result<long> Processor::run(u64 arg) {
   write_once(run_->flags, u16{0});
   vm_.memory().before_run();
   host::work_without_thread();
+  host::sweep_closed_memory();
   auto result = enter(immediate, section);
   if (read_once(run_->kvm_valid_regs) != 0) store_sync_regs();
   save_after_run();

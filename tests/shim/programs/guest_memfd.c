@@ -7,6 +7,7 @@
 #include <linux/aio_abi.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -14,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 
 #include "machine.h"
 
@@ -117,6 +119,214 @@ static void operations(void) {
   REQUIRE(s.st_size == kPages * kPage && s.st_blksize == kPage && s.st_blocks == 0);
   REQUIRE(s.st_mode == (S_IFREG | 0600) && s.st_nlink == 1);
   REQUIRE(fallocate(fd, kPunch, kPages * kPage, kPage) == 0);
+}
+
+static int a_page_of(int fd, int prot, int flags, off_t offset) {
+  return mmap(NULL, kPage, prot, flags, fd, offset) == MAP_FAILED ? -1 : 0;
+}
+
+// What the kernel looks at before the file comes first.
+static void orders(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  const int fd = create(kPages * kPage, 0);
+  REFUSES(a_page_of(fd, PROT_READ, MAP_SHARED, 1), EINVAL);
+  REFUSES(a_page_of(fd, PROT_READ, 0, 0), EINVAL);
+  REFUSES(a_page_of(fd, PROT_READ, MAP_SHARED | MAP_HUGETLB, 0), EINVAL);
+  REFUSES(a_page_of(fd, PROT_READ, MAP_SHARED_VALIDATE | MAP_SYNC, 0), EOPNOTSUPP);
+  REFUSES(a_page_of(fd, PROT_READ, MAP_SHARED, -kPage), EOVERFLOW);
+  REFUSES(a_page_of(fd, PROT_READ | PROT_EXEC, MAP_SHARED, 0), EPERM);
+  REFUSES(a_page_of(fd, PROT_NONE, MAP_SHARED, 0), ENODEV);
+  REFUSES(a_page_of(fd, PROT_READ, MAP_SHARED_VALIDATE, 0), ENODEV);
+  errno = 0;
+  REQUIRE(mmap(NULL, 0, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == EINVAL);
+  REQUIRE(mmap(NULL, -kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENOMEM);
+  // What is mapped at a fixed place stays there; since files of this kind can be mapped at all it
+  // goes before the file is asked.
+  char* const here =
+      mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  *here = 42;
+  if (ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS) == 0) {
+    REQUIRE(mmap(here, kPage, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED);
+    REQUIRE(errno == ENODEV && *here == 42);
+  }
+  REQUIRE(mmap(here, kPage, PROT_READ, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == MAP_FAILED);
+  REQUIRE(errno == EEXIST);
+
+  REFUSES(lseek(fd, 0, SEEK_HOLE), ESPIPE);
+  REFUSES(lseek(fd, 0, 5), EINVAL);
+  int ends[2];
+  off_t start = 0;
+  void* const nowhere = (void*)8;
+  REQUIRE(pipe(ends) == 0 && write(ends[1], "abc", 3) == 3);
+  REQUIRE(sendfile(ends[1], fd, NULL, 0) == 0);
+  REFUSES(sendfile(ends[1], fd, nowhere, 1), EFAULT);
+  REFUSES(sendfile(fd, fd, NULL, 1), EINVAL);
+  REQUIRE(splice(ends[0], NULL, fd, NULL, 0, 0) == 0);
+  REFUSES(splice(fd, &start, ends[1], NULL, 1, 0), EINVAL);
+  REFUSES(splice(fd, NULL, ends[1], &start, 1, 0), ESPIPE);
+  REFUSES(splice(fd, nowhere, ends[1], NULL, 1, 0), EFAULT);
+  REFUSES(tee(fd, ends[1], 1, 0), EINVAL);
+  const int file = memfd_create("file", 0);
+  REQUIRE(ftruncate(file, kPage) == 0);
+  REFUSES(copy_file_range(fd, NULL, file, NULL, 1, 0), EXDEV);
+  REFUSES(copy_file_range(file, NULL, fd, NULL, 1, 0), EXDEV);
+  REFUSES(copy_file_range(fd, NULL, file, NULL, 1, 1), EINVAL);
+  REFUSES(copy_file_range(fd, NULL, fd, NULL, 1, 0), EINVAL);
+  REFUSES(copy_file_range(fd, NULL, ends[1], NULL, 1, 0), EINVAL);
+  REQUIRE(posix_fallocate(fd, 0, kPage) == ESPIPE && posix_fallocate(fd, 0, 0) == EINVAL);
+}
+
+// The inode has no operation that changes it.
+static void changes(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  const int fd = create(kPages * kPage, 0);
+  const struct timespec omitted[2] = {{0, UTIME_OMIT}, {0, UTIME_OMIT}};
+  const struct timespec early[2] = {{1, 0}, {1, 0}};
+  char value[8];
+  REFUSES(fchmod(fd, 0600), EINVAL);
+  REFUSES(fchown(fd, -1, -1), EINVAL);
+  REFUSES(fchownat(fd, "", -1, -1, AT_EMPTY_PATH), EINVAL);
+  REFUSES(futimens(fd, NULL), EINVAL);
+  REFUSES(futimens(fd, early), EINVAL);
+  REQUIRE(futimens(fd, omitted) == 0);
+  REFUSES(utimensat(fd, "", NULL, AT_EMPTY_PATH), EINVAL);
+  const off_t sizes[] = {kPages * kPage, 0, 1 << 20, -1};
+  for (unsigned i = 0; i < 4; i++) REFUSES(ftruncate(fd, sizes[i]), EINVAL);
+  REFUSES(fsync(fd), EINVAL);
+  REFUSES(fdatasync(fd), EINVAL);
+  REQUIRE(syncfs(fd) == 0);
+  REFUSES(fcntl(fd, F_ADD_SEALS, F_SEAL_GROW), EINVAL);
+  REFUSES(fcntl(fd, F_GET_SEALS), EINVAL);
+  REFUSES(fcntl(fd, F_SETFL, O_DIRECT), EINVAL);
+  REQUIRE(fcntl(fd, F_SETFL, O_APPEND) == 0 && (fcntl(fd, F_GETFL) & O_APPEND) != 0);
+  REFUSES(fsetxattr(fd, "user.a", "b", 1, 0), EOPNOTSUPP);
+  REFUSES(fgetxattr(fd, "user.a", value, sizeof value), EOPNOTSUPP);
+  REFUSES(fremovexattr(fd, "trusted.a"), EOPNOTSUPP);
+  REQUIRE(flistxattr(fd, value, sizeof value) == 0);
+  REFUSES(fchdir(fd), ENOTDIR);
+  REQUIRE(posix_fadvise(fd, 0, kPage, POSIX_FADV_DONTNEED) == 0);
+  struct statfs s;
+  REQUIRE(fstatfs(fd, &s) == 0 && s.f_type == 0x09041934 && s.f_bsize == kPage);
+  struct stat now;
+  REQUIRE(fstat(fd, &now) == 0 && now.st_size == kPages * kPage && now.st_mode == (S_IFREG | 0600));
+}
+
+// Locks of the client say nothing about who holds the file.
+static void locks(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  const int fd = create(kPages * kPage, 0), other = dup(fd);
+  REQUIRE(flock(fd, LOCK_EX) == 0 && flock(fd, LOCK_UN) == 0);
+  struct flock all = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+  REQUIRE(fcntl(fd, F_SETLK, &all) == 0);
+  REFUSES(fcntl(fd, F_OFD_SETLK, &all), EAGAIN);  // of another owner
+  REQUIRE(fcntl(fd, F_OFD_GETLK, &all) == 0);
+  REQUIRE(all.l_type == F_WRLCK && all.l_start == 0 && all.l_len == 0 && all.l_pid == getpid());
+  all = (struct flock){.l_type = F_UNLCK, .l_whence = SEEK_SET};
+  REQUIRE(fcntl(fd, F_SETLK, &all) == 0 && fcntl(fd, F_OFD_SETLK, &all) == 0);
+  REQUIRE(lockf(fd, F_LOCK, 0) == 0 && lockf(fd, F_TEST, 0) == 0 && lockf(fd, F_ULOCK, 0) == 0);
+  close(other);
+  close(vm_fd);
+  close(open("/dev/kvm", O_RDWR));
+  REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPage) == 0);
+}
+
+// A name leads to the inode, which nobody opens.
+static void refuse_name(int directory, const char* name) {
+  const int modes[] = {O_RDONLY, O_WRONLY, O_RDWR, O_RDWR | O_TRUNC, O_RDWR | O_CREAT};
+  for (unsigned i = 0; i < 5; i++) REFUSES(openat(directory, name, modes[i], 0600), ENXIO);
+  REFUSES(openat(directory, name, O_RDONLY | O_DIRECTORY), ENOTDIR);
+  REFUSES(openat(directory, name, O_RDONLY | O_NOFOLLOW), ELOOP);
+  REFUSES(openat(directory, name, O_RDWR | O_CREAT | O_EXCL, 0600), EEXIST);
+  struct stat s;
+  REQUIRE(fstatat(directory, name, &s, 0) == 0);
+  REQUIRE(s.st_size == kPages * kPage && s.st_mode == (S_IFREG | 0600) && s.st_blocks == 0);
+  REQUIRE(fstatat(directory, name, &s, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(s.st_mode));
+  char link[64] = {0};
+  REQUIRE(readlinkat(directory, name, link, sizeof link) == 21);
+  REQUIRE(strcmp(link, "anon_inode:[kvm-gmem]") == 0);
+  REFUSES(fchmodat(directory, name, 0600, 0), EINVAL);
+  REFUSES(fchownat(directory, name, -1, -1, 0), EINVAL);
+  REFUSES(utimensat(directory, name, NULL, 0), EINVAL);
+}
+static void names(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  const int fd = create(kPages * kPage, 0);
+  const char* const spellings[] = {"/proc/self/fd/%d", "/dev/fd/%d", "/proc/thread-self/fd/%d",
+                                   "/proc//self/./fd/%d"};
+  char name[64];
+  for (unsigned i = 0; i < 4; i++) {
+    snprintf(name, sizeof name, spellings[i], fd);
+    refuse_name(AT_FDCWD, name);
+  }
+  snprintf(name, sizeof name, "%d", fd);
+  refuse_name(open("/proc/self/fd", O_RDONLY | O_DIRECTORY), name);
+  snprintf(name, sizeof name, "/proc/%d/fd/%d", getpid(), fd);
+  refuse_name(AT_FDCWD, name);
+  const off_t sizes[] = {kPages * kPage, 0, 1 << 20};
+  for (unsigned i = 0; i < 3; i++) REFUSES(truncate(name, sizes[i]), EINVAL);
+  REFUSES(chmod(name, 0644), EINVAL);
+  REFUSES(chown(name, -1, -1), EINVAL);
+  REFUSES(creat(name, 0600), ENXIO);
+  errno = 0;
+  REQUIRE(fopen(name, "r") == NULL && errno == ENXIO);
+  REQUIRE(fopen(name, "w") == NULL && freopen(name, "r", stdin) == NULL);
+  REFUSES(access(name, X_OK), EACCES);
+  REQUIRE(access(name, R_OK | W_OK) == 0);
+  char value[8];
+  REFUSES(setxattr(name, "user.a", "b", 1, 0), EOPNOTSUPP);
+  REFUSES(getxattr(name, "user.a", value, sizeof value), EOPNOTSUPP);
+  REQUIRE(listxattr(name, value, sizeof value) == 0);
+  char* const arguments[] = {name, NULL};
+  REFUSES(execv(name, arguments), EACCES);
+  struct statfs where;
+  REQUIRE(statfs(name, &where) == 0 && where.f_type == 0x09041934);
+  // A place only.
+  const int place = open(name, O_PATH);
+  struct stat s;
+  REQUIRE(place >= 0 && fstat(place, &s) == 0 && s.st_size == kPages * kPage);
+  REFUSES(read(place, value, 1), EBADF);
+  REFUSES(a_page_of(place, PROT_READ, MAP_SHARED, 0), EBADF);
+  REFUSES(fallocate(place, FALLOC_FL_KEEP_SIZE, 0, kPage), EBADF);
+  REFUSES(ftruncate(place, 0), EBADF);
+  REFUSES(lseek(place, 0, SEEK_SET), EBADF);
+}
+
+// The same by syscall(2).
+static void numbers(void) {
+  make_vm(KVM_X86_DEFAULT_VM);
+  const int fd = create(kPages * kPage, 0);
+  char name[64], byte = 1;
+  snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+  const struct iovec part = {&byte, 1};
+  int ends[2];
+  off_t start = 0;
+  REQUIRE(pipe(ends) == 0 && write(ends[1], "abc", 3) == 3);
+  REFUSES(syscall(SYS_read, fd, &byte, 1), EINVAL);
+  REFUSES(syscall(SYS_pwrite64, fd, &byte, 1, 0), ESPIPE);
+  REFUSES(syscall(SYS_preadv2, fd, &part, 1, 0, 0, 0), ESPIPE);
+  REFUSES(syscall(SYS_pwritev2, fd, &part, 1, -1L, -1L, 0), EINVAL);
+  REFUSES(syscall(SYS_sendfile, ends[1], fd, &start, 1), ESPIPE);
+  REFUSES(syscall(SYS_splice, ends[0], NULL, fd, NULL, 1, 0), EINVAL);
+  REFUSES(syscall(SYS_tee, fd, ends[1], 1, 0), EINVAL);
+  REFUSES(syscall(SYS_copy_file_range, fd, NULL, fd, NULL, 1, 0), EINVAL);
+  REFUSES(syscall(SYS_mmap, NULL, kPage, PROT_READ, MAP_SHARED, fd, 0), ENODEV);
+  REFUSES(syscall(SYS_ftruncate, fd, 0), EINVAL);
+  REFUSES(syscall(SYS_truncate, name, 0), EINVAL);
+  REFUSES(syscall(SYS_fchmod, fd, 0600), EINVAL);
+  REFUSES(syscall(SYS_chmod, name, 0600), EINVAL);
+  REFUSES(syscall(SYS_fchown, fd, -1, -1), EINVAL);
+  REFUSES(syscall(SYS_utimensat, fd, NULL, NULL, 0), EINVAL);
+  REFUSES(syscall(SYS_fsync, fd), EINVAL);
+  REFUSES(syscall(SYS_fcntl, fd, F_ADD_SEALS, 0), EINVAL);
+  REFUSES(syscall(SYS_fsetxattr, fd, "user.a", "b", 1, 0), EOPNOTSUPP);
+  REFUSES(syscall(SYS_readahead, fd, 0, kPage), EINVAL);
+  REFUSES(syscall(SYS_open, name, O_RDWR), ENXIO);
+  REFUSES(syscall(SYS_openat, AT_FDCWD, name, O_RDONLY), ENXIO);
+  const uint64_t how[3] = {O_RDWR, 0, 0};
+  REFUSES(syscall(SYS_openat2, AT_FDCWD, name, how, sizeof how), ENXIO);
+  char link[64] = {0};
+  REQUIRE(syscall(SYS_readlink, name, link, sizeof link) == 21);
+  REFUSES(syscall(SYS_fallocate, fd, 0, 0, kPage), EOPNOTSUPP);
 }
 
 // What a process without the VM may do with the file.
@@ -260,6 +470,11 @@ int main(int argc, char** argv) {
     void (*run)(void);
   } cases[] = {{"creation", creation},
                {"operations", operations},
+               {"orders", orders},
+               {"changes", changes},
+               {"locks", locks},
+               {"names", names},
+               {"numbers", numbers},
                {"elsewhere", elsewhere},
                {"mappable", mappable}};
   for (unsigned i = 0; argc == 2 && i < sizeof cases / sizeof cases[0]; i++) {
