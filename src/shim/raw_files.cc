@@ -2,6 +2,8 @@
 // Calls by number whose answer is not the kernel's alone where a file of ours stands behind
 // (shim/behind.h); those that are only refused stand in shim/raw_calls.def.
 
+#include "shim/raw.h"
+
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 
@@ -9,7 +11,6 @@
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
-#include "shim/raw.h"
 #include "shim/shared_files.h"
 
 namespace stagetwo::shim {
