@@ -18,6 +18,12 @@ void clear(Entry* entries) {
 
 }  // namespace
 
+void TablePage::make_present() {
+  if (!fresh) return;
+  std::construct_at(entries, Format::kNonpresent);
+  fresh = false;
+}
+
 TablePool::~TablePool() {
   ST_CHECK_OP(live(), ==, u64{0});
   Chunk* chunk = chunks_;
@@ -52,6 +58,12 @@ bool TablePool::grow() {
 }
 
 TablePage* TablePool::allocate() {
+  TablePage* page = take();
+  if (page != nullptr) page->make_present();
+  return page;
+}
+
+TablePage* TablePool::take() {
   if (failpoint::should_fail("stage2.table_page")) return nullptr;
   TablePage* page = nullptr;
   {
@@ -64,7 +76,6 @@ TablePage* TablePool::allocate() {
   live_.fetch_add(1, sync::kRelaxed);
   ST_CHECK(!page->possible_nx.linked());  // whoever lists a table it does not own is found here
   if (!page->fresh) clear(page->entries);
-  page->fresh = false;
   return page;
 }
 
@@ -81,11 +92,18 @@ void TablePool::give_back(TablePage* page) {
 }
 
 Result<void> TableCache::top_up(unsigned enough) {
-  if (count_ >= enough) [[likely]]
+  if (present_ >= enough) [[likely]]
     return {};
-  // As the kernel's: once one is missing, fill up, so that the next faults need not ask.
+  if (count_ < enough) ST_TRY(fill_up(enough));
+  while (present_ < enough) pages_[count_ - ++present_]->make_present();
+  return {};
+}
+
+// As the kernel's: once one is missing, fill up, so that the next faults need not ask.
+Result<void> TableCache::fill_up(unsigned enough) {
+  present_ = 0;
   while (count_ < kCapacity) {
-    TablePage* page = pool_.allocate();
+    TablePage* page = pool_.take();
     if (page == nullptr) break;
     pages_[count_++] = page;
   }
@@ -95,11 +113,18 @@ Result<void> TableCache::top_up(unsigned enough) {
 
 TablePage* TableCache::take() {
   ST_CHECK_OP(count_, >, 0U);
-  return pages_[--count_];
+  TablePage* page = pages_[--count_];
+  if (present_ > 0) {
+    --present_;
+  } else {
+    page->make_present();
+  }
+  return page;
 }
 
 void TableCache::drain() {
-  while (count_ > 0) pool_.give_back(take());
+  present_ = 0;
+  while (count_ > 0) pool_.give_back(pages_[--count_]);
 }
 
 }  // namespace stagetwo::stage2

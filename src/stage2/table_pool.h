@@ -42,7 +42,7 @@ struct TablePage {
   u8 level = 0;
   u8 address_space = 0;
   TableUse use = TableUse::kFree;  // its owner's; read by the audit, at rest
-  bool fresh = false;              // never handed out since it was mapped: all zero
+  bool fresh = false;              // never written since it was mapped: all zero; its owner's
   bool marked = false;             // the audit's
   // It is here because a huge page may not be executable. Set before it is linked; cleared by who
   // removes it, under the pages lock. Read there, and by faults as a hint: relaxed.
@@ -51,6 +51,9 @@ struct TablePage {
   pt::GatherNode gather;
   TablePage* next_free = nullptr;
 
+  // The host gives the page its memory now. The first look at it would otherwise map the host's
+  // page of zeros, and the first store, under a lock, take that back from every processor.
+  void make_present();
   [[nodiscard]] static TablePage* of(const Entry* entries);
   [[nodiscard]] u64 frames() const { return pt::span_of<Format>(level) << Format::kIndexBits; }
 };
@@ -63,8 +66,10 @@ class TablePool {
   // Pre: every table was given back.
   ~TablePool();
 
-  // A table in the state I1, or null. Context: may sleep in mmap; no lock held.
+  // A table in the state I1, or null. Context: may sleep in mmap; no lock held. take(): it is not
+  // present yet, and whoever uses it says so to make_present().
   [[nodiscard]] TablePage* allocate() TA_EXCL(lock_);
+  [[nodiscard]] TablePage* take() TA_EXCL(lock_);
   void give_back(TablePage* page) TA_EXCL(lock_);
 
   // Tables that are not in the pool. Racy while others work.
@@ -112,7 +117,7 @@ class TableCache {
   TableCache& operator=(const TableCache&) = delete;
   ~TableCache() { drain(); }
 
-  // Post: at least `enough` are here. Failure: ENOMEM; what was there stays.
+  // Post: at least `enough` are here, and present. Failure: ENOMEM; what was there stays.
   [[nodiscard]] Result<void> top_up(unsigned enough = kEnoughForAFault);
   // Pre: count() > 0.
   [[nodiscard]] TablePage* take();
@@ -122,8 +127,11 @@ class TableCache {
   [[nodiscard]] unsigned count() const { return count_; }
 
  private:
+  [[nodiscard]] Result<void> fill_up(unsigned enough);
+
   TablePool& pool_;
   unsigned count_ = 0;
+  unsigned present_ = 0;  // of them, from the last one on
   TablePage* pages_[kCapacity] = {};
 };
 
