@@ -37,6 +37,16 @@ template <typename T>
   return arch::guarded_store(to.raw(), value);
 }
 
+// A hint that the line is wanted soon; where there is no page, nothing happens.
+[[gnu::always_inline]] inline void prefetch(Hva at, Access access) {
+  void* const line = reinterpret_cast<void*>(at.raw());
+  if (access == Access::kWrite) {
+    __builtin_prefetch(line, 1);
+  } else {
+    __builtin_prefetch(line, 0);
+  }
+}
+
 // LOCK forms. *old receives what was there before.
 template <typename T>
 [[nodiscard, gnu::always_inline]] inline bool exchange(Hva at, T value, T* old) {

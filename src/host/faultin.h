@@ -21,10 +21,11 @@ namespace stagetwo::host {
 // asked for its errno). Pre of kTouch: SIGSEGV and SIGBUS are not blocked (host/run_section.h).
 enum class Ask : u8 { kKernel, kTouch };
 
-// Post: on success `page` was present and permitted `access` at some moment during the call.
+// Post: on success the page of `at` was present and permitted `access` at some moment during the
+// call. Who is touched first is touched at `at`: give the address that is wanted.
 // Failure: EFAULT (no mapping, no permission, beyond the end of a file), EHWPOISON. The kernel's
 // own answers of MADV_POPULATE (ENOMEM, EINVAL, EFAULT) are all EFAULT here, as KVM's are.
-[[nodiscard]] Result<void> faultin(Hva page, Access access, Ask first = Ask::kKernel);
+[[nodiscard]] Result<void> faultin(Hva at, Access access, Ask first = Ask::kKernel);
 
 // Is MADV_POPULATE_READ/WRITE there (Linux 5.14)? Without it a guarded touch stands in.
 [[nodiscard]] bool has_populate();

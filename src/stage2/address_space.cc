@@ -120,8 +120,8 @@ void GuestMemory::begin(Fault& fault) {
   fault.gfn = gpa_to_gfn(fault.gpa);
 }
 
-FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cache,
-                                        OwnedCount* populated) {
+FaultOutcome GuestMemory::make_resident(Fault& fault, ResidentCache& known, Mode mode,
+                                        bool trust_cache, OwnedCount* populated) {
   // A file's page is had or not; there is nothing to read before it is.
   const Access access = fault.from_file ? Access::kWrite : fault.access;
   const bool write = access == Access::kWrite;
@@ -136,14 +136,18 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
     if (mode == Mode::kMayBlock) sync::yield_thread();
     return FaultOutcome::kRetry;
   }
-  if (trust_cache && resident_.contains(fault.page, fault.residency, write)) {
-    const bool writable = resident_.contains_writable(fault.page, fault.residency);
-    fault.map_writable = fault.map_writable && writable;
+  const auto is_known = [&](bool writable) {
+    return known.contains(fault.page, fault.residency, writable) ||
+           (&known != &resident_ && resident_.contains(fault.page, fault.residency, writable));
+  };
+  if (trust_cache && is_known(write)) {
+    fault.map_writable = fault.map_writable && is_known(true);
     return FaultOutcome::kFixed;
   }
   if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   if (populated != nullptr) populated->raise();
-  const Result<void> present = host::faultin(fault.page, access, host::Ask::kTouch);
+  const Result<void> present =
+      host::faultin(fault.page + page_offset(fault.gpa), access, host::Ask::kTouch);
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
     return FaultOutcome::kRetry;
@@ -156,7 +160,7 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, Mode mode, bool trust_cach
   if (!present) {
     return to_int(present.error()) == EHWPOISON ? FaultOutcome::kPoison : FaultOutcome::kToUser;
   }
-  resident_.insert(fault.page, fault.residency, write);
+  known.insert(fault.page, fault.residency, write);
   fault.map_writable = fault.map_writable && write;
   return FaultOutcome::kFixed;
 }
@@ -188,7 +192,7 @@ FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
   if (decide_early(context, fault, &outcome)) return outcome;
   if (!context.top_up()) return FaultOutcome::kNoMemory;
   if (fault.slot != nullptr) {
-    outcome = make_resident(fault, Mode::kMayBlock, true, &context.populated);
+    outcome = make_resident(fault, context.resident, Mode::kMayBlock, true, &context.populated);
     if (outcome != FaultOutcome::kFixed) return outcome;
     if (fault.max_level > 1) {
       fault.max_level =
@@ -246,7 +250,7 @@ FaultOutcome GuestMemory::find_resident(Fault& fault, Mode mode, bool trust_cach
     const FaultOutcome found = look_up(fault, section);
     if (found != FaultOutcome::kFixed) return found;
   }
-  return make_resident(fault, mode, trust_cache);
+  return make_resident(fault, resident_, mode, trust_cache);
 }
 
 bool GuestMemory::is_stale(const Fault& fault) {
