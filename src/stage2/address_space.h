@@ -130,8 +130,8 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // The first part of every fault and own access; then the slot's, in a read section.
   void begin(Fault& fault);
   [[nodiscard]] FaultOutcome look_up(Fault& fault, const Memslots::Reader& section);
-  [[nodiscard]] FaultOutcome make_resident(Fault& fault, Mode mode, bool trust_cache,
-                                           OwnedCount* populated = nullptr);
+  [[nodiscard]] FaultOutcome make_resident(Fault& fault, ResidentCache& known, Mode mode,
+                                           bool trust_cache, OwnedCount* populated = nullptr);
   [[nodiscard]] FaultOutcome find_resident(Fault& fault, Mode mode, bool trust_cache);
   [[nodiscard]] bool decide_early(MmuContext& context, Fault& fault, FaultOutcome* outcome);
   [[nodiscard]] FaultOutcome resolve(MmuContext& context, Fault& fault);
@@ -176,7 +176,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   sync::AckSet lines_;
   PrivateMemory private_;
   Memslots slots_;
-  ResidentCache resident_;
+  ResidentCache resident_;  // of KVM's own accesses; a vCPU's faults write theirs
   TdpMmu tdp_;
   NxRecovery nx_recovery_;
   AgeFlush age_flush_;

@@ -9,6 +9,7 @@
 // Lifetime: borrows the TdpMmu and ends before it; refs each root it has loaded.
 
 #include "stage2/memslots.h"
+#include "stage2/resident_cache.h"
 #include "stage2/table_pool.h"
 #include "sync/atomic.h"
 
@@ -53,7 +54,8 @@ class alignas(64) MmuContext {
   [[nodiscard]] TdpMmu& mmu() { return mmu_; }
 
   PfCounts counts;
-  OwnedCount populated;       // faults for which the host kernel was asked
+  OwnedCount populated;       // faults for which the host was asked
+  ResidentCache resident;     // what it was asked for
   DirtyRing* ring = nullptr;  // null: the bitmaps of the slots
 
  private:

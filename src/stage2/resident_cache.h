@@ -2,8 +2,10 @@
 #pragma once
 
 // Which pages were made present since the last invalidation ended, so that the kernel is not asked
-// again. A hint of fixed size: forgetting an entry costs a system call, remembering one too long
-// costs a fault that host/access.h turns into an answer.
+// again. A hint of fixed size: forgetting an entry costs a touch or a system call, remembering one
+// too long costs a fault that host/access.h turns into an answer. Each vCPU has one for its faults,
+// the VM one for KVM's own accesses: a fault writes here, and a line that two vCPUs write costs more
+// than all the rest of a fault.
 //
 // Invariant: I1  an entry counts only together with the gate's snapshot it was made under: the
 //                sequence is part of it, so one invalidation forgets them all.
@@ -23,9 +25,6 @@ class ResidentCache {
     return entry == word_of(page, sequence, true) ||
            (!writable && entry == word_of(page, sequence, false));
   }
-  [[nodiscard]] bool contains_writable(Hva page, u64 sequence) const {
-    return contains(page, sequence, true);
-  }
   // Pre: page was made present under `sequence`, and the gate still says so.
   void insert(Hva page, u64 sequence, bool writable) {
     if (!writable && contains(page, sequence, true)) return;
@@ -33,7 +32,7 @@ class ResidentCache {
   }
 
  private:
-  static constexpr unsigned kEntriesLg2 = 10;
+  static constexpr unsigned kEntriesLg2 = 9;
 
   // 35 bits of page number, one of right, 28 of sequence: one wrap apart looks equal, which costs a
   // guarded fault and nothing else. Zero is no entry, as page 0 is never a client's.

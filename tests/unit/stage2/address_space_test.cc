@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstring>
 #include <thread>
+#include <vector>
 
 #include "base/failpoint.h"
 #include "base/trace.h"
@@ -59,6 +60,17 @@ TEST_F(Memory, AnUnbackedHvaIsTheClientsToKnow) {
 }
 
 // A table of accesses and what pf_* they raise, as the kernel counts them.
+TEST_F(Memory, AFaultWritesNoWordOfTheVmThatAnotherVcpuWrites) {
+  ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
+  EXPECT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite));  // root and tables are there now
+  // What each sees of the VM is its own: its context, its line, and what it adds and takes away
+  // again in the cells of the read sections.
+  std::vector<u8> before(sizeof(GuestMemory));
+  std::memcpy(before.data(), static_cast<void*>(memory_.get()), before.size());
+  EXPECT_EQ(FaultOutcome::kFixed, fault_once(kGpa + 0x3000, Access::kWrite));
+  EXPECT_EQ(0, std::memcmp(before.data(), static_cast<void*>(memory_.get()), before.size()));
+}
+
 TEST_F(Memory, FaultsAreCountedByTheirOutcome) {
   ASSERT_EQ(0, slot(0, kGpa, pages_.bytes(), pages_.address()));
   const PfCounts& counts = context_->counts;

@@ -28,14 +28,14 @@ TEST(ResidentCache, AReadableEntryIsNotAWritableOne) {
   const auto cache = std::make_unique<ResidentCache>();
   cache->insert(kPage, 7, false);
   EXPECT_TRUE(cache->contains(kPage, 7, false));
-  EXPECT_FALSE(cache->contains_writable(kPage, 7));
+  EXPECT_FALSE(cache->contains(kPage, 7, true));
 }
 
 TEST(ResidentCache, AReadDoesNotForgetTheRightToWrite) {
   const auto cache = std::make_unique<ResidentCache>();
   cache->insert(kPage, 7, true);
   cache->insert(kPage, 7, false);
-  EXPECT_TRUE(cache->contains_writable(kPage, 7));
+  EXPECT_TRUE(cache->contains(kPage, 7, true));
 }
 
 TEST(ResidentCache, OtherPagesAreNotThere) {
