@@ -55,10 +55,10 @@ stress: mutation ## the same tests from fresh seeds, 60 s for each stress progra
 	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} STAGETWO_TEST_STEPS=$${STAGETWO_TEST_STEPS:-1000000} \
 		$(run_tests) --fresh-seeds --tell-cuts
 
-check: ## format, clang-tidy, thread-safety analysis, sanitizers, fuzzing: STAGE=, ONLY=REGEX of tests
+check: ## format, clang-tidy, thread-safety analysis, sanitizers, fuzzing: STAGE=, ONLY=REGEX
 	@tools/install-deps build
 	@tools/install-deps check
-	@tools/check --jobs $(JOBS) --only '$(STAGE)' --tests '$(ONLY)'
+	@tools/check --jobs $(JOBS) --only '$(STAGE)' --match '$(ONLY)'
 
 conformance: build ## the kernel's own suites: SUITE=kvm, ALL=1, ORACLE=1, ONLY=REGEX
 	@tools/install-deps conformance

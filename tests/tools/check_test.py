@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """tools/check asks a source again when something it was built from has changed, and only then."""
+import argparse
 import contextlib
 import importlib.machinery
 import importlib.util
@@ -36,7 +37,7 @@ class Memory(unittest.TestCase):
     def asked(self, verdict="true", limit=60.0):
         """Which sources one run asks, and the cases it counts."""
         check = load(self.root)
-        entry = {"file": str(self.root / "a.cc"), "directory": str(self.root), "output": "a.o",
+        entry = {"file": str(self.root / "a.cc"), "directory": str(self.root),
                  "command": f"c++ {self.flags} -o a.o -c {self.root}/a.cc"}
         asked = []
 
@@ -45,7 +46,8 @@ class Memory(unittest.TestCase):
             return [verdict]
 
         with contextlib.redirect_stdout(io.StringIO()):
-            check.each(1, limit, command, [entry], "analysis", check.Passed("analysis", False, self.root / "rules"))
+            options = argparse.Namespace(jobs=1, analysis_limit=limit)
+            check.each(options, command, [entry], "analysis", check.Passed("analysis", False, self.root / "rules"))
         return asked, check.TOTAL
 
     def test_WhatPassedIsNotAskedAgainButCounted(self):
