@@ -204,10 +204,12 @@ static unsigned count_secrets(const uint8_t* at, size_t size) {
 static void scan_range(int mem, uintptr_t at, uintptr_t end, int engine, struct scan* result) {
   enum { kChunk = 1 << 16 };
   static uint8_t buffer[kChunk + 8];
-  for (; at < end; at += kChunk) {
+  while (at < end) {
     const size_t left = end - at, size = left < sizeof buffer ? left : sizeof buffer;
     const ssize_t got = pread(mem, buffer, size, (off_t)at);
-    if (got <= 0) return;
+    // Up to a page that nobody can read; the rest of the mapping comes after it.
+    at += got <= 0 ? kPage : (size_t)got < size ? (size_t)got : kChunk;
+    if (got <= 0) continue;
     const unsigned found = count_secrets(buffer, (size_t)got);
     if (engine) {
       result->in_engine += found;

@@ -3,6 +3,7 @@
 // for a conversion. Line by line as the checks of private memory are numbered.
 #include "abi/kvm/guest_memfd.h"
 
+#include <sched.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -382,6 +383,55 @@ TEST_F(Private, NoStaleValueAfterAPunch) {
     ASSERT_EQ(fallocate_fd(file_, kPunch, 0, kPage), 0);
     ASSERT_EQ(guest_load(kPrivateGpa), 0) << round;
   }
+}
+
+// The same by a process that tells nobody, while the guest never leaves: it reads the page, reports
+// what it read and counts; where it read zero it writes something new. A turn that began after
+// fallocate() returned reports nothing older.
+TEST_F(Private, APunchByAChildIsOverForARunningVcpuWhenItReturns) {
+  constexpr u64 kReport = 0x7000;
+  const u8 code[] = {0x8b, 0x07,              // again: ax = [bx]
+                     0x89, 0x04, 0x41,        // [si] = ax; ++cx
+                     0x89, 0x4c, 0x02,        // [si + 2] = cx
+                     0x85, 0xc0, 0x75, 0xf4,  // ax != 0: again
+                     0x42, 0x89, 0x17,        // ++dx; [bx] = dx
+                     0xeb, 0xef};
+  std::memcpy(memory_ + 0x40, code, sizeof(code));
+  auto* const report = static_cast<volatile u16*>(
+      ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  kvm_userspace_memory_region2 slot = region(2, kReport, 1, 0);
+  slot.flags = 0;
+  slot.userspace_addr = reinterpret_cast<u64>(report);
+  ASSERT_EQ(set(slot), 0);
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  kvm_regs r{};
+  r.rip = 0x1040;
+  r.rflags = 2;
+  r.rbx = kPrivateGpa;
+  r.rsi = kReport;
+  ASSERT_EQ(call(vcpu_, KVM_SET_REGS, &r), 0);
+  std::thread guest([this] { EXPECT_EQ(call(vcpu_, KVM_RUN), -EFAULT); });
+  const u64 last = rounds(6'000);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    if (!on_oracle()) stagetwo::host::descriptors_after_fork_child();
+    u64 stale = 0;
+    for (u64 round = 0; round < last; ++round) {
+      while (report[0] == 0) ::sched_yield();
+      const u16 before = report[0];
+      if (fallocate_fd(file_, kPunch, 0, kPage) != 0) ::_exit(2);
+      const u16 turn = report[1];  // this one may have begun before, the next but one has not
+      while (static_cast<u16>(report[1] - turn) < 2) ::sched_yield();
+      if (report[0] == before) ++stale;
+    }
+    ::_exit(stale == 0 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  file_.close();
+  guest.join();
+  ::munmap(const_cast<u16*>(report), kPage);
 }
 
 }  // namespace
