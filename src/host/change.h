@@ -84,7 +84,7 @@ template <typename T>
     case EventKind::kMigrate:
     case EventKind::kExclusive:
     case EventKind::kRelease:
-      break;  // not rung by system calls
+      break;  // of no single range, or not of a system call
   }
   __builtin_unreachable();
 }
@@ -151,6 +151,13 @@ auto gain(u64 start, u64 size, F&& system_call) {
   const OwnedChange absent(*range, Announced::kProtects);
   if (absent.refused()) return no_memory<decltype(system_call())>();
   const PinnedChange pinned(*range, Announced::kProtects, kWholeRange);
+  return std::forward<F>(system_call)();
+}
+
+// A write to /proc/self/clear_refs that makes the next store to every page count.
+template <typename F>
+auto clear_soft_dirty(F&& system_call) {
+  const InvalidateSection section(InvalidateEvent{kWholeAddressSpace, EventKind::kSoftDirty});
   return std::forward<F>(system_call)();
 }
 

@@ -260,6 +260,10 @@ bool borrows(HvaRange range) {
   return yes;
 }
 
+void announce_fork() {
+  const InvalidateSection section(InvalidateEvent{kWholeAddressSpace, EventKind::kProtectPage});
+}
+
 void wait_for_changes() {
   changes.wait();
 }

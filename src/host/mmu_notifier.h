@@ -30,7 +30,7 @@ enum class EventKind : u8 {
   kUnmap,        // munmap, mmap over it, mremap away from it
   kClear,        // the contents go: MADV_DONTNEED, MADV_REMOVE, hole punch, truncation
   kProtection,   // a mapping loses rights: mprotect                          PROTECTION_VMA
-  kProtectPage,  // single pages lose rights, their mapping none              PROTECTION_PAGE
+  kProtectPage,  // single pages lose rights, their mapping none: fork        PROTECTION_PAGE
   kSoftDirty,    // the next store to each page is to be seen; contents stay
   kMigrate,      // pages go to an owner's memory (host/page_owner.h); the event's owner says whose
   kExclusive,    // the same, and the owner alone may use them
@@ -93,6 +93,10 @@ void unregister_notifier(MmuNotifier* notifier);
 // The process ends: everybody is released, nobody is rung any more. A change that the kernel does
 // not let end within a second keeps them from it. Context: no engine lock; other threads may run.
 void release_address_space();
+
+// A fork takes the right to store from single pages, which the next store gets again. Rings both
+// ends before it: what runs between the two ends of a fork may never come back.
+void announce_fork();
 
 // Waits until every change that began before the call is over. What a subscriber published before
 // the call is seen by every change that begins after it. Context: not inside a change.

@@ -62,6 +62,7 @@ void before_fork() {
   host::EngineSection section(host::Touches::kNothing);
   abi_hmm::before_fork();
   host::owners_before_fork();
+  host::announce_fork();
   host::pins_before_fork();
   section.leave();
 }

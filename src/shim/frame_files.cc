@@ -11,6 +11,7 @@
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/access.h"
+#include "host/change.h"
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
 #include "host/run_section.h"
@@ -105,11 +106,36 @@ void name_frames(void* buffer, size_t bytes, u64 first) {
   }
 }
 
+// The kernel's choice 4 of clear_refs; it looks at so many bytes of what is written.
+constexpr size_t kClearRefsBytes = 12;
+bool is_soft_dirty(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const size_t first = text.find_first_not_of(kSpace);
+  if (first == std::string_view::npos) return false;
+  text = text.substr(first, text.find_last_not_of(kSpace) + 1 - first);
+  const auto choice = parse_kernel_unsigned(text, ~u64{0}, 10);
+  return choice && *choice == 4;
+}
+
+// False: the kernel does it alone, a bad pointer included.
+bool clear_refs(int fd, const void* buffer, size_t size, long* answer) {
+  char text[kClearRefsBytes];
+  const size_t count = std::min(size, sizeof(text));
+  if (host::copy_from(text, Hva(reinterpret_cast<u64>(buffer)), count) != count) return false;
+  if (!is_soft_dirty({text, count})) return false;
+  const auto done = host::clear_soft_dirty([&] { return sys::write(fd, text, count); });
+  *answer = done ? static_cast<long>(*done) : -static_cast<long>(to_int(done.error()));
+  return true;
+}
+
 }  // namespace
 
 Result<int> open_frame_file(Source source, int flags) {
+  constexpr int kKept = O_CLOEXEC | O_NONBLOCK;
+  if (source == Source::kClearRefs) {
+    return sys::openat(AT_FDCWD, "/proc/self/clear_refs", flags & (kKept | O_ACCMODE));
+  }
   if (source == Source::kPagemap) {
-    constexpr int kKept = O_CLOEXEC | O_NONBLOCK;
     return sys::openat(AT_FDCWD, "/proc/self/pagemap", O_RDONLY | (flags & kKept));
   }
   const sync::MutexGuard guard(backing_lock);
@@ -121,6 +147,11 @@ Result<int> open_frame_file(Source source, int flags) {
 bool frame_file_io(Source source, int fd, Io io, void* buffer, size_t size, const off_t* at,
                    long* answer) {
   if (source == Source::kPagemap && io == Io::kWrite) return false;
+  if (source == Source::kClearRefs) {
+    if (io == Io::kRead) return false;
+    const host::EngineSection section(host::Touches::kClientMemory);
+    return clear_refs(fd, buffer, size, answer);
+  }
   const off_t from = at != nullptr ? *at : next::lseek(fd, 0, SEEK_CUR);
   if (from < 0 || !wake()) return false;
   host::EngineSection section(host::Touches::kClientMemory);

@@ -93,7 +93,7 @@ bool relative_could_be_ours(std::string_view path) {
   return last.starts_with("kvm") || last.starts_with("hmm_dmirror") ||
          path.find("parameters") != std::string_view::npos ||
          (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
-         last == "meminfo" || last == "pagemap" || last == "bitmap" ||
+         last == "meminfo" || last == "pagemap" || last == "clear_refs" || last == "bitmap" ||
          last.ends_with("hugepages") || last == "npt" || last == "avic" || last == "ept" ||
          last == "nested";
 }

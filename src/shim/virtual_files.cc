@@ -27,6 +27,7 @@ constexpr std::string_view kMeminfo = "/proc/meminfo";
 constexpr std::string_view kSysctl = "/proc/sys/vm/nr_hugepages";
 constexpr std::string_view kProc = "/proc/";
 constexpr std::string_view kPagemap = "/pagemap";
+constexpr std::string_view kClearRefs = "/clear_refs";
 
 struct PoolName {
   std::string_view name;
@@ -68,9 +69,9 @@ VirtualFile pool_file_named(std::string_view name) {
 }
 
 // "self/pagemap", "thread-self/pagemap", "4711/pagemap", "4711/task/4712/pagemap" has another name.
-bool is_own_pagemap(std::string_view below_proc) {
-  if (!below_proc.ends_with(kPagemap)) return false;
-  below_proc.remove_suffix(kPagemap.size());
+bool is_own(std::string_view below_proc, std::string_view file) {
+  if (!below_proc.ends_with(file)) return false;
+  below_proc.remove_suffix(file.size());
   if (below_proc == "self" || below_proc == "thread-self") return true;
   u64 pid = 0;
   return parse_u64(below_proc, &pid) && pid == static_cast<u64>(sys::getpid());
@@ -186,8 +187,9 @@ VirtualFile virtual_file_named(std::string_view name) {
   }
   // Programs look whether the bitmap is there before they open a device.
   if (name == kPageIdle) return of_source(Source::kPageIdle);
-  if (name.starts_with(kProc) && awake() && is_own_pagemap(name.substr(kProc.size()))) {
-    return of_source(Source::kPagemap);
+  if (name.starts_with(kProc) && awake()) {
+    if (is_own(name.substr(kProc.size()), kPagemap)) return of_source(Source::kPagemap);
+    if (is_own(name.substr(kProc.size()), kClearRefs)) return of_source(Source::kClearRefs);
   }
   return {};
 }
@@ -258,6 +260,8 @@ unsigned VirtualFile::mode() const {
       return field == PoolField::kTotal ? 0644 : 0444;
     case Source::kPageIdle:
       return 0666;  // as the device: it tells of this process's own memory
+    case Source::kClearRefs:
+      return 0200;
     default:
       return 0444;
   }

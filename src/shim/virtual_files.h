@@ -25,6 +25,7 @@ enum class Source : u8 {
   kMeminfo,    // /proc/meminfo
   kPageIdle,   // /sys/kernel/mm/page_idle/bitmap: no text (shim/frame_files.h)
   kPagemap,    // /proc/<this process>/pagemap: the same
+  kClearRefs,  // /proc/<this process>/clear_refs: the same
 };
 
 // What one of the pool's files counts.
@@ -37,12 +38,17 @@ struct VirtualFile {
   abi_kvm::Parameter parameter;         // of a kParameter
 
   explicit operator bool() const { return source != Source::kNone; }
+  // Read by read and write by write, as shim/frame_files.h does it?
+  [[nodiscard]] bool speaks_of_pages() const {
+    return source == Source::kPageIdle || source == Source::kPagemap ||
+           source == Source::kClearRefs;
+  }
   [[nodiscard]] unsigned mode() const;
   // Stable, different for different files, below kMaxVirtualFiles.
   [[nodiscard]] unsigned number() const;
   // Does the kernel's own file say the right things when it is asked about, but not read?
   [[nodiscard]] bool kernel_has_it() const {
-    return source == Source::kMeminfo || source == Source::kPagemap;
+    return source == Source::kMeminfo || source == Source::kPagemap || source == Source::kClearRefs;
   }
 };
 

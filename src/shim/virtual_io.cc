@@ -197,7 +197,7 @@ Result<int> open_virtual(const VirtualFile& file, int flags) {
   const int access = flags & O_ACCMODE;
   const bool writes = access != O_RDONLY;
   if (file.source == Source::kPagemap && writes) return refuse(EACCES);
-  if (file.source == Source::kPageIdle || file.source == Source::kPagemap) {
+  if (file.speaks_of_pages()) {
     const int opened = ST_TRY(open_frame_file(file.source, flags));
     note_open(opened, file);
     return opened;
@@ -231,7 +231,7 @@ bool virtual_io(int fd, Io io, const iovec* parts, int count, const off_t* at, s
   const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
   if (access == (io == Io::kRead ? O_WRONLY : O_RDONLY)) return false;  // the kernel's EBADF
   long answer = 0;
-  if (file.source == Source::kPageIdle || file.source == Source::kPagemap) {
+  if (file.speaks_of_pages()) {
     if (!frame_file_parts(file.source, fd, io, parts, count, at, &answer)) return false;
   } else {
     answer =

@@ -15,6 +15,13 @@ void expect_case(const std::string& which, const std::vector<std::string>& setti
   EXPECT_EQ(outcome.err, "");
 }
 
+TEST(RightsOfSinglePages, AreLostByAFork) {
+  expect_case("fork", {}, "lost_stores");
+}
+TEST(RightsOfSinglePages, AreLostByAWriteToClearRefs) {
+  expect_case("clear_refs", {}, "lost_stores");
+}
+
 TEST(LibcByItself, FreeOfALargeBlockLeavesNoStaleRead) {
   expect_case("free_of_a_large_block");
 }

@@ -16,6 +16,7 @@
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
+#include "host/change.h"
 #include "host/process.h"
 #include "tests/support/stress_time.h"
 
@@ -233,6 +234,34 @@ TEST(MmuNotifier, ARefusedRegistrationChangesNothing) {
     all.clear();
   });
   EXPECT_EQ(0U, debug_notifier_count());
+}
+
+// What the kernel tells of single pages: a fork, and clear_refs.
+TEST(MmuNotifier, AForkAndClearRefsAreLostRightsOfSinglePages) {
+  class Kinds final : public MmuNotifier {
+   public:
+    bool invalidate_range_start(const InvalidateEvent& event) override {
+      starts.push_back(event.kind);
+      EXPECT_TRUE(event.range.overlaps(kMine));
+      return true;
+    }
+    void invalidate_range_end(const InvalidateEvent& event) override {
+      EXPECT_EQ(starts.back(), event.kind);
+      ++ends;
+    }
+    std::vector<EventKind> starts;
+    size_t ends = 0;
+  } kinds;
+  ASSERT_TRUE(register_notifier(&kinds));
+  announce_fork();
+  EXPECT_EQ(1U, kinds.ends) << "over before the fork begins";
+  EXPECT_EQ(7, clear_soft_dirty([&] {
+              EXPECT_EQ(1U, kinds.ends);
+              return 7;
+            }));
+  EXPECT_EQ((std::vector{EventKind::kProtectPage, EventKind::kSoftDirty}), kinds.starts);
+  EXPECT_EQ(2U, kinds.ends);
+  unregister_notifier(&kinds);
 }
 
 // Counts everything, and declines starts that may not wait while it is busy.
