@@ -24,7 +24,7 @@ configure = @if [ ! -f $(2)/build.ninja ]; then echo "configuring $(1)"; \
 	mv $(2).configure.log $(2)/configure.log; fi
 ninja = NINJA_STATUS='[%f/%t %es] ' ninja -j$(JOBS) -C
 
-.PHONY: all configured build mutation demo test stress check conformance bench race install clean help
+.PHONY: all configured build mutation tsan_rounds demo test stress check conformance bench race install clean help
 
 all: build ## the tool, the engine, the examples and the tests, in build/
 
@@ -51,9 +51,18 @@ run_tests = tools/run-tests --folder build/tests --folder build/mutation/tests -
 test: mutation ## build and run every test, from a fixed seed, about 3 s for each stress program
 	@$(run_tests)
 
-stress: mutation ## the same tests from fresh seeds, 60 s for each stress program, a million steps for each model
+# The rounds of the kernel's cases anon_teardown and migrate_multiple are wanted under the thread sanitizer, too.
+rounds = build/tsan/rounds/stress_hmm_rounds_tsan_test
+tsan_rounds: build
+	@if command -v clang++-19 >/dev/null; then mkdir -p build/tsan/rounds; else \
+		echo "skipped: needs root (package installation: clang-19): the rounds under the thread sanitizer"; fi
+	@[ ! -d build/tsan/rounds ] || [ -f build/tsan/build.ninja ] || cmake --preset tsan >/dev/null
+	@[ ! -d build/tsan/rounds ] || $(ninja) build/tsan stress_hmm_rounds_test
+	@[ ! -d build/tsan/rounds ] || ln -sf ../tests/stress_hmm_rounds_test $(rounds)
+
+stress: mutation tsan_rounds ## the same tests from fresh seeds, 60 s for each stress program, a million steps for each model
 	@STAGETWO_TEST_SECONDS=$${STAGETWO_TEST_SECONDS:-60} STAGETWO_TEST_STEPS=$${STAGETWO_TEST_STEPS:-1000000} \
-		$(run_tests) --fresh-seeds --tell-cuts
+		$(run_tests) --folder build/tsan/rounds --fresh-seeds --tell-cuts
 
 check: ## format, clang-tidy, thread-safety analysis, sanitizers, fuzzing: STAGE=, ONLY=REGEX
 	@tools/install-deps build
