@@ -153,7 +153,7 @@ void prepare_places(HvaRange range) {
 
 Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which) {
   OwnerTable* table = ST_TRY(make_table());
-  table->begin_take();
+  if (!table->begin_take()) return u64{0};
   const Result<u64> taken = [&] {
     const EventKind kind = which == Which::kPresent ? EventKind::kExclusive : EventKind::kMigrate;
     const InvalidateSection bell(InvalidateEvent{range, kind, cookie});

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/engine.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 
 #include "abi/hmm/hmm.h"
@@ -15,6 +14,7 @@
 #include "host/process.h"
 #include "host/run_section.h"
 #include "host/session.h"
+#include "shim/forks.h"
 #include "shim/libc_calls.h"
 #include "shim/next.h"
 #include "shim/options.h"
@@ -105,9 +105,7 @@ Result<void> wake() {
   host::set_owner_warning(warn);
   ST_TRY(host::backstop::install());
   wrap_signals();
-  if (pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
-    return refuse(ENOMEM);
-  }
+  if (!see_forks()) return refuse(ENOMEM);
   see_libc_calls();
   whose.store(sys::getpid(), sync::kRelaxed);
   is_awake.store(true, sync::kRelease);

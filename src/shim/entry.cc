@@ -420,6 +420,10 @@ ST_ENTRY int execle(const char* path, const char* first, ...) noexcept {
   return execve(path, words, settings);
 }
 
+ST_ENTRY int __register_atfork(void (*before)(), void (*parent)(), void (*child)(),
+                               void* library) noexcept {
+  return shim::register_fork_handlers(before, parent, child, library);
+}
 ST_ENTRY pid_t _Fork() noexcept {
   return shim::fork_without_handlers();
 }

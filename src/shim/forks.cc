@@ -9,6 +9,11 @@
 #include "host/run_section.h"
 #include "shim/engine.h"
 #include "shim/next.h"
+#include "sync/mutex.h"
+
+extern "C" {
+extern void* __dso_handle;  // the linker's name for this object
+}
 
 namespace stagetwo::shim {
 namespace {
@@ -28,6 +33,23 @@ long around(F&& call) {
   return child;
 }
 
+// Did this thread's fork begin with the engine awake? It may wake before the fork is over.
+thread_local bool prepared = false;
+
+void prepare() {
+  prepared = awake();
+  if (prepared) before_fork();
+}
+void in_parent() {
+  if (prepared) after_fork_in_parent();
+}
+void in_child() {
+  if (awake()) after_fork_in_child();
+}
+
+sync::Mutex registering{sync::Rank::kLeaf};
+bool registered TA_GUARDED(registering) = false;
+
 // What the child runs on its new stack. It has a copy of the parent's, where this stands.
 struct Start {
   int (*run)(void*);
@@ -40,6 +62,23 @@ int start_child(void* given) {
 }
 
 }  // namespace
+
+// Who registers first is prepared last and is back first. Our handlers have to be that one: what a
+// program's own do with its memory before the fork, they may give to a device, and a child has no
+// device. So ours go in front of the first handler of anybody, awake or not.
+bool see_forks() {
+  const sync::MutexGuard guard(registering);
+  if (!registered) {
+    registered = next::__register_atfork(prepare, in_parent, in_child, &__dso_handle) == 0;
+  }
+  return registered;
+}
+
+int register_fork_handlers(ForkHandler before, ForkHandler parent, ForkHandler child,
+                           void* library) {
+  if (!see_forks()) return ENOMEM;
+  return next::__register_atfork(before, parent, child, library);
+}
 
 pid_t fork_without_handlers() {
   if (!awake()) [[likely]]

@@ -115,6 +115,7 @@ class Next<R(A...)> {
   X(truncate, int(const char*, off_t))                                    \
   X(fallocate, int(int, int, off_t, off_t))                               \
   X(_Fork, pid_t())                                                       \
+  X(__register_atfork, int(void (*)(), void (*)(), void (*)(), void*))    \
   X(clone, int(int (*)(void*), void*, int, void*, pid_t*, void*, pid_t*)) \
   X(signal, sighandler_t(int, sighandler_t))                              \
   X(sysv_signal, sighandler_t(int, sighandler_t))                         \

@@ -63,6 +63,10 @@ TEST(Buffers, OfAProgramsOwnInstructionsAreRefusedWhereUserfaultfdIsDenied) {
   expect_where_denied("held_buffers", "own_instructions_are_refused");
 }
 
+TEST(Forks, HaveWhatTheirHandlersGaveToADevice) {
+  expect_in_both("forks_with_handlers");
+}
+
 TEST(Denied, ChangesAreSeen) {
   for (const char* which :
        {"free_of_a_large_block", "free_of_device_memory", "trim_discards", "libcs_own_functions",

@@ -482,6 +482,32 @@ static void memory_file(void) {
   }
 }
 
+// Handlers of the program's that give pages to the device while it forks, registered before the
+// engine woke and after: the child has them all the same, and they were given.
+static long given;
+static void give(void) {
+  given += move_pages(0, kPages);
+}
+static int all_is_there(void) {
+  for (unsigned i = 0; i < kBytes; i++) {
+    if (memory[i] != 1) return 0;
+  }
+  return 1;
+}
+static void forks_with_handlers(void) {
+  REQUIRE(pthread_atfork(give, NULL, NULL) == 0);
+  start();
+  for (unsigned round = 0; round < 2; round++) {
+    given = 0;
+    const pid_t child = fork();
+    if (child == 0) _exit(all_is_there() ? 0 : 1);
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+    REQUIRE(given == (long)(round + 1) * kPages && all_is_there());
+    REQUIRE(pthread_atfork(give, NULL, NULL) == 0);
+  }
+}
+
 // What is only documented: a call past libc is refused where userfaultfd is denied, with the
 // kernel's errno and nothing taken; it goes through once the page has been touched.
 static long own_instruction(long number, long a, long b, long c) {
@@ -515,6 +541,7 @@ int main(int argc, char** argv) {
       {"programs", programs},
       {"memory_calls", memory_calls},
       {"memory_file", memory_file},
+      {"forks_with_handlers", forks_with_handlers},
       {"own_instructions_are_refused", own_instructions_are_refused},
       {NULL, NULL},
   };
