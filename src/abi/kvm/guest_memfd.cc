@@ -37,7 +37,9 @@ Result<void> check_map(u64 flags, const host::MapRequest& request) {
 // A page that begins private is not the client's to touch: the mapping lies behind the end of the
 // file, where the kernel has no page to give and says SIGBUS.
 off_t place_map(u64 flags, u64 size, const host::MapRequest& request) {
-  return (flags & GUEST_MEMFD_FLAG_INIT_SHARED) != 0 ? request.offset : static_cast<off_t>(size);
+  const bool refused = request.offset < 0 || (static_cast<u64>(request.offset) & ~kPageMask) != 0;
+  const bool shared = (flags & GUEST_MEMFD_FLAG_INIT_SHARED) != 0;
+  return refused || shared ? request.offset : static_cast<off_t>(size);
 }
 
 u64 size_behind(int fd) {

@@ -431,6 +431,8 @@ static void mappable(void) {
   const int alone = create(kPages * kPage, 1);
   char* const closed = mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, alone, 0);
   REQUIRE(closed != MAP_FAILED && touch_is_sigbus(closed));
+  REFUSES(a_page_of(alone, PROT_READ, MAP_SHARED, 1), EINVAL);
+  REFUSES(a_page_of(alone, PROT_READ, MAP_SHARED, -kPage), EOVERFLOW);
   const int shared = create(kPages * kPage, 2);
   REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, shared, 0) == MAP_FAILED && errno == ENODEV);
 
