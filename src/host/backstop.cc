@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "host/blocked_faults.h"
 #include "host/page_owner.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
@@ -107,10 +108,17 @@ Result<void> set_kernel_action(int signal, const KernelAction* set, KernelAction
 void on_signal(int signal, siginfo_t* info, void* context);
 Result<void> put_ours(int signal, const KernelAction& client) {
   u64 flags = client.flags & ~u64{SA_RESETHAND};
-  if (client.handler <= 1) flags = 0;  // SIG_DFL or SIG_IGN: its flags mean nothing
+  u64 mask = client.mask;
+  if (client.handler <= 1) flags = mask = 0;  // SIG_DFL or SIG_IGN: they mean nothing
+  if (touches_are_signals()) {
+    // A touch of a hidden page inside the client's handler has to come to ours.
+    const bool blocks = signal == SIGSEGV && client.handler > 1 && (flags & SA_NODEFER) == 0;
+    mask = mask_in_kernel(blocks ? mask | kFaultBit : mask);
+    if (signal == SIGSEGV) flags |= SA_NODEFER;
+  }
   const KernelAction ours{reinterpret_cast<std::uintptr_t>(&on_signal),
                           flags | SA_SIGINFO | kRestorerFlag,
-                          reinterpret_cast<std::uintptr_t>(&stagetwo_sigreturn), client.mask};
+                          reinterpret_cast<std::uintptr_t>(&stagetwo_sigreturn), mask};
   return set_kernel_action(signal, &ours, nullptr);
 }
 
@@ -148,10 +156,36 @@ bool touched_absent(int signal, const siginfo_t* info, const void* context) {
   return resolve_signal(Hva(reinterpret_cast<std::uintptr_t>(info->si_addr)), access);
 }
 
+SignalMask mask_of(const void* context) {
+  SignalMask mask = 0;
+  __builtin_memcpy(&mask, &static_cast<const ucontext_t*>(context)->uc_sigmask, sizeof(mask));
+  return mask;
+}
+void set_mask(void* context, SignalMask mask) {
+  __builtin_memcpy(&static_cast<ucontext_t*>(context)->uc_sigmask, &mask, sizeof(mask));
+}
+
+// The client blocks the signal, and only the kernel's mask says otherwise.
+void meet_blocked(int signal, siginfo_t* info, void* context) {
+  if (info->si_code > 0) return die_by(signal, info);
+  // For good with the return from here, and until then: this handler does not block it.
+  set_mask(context, mask_of(context) | kFaultBit);
+  constexpr SignalMask kFault = kFaultBit;
+  static_cast<void>(
+      sys::call(SYS_rt_sigprocmask, SIG_BLOCK, sys::arg(&kFault), 0, sizeof(kFault)));
+  static_cast<void>(
+      sys::call(SYS_rt_tgsigqueueinfo, sys::getpid(), sys::gettid(), signal, sys::arg(info)));
+}
+
 void on_signal(int signal, siginfo_t* info, void* context) {
   if (touched_absent(signal, info, context)) return;
   if (handle(signal, info, context)) return;
+  if (!touches_are_signals()) return pass_to_client(signal, info, context);
+  const SignalMask mask = mask_of(context);
+  if (signal == SIGSEGV && (mask & kStandInBit) != 0) return meet_blocked(signal, info, context);
+  set_mask(context, mask_of_client(mask));
   pass_to_client(signal, info, context);
+  set_mask(context, mask_in_kernel(mask_of(context)));
 }
 
 u64 fixup_in_table(u64 pc) {

@@ -7,6 +7,7 @@
 
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "host/blocked_faults.h"
 #include "host/change.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
@@ -79,6 +80,8 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
   table.note_private(piece);
   const auto hiding = watch_pages(piece, mapping);
   if (!hiding) return u64{0};
+  const bool behind_protection = *hiding == Hiding::kProtection;
+  if (behind_protection && !may_hide_pages()) return u64{0};
   if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
   u64 taken = 0;
   PageState states[kMaxPageStates];
@@ -90,6 +93,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
     unsigned records = 0;
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
       if (!wants(which, mapping, states[i])) continue;
+      if (behind_protection && is_stack(at)) continue;
       PageRecord& record = wanted[records++];
       record = {};
       record.owner = owner;
@@ -118,7 +122,13 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Whic
     const u32 layout = table.layout();
     const auto mapping = mapping_at(at);
     if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
-    const Hva end = std::min(range.end(), mapping->range.end());
+    Hva end = std::min(range.end(), mapping->range.end());
+    const HvaRange stack = own_stack_in(HvaRange(at, end - at));
+    if (!stack.empty() && stack.start() == at) {
+      at = stack.end();
+      continue;
+    }
+    if (!stack.empty()) end = stack.start();
     const HvaRange piece(at, end - at);
     Hva reached = end;
     if (!mapping->shared) {

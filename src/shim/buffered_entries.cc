@@ -7,6 +7,7 @@
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/shared_files.h"
+#include "shim/signal_masks.h"
 
 namespace shim = stagetwo::shim;
 
@@ -25,13 +26,11 @@ namespace shim = stagetwo::shim;
     return shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },            \
                               [&] { return shim::next::name arguments; });                     \
   }
-#define ST_ERROR_CALL(name, parameters, arguments, ...)                                     \
-  extern "C"                                                                                \
-      __attribute__((visibility("default"))) int st_entry_##name parameters __asm__(#name); \
-  int st_entry_##name parameters {                                                          \
-    return shim::with_buffers_and_error(                                                    \
-        [&](shim::Buffers& buffers) { buffers __VA_ARGS__; },                               \
-        [&] { return shim::next::name arguments; });                                        \
+#define ST_ERROR_CALL(name, parameters, arguments, ...)                                            \
+  extern "C" __attribute__((visibility("default"))) int st_entry_##name parameters __asm__(#name); \
+  int st_entry_##name parameters {                                                                 \
+    return shim::with_buffers_and_error([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },      \
+                                        [&] { return shim::next::name arguments; });               \
   }
 #include "shim/buffered_calls.def"
 #undef ST_CALL

@@ -8,6 +8,7 @@
 #include "abi/kvm/level.h"
 #include "base/sys.h"
 #include "host/backstop.h"
+#include "host/blocked_faults.h"
 #include "host/mmu_notifier.h"
 #include "host/page_owner.h"
 #include "host/pin.h"
@@ -18,6 +19,7 @@
 #include "shim/libc_calls.h"
 #include "shim/next.h"
 #include "shim/options.h"
+#include "shim/signal_masks.h"
 #include "shim/signals.h"
 #include "shim/virtual_io.h"
 #include "sync/mutex.h"
@@ -103,7 +105,9 @@ Result<void> wake() {
   }
   host::set_attacher(abi_kvm::attach);
   host::set_owner_warning(warn);
+  host::choose_how_touches_come();
   ST_TRY(host::backstop::install());
+  adopt_mask();
   wrap_signals();
   if (!see_forks()) return refuse(ENOMEM);
   see_libc_calls();

@@ -14,6 +14,7 @@
 #include "shim/next.h"
 #include "shim/raw.h"
 #include "shim/segments.h"
+#include "shim/signal_masks.h"
 #include "shim/transfers.h"
 
 #define ST_ENTRY extern "C" __attribute__((visibility("default")))
@@ -437,6 +438,19 @@ ST_ENTRY int clone(int (*run)(void*), void* stack, int flags, void* argument, ..
   return shim::clone_process(run, stack, flags, argument, parent_id, tls, child_id);
 }
 
+ST_ENTRY int sigprocmask(int how, const sigset_t* set, sigset_t* old) noexcept {
+  return shim::change_mask(how, set, old);
+}
+ST_ENTRY int pthread_sigmask(int how, const sigset_t* set, sigset_t* old) noexcept {
+  return shim::change_thread_mask(how, set, old);
+}
+ST_ENTRY int sigaltstack(const stack_t* set, stack_t* old) noexcept {
+  return shim::set_alternate_stack(set, old);
+}
+ST_ENTRY int pthread_create(pthread_t* thread, const pthread_attr_t* about, void* (*run)(void*),
+                            void* given) noexcept {
+  return shim::create_thread(thread, about, run, given);
+}
 ST_ENTRY int pthread_cancel(pthread_t thread) {
   const int result = next::pthread_cancel(thread);
   if (shim::awake()) stagetwo::host::kick_cancelled(thread);

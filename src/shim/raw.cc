@@ -18,6 +18,7 @@
 #include "shim/raw_buffers.h"
 #include "shim/segments.h"
 #include "shim/shared_files.h"
+#include "shim/signal_masks.h"
 #include "shim/signals.h"
 #include "shim/transfers.h"
 
@@ -128,6 +129,10 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
       return reinterpret_cast<long>(attach(integer(a), pointer<const void>(b), integer(c)));
     case SYS_shmdt:
       return detach(pointer<const void>(a));
+    case SYS_rt_sigprocmask:
+      return change_raw_mask(a, b, c, d);
+    case SYS_sigaltstack:
+      return set_alternate_stack(pointer<const stack_t>(a), pointer<stack_t>(b));
     case SYS_rt_sigaction:
       if (!awake()) break;
       return raw_set_action(integer(a), pointer<const void>(b), pointer<void>(c), size_of(d));

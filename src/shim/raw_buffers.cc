@@ -12,6 +12,7 @@
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/shared_files.h"
+#include "shim/signal_masks.h"
 
 // Parameters of a row that its buffers do not need.
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -63,7 +64,7 @@ namespace shim = stagetwo::shim;
 
 // What is told of a call's arguments before it is made is told while they are evaluated.
 template <typename... A>
-void ignore(A...) {}
+void ignore(A&&...) {}
 
 #include "shim/buffered_calls.def"
 #include "shim/raw_calls.def"

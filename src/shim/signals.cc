@@ -10,6 +10,7 @@
 #include "base/sys.h"
 #include "host/access.h"
 #include "host/backstop.h"
+#include "host/blocked_faults.h"
 #include "host/run_section.h"
 #include "shim/engine.h"
 #include "shim/next.h"
@@ -123,6 +124,12 @@ struct sigaction wrapped(const struct sigaction& clients) {
   struct sigaction action = clients;
   action.sa_sigaction = wrapper;
   action.sa_flags = (clients.sa_flags | SA_SIGINFO) & ~static_cast<int>(SA_RESETHAND);
+  if (host::touches_are_signals()) {
+    u64 mask = 0;
+    memcpy(&mask, &clients.sa_mask, sizeof(mask));
+    mask = host::mask_in_kernel(mask);
+    memcpy(&action.sa_mask, &mask, sizeof(mask));
+  }
   return action;
 }
 

@@ -21,9 +21,12 @@ void expect_case(const std::vector<std::string>& in_front, const std::string& na
 void expect_where_denied(const std::string& name, const std::string& which) {
   expect_case({program("denied")}, name, which);
 }
-void expect_in_both(const std::string& which) {
-  expect_case({}, "held_buffers", which);
-  expect_where_denied("held_buffers", which);
+void expect_in_both(const std::string& which, const std::string& name = "held_buffers") {
+  expect_case({}, name, which);
+  expect_where_denied(name, which);
+}
+void expect_touches(const std::string& which) {
+  expect_in_both(which, "hidden_touches");
 }
 
 TEST(Buffers, OfCallsOnFilesAreBroughtBack) {
@@ -65,6 +68,35 @@ TEST(Buffers, OfAProgramsOwnInstructionsAreRefusedWhereUserfaultfdIsDenied) {
 
 TEST(Forks, HaveWhatTheirHandlersGaveToADevice) {
   expect_in_both("forks_with_handlers");
+}
+
+TEST(HiddenTouch, ComesBackInAThreadThatBlocksEverySignal) {
+  expect_touches("blocked_in_threads");
+}
+TEST(HiddenTouch, ComesBackInAHandlerThatBlocksEverySignal) {
+  expect_touches("blocked_by_a_handler");
+}
+TEST(HiddenTouch, ComesBackInTheProgramsOwnHandlerOfFaults) {
+  expect_touches("own_handler_touches");
+}
+TEST(HiddenTouch, LeavesTheProgramItsMasksAndHandlers) {
+  expect_touches("masks_are_the_programs");
+}
+TEST(HiddenTouch, LeavesASentSignalPendingWhileItIsBlocked) {
+  expect_touches("a_sent_one_waits");
+}
+TEST(HiddenTouch, LeavesOtherFaultsTheirEnd) {
+  expect_touches("faults_end_the_process");
+}
+TEST(HiddenTouch, LeavesAnotherProgramTheMask) {
+  expect_touches("another_program_has_the_mask");
+}
+TEST(HiddenTouch, NeverMeetsAThreadsOwnStack) {
+  expect_touches("on_device_memory");
+  expect_touches("of_threads_and_of_the_program");
+}
+TEST(HiddenTouch, NeverMeetsAnAlternateStack) {
+  expect_touches("alternate_ones");
 }
 
 TEST(Denied, ChangesAreSeen) {

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/blocked_faults.h"
+
+#include <fcntl.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <string_view>
+
+#include "base/sys.h"
+#include "base/text.h"
+#include "host/process_map.h"
+#include "host/userfault.h"
+#include "sync/atomic.h"
+#include "sync/futex.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::host {
+namespace {
+
+enum class Kind : u8 { kOwn, kLearnt, kAlternate };
+struct Stack {
+  HvaRange range;
+  int thread = 0;
+  Kind kind = Kind::kOwn;
+};
+constexpr unsigned kMostStacks = 1024;
+
+constinit sync::Atomic<bool> are_signals{false};
+constinit sync::Mutex stacks_lock{sync::Rank::kLeaf};
+constinit Stack stacks[kMostStacks] TA_GUARDED(stacks_lock);
+constinit unsigned known_stacks TA_GUARDED(stacks_lock) = 0;
+constinit sync::Atomic<u32> being_made{0};
+
+// False: there is no room for it.
+bool note(const Stack& fresh) {
+  const sync::MutexGuard guard(stacks_lock);
+  for (unsigned i = 0; i < known_stacks;) {
+    const bool replaced = stacks[i].thread == fresh.thread && stacks[i].kind == fresh.kind;
+    if (replaced || !sys::thread_alive(stacks[i].thread)) {
+      stacks[i] = stacks[--known_stacks];
+    } else {
+      ++i;
+    }
+  }
+  if (fresh.range.empty()) return true;
+  if (known_stacks == kMostStacks) return false;
+  stacks[known_stacks++] = fresh;
+  return true;
+}
+
+bool has_said(int thread) {
+  const sync::MutexGuard guard(stacks_lock);
+  return std::any_of(stacks, stacks + known_stacks, [&](const Stack& stack) {
+    return stack.thread == thread && stack.kind == Kind::kOwn;
+  });
+}
+
+// What a file of /proc/self/task/TID says; empty: the thread is gone.
+std::string_view ask(int thread, const char* file, char (&text)[2048]) {
+  FixedString<64> path;
+  path.append("/proc/self/task/").append_int(thread).append_char('/').append(file);
+  const auto fd = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (!fd) return {};
+  const auto got = sys::read(*fd, text, sizeof(text));
+  static_cast<void>(sys::close(*fd));
+  return {text, got ? *got : 0};
+}
+
+u64 hex_behind(std::string_view text, std::string_view label) {
+  const size_t at = text.find(label);
+  if (at == std::string_view::npos) return 0;
+  u64 value = 0;
+  std::from_chars(text.data() + at + label.size(), text.data() + text.size(), value, 16);
+  return value;
+}
+
+// A thread of the client's that blocks SIGSEGV cannot be shown a hidden page. The engine's own
+// block it and touch none.
+bool sees_faults(int thread) {
+  char text[2048];
+  const std::string_view status = ask(thread, "status", text);
+  if (status.empty() || status.starts_with("Name:\tstagetwo")) return true;
+  return (hex_behind(status, "SigBlk:\t") & kFaultBit) == 0;
+}
+
+// As far as a stack may reach that has its pointer there: not far up, where it may have grown
+// together with other memory.
+HvaRange around(Hva pointer) {
+  constexpr u64 kDown = 8 << 20;
+  constexpr u64 kUp = 256 << 10;
+  const auto mapping = mapping_at(page_floor(pointer));
+  if (!mapping) return {};
+  const Hva start = mapping->range.start();
+  const Hva end = mapping->range.end();
+  const Hva low = pointer - start > kDown ? page_floor(pointer - kDown) : start;
+  const Hva high = end - pointer > kUp ? page_floor(pointer + kUp) : end;
+  return HvaRange(low, high - low);
+}
+// An empty one: the thread has moved on.
+bool learn_around(int thread, Hva pointer) {
+  return note({around(pointer), thread, Kind::kLearnt});
+}
+
+// The stack of a thread that has not said it: the process's first one has it where the kernel left
+// some words, others where they stand in a system call, which they have to be in.
+bool learn_stack(int thread) {
+  if (has_said(thread)) return true;
+  if (thread == sys::getpid()) {
+    const auto mapping = mapping_at(page_floor(Hva(getauxval(AT_RANDOM))));
+    return mapping && note({mapping->range, thread, Kind::kOwn});
+  }
+  if (thread == sys::current_tid()) {
+    return learn_around(thread, Hva(reinterpret_cast<u64>(__builtin_frame_address(0))));
+  }
+  char text[2048];
+  const std::string_view said = ask(thread, "syscall", text);
+  if (said.empty()) return true;
+  const size_t last = said.rfind(' ');
+  const size_t before = last == std::string_view::npos ? last : said.rfind(' ', last - 1);
+  if (before == std::string_view::npos) return false;
+  return learn_around(thread, Hva(hex_behind(said.substr(before), " 0x")));
+}
+
+// Calls `see` for the threads of this process until it answers false. False: it did.
+template <typename F>
+bool all_threads(F&& see) {
+  const auto folder = sys::openat(AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (!folder) return false;
+  struct Entry {
+    u64 inode;
+    s64 next;
+    u16 size;
+    u8 type;
+    char name[1];
+  };
+  alignas(Entry) char entries[2048];
+  bool all = true;
+  for (;;) {
+    const long got = sys::call(SYS_getdents64, *folder, sys::arg(entries), sizeof(entries));
+    if (got <= 0) break;
+    for (long at = 0; at < got && all;) {
+      Entry entry;
+      std::memcpy(&entry, entries + at, offsetof(Entry, name));
+      const char* const name = entries + at + offsetof(Entry, name);
+      int thread = 0;
+      const auto number = std::from_chars(name, name + std::strlen(name), thread);
+      if (number.ec == std::errc()) all = see(thread);
+      at += entry.size;
+    }
+  }
+  static_cast<void>(sys::close(*folder));
+  return all;
+}
+
+}  // namespace
+
+void choose_how_touches_come() {
+  are_signals.store(!userfault::open(), sync::kRelaxed);
+}
+bool touches_are_signals() {
+  return are_signals.load(sync::kRelaxed);
+}
+
+void note_stack(HvaRange stack) {
+  static_cast<void>(note({stack, sys::current_tid(), Kind::kOwn}));
+}
+void note_alternate_stack(HvaRange stack) {
+  static_cast<void>(note({stack, sys::current_tid(), Kind::kAlternate}));
+}
+
+void begin_thread() {
+  being_made.fetch_add(1);
+}
+void end_thread() {
+  being_made.fetch_sub(1);
+}
+
+bool may_hide_pages() {
+  if (!touches_are_signals()) return true;  // what userfaultfd does not take is rare, and no stack
+  constexpr unsigned kMostLooks = 100;
+  for (unsigned look = 0; look < kMostLooks; ++look) {
+    const bool settled = being_made.load() == 0 && all_threads([](int thread) {
+                           return sees_faults(thread) && learn_stack(thread);
+                         });
+    if (settled) return true;
+    sync::yield_thread();
+  }
+  return false;
+}
+
+bool is_stack(Hva page) {
+  const sync::MutexGuard guard(stacks_lock);
+  return std::any_of(stacks, stacks + known_stacks, [&](const Stack& stack) {
+    return stack.range.contains(page) && sys::thread_alive(stack.thread);
+  });
+}
+
+HvaRange own_stack_in(HvaRange range) {
+  constexpr u64 kFar = 16 << 20;
+  const Hva here(reinterpret_cast<u64>(__builtin_frame_address(0)));
+  if (range.end() + kFar < here || here + kFar < range.start()) [[likely]]
+    return {};
+  const HvaRange stack = around(here);
+  const Hva start = std::max(stack.start(), range.start());
+  const Hva end = std::min(stack.end(), range.end());
+  return start < end ? HvaRange(start, end - start) : HvaRange();
+}
+
+}  // namespace stagetwo::host
