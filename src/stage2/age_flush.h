@@ -23,8 +23,13 @@ class AgeFlush {
     owed_.store(false,
                 sync::kRelaxed);  // before the lines are asked: what is owed later stays owed
     asked_at_.store(sync::now_ns(), sync::kRelaxed);
-    static_cast<void>(lines.bump_all());
+    ticket_.store(lines.bump_all(), sync::kRelaxed);
   }
+  // May a vCPU still use what was marked old before? A flush that is waited for settles it.
+  [[nodiscard]] bool outstanding(sync::AckSet& lines) const {
+    return owed() || lines.passed() < ticket_.load(sync::kRelaxed);
+  }
+  void settle() { owed_.store(false, sync::kRelaxed); }
   void ask_if_due(sync::AckSet& lines) {
     if (owed() && sync::now_ns() - asked_at_.load(sync::kRelaxed) >= kInterval) ask(lines);
   }
@@ -32,6 +37,7 @@ class AgeFlush {
  private:
   sync::Atomic<bool> owed_{false};
   sync::Atomic<u64> asked_at_{0};
+  sync::Atomic<u64> ticket_{0};  // of the last one asked for
 };
 
 }  // namespace stagetwo::stage2

@@ -32,7 +32,11 @@ bool GuestMemory::clear_young(HvaRange range) {
 bool GuestMemory::clear_flush_young(HvaRange range) {
   const bool young = any_user(
       slots_, range, [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
-  if (ST_GUARD(young_flush, young)) tdp_.flush();
+  // A page that a quiet clear has made old may be in a soft TLB all the same.
+  if (ST_GUARD(young_flush, young || age_flush_.outstanding(lines_))) {
+    age_flush_.settle();
+    tdp_.flush();
+  }
   return young;
 }
 

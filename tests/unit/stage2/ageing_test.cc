@@ -88,6 +88,19 @@ TEST_F(Ageing, OneOfManyOwesAFlushThatTheNextRunAsksFor) {
   EXPECT_TRUE(host::test_young(page(0)));
 }
 
+// The promise is about the next use, whoever made the page old.
+TEST_F(Ageing, AFlushAfterAQuietClearIsOneAllTheSame) {
+  for (u64 n = 0; n < 8; ++n) ASSERT_EQ(use(n), FaultOutcome::kFixed);
+  use_cached();
+  std::this_thread::sleep_for(2ms);
+  EXPECT_TRUE(host::clear_young(page(7)));  // asks
+  use_cached();
+  EXPECT_TRUE(host::clear_young(page(0)));  // owes
+  EXPECT_FALSE(host::clear_flush_young(page(0))) << "it is old";
+  use_cached();
+  EXPECT_TRUE(host::test_young(page(0)));
+}
+
 TEST_F(Ageing, CallsNothingYoungThatWasNotUsed) {
   ASSERT_EQ(use(0, Access::kWrite), FaultOutcome::kFixed);
   EXPECT_TRUE(host::clear_young(page(0)));
