@@ -236,10 +236,11 @@ void IntervalNotifier::remove() {
   {
     const sync::MutexGuard guard(registry.lock);
     if (link_.state == State::kOut) return;
-    if (link_.stamp != process_stamp() || registry.stamp.load() != link_.stamp) {
-      link_.state = State::kOut;  // a child of fork, or a process that ends: nobody rings it
+    if (link_.stamp != process_stamp()) {
+      link_.state = State::kOut;  // a child of fork: nobody rings it
       return;
     }
+    // A process that ends rings nobody anew, but who began before is still inside.
     registry.count.fetch_sub(1, sync::kRelaxed);
     const u64 sequence = registry.sequence.load(sync::kRelaxed);
     if (link_.state == State::kArriving) {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -222,6 +223,53 @@ TEST(IntervalNotifier, AChildOfForkHasNoneAndMayHaveItsOwn) {
     if (!own.insert(kMine.start(), kMine.size())) _exit(2);
     change(kMine);
     _exit(own.rung == 1 && parents.rung == 0 ? 0 : 3);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(0, WEXITSTATUS(status));
+}
+
+// The process ends while a change is in a callback: who leaves then waits for it as ever.
+class Last final : public IntervalNotifier {
+ public:
+  bool invalidate(const InvalidateEvent& event, u64 sequence) override {
+    set_sequence(sequence);
+    if (event.kind == EventKind::kRelease) {
+      if (at_release) at_release();
+      return true;
+    }
+    if (!blocks) return true;
+    inside = true;
+    for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+    inside = false;
+    return true;
+  }
+  std::function<void()> at_release;
+  bool blocks = false;
+  std::atomic<bool> inside{false};
+};
+
+TEST(IntervalNotifier, WhoLeavesAProcessThatEndsWaitsForACallbackAllTheSame) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    Last first;
+    Last second;
+    second.blocks = true;
+    std::thread changer;
+    first.at_release = [&] {
+      changer = std::thread([] { change(kOther); });
+      while (!second.inside) std::this_thread::yield();
+    };
+    if (!first.insert(kMine.start(), kMine.size())) _exit(1);
+    if (!second.insert(kOther.start(), kOther.size())) _exit(2);
+    release_address_space();
+    second.remove();
+    const bool still_inside = second.inside;
+    changer.join();
+    first.remove();
+    _exit(still_inside ? 3 : 0);
   }
   int status = 0;
   waitpid(child, &status, 0);
