@@ -94,6 +94,8 @@ class PageTransit final : public PageExit, public PageEntry {
   [[nodiscard]] Hva at() const { return views_.view[0].at; }
   [[nodiscard]] bool drop();
   bool protect(bool on);
+  enum class Copied : u8 { kNo, kYes, kNothing };  // there was nothing: zeros
+  Copied copy(Hva place);
   bool copy_and_drop(Hva place);
   bool copy_protected(Hva place);
   bool put_behind_protection(const void* page);

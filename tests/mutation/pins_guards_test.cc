@@ -35,6 +35,9 @@ TEST(PinsKeep, WithoutItAnOwnerTakesAPinnedPage) {
   EXPECT_FALSE(broken_without({}, [] { return taken_of_pinned() != 0; }));
   EXPECT_TRUE(broken_without({"pins_keep"}, [] { return taken_of_pinned() != 0; }));
 }
+TEST(PinsKeep, WithoutItThereIsAScheduleInWhichBothHaveThePage) {
+  EXPECT_TRUE(found_without<PinAgainstTaker>("pins_keep"));
+}
 TEST(PinsDisturbed, WithoutItAPinMeansAnAddressInsteadOfAPage) {
   EXPECT_TRUE(found_without<PinAgainstChange>("pins_disturbed"));
 }

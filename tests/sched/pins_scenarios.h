@@ -10,7 +10,9 @@
 #include "host/access.h"
 #include "host/owner_table.h"
 #include "host/pin_table.h"
+#include "host/userfault.h"
 #include "tests/sched/sched_support.h"
+#include "tests/support/one_place_owner.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo::test {
@@ -198,6 +200,56 @@ struct UnpinAgainstChange : PinsWorld {
   }
   host::Frame frame_{};
   sync::Atomic<u32> left_{0};
+};
+
+// An owner wants the page while it is pinned. Both sides ask the process's own tables, which live
+// from one schedule to the next: whatever happens, the page is back and unpinned at the end.
+struct PinAgainstTaker {
+  static constexpr unsigned kThreads = 2;
+  virtual ~PinAgainstTaker() = default;
+  void thread(unsigned me) {
+    if (me == 0) {
+      use();
+    } else {
+      const auto taken = host::take_away(range(), owner_, owner_, host::Which::kAnonymous);
+      sync::sched::expect(taken.has_value(), "a page that stays is no failure");
+    }
+    if (left_.fetch_add(1) == 1) {
+      host::bring_back_range(range());
+      sync::sched::expect(meaning() == 2, "the client misses the device's store");
+    }
+  }
+  void use() {
+    host::FrameRun run;
+    const auto done = host::pin_pages(range(), {.write = true}, &run, 1);
+    sync::sched::expect(done.has_value() && done->pages == 1, "the page can be pinned");
+    sync::sched::expect(!is_with_owner(), "a page is pinned and with an owner");
+    u32 value = 0;
+    sync::sched::expect(host::read_frame(run.first, 0, &value, 4) && value == 1, "other bytes");
+    value = 2;
+    sync::sched::expect(host::write_frame(run.first, 0, &value, 4), "a pin is written");
+    sync::sched::expect(!is_with_owner(), "a pinned page was taken");
+    host::unpin_pages(run);
+  }
+
+ protected:
+  HvaRange range() const { return HvaRange(Hva(page_->address()), kPageSize); }
+  volatile u32& meaning() const { return *reinterpret_cast<volatile u32*>(page_->bytes_at(0)); }
+  bool is_with_owner() const {
+    host::PageRecord record;
+    host::OwnerTable* table = host::owner_table();
+    return table != nullptr && table->find(host::private_key(range().start()), &record);
+  }
+  // Kept by a schedule that failed, as its threads are.
+  GuardedPages* page_ = new GuardedPages(1);
+  OnePlaceOwner* owner_ = new OnePlaceOwner;
+  sync::Atomic<u32> left_{0};
+
+ public:
+  PinAgainstTaker() {
+    host::userfault::debug_deny(true);  // no thread but the scheduled ones
+    meaning() = 1;
+  }
 };
 
 // A fork between the moving of a page and the system call would miss the page.
