@@ -74,7 +74,7 @@ class Mutator {
   }
 
   void change(unsigned first, unsigned count) {
-    switch (random_.small(10)) {
+    switch (random_.small(11)) {
       case 0:
         return unmap(first, count);
       case 1:
@@ -90,6 +90,8 @@ class Mutator {
         return discard(first, count);
       case 7:
         return shrink(first, count);
+      case 8:
+        return lose_single_rights();
       default:
         return protect(first, count);
     }
@@ -205,12 +207,32 @@ class Mutator {
       // A file's page stays what it is, unless a hole is made of it.
       const bool file = file_page_[i] != kNoFile;
       const bool hole = file && model_.rights_of(i) == Rights::kWrite && random_.one_in(2);
-      ASSERT_EQ(0, host::change(model_.page_at(i).raw(), kPageSize, host::EventKind::kClear, [&] {
-                  return ::madvise(model_.bytes_at(i), kPageSize,
-                                   hole ? MADV_REMOVE : MADV_DONTNEED);
-                }));
+      if (hole || random_.one_in(2) || !discard_without_waiting(i)) {
+        ASSERT_EQ(0, host::change(model_.page_at(i).raw(), kPageSize, host::EventKind::kClear, [&] {
+                    return ::madvise(model_.bytes_at(i), kPageSize,
+                                     hole ? MADV_REMOVE : MADV_DONTNEED);
+                  }));
+      }
       if (hole || !file) model_.renew(i, 0, random_.small(kWriters));
     }
+  }
+
+  // False: somebody was busy, and nothing is discarded.
+  bool discard_without_waiting(unsigned i) {
+    const HvaRange page(model_.page_at(i), kPageSize);
+    const host::InvalidateSection section({page, host::EventKind::kClear, nullptr, false});
+    if (!section.begun()) return false;
+    host::OwnedChange absent(page, host::Announced::kClears);
+    host::PinnedChange pinned(page, host::Announced::kClears, host::kWholeRange);
+    EXPECT_EQ(0, ::madvise(model_.bytes_at(i), kPageSize, MADV_DONTNEED));
+    absent.succeeded();
+    pinned.succeeded(page.start());
+    return true;
+  }
+  // What a fork and a write to clear_refs ring: everybody asks again, nothing has changed.
+  void lose_single_rights() {
+    if (random_.one_in(2)) return host::announce_fork();
+    host::clear_soft_dirty([] { return 0; });
   }
 
   // ---- what the model is told ----
