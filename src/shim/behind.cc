@@ -157,15 +157,16 @@ AskedLock::AskedLock(int fd, int command, long argument) : client_(argument) {
           static_cast<bool>(sys::fstat(fd, &said));
   section.leave();
   if (!ours_) return;
-  const off_t start = lock_.l_start + (lock_.l_whence == SEEK_END ? said.st_size : 0);
-  off_t end = 0;
-  if (lock_.l_len == 0 || (start >= 0 && !__builtin_add_overflow(start, lock_.l_len, &end) &&
-                           end == kOurByte)) {
-    lock_.l_len = std::max<off_t>(kOurByte - start, 0);
+  off_t start = 0;
+  const off_t base = lock_.l_whence == SEEK_END ? said.st_size : 0;
+  if (__builtin_add_overflow(base, lock_.l_start, &start) || start < 0) return;  // refused
+  const bool to_the_end = lock_.l_len == 0 || (lock_.l_len > 0 && lock_.l_len - 1 == kOurByte - start);
+  if (!to_the_end) return;
+  if (start == kOurByte) {  // that byte alone: the one before it stands for it
+    lock_.l_whence = SEEK_SET;
+    lock_.l_start = kOurByte - 1;
   }
-  if (lock_.l_len > 0 && start >= 0 && lock_.l_len > kOurByte - start) {
-    lock_.l_len = kOurByte - start;
-  }
+  lock_.l_len = std::max<off_t>(kOurByte - start, 1);
 }
 
 AskedLock::operator long() const {

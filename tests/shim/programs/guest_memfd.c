@@ -223,11 +223,29 @@ static void locks(void) {
   REQUIRE(all.l_type == F_WRLCK && all.l_start == 0 && all.l_len == 0 && all.l_pid == getpid());
   all = (struct flock){.l_type = F_UNLCK, .l_whence = SEEK_SET};
   REQUIRE(fcntl(fd, F_SETLK, &all) == 0 && fcntl(fd, F_OFD_SETLK, &all) == 0);
+  // Whatever is unlocked: the file stays.
+  const struct flock parts[] = {{.l_start = INT64_MAX, .l_len = 1},
+                                {.l_start = 0, .l_len = INT64_MAX},
+                                {.l_start = 1, .l_len = INT64_MAX},
+                                {.l_start = INT64_MAX, .l_len = -5},
+                                {.l_start = 0, .l_whence = SEEK_END}};
+  for (unsigned i = 0; i < 5; i++) {
+    struct flock part = parts[i];
+    part.l_type = F_UNLCK;
+    REQUIRE(fcntl(fd, F_OFD_SETLK, &part) == 0 && fcntl(fd, F_SETLK, &part) == 0);
+  }
+  struct flock beyond = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 2, .l_len = INT64_MAX};
+  REFUSES(fcntl(fd, F_SETLK, &beyond), EOVERFLOW);
   REQUIRE(lockf(fd, F_LOCK, 0) == 0 && lockf(fd, F_TEST, 0) == 0 && lockf(fd, F_ULOCK, 0) == 0);
   close(other);
-  close(vm_fd);
   close(open("/dev/kvm", O_RDWR));
-  REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPage) == 0);
+  // It is still the VM's own.
+  struct kvm_userspace_memory_region2 slot = {.slot = 1,
+                                              .flags = KVM_MEM_GUEST_MEMFD,
+                                              .guest_phys_addr = 0x10000,
+                                              .memory_size = kPage,
+                                              .guest_memfd = (uint32_t)fd};
+  REQUIRE(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &slot) == 0);
 }
 
 // A name leads to the inode, which nobody opens.
