@@ -41,6 +41,7 @@ Finding probe_engine() {
 void print_text(const std::vector<Finding>& findings, bool works) {
   for (const Finding& f : findings) {
     fmt::print("{:<14} {:<8} {}\n", f.name, word(f.verdict), f.detail);
+    for (const std::string& item : f.items) fmt::print("{:<23} - {}\n", "", item);
     if (!f.mechanism.empty()) fmt::print("{:<23} uses: {}\n", "", f.mechanism);
     if (!f.advice.empty()) fmt::print("{:<23} better: {}\n", "", f.advice);
   }
@@ -57,6 +58,7 @@ void print_json(const std::vector<Finding>& findings, bool works) {
                     {"mechanism", f.mechanism},
                     {"advice", f.advice},
                     {"required", f.required}});
+    if (!f.items.empty()) list.back()["items"] = f.items;
   }
   const nlohmann::ordered_json report = {
       {"version", STAGETWO_VERSION}, {"works", works}, {"findings", list}};

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 
+#include "cli/unseen.h"
+
 extern char** environ;
 
 namespace stagetwo::cli {
@@ -96,18 +98,33 @@ Finding probe_libc(const std::string& engine) {
 }
 
 Finding describe_unseen(const std::vector<Finding>& others) {
+  const Finding* const userfaultfd = find(others, "userfaultfd");
+  const Verdict verdict = userfaultfd == nullptr ? Verdict::kNo : userfaultfd->verdict;
+  const auto applies = [verdict](Where where) {
+    switch (where) {
+      case Where::kEverywhere:
+        return true;
+      case Where::kWithUserfaultfd:
+        return verdict != Verdict::kNo;
+      case Where::kWithoutUserfaultfd:
+        return verdict != Verdict::kYes;
+      case Where::kDenied:
+        return verdict == Verdict::kNo;
+    }
+    return true;
+  };
   Finding f = finding("unseen");
   f.verdict = Verdict::kLimited;
-  f.detail =
-      "changes of memory by a program's own syscall instruction, io_uring, a second libc (dlmopen)";
-  f.mechanism = "guarded accesses: EFAULT where nothing is; what took the address is used as it is";
-  const Finding* const userfaultfd = find(others, "userfaultfd");
-  if (userfaultfd == nullptr || userfaultfd->verdict == Verdict::kYes) return f;
-  f.detail +=
-      "; touches of absent pages by the kernel in raw system calls, io_uring and calls that are "
-      "not interposed";
-  f.mechanism += "; EFAULT for such a buffer, interposed calls bring theirs back and hold them";
-  f.advice = userfaultfd->advice;
+  for (const Unseen& one : all_unseen()) {
+    if (applies(one.where)) f.items.push_back(fmt::format("{}: {}", one.what, one.becomes));
+  }
+  const Finding* const libc = find(others, "libc");
+  if (libc != nullptr && libc->verdict != Verdict::kYes) {
+    f.items.push_back("what the line 'libc' names as not seen: guarded accesses, when it is used");
+  }
+  f.detail = fmt::format("{} things are not seen here", f.items.size());
+  f.mechanism = "docs/what-is-not-seen.md says more";
+  if (verdict != Verdict::kYes && userfaultfd != nullptr) f.advice = userfaultfd->advice;
   return f;
 }
 

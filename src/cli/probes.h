@@ -17,6 +17,7 @@ struct Finding {
   std::string mechanism;  // what the engine uses because of it; empty: nothing depends on it
   std::string advice;     // how to improve it; empty: nothing to improve
   bool required = false;  // the engine cannot work without it
+  std::vector<std::string> items;  // of a list: "what: what becomes of it"
 };
 
 inline Finding finding(const char* name) {

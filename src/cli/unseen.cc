@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/unseen.h"
+
+namespace stagetwo::cli {
+namespace {
+
+constexpr Unseen kAll[] = {
+    {Where::kEverywhere, "system calls by a program's own instruction (Go, libaio, assembly)",
+     "devices are not ours; a change of memory ends in the guarded access: EFAULT where nothing "
+     "is, "
+     "and what took the address is used as it is"},
+    {Where::kEverywhere, "io_uring", "the same: its madvise, fallocate, reads and writes"},
+    {Where::kEverywhere, "a second libc (dlmopen)", "the same for what it maps and unmaps"},
+    {Where::kEverywhere, "a change under way in another thread while the first device is opened",
+     "it is not waited for"},
+    {Where::kEverywhere, "what another process does to a mapped file: its end, holes",
+     "the guarded access: EFAULT"},
+    {Where::kEverywhere,
+     "an end or a hole of a mapped file by open_by_handle_at, shm_open or the ioctls of XFS",
+     "the guarded access: EFAULT"},
+    {Where::kEverywhere,
+     "absent memory looked at from another process (/proc/PID/mem, process_vm_readv, ptrace)",
+     "EIO or EFAULT; without userfaultfd the bytes from before the page left"},
+    {Where::kWithUserfaultfd,
+     "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
+     "the process ends by SIGSEGV"},
+    {Where::kWithoutUserfaultfd,
+     "absent pages as buffers of a program's own system-call instructions and of io_uring",
+     "EFAULT; libc's functions and syscall() bring theirs back and hold them"},
+    {Where::kWithoutUserfaultfd,
+     "absent pages that libc itself hands to the kernel: a futex, a stream's own buffer (setvbuf)",
+     "EFAULT inside libc: the stream fails, the lock ends the program"},
+    {Where::kWithoutUserfaultfd, "absent pages as buffers of rare calls (swapon, keyctl, bpf)",
+     "EFAULT"},
+    {Where::kDenied, "absent pages of a stack the program switches to by itself (coroutines)",
+     "the process ends by SIGSEGV; stacks of threads and alternate stacks are never taken"},
+    {Where::kDenied,
+     "threads that blocked SIGSEGV before the first device was opened, or by "
+     "pthread_attr_setsigmask_np,"
+     " setcontext, sighold or sigblock",
+     "while there is one, no page is taken from the program"},
+    {Where::kDenied, "the signal mask that posix_spawn and system give to a child",
+     "SIGSTKFLT is blocked in place of SIGSEGV"},
+};
+
+}  // namespace
+
+std::span<const Unseen> all_unseen() {
+  return kAll;
+}
+
+}  // namespace stagetwo::cli
