@@ -67,7 +67,6 @@ struct Hold {
 struct ForkMark {
   int thread = 0;
   u64 since_ns = 0;
-  u64 frame = 0;  // of its stack, where the fork began
 };
 inline constexpr unsigned kMaxForks = 8;
 

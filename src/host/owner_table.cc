@@ -61,15 +61,14 @@ void OwnerTable::wait_turn(u32 seen) {
 
 // ---- taking ---------------------------------------------------------------------------------
 
-bool OwnerTable::begin_take() {
+void OwnerTable::begin_take() {
   for (;;) {
     u32 seen = 0;
     {
       const sync::MutexGuard guard(lock_);
-      if (is_in_own_fork(reinterpret_cast<u64>(__builtin_frame_address(0)))) return false;
       if (!forking()) {
         ++takers_;
-        return true;
+        return;
       }
       seen = turn_.load(sync::kAcquire);
     }
@@ -475,12 +474,11 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
 //
 // Between the two ends of a fork run handlers of the client, which may leave it by siglongjmp: the
 // second end never comes. So no lock is held there but a mark, which is believed as long as its
-// thread lives, has not returned to a frame above the fork's, and is not older than any fork takes.
-// Should a fork have been that slow after all, the child finds out (lose_in_child).
+// thread lives, takes no page itself, and is not older than any fork takes. Should a fork have been
+// that slow after all, the child finds out (lose_in_child).
 //
-// A handler of the client's may itself have pages taken (a migration): before our first end they
-// come back with the others, which is why ours is the last to run (shim/engine.cc); after it the
-// child would miss them, so they stay.
+// A handler of the client's may itself have pages taken (a migration). They come back with the
+// others, because our first end is the last handler to run (shim/forks.h).
 
 ForkMark* OwnerTable::mark_of(int thread) {
   for (ForkMark& mark : forks_) {
@@ -494,20 +492,12 @@ bool OwnerTable::forking() {
   bool any = false;
   for (ForkMark& mark : forks_) {
     if (mark.thread == 0) continue;
-    const bool stale = now - mark.since_ns > kLongestForkNs || !sys::thread_alive(mark.thread);
+    const bool stale = mark.thread == sys::current_tid() || now - mark.since_ns > kLongestForkNs ||
+                       !sys::thread_alive(mark.thread);
     if (stale) mark = {};
     any = any || !stale;
   }
   return any;
-}
-
-// `frame` is one of the caller's.
-bool OwnerTable::is_in_own_fork(u64 frame) {
-  ForkMark* mark = mark_of(sys::current_tid());
-  if (mark == nullptr) return false;
-  const bool left = frame > mark->frame || sync::now_ns() - mark->since_ns > kLongestForkNs;
-  if (left) *mark = {};
-  return !left;
 }
 
 void OwnerTable::before_fork() {
@@ -518,7 +508,7 @@ void OwnerTable::before_fork() {
       const sync::MutexGuard guard(lock_);
       if (ForkMark* left = mark_of(me)) *left = {};
       if (ForkMark* free = mark_of(0)) {
-        *free = {me, sync::now_ns(), reinterpret_cast<u64>(__builtin_frame_address(0))};
+        *free = {me, sync::now_ns()};
         marked = true;
       } else {
         forking();

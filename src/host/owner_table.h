@@ -21,8 +21,8 @@ class OwnerTable final : public TransitWatcher {
  public:
   OwnerTable() = default;
 
-  // A taker between these keeps fork out. False: this thread is itself in the middle of one.
-  [[nodiscard]] bool begin_take();
+  // A taker between these keeps fork out.
+  void begin_take();
   void end_take();
   // Pre: between begin_take and end_take; watch_pages() said `hiding`; `layout` is from before the
   // mapping was looked up, of a shared page what note_views() answered. False: the page stays.
@@ -108,7 +108,6 @@ class OwnerTable final : public TransitWatcher {
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
   // Is a fork under way that this thread is not in? Marks that nobody stands behind go.
   bool forking() TA_REQ(lock_);
-  bool is_in_own_fork(u64 frame) TA_REQ(lock_);
   ForkMark* mark_of(int thread) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);

@@ -163,7 +163,7 @@ void prepare_places(HvaRange range) {
 
 Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which) {
   OwnerTable* table = ST_TRY(make_table());
-  if (!table->begin_take()) return u64{0};
+  table->begin_take();
   const Result<u64> taken = [&] {
     const EventKind kind = which == Which::kPresent ? EventKind::kExclusive : EventKind::kMigrate;
     const InvalidateSection bell(InvalidateEvent{range, kind, cookie});

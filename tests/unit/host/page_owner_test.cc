@@ -338,26 +338,6 @@ TEST_P(AbsentPages, AChildOfForkHasEverything) {
   for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
 }
 
-// A handler of the client's that runs after ours: what it had taken the child would not have.
-TEST_P(AbsentPages, AThreadInTheMiddleOfAForkTakesNone) {
-  ASSERT_EQ(kPages, take());
-  host::owners_before_fork();
-  EXPECT_EQ(0u, take());
-  for (size_t i = 0; i < kPages; ++i) EXPECT_FALSE(host::is_absent(at(i)));
-  host::owners_after_fork_parent();
-  EXPECT_EQ(kPages, take());
-}
-
-[[gnu::noinline]] char begin_a_fork_further_down() {
-  volatile char between[4096] = {};
-  host::owners_before_fork();
-  return between[1];
-}
-TEST_P(AbsentPages, AForkThatIsJumpedOutOfHoldsUpNobodyAbove) {
-  EXPECT_EQ(0, begin_a_fork_further_down());
-  EXPECT_EQ(kPages, take());
-}
-
 TEST_P(AbsentPages, ANeighbourThatWasNeverTakenIsOrdinaryMemory) {
   ASSERT_EQ(4u, take(0, 4));
   host::change(at(1).raw(), kPageSize, host::EventKind::kClear,
