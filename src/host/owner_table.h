@@ -54,6 +54,8 @@ class OwnerTable final : public TransitWatcher {
   // Everything of it; answers how many came back. A page that its owner cannot bring back now is
   // asked for kMostAsks times.
   u64 bring_back_all(const Reach& reach);
+  // Neighbours that nobody has in hand; waits for nobody.
+  u64 bring_back_ahead(HvaRange range);
   // A touch reported by userfaultfd. Never waits for another thread of the table's.
   void resolve(const userfault::Touch& touch);
 
@@ -89,6 +91,7 @@ class OwnerTable final : public TransitWatcher {
   bool drop_if_stale(PageKey key, const PageJob& job);
   bool enter(PageKey key, u32 layout, PageJob* job);
   BringBack bring_back_one(PageKey key);
+  bool fill_if_absent(PageKey key);
   BringBack show_run(PageKey key);
   void mark_in_place(Hva at, const HvaRange& mapping, HvaRange* run) TA_REQ(lock_);
   bool fell_away(PageKey key, const PageJob& lost);

@@ -185,6 +185,11 @@ u64 bring_back_range(HvaRange range) {
   return table == nullptr ? 0 : table->bring_back_all({kPrivateMemory, range});
 }
 
+u64 bring_back_ahead(HvaRange range) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table == nullptr ? 0 : table->bring_back_ahead(range);
+}
+
 bool is_absent(Hva at) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   return table != nullptr && table->is_absent(table->key_of(at));

@@ -148,6 +148,10 @@ BringBack bring_back(Hva at);
 // Every page of the range; answers how many came back.
 u64 bring_back_range(HvaRange range);
 
+// The pages from range.start() on that are absent and nobody's to wait for, up to the first that is
+// not. For an owner that expects the next pages to be wanted: it may call this in bring_back().
+u64 bring_back_ahead(HvaRange range);
+
 // What became of pages since the process began; each one is read by itself.
 struct OwnerCounts {
   u64 taken = 0;

@@ -198,6 +198,37 @@ u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
   return back;
 }
 
+// Who calls this may be what others wait for: the thread that answers touches, an owner with a page
+// in hand. So what is in transit ends it.
+u64 OwnerTable::bring_back_ahead(HvaRange range) {
+  u64 back = 0;
+  for (Hva at = range.start(); at < range.end();) {
+    PageKey keys[kBatch];
+    unsigned count = 0;
+    for (Hva next = at; next < range.end() && count < kBatch; next += kPageSize) {
+      keys[count++] = private_key(next);
+    }
+    unsigned came = count > 1 ? bring_back_run(keys, count) : 0;
+    if (came == 0 && fill_if_absent(keys[0])) came = 1;
+    if (came == 0) break;
+    back += came;
+    at = at + came * kPageSize;
+  }
+  return back;
+}
+
+bool OwnerTable::fill_if_absent(PageKey key) {
+  PageJob job;
+  {
+    const sync::MutexGuard guard(lock_);
+    PageRecord* record = pages_.find(key);
+    if (record == nullptr || record->stage != PageStage::kAbsent) return false;
+    record->stage = PageStage::kFilling;
+    job = {*record, views_at(key, *record)};
+  }
+  return fill(key, job) == BringBack::kBack;
+}
+
 u64 OwnerTable::bring_back_all(const Reach& reach) {
   PageKey keys[kBatch];
   u64 back = 0;

@@ -118,6 +118,65 @@ TEST_P(OwnedChange, LostPagesAreLostNoLongerThanTheirAddress) {
   ::munmap(mine, kPageSize);
 }
 
+TEST_P(OwnedChange, AMoveThatLeavesTheOldMappingLeavesItEmpty) {
+  Taken taken(2);
+  u8* moved = nullptr;
+  host::change(
+      taken.range().start().raw(), taken.bytes, EventKind::kUnmap, host::Announced::kMoves,
+      [&] {
+        void* there = ::mremap(taken.at, taken.bytes, taken.bytes,
+                               MREMAP_MAYMOVE | MREMAP_DONTUNMAP, nullptr);
+        moved = static_cast<u8*>(there);
+        return there;
+      },
+      taken.bytes);
+  ASSERT_NE(MAP_FAILED, moved);
+  EXPECT_EQ(8, moved[kPageSize]);
+  EXPECT_EQ(0, taken.at[kPageSize]);
+  EXPECT_EQ(2u, *host::take_away(taken.range(), &taken.keeper, this, host::Which::kAnonymous));
+  EXPECT_EQ(0, taken.at[0]);
+  EXPECT_EQ(8, moved[0]);
+  ::munmap(moved, taken.bytes);
+}
+
+TEST_P(OwnedChange, RightsTakenFromAbsentPagesAndGivenBackKeepTheBytes) {
+  ASSERT_EQ(kPages, take());
+  const auto protect = [&](int prot, EventKind kind) {
+    return host::change(at(0).raw(), kPages * kPageSize, kind,
+                        [&] { return ::mprotect(page(0), kPages * kPageSize, prot); });
+  };
+  ASSERT_EQ(0, protect(PROT_NONE, EventKind::kProtection));
+  EXPECT_FALSE(host::faultin(at(2), Access::kRead)) << "the client's own PROT_NONE";
+  u8 byte = 0;
+  EXPECT_FALSE(host::load(at(3), &byte));
+  ASSERT_EQ(0, protect(PROT_READ | PROT_WRITE, EventKind::kProtection));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
+TEST_P(OwnedChange, AChildFindsPagesWipedThatAreToBeWiped) {
+  ASSERT_EQ(0, ::madvise(page(0), kPages * kPageSize, MADV_WIPEONFORK));
+  ASSERT_EQ(kPages, take());
+  host::owners_before_fork();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    host::after_fork_child();
+    ::_exit(page(0)[0] + page(kPages - 1)[7]);
+  }
+  host::owners_after_fork_parent();
+  int status = -1;
+  ASSERT_EQ(child, ::waitpid(child, &status, 0));
+  EXPECT_EQ(0, status);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  ::madvise(page(0), kPages * kPageSize, MADV_KEEPONFORK);
+}
+
+TEST_P(OwnedChange, LockedMemoryGoesAndComesOrStays) {
+  if (::mlock(page(0), kPages * kPageSize) != 0) GTEST_SKIP() << "RLIMIT_MEMLOCK is too low";
+  static_cast<void>(take());
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  ::munlock(page(0), kPages * kPageSize);
+}
+
 // ---- memory that userfaultfd watches ----------------------------------------------------------
 
 class WatchedChange : public AbsentPages {};
@@ -168,7 +227,8 @@ sigjmp_buf back;
 bool gets_a_signal(const volatile u8* at) {
   struct sigaction mine{};
   struct sigaction before{};
-  mine.sa_handler = [](int) { siglongjmp(back, 1); };
+  mine.sa_sigaction = [](int, siginfo_t*, void*) { siglongjmp(back, 1); };
+  mine.sa_flags = SA_SIGINFO;
   EXPECT_TRUE(host::backstop::exchange_client_action(SIGSEGV, &mine, &before));
   const bool jumped = sigsetjmp(back, 1) != 0;
   if (!jumped) static_cast<void>(*at);

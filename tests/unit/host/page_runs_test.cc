@@ -70,6 +70,31 @@ TEST_P(WatchedPages, ARunGoesOnBehindAPageThatCannotBeMoved) {
   ::close(ends[0]);
 }
 
+class PagesAhead : public AbsentPages {};
+INSTANTIATE_TEST_SUITE_P(Hiding, PagesAhead, testing::Bool(), hiding_name);
+
+TEST_P(PagesAhead, ComeUpToTheFirstThatIsNotAbsent) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_TRUE(is_page_of(4));
+  EXPECT_EQ(3u, host::bring_back_ahead(range(1, 7)));
+  EXPECT_TRUE(host::is_absent(at(0)));
+  EXPECT_FALSE(host::is_absent(at(3)));
+  EXPECT_TRUE(host::is_absent(at(5)));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+// An owner that has a page in hand, or the thread that answers touches, must not wait for another.
+TEST_P(PagesAhead, LeaveAPageThatSomebodyHasInHand) {
+  ASSERT_EQ(kPages - 1, take(1, kPages - 1));
+  u64 came = 1;
+  keeper_.while_taking = [&](const host::AbsentPage&) {
+    came = host::bring_back_ahead(range(0, kPages));
+  };
+  ASSERT_EQ(1u, take(0, 1));
+  keeper_.while_taking = nullptr;
+  EXPECT_EQ(0u, came);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
 // Whether userfaultfd of ours watches the page: a second one is refused.
 bool is_watched(Hva at) {
   const int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY));
