@@ -93,7 +93,8 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
     unsigned records = 0;
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
       if (!wants(which, mapping, states[i])) continue;
-      if (behind_protection && is_stack(at)) continue;
+      // What the client's own userfaultfd protects could not be put back as it was.
+      if (behind_protection && (states[i].guarded || is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
       record.owner = owner;

@@ -23,6 +23,7 @@ constexpr u64 kEntryPresent = u64{1} << 63;
 constexpr u64 kEntrySwapped = u64{1} << 62;
 constexpr u64 kEntryFile = u64{1} << 61;
 constexpr u64 kEntryExclusive = u64{1} << 56;
+constexpr u64 kEntryProtected = u64{1} << 57;  // by a userfaultfd, Linux 5.13
 
 constexpr u64 kHugePage = u64{1} << 21;
 
@@ -205,6 +206,7 @@ Result<void> page_states(Hva first, unsigned count, PageState* out) {
     out[i].swapped = (words[i] & kEntrySwapped) != 0;
     out[i].anonymous = out[i].present && (words[i] & kEntryFile) == 0;
     out[i].exclusive = (words[i] & kEntryExclusive) != 0;
+    out[i].guarded = (words[i] & kEntryProtected) != 0;
     any = any || out[i].present;
   }
   if (!any) return {};

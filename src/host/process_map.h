@@ -52,11 +52,12 @@ struct PageState {
   bool exclusive = false;  // mapped once
   bool zero = false;       // the page of zeros
   bool huge = false;       // part of a huge entry
+  bool guarded = false;    // a store is reported to a userfaultfd
 
   // Would a store go through without a fault? Pre: it is an entry of `mapping`.
   // Of a shared file mapping whose file system wants to hear of the first store it cannot be known.
   [[nodiscard]] bool writable(const Mapping& mapping) const {
-    if (!present || zero || !mapping.prot.write) return false;
+    if (!present || zero || guarded || !mapping.prot.write) return false;
     return mapping.shared || (anonymous && exclusive);
   }
 };

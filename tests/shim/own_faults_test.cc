@@ -26,6 +26,9 @@ TEST(OwnUserfaultfd, ProtectsPagesFromTheGuest) {
 TEST(OwnUserfaultfd, MovesPagesAwayFromTheGuest) {
   expect_case("moved");
 }
+TEST(OwnUserfaultfd, KeepsWhatItProtectsFromDevices) {
+  expect_case("protected_from_devices");
+}
 TEST(OwnUserfaultfd, TakesARangeThatTheEngineWatched) {
   expect_case("watched_by_both");
 }
