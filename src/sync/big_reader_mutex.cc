@@ -65,8 +65,11 @@ Passage::Ticket BigReaderMutex::acquire_shared_slow(Passage::Ticket ticket) {
 
 void BigReaderMutex::acquire() {
   u32 seen = kFree;
+  const bool at_once = writer_.compare_exchange(seen, kTaken, kSeqCst);
+  if (at_once && readers_.nobody_inside()) [[likely]]
+    return;
   waiters_.fetch_add(1, kRelaxed);
-  if (!writer_.compare_exchange(seen, kTaken, kSeqCst)) {
+  if (!at_once) {
     u32 take_as = kTaken;
     do {
       if (sleep_while_taken()) take_as = kSlept;

@@ -21,7 +21,8 @@
 //
 // So a wait that looked at one side only would miss it. Looking at both, after the publication, is
 // enough: the section either counted itself before the waiter's load (and is waited for), or its
-// count, sequentially consistent, comes after and it sees what was published.
+// count, sequentially consistent, comes after and it sees what was published. That is also why
+// nothing is turned where one look at every cell, both sides at once, finds nobody.
 
 namespace stagetwo::sync {
 namespace {
@@ -39,49 +40,52 @@ u32 Passage::cell_of_thread() {
   return static_cast<u32>((block * 0x9E3779B97F4A7C15U) >> 32) % kCells;
 }
 
-// False: `until` came first.
-bool Passage::wait_for_side(u32 side, u64 until) const {
-  for (u32 i = 0; i < kCells; ++i) {
-    const Cell& cell = cells_[side * kCells + i];
-    for (unsigned tries = 0; cell.inside.load() != 0; ++tries) {
-      if (tries < kSpins) {
-        spin_hint();
-      } else if (tries < kSpins + kYields) {
-        yield_thread();
-      } else {
-        // Sections are short or inside a system call of the client: poll, nobody has to wake us.
-        if (until != ~u64{0} && now_ns() >= until) return false;
-        Atomic<u32> never{0};
-        futex_wait(never, 0, kSleepNs);
-      }
+// Until the counts of the mask are 0. False: `until` came first.
+bool Passage::wait_for(const Cell& cell, u64 mask, u64 until) {
+  for (unsigned tries = 0; (cell.inside.load() & mask) != 0; ++tries) {
+    if (tries < kSpins) {
+      spin_hint();
+    } else if (tries < kSpins + kYields) {
+      yield_thread();
+    } else {
+      // Sections are short or inside a system call of the client: poll, nobody has to wake us.
+      if (until != ~u64{0} && now_ns() >= until) return false;
+      Atomic<u32> never{0};
+      futex_wait(never, 0, kSleepNs);
     }
   }
   return true;
 }
 
-void Passage::wait() const {
-  const MutexGuard guard(waiters_);
-  for (int turn = 0; turn < 2; ++turn) {
-    const u32 old_side = side_.load(kRelaxed);  // written under waiters_ only
-    side_.store(old_side ^ 1, kSeqCst);
-    wait_for_side(old_side);
+bool Passage::wait_for_side(u32 side, u64 until) const {
+  for (const Cell& cell : cells_) {
+    if (!wait_for(cell, all(side), until)) return false;
   }
+  return true;
 }
 
-bool Passage::wait_at_most(u64 ns) const {
+bool Passage::turn(u64 until) const {
   const MutexGuard guard(waiters_);
-  const u64 until = now_ns() + ns;
-  for (int turn = 0; turn < 2; ++turn) {
-    const u32 old_side = side_.load(kRelaxed);
+  for (int turns = 0; turns < 2; ++turns) {
+    const u32 old_side = side_.load(kRelaxed);  // written under waiters_ only
     side_.store(old_side ^ 1, kSeqCst);
     if (!wait_for_side(old_side, until)) return false;
   }
   return true;
 }
 
+void Passage::wait() const {
+  if (!nobody_inside()) turn(~u64{0});
+}
+
+bool Passage::wait_at_most(u64 ns) const {
+  return turn(now_ns() + ns);
+}
+
 void Passage::wait_for_acquirers() const {
-  for (const Cell& cell : cells_) cell.inside.fetch_add(0, kAcqRel);
-  wait();
+  bool inside = false;
+  for (const Cell& cell : cells_) inside |= cell.inside.fetch_add(0) != 0;
+  if (inside) turn(~u64{0});
 }
 
 bool Passage::debug_empty() const {

@@ -14,8 +14,10 @@
 //
 // side_:       written by waiters under their lock, read by sections relaxed: a stale side is
 //              waited for as well.
-// cell.inside: added to by sections, read by waiters, both seq_cst: either the waiter sees the
-//              section, or the section sees what the waiter published (seq_cst) before.
+// cell.inside: two counts, of side 0 below and of side 1 above, so that a waiter who finds nobody
+//              has looked at one word a cell. Added to by sections, read by waiters, both seq_cst:
+//              either the waiter sees the section, or the section sees what the waiter published
+//              (seq_cst) before.
 
 #include "base/types.h"
 #include "sync/annotations.h"
@@ -26,7 +28,7 @@ namespace stagetwo::sync {
 
 class Passage {
  public:
-  using Ticket = u32;
+  using Ticket = u32;  // the cell, and the side in the lowest bit
 
   constexpr Passage() = default;
   Passage(const Passage&) = delete;
@@ -34,24 +36,32 @@ class Passage {
 
   // Context: any thread, signal handlers included. Does not fail and does not wait.
   [[nodiscard]] Ticket enter() const {
-    const Ticket ticket = side_.load(std::memory_order_relaxed) * kCells + cell_of_thread();
-    cells_[ticket].inside.fetch_add(1);
-    return ticket;
+    const u32 side = side_.load(std::memory_order_relaxed);
+    const u32 cell = cell_of_thread();
+    cells_[cell].inside.fetch_add(one(side));
+    return cell << 1 | side;
   }
-  void leave(Ticket ticket) const { cells_[ticket].inside.fetch_sub(1); }
+  void leave(Ticket ticket) const { cells_[ticket >> 1].inside.fetch_sub(one(ticket & 1)); }
 
   // Pre: the caller is inside no section of this passage. Spins, then yields, then sleeps.
   void wait() const;
   // The same, but gives up after that time. False: somebody may still be inside.
   [[nodiscard]] bool wait_at_most(u64 ns) const;
   // As wait(), for sections that read what was published with acquire only: it leaves a mark in
-  // every cell that whoever enters later synchronises with.
+  // every cell that whoever enters later synchronises with. Costs a locked add a cell.
   void wait_for_acquirers() const;
+  // Was each cell empty when it was looked at? Who is inside and was not seen sees what the caller
+  // published before, as after wait().
+  [[nodiscard]] bool nobody_inside() const {
+    for (const Cell& cell : cells_) {
+      if (cell.inside.load() != 0) return false;
+    }
+    return true;
+  }
   // Nobody is inside at some moment of the call. Pre: the caller keeps newcomers out, or they hold
   // it up.
   void wait_until_empty() const {
-    wait_for_side(0);
-    wait_for_side(1);
+    for (const Cell& cell : cells_) wait_for(cell, ~u64{0}, ~u64{0});
   }
 
   // Nobody is inside. Racy: checks and tests.
@@ -69,10 +79,14 @@ class Passage {
     mutable Atomic<u64> inside{0};
   };
 
+  static constexpr u64 one(u32 side) { return u64{1} << (32 * side); }
+  static constexpr u64 all(u32 side) { return u64{0xffff'ffff} << (32 * side); }
   static u32 cell_of_thread();
-  bool wait_for_side(u32 side, u64 until = ~u64{0}) const;
+  static bool wait_for(const Cell& cell, u64 mask, u64 until);
+  bool wait_for_side(u32 side, u64 until) const;
+  bool turn(u64 until) const;
 
-  mutable Cell cells_[2 * kCells];
+  mutable Cell cells_[kCells];
   mutable Atomic<u32> side_{0};
   mutable Mutex waiters_{Rank::kPassage};
 };
