@@ -2,22 +2,18 @@
 #pragma once
 
 // The one walker. find() goes down to one frame; Cursor visits every entry that covers a range, a
-// table entry before the entries of its table. Linux analogue: arch/x86/kvm/mmu/tdp_iter.{h,cc}
-// (drivers/iommu/generic_pt/pt_iter.h does the same by recursion).
+// table entry before the entries of its table. Linux analogue: arch/x86/kvm/mmu/tdp_iter.{h,cc}.
 //
 //   for (Cursor<Stage2> at(root, 4, 1, first, last); at.valid(); at.next()) {
-//     if (should_yield() && at.progressed()) { …drop the lock, take it…; at.mark_yielded();
-//     continue; } if (!Stage2::is_leaf(at.old(), at.level())) continue; if
-//     (!at.compare_exchange(Stage2::kNonpresent)) …at.old() is what another thread wrote…
+//     if (should_yield() && at.progressed()) { …drop, take…; at.mark_yielded(); continue; }
+//     if (!at.compare_exchange(Stage2::kNonpresent)) …at.old() is what another thread wrote…
 //   }
 //
-// I1  old() is what entry() held when it was last read; only reread(), a failed compare_exchange
-//     and a write by this cursor change it.
+// I1  old() is what entry() held when it was last read, or written by this cursor.
 // I2  next() reads the entry again before it descends. A table that vanished is not entered; one
 //     that appeared (the cursor's own work, or another's) is. So a walk may end above the level its
 //     caller wants: whoever acts on a level looks at level().
-// I3  Frames never go backwards; after a yield the walk continues at the root with the frame it had
-//     reached, and progressed() says whether it has moved since.
+// I3  Frames never go backwards; after a yield the walk goes on at the root with the frame it had.
 //
 // Locking: none. Context: a read section or a lock of the owner of the tables, so that none that
 // can be reached is freed; it may be left where mark_yielded() says so. Lifetime: borrows the root.
@@ -75,7 +71,7 @@ class Cursor {
   // False: every entry was visited.
   [[nodiscard]] bool valid() const { return valid_; }
   [[nodiscard]] unsigned level() const { return level_; }
-  // The first frame the entry covers; below `first` where the entry began before it.
+  // The first frame the entry covers; may be below `first`.
   [[nodiscard]] u64 frame() const { return frame_; }
   // How many frames the entry covers.
   [[nodiscard]] u64 frames() const { return span_of<F>(level_); }
@@ -147,6 +143,10 @@ class Cursor {
   }
   // What protects the tables was let go: next() restarts; until then entry() and old() are void.
   void mark_yielded() { yielded_ = true; }
+  void jump(u64 frame) {  // to a later frame
+    goal_ = frame;
+    yielded_ = true;
+  }
   // The frame at which the walk last restarted.
   [[nodiscard]] u64 yielded_frame() const { return yielded_goal_; }
   // Has the walk moved since it last restarted? A caller that yields only then does come to its

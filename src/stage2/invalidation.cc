@@ -16,7 +16,17 @@
 // does not, but for what was taken out and not yet flushed, which zap_leafs() and in_use() know of
 // (tdp_zap.cc, tdp_roots.cc). It makes a vCPU that is not scheduled no slot update's business
 // unless it may hold the slot. Read sections of KVM's own accesses it waits for in any case; they
-// do not use the table.
+// do not use the table, but ask the gate:
+//
+//   own access                           | start
+//   section: cell + 1 (seq_cst)          | gate: count + 1 (seq_cst)
+//   gate: count (seq_cst)                | cells (seq_cst): 0 -> nobody
+//   count up -> retry                    |
+//
+// Not both miss the other. A section that walks the table without a lock (fast_page_fault) asks no
+// gate; what it finds in a leaf that is gone it can only exchange against the leaf, which fails, or
+// report as spurious, and then translates again. But a table that is gone it must not walk, and it
+// reads its way by acquiring loads alone: then the wait is the one that marks the cells.
 
 namespace stagetwo::stage2 {
 namespace {
@@ -91,7 +101,14 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
   } else {
     flushes_saved_.fetch_add(1, sync::kRelaxed);
   }
-  if (ST_GUARD(reader_wait, true)) slots_.wait_for_readers();
+  if (ST_GUARD(reader_wait, true)) {
+    // Whoever reads on after this found the gate closed, unless it walks the table without a lock.
+    if (removed.has_tables()) {
+      slots_.wait_for_readers();
+    } else {
+      slots_.wait_for_accesses();
+    }
+  }
   give_back(&removed);
   return true;
 }

@@ -90,6 +90,9 @@ class Memslots {
 
   // Waits until every read section that began before the call has ended.
   void wait_for_readers() const { readers_.wait_for_acquirers(); }
+  // The same for what sections ask by sequentially consistent loads: the set, and the gate. A look
+  // at each cell where nobody reads.
+  void wait_for_accesses() const { readers_.wait(); }
 
   // The dirty log. `bitmap` is the client's. Failures in the kernel's order: EINVAL, ENOENT,
   // EINVAL, EFAULT (kernel file: kvm_main.c, kvm_get_dirty_log_protect and its CLEAR twin).

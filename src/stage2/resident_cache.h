@@ -4,8 +4,8 @@
 // Which pages were made present since the last invalidation ended, so that the kernel is not asked
 // again. A hint of fixed size: forgetting an entry costs a touch or a system call, remembering one
 // too long costs a fault that host/access.h turns into an answer. Each vCPU has one for its faults,
-// the VM one for KVM's own accesses: a fault writes here, and a line that two vCPUs write costs more
-// than all the rest of a fault.
+// the VM one for KVM's own accesses: a fault writes here, and a line that two vCPUs write costs
+// more than all the rest of a fault.
 //
 // Invariant: I1  an entry counts only together with the gate's snapshot it was made under: the
 //                sequence is part of it, so one invalidation forgets them all.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stage2/table_pool.h"
 
+#include <bit>
 #include <memory>
 #include <new>
 
@@ -22,6 +23,24 @@ void TablePage::make_present() {
   if (!fresh) return;
   std::construct_at(entries, Format::kNonpresent);
   fresh = false;
+}
+
+unsigned TablePage::next_used(unsigned index) {
+  for (;;) {
+    const u64 left = used.load(sync::kRelaxed) & ~(line_of(index) - 1);
+    if (left == 0) return kTableEntries;
+    const auto line = static_cast<unsigned>(std::countr_zero(left)) * kLine;
+    bool empty = true;
+    for (unsigned i = line; i < line + kLine; ++i) {
+      const bool present = Format::is_present(entries[i].load(sync::kRelaxed));
+      if (present && i >= index) return i;
+      empty = empty && !present;
+    }
+    // Nobody else writes it now.
+    if (empty) used.store(used.load(sync::kRelaxed) & ~line_of(line), sync::kRelaxed);
+    index = line + kLine;
+    if (index == kTableEntries) return index;
+  }
 }
 
 TablePool::~TablePool() {
@@ -83,6 +102,7 @@ void TablePool::give_back(TablePage* page) {
   ST_CHECK(!page->possible_nx.linked());
   ST_CHECK(page->use == TableUse::kCached || page->use == TableUse::kRemoved);
   page->nx_huge_page_disallowed.store(false, sync::kRelaxed);
+  page->used.store(0, sync::kRelaxed);
   page->parent = nullptr;
   live_.fetch_sub(1, sync::kRelaxed);
   const sync::MutexGuard guard(lock_);

@@ -35,6 +35,8 @@ inline constexpr unsigned kTableEntries = 1U << Format::kIndexBits;
 enum class TableUse : u8 { kFree, kCached, kLinked, kRemoved };
 
 struct TablePage {
+  static constexpr unsigned kLine = 64 / sizeof(Word);
+
   Entry* entries = nullptr;  // immutable
   // Written before the table is linked, immutable while it is.
   Gfn gfn{};                // the first frame it covers
@@ -47,6 +49,9 @@ struct TablePage {
   // It is here because a huge page may not be executable. Set before it is linked; cleared by who
   // removes it, under the pages lock. Read there, and by faults as a hint: relaxed.
   sync::Atomic<bool> nx_huge_page_disallowed{false};
+  // Lines of 8 entries in which something may be present, a bit each: who holds the lock alone
+  // looks no further. Raised before the entry is written, under the shared lock; lowered alone.
+  sync::Atomic<u64> used{0};
   ListNode possible_nx;  // in the MMU's list, under the pages lock
   pt::GatherNode gather;
   TablePage* next_free = nullptr;
@@ -56,6 +61,18 @@ struct TablePage {
   void make_present();
   [[nodiscard]] static TablePage* of(const Entry* entries);
   [[nodiscard]] u64 frames() const { return pt::span_of<Format>(level) << Format::kIndexBits; }
+  template <typename Cursor>
+  [[nodiscard]] static unsigned index_of(const Cursor& at) {
+    return static_cast<unsigned>(at.entry() - at.table());
+  }
+  [[nodiscard]] static constexpr u64 line_of(unsigned index) { return u64{1} << index / kLine; }
+  void note_used(unsigned index) {
+    const u64 line = line_of(index);
+    if ((used.load(sync::kRelaxed) & line) == 0) used.fetch_or(line, sync::kRelaxed);
+  }
+  // The first entry from `index` on that may be present, or kTableEntries. Lowers what it finds to
+  // be empty. Pre: the lock is held alone.
+  [[nodiscard]] unsigned next_used(unsigned index);
 };
 
 class TablePool {

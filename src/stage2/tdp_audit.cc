@@ -54,6 +54,8 @@ void TdpMmu::check_table(TablePage& table, PageCounts* found) {
     const Word word = table.entries[i].load(sync::kAcquire);
     const u64 frame = table.gfn.raw() + i * span;
     ST_CHECK(!Format::is_frozen(word));
+    ST_CHECK(!Format::is_present(word) ||
+             (table.used.load(sync::kRelaxed) & TablePage::line_of(i)) != 0);  // I8
     ST_CHECK(Format::is_legal(word, table.level));
     ST_CHECK(!Format::is_mmio(word) || table.level == 1);
     if (Format::is_leaf(word, table.level)) {

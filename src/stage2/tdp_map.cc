@@ -247,6 +247,7 @@ void TdpMmu::fill_split(TablePage& table, Word leaf, unsigned level) const {
   for (unsigned i = 0; i < kTableEntries; ++i) {
     // Nobody sees the table yet, so its words begin here; the link publishes them.
     std::construct_at(table.entries + i, pt::split_child<Format>(leaf, level, i) | also);
+    table.note_used(i);
   }
 }
 
@@ -257,6 +258,7 @@ bool TdpMmu::link(TdpCursor& at, TablePage& table, u32 address_space) {
   table.parent = at.entry();
   table.use = TableUse::kLinked;
   const Word was = at.old();
+  TablePage::of(at.table())->note_used(TablePage::index_of(at));
   // Publication (O6): the table is whole before the exchange, which releases it.
   if (!at.compare_exchange(Format::make_table(reinterpret_cast<u64>(table.entries)))) {
     table.use = TableUse::kCached;
@@ -324,7 +326,7 @@ void TdpMmu::warn_unexpected_level(const TablePage& page, const Fault& fault) {
 
 FaultOutcome TdpMmu::install(MmuContext& context, Fault& fault, TdpCursor& at,
                              pt::Gather* removed) {
-  const TablePage* table = TablePage::of(at.table());
+  TablePage* table = TablePage::of(at.table());
   if (ST_GUARD(unexpected_level, table->level != fault.goal_level)) {
     // Most likely passes by itself; a VM is not ended for one vCPU that retries.
     warn_unexpected_level(*table, fault);
@@ -342,6 +344,7 @@ FaultOutcome TdpMmu::install(MmuContext& context, Fault& fault, TdpCursor& at,
     return protected_store ? FaultOutcome::kEmulate : FaultOutcome::kSpurious;
   }
   ST_CHECK(Format::may_follow(old, leaf));  // I4
+  if (ST_GUARD(notes_used, true)) table->note_used(TablePage::index_of(at));
   if (!at.compare_exchange(leaf)) {
     ST_MARK(tdp_install_lost);
     return FaultOutcome::kRetry;

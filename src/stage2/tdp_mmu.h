@@ -6,18 +6,17 @@
 // translations away holds it alone, or freezes entry by entry.
 //
 // Invariants (checked by check_world(), and each by a test that fails without its guard):
-//   I1  every entry is legal (pt/fmt/stage2.h); a leaf lies in a slot, at that slot's host address,
-//       aligned, with no right the slot does not have.
-//   I2  nobody but who froze an entry writes it (frozen_before_leaf).
-//   I3  a leaf stands only at the level its fault aimed at (leaf_only_at_goal, unexpected_level).
-//   I4  a leaf is never replaced in one step by a leaf of another page.
-//   I5  a table is on the possible-NX list only while it is linked (nx_recheck_under_lock).
-//   I6  what was found before an overlapping change began or ended is not installed: not for
+//   I1  every entry is legal; a leaf has its slot's host address and no right that the slot has
+//   not. I2  nobody but who froze an entry writes it (frozen_before_leaf). I3  a leaf stands only
+//   at the level its fault aimed at (leaf_only_at_goal, unexpected_level). I4  a leaf is never
+//   replaced in one step by a leaf of another page. I5  a table is on the possible-NX list only
+//   while it is linked (nx_recheck_under_lock). I6  what was found before an overlapping change
+//   began or ended is not installed: not for
 //       the page (stale_fault), nor for anything else a large leaf covers (stale_range).
 //   I7  an unlinked table is given back after a grace period, by who unlinked it (tdp_grace).
+//   I8  what is present is in a line that its table's header names (notes_used).
 // Locking: mmu_lock_ (secondary), pages_lock_ inside it (tdp_pages). Holding mmu_lock_ in any way
-// is a read section of the tables; so is a line that runs and a Memslots::Reader. See
-// docs/decisions/0011-one-fault-routine.md. Counts of pages are not kept: count_pages() walks.
+// is a read section of the tables; so is a line that runs and a Memslots::Reader (decision 0011).
 // Lifetime: contexts end before it; the destructor gives everything back and cannot fail.
 
 #include "stage2/mmu_context.h"
@@ -118,9 +117,9 @@ class TdpMmu {
   friend struct TdpTestAccess;
   friend struct TdpPoolAccess;
 
-  // Roots. next_root() gives the reference of `after` back and takes one of what it returns.
+  // Roots. next_root() swaps references; *more: one is behind it. One added meanwhile is not seen.
   [[nodiscard]] TdpRoot* find_root(u32 address_space) TA_REQ(pages_lock_);
-  [[nodiscard]] TdpRoot* next_root(TdpRoot* after) TA_EXCL(pages_lock_);
+  [[nodiscard]] TdpRoot* next_root(TdpRoot* after, bool* more) TA_EXCL(pages_lock_);
   void put_root(TdpRoot* root) TA_EXCL(pages_lock_);
   void release_context(MmuContext& context);
   [[nodiscard]] TdpRoot* take_unwalked_root() TA_EXCL(pages_lock_);
@@ -128,7 +127,8 @@ class TdpMmu {
   void zap_root(TdpRoot& root, sync::BigReaderGuard& shared);
   template <typename F>
   void for_each_root(F&& fn) {
-    for (TdpRoot* root = next_root(nullptr); root != nullptr; root = next_root(root)) fn(*root);
+    bool more = true;
+    for (TdpRoot* at = nullptr; (at = next_root(at, &more)) != nullptr;) fn(*at);
   }
   [[nodiscard]] bool covers(Gfn gfn) const {
     return gfn.raw() < pt::frame_limit<Format>(policy_.root_level);

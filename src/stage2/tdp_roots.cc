@@ -77,12 +77,13 @@ TdpRoot* TdpMmu::find_root(u32 address_space) {
   return nullptr;
 }
 
-TdpRoot* TdpMmu::next_root(TdpRoot* after) {
+TdpRoot* TdpMmu::next_root(TdpRoot* after, bool* more) {
   TdpRoot* next = nullptr;
-  {
+  if (*more) {
     const sync::MutexGuard pages(pages_lock_);
     next = after == nullptr ? roots_.front() : roots_.next(after);
     while (next != nullptr && !try_ref(*next)) next = roots_.next(next);
+    *more = next != nullptr && roots_.next(next) != nullptr;
   }
   if (after != nullptr) put_root(after);
   return next;

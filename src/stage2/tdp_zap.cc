@@ -141,7 +141,12 @@ void TdpMmu::zap_range(TdpRoot& root, GfnRange range, pt::Gather* removed, bool 
       continue;
     }
     const Word was = at.old();
-    if (!Format::is_present(was)) continue;
+    if (!Format::is_present(was)) {
+      const unsigned index = TablePage::index_of(at);
+      const u64 unused = TablePage::of(at.table())->next_used(index) - index;
+      at.jump(at.frame() + unused * at.frames());
+      continue;
+    }
     if (Format::is_table(was, at.level())) {
       const bool whole =
           at.frame() >= range.start().raw() && at.frame() + at.frames() <= range.end().raw();

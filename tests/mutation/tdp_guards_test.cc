@@ -47,6 +47,23 @@ TEST(NxSkipsLogged, WithoutTheTestTheTableOfALoggedSlotIsZapped) {
   EXPECT_TRUE(is_zapped());
   mutation::restore_all();
 }
+// A removal that comes from an entry where nothing is.
+TEST(NotesUsed, WithoutTheNoteARemovalPassesByWhatIsMapped) {
+  const auto is_left = [] {
+    TdpWorld world;
+    MmuContext context(world.mmu);
+    world.add_slot(0, 4096, kWorldHva);
+    static_cast<void>(world.fault(context, 5, Access::kWrite));
+    pt::Gather removed;
+    static_cast<void>(world.mmu.zap_leafs(0, GfnRange(Gfn(0), 7), &removed, false));
+    world.mmu.flush_and_release(&removed);
+    return world.walk(context, 5).kind == Walk::Kind::kHit;
+  };
+  EXPECT_FALSE(is_left());
+  mutation::remove("notes_used");
+  EXPECT_TRUE(is_left());
+  mutation::restore_all();
+}
 TEST(StaleFault, WithoutTheTestAnOldTranslationIsUsed) {
   EXPECT_TRUE(found_without<InstallAgainstChange>({"stale_fault"}, 3000));
 }

@@ -45,8 +45,32 @@ TEST(TablePool, AUsedTableComesBackEmpty) {
   pool.give_back(again);
 }
 
-// A table whose memory came with the first look at it would cost every processor an interrupt at the
-// first store.
+TEST(TablePage, IsLookedThroughOnlyWhereSomethingWasPut) {
+  TablePool pool;
+  TablePage* page = pool.allocate();
+  ASSERT_NE(page, nullptr);
+  EXPECT_EQ(kTableEntries, page->next_used(0));
+  const Word leaf = Format::make_leaf(0x1000, 1, {});
+  for (const unsigned index : {3U, 100U, 101U, 511U}) {
+    page->note_used(index);
+    page->entries[index].store(leaf);
+  }
+  EXPECT_EQ(3U, page->next_used(0));
+  EXPECT_EQ(100U, page->next_used(4));
+  EXPECT_EQ(101U, page->next_used(101));
+  EXPECT_EQ(511U, page->next_used(102));
+  // What is empty is lowered when it is looked at, and only that.
+  for (const unsigned index : {3U, 100U}) page->entries[index].store(Format::kNonpresent);
+  EXPECT_EQ(101U, page->next_used(0));
+  EXPECT_EQ(TablePage::line_of(100) | TablePage::line_of(511), page->used.load());
+  pool.give_back(page);
+  page = pool.allocate();
+  EXPECT_EQ(0U, page->used.load());
+  pool.give_back(page);
+}
+
+// A table whose memory came with the first look at it would cost every processor an interrupt at
+// the first store.
 TEST(TableCache, WhatTheNextFaultMayTakeHasItsMemory) {
   TablePool pool;
   TableCache cache(pool);
