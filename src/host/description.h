@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The file behind an emulated descriptor: its operations, and the memfd that stands in for it. How a
-// description becomes a descriptor and is found again: host/descriptor.h.
+// The file behind an emulated descriptor: its operations, and the memfd that stands in for it. How
+// a description becomes a descriptor and is found again: host/descriptor.h.
 //
-// Analogue: struct file_operations and struct file's private_data (kernel file: include/linux/fs.h).
-// Context: the client's thread, in an EngineSection. Lifetime: as host/descriptor.h says.
+// Analogue: struct file_operations and struct file's private_data (kernel file:
+// include/linux/fs.h). Context: the client's thread, in an EngineSection. Lifetime: as
+// host/descriptor.h says.
 
 #include <fcntl.h>
 #include <sys/types.h>

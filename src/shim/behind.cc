@@ -160,7 +160,8 @@ AskedLock::AskedLock(int fd, int command, long argument) : client_(argument) {
   off_t start = 0;
   const off_t base = lock_.l_whence == SEEK_END ? said.st_size : 0;
   if (__builtin_add_overflow(base, lock_.l_start, &start) || start < 0) return;  // refused
-  const bool to_the_end = lock_.l_len == 0 || (lock_.l_len > 0 && lock_.l_len - 1 == kOurByte - start);
+  const bool to_the_end =
+      lock_.l_len == 0 || (lock_.l_len > 0 && lock_.l_len - 1 == kOurByte - start);
   if (!to_the_end) return;
   if (start == kOurByte) {  // that byte alone: the one before it stands for it
     lock_.l_whence = SEEK_SET;
@@ -300,8 +301,7 @@ ssize_t ReadLink::show(char* buffer, ssize_t length) const {
   if (!ours_ || length <= 0) return length;
   const int error = errno;
   host::EngineSection section(host::Touches::kClientMemory);
-  static_cast<void>(
-      host::copy_to(Hva(reinterpret_cast<u64>(buffer)), kMemoryLink.data(), size_));
+  static_cast<void>(host::copy_to(Hva(reinterpret_cast<u64>(buffer)), kMemoryLink.data(), size_));
   section.leave();
   errno = error;
   return length;

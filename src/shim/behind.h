@@ -59,7 +59,7 @@ class AskedLock {
   operator long() const;
 
  private:
-  struct flock lock_ {};
+  struct flock lock_{};
   long client_;
   bool ours_ = false;
   bool answers_ = false;

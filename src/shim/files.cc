@@ -268,14 +268,13 @@ int access_at(int directory, const char* path, int mode, int flags) {
 ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) {
   if (target_of(directory, path)) return as_libc(-EINVAL);
   const ReadLink link(directory, path, size);
-  return link.show(buffer,
-                   with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(buffer, size); },
-                                [&] {
-                                  return directory == AT_FDCWD
-                                             ? next::readlink(path, buffer, link.size())
-                                             : next::readlinkat(directory, path, buffer,
-                                                                link.size());
-                                }));
+  return link.show(
+      buffer, with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(buffer, size); },
+                           [&] {
+                             return directory == AT_FDCWD
+                                        ? next::readlink(path, buffer, link.size())
+                                        : next::readlinkat(directory, path, buffer, link.size());
+                           }));
 }
 
 ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, Link link) {

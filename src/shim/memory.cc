@@ -113,8 +113,8 @@ long refusal_of_map(int fd, host::MapRequest* request) {
 void* refused_map(const hugetlb::MapCall& call, long refusal) {
   const auto blank = sys::checked(sys::call(SYS_epoll_create1, O_CLOEXEC));
   if (blank) {
-    const auto asked = sys::mmap(call.at, call.size, call.prot, call.flags,
-                                 static_cast<int>(*blank), call.offset);
+    const auto asked =
+        sys::mmap(call.at, call.size, call.prot, call.flags, static_cast<int>(*blank), call.offset);
     static_cast<void>(sys::close(static_cast<int>(*blank)));
     const int error = asked ? ENODEV : to_int(asked.error());
     if (error != ENODEV && error != EPERM) refusal = -error;

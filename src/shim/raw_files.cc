@@ -77,8 +77,8 @@ bool file_call(long number, const long (&w)[6], long* result) {
       return change_refused(behind_either(integer(w[0]), pointer<const char>(w[1]), integer(w[3])));
     case SYS_fstatfs: {
       auto* const to = pointer<struct ::statfs>(w[1]);
-      *result = with_buffer(to, sizeof(*to),
-                            [&] { return next::fstatfs(Asked(integer(w[0])), to); });
+      *result =
+          with_buffer(to, sizeof(*to), [&] { return next::fstatfs(Asked(integer(w[0])), to); });
       return true;
     }
     case SYS_statfs:

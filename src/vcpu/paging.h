@@ -5,8 +5,8 @@
 // PAE and 32-bit legacy paging are one walk over the formats of pt/fmt/x86_first_level.h and
 // x86_legacy.h, which know the bits.
 // Linux analogue: the processor's walk under two-dimensional paging; FNAME(walk_addr_generic)
-// (kernel file: paging_tmpl.h) for KVM_TRANSLATE. A table that lies in no slot reads as not present,
-// as there; one whose memory stage 2 refuses ends the run, as an access to it would.
+// (kernel file: paging_tmpl.h) for KVM_TRANSLATE. A table that lies in no slot reads as not
+// present, as there; one whose memory stage 2 refuses ends the run, as an access to it would.
 //
 // I1  Accessed and dirty bits are set by compare-and-exchange on the guest's memory, after the
 //     permission check; a lost race walks again.

@@ -142,8 +142,7 @@ static void orders(void) {
   REQUIRE(mmap(NULL, -kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENOMEM);
   // What is mapped at a fixed place stays there; since files of this kind can be mapped at all it
   // goes before the file is asked.
-  char* const here =
-      mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char* const here = mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   *here = 42;
   if (ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS) == 0) {
     REQUIRE(mmap(here, kPage, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED);
@@ -488,15 +487,9 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)(void);
-  } cases[] = {{"creation", creation},
-               {"operations", operations},
-               {"orders", orders},
-               {"changes", changes},
-               {"locks", locks},
-               {"names", names},
-               {"numbers", numbers},
-               {"elsewhere", elsewhere},
-               {"mappable", mappable}};
+  } cases[] = {{"creation", creation}, {"operations", operations}, {"orders", orders},
+               {"changes", changes},   {"locks", locks},           {"names", names},
+               {"numbers", numbers},   {"elsewhere", elsewhere},   {"mappable", mappable}};
   for (unsigned i = 0; argc == 2 && i < sizeof cases / sizeof cases[0]; i++) {
     if (strcmp(argv[1], cases[i].name) != 0) continue;
     cases[i].run();
