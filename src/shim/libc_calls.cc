@@ -7,6 +7,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/arch/syscall_site.h"
@@ -173,14 +174,13 @@ CodeSpan in_loader(u32 number) {
   const CodeSpan text = functions->text();
   const auto pair = arch::syscall_pair(number);
   CodeSpan found;
-  for (u64 from = text.start;;) {
-    const void* const at =
-        memmem(reinterpret_cast<const void*>(from), text.end() - from, pair.data(), pair.size());
-    if (at == nullptr) return found;
+  const u8* const end = reinterpret_cast<const u8*>(text.end());
+  for (const u8* at = reinterpret_cast<const u8*>(text.start);; at += pair.size()) {
+    at = std::search(at, end, pair.begin(), pair.end());
+    if (at == end) return found;
     const auto around = functions->function_at(reinterpret_cast<u64>(at));
     if (!around || found.size != 0) return {};
     found = *around;
-    from = reinterpret_cast<u64>(at) + pair.size();
   }
 }
 
