@@ -171,8 +171,7 @@ void meet_blocked(int signal, siginfo_t* info, void* context) {
   // For good with the return from here, and until then: this handler does not block it.
   set_mask(context, mask_of(context) | kFaultBit);
   constexpr SignalMask kFault = kFaultBit;
-  static_cast<void>(
-      sys::call(SYS_rt_sigprocmask, SIG_BLOCK, sys::arg(&kFault), 0, sizeof(kFault)));
+  static_cast<void>(sys::call(SYS_rt_sigprocmask, SIG_BLOCK, sys::arg(&kFault), 0, sizeof(kFault)));
   static_cast<void>(
       sys::call(SYS_rt_tgsigqueueinfo, sys::getpid(), sys::gettid(), signal, sys::arg(info)));
 }
