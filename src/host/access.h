@@ -22,6 +22,7 @@
 
 #include "addr/addr.h"
 #include "base/arch/guarded.h"
+#include "base/arch/restartable.h"
 #include "base/types.h"
 
 namespace stagetwo::host {
@@ -65,6 +66,41 @@ template <typename T>
 // Pre: `at` is 16-byte aligned. Index 0 is the low half.
 [[nodiscard]] inline bool cmpxchg16b(Hva at, u64 expected[2], const u64 desired[2], bool* swapped) {
   return arch::guarded_cmpxchg16b(at.raw(), expected, desired, swapped);
+}
+
+// Are the `size` bytes at `from` those of `words`, whose last one holds the last 8 bytes? Pre:
+// size >= 8. False also for a fault.
+[[nodiscard]] inline bool equal(Hva from, const u64* words, u64 count, u64 size) {
+  u64 word = 0;
+  for (u64 i = 0; i + 1 < count; ++i) {
+    if (!load(from + 8 * i, &word) || word != words[i]) return false;
+  }
+  return load(from + (size - 8), &word) && word == words[count - 1];
+}
+
+// Four of these, by an address whose owner may let go inside its section (sync/ack_line.h): false
+// also if a request is pending or the access was taken back; then the slow way is taken, never a
+// loop.
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool load(Hva from, T* out, const arch::Restart& r) {
+  if constexpr (!arch::kRestartable) return load(from, out);
+  return arch::restartable_load(from.raw(), out, r);
+}
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool store(Hva to, T value, const arch::Restart& r) {
+  if constexpr (!arch::kRestartable) return store(to, value);
+  return arch::restartable_store(to.raw(), value, r);
+}
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline bool cmpxchg(Hva at, T* expected, T desired, bool* swapped,
+                                                      const arch::Restart& r) {
+  if constexpr (!arch::kRestartable) return cmpxchg(at, expected, desired, swapped);
+  return arch::restartable_cmpxchg(at.raw(), expected, desired, swapped, r);
+}
+[[nodiscard, gnu::always_inline]] inline bool equal(Hva from, const u64* words, u64 count, u64 size,
+                                                    const arch::Restart& r) {
+  if constexpr (!arch::kRestartable) return equal(from, words, count, size);
+  return arch::restartable_equal(from.raw(), words, count, size, r);
 }
 
 // One atomic step of any kind: `change(old)` gives the new value and may run more than once.

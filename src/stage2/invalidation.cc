@@ -6,7 +6,6 @@
 #include "base/trace.h"
 #include "stage2/address_space.h"
 #include "stage2/slot_users.h"
-#include "sync/futex.h"
 
 // What takes translations away: a change of the client's addresses, and a change of slots. Both are
 // the same shape: close → zap → flush → wait → change → open. Between closing and opening no fault
@@ -113,18 +112,11 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
   return true;
 }
 
-// Every vCPU has answered a request within the time one that is scheduled needs. No lock that is
-// taken below is ever held by a sleeper, so that a vCPU which is not scheduled is all there is to
-// wait for.
+// Every vCPU has answered a request, or has let go, within the time one that is scheduled needs. No
+// lock that is taken below is ever held by a sleeper, so that a vCPU which is not scheduled is all
+// there is to wait for.
 bool GuestMemory::vcpus_answer() {
-  constexpr u64 kPatienceNs = 2'000;
-  const u64 ticket = lines_.bump_all();
-  const u64 until = sync::now_ns() + kPatienceNs;
-  while (lines_.passed() < ticket) {
-    if (sync::now_ns() >= until) return false;
-    sync::spin_hint();
-  }
-  return true;
+  return lines_.passes_soon(lines_.bump_all());
 }
 
 host::TryStart GuestMemory::try_invalidate_range_start(const host::InvalidateEvent& event) {

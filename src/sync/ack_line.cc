@@ -2,9 +2,11 @@
 #include "sync/ack_line.h"
 
 #include "base/check.h"
+#include "base/guard.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "sync/futex.h"
+#include "sync/restartable.h"
 #include "sync/thread_sections.h"
 
 // Entering against requesting (Dekker; all four accesses sequentially consistent):
@@ -25,6 +27,20 @@
 //   poll: request n; ack = n (release)|
 //   flushes, uses new addresses       | ack >= n (acquire): every old use happened before
 //
+// One word to poll instead of two:
+//
+//   owner                             | invalidator
+//                                     | request = n
+//   poll: asked is 1 of an earlier one|
+//   asked = 0; reads n; ack = n       |
+//                                     | asked = 1: the next poll acknowledges n again
+//
+//   asked = 0                         | request = n, before asked = 1
+//   reads request                     | asked = 1
+//
+//   Whichever of asked = 0 and asked = 1 is first: 1 stays and is polled, or the owner's look at
+//   the request comes after it and finds n.
+//
 // Thread death: pthread keys of a dying thread free its lines (sync/thread_sections.cc). A thread
 // that ends by the bare system call, or that a fork left behind, is found by the waiter:
 //
@@ -33,7 +49,9 @@
 //   entry 8 of thread U               | the exchange fails: (8, U) is another section; wait on
 //
 // How long to wait: polls of running vCPUs come within 0.7 µs, so 2 µs of spinning sees most of
-// them. Beyond that the owner is not scheduled, and the processor is better given to it.
+// them. Beyond that the owner is not scheduled. If it may have let go, a restart barrier tells
+// (sync/restartable.cc has that race): one for all lines of the set, and for whoever else asks.
+// What then still holds, or never lets go, is waited for: the processor is better given to it.
 
 namespace stagetwo::sync {
 namespace {
@@ -54,6 +72,7 @@ bool AckLine::enter() {
   ST_DCHECK(!running());
   ThreadSections::push(*this);
   const u64 mine = u64{++entries_} << 32 | static_cast<u32>(sys::current_tid());
+  holding_.store(kAlways, kRelaxed);
   // Mode and request (O4): both sides store and then load, sequentially consistent, so that not
   // both miss the other. Pairs with raise_to(): see the head of this file.
   state_.exchange(mine, kSeqCst);
@@ -72,9 +91,17 @@ void AckLine::leave() {
 }
 
 void AckLine::acknowledge() {
+  asked_.exchange(0, kSeqCst);  // before the look at the request: see the head of this file
   const u64 request = request_.load(kAcquire);  // pairs with raise_to()
   ack_.store(request, kRelease);                // pairs with passed(): O3, as in leave()
   trace::emit(trace::Event::st_ack, trace::Room::sync, request);
+  if (waiters_.load(kRelaxed) != 0) [[unlikely]]
+    ring();
+}
+
+void AckLine::let_go() {
+  // As leave(): every use happened before what has_let_go() reads.
+  holding_.store(kLetGo, kRelease);
   if (waiters_.load(kRelaxed) != 0) [[unlikely]]
     ring();
 }
@@ -106,6 +133,7 @@ void AckLine::raise_to(u64 ticket) {
   u64 seen = request_.load(kRelaxed);
   while (seen < ticket && !request_.compare_exchange_weak(seen, ticket, kSeqCst)) {
   }
+  asked_.store(1, kSeqCst);
 }
 
 bool AckLine::passed(u64 ticket) const {
@@ -131,6 +159,7 @@ void AckSet::add(AckLine& line) {
   const u64 ticket = ticket_.load(kAcquire);
   line.request_.store(ticket, kRelaxed);
   line.ack_.store(ticket, kRelaxed);
+  line.asked_.store(0, kRelaxed);
   line.set_ = this;
   line.next_in_set_ = first_;
   first_ = &line;
@@ -160,19 +189,24 @@ u64 AckSet::bump_all() {
 
 namespace {
 
-// Waits by `look()` until it says true: spinning, then yielding, then sleeping by `sleep(look)`.
-// `liveness()` is asked every 10 ms. Returns the time waited.
-template <typename Look, typename Sleep, typename Liveness>
-u64 wait_until(Look&& look, Sleep&& sleep, Liveness&& liveness) {
-  const u64 start = now_ns();
-  u64 waited = 0;
-  while (waited < kSpinNs) {
+// True if `look()` says true within kSpinNs of *start, which is now if it is zero.
+template <typename Look>
+bool spin_until(u64* start, Look&& look) {
+  if (*start == 0) *start = now_ns();
+  do {
     for (int i = 0; i < 16; ++i) {
-      if (look()) return now_ns() - start;
+      if (look()) return true;
       spin_hint();
     }
-    waited = now_ns() - start;
-  }
+  } while (now_ns() - *start < kSpinNs);
+  return false;
+}
+
+// Waits by `look()` until it says true: yielding, then sleeping by `sleep()`. `liveness()` is asked
+// every 10 ms. Returns the time waited.
+template <typename Look, typename Sleep, typename Liveness>
+u64 wait_until(u64 start, Look&& look, Sleep&& sleep, Liveness&& liveness) {
+  u64 waited = now_ns() - start;
   u64 next_liveness = kLivenessNs;
   while (!look()) {
     if (waited < kYieldNs) {
@@ -191,27 +225,65 @@ u64 wait_until(Look&& look, Sleep&& sleep, Liveness&& liveness) {
 
 }  // namespace
 
+bool AckSet::cover(u64 ticket) {
+  if (!restart_barrier()) return false;
+  u64 seen = covered_.load(kRelaxed);
+  while (seen < ticket && !covered_.compare_exchange_weak(seen, ticket, kAcqRel)) {
+  }
+  return true;
+}
+
+bool AckSet::passes_quickly(AckLine& line, Wait& wait) {
+  if (line.passed(wait.ticket)) [[likely]]
+    return true;
+  if (!wait.covered) {
+    if (spin_until(&wait.start, [&] { return line.passed(wait.ticket); })) return true;
+    if (!line.may_let_go()) return false;
+    wait.covered = cover(wait.ticket);
+    if (!wait.covered) return false;
+  }
+  if (ST_GUARD(hold_is_waited_for, !line.has_let_go())) return false;
+  let_go_.fetch_add(1, kRelaxed);
+  return true;
+}
+
 void AckSet::wait_all(u64 ticket) {
   const ThreadSections::Aside aside;  // nor can two owners that invalidate wait for each other
   const SharedGuard guard(lock_);
+  Wait wait{ticket};
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
-    if (line->passed(ticket)) [[likely]]
+    if (passes_quickly(*line, wait)) [[likely]]
       continue;
     const int owner = line->debug_owner();
-    const u64 waited =
-        wait_until([=] { return line->passed(ticket); }, [=] { line->sleep_until_passed(ticket); },
-                   [=] { line->leave_for_the_dead(ticket); });
-    if (waited > kSpinNs) {
-      trace::emit(trace::Event::st_ack_slow, trace::Room::sync, ticket, waited,
-                  static_cast<u64>(owner));
-    }
+    waited_.fetch_add(1, kRelaxed);
+    const auto look = [&] { return line->passed(ticket) || (wait.covered && line->has_let_go()); };
+    const u64 waited = wait_until(
+        now_ns(), look, [=] { line->sleep_until_passed(ticket); },
+        [=] { line->leave_for_the_dead(ticket); });
+    trace::emit(trace::Event::st_ack_slow, trace::Room::sync, ticket, waited,
+                static_cast<u64>(owner));
   }
+}
+
+bool AckSet::passes_soon(u64 ticket) {
+  const ThreadSections::Aside aside;
+  const SharedGuard guard(lock_);
+  Wait wait{ticket};
+  for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
+    if (!passes_quickly(*line, wait)) return false;
+  }
+  return true;
+}
+
+AckSet::Counts AckSet::counts() const {
+  return {.let_go = let_go_.load(kRelaxed), .waited = waited_.load(kRelaxed)};
 }
 
 u64 AckSet::passed() {
   const ThreadSections::Aside aside;
   const SharedGuard guard(lock_);
   u64 passed = ticket_.load(kAcquire);
+  const u64 covered = covered_.load(kAcquire);  // before the lines are asked what they hold
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
     // The request is read before the state: a line that is outside now will see this request when
     // it enters, as in the Dekker handshake above.
@@ -219,7 +291,8 @@ u64 AckSet::passed() {
     const u64 ack = line->ack_.load(kAcquire);
     // The own sections are aside, not over: only their acknowledgement counts.
     const bool outside = line->state_.load(kSeqCst) == 0 && !ThreadSections::entered(*line);
-    const u64 reached = outside ? request : ack;
+    u64 reached = outside ? request : ack;
+    if (reached < covered && line->has_let_go()) reached = covered;
     if (reached < passed) passed = reached;
   }
   return passed;

@@ -14,13 +14,19 @@
 //   line.leave();
 //
 // I1: requests and acknowledgements never fall; ack <= request.
-// I2: a line whose state is outside holds no borrowed address and no borrowed table pointer.
-// I3: whoever enters after a request was raised sees everything that was done before it was raised.
+// I2: a line whose state is outside, or that has let go, holds no borrowed address and no borrowed
+//     table pointer.
+// I3: whoever enters or holds after a request was raised sees everything that was done before it
+//     was raised.
+//
+// An owner whose accesses can be taken back by the kernel (sync/restartable.h) may let go inside
+// its section: it then borrows nothing but within such an access, and need not run to be passed.
 //
 // An acknowledgement is data, not a bell: the owner polls one word, nothing is called.
 // Locking: owners are lock-free; the set's lines change under its lock. Nothing can fail.
 // Lifetime: a line is removed from its set, outside, before it is destroyed.
 
+#include "base/arch/restartable.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::sync {
@@ -51,9 +57,25 @@ class alignas(64) AckLine {
     return true;
   }
   // Is something requested that was not acknowledged?
-  [[nodiscard]] bool pending() const { return request_.load(kRelaxed) != ack_.load(kRelaxed); }
+  [[nodiscard]] bool pending() const { return asked_.load(kRelaxed) != 0; }
   // The second half of poll() for owners that drop their caches first.
   void acknowledge();
+
+  // Nothing is borrowed from here to hold(), except by restartable accesses of this thread that are
+  // told by restart(). Pre: running, holding; restartable_section() gave a word.
+  void let_go();
+  // The opposite. True: as for poll(). Pre: running, let go.
+  [[nodiscard]] bool hold() {
+    holding_.store(kHolds, kRelaxed);
+    // The processor's order is the barrier's business: nobody relies on this word before it.
+    asm volatile("" ::: "memory");
+    return poll();
+  }
+  // What restartable accesses compare and count.
+  [[nodiscard]] arch::Restart restart(u64* section) {
+    return {section, asked_.address(), &aborted_};
+  }
+  [[nodiscard]] u64 aborted() const { return aborted_; }
 
   // --- Anybody. ---
 
@@ -70,6 +92,11 @@ class alignas(64) AckLine {
   void sleep_until_passed(u64 ticket);
   void leave_for_the_dead(u64 ticket);
   [[nodiscard]] bool passed(u64 ticket) const;
+  // Pre: a restart barrier began after the request of whoever asks.
+  [[nodiscard]] bool has_let_go() const { return holding_.load(kSeqCst) == kLetGo; }
+  [[nodiscard]] bool may_let_go() const { return holding_.load(kRelaxed) != kAlways; }
+
+  enum Holding : u32 { kAlways, kHolds, kLetGo };
 
   // One cache line, and nothing else on it.
   // request_: raised by invalidators (release, seq_cst), read by the owner (relaxed, then acquire).
@@ -79,12 +106,19 @@ class alignas(64) AckLine {
   // state_: 0 outside, else (number of the entry << 32 | thread id). Exchanged seq_cst by enter,
   // stored release by leave, read seq_cst by invalidators: Dekker with request_.
   Atomic<u64> state_{0};
+  // asked_: what the owner polls (relaxed). 1 after request_ was raised (seq_cst), 0 before the
+  // owner reads that to acknowledge (seq_cst). Too often 1 is one acknowledgement too many.
+  Atomic<u32> asked_{0};
   // Sleepers among the invalidators, and the word they sleep on. Hints: every sleep has an end.
   Atomic<u32> waiters_{0};
   Atomic<u32> bell_{0};
+  // holding_: stored by the owner (let_go release; hold relaxed: Dekker with asked_, whose fence is
+  // the invalidator's restart barrier), read by invalidators after that.
+  Atomic<u32> holding_{kAlways};
 
   // The second line: cold.
   alignas(64) u32 entries_ = 0;     // the owner's
+  u64 aborted_ = 0;                 // the owner's
   AckLine* outer_ = nullptr;        // the owner's: sections this one stands in
   AckSet* set_ = nullptr;           // immutable while in the set
   AckLine* next_in_set_ = nullptr;  // under the set's lock
@@ -121,7 +155,7 @@ class AckSet {
 
   // Raises every line's request. Everything done before is seen by whoever acknowledges.
   u64 bump_all();
-  // Post: every line that was running at bump_all() has acknowledged, left, or died.
+  // Post: every line that was running at bump_all() has acknowledged, left, let go, or died.
   // Context: no lock that a running section may want; may sleep.
   void wait_all(u64 ticket);
   // Both.
@@ -133,12 +167,34 @@ class AckSet {
   // did before. passed(): every line has passed the requests up to this number.
   [[nodiscard]] u64 next_ticket() { return ticket_.fetch_add(0, kAcqRel) + 1; }
   [[nodiscard]] u64 passed();
+  // Has every line passed within the time one that is scheduled needs, or a barrier? Waits no
+  // longer than that.
+  [[nodiscard]] bool passes_soon(u64 ticket);
   [[nodiscard]] size_t debug_line_count();
 
+  struct Counts {
+    u64 let_go = 0;  // lines passed without an answer, after a barrier
+    u64 waited = 0;  // lines waited for beyond spinning and barrier
+  };
+  [[nodiscard]] Counts counts() const;
+
  private:
+  // One wait: since when it spins, and whether a restart barrier was made for it.
+  struct Wait {
+    u64 ticket;
+    u64 start = 0;
+    bool covered = false;
+  };
+  bool cover(u64 ticket);
+  [[nodiscard]] bool passes_quickly(AckLine& line, Wait& wait);
+
   SharedMutex lock_{Rank::kAckSet};
   AckLine* first_ TA_GUARDED(lock_) = nullptr;
   Atomic<u64> ticket_{0};  // raised by read-modify-writes only
+  // The highest request that a restart barrier began after and returned (raised acq_rel).
+  Atomic<u64> covered_{0};
+  Atomic<u64> let_go_{0};
+  Atomic<u64> waited_{0};
 };
 
 }  // namespace stagetwo::sync

@@ -33,6 +33,7 @@ struct Thread {
   State state;
   const void* sleeps_on;
   bool woken;
+  bool aborted;  // the restartable access under way, if there is one
   pthread_t handle;
 };
 
@@ -173,7 +174,7 @@ void start_threads(Run& run) {
   ST_CHECK(pthread_attr_init(&attributes) == 0);
   for (unsigned i = 0; i < run.count; ++i) {
     Thread& thread = run.thread[i];
-    thread = {&run, i, 0, State::kReady, nullptr, false, {}};
+    thread = {&run, i, 0, State::kReady, nullptr, false, false, {}};
     ST_CHECK(pthread_create(&thread.handle, &attributes, thread_main, &thread) == 0);
   }
   static_cast<void>(pthread_attr_destroy(&attributes));
@@ -306,8 +307,28 @@ void barrier_everywhere() {
   self->run->model.barrier_everywhere();
 }
 
+void restart_everywhere() {
+  barrier_everywhere();
+  for (Thread& thread : self->run->thread) thread.aborted = true;
+}
+
+void begin_restartable() {
+  if (active()) self->aborted = false;
+}
+
 u64 now() {
   return self->run->steps * kNsPerStep;
+}
+
+bool PlainWord::read_restartable(u64* value) const {
+  if (active()) {
+    self->run->model.learn(this, value_);
+    step(false);
+    if (self->aborted) return false;
+    if (!self->run->model.ordered(self->index, this)) fail("data race: restartable read");
+  }
+  *value = value_;
+  return true;
 }
 
 u64 PlainWord::read() const {

@@ -71,6 +71,9 @@ inline void expect(bool holds, const char* why) {
 }
 // A schedule point without an access, for tests that act on the outside world.
 void point();
+// A restartable access: what happens in it happens, or does not, at one step.
+//   begin_restartable(); … look at the request …; word.read_restartable(&value)
+void begin_restartable();
 // Tells the observer, if there is one, what the thread is about to do. Nothing else happens.
 void note(const char* text);
 
@@ -83,6 +86,8 @@ class PlainWord {
   PlainWord& operator=(const PlainWord&) = delete;
   [[nodiscard]] u64 read() const;
   void write(u64 value);
+  // Ends a restartable access. False: it was aborted, nothing is read.
+  [[nodiscard]] bool read_restartable(u64* value) const;
 
  private:
   u64 value_;

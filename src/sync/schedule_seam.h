@@ -36,6 +36,8 @@ bool futex_wait(const void* word, u32 expected, bool has_timeout);
 void futex_wake(const void* word, int count);
 // The heavy half of the asymmetric barrier: a full barrier in every thread of the run.
 void barrier_everywhere();
+// The same, and every restartable access that is under way is aborted.
+void restart_everywhere();
 // A number that orders runs' time: grows by one a step.
 u64 now();
 

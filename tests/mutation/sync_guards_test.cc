@@ -4,6 +4,7 @@
 
 #include "base/guard.h"
 #include "tests/support/big_reader_yields.h"
+#include "tests/support/widened_access.h"
 
 namespace stagetwo::test {
 namespace {
@@ -12,6 +13,17 @@ TEST(BigWriterGivesWay, WithoutTheWaitAYieldLetsNobodyIn) {
   mutation::remove("big_writer_gives_way");
   EXPECT_LT(readers_let_in(200), 150);
   mutation::restore_all();
+}
+
+TEST(RestartBarrier, WithoutItAnAccessReadsWhatThePageBecame) {
+  if (sync::restartable_section() == nullptr) {
+    GTEST_SKIP() << "libc or the kernel has no restartable sections";
+  }
+  if (!TwoProcessors().there()) GTEST_SKIP() << "one processor: who changes preempts who reads";
+  mutation::remove("restart_barrier");
+  const WidenedRounds done = run_widened(5000);
+  mutation::restore_all();
+  EXPECT_GT(done.late, 0U);
 }
 
 }  // namespace

@@ -39,9 +39,12 @@ class Stress : public testing::Test {
     region.hva = size == 0 ? 0 : pages_.address();
     return memory_->slots().set_region(region).has_value();
   }
+  // Every second one lets go between its accesses.
   void start(unsigned count) {
+    using Way = test::ToyVcpu::Way;
     for (unsigned i = 0; i < count; ++i) {
-      vcpus_.push_back(std::make_unique<test::ToyVcpu>(*memory_, kGpa, seed_ + i));
+      vcpus_.push_back(std::make_unique<test::ToyVcpu>(*memory_, kGpa, seed_ + i, 8,
+                                                       i % 2 == 0 ? Way::kHolds : Way::kLetsGo));
     }
     for (auto& vcpu : vcpus_) {
       threads_.emplace_back([&vcpu, this] { vcpu->run(stop_); });

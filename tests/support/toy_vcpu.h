@@ -3,12 +3,14 @@
 
 // A thread that accesses guest memory the way a vCPU does: a cache of translations that lives from
 // a fault to the next acknowledged flush, guarded accesses, a poll between blocks. What is left out
-// is the processor.
+// is the processor. One that lets go accesses by restartable sections and holds only while it
+// fills.
 
 #include <atomic>
 
 #include "host/access.h"
 #include "stage2/address_space.h"
+#include "sync/restartable.h"
 #include "tests/support/random_source.h"
 
 namespace stagetwo::test {
@@ -17,20 +19,54 @@ class ToyVcpu {
  public:
   static constexpr unsigned kPages = 16;
 
-  ToyVcpu(stage2::GuestMemory& memory, u64 gpa, u64 seed, int block_length = 8)
+  enum class Way { kHolds, kLetsGo };
+  ToyVcpu(stage2::GuestMemory& memory, u64 gpa, u64 seed, int block_length = 8,
+          Way way = Way::kHolds)
       : memory_(memory),
         context_(std::move(*memory.new_context())),
         gpa_(gpa),
         random_(seed),
-        block_length_(block_length) {
+        block_length_(block_length),
+        way_(way) {
     memory_.lines().add(line_);
   }
   ~ToyVcpu() { memory_.lines().remove(line_); }
 
   // Hammers until `stop`.
   void run(const std::atomic<bool>& stop) {
-    while (!stop.load(std::memory_order_relaxed)) block();
+    u64* const section = way_ == Way::kLetsGo ? sync::restartable_section() : nullptr;
+    while (!stop.load(std::memory_order_relaxed)) {
+      if (section != nullptr) {
+        block_letting_go(section);
+      } else {
+        block();
+      }
+    }
+    if (section != nullptr) sync::forget_restartable_section(section);
     forget();
+  }
+  // The same stores; between two of them nothing is held.
+  void block_letting_go(u64* section) {
+    enter();
+    line_.let_go();
+    for (int i = 0; i < block_length_; ++i) {
+      const unsigned page = random_.small(kPages);
+      if (line_.pending() || cached_[page] == 0) {
+        if (line_.hold()) forget();
+        const bool there = cached_[page] != 0 || fault(page);
+        line_.let_go();
+        if (!there) continue;
+      }
+      const u64 aborted = line_.aborted();
+      if (add_one(Hva(cached_[page] + 8 * random_.small(512)), line_.restart(section))) {
+        ++stores;
+      } else if (line_.aborted() == aborted && !line_.pending()) {
+        ++faulted;
+        cached_[page] = 0;
+      }
+    }
+    if (line_.hold()) forget();
+    leave();
   }
   // Some stores, then a poll.
   void block() {
@@ -56,6 +92,15 @@ class ToyVcpu {
   std::atomic<u64> to_user{0};
 
  private:
+  static bool add_one(Hva at, const arch::Restart& how) {
+    u64 old = 0;
+    bool swapped = false;
+    if (!host::load(at, &old, how)) return false;
+    while (host::cmpxchg(at, &old, old + 1, &swapped, how)) {
+      if (swapped) return true;
+    }
+    return false;
+  }
   void enter() {
     if (line_.enter()) forget();
   }
@@ -86,6 +131,7 @@ class ToyVcpu {
   u64 gpa_;
   RandomSource random_;
   int block_length_;
+  Way way_;
   sync::AckLine line_;
   u64 cached_[kPages] = {};
 };
