@@ -24,7 +24,7 @@ u64 load_word(const u8* bytes) {
   return word;
 }
 
-// What verify() will compare; `after` bytes follow up to the end of the page.
+// What is_unchanged() will compare; `after` bytes follow up to the end of the page.
 void record_words(Block* block, const u8* bytes, u64 after) {
   block->mask = ~u64{0};
   block->lead = 0;
@@ -154,18 +154,21 @@ Block* BlockCache::build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size
   return block;
 }
 
-bool verify(const Block& block) {
+namespace {
+
+// Are the bytes of the block still what was decoded? Pre: block.host is what the exec translation
+// says now. With `restart`: a restartable access; false also if it does not happen.
+template <typename... Restart>
+[[gnu::always_inline]] inline bool is_unchanged(const Block& block, const Restart&... restart) {
+  if (block.size >= 8) {
+    return host::equal(Hva(block.host), block.words, block.word_count, block.size, restart...);
+  }
   u64 word = 0;
-  if (block.size < 8) {
-    return host::load(Hva(block.host + static_cast<u64>(static_cast<i64>(block.lead))), &word) &&
-           (word & block.mask) == block.words[0];
-  }
-  const unsigned last = block.word_count - 1U;
-  for (unsigned i = 0; i < last; ++i) {
-    if (!host::load(Hva(block.host + 8 * i), &word) || word != block.words[i]) return false;
-  }
-  return host::load(Hva(block.host + block.size - 8), &word) && word == block.words[last];
+  const Hva at(block.host + static_cast<u64>(static_cast<i64>(block.lead)));
+  return host::load(at, &word, restart...) && (word & block.mask) == block.words[0];
 }
+
+}  // namespace
 
 void note_code_page(Cpu& c, Hva page) {
   if (holds_code(c, page)) return;
@@ -205,6 +208,33 @@ Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room) {
 
 }  // namespace
 
+namespace {
+
+// The block at `linear` by way of host addresses: translated, and decoded if it is not what it was.
+Block* translate_block(Cpu& c, u64 linear) {
+  const Hold hold(c);
+  Hva at;
+  bool backed = false;
+  if (!fetch_page(c, linear, &at, &backed)) return nullptr;
+  if (!backed) {
+    c.stop = c.emulation_failure();
+    return nullptr;
+  }
+  Block* const known = c.blocks->find(at.raw(), c.s.rip, c.mode);
+  if (known != nullptr && is_unchanged(*known)) return known;
+  u8 bytes[kPageSize];
+  const u64 room = std::min<u64>(kPageSize - page_offset(at), kMaxBlockInsns * kMaxInsnLength);
+  if (host::copy_from(bytes, at, room) != room) {
+    c.flush_tlb_page(linear);
+    c.stop = Step::kAgain;
+    return nullptr;
+  }
+  Block* block = c.blocks->build(at.raw(), c.s.rip, c.mode, bytes, room, true);
+  return block != nullptr ? block : straddling_block(c, linear, at, room);
+}
+
+}  // namespace
+
 Block* find_block(Cpu& c) {
   const u64 linear = c.linear_rip();
   if (c.long64()) {
@@ -217,46 +247,49 @@ Block* find_block(Cpu& c) {
     return nullptr;
   }
   const TlbEntry& e = c.tlb->slot(linear);
-  Hva at(linear + e.addend);
-  if (e.exec_tag != (linear & kPageMask)) {
-    bool backed = false;
-    if (!fetch_page(c, linear, &at, &backed)) return nullptr;
-    if (!backed) {
-      c.stop = c.emulation_failure();
-      return nullptr;
-    }
+  Block* block = nullptr;
+  if (e.exec_tag == (linear & kPageMask)) {
+    block = c.blocks->find(linear + e.addend, c.s.rip, c.mode);
   }
-  Block* block = c.blocks->find(at.raw(), c.s.rip, c.mode);
-  if (block == nullptr || !verify(*block)) {
-    u8 bytes[kPageSize];
-    const u64 room = std::min<u64>(kPageSize - page_offset(at), kMaxBlockInsns * kMaxInsnLength);
-    if (host::copy_from(bytes, at, room) != room) {
-      c.flush_tlb_page(linear);
+  if (block == nullptr || !is_unchanged(*block, restartable(c))) {
+    if (c.line.pending()) {
+      answer_request(c);
       c.stop = Step::kAgain;
       return nullptr;
     }
-    block = c.blocks->build(at.raw(), c.s.rip, c.mode, bytes, room, true);
-    if (block == nullptr) return straddling_block(c, linear, at, room);
+    block = translate_block(c, linear);
+    if (block == nullptr || block->word_count == 0) return block;
   }
-  c.code_start = at.raw();
+  c.code_start = block->host;
   c.code_size = block->size;
   return block;
 }
 
-Block* follow_block(Cpu& c, Block* last) {
+namespace {
+
+// Finds the block and links it.
+[[gnu::noinline]] Block* link_block(Cpu& c, Link& link) {
   const u64 epoch = c.blocks->epoch();
-  Link& link = last->link[c.s.rip == last->uops[last->count].imm ? 0 : 1];
-  if (link.epoch == epoch && link.block->rip == c.s.rip && verify(*link.block)) [[likely]] {
-    c.code_start = link.block->host;
-    c.code_size = link.block->size;
-    return link.block;
-  }
   Block* found = find_block(c);
-  // A new epoch may mean that `last` is no more.
+  // A new epoch may mean that the block of the link is no more.
   if (found != nullptr && found->word_count != 0 && c.blocks->epoch() == epoch) {
     link = {found, epoch};
   }
   return found;
+}
+
+}  // namespace
+
+Block* follow_block(Cpu& c, Block* last) {
+  Link& link = last->link[c.s.rip == last->uops[last->count].imm ? 0 : 1];
+  Block* const next = link.block;
+  if (link.epoch != c.blocks->epoch() || next->rip != c.s.rip ||
+      !is_unchanged(*next, restartable(c))) [[unlikely]] {
+    return link_block(c, link);
+  }
+  c.code_start = next->host;
+  c.code_size = next->size;
+  return next;
 }
 
 }  // namespace stagetwo::vcpu

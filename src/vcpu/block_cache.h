@@ -105,14 +105,10 @@ class BlockCache {
   u64 epoch_ = 1;
 };
 
-// Are the bytes of the block still what was decoded? Pre: block.host is what the exec translation
-// says now.
-[[nodiscard]] bool verify(const Block& block);
-
 // The host address of the code at RIP, through the exec TLB. False: c.stop.
 [[nodiscard]] bool fetch_page(Cpu& c, u64 linear, Hva* at, bool* backed);
 
-// The block at RIP, verified. nullptr: c.stop.
+// The block at RIP, verified. nullptr: c.stop; kAgain after a flush. Context: a block boundary.
 [[nodiscard]] Block* find_block(Cpu& c);
 // The same after `last` ran to its end, by its link if that still leads here.
 [[nodiscard]] Block* follow_block(Cpu& c, Block* last);

@@ -4,7 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/check.h"
+#include "base/trace.h"
 #include "stage2/address_space.h"
+#include "sync/restartable.h"
 #include "vcpu/block_cache.h"
 #include "vcpu/mem.h"
 #include "vcpu/paging.h"
@@ -19,7 +22,38 @@ void enter_section(Cpu& c) {
 void after_flush_request(Cpu& c) {
   c.memory->flushed(*c.mmu);
   c.flush_tlb();
-  c.attention |= kAttendExit;
+  // The block ends: its page has lost the mark that sends stores into it the slow way.
+  c.attention |= kAttendExit | kAttendCode;
+}
+
+void request_answered(Cpu& c) {
+  trace::enter_room(trace::Room::vcpu, 8);
+  after_flush_request(c);
+}
+
+void answer_request(Cpu& c) {
+  if (c.holds == 0) {
+    const Hold answers(c);
+  } else if (c.line.poll()) {
+    request_answered(c);
+  }
+}
+
+LetGo::LetGo(Cpu& c) : c_(c) {
+  ST_DCHECK(c.holds == 1);
+  u64* const section = sync::restartable_section();
+  if (section == nullptr) return;
+  c.restart_section = section;
+  c.holds = 0;
+  c.line.let_go();
+}
+
+LetGo::~LetGo() {
+  if (c_.holds != 0) return;
+  sync::forget_restartable_section(c_.restart_section);
+  c_.restart_section = &c_.no_section;
+  c_.holds = 1;
+  if (c_.line.hold()) request_answered(c_);
 }
 
 void leave_section(Cpu& c) {
@@ -87,6 +121,7 @@ Step Cpu::emulation_failure() {
   u8 bytes[15];
   const u64 room = kPageSize - (start & ~kPageMask);
   const u64 wanted = std::min<u64>(room, sizeof(bytes));
+  const Hold hold(*this);
   const TlbEntry& e = tlb->slot(start);
   u64 size = 0;
   if (e.exec_tag == (start & kPageMask)) {

@@ -11,9 +11,10 @@
 //
 // I1  lazy flags: RFLAGS is `s.rflags` without the six arithmetic bits plus `flags`.
 // I2  `tlb` is the view that belongs to CPL, CR4.SMAP and EFLAGS.AC (update_view after each
-// change). I3  host addresses live in `view` arrays, in the block being run and in locals of one
-// access;
-//     leaving the section bumps `section`, and whoever holds a local compares it.
+//     change).
+// I3  host addresses live in `view` arrays, in the block being run and in locals of one access;
+//     leaving the section bumps `section`, and whoever holds a local compares it. A local lives
+//     within a Hold, or in one restartable access (holding.h).
 // Locking: none; the thread that runs the vCPU.
 
 #include "addr/addr.h"
@@ -56,6 +57,10 @@ struct Cpu {
   Step stop = Step::kFault;  // why the last memory access failed
   Exit exit;
   u64 section = 0;  // counts leavings of the read section
+  // holding.h: how many say that host addresses are held; the loop alone says none.
+  u32 holds = 1;
+  u64* restart_section = &no_section;  // of the running thread, or nobody's
+  u64 no_section = 0;
 
   // Code being run, as host addresses: stores into it end the block.
   u64 code_start = 0;

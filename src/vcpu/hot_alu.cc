@@ -52,12 +52,12 @@ const Uop* mem_any(Cpu& c, const Uop* u) {
   if constexpr (writes(op)) {
     const TlbEntry& e = c.tlb->slot(at);
     const Hva host(at + e.addend);
-    if (SoftTlb::tag(at, sizeof(T)) != e.write_tag || !host::load<T>(host, &old)) [[unlikely]] {
+    if (SoftTlb::tag(at, sizeof(T)) != e.write_tag || !host::load<T>(host, &old, restartable(c)))
+        [[unlikely]]
       return u;
-    }
     LazyFlags flags = c.flags;
     const T r = compute<op, T>(flags, old, operand);
-    if (!host::store<T>(host, r)) [[unlikely]]
+    if (!host::store<T>(host, r, restartable(c))) [[unlikely]]
       return u;
     c.flags = flags;
   } else {

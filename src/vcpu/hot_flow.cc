@@ -27,7 +27,7 @@ const Uop* call(Cpu& c, const Uop* u) {
 }
 // A target that is not canonical is left to the operation.
 const Uop* call_reg(Cpu& c, const Uop* u) {
-  const u64 target = c.s.gpr[u->dst & 15];
+  const u64 target = c.s.gpr[u->dst];
   const u64 rsp = c.s.gpr[kRsp] - 8;
   if (!is_canonical(target, false) || !store_hit(c, rsp, static_cast<u64>(u->disp))) [[unlikely]] {
     return u;
@@ -36,7 +36,7 @@ const Uop* call_reg(Cpu& c, const Uop* u) {
   return done(c, target);
 }
 const Uop* jmp_reg(Cpu& c, const Uop* u) {
-  const u64 target = c.s.gpr[u->dst & 15];
+  const u64 target = c.s.gpr[u->dst];
   if (!is_canonical(target, false)) [[unlikely]]
     return u;
   return done(c, target);

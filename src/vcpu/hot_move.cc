@@ -72,7 +72,7 @@ Handler choose_mov(const Insn& insn, const Shape& s) {
 
 template <typename From, typename To>
 const Uop* extend_reg(Cpu& c, const Uop* u) {
-  set<To>(c, u->dst, static_cast<To>(static_cast<From>(c.s.gpr[u->src & 15])));
+  set<To>(c, u->dst, static_cast<To>(static_cast<From>(c.s.gpr[u->src])));
   return next(c, u);
 }
 template <typename From, typename To, Form form>
@@ -155,7 +155,7 @@ using ByCond = Conditional<std::make_index_sequence<16>>;
 
 template <bool imm>
 const Uop* push(Cpu& c, const Uop* u) {
-  const u64 value = imm ? u->imm : c.s.gpr[u->dst & 15];
+  const u64 value = imm ? u->imm : c.s.gpr[u->dst];
   const u64 rsp = c.s.gpr[kRsp] - 8;
   if (!store_hit(c, rsp, value)) [[unlikely]]
     return u;
@@ -167,7 +167,7 @@ const Uop* pop(Cpu& c, const Uop* u) {
   if (!load_hit(c, c.s.gpr[kRsp], &value)) [[unlikely]]
     return u;
   c.s.gpr[kRsp] += 8;
-  c.s.gpr[u->dst & 15] = value;
+  c.s.gpr[u->dst] = value;
   return next(c, u);
 }
 const Uop* leave(Cpu& c, const Uop* u) {

@@ -33,17 +33,18 @@ bool usual_address(const Insn& insn, hot::Form* form) {
   return true;
 }
 
+// Post: dst, src, base and index are below 16, scale_lg2 below 4 (I4 of hot_ops.h).
 void fill_fields(const Insn& insn, u64 next_rip, Uop* uop) {
   const auto reg = [&](unsigned i) {
     return insn.operand_count > i && insn.operand[i].kind == OperandKind::kGpr ? insn.operand[i].reg
                                                                                : u8{0};
   };
-  uop->dst = reg(0);
-  uop->src = reg(1);
+  uop->dst = reg(0) & 15;
+  uop->src = reg(1) & 15;
   uop->imm = insn.imm;
-  uop->base = insn.mem.base;
-  uop->index = insn.mem.index;
-  uop->scale_lg2 = static_cast<u8>(std::countr_zero(insn.mem.scale));
+  uop->base = insn.mem.base & 15;
+  uop->index = insn.mem.index & 15;
+  uop->scale_lg2 = static_cast<u8>(std::countr_zero(insn.mem.scale)) & 3;
   uop->disp = insn.mem.disp;
   if (insn.mem.base == kRipBase) uop->disp += static_cast<i64>(next_rip);
 }

@@ -9,6 +9,7 @@
 // I1  A handler that returns its own uop has changed nothing.
 // I2  Only 64-bit mode, 64-bit addresses, segments with base zero, no LOCK: all else is slow.
 // I3  Registers and flags are written after the last memory access.
+// I4  The register fields of a Uop are below 16 whatever they mean, its scale below 4 (hot_ops.cc).
 // Internal to the room: hot_ops.cc chooses, hot_alu.cc and hot_flow.cc define.
 
 #include "vcpu/block_cache.h"
@@ -23,18 +24,18 @@ template <Form form>
 [[gnu::always_inline]] inline u64 address(const Cpu& c, const Uop* u) {
   const u64 disp = static_cast<u64>(u->disp);
   if constexpr (form == Form::kAbsolute) return disp;
-  u64 at = c.s.gpr[u->base & 15] + disp;
-  if constexpr (form == Form::kBaseIndex) at += c.s.gpr[u->index & 15] << (u->scale_lg2 & 3);
+  u64 at = c.s.gpr[u->base] + disp;
+  if constexpr (form == Form::kBaseIndex) at += c.s.gpr[u->index] << u->scale_lg2;
   return at;
 }
 
 template <typename T>
 [[gnu::always_inline]] inline T get(const Cpu& c, u8 reg) {
-  return static_cast<T>(c.s.gpr[reg & 15]);
+  return static_cast<T>(c.s.gpr[reg]);
 }
 template <typename T>
 [[gnu::always_inline]] inline void set(Cpu& c, u8 reg, T value) {
-  u64& slot = c.s.gpr[reg & 15];
+  u64& slot = c.s.gpr[reg];
   if constexpr (sizeof(T) >= 4) {
     slot = value;
   } else {

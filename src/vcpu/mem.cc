@@ -15,6 +15,7 @@
 #include <bit>
 #include <cstring>
 
+#include "base/check.h"
 #include "base/trace.h"
 #include "vcpu/block_cache.h"
 #include "vcpu/paging.h"
@@ -69,6 +70,7 @@ struct Resolved {
 };
 
 Second resolve(Cpu& c, u64 linear, Access access, Who who, Resolved* out) {
+  ST_DCHECK(c.holds != 0);
   SoftTlb& view = view_for(c, who);
   TlbEntry& e = view.slot(linear);
   if (tag_for(e, access) == (linear & kPageMask)) {
@@ -269,12 +271,14 @@ bool misaligned(Cpu& c, u64 linear, u32 size) {
 }
 
 bool load_bytes(Cpu& c, u64 linear, void* data, u32 size, Who who) {
+  const Hold hold(c);
   return by_page(linear, size, [&](u32 offset, u32 bytes) {
     return load_piece(c, wrap(c, linear + offset), static_cast<u8*>(data) + offset, bytes, who);
   });
 }
 
 bool store_bytes(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
+  const Hold hold(c);
   const bool crosses = ((linear ^ (linear + size - 1)) & kPageMask) != 0;
   if (crosses && !probe(c, linear, size, Access::kWrite, who)) return false;
   return by_page(linear, size, [&](u32 offset, u32 bytes) {
@@ -294,13 +298,16 @@ bool store_slow(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
 
 bool probe_write(Cpu& c, u64 linear, u32 size, Who who) {
   if (who == Who::kExplicit && misaligned(c, linear, size)) return false;
+  const Hold hold(c);
   return probe(c, linear, size, Access::kWrite, who);
 }
 bool probe_read(Cpu& c, u64 linear, u32 size) {
+  const Hold hold(c);
   return probe(c, linear, size, Access::kRead, Who::kExplicit);
 }
 
 Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva) {
+  ST_DCHECK(c.holds != 0);
   if (misaligned(c, linear, size)) return Direct::kStopped;
   if (((linear ^ (linear + size - 1)) & kPageMask) != 0) {
     return probe(c, linear, size, access, Who::kExplicit) ? Direct::kSplit : Direct::kStopped;
@@ -327,6 +334,7 @@ void note_store(Cpu& c, Hva at, u64 size) {
 }
 
 bool fetch_page(Cpu& c, u64 linear, Hva* at, bool* backed) {
+  ST_DCHECK(c.holds != 0);
   Resolved r;
   const Second second = resolve(c, linear, Access::kExec, Who::kExplicit, &r);
   if (second == Second::kStopped) return false;

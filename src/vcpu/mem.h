@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "host/access.h"
-#include "vcpu/cpu.h"
+#include "vcpu/holding.h"
 
 namespace stagetwo::vcpu {
 
@@ -29,13 +29,29 @@ template <typename T>
 [[nodiscard, gnu::always_inline]] inline bool load_hit(Cpu& c, u64 linear, T* out) {
   const TlbEntry& e = c.tlb->slot(linear);
   return SoftTlb::tag(linear, sizeof(T)) == e.read_tag &&
-         host::load<T>(Hva(linear + e.addend), out);
+         host::load<T>(Hva(linear + e.addend), out, restartable(c));
 }
 template <typename T>
 [[nodiscard, gnu::always_inline]] inline bool store_hit(Cpu& c, u64 linear, T value) {
   const TlbEntry& e = c.tlb->slot(linear);
   return SoftTlb::tag(linear, sizeof(T)) == e.write_tag &&
-         host::store<T>(Hva(linear + e.addend), value);
+         host::store<T>(Hva(linear + e.addend), value, restartable(c));
+}
+// old -> change(old), atomically if `locked`. *old receives what was there.
+template <typename T, typename F>
+[[nodiscard, gnu::always_inline]] inline bool update_hit(Cpu& c, u64 linear, bool locked, T* old,
+                                                         F&& change) {
+  const TlbEntry& e = c.tlb->slot(linear);
+  if (SoftTlb::tag(linear, sizeof(T)) != e.write_tag) return false;
+  const Hva at(linear + e.addend);
+  if (!host::load<T>(at, old, restartable(c))) return false;
+  if (!locked) return host::store<T>(at, static_cast<T>(change(*old)), restartable(c));
+  for (;;) {
+    bool swapped = false;
+    const T next = static_cast<T>(change(*old));
+    if (!host::cmpxchg<T>(at, old, next, &swapped, restartable(c))) return false;
+    if (swapped) return true;  // progress: as in host::fetch_update
+  }
 }
 template <typename T>
 [[nodiscard]] inline bool load(Cpu& c, u64 linear, T* out) {
@@ -61,13 +77,13 @@ template <typename T>
 
 // Where an access ends that wants the host address itself.
 enum class Direct : u8 {
-  kHost,     // *hva is good until the section is left
+  kHost,     // *hva is good until the section is left, or no longer held
   kSplit,    // writable, but not at one address: crosses a page, or KVM makes the stores
   kMmio,     // nobody backs it
   kStopped,  // c.stop
 };
-// For LOCK forms and string moves: the host address of `size` bytes with write (or read)
-// permission.
+// For LOCK forms: the host address of `size` bytes with write (or read) permission. Context: a
+// Hold, as long as *hva is used.
 [[nodiscard]] Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva);
 
 // A store through `direct` may have hit cached code.

@@ -119,6 +119,7 @@ Step cmpxchg16b(Cpu& c, const Insn& insn) {
   if ((linear & 15) != 0) return c.gp0();
   u64 expected[2] = {c.s.gpr[kRax], c.s.gpr[kRdx]};
   const u64 desired[2] = {c.s.gpr[kRbx], c.s.gpr[kRcx]};
+  const Hold hold(c);
   Hva at;
   bool swapped = false;
   switch (direct(c, linear, 16, Access::kWrite, &at)) {

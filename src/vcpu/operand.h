@@ -75,6 +75,9 @@ void unlock_split();
 // the Cpu. Post on true: *old is what was there before.
 template <typename T, typename F>
 [[nodiscard]] bool update_memory(Cpu& c, u64 linear, bool locked, T* old, F&& change) {
+  if (update_hit<T>(c, linear, locked, old, change)) [[likely]]
+    return true;
+  const Hold hold(c);
   Hva at;
   switch (direct(c, linear, sizeof(T), Access::kWrite, &at)) {
     case Direct::kStopped:

@@ -2,14 +2,15 @@
 //
 // One turn of the loop:
 //
-//   poll       the quiescent point: a flush that somebody asked for is acknowledged here
 //   attend     events, traps, queued MMIO writes; rarely anything
-//   find       the block at RIP, verified against memory
+//   find       the block at RIP, verified against memory; the quiescent point: a flush that
+//              somebody asked for is acknowledged here
 //   run        its instructions; an instruction off the fast path is executed by its operation
 //   conclude   what came of it: go on, deliver a fault, leave
 //
 // Every block boundary, and so every backward branch, is such a point. Nothing that was borrowed
-// (host addresses) crosses it.
+// (host addresses) crosses it. A vCPU that does not get there because its thread does not run is
+// passed all the same, unless it holds (holding.h).
 // Linux analogue: vcpu_run and vcpu_enter_guest (kernel file: arch/x86/kvm/x86.c).
 #include "vcpu/run.h"
 
@@ -18,6 +19,7 @@
 #include "base/trace.h"
 #include "stage2/address_space.h"
 #include "vcpu/block_cache.h"
+#include "vcpu/holding.h"
 #include "vcpu/ops.h"
 #include "vcpu/paging.h"
 
@@ -228,12 +230,13 @@ void run_guest(Cpu& c) {
   c.attention |= kAttendExit;
   trace_entry(c);
   if (ring_is_full(c)) return trace_exit(c);
+  const LetGo nothing_held(c);
   Block* last = nullptr;
   for (;;) {
-    if (c.line.poll()) [[unlikely]] {
+    // Where accesses are restartable, the look at the block's bytes is the look at the request.
+    if (!arch::kRestartable && c.line.pending()) [[unlikely]] {
       last = nullptr;
-      trace::enter_room(trace::Room::vcpu, 8);
-      after_flush_request(c);
+      answer_request(c);
     }
     if (c.attention != 0) [[unlikely]] {
       last = nullptr;

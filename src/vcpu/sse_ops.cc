@@ -141,6 +141,7 @@ Step maskmovdqu(Cpu& c, const Insn& insn) {
   // Whether a byte that the mask spares can fault is the processor's choice: here it can.
   u8 bytes[16];
   __builtin_memcpy(bytes, &c.s.xmm[insn.operand[0].reg], 16);
+  const Hold hold(c);  // what was probed stays
   if (!probe_write(c, linear, 8) || !probe_write(c, linear + 8, 8)) return c.stop;
   for (unsigned i = 0; i < 16; ++i) {
     if ((mask >> i & 1) != 0 && !store(c, linear + i, bytes[i])) return c.stop;

@@ -101,6 +101,7 @@ u64 movs_run(Cpu& c, const Insn& insn, Pointers& p) {
   if (!may_run(c, insn)) return 0;
   u64 from = 0, to = 0;
   if (!source_address<T>(c, insn, p, &from) || !dest_address<T>(c, p, true, &to)) return 0;
+  const Hold hold(c);
   const TlbEntry& read = c.tlb->slot(from);
   const TlbEntry& write = c.tlb->slot(to);
   if (read.read_tag != (from & kPageMask) || write.write_tag != (to & kPageMask)) return 0;
@@ -120,6 +121,7 @@ u64 stos_run(Cpu& c, const Insn& insn, Pointers& p) {
   if (!may_run(c, insn)) return 0;
   u64 to = 0;
   if (!dest_address<T>(c, p, true, &to)) return 0;
+  const Hold hold(c);
   const TlbEntry& write = c.tlb->slot(to);
   if (write.write_tag != (to & kPageMask)) return 0;
   const u64 count = std::min(p.get(kRcx), room(to, sizeof(T)));

@@ -94,6 +94,9 @@ const Exit& Vcpu::run(const RunRequest& request) {
   }
   c.window_wanted = request.request_interrupt_window;
   c.set_rflags(c.s.rflags);
+  // I3 of holding.h, also where the thread that ran it last died inside.
+  c.holds = 1;
+  c.restart_section = &c.no_section;
   enter_section(c);
   c.update_view();
   if (complete_pending(c, request.completion) != Step::kExit) {

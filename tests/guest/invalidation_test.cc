@@ -4,6 +4,7 @@
 // processors of it; the test is the client that changes the window's memory through the bell. Guest
 // accesses are guarded: one that comes too late is counted, not survived.
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <atomic>
@@ -17,6 +18,7 @@
 #include "host/backstop.h"
 #include "host/change.h"
 #include "host/faultin.h"
+#include "sync/restartable.h"
 #include "tests/support/pages.h"
 #include "tests/support/random_source.h"
 #include "tests/unit/vcpu/guest.h"
@@ -109,6 +111,16 @@ class Invalidation : public ::testing::Test {
       while (word(page) == before) std::this_thread::yield();
     }
   }
+  // What became of vCPUs that did not answer within the time one that runs needs.
+  sync::AckSet::Counts waits() {
+    sync::AckSet::Counts sum;
+    for (auto& one : processors_) {
+      const sync::AckSet::Counts counts = one->guest().memory().lines().counts();
+      sum.let_go += counts.let_go;
+      sum.waited += counts.waited;
+    }
+    return sum;
+  }
   int change(host::EventKind kind, const std::function<int()>& call) {
     return host::change(pages_.address(), kBytes, kind, call);
   }
@@ -187,6 +199,58 @@ TEST_F(Invalidation, TheRangeIsPoisonAfterEachStartAndNoGuestAccessFaults) {
   finish();
   EXPECT_EQ(0U, faults_);
   std::printf("%llu invalidations\n", static_cast<unsigned long long>(rounds));
+}
+
+// Where accesses cannot be taken back, vCPUs are waited for as they poll.
+TEST_F(Invalidation, WithoutRestartableSectionsNoGuestAccessFaultsEither) {
+  const sync::NoRestartableSections none;
+  run(2);
+  const test::Deadline deadline(0.2);
+  u64 rounds = 0;
+  while (rounds < 200 && deadline.running()) {
+    ASSERT_EQ(0, change(host::EventKind::kProtection, [this] {
+                return mprotect(pages_.pointer(), kBytes, PROT_NONE) |
+                       mprotect(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE);
+              }));
+    ++rounds;
+  }
+  wait_for_stores();
+  EXPECT_EQ(0U, waits().let_go);
+  finish();
+  EXPECT_EQ(0U, faults_);
+}
+
+// Four processors and the client on one CPU: while the client changes the window none of them runs,
+// and nearly none is waited for. The few are those that were preempted where they hold.
+TEST_F(Invalidation, ProcessorsThatAreNotScheduledArePassed) {
+  if (sync::restartable_section() == nullptr) {
+    GTEST_SKIP() << "accesses are not restartable: ThreadSanitizer, or a libc or kernel without";
+  }
+  cpu_set_t all, one;
+  ASSERT_EQ(0, sched_getaffinity(0, sizeof(all), &all));
+  CPU_ZERO(&one);
+  CPU_SET(static_cast<size_t>(sched_getcpu()), &one);
+  ASSERT_EQ(0, sched_setaffinity(0, sizeof(one), &one));  // the processors' threads inherit it
+  run(4);
+  const sync::AckSet::Counts before = waits();
+  constexpr int kRounds = 10;
+  for (int round = 0; round < kRounds; ++round) {
+    wait_for_stores();  // all use the window again
+    ASSERT_EQ(0, change(host::EventKind::kProtection, [this] {
+                return mprotect(pages_.pointer(), kBytes, PROT_NONE) |
+                       mprotect(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE);
+              }));
+  }
+  const sync::AckSet::Counts after = waits();
+  finish();
+  ASSERT_EQ(0, sched_setaffinity(0, sizeof(all), &all));
+  const u64 passed = after.let_go - before.let_go;
+  const u64 waited = after.waited - before.waited;
+  EXPECT_GE(passed, u64{kRounds});
+  EXPECT_LT(waited, passed / 4);
+  EXPECT_EQ(0U, faults_);
+  std::printf("%llu passed, %llu waited for\n", static_cast<unsigned long long>(passed),
+              static_cast<unsigned long long>(waited));
 }
 
 TEST_F(Invalidation, LostRightsAreEfaultAndGivenBackOnesServeAgain) {
