@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/rseq.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,6 +18,9 @@
 #include <cstring>
 #include <fstream>
 #include <utility>
+
+// Not in a libc before 2.35.
+#pragma weak __rseq_size
 
 namespace stagetwo::cli {
 namespace {
@@ -222,15 +226,24 @@ Finding probe_fork_wipe() {
   return f;
 }
 
+// For restartable sequences, in the area whose name and size it tells.
+bool libc_registers_threads() {
+  constexpr unsigned kNeeded = 16;  // up to rseq_cs
+  return &__rseq_size != nullptr && __rseq_size >= kNeeded;
+}
+
 Finding probe_membarrier() {
   Finding f = finding("membarrier");
   const long commands = syscall(SYS_membarrier, MEMBARRIER_CMD_QUERY, 0, 0);
   const bool expedited = commands > 0 && (commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0;
+  const bool restarts = commands > 0 && (commands & MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ) != 0 &&
+                        libc_registers_threads();
   f.verdict = expedited ? Verdict::kYes : Verdict::kNo;
   f.detail = commands < 0 ? fmt::format("membarrier: {}", std::strerror(errno))
                           : fmt::format("commands {:#x}", commands);
-  f.mechanism = expedited ? "flush acknowledgement: polling; membarrier is the fence"
-                          : "flush acknowledgement: polling with full fences";
+  f.mechanism = restarts    ? "flush acknowledgement: polling for 2 us, then membarrier"
+                : expedited ? "flush acknowledgement: polling; membarrier is the fence"
+                            : "flush acknowledgement: polling with full fences";
   if (!expedited) f.advice = "allow membarrier in the seccomp profile";
   return f;
 }
@@ -240,8 +253,14 @@ Finding probe_rseq() {
   // EPERM and EBUSY: libc has registered this thread; EINVAL: the call exists.
   const long answer = syscall(SYS_rseq, nullptr, 0, 0, 0);
   const bool there = answer == 0 || errno != ENOSYS;
-  f.verdict = there ? Verdict::kYes : Verdict::kNo;
-  f.detail = there ? "restartable sequences are available" : "rseq: not supported";
+  const bool registered = there && libc_registers_threads();
+  f.verdict = registered ? Verdict::kYes : there ? Verdict::kLimited : Verdict::kNo;
+  f.detail = registered ? "restartable sequences are available"
+             : there    ? "restartable sequences: libc does not register its threads"
+                        : "rseq: not supported";
+  f.mechanism = registered ? "an invalidation passes a vCPU that is not scheduled"
+                           : "an invalidation waits for a vCPU until it is scheduled";
+  if (there && !registered) f.advice = "unset glibc.pthread.rseq in GLIBC_TUNABLES";
   return f;
 }
 
