@@ -46,6 +46,14 @@ bool GuestMemory::test_young(HvaRange range) {
                   [this](u32 space, GfnRange frames) { return tdp_.test_young(space, frames); });
 }
 
+void GuestMemory::collect_young(HvaRange range, u64* bits) {
+  const bool young = any_user(slots_, range, [&](u32 space, GfnRange frames) {
+    return tdp_.collect_young(space, frames, range, bits);
+  });
+  if (young) age_flush_.owe();
+  age_flush_.ask_if_due(lines_);
+}
+
 bool GuestMemory::borrows(HvaRange range) {
   const Memslots::Reader section(slots_);
   return section.overlaps(range);
