@@ -80,7 +80,8 @@ PteRead read_own_pte(Cpu& c, Gpa at, Word* entry) {
 // slot's file, and what stage 2 refuses ends the run as for any access. What has no slot is MMIO:
 // KVM's emulator walks again, finds no memory, and the guest gets its page fault.
 // What has no entry is given one, and read by an access of ours, so that a walk ends whatever comes
-// between.
+// between. That access asks the host as for the first time, where an entry may still stand for
+// memory that went unheard: what it says of the host is the answer, as for an access to data.
 template <typename Word>
 PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   stage2::Fault fault = ask(c, at, Access::kRead);
@@ -90,16 +91,16 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   }
   leave_section(c);
   FaultOutcome outcome = c.memory->handle_fault(*c.mmu, fault);
-  bool went = false;
+  bool changed = false;
   if (outcome == FaultOutcome::kFixed || outcome == FaultOutcome::kSpurious ||
       outcome == FaultOutcome::kRetry) {
     outcome = c.memory->read_as_guest(at, entry, sizeof(Word));
-    went = outcome != FaultOutcome::kFixed && outcome != FaultOutcome::kMmio;
+    changed = outcome == FaultOutcome::kMemoryFault;
   }
   enter_section(c);
   if (outcome == FaultOutcome::kFixed) return PteRead::kOk;
   if (outcome == FaultOutcome::kMmio) return PteRead::kAbsent;
-  if (went) {  // between the fault and the access: the instruction meets what is there now
+  if (changed) {  // its attribute, after the fault: the instruction meets the frame as it is now
     c.stop = Step::kAgain;
   } else if (outcome == FaultOutcome::kMemoryFault) {
     refuse_private(c, fault);

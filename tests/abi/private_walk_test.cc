@@ -2,6 +2,8 @@
 // The guest's own page tables in memory that stage 2 may refuse, one level at a time. Under
 // two-dimensional paging the processor reads tables by the VM's table: what it cannot have there is
 // the VMM's to arrange, as for any access, and never the guest's page fault.
+#include <sys/wait.h>
+
 #include "tests/abi/private_machine.h"
 
 namespace kvm_client {
@@ -81,6 +83,11 @@ class GuestTable : public PrivateMachine, public testing::WithParamInterface<u64
     EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_HLT});
     EXPECT_EQ(regs().rax, 0x5aU);
   }
+  void expect_bare_efault() {
+    EXPECT_EQ(run_long(), -EFAULT);
+    EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_UNKNOWN});
+    EXPECT_EQ(regs().rip, kLoad);
+  }
   void expect_asks_for(u64 gpa) {
     EXPECT_EQ(run_long(), -EFAULT);
     EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_MEMORY_FAULT});
@@ -131,9 +138,44 @@ TEST_P(GuestTable, WhoseFileIsClosedAfterAWalkIsTheVmmsToArrange) {
 
 TEST_P(GuestTable, InSharedMemoryWithoutAMappingIsABareEfault) {
   ASSERT_EQ(::munmap(shared_ + page_of(GetParam()) * kPage, kPage), 0);
-  EXPECT_EQ(run_long(), -EFAULT);
-  EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_UNKNOWN});
-  EXPECT_EQ(regs().rip, kLoad);
+  expect_bare_efault();
+}
+
+// This program has no shim, so nothing below is heard: the VM's table still has its entry, and what
+// it points to is gone.
+TEST_P(GuestTable, WhoseFileAnotherProcessCutsIsABareEfaultUntilItIsThereAgain) {
+  const int file = ::memfd_create("table", MFD_CLOEXEC);
+  ASSERT_GE(file, 0);
+  ASSERT_EQ(::ftruncate(file, kPage), 0);
+  ASSERT_NE(::mmap(shared_ + page_of(GetParam()) * kPage, kPage, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_FIXED, file, 0),
+            MAP_FAILED);
+  write_table(GetParam());
+  expect_loaded();
+  const pid_t other = ::fork();
+  if (other == 0) ::_exit(::ftruncate(file, 0) == 0 ? 0 : 1);
+  int status = -1;
+  ASSERT_EQ(::waitpid(other, &status, 0), other);
+  ASSERT_EQ(status, 0);
+  expect_bare_efault();
+  expect_bare_efault();
+  ASSERT_EQ(::ftruncate(file, kPage), 0);
+  write_table(GetParam());
+  expect_loaded();
+  ::close(file);
+}
+
+TEST_P(GuestTable, ThatIsUnmappedUnheardIsABareEfaultUntilItIsThereAgain) {
+  u8* const at = shared_ + page_of(GetParam()) * kPage;
+  expect_loaded();
+  ASSERT_EQ(::munmap(at, kPage), 0);
+  expect_bare_efault();
+  expect_bare_efault();
+  ASSERT_EQ(
+      ::mmap(at, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+      at);
+  write_table(GetParam());
+  expect_loaded();
 }
 
 TEST_P(GuestTable, ThatTheHostCannotWriteIsABareEfaultOnlyWhereABitIsToBeSet) {
