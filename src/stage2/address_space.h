@@ -158,7 +158,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   [[nodiscard]] bool zap_users(HvaRange range, pt::Gather* removed, bool may_yield);
   [[nodiscard]] bool wants_nx() const { return nx_allowed_ && nx_recovery_.enabled(); }
   void give_back(pt::Gather* removed);
-
+  bool mark_old(HvaRange range);
   // TdpHost
   void flush_tlbs() override;
   u64 ask_for_flush() override { return lines_.bump_all(); }

@@ -21,21 +21,24 @@
 
 namespace stagetwo::stage2 {
 
+bool GuestMemory::mark_old(HvaRange range) {
+  return age_flush_.mark_old(lines_, [&] {
+    return any_user(slots_, range,
+                    [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
+  });
+}
+
 bool GuestMemory::clear_young(HvaRange range) {
-  const bool young = any_user(
-      slots_, range, [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
-  if (young) age_flush_.owe();
+  const bool young = mark_old(range);
   age_flush_.ask_if_due(lines_);
   return young;
 }
 
 bool GuestMemory::clear_flush_young(HvaRange range) {
-  const bool young = any_user(
-      slots_, range, [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
-  // A page that a quiet clear has made old may be in a soft TLB all the same.
+  const bool young = mark_old(range);
+  // A page that somebody else has made old may be in a soft TLB all the same.
   if (ST_GUARD(young_flush, young || age_flush_.outstanding(lines_))) {
-    age_flush_.settle();
-    tdp_.flush();
+    age_flush_.settle([this] { tdp_.flush(); });
   }
   return young;
 }
@@ -47,10 +50,11 @@ bool GuestMemory::test_young(HvaRange range) {
 }
 
 void GuestMemory::collect_young(HvaRange range, u64* bits) {
-  const bool young = any_user(slots_, range, [&](u32 space, GfnRange frames) {
-    return tdp_.collect_young(space, frames, range, bits);
-  });
-  if (young) age_flush_.owe();
+  static_cast<void>(age_flush_.mark_old(lines_, [&] {
+    return any_user(slots_, range, [&](u32 space, GfnRange frames) {
+      return tdp_.collect_young(space, frames, range, bits);
+    });
+  }));
   age_flush_.ask_if_due(lines_);
 }
 
