@@ -179,8 +179,9 @@ void note_code_page(Cpu& c, Hva page) {
 
 namespace {
 
-// An instruction that crosses its page: decoded from a copy, used once.
-Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room) {
+// An instruction that crosses its page: decoded from a copy, used once. Clears *served if the host
+// does not give what stage 2 has; there is no c.stop then.
+Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room, bool* served) {
   u8 bytes[kMaxInsnLength];
   const u64 section = c.section;
   Hva second;
@@ -198,7 +199,7 @@ Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room) {
   if (host::copy_from(bytes, first, room) != room ||
       host::copy_from(bytes + room, second, sizeof(bytes) - room) != sizeof(bytes) - room) {
     c.flush_tlb();
-    c.stop = Step::kAgain;
+    *served = false;
     return nullptr;
   }
   c.code_start = first.raw();
@@ -211,8 +212,8 @@ Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room) {
 namespace {
 
 // The block at `linear` by way of host addresses: translated, and decoded if it is not what it was.
-Block* translate_block(Cpu& c, u64 linear) {
-  const Hold hold(c);
+// *served as above.
+Block* translate_once(Cpu& c, u64 linear, bool* served) {
   Hva at;
   bool backed = false;
   if (!fetch_page(c, linear, &at, &backed)) return nullptr;
@@ -226,11 +227,22 @@ Block* translate_block(Cpu& c, u64 linear) {
   const u64 room = std::min<u64>(kPageSize - page_offset(at), kMaxBlockInsns * kMaxInsnLength);
   if (host::copy_from(bytes, at, room) != room) {
     c.flush_tlb_page(linear);
-    c.stop = Step::kAgain;
+    *served = false;
     return nullptr;
   }
   Block* block = c.blocks->build(at.raw(), c.s.rip, c.mode, bytes, room, true);
-  return block != nullptr ? block : straddling_block(c, linear, at, room);
+  return block != nullptr ? block : straddling_block(c, linear, at, room, served);
+}
+
+Block* translate_block(Cpu& c, u64 linear) {
+  const Hold hold(c);
+  for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
+    bool served = true;
+    Block* const block = translate_once(c, linear, &served);
+    if (served) return block;
+  }
+  give_up(c);
+  return nullptr;
 }
 
 }  // namespace

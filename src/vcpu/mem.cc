@@ -23,7 +23,6 @@
 namespace stagetwo::vcpu {
 namespace {
 
-constexpr unsigned kBackstopTries = 64;
 constexpr u64 kTraceUnsatisfied = 0, kTraceWrite = 2;  // the kernel's mmio types
 
 SoftTlb& view_for(Cpu& c, Who who) {
@@ -193,13 +192,6 @@ bool host_store(Hva at, const void* data, u32 size) {
   }
 }
 
-bool give_up(Cpu& c) {
-  c.exit.kind = ExitKind::kUnknown;
-  c.exit.error = EFAULT;
-  c.stop = Step::kExit;
-  return false;
-}
-
 bool load_piece(Cpu& c, u64 linear, void* data, u32 size, Who who) {
   for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
     Resolved r;
@@ -260,6 +252,13 @@ bool probe(Cpu& c, u64 linear, u32 size, Access access, Who who) {
 }
 
 }  // namespace
+
+bool give_up(Cpu& c) {
+  c.exit.kind = ExitKind::kUnknown;
+  c.exit.error = EFAULT;
+  c.stop = Step::kExit;
+  return false;
+}
 
 bool misaligned(Cpu& c, u64 linear, u32 size) {
   if (c.tlb != &c.views[kViewUserAligned]) [[likely]]

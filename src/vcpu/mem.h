@@ -82,6 +82,11 @@ enum class Direct : u8 {
   kMmio,     // nobody backs it
   kStopped,  // c.stop
 };
+// Stage 2 has an entry, and the host does not serve the access: the page goes, and the bell will be
+// heard, or it went unheard, and the entry stays. So the access is made again from resolving on,
+// this often; then the run ends with EFAULT. Post of give_up: c.stop. Returns false.
+inline constexpr unsigned kBackstopTries = 64;
+bool give_up(Cpu& c);
 // For LOCK forms: the host address of `size` bytes with write (or read) permission. Context: a
 // Hold, as long as *hva is used.
 [[nodiscard]] Direct direct(Cpu& c, u64 linear, u32 size, Access access, Hva* hva);

@@ -112,6 +112,27 @@ Step cmpxchg8b(Cpu& c, const Insn& insn) {
   return Step::kNext;
 }
 
+bool swap16(Cpu& c, u64 linear, u64* expected, const u64* desired, bool* swapped) {
+  const Hold hold(c);
+  for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
+    Hva at;
+    switch (direct(c, linear, 16, Access::kWrite, &at)) {
+      case Direct::kStopped:
+        return false;
+      case Direct::kHost:
+        note_store(c, at, 16);
+        if (host::cmpxchg16b(at, expected, desired, swapped)) return true;
+        c.flush_tlb_page(linear);
+        break;
+      case Direct::kSplit:
+      case Direct::kMmio:
+        c.stop = c.emulation_failure();
+        return false;
+    }
+  }
+  return give_up(c);
+}
+
 // Always atomic, with or without LOCK: the operand is aligned, so it never crosses a page.
 Step cmpxchg16b(Cpu& c, const Insn& insn) {
   u64 linear = 0;
@@ -119,23 +140,8 @@ Step cmpxchg16b(Cpu& c, const Insn& insn) {
   if ((linear & 15) != 0) return c.gp0();
   u64 expected[2] = {c.s.gpr[kRax], c.s.gpr[kRdx]};
   const u64 desired[2] = {c.s.gpr[kRbx], c.s.gpr[kRcx]};
-  const Hold hold(c);
-  Hva at;
   bool swapped = false;
-  switch (direct(c, linear, 16, Access::kWrite, &at)) {
-    case Direct::kStopped:
-      return c.stop;
-    case Direct::kHost:
-      note_store(c, at, 16);
-      if (!host::cmpxchg16b(at, expected, desired, &swapped)) {
-        c.tlb->flush_page(linear);
-        return Step::kAgain;
-      }
-      break;
-    case Direct::kSplit:
-    case Direct::kMmio:
-      return c.emulation_failure();
-  }
+  if (!swap16(c, linear, expected, desired, &swapped)) return c.stop;
   u64 bits = c.flags.bits() & ~rflags::kZf;
   if (swapped) {
     bits |= rflags::kZf;

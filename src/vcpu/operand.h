@@ -78,34 +78,34 @@ template <typename T, typename F>
   if (update_hit<T>(c, linear, locked, old, change)) [[likely]]
     return true;
   const Hold hold(c);
-  Hva at;
-  switch (direct(c, linear, sizeof(T), Access::kWrite, &at)) {
-    case Direct::kStopped:
-      return false;
-    case Direct::kHost:
-      note_store(c, at, sizeof(T));
-      if (locked) {
-        if (host::fetch_update<T>(at, old, change)) return true;
-      } else if (host::load<T>(at, old) && host::store<T>(at, static_cast<T>(change(*old)))) {
-        return true;
-      }
-      // The page went away behind our back: the slow path asks the host and decides.
-      c.tlb->flush_page(linear);
-      c.stop = Step::kAgain;
-      return false;
-    case Direct::kSplit: {
-      if (locked && !try_lock_split()) {
-        c.stop = Step::kAgain;
+  for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
+    Hva at;
+    switch (direct(c, linear, sizeof(T), Access::kWrite, &at)) {
+      case Direct::kStopped:
         return false;
+      case Direct::kHost:
+        note_store(c, at, sizeof(T));
+        if (locked) {
+          if (host::fetch_update<T>(at, old, change)) return true;
+        } else if (host::load<T>(at, old) && host::store<T>(at, static_cast<T>(change(*old)))) {
+          return true;
+        }
+        c.flush_tlb_page(linear);
+        break;
+      case Direct::kSplit: {
+        if (locked && !try_lock_split()) {
+          c.stop = Step::kAgain;
+          return false;
+        }
+        const bool done = load(c, linear, old) && store(c, linear, static_cast<T>(change(*old)));
+        if (locked) unlock_split();
+        return done;
       }
-      const bool done = load(c, linear, old) && store(c, linear, static_cast<T>(change(*old)));
-      if (locked) unlock_split();
-      return done;
+      case Direct::kMmio:
+        return load(c, linear, old) && store(c, linear, static_cast<T>(change(*old)));
     }
-    case Direct::kMmio:
-      return load(c, linear, old) && store(c, linear, static_cast<T>(change(*old)));
   }
-  return false;
+  return give_up(c);
 }
 
 // dst = f(flags, dst) where f computes the result and leaves new flags.

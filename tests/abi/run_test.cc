@@ -158,6 +158,55 @@ TEST_F(Run, CpuidIsFixedAfterTheFirstRun) {
   cpuid.entry[1].eax ^= 1;
   EXPECT_EQ(call(vcpu_, KVM_SET_CPUID2, &cpuid), -EINVAL);
 }
+// Memory that goes while stage 2 has it, unheard: this program has no shim.
+class RunUnheard : public Run {
+ protected:
+  // Runs the code twice: the second time without its page `n`; then with it again.
+  template <size_t N>
+  void expect_efault_while_gone(const u8 (&code)[N], u64 n, u64 rip = 0x1000) {
+    load_code(code);
+    std::memcpy(memory_ + (rip - 0x1000), code, N);
+    const auto start = [&] {
+      kvm_regs r{};
+      r.rip = rip;
+      r.rflags = 2;
+      EXPECT_EQ(call(vcpu_, KVM_SET_REGS, &r), 0);
+      return run();
+    };
+    ASSERT_EQ(start(), 0);
+    ASSERT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_HLT));
+    u8 kept[4096];
+    u8* const page = memory_ + n * sizeof(kept);
+    std::memcpy(kept, page, sizeof(kept));
+    ASSERT_EQ(::munmap(page, sizeof(kept)), 0);
+    EXPECT_EQ(start(), -EFAULT);
+    EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_UNKNOWN));
+    EXPECT_EQ(regs().rip, rip);
+    ASSERT_EQ(::mmap(page, sizeof(kept), PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+              page);
+    std::memcpy(page, kept, sizeof(kept));
+    EXPECT_EQ(start(), 0);
+    EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_HLT));
+  }
+};
+
+TEST_F(RunUnheard, DataThatIsReadIsABareEfault) {
+  expect_efault_while_gone({0xa1, 0x00, 0x20, 0xf4}, 1);  // mov ax, [0x2000]; hlt
+}
+TEST_F(RunUnheard, DataThatIsChangedIsABareEfault) {
+  expect_efault_while_gone({0xff, 0x06, 0x00, 0x20, 0xf4}, 1);  // inc word [0x2000]; hlt
+}
+TEST_F(RunUnheard, DataThatIsChangedAtomicallyIsABareEfault) {
+  expect_efault_while_gone({0xf0, 0xff, 0x06, 0x00, 0x20, 0xf4}, 1);
+}
+TEST_F(RunUnheard, CodeIsABareEfault) {
+  expect_efault_while_gone({0x90, 0xf4}, 1, 0x2000);
+}
+TEST_F(RunUnheard, CodeOfWhichTheRestGoesIsABareEfault) {
+  expect_efault_while_gone({0xb8, 0x00, 0x00, 0xf4}, 2, 0x2ffe);  // mov ax, 0 over two pages
+}
+
 TEST_F(Run, CpuidMayChangeUntilTheGuestWasEntered) {
   Table<kvm_cpuid_entry2, 100> cpuid;
   ASSERT_EQ(call(device_, KVM_GET_SUPPORTED_CPUID, &cpuid), 0);
