@@ -13,6 +13,7 @@
 #include "base/process_page.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/client_limits.h"
 #include "host/kept_fd.h"
 #include "host/worker.h"
 #include "sync/atomic.h"
@@ -331,7 +332,7 @@ Result<Backing> Backing::make(const char* kind, u64 size, unsigned flags) {
   const int made = ST_TRY(sys::memfd_create(name.c_str(), flags));
   // Out of the way, so that the client's descriptor is the lowest free number.
   backing.fd_ = ST_TRY(sys::raise_engine_fd(made));
-  if (size != 0) ST_TRY(sys::ftruncate(backing.fd_, static_cast<off_t>(size)));
+  if (size != 0) ST_TRY(set_file_size(backing.fd_, size));
   return backing;
 }
 

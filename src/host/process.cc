@@ -2,6 +2,7 @@
 #include "host/process.h"
 
 #include "host/backstop.h"
+#include "host/client_limits.h"
 #include "host/hugetlb_standin.h"
 #include "host/kept_fd.h"
 #include "host/memory_budget.h"
@@ -24,6 +25,7 @@ void after_fork_child() {
   pins_after_fork_child();
   pin_account_after_fork_child();
   kept_fds_after_fork_child();
+  client_limits_after_fork_child();
   page_idle::after_fork_child();
   hugetlb::after_fork_child();
   backstop::after_fork_child();

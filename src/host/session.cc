@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/client_limits.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::host {
@@ -29,7 +30,8 @@ constinit Word own_words[kSessionWords];
 // Set once, under `threads`; a reader that misses it reads words nobody has written yet.
 constinit sync::Atomic<Word*> shared_words{nullptr};
 constinit sync::Atomic<Joined> joined{Joined::kUndecided};
-constinit sync::Mutex threads{sync::Rank::kLeaf};  // the threads here; other processes: a file lock
+constinit sync::Mutex threads{
+    sync::Rank::kStats};  // the threads here; other processes: a file lock
 // Written once, before `joined` is released as kYes.
 char directory[kLongestPath];
 
@@ -43,7 +45,7 @@ Result<int> open_below(std::string_view folder, std::string_view name, int flags
 Result<Word*> map_values(std::string_view folder) {
   const int fd = ST_TRY(open_below(folder, kValues, O_RDWR | O_CREAT));
   Result<void*> mapped = refuse(EIO);
-  if (const auto sized = sys::ftruncate(fd, kPageBytes); sized) {
+  if (const auto sized = set_file_size(fd, kPageBytes); sized) {
     mapped = map_file(kPageBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0, "host.session_values");
   }
   static_cast<void>(sys::close(fd));

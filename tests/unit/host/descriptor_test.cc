@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -10,9 +11,12 @@
 
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <thread>
 #include <vector>
+
+#include "base/sys.h"
 
 namespace stagetwo::host {
 namespace {
@@ -271,6 +275,54 @@ TEST(Descriptor, EngineDescriptorGivesWay) {
   EXPECT_EQ(fcntl(engine, F_GETFD), -1);
   watched_close(copy);
   EXPECT_EQ(life.closed, 1);
+}
+
+// Limits the size of files the process writes, until the end of the scope.
+class FileLimit {
+ public:
+  explicit FileLimit(rlim_t soft) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit lower{soft, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &lower);
+  }
+  FileLimit(const FileLimit&) = delete;
+  FileLimit& operator=(const FileLimit&) = delete;
+  ~FileLimit() { setrlimit(RLIMIT_FSIZE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST(Descriptor, IsNoFileOfTheClientsLimit) {
+  const FileLimit none(0);
+  Life life;
+  const int fd = publish_toy(&life, {}, 1 << 20);
+  ASSERT_GE(fd, 0);
+  struct stat behind{};
+  EXPECT_EQ(fstat(fd, &behind), 0);
+  EXPECT_EQ(behind.st_size, 1 << 20);
+  rlimit after{};
+  getrlimit(RLIMIT_FSIZE, &after);
+  EXPECT_EQ(after.rlim_cur, 0u);
+  sigset_t pending;
+  sigpending(&pending);
+  EXPECT_FALSE(sigismember(&pending, SIGXFSZ));
+  watched_close(fd);
+}
+
+// A process that may not raise its hard limit is refused, and lives.
+TEST(Descriptor, BeyondAHardLimitIsRefused) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const rlimit none{0, 0};
+    if (setrlimit(RLIMIT_FSIZE, &none) != 0) _exit(1);
+    if (setresuid(65534, 65534, 65534) != 0 && geteuid() == 0) _exit(2);
+    const auto backing = Backing::create("toy", 4096);
+    _exit(!backing && to_int(backing.error()) == EFBIG ? 0 : 3);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
 }
 
 TEST(Descriptor, ManyThreadsFindWhileOthersClose) {
