@@ -24,6 +24,11 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere,
      "a guest_memfd or a vCPU larger than a hard RLIMIT_FSIZE that the process may not raise",
      "it is not made: EFBIG"},
+    {Where::kEverywhere,
+     "the close of a VM or a vCPU in a full descriptor table at a hard RLIMIT_NOFILE that the "
+     "process "
+     "may not raise",
+     "what was behind it lives until the process ends"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},

@@ -91,6 +91,15 @@ Result<void> set_file_size(int fd, u64 size) {
   return sys::ftruncate(fd, static_cast<off_t>(size));
 }
 
+Result<int> reopen_beyond_limit(int fd, int flags) {
+  auto opened = sys::reopen_engine_fd(fd, flags);
+  if (opened || to_int(opened.error()) != EMFILE) return opened;
+  const sync::MutexGuard guard(limits_lock);
+  // Twice the lowest of the engine's numbers, so that there is room above it.
+  const HigherLimit higher(RLIMIT_NOFILE, u64{2} * sys::kFirstEngineFd);
+  return sys::reopen_engine_fd(fd, flags);
+}
+
 void client_limits_after_fork_child() {
   std::construct_at(&limits_lock, sync::Rank::kLeaf);
 }

@@ -19,6 +19,10 @@ namespace stagetwo::host {
 // Failure: EFBIG when the limit is lower and the process may not raise it; else ftruncate's.
 [[nodiscard]] Result<void> set_file_size(int fd, u64 size);
 
+// sys::reopen_engine_fd, in a full table too. Failure: EMFILE when the table is full and the
+// process may not raise its limit; else the kernel's.
+[[nodiscard]] Result<int> reopen_beyond_limit(int fd, int flags);
+
 void client_limits_after_fork_child();
 
 }  // namespace stagetwo::host

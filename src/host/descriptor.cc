@@ -427,7 +427,7 @@ bool in_borrowed_memory() {
 CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
   if (ref_ && in_borrowed_memory()) ref_.reset();
   if (!ref_ || ref_.foreign() || ref_.spec().home != StateHome::kProcess) return;
-  if (const auto opened = sys::reopen_engine_fd(fd, O_RDONLY)) watch_fd_ = *opened;
+  if (const auto opened = reopen_beyond_limit(fd, O_RDONLY)) watch_fd_ = *opened;
 }
 
 CloseWatch::~CloseWatch() {
@@ -463,9 +463,23 @@ void watch_memory() {
 
 }  // namespace
 
+// There was no number for a watch, and the close has given one back: what the object itself holds
+// leads to its memfd.
+void CloseWatch::watch_late() {
+  const DescriptorSlot& slot = *ref_.slot_;
+  const int own = kept_fd_of(slot.device, slot.identity.load(sync::kRelaxed));
+  if (own < 0) return;
+  const ProcPath path(own);
+  if (const auto opened = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    watch_fd_ = *opened;
+  }
+}
+
 void CloseWatch::closed() {
   if (ref_) {
     DescriptorSlot& slot = *ref_.slot_;
+    const bool ours = !ref_.foreign() && ref_.spec().home == StateHome::kProcess;
+    if (ours && watch_fd_ < 0) watch_late();
     if (ref_.foreign() || ref_.spec().home == StateHome::kDescription) {
       // Whoever still holds it is recognised again by its name.
       if (forget(slot)) unref(slot);

@@ -98,6 +98,7 @@ class CloseWatch {
   void closed();
 
  private:
+  void watch_late();
   DescriptionRef ref_;
   int watch_fd_ = -1;
 };

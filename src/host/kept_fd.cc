@@ -2,6 +2,7 @@
 #include "host/kept_fd.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <memory>
 
@@ -84,6 +85,18 @@ int next_kept_fd(int first) {
     if (fd >= first && (lowest < 0 || fd < lowest)) lowest = fd;
   });
   return lowest;
+}
+
+int kept_fd_of(u64 device, u64 inode) {
+  const sync::MutexGuard guard(KeptFds::lock);
+  int found = -1;
+  KeptFds::for_each([&](const sync::Atomic<int>& place) {
+    const int fd = place.load(sync::kRelaxed);
+    struct ::stat behind{};
+    if (found >= 0 || fd < 0 || !sys::fstat(fd, &behind)) return;
+    if (behind.st_dev == device && behind.st_ino == inode) found = fd;
+  });
+  return found;
 }
 
 bool vacate_kept_fd(int fd) {

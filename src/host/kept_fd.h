@@ -55,6 +55,8 @@ class HeldFd : private KeptFd {
 [[nodiscard]] bool any_kept_fd();
 // The lowest one >= first, or -1.
 [[nodiscard]] int next_kept_fd(int first);
+// One that stands for this file, or -1: the numbers are asked one by one.
+[[nodiscard]] int kept_fd_of(u64 device, u64 inode);
 // Moves it elsewhere. False: none of them.
 bool vacate_kept_fd(int fd);
 void kept_fds_after_fork_child();

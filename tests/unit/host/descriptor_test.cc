@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/sys.h"
+#include "host/kept_fd.h"
 
 namespace stagetwo::host {
 namespace {
@@ -319,6 +320,78 @@ TEST(Descriptor, BeyondAHardLimitIsRefused) {
     if (setresuid(65534, 65534, 65534) != 0 && geteuid() == 0) _exit(2);
     const auto backing = Backing::create("toy", 4096);
     _exit(!backing && to_int(backing.error()) == EFBIG ? 0 : 3);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+}
+
+// Takes every number that is left, until the end of the scope.
+class FullTable {
+ public:
+  FullTable() {
+    getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit few{64, before_.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &few);
+    for (int fd = dup(0); fd >= 0; fd = dup(0)) taken_.push_back(fd);
+  }
+  FullTable(const FullTable&) = delete;
+  FullTable& operator=(const FullTable&) = delete;
+  ~FullTable() {
+    for (const int fd : taken_) close(fd);
+    setrlimit(RLIMIT_NOFILE, &before_);
+  }
+
+ private:
+  rlimit before_{};
+  std::vector<int> taken_;
+};
+
+TEST(Descriptor, EndsThoughTheTableIsFull) {
+  Life life;
+  Life other;
+  const int fd = publish_toy(&life);
+  const int second = publish_toy(&other);
+  const FullTable full;
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 1);
+  ASSERT_GE(dup(0), 0);  // whoever closes in a full table fills it again
+  watched_close(second);
+  EXPECT_EQ(other.closed, 1);
+}
+
+TEST(Descriptor, WatchedInAFullTableEndsWithItsLastDup) {
+  Life life;
+  const int fd = publish_toy(&life);
+  const int copy = dup(fd);
+  const FullTable full;
+  watched_close(fd);
+  EXPECT_EQ(life.closed, 0);
+  close(copy);
+  sweep_closed();
+  EXPECT_EQ(life.closed, 1);
+}
+
+// At a hard limit the number that the close gives back is the one for the watch.
+TEST(Descriptor, WithADescriptorOfItsOwnEndsAtAHardLimit) {
+  const pid_t child = fork();
+  if (child == 0) {
+    auto backing = Backing::create("toy", 0);
+    HeldFd own;
+    const auto opened = sys::reopen_engine_fd(backing->fd(), O_RDWR);
+    if (!opened || !own.hold(*opened)) _exit(1);
+    Life life;
+    const auto fd = publish(std::move(*make_box<Toy>("toy", &life)), std::move(*backing), {});
+    const int copy = dup(*fd);
+    const rlimit few{64, 64};
+    if (setrlimit(RLIMIT_NOFILE, &few) != 0) _exit(2);
+    while (dup(0) >= 0) {
+    }
+    watched_close(*fd);
+    if (life.closed != 0) _exit(3);
+    close(copy);
+    sweep_closed();
+    _exit(life.closed == 1 ? 0 : 4);
   }
   int status = -1;
   waitpid(child, &status, 0);
