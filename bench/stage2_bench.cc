@@ -148,9 +148,25 @@ double thread_ns() {
   return static_cast<double>(at.tv_sec) * 1e9 + static_cast<double>(at.tv_nsec);
 }
 
-// Times `work(thread)` of each thread on a processor of its own, from the moment all of them are
-// there to the end of the last one. Where they run is not left to the scheduler: a placement that
-// it mends after a few milliseconds is most of such a run.
+// Puts the calling thread on the `index`-th processor that it may use.
+void stay_on(unsigned index) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) std::abort();
+  for (unsigned cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || index-- != 0) continue;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    if (sched_setaffinity(0, sizeof(own), &own) != 0) std::abort();
+    return;
+  }
+  std::abort();
+}
+
+// Times `work(thread)` of each thread on a processor of its own, from the beginning of the first
+// one to the end of the last one: what one of them did before another got its processor is not
+// free. Where they run is not left to the scheduler: a placement that it mends after a few
+// milliseconds is most of such a run.
 template <typename F>
 double together_ns(unsigned threads, F&& work) {
   std::atomic<unsigned> missing{threads};
@@ -159,10 +175,7 @@ double together_ns(unsigned threads, F&& work) {
   std::vector<std::thread> workers;
   for (unsigned i = 0; i < threads; ++i) {
     workers.emplace_back([&, i] {
-      cpu_set_t own;
-      CPU_ZERO(&own);
-      CPU_SET(i, &own);
-      sched_setaffinity(0, sizeof(own), &own);
+      stay_on(i);
       missing.fetch_sub(1);
       while (missing.load() != 0) {
       }
@@ -173,8 +186,8 @@ double together_ns(unsigned threads, F&& work) {
   }
   for (std::thread& worker : workers) worker.join();
   const auto last = *std::max_element(ended.begin(), ended.end());
-  const auto all_there = *std::max_element(begun.begin(), begun.end());
-  return std::chrono::duration<double, std::nano>(last - all_there).count();
+  const auto first = *std::min_element(begun.begin(), begun.end());
+  return std::chrono::duration<double, std::nano>(last - first).count();
 }
 
 // Faults a second of `threads` vCPUs that have run before, each over its own part of memory the
@@ -209,7 +222,8 @@ double additions_per_second(unsigned threads) {
 
 template <typename F>
 void compare_two_with_one(benchmark::State& state, const char* unit, double at_least, F&& rate) {
-  if (std::thread::hardware_concurrency() < 2) {
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < 2) {
     return state.SkipWithError("wants two processors");
   }
   std::vector<double> one;

@@ -10,9 +10,8 @@
 // Invariants: I1  false (or a short count) means the address faulted; the faulting access changed
 //                 nothing and the client saw no signal.
 //             I2  on the hot path an access is one mov and no branch is taken.
-//             I3  a fault is the backstop, never the mechanism: whoever holds a translation holds
-//             it
-//                 only until the next acknowledged flush (docs/journeys/munmap.md).
+//             I3  a fault is the backstop, never the mechanism: a translation is held only until
+//                 the next acknowledged flush (docs/journeys/munmap.md).
 // Locking: none. Orders: as a guest sees them; plain forms relaxed, LOCK forms sequentially
 // consistent. Context: any, backstop::install() must have run. May block in the kernel if the page
 // is not resident: see faultin.h.

@@ -6,12 +6,12 @@
 // translations away holds it alone, or freezes entry by entry.
 //
 // Invariants (checked by check_world(), and each by a test that fails without its guard):
-//   I1  every entry is legal; a leaf has its slot's host address and no right that the slot has
-//   not. I2  nobody but who froze an entry writes it (frozen_before_leaf). I3  a leaf stands only
-//   at the level its fault aimed at (leaf_only_at_goal, unexpected_level). I4  a leaf is never
-//   replaced in one step by a leaf of another page. I5  a table is on the possible-NX list only
-//   while it is linked (nx_recheck_under_lock). I6  what was found before an overlapping change
-//   began or ended is not installed: not for
+//   I1  every entry is legal; a leaf has its slot's host address and no right the slot lacks.
+//   I2  nobody but who froze an entry writes it (frozen_before_leaf).
+//   I3  a leaf stands only at the level its fault aimed at (leaf_only_at_goal, unexpected_level).
+//   I4  a leaf is never replaced in one step by a leaf of another page.
+//   I5  a table is on the possible-NX list only while it is linked (nx_recheck_under_lock).
+//   I6  what was found before an overlapping change began or ended is not installed: not for
 //       the page (stale_fault), nor for anything else a large leaf covers (stale_range).
 //   I7  an unlinked table is given back after a grace period, by who unlinked it (tdp_grace).
 //   I8  what is present is in a line that its table's header names (notes_used).

@@ -10,9 +10,8 @@
 // Invariants: I1  a writer is alone; readers see whole writer sections.
 //             I2  a shared section costs two locked adds on a line few threads share. A waiting
 //                 writer holds off new readers, so it waits for one section of each at most.
-//             I3  who waited when a writer dropped the lock has had it when retake() returns, as
-//             far
-//                 as the scheduler runs it within about a millisecond.
+//             I3  who waited when a writer dropped the lock has had it when retake() returns, if
+//                 the scheduler runs it within about a millisecond.
 //             I4  what was unlinked before wait_for_shared() is reached by no section that begins
 //                 after it, and every section that may have reached it has ended when it returns.
 // Locking: ranked like any lock; not recursive, shared neither. Not for signal handlers.
