@@ -24,10 +24,6 @@ struct RunOptions {
   std::string libc;                 // empty: libc's own calls are made visible; or "leave"
   std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
   std::vector<std::string> params;  // module.name=value
-  std::string memory_limit;         // empty: none; bytes, with K, M, G or T
-  std::string swap;                 // FILE[,size=SIZE]
-  std::string wss;                  // empty: not wanted; INTERVAL[,file=FILE]
-  std::string stats;                // empty: not wanted; "1", or a file
   bool verbose = false;
   std::vector<std::string> program;  // name and arguments, never empty
 };
@@ -36,19 +32,13 @@ struct DoctorOptions {
   bool json = false;
 };
 
-struct LimitOptions {
-  std::string session;
-  std::string size;  // or "none"
-};
-
-enum class Command { kRun, kDoctor, kLimit, kDone };
+enum class Command { kRun, kDoctor, kDone };
 
 struct CommandLine {
   Command command = Command::kDone;
   int exit_status = 0;  // of kDone: --help, --version, or a refusal that has been printed
   RunOptions run;
   DoctorOptions doctor;
-  LimitOptions limit;
 };
 
 CommandLine parse_command_line(int argc, char** argv);

@@ -53,14 +53,6 @@ struct WatchedSpan {
   HvaRange range;
   u64 object;
   u64 absent;
-  u32 layout;  // of mappings, from before it was registered
-};
-
-// What take_away() was asked for.
-struct Taking {
-  PageOwner* owner;
-  Which which;
-  HvaRange span;
 };
 
 // A call that is using the range (host/held_pages.h).

@@ -566,11 +566,6 @@ OwnerCounts OwnerTable::counts() {
   return counts_;
 }
 
-void OwnerTable::count_refused_watch(u64 pages) {
-  const sync::MutexGuard guard(lock_);
-  counts_.refused_watch += pages;
-}
-
 void OwnerTable::count_refused_shared(u64 pages) {
   const sync::MutexGuard guard(lock_);
   counts_.refused_shared += pages;

@@ -30,7 +30,8 @@ class OwnerTable final : public TransitWatcher {
   // Raised by every change of mappings: what was looked up before it may be otherwise now.
   static constexpr u32 kAnyLayout = ~u32{0};
   [[nodiscard]] u32 layout();
-  // The same for neighbours of private memory whose touches are reported; how many were taken.
+  // The same for neighbours of private memory whose touches are reported. Answers how many, from
+  // the first one on, were taken.
   unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
   // All mappings of the object, in place of what was known. Answers the layout they belong to.
   // Failure: ENOMEM, what kept the kernel from telling.
@@ -43,12 +44,7 @@ class OwnerTable final : public TransitWatcher {
   // A mapping of the object was made; nobody has its address yet.
   void view_made(const Reach& reach);
   // A span whose touches are reported, until nothing of it is absent and nobody takes.
-  // `layout` is from before the span was registered with the kernel.
-  [[nodiscard]] Result<void> note_watched(HvaRange span, u64 object, u32 layout = 0);
-  // Was it noted, and has no mapping changed since `layout`, which is now's?
-  [[nodiscard]] bool is_watched(HvaRange span, u64 object, u32 layout);
-  // See fill_first_touch().
-  bool fill_first(Hva at, Access access);
+  [[nodiscard]] Result<void> note_watched(HvaRange span, u64 object);
   // Nothing of the range is ours to watch any more. True: something was. Pre: an OwnedChange that
   // brings everything back is open over it.
   bool stop_watching(HvaRange range);
@@ -71,7 +67,6 @@ class OwnerTable final : public TransitWatcher {
   void lose_in_child();
   [[nodiscard]] OwnerCounts counts();
   void count_refused_shared(u64 pages);
-  void count_refused_watch(u64 pages);
 
   // 0: no memory for the record. The caller then brings back what is absent.
   // `object` is where it stands, `frame` the lowest frame of the thread that is in use.
@@ -155,7 +150,7 @@ class OwnerTable final : public TransitWatcher {
 [[nodiscard]] OwnerTable* owner_table();
 // The pages of one shared mapping (host/shared_views.cc). Pre: between begin_take and end_take.
 [[nodiscard]] Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping,
-                                      const Taking& taking, const void* cookie);
+                                      PageOwner* owner, const void* cookie);
 // Starts the thread that answers touches. Idempotent. Failure: EAGAIN, ENOMEM.
 [[nodiscard]] Result<void> start_resolver();
 

@@ -37,20 +37,8 @@ Result<OwnerTable*> make_table() {
   return owner_table();
 }
 
-// Pages a client watches itself are its own business: it may never answer a touch of ours.
-bool may_hide(Which which, Hiding hiding) {
-  return which != Which::kReclaim || hiding == Hiding::kUserfault;
-}
-
-HvaRange part_of(HvaRange span, const Mapping& mapping) {
-  const Hva start = std::max(span.start(), mapping.range.start());
-  const Hva end = std::min(span.end(), mapping.range.end());
-  return HvaRange(start, end - start);
-}
-
 bool wants(Which which, const Mapping& mapping, const PageState& page) {
-  const bool swapped = page.swapped && which != Which::kReclaim;  // it costs no memory as it is
-  const bool there = swapped || (page.present && page.anonymous && !page.zero);
+  const bool there = page.swapped || (page.present && page.anonymous && !page.zero);
   return there || (which == Which::kAnonymous && !mapping.file_backed && !page.present) ||
          (which == Which::kAnonymous && page.zero && !mapping.file_backed);
 }
@@ -85,35 +73,16 @@ u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u
   return taken;
 }
 
-// Touches of the piece are seen from now on, as *hiding says. False: they are not, or the pages are
-// not to be taken.
-Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taking,
-                           const Mapping& mapping, u32 layout, Hiding* hiding) {
-  const HvaRange watched = part_of(taking.span, mapping);
-  *hiding = Hiding::kUserfault;
-  if (table.is_watched(watched, kPrivateMemory, layout)) return true;
-  const auto way = watch_pages(watched, mapping);
-  if (!way) return false;
-  *hiding = *way;
-  if (*way == Hiding::kUserfault) {
-    ST_TRY(table.note_watched(watched, kPrivateMemory, layout));
-  } else if (!may_hide(taking.which, *way)) {
-    table.count_refused_watch(piece.size() / kPageSize);
-    return false;
-  }
-  return true;
-}
-
 // The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
 // that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
-Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking,
-                         const Mapping& mapping, u32 layout, Hva* reached) {
-  *reached = piece.end();
+Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
+                         PageOwner* owner, Which which, u32 layout, Hva* reached) {
   table.note_private(piece);
-  Hiding hiding{};
-  if (!ST_TRY(watch_private(table, piece, taking, mapping, layout, &hiding))) return u64{0};
-  const bool behind_protection = hiding == Hiding::kProtection;
+  const auto hiding = watch_pages(piece, mapping);
+  if (!hiding) return u64{0};
+  const bool behind_protection = *hiding == Hiding::kProtection;
   if (behind_protection && !may_hide_pages()) return u64{0};
+  if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
   u64 taken = 0;
   PageState states[kMaxPageStates];
   PageRecord wanted[kMaxPageStates];
@@ -123,14 +92,14 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
     ST_TRY(page_states(at, count, states));
     unsigned records = 0;
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
-      if (!wants(taking.which, mapping, states[i])) continue;
+      if (!wants(which, mapping, states[i])) continue;
       // What the client's own userfaultfd protects could not be put back as it was.
       if (behind_protection && (states[i].guarded || is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
-      record.owner = taking.owner;
+      record.owner = owner;
       record.at = at;
-      record.hiding = hiding;
+      record.hiding = *hiding;
       record.prot = mapping.prot;
       const bool none = !states[i].present || states[i].zero;
       record.writable = none ? mapping.prot.write : states[i].writable(mapping);
@@ -142,10 +111,11 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
       return taken;
     }
   }
+  *reached = piece.end();
   return taken;
 }
 
-Result<u64> take_range(OwnerTable& table, HvaRange range, const Taking& taking,
+Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Which which,
                        const void* cookie) {
   u64 taken = 0;
   unsigned looks = 0;
@@ -163,9 +133,9 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, const Taking& taking,
     const HvaRange piece(at, end - at);
     Hva reached = end;
     if (!mapping->shared) {
-      taken += ST_TRY(take_private(table, piece, taking, *mapping, layout, &reached));
-    } else if (taking.which == Which::kAll || taking.which == Which::kReclaim) {
-      taken += ST_TRY(take_shared(table, piece, *mapping, taking, cookie));
+      taken += ST_TRY(take_private(table, piece, *mapping, owner, which, layout, &reached));
+    } else if (which == Which::kAll) {
+      taken += ST_TRY(take_shared(table, piece, *mapping, owner, cookie));
     }
     looks = reached == at ? looks + 1 : 0;
     at = looks == kMostLooks ? at + kPageSize : reached;
@@ -192,14 +162,13 @@ void prepare_places(HvaRange range) {
   if (userfault::open()) static_cast<void>(userfault::watch_protection(range));
 }
 
-Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which,
-                      const HvaRange* span) {
+Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which) {
   OwnerTable* table = ST_TRY(make_table());
   table->begin_take();
   const Result<u64> taken = [&] {
     const EventKind kind = which == Which::kPresent ? EventKind::kExclusive : EventKind::kMigrate;
     const InvalidateSection bell(InvalidateEvent{range, kind, cookie});
-    return take_range(*table, range, {owner, which, span == nullptr ? range : *span}, cookie);
+    return take_range(*table, range, owner, which, cookie);
   }();
   table->end_take();
   return taken;
@@ -210,11 +179,6 @@ BringBack bring_back(Hva at) {
     return BringBack::kNotAbsent;
   OwnerTable* table = owner_table();
   return table == nullptr ? BringBack::kNotAbsent : table->bring_back(at);
-}
-
-bool fill_first_touch(Hva at, Access access) {
-  OwnerTable* table = owners_active() ? owner_table() : nullptr;
-  return table != nullptr && table->fill_first(at, access);
 }
 
 u64 bring_back_range(HvaRange range) {

@@ -17,32 +17,13 @@ u64 OwnerTable::absent_in(HvaRange range, u64 object) {
   return count;
 }
 
-namespace {
-
-bool covers(const WatchedSpan& known, HvaRange span, u64 object) {
-  return known.object == object && known.range.contains(span.start()) &&
-         span.end() <= known.range.end();
-}
-
-}  // namespace
-
-Result<void> OwnerTable::note_watched(HvaRange span, u64 object, u32 layout) {
-  const sync::MutexGuard guard(lock_);
-  for (WatchedSpan& known : spans_) {
-    if (!covers(known, span, object)) continue;
-    // The registration is renewed as far as this span goes, no further.
-    if (known.range == span) known.layout = layout;
-    return {};
-  }
-  return spans_.push_back({span, object, absent_in(span, object), layout});
-}
-
-bool OwnerTable::is_watched(HvaRange span, u64 object, u32 layout) {
+Result<void> OwnerTable::note_watched(HvaRange span, u64 object) {
   const sync::MutexGuard guard(lock_);
   for (const WatchedSpan& known : spans_) {
-    if (covers(known, span, object)) return known.layout == layout && layout == layout_;
+    const bool same = known.object == object;
+    if (same && known.range.contains(span.start()) && span.end() <= known.range.end()) return {};
   }
-  return false;
+  return spans_.push_back({span, object, absent_in(span, object)});
 }
 
 // A page of userfaultfd's that is absent is watched. If nobody watches its mapping, that is another
@@ -110,22 +91,6 @@ void OwnerTable::erase(PageKey key) {
   count_in_spans(key, at, false);
 }
 
-namespace {
-alignas(kPageSize) constinit const u8 zeros[kPageSize] = {};
-}  // namespace
-
-// Under the lock, as resolve() is: no taker comes between the look and the page.
-bool OwnerTable::fill_first(Hva at, Access access) {
-  const sync::MutexGuard guard(lock_);
-  bool watched = false;
-  for (const WatchedSpan& span : spans_) watched = watched || span.range.contains(at);
-  if (!watched || pages_.find(key_at(at)) != nullptr) return false;
-  const Hva page = page_floor(at);
-  const auto filled =
-      access == Access::kRead ? userfault::zero(page) : userfault::copy(page, zeros);
-  return filled.has_value();
-}
-
 bool OwnerTable::stop_watching(HvaRange range) {
   const sync::MutexGuard guard(lock_);
   bool any = false;
@@ -138,8 +103,7 @@ bool OwnerTable::stop_watching(HvaRange range) {
     // What is left of the span behind the range; without memory for that the span stays ours.
     const HvaRange behind(end, span.range.end() - end);
     const u64 absent_behind = absent_in(behind, span.object);
-    if (!behind.empty() && !spans_.push_back({behind, span.object, absent_behind, span.layout}))
-      continue;
+    if (!behind.empty() && !spans_.push_back({behind, span.object, absent_behind})) continue;
     userfault::forget(HvaRange(first, end - first));
     spans_[i].range = HvaRange(span.range.start(), first - span.range.start());
     spans_[i].absent = absent_in(spans_[i].range, span.object);
