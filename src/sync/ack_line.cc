@@ -41,6 +41,12 @@
 //   Whichever of asked = 0 and asked = 1 is first: 1 stays and is polled, or the owner's look at
 //   the request comes after it and finds n.
 //
+//                                     | request = n
+//   enter: asked = 0; reads n; ack = n|
+//   leave                             | asked = 1
+//   enter: nothing new, but asked is 1: acknowledged once more, or who answers by leaving alone
+//   would be asked for ever
+//
 // Thread death: pthread keys of a dying thread free its lines (sync/thread_sections.cc). A thread
 // that ends by the bare system call, or that a fork left behind, is found by the waiter:
 //
@@ -76,7 +82,7 @@ bool AckLine::enter() {
   // Mode and request (O4): both sides store and then load, sequentially consistent, so that not
   // both miss the other. Pairs with raise_to(): see the head of this file.
   state_.exchange(mine, kSeqCst);
-  if (request_.load(kSeqCst) == ack_.load(kRelaxed)) [[likely]]
+  if (request_.load(kSeqCst) == ack_.load(kRelaxed) && !pending()) [[likely]]
     return false;
   acknowledge();
   return true;

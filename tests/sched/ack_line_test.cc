@@ -200,6 +200,33 @@ TEST(AckLine, AKickBringsItsReasonAlong) {
   expect_holds<Kick>();
 }
 
+// An owner that answers by leaving (its accesses are refused while something is asked) enters with
+// nothing asked, also where it acknowledged in the middle of the request.
+struct LeaveAndEnter {
+  static constexpr unsigned kThreads = 2;
+  AckSet set;
+  AckLine line;
+  Atomic<u32> made{0};
+  LeaveAndEnter() { set.add(line); }
+  ~LeaveAndEnter() { set.remove(line); }
+  void thread(unsigned me) {
+    if (me == 1) {
+      set.kick(line);
+      made.store(1, kRelease);
+      return;
+    }
+    static_cast<void>(line.enter());
+    line.leave();
+    while (made.load(kAcquire) == 0) spin_hint();
+    static_cast<void>(line.enter());
+    sched::expect(!line.pending(), "what was acknowledged is asked for ever");
+    line.leave();
+  }
+};
+TEST(AckLine, WhoAnswersByLeavingIsNotAskedForEver) {
+  expect_holds<LeaveAndEnter>();
+}
+
 // The broken twins: the same handshake with one order too weak, or one step missing.
 template <std::memory_order Enter, std::memory_order Look>
 struct WeakDekker : Borrowed {
