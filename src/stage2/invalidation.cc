@@ -40,8 +40,11 @@ u64 frame_of(Hva page) {
 
 void GuestMemory::flush_tlbs() {
   if (!ST_GUARD(tlb_flush, true)) return;
-  const u64 ticket = lines_.bump_all();
-  if (ST_GUARD(ack_wait, true)) lines_.wait_all(ticket);
+  if (ST_GUARD(ack_wait, true)) {
+    lines_.barrier();
+  } else {
+    static_cast<void>(lines_.bump_all());
+  }
 }
 
 void GuestMemory::wait_for_sections() {

@@ -183,14 +183,18 @@ void AckSet::remove(AckLine& line) {
   line.set_ = nullptr;
 }
 
-u64 AckSet::bump_all() {
-  const ThreadSections::Aside aside;
-  const SharedGuard guard(lock_);
+u64 AckSet::raise_all() {
   // Acquire and release: what every retirer of an earlier ticket did is seen by whom we reach.
   const u64 ticket = ticket_.fetch_add(1, kSeqCst) + 1;
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) line->raise_to(ticket);
   trace::emit(trace::Event::st_ack_request, trace::Room::sync, ticket);
   return ticket;
+}
+
+u64 AckSet::bump_all() {
+  const ThreadSections::Aside aside;
+  const SharedGuard guard(lock_);
+  return raise_all();
 }
 
 namespace {
@@ -253,9 +257,7 @@ bool AckSet::passes_quickly(AckLine& line, Wait& wait) {
   return true;
 }
 
-void AckSet::wait_all(u64 ticket) {
-  const ThreadSections::Aside aside;  // nor can two owners that invalidate wait for each other
-  const SharedGuard guard(lock_);
+void AckSet::await_all(u64 ticket) {
   Wait wait{ticket};
   for (AckLine* line = first_; line != nullptr; line = line->next_in_set_) {
     if (passes_quickly(*line, wait)) [[likely]]
@@ -269,6 +271,18 @@ void AckSet::wait_all(u64 ticket) {
     trace::emit(trace::Event::st_ack_slow, trace::Room::sync, ticket, waited,
                 static_cast<u64>(owner));
   }
+}
+
+void AckSet::wait_all(u64 ticket) {
+  const ThreadSections::Aside aside;  // nor can two owners that invalidate wait for each other
+  const SharedGuard guard(lock_);
+  await_all(ticket);
+}
+
+void AckSet::barrier() {
+  const ThreadSections::Aside aside;
+  const SharedGuard guard(lock_);
+  await_all(raise_all());
 }
 
 bool AckSet::passes_soon(u64 ticket) {

@@ -124,7 +124,6 @@ class alignas(64) AckLine {
   AckLine* next_in_set_ = nullptr;  // under the set's lock
 };
 
-// The section as a scope.
 class RunningSection {
  public:
   explicit RunningSection(AckLine& line) : line_(line), must_flush_(line.enter()) {}
@@ -158,17 +157,16 @@ class AckSet {
   // Post: every line that was running at bump_all() has acknowledged, left, let go, or died.
   // Context: no lock that a running section may want; may sleep.
   void wait_all(u64 ticket);
-  // Both.
-  void barrier() { wait_all(bump_all()); }
-  // One line's poll() shall say true soon; nobody waits. Async-signal-safe.
+  // Both, at the price of one.
+  void barrier();
+  // One line's poll() shall say true soon. Async-signal-safe.
   void kick(AckLine& line) { line.raise_to(ticket_.fetch_add(1, kSeqCst) + 1); }
 
-  // For epochs. next_ticket(): any bump that gets this number or a higher one sees what the caller
-  // did before. passed(): every line has passed the requests up to this number.
+  // For epochs. next_ticket(): a bump that gets this number or a higher one sees what the caller did
+  // before. passed(): every line has passed the requests up to this number.
   [[nodiscard]] u64 next_ticket() { return ticket_.fetch_add(0, kAcqRel) + 1; }
   [[nodiscard]] u64 passed();
-  // Has every line passed within the time one that is scheduled needs, or a barrier? Waits no
-  // longer than that.
+  // Does every line pass within the time one that is scheduled needs, or a barrier?
   [[nodiscard]] bool passes_soon(u64 ticket);
   [[nodiscard]] size_t debug_line_count();
 
@@ -185,6 +183,8 @@ class AckSet {
     u64 start = 0;
     bool covered = false;
   };
+  u64 raise_all() TA_REQ_SHARED(lock_);
+  void await_all(u64 ticket) TA_REQ_SHARED(lock_);
   bool cover(u64 ticket);
   [[nodiscard]] bool passes_quickly(AckLine& line, Wait& wait);
 

@@ -67,12 +67,13 @@ void InvalidationGate::extend(u64 first, u64 last) {
 void InvalidationGate::end() {
   const MutexGuard guard(lock_);
   const u64 sequence = sequence_.load(kRelaxed) + 1;
-  ST_CHECK_OP(count_.load(kRelaxed), >, u64{0});
+  const u64 left = count_.load(kRelaxed) - 1;  // nobody else writes it: a store does
+  ST_CHECK_OP(left, !=, ~u64{0});
   // Lookup and install (O1): a fault that finds the count low finds the new sequence, too.
   const bool count_last = ST_GUARD(sequence_first, true);
-  if (!count_last) count_.fetch_sub(1, kRelease);
+  if (!count_last) count_.store(left, kRelease);
   sequence_.store(sequence, kRelease);
-  if (count_last) count_.fetch_sub(1, kRelease);
+  if (count_last) count_.store(left, kRelease);
   trace::emit(trace::Event::st_gate_end, trace::Room::sync, sequence);
 }
 
