@@ -373,7 +373,8 @@ TEST(Release, WaitsForTheChangesUnderWay) {
               std::thread changer([&] {
                 const InvalidateSection section({kMine, EventKind::kUnmap});
                 phase = 1;
-                for (int i = 0; i < 1000; ++i) std::this_thread::yield();
+                // Well below what the release has patience for, also where nobody gets to run.
+                std::this_thread::sleep_for(std::chrono::milliseconds(50));
                 if (one.releases != 0) phase = 2;
               });
               while (phase == 0) std::this_thread::yield();
