@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mem/secure_pool.h"
+
+#include <bit>
+
+#include "addr/addr.h"
+#include "base/alloc.h"
+#include "base/check.h"
+
+namespace stagetwo::mem {
+
+SecurePool::~SecurePool() {
+  const sync::MutexGuard guard(lock_);
+  dealloc(entries_, count_ * sizeof(Entry));
+}
+
+Result<void> SecurePool::open(u32 pages, u64 page_bytes, SecureMemory::Want want) {
+  ST_CHECK(count_ == 0);
+  u64 bytes = 0;
+  if (pages == 0 || pages == kNone || page_bytes < kPageSize || !std::has_single_bit(page_bytes) ||
+      __builtin_mul_overflow(u64{pages}, page_bytes, &bytes)) {
+    return refuse(EINVAL);
+  }
+  SecureMemory memory = ST_TRY(SecureMemory::map(bytes, want, "mem.secure_pool"));
+  void* entries = alloc(pages * sizeof(Entry), kMinAlign, "mem.secure_pool_entries");
+  if (entries == nullptr) return refuse(ENOMEM);
+  const sync::MutexGuard guard(lock_);
+  memory_ = std::move(memory);
+  entries_ = static_cast<Entry*>(entries);
+  for (u32 i = 0; i < pages; ++i) ::new (static_cast<void*>(entries_ + i)) Entry();
+  page_bytes_ = page_bytes;
+  count_ = free_ = pages;
+  return {};
+}
+
+u32 SecurePool::take(Holder holder) {
+  const sync::MutexGuard guard(lock_);
+  if (free_ == 0) return kNone;
+  while (entries_[search_].taken) search_ = search_ + 1 == count_ ? 0 : search_ + 1;
+  entries_[search_] = {holder.page, holder.guest, true, true};
+  --free_;
+  return search_;
+}
+
+void SecurePool::give_back(u32 page) {
+  // Before anybody can be given it; it is ours alone until then.
+  wipe(at(page), page_bytes_);
+  const sync::MutexGuard guard(lock_);
+  ST_CHECK(page < count_ && entries_[page].taken);
+  entries_[page].taken = false;
+  ++free_;
+}
+
+bool SecurePool::next_victim(u32 guest, bool of_others, Holder* victim) {
+  const sync::MutexGuard guard(lock_);
+  // Twice round: the first time may find every page used.
+  for (u64 steps = 0; steps < 2 * u64{count_}; ++steps) {
+    Entry& entry = entries_[hand_];
+    hand_ = hand_ + 1 == count_ ? 0 : hand_ + 1;
+    if (!entry.taken || (entry.guest == guest) == of_others) continue;
+    if (entry.used) {
+      entry.used = false;
+      continue;
+    }
+    *victim = {entry.guest, entry.page};
+    return true;
+  }
+  return false;
+}
+
+void SecurePool::used(u32 page) {
+  const sync::MutexGuard guard(lock_);
+  ST_DCHECK(page < count_ && entries_[page].taken);
+  entries_[page].used = true;
+}
+
+u32 SecurePool::free_count() {
+  const sync::MutexGuard guard(lock_);
+  return free_;
+}
+
+}  // namespace stagetwo::mem

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The pool of secure pages: finite, of one page size, in memory for secrets.
+// Analogue: kvmppc_uvmem_pgmap and its bitmap (kernel file: book3s_hv_uvmem.c). Differs: each page
+// says whose it is, so that somebody can be asked to give one up; and it is wiped when it is free.
+//
+// I1: a free page is zeros. I2: taken + free = count. I3: a page has one holder at a time.
+// Locking: lock_ (rank: mem store), innermost, over a search of a bitmap.
+// Lifetime: whoever takes pages gives them back before the pool ends.
+
+#include "base/result.h"
+#include "base/types.h"
+#include "mem/secure_memory.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::mem {
+
+class SecurePool {
+ public:
+  // Who holds a page: a guest and its page there.
+  struct Holder {
+    u32 guest = 0;
+    u64 page = 0;
+  };
+  static constexpr u32 kNone = ~u32{0};
+
+  SecurePool() = default;
+  SecurePool(const SecurePool&) = delete;
+  SecurePool& operator=(const SecurePool&) = delete;
+  ~SecurePool();
+
+  // Pre: not opened before; page_bytes is a power of two, 4 KiB or more. Failure: EINVAL (no page
+  // at all, too many), ENOMEM, and what SecureMemory::map() says.
+  [[nodiscard]] Result<void> open(u32 pages, u64 page_bytes, SecureMemory::Want want);
+
+  // A page of zeros. kNone: the pool is empty.
+  [[nodiscard]] u32 take(Holder holder) TA_EXCL(lock_);
+  // Wipes it first. Pre: nobody uses it any more.
+  void give_back(u32 page) TA_EXCL(lock_);
+  // The next page in the order of the clock that `guest` holds, of any guest but it with
+  // `of_others`; pages used since the hand last came by are passed once. False: there is none.
+  // The answer is a hint: the page may be given back at any time.
+  [[nodiscard]] bool next_victim(u32 guest, bool of_others, Holder* victim) TA_EXCL(lock_);
+  // The page was used. Pre: the caller holds it.
+  void used(u32 page) TA_EXCL(lock_);
+
+  [[nodiscard]] u8* at(u32 page) const { return memory_.data() + page * page_bytes_; }
+  [[nodiscard]] u64 page_bytes() const { return page_bytes_; }
+  [[nodiscard]] u32 count() const { return count_; }
+  [[nodiscard]] u32 free_count() TA_EXCL(lock_);
+  [[nodiscard]] SecureMemory::Kind kind() const { return memory_.kind(); }
+  // Does any byte of [address, address + bytes) lie in the pool?
+  [[nodiscard]] bool contains(u64 address, u64 bytes) const {
+    return memory_.contains(address, bytes);
+  }
+
+ private:
+  struct Entry {
+    u64 page = 0;
+    u32 guest = 0;
+    bool taken = false;
+    bool used = false;  // since the hand passed
+  };
+
+  SecureMemory memory_;
+  u64 page_bytes_ = 0;  // immutable after open()
+  u32 count_ = 0;       // immutable after open()
+  sync::Mutex lock_{sync::Rank::kMemStore};
+  Entry* entries_ TA_GUARDED(lock_) = nullptr;
+  u32 free_ TA_GUARDED(lock_) = 0;
+  u32 search_ TA_GUARDED(lock_) = 0;  // where the last free page was found
+  u32 hand_ TA_GUARDED(lock_) = 0;
+};
+
+}  // namespace stagetwo::mem
