@@ -6,6 +6,7 @@
 #include "pt/fmt/x86_first_level.h"
 #include "pt/fmt/x86_legacy.h"
 #include "stage2/address_space.h"
+#include "vcpu/mem.h"
 
 namespace stagetwo::vcpu {
 namespace {
@@ -20,7 +21,8 @@ constexpr u32 kErrP = 1, kErrW = 2, kErrU = 4, kErrRsvd = 8, kErrI = 16;
 
 constexpr unsigned kWalkStep = 2;  // of docs/journeys/guest_fault.md
 
-enum class PteRead : u8 { kOk, kAbsent, kStopped };
+// kUnserved: stage 2 has the entry, and the host does not serve it; walk() tries again.
+enum class PteRead : u8 { kOk, kAbsent, kUnserved, kStopped };
 
 // After whatever may have pushed into the dirty ring.
 void note_push(Cpu& c) {
@@ -100,9 +102,10 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   enter_section(c);
   if (outcome == FaultOutcome::kFixed) return PteRead::kOk;
   if (outcome == FaultOutcome::kMmio) return PteRead::kAbsent;
-  if (changed) {  // its attribute, after the fault: the instruction meets the frame as it is now
-    c.stop = Step::kAgain;
-  } else if (outcome == FaultOutcome::kMemoryFault) {
+  // Its attribute changed after the fault, which the next one meets, or a page of a file is not
+  // what stage 2 thinks.
+  if (changed) return PteRead::kUnserved;
+  if (outcome == FaultOutcome::kMemoryFault) {
     refuse_private(c, fault);
   } else {
     refuse_access(c, outcome);
@@ -110,8 +113,18 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   return PteRead::kStopped;
 }
 
-// What became of the bits: they are set, the entry changed (walk again), the run ends.
-enum class BitsSet : u8 { kYes, kAgain, kStopped };
+// What became of the bits: they are set, the entry changed (walk again), as PteRead, the run ends.
+enum class BitsSet : u8 { kYes, kAgain, kUnserved, kStopped };
+
+// The page of an entry went since it was read, or a page of a file cannot be written: a fault tells
+// the two apart.
+BitsSet refused_bits(Cpu& c, stage2::Fault& fault) {
+  const FaultOutcome outcome = resolve_outside(c, fault);
+  if (outcome == FaultOutcome::kRetry) return BitsSet::kAgain;
+  if (outcome != FaultOutcome::kMemoryFault) return BitsSet::kUnserved;
+  refuse_private(c, fault);
+  return BitsSet::kStopped;
+}
 
 template <typename Word>
 BitsSet set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
@@ -141,8 +154,7 @@ BitsSet set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
       // A table in a read-only slot keeps its bits and serves all the same, as in the kernel.
       return BitsSet::kYes;
     case FaultOutcome::kMemoryFault:
-      c.stop = Step::kAgain;  // its page went since it was read: reading it says why
-      return BitsSet::kStopped;
+      return refused_bits(c, fault);
     case FaultOutcome::kToUser:
     case FaultOutcome::kPoison:
     case FaultOutcome::kNoMemory:
@@ -231,7 +243,21 @@ BitsSet update_bits(Cpu& c, const Path<F>& path, unsigned root_level, unsigned l
   return BitsSet::kYes;
 }
 
-enum class Attempt : u8 { kDone, kFailed, kAgain };
+enum class Attempt : u8 { kDone, kFailed, kAgain, kUnserved };
+
+Attempt attempt_after(BitsSet bits) {
+  switch (bits) {
+    case BitsSet::kYes:
+      return Attempt::kDone;
+    case BitsSet::kAgain:
+      return Attempt::kAgain;
+    case BitsSet::kUnserved:
+      return Attempt::kUnserved;
+    case BitsSet::kStopped:
+      return Attempt::kFailed;
+  }
+  return Attempt::kFailed;
+}
 
 template <pt::Format F>
 Attempt walk_tables(Cpu& c, const WalkRequest& r, u64 table, unsigned root_level,
@@ -244,6 +270,7 @@ Attempt walk_tables(Cpu& c, const WalkRequest& r, u64 table, unsigned root_level
     typename F::Word entry = 0;
     const PteRead read = r.quiet ? read_own_pte(c, at, &entry) : read_pte(c, at, &entry);
     if (read == PteRead::kStopped) return Attempt::kFailed;
+    if (read == PteRead::kUnserved) return Attempt::kUnserved;
     if (read == PteRead::kAbsent || !F::is_present(entry)) {
       page_fault(c, r, 0);
       return Attempt::kFailed;
@@ -272,9 +299,7 @@ Attempt walk_tables(Cpu& c, const WalkRequest& r, u64 table, unsigned root_level
     const bool write = r.access == Access::kWrite;
     const BitsSet bits =
         r.quiet ? BitsSet::kYes : update_bits<F>(c, path, root_level, level, write);
-    if (bits != BitsSet::kYes) {
-      return bits == BitsSet::kAgain ? Attempt::kAgain : Attempt::kFailed;
-    }
+    if (bits != BitsSet::kYes) return attempt_after(bits);
     const u64 offset = r.linear & ((u64{1} << pt::bytes_lg2<F>(level)) - 1);
     out->gpa = Gpa(F::leaf_address(entry, level) | offset);
     out->large = level > 1;
@@ -303,18 +328,22 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
     out->write_ready = request.access == Access::kWrite;
     return true;
   }
-  for (;;) {
+  for (unsigned unserved = 0;;) {
     switch (attempt_walk(c, request, out)) {
       case Attempt::kDone:
         return true;
       case Attempt::kFailed:
         return false;
+      case Attempt::kUnserved:
+        if (++unserved == kBackstopTries) return give_up(c);
+        break;
       case Attempt::kAgain:
-        // Progress: another writer changed the entry. A guest that never stops is left by request.
-        if (c.exit_requested.load(std::memory_order_relaxed) != 0 && !request.quiet) {
-          c.stop = Step::kAgain;
-          return false;
-        }
+        break;
+    }
+    // Progress: another writer changed the entry. A guest that never stops is left by request.
+    if (c.exit_requested.load(std::memory_order_relaxed) != 0 && !request.quiet) {
+      c.stop = Step::kAgain;
+      return false;
     }
   }
 }

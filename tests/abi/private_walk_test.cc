@@ -2,7 +2,11 @@
 // The guest's own page tables in memory that stage 2 may refuse, one level at a time. Under
 // two-dimensional paging the processor reads tables by the VM's table: what it cannot have there is
 // the VMM's to arrange, as for any access, and never the guest's page fault.
+#include <sys/stat.h>
 #include <sys/wait.h>
+
+#include <fstream>
+#include <string>
 
 #include "tests/abi/private_machine.h"
 
@@ -56,6 +60,22 @@ class GuestTable : public PrivateMachine, public testing::WithParamInterface<u64
     for (const u64 page : {kCode, kData}) {
       EXPECT_TRUE(guest_store(table(1) + 8 * (page >> 12), static_cast<u16>(page | kPresent)));
     }
+  }
+  // The engine's own mapping of the tested table's page of the file.
+  [[nodiscard]] void* engines_page() {
+    struct stat file = {};
+    EXPECT_EQ(::fstat(file_, &file), 0);
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+      unsigned long start = 0;
+      unsigned long inode = 0;
+      if (std::sscanf(line.c_str(), "%lx-%*x %*s %*x %*s %lu", &start, &inode) == 2 &&
+          inode == file.st_ino) {
+        return reinterpret_cast<void*>(start + page_of(GetParam()) * kPage);
+      }
+    }
+    ADD_FAILURE() << "the file is not mapped";
+    return nullptr;
   }
   void enter_long_mode() {
     kvm_sregs sregs{};
@@ -187,6 +207,31 @@ TEST_P(GuestTable, ThatTheHostCannotWriteIsABareEfaultOnlyWhereABitIsToBeSet) {
   expect_loaded();
   ASSERT_EQ(::mprotect(at, kPage, PROT_READ), 0);
   expect_loaded();  // its entries are marked accessed now
+}
+
+// Nobody but the engine has this mapping, so it is the machine that takes it (poisoned memory).
+TEST_P(GuestTable, OfAFileTheHostDoesNotServeIsABareEfaultUntilItDoes) {
+  ASSERT_EQ(make_private(tested()), 0);
+  guest_writes_table(GetParam());
+  void* const at = engines_page();
+  ASSERT_EQ(::mprotect(at, kPage, PROT_NONE), 0);
+  expect_bare_efault();
+  expect_bare_efault();
+  ASSERT_EQ(::mprotect(at, kPage, PROT_READ | PROT_WRITE), 0);
+  expect_loaded();
+}
+
+TEST_P(GuestTable, OfAFileTheHostCannotWriteIsABareEfaultOnlyWhereABitIsToBeSet) {
+  ASSERT_EQ(make_private(tested()), 0);
+  guest_writes_table(GetParam());
+  void* const at = engines_page();
+  ASSERT_EQ(::mprotect(at, kPage, PROT_READ), 0);
+  expect_bare_efault();
+  expect_bare_efault();
+  ASSERT_EQ(::mprotect(at, kPage, PROT_READ | PROT_WRITE), 0);
+  expect_loaded();
+  ASSERT_EQ(::mprotect(at, kPage, PROT_READ), 0);
+  expect_loaded();
 }
 
 TEST_P(GuestTable, WithoutASlotIsTheGuestsPageFaultAndPrivateTheVmmsToArrange) {
