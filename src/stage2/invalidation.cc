@@ -105,7 +105,7 @@ bool GuestMemory::invalidate_range_start(const host::InvalidateEvent& event) {
   }
   if (ST_GUARD(reader_wait, true)) {
     // Whoever reads on after this found the gate closed, unless it walks the table without a lock.
-    if (removed.has_tables()) {
+    if (ST_GUARD(walkers_wait, removed.has_tables())) {
       slots_.wait_for_readers();
     } else {
       slots_.wait_for_accesses();

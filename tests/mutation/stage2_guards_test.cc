@@ -33,6 +33,10 @@ TEST(ReaderWait, WithoutTheWaitTheRangeChangesUnderAnOwnAccess) {
   EXPECT_TRUE(
       found_without("reader_wait", [] { return search<OwnWriteAgainstChange>(5000).found; }));
 }
+TEST(WalkersWait, WithoutTheMarksAFaultWritesToATableThatWasGivenBack) {
+  EXPECT_TRUE(
+      found_without("walkers_wait", [] { return search<RestoreAgainstTableRelease>(5000).found; }));
+}
 TEST(RingPush, WithoutTheReleaseAnEntryIsShownBeforeItsPage) {
   EXPECT_TRUE(found_without("ring_release", [] { return search<RingRound>(500).found; }));
 }

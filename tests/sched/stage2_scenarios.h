@@ -11,7 +11,7 @@
 #include "host/change.h"
 #include "stage2/address_space.h"
 #include "stage2/dirty_ring.h"
-#include "tests/sched/sched_support.h"
+#include "tests/sched/tdp_scenarios.h"
 #include "tests/support/guest_memory_access.h"
 #include "tests/support/pages.h"
 
@@ -23,9 +23,9 @@ using stage2::FaultOutcome;
 
 inline constexpr u64 kGpa = 0x100000;
 
-// A VM with one slot of one page, and the lines of up to two vCPUs.
+// A VM with one slot, of one page if nothing else is said, and the lines of up to two vCPUs.
 struct SmallVm {
-  GuardedPages pages{2};
+  GuardedPages pages;
   Box<stage2::GuestMemory> memory;
   AckLine lines[2];
   Box<stage2::MmuContext> contexts[2];
@@ -36,9 +36,9 @@ struct SmallVm {
   u64 meaning = 0;
   int blocks = 3;  // how long a vCPU goes on by one translation
 
-  explicit SmallVm(u32 flags = 0) {
+  explicit SmallVm(u32 flags = 0, u64 slot_pages = 1) : pages(slot_pages + 1) {
     memory = std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}));
-    static_cast<void>(set(kGpa, kPageSize, flags));
+    static_cast<void>(set(kGpa, slot_pages * kPageSize, flags));
     for (AckLine& line : lines) memory->lines().add(line);
     for (auto& context : contexts) context = std::move(*memory->new_context());
   }
@@ -329,6 +329,38 @@ struct HarvestAgainstStores : SmallVm {
   void last_harvest() {
     harvest();
     EXPECT_EQ(stores, harvested) << "a store is in no harvest";
+  }
+};
+
+// A change takes a whole table, whose memory is somebody else's as soon as the change may begin: a
+// fault that restores the right to store walks without a lock, and must not write there.
+struct RestoreAgainstTableRelease : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  static constexpr u64 kFrames = u64{1} << stage2::Format::kIndexBits;
+  static constexpr Word kTheirs =
+      stage2::Format::make_leaf(0x1000, 1, {.host_writable = true, .mmu_writable = true});
+  stage2::TablePage* theirs = nullptr;  // outside the model
+
+  RestoreAgainstTableRelease() : SmallVm(stage2::kLogDirtyPages, kFrames) {
+    guest_access(0, [](u64) {});
+    const Hva bitmap(pages.address() + kFrames * kPageSize);
+    static_cast<void>(memory->slots().get_dirty_log(0, bitmap));
+  }
+  ~RestoreAgainstTableRelease() {
+    if (theirs != nullptr) TdpPoolAccess::give_back(memory->tdp(), theirs);
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      Fault fault{};
+      fault.gpa = Gpa(kGpa);
+      fault.access = Access::kWrite;
+      static_cast<void>(memory->handle_fault(*contexts[0], fault));
+      sched::expect(theirs == nullptr || TdpPoolAccess::is_filled(*theirs, kTheirs),
+                    "a fault writes to a table that was given back");
+      return;
+    }
+    host::change(pages.address(), kFrames * kPageSize, host::EventKind::kUnmap, [] {});
+    theirs = TdpPoolAccess::take_filled(memory->tdp(), kTheirs);
   }
 };
 

@@ -27,6 +27,9 @@ TEST(OwnWriteAgainstChange, NoAccessIsInFlightWhileTheRangeChanges) {
 TEST(CreateAgainstChange, ANewSlotDoesNotServeWhatAChangeTakes) {
   expect_holds<CreateAgainstChange>(1000);
 }
+TEST(RestoreAgainstTableRelease, NothingIsWrittenToATableThatWasGivenBack) {
+  expect_holds<RestoreAgainstTableRelease>(1000);
+}
 
 TEST(HarvestAgainstStores, NoStoreIsInNoHarvest) {
   const unsigned seeds = seed_is_fixed() ? 1 : 2000;

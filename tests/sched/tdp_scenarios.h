@@ -16,6 +16,21 @@ struct TdpPoolAccess {
     for (unsigned i = 0; i < 8; ++i) page->entries[i].store(entry, sync::kRelease);
     mmu.pool_.give_back(page);
   }
+  // The same, and stays theirs.
+  static TablePage* take_filled(TdpMmu& mmu, Word entry) {
+    TablePage* page = mmu.pool_.allocate();
+    for (unsigned i = 0; i < kTableEntries; ++i) page->entries[i].store(entry, sync::kRelease);
+    return page;
+  }
+  // By exchanges, which read what was written last.
+  static bool is_filled(TablePage& page, Word entry) {
+    for (unsigned i = 0; i < kTableEntries; ++i) {
+      Word was = entry;
+      if (!page.entries[i].compare_exchange(was, entry)) return false;
+    }
+    return true;
+  }
+  static void give_back(TdpMmu& mmu, TablePage* page) { mmu.pool_.give_back(page); }
   // So are the last `count`, each with a leaf of its level in its last place.
   static void reuse(TdpMmu& mmu, unsigned count) {
     TablePage* pages[8];
