@@ -162,8 +162,8 @@ class AckSet {
   // One line's poll() shall say true soon. Async-signal-safe.
   void kick(AckLine& line) { line.raise_to(ticket_.fetch_add(1, kSeqCst) + 1); }
 
-  // For epochs. next_ticket(): a bump that gets this number or a higher one sees what the caller did
-  // before. passed(): every line has passed the requests up to this number.
+  // For epochs. next_ticket(): a bump that gets this number or a higher one sees what the caller
+  // did before. passed(): every line has passed the requests up to this number.
   [[nodiscard]] u64 next_ticket() { return ticket_.fetch_add(0, kAcqRel) + 1; }
   [[nodiscard]] u64 passed();
   // Does every line pass within the time one that is scheduled needs, or a barrier?

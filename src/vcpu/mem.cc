@@ -41,12 +41,11 @@ void fill(Cpu& c, SoftTlb& view, u64 linear, Access access, Hva at, bool large) 
   const u64 addend = page_floor(at).raw() - page;
   // I3 of soft_tlb.h.
   if (access != Access::kExec && &view == &c.views[kViewUserAligned]) return;
-  TlbEntry& e = view.slot(linear);
+  TlbEntry& e = view.slot_to_fill(linear, access == Access::kWrite);
   if (e.addend != addend || (e.read_tag != page && e.write_tag != page && e.exec_tag != page)) {
     e = TlbEntry{};
     e.addend = addend;
   }
-  view.used = true;
   c.large_pages = c.large_pages || large;
   switch (access) {
     case Access::kRead:

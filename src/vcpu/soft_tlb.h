@@ -27,26 +27,34 @@ struct TlbEntry {
   u64 write_tag = kNoTag;
   u64 exec_tag = kNoTag;
   u64 addend = 0;  // host address minus linear address
+
+  [[nodiscard]] bool is_empty() const {
+    return read_tag == kNoTag && write_tag == kNoTag && exec_tag == kNoTag;
+  }
 };
 
 inline constexpr u64 kTlbEntries = 512;
 
 struct SoftTlb {
   TlbEntry entry[kTlbEntries];
-  bool used = false;
 
-  [[nodiscard]] TlbEntry& slot(u64 linear) {
-    return entry[linear >> kPageShift & (kTlbEntries - 1)];
-  }
+  [[nodiscard]] TlbEntry& slot(u64 linear) { return entry[index(linear)]; }
   // The page tag an access of `size` bytes must find; differs from the slot's if it crosses.
   [[nodiscard]] static constexpr u64 tag(u64 linear, u64 size) {
     return (linear + size - 1) & kPageMask;
   }
 
+  // The slot, for whoever is about to set a tag of it.
+  [[nodiscard]] TlbEntry& slot_to_fill(u64 linear, bool for_writes) {
+    TlbEntry& e = slot(linear);
+    if (e.is_empty()) note_filled(static_cast<u16>(index(linear)));
+    writable_ = writable_ || for_writes;
+    return e;
+  }
   void flush() {
-    if (!used) return;
-    for (TlbEntry& e : entry) e = TlbEntry{};
-    used = false;
+    for_each_filled([](TlbEntry& e) { e = TlbEntry{}; });
+    filled_ = 0;
+    writable_ = false;
   }
   void flush_page(u64 linear) {
     TlbEntry& e = slot(linear);
@@ -55,10 +63,33 @@ struct SoftTlb {
   }
   // No store hits a page at host address `page` any more.
   void forbid_writes(u64 page) {
-    for (TlbEntry& e : entry) {
+    if (!writable_) return;
+    for_each_filled([page](TlbEntry& e) {
       if (e.write_tag != kNoTag && e.write_tag + e.addend == page) e.write_tag = kNoTag;
+    });
+  }
+
+ private:
+  static u64 index(u64 linear) { return linear >> kPageShift & (kTlbEntries - 1); }
+  void note_filled(u16 index) {
+    if (filled_ < kFew) few_[filled_] = index;
+    if (filled_ <= kFew) ++filled_;
+  }
+  template <typename F>
+  void for_each_filled(F&& fn) {
+    if (filled_ > kFew) {
+      for (TlbEntry& e : entry) fn(e);
+    } else {
+      for (u32 i = 0; i < filled_; ++i) fn(entry[few_[i]]);
     }
   }
+
+  // The slots that have been filled since the last flush, while they are few: a run that is short
+  // pays for what it used.
+  static constexpr u32 kFew = 24;
+  u32 filled_ = 0;  // kFew + 1: more than few
+  u16 few_[kFew] = {};
+  bool writable_ = false;  // may any slot have a write tag?
 };
 
 enum TlbView : u8 { kViewUser, kViewSupervisor, kViewSupervisorAc, kViewUserAligned, kViewCount };
