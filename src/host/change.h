@@ -122,27 +122,6 @@ auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
   return change(start, size, kind, announced_by(kind), std::forward<F>(system_call));
 }
 
-// madvise(MADV_FREE): `advise(start, size)` of every part that is not pinned, since the kernel
-// frees no page that is.
-template <typename F>
-int free_lazily(u64 start, u64 size, F&& advise) {
-  const std::optional<HvaRange> range = pages_of(start, size);
-  if (!range || range->start() != Hva(start)) return advise(start, size);
-  const InvalidateSection section(InvalidateEvent{*range, EventKind::kClear});
-  OwnedChange absent(*range, Announced::kClears);
-  const PinnedChange pinned(*range, Announced::kProtects, kWholeRange);
-  int answer = advise(start, 0);
-  HvaRange left = *range;
-  while (!left.empty() && has_changed(answer, EventKind::kClear)) {
-    const HvaRange part = next_unpinned(left);
-    const int freed = part.empty() ? 0 : advise(part.start().raw(), part.size());
-    if (freed != 0) answer = freed;
-    left = HvaRange(part.end(), left.end() - part.end());
-  }
-  if (has_changed(answer, EventKind::kClear)) absent.succeeded();
-  return answer;
-}
-
 // A change that takes nothing from anybody, so that no bell rings: rights that are gained.
 template <typename F>
 auto gain(u64 start, u64 size, F&& system_call) {

@@ -29,6 +29,8 @@ class OwnedChange {
   // The system call succeeded. Without it everything is as before, but for what a call that failed
   // halfway has unmapped.
   void succeeded() { succeeded_ = true; }
+  // Was any page of the range absent, or about to be?
+  [[nodiscard]] bool met_pages() const { return met_pages_; }
   // Absent pages that the call must not find could not be brought back: it is not to be made, and
   // answers ENOMEM.
   [[nodiscard]] bool refused() const { return refused_; }
@@ -43,6 +45,9 @@ class OwnedChange {
   bool refused_ = false;
   OwnedChange* next_ = nullptr;  // of those open; under the table lock
 };
+
+// Is a page of the private memory there absent? Racy.
+[[nodiscard]] bool has_absent_pages(HvaRange range);
 
 // The client is about to watch `range` by a userfaultfd of its own, of which memory has one only.
 // Pre: an OwnedChange kMoves of the range is open. True: it was ours until now.

@@ -334,6 +334,13 @@ bool OwnerTable::find_hidden(Hva at, Prot* prot) {
   return true;
 }
 
+bool OwnerTable::has_private(HvaRange range) {
+  PageKey any[1];
+  return collect({kPrivateMemory, range}, any, 1, [](const PageKey& key, const PageRecord&) {
+           return key.object == kPrivateMemory;
+         }) != 0;
+}
+
 bool OwnerTable::is_absent(PageKey key) {
   for (;;) {
     u32 seen = 0;

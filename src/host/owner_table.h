@@ -79,6 +79,8 @@ class OwnerTable final : public TransitWatcher {
   bool find(PageKey key, PageRecord* out);
   // The record of the page at `at`, and the rights of the client there.
   bool find_hidden(Hva at, Prot* prot);
+  // Any record of private memory there.
+  bool has_private(HvaRange range);
   // Waits for a page in transit.
   bool is_absent(PageKey key);
   [[nodiscard]] PageKey key_of(Hva at);

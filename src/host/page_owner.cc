@@ -196,6 +196,11 @@ bool is_absent(Hva at) {
   return table != nullptr && table->is_absent(table->key_of(at));
 }
 
+bool has_absent_pages(HvaRange range) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table != nullptr && table->has_private(range);
+}
+
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot) {
   if (!owners_active() || owner_table() == nullptr) return false;
   if (!owner_table()->find_hidden(at, prot)) return false;

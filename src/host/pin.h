@@ -108,6 +108,8 @@ class PinnedChange {
   ~PinnedChange();
   PinnedChange(const PinnedChange&) = delete;
   PinnedChange& operator=(const PinnedChange&) = delete;
+  // Were pages of the range pinned, or about to be?
+  [[nodiscard]] bool met_pages() const { return met_; }
   // The system call succeeded. Without it everything is as before.
   void succeeded(Hva moved_to = {}) {
     succeeded_ = true;

@@ -146,6 +146,10 @@ Result<Mapping> shown_mapping_at(Hva at) {
   return look_up(at, 0, [&](const Mapping& line) { return line.range.contains(at); });
 }
 
+Result<Mapping> shown_mapping_from(Hva at) {
+  return look_up(at, kThisOrNext, [&](const Mapping& line) { return line.range.end() > at; });
+}
+
 Result<Mapping> next_file_mapping(Hva at, bool shared) {
   const u64 flags = kThisOrNext | kOfFile | (shared ? kShared : 0);
   return look_up(at, flags, [&](const Mapping& line) {

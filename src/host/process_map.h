@@ -40,6 +40,8 @@ struct Mapping {
 [[nodiscard]] Result<Mapping> mapping_at(Hva at);
 // The same without I2: as the kernel shows it to the client.
 [[nodiscard]] Result<Mapping> shown_mapping_at(Hva at);
+// The first mapping that ends above `at`, as the kernel shows it. Failure: as below.
+[[nodiscard]] Result<Mapping> shown_mapping_from(Hva at);
 // The first mapping of a file that ends above `at`, as the kernel shows it; of shared ones only, if
 // `shared`. Failure: EFAULT (there is none), or what kept the kernel from answering.
 [[nodiscard]] Result<Mapping> next_file_mapping(Hva at, bool shared);

@@ -14,6 +14,7 @@
 #include "host/change.h"
 #include "host/descriptor.h"
 #include "host/hugetlb_standin.h"
+#include "host/piecewise.h"
 #include "host/pin.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
@@ -189,6 +190,27 @@ bool names_this_process(int pidfd) {
   return all.find(wanted.view()) != std::string_view::npos;
 }
 
+// The call, and what the stand-in has to know of it.
+void* remap_noting(void* old_at, size_t old_size, size_t new_size, int flags, void* new_at,
+                   Via via) {
+  void* const there = do_remap(via, old_at, old_size, new_size, flags, new_at);
+  if (hugetlb::any() && there != MAP_FAILED) {
+    if (there != old_at) hugetlb::forget(number_of(there), new_size);
+    hugetlb::moved(number_of(old_at), old_size, number_of(there), new_size);
+  }
+  return there;
+}
+
+// A madvise that takes contents, in a section. `advise(start, size)` is the call.
+template <typename F>
+int discard(const void* at, size_t size, int advice, F&& advise) {
+  host::EngineSection section(host::Touches::kNothing);
+  trace::enter_room(trace::Room::shim, 1, number_of(at));
+  const int result = host::discard(number_of(at), size, advice, advise);
+  section.leave();
+  return result;
+}
+
 bool read_part(const iovec* at, iovec* part) {
   host::EngineSection section(host::Touches::kClientMemory);
   const bool read = host::read_struct(Hva(number_of(at)), part);
@@ -252,31 +274,19 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
       return MAP_FAILED;
     }
   }
-  const auto go_on = [&] {
-    void* const there = do_remap(via, old_at, old_size, new_size, flags, new_at);
-    if (hugetlb::any() && there != MAP_FAILED) {
-      if (there != old_at) hugetlb::forget(number_of(there), new_size);
-      hugetlb::moved(number_of(old_at), old_size, number_of(there), new_size);
-    }
-    return there;
-  };
   if (!awake()) [[likely]]
-    return go_on();
-  const bool may_move = (flags & (MREMAP_MAYMOVE | MREMAP_FIXED)) != 0;
-  const auto source = [&] {
-    if (may_move) {
-      // Of no size: a second mapping of what is shared.
-      const size_t size = old_size == 0 ? new_size : old_size;
-      return noted_mapping(
-          announce(old_at, size, host::EventKind::kUnmap, host::Announced::kMoves, go_on, new_size),
-          new_size, false);
-    }
-    if (new_size >= old_size) return noted_mapping(go_on(), new_size, false);
-    const auto* tail = static_cast<const char*>(old_at) + new_size;
-    return announce(tail, old_size - new_size, host::EventKind::kUnmap, go_on);
-  };
-  if ((flags & MREMAP_FIXED) == 0) return source();
-  return announce(new_at, new_size, host::EventKind::kUnmap, source);
+    return remap_noting(old_at, old_size, new_size, flags, new_at, via);
+  host::EngineSection section(host::Touches::kNothing);
+  trace::enter_room(trace::Room::shim, 1, number_of(old_at));
+  void* const there = host::remap(
+      {number_of(old_at), old_size, new_size, flags, number_of(new_at)},
+      [&](const host::Remap& one) {
+        return remap_noting(reinterpret_cast<void*>(one.from), one.size, one.new_size, one.flags,
+                            reinterpret_cast<void*>(one.to), via);
+      },
+      [](void* made, u64 size) { return noted_mapping(made, size, false); });
+  section.leave();
+  return there;
 }
 
 int protect(void* at, size_t size, int prot, int key, Via via) {
@@ -297,33 +307,30 @@ int advise(void* at, size_t size, int advice, Via via) {
   const auto go_on = [&] { return do_advise(via, at, size, advice); };
   if (!awake()) [[likely]]
     return go_on();
-  const auto loss = host::loss_by_madvise(advice);
   if (advice == kPopulateRead || advice == kPopulateWrite) return with_buffer(at, size, go_on);
-  if (advice == MADV_REMOVE && size != 0) return take_out_mapped(at, size, go_on);
-  if (!loss || advice != MADV_FREE || !host::pins_active()) [[likely]]
-    return loss ? announce(at, size, *loss, go_on) : go_on();
-  host::EngineSection section(host::Touches::kNothing);
-  const int result = host::free_lazily(number_of(at), size, [&](u64 start, u64 bytes) {
+  if (!host::loss_by_madvise(advice)) [[likely]]
+    return go_on();
+  return discard(at, size, advice, [&](u64 start, u64 bytes) {
     return do_advise(via, reinterpret_cast<void*>(start), bytes, advice);
   });
-  section.leave();
-  return result;
 }
 
 ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, unsigned flags) {
   const auto go_on = [&](const iovec* from, size_t several) {
     return next::process_madvise(pidfd, from, several, advice, flags);
   };
-  const auto loss = host::loss_by_madvise(advice);
-  if (!awake() || !loss || count > IOV_MAX || !names_this_process(pidfd)) [[likely]]
+  if (!awake() || !host::loss_by_madvise(advice) || count > IOV_MAX || !names_this_process(pidfd))
+      [[likely]]
     return go_on(parts, count);
   // The kernel takes one range after the other, too, and says how far it came.
   ssize_t advised = 0;
   for (size_t i = 0; i < count; ++i) {
     iovec part{};
     if (!read_part(parts + i, &part)) return advised != 0 ? advised : as_libc(-EFAULT);
-    const ssize_t done = announce(part.iov_base, part.iov_len, *loss,
-                                  [&] { return static_cast<int>(go_on(&part, 1)) < 0 ? -1 : 0; });
+    const ssize_t done = discard(part.iov_base, part.iov_len, advice, [&](u64 start, u64 bytes) {
+      const iovec piece{reinterpret_cast<void*>(start), bytes};
+      return static_cast<int>(go_on(&piece, 1)) < 0 ? -1 : 0;
+    });
     if (done < 0) return advised != 0 ? advised : -1;
     advised += static_cast<ssize_t>(part.iov_len);
   }

@@ -76,23 +76,4 @@ auto take_out_named(int directory, const char* path, int flags, off_t size, F&& 
   return result;
 }
 
-// MADV_REMOVE: of the file that is mapped there.
-template <typename F>
-int take_out_mapped(const void* at, size_t size, F&& call) {
-  const auto mapping = host::mapping_at(Hva(number_of(at)));
-  if (!mapping || !mapping->shared || mapping->range.end().raw() - number_of(at) < size) {
-    return announce(at, size, host::EventKind::kClear, host::Announced::kPunches, call);
-  }
-  host::EngineSection section(host::Touches::kNothing);
-  int result = 0;
-  {
-    const u64 offset = mapping->offset + (number_of(at) - mapping->range.start().raw());
-    host::FileChange change({mapping->device, mapping->inode}, offset, size);
-    result = call();
-    if (result == 0) change.succeeded();
-  }
-  section.leave();
-  return result;
-}
-
 }  // namespace stagetwo::shim

@@ -2,8 +2,9 @@
 // Without its guards a pinned page is taken away, a pin stands for an address instead of a page, or
 // a slot is given back while a change has it in hand. Searches run in a child, since a failing
 // schedule leaves locks held.
+#include "host/access.h"
 #include "host/backstop.h"
-#include "host/change.h"
+#include "host/piecewise.h"
 #include "host/pin.h"
 #include "tests/mutation/broken_without.h"
 #include "tests/sched/pins_scenarios.h"
@@ -64,6 +65,55 @@ TEST(PinsFailed, WithoutTheLookAtWhatStandsAPageCoversAnotherMapping) {
   EXPECT_FALSE(broken_without({}, covers_another_mapping));
   EXPECT_TRUE(broken_without({"pins_failed"}, covers_another_mapping));
 }
+
+// Pages 0 to 15, the call's eight and their target, of which [first, first + pages) are pinned.
+host::FrameRun pinned_run;
+u8* pinned_area(u64 first, u64 pages) {
+  auto* at = static_cast<u8*>(
+      mmap(nullptr, 16 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  for (u64 i = 0; i < 16; ++i) at[i * kPageSize] = static_cast<u8>(i + 1);
+  const HvaRange pinned(Hva(reinterpret_cast<u64>(at) + first * kPageSize), pages * kPageSize);
+  const bool done =
+      host::backstop::install() && host::pin_pages(pinned, {.write = true}, &pinned_run, 1);
+  return done ? at : nullptr;
+}
+// The kernel discards the first four pages and refuses the others.
+bool a_pin_loses_what_is_discarded() {
+  u8* const at = pinned_area(0, 4);
+  if (at == nullptr || mlock(at + 4 * kPageSize, 4 * kPageSize) != 0) return false;
+  host::discard(reinterpret_cast<u64>(at), 8 * kPageSize, MADV_DONTNEED, [](u64 start, u64 size) {
+    return madvise(reinterpret_cast<void*>(start), size, MADV_DONTNEED);
+  });
+  u8 byte = 0;
+  return at[0] != 0 || !host::read_frame(pinned_run.first, 0, &byte, 1) || byte != 1;
+}
+// Nothing is moved to the target of the gap.
+bool what_stands_in_a_gap_is_lost() {
+  u8* const at = pinned_area(8, 8);
+  if (at == nullptr) return false;
+  munmap(at + 4 * kPageSize, kPageSize);
+  const u64 from = reinterpret_cast<u64>(at);
+  const host::Remap call{from, 8 * kPageSize, 8 * kPageSize, MREMAP_MAYMOVE | MREMAP_FIXED,
+                         from + 8 * kPageSize};
+  host::remap(
+      call,
+      [](const host::Remap& one) {
+        return mremap(reinterpret_cast<void*>(one.from), one.size, one.new_size, one.flags,
+                      reinterpret_cast<void*>(one.to));
+      },
+      [](void* there, u64) { return there; });
+  u8 byte = 0;
+  return !host::load(Hva(from + 12 * kPageSize), &byte) || byte != 13;
+}
+TEST(ByMapping, WithoutItAPinLosesWhatARefusedCallHasDiscarded) {
+  EXPECT_FALSE(broken_without({}, a_pin_loses_what_is_discarded));
+  EXPECT_TRUE(broken_without({"by_mapping"}, a_pin_loses_what_is_discarded));
+}
+TEST(ByMapping, WithoutItWhatStandsInTheGapOfAMoveIsLost) {
+  EXPECT_FALSE(broken_without({}, what_stands_in_a_gap_is_lost));
+  EXPECT_TRUE(broken_without({"by_mapping"}, what_stands_in_a_gap_is_lost));
+}
+
 TEST(PinsUnpinHeld, WithoutItASlotIsGivenBackWhileAChangeHasIt) {
   EXPECT_TRUE(found_without<UnpinAgainstChange>("pins_unpin_held"));
 }

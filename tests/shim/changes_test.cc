@@ -124,6 +124,42 @@ TEST(Change, AdviceByPidfdIsSeenWhenItIsOurs) {
 TEST(Change, FilePagesAreTurned) {
   expect_case("file_pages_turned");
 }
+
+// Calls that the kernel makes in part, or not at all: the same bytes and the same errno whoever has
+// the pages (tests/support/half_calls.h).
+void expect_as_natively(const std::vector<std::string>& how) {
+  std::vector<std::string> native{program("half_calls"), "native"};
+  std::vector<std::string> ours{tool(), "run", "--", program("half_calls")};
+  ours.insert(ours.end(), how.begin(), how.end());
+  if (how.back() == "parts") native.push_back("parts");
+  const Outcome expected = run_program(native);
+  ASSERT_EQ(expected.status, 0) << expected.err;
+  const Outcome outcome = run_program(ours);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(outcome.out, expected.out);
+}
+TEST(HalfCall, OverMemoryOfTheProcessIsTheKernels) {
+  expect_as_natively({"resident"});
+}
+TEST(HalfCall, OverPagesOnADevice) {
+  expect_as_natively({"absent"});
+}
+TEST(HalfCall, OverPagesOnADeviceBehindNoRights) {
+  expect_as_natively({"absent", "denied"});
+}
+TEST(HalfCall, OverPagesThatADeviceHasAlone) {
+  expect_as_natively({"exclusive"});
+}
+TEST(HalfCall, OverPinnedPages) {
+  expect_as_natively({"pinned"});
+}
+TEST(HalfCall, ByPidfdOverPagesOnADevice) {
+  expect_as_natively({"absent", "parts"});
+}
+TEST(HalfCall, ByPidfdOverPinnedPages) {
+  expect_as_natively({"pinned", "parts"});
+}
+
 TEST(Change, GuardPagesAreInstalled) {
   expect_case("guard_pages");
 }

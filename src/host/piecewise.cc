@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/piecewise.h"
+
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "base/alloc.h"
+#include "base/guard.h"
+#include "base/sys.h"
+#include "host/file_change.h"
+#include "host/process_map.h"
+#include "sync/atomic.h"
+
+#if !defined(MREMAP_DONTUNMAP)
+#define MREMAP_DONTUNMAP 4
+#endif
+
+namespace stagetwo::host {
+namespace {
+
+constexpr int kDontneedLocked = 24;  // Linux 5.18
+constexpr int kPoison = 100;
+
+// The kernel says so to an msync that would drop cached pages.
+bool is_locked(HvaRange part) {
+  const auto asked =
+      sys::checked(sys::call(SYS_msync, static_cast<long>(part.start().raw()),
+                             static_cast<long>(part.size()), MS_ASYNC | MS_INVALIDATE));
+  return !asked && to_int(asked.error()) == EBUSY;
+}
+
+// Is it refused because the memory is locked? A pinned page of it stays where it is then: moving it
+// to the store and back would take the lock from the client's mapping, and the refusal with it.
+bool refused_as_locked(HvaRange part, int advice) {
+  return advice != kDontneedLocked && advice != kPoison && is_locked(part);
+}
+
+// The pages nobody has pinned: the kernel frees no page that is. What is absent stays with its
+// owner, as a device's page does in the kernel.
+int free_lazily(const MappedPart& part, Discard* call) {
+  const HvaRange all = part.range;
+  if (part.mapping.file_backed || is_locked(all))
+    return call->advise(all.start().raw(), all.size());
+  const PinnedChange pinned(all, Announced::kProtects, kWholeRange);
+  for (HvaRange left = all; !left.empty();) {
+    const HvaRange free = next_unpinned(left);
+    const int answer = free.empty() ? 0 : call->advise(free.start().raw(), free.size());
+    if (answer != 0) return answer;
+    left = HvaRange(free.end(), left.end() - free.end());
+  }
+  return 0;
+}
+
+// A hole in the file that is mapped there.
+int punch(const MappedPart& part, Discard* call) {
+  const u64 offset = part.mapping.offset + (part.range.start() - part.mapping.range.start());
+  FileChange change({part.mapping.device, part.mapping.inode}, offset, part.range.size());
+  const int answer = call->advise(part.range.start().raw(), part.range.size());
+  if (answer == 0) change.succeeded();
+  return answer;
+}
+
+int discard_part(const MappedPart& part, int advice, Discard* call) {
+  const HvaRange range = part.range;
+  if (part.mapped && advice == MADV_FREE) return free_lazily(part, call);
+  if (part.mapped && advice == MADV_REMOVE && part.mapping.shared) return punch(part, call);
+  OwnedChange absent(range, Announced::kClears);
+  std::optional<PinnedChange> pinned;
+  if (!pins_active() || !refused_as_locked(range, advice)) {
+    pinned.emplace(range, Announced::kClears, kWholeRange);
+  }
+  const int answer = call->advise(range.start().raw(), range.size());
+  if (answer == 0) absent.succeeded();
+  if (answer == 0 && pinned) pinned->succeeded(range.start());
+  return answer;
+}
+
+int discard_parts(HvaRange range, int advice, Discard* call) {
+  bool gap = false;
+  for (HvaRange left = range; !left.empty();) {
+    const MappedPart part = first_part(left);
+    const int answer = discard_part(part, advice, call);
+    const bool goes_on = answer == 0 || (!part.mapped && errno == ENOMEM);
+    if (!goes_on) return answer;
+    gap = gap || answer != 0;
+    left = HvaRange(part.range.end(), left.end() - part.range.end());
+  }
+  if (!gap) return 0;
+  errno = ENOMEM;
+  return -1;
+}
+
+// With nothing there whose fate would have to be known. None: there is, by now.
+std::optional<int> discard_at_once(HvaRange range, u64 size, Discard* call) {
+  OwnedChange absent(range, Announced::kClears);
+  const PinnedChange pinned(range, Announced::kClears, kWholeRange);
+  if (absent.met_pages() || pinned.met_pages()) return std::nullopt;
+  return call->advise(range.start().raw(), size);
+}
+
+}  // namespace
+
+MappedPart first_part(HvaRange range) {
+  if (!ST_GUARD(by_mapping, true)) return {range, true, {}};
+  const auto found = shown_mapping_from(range.start());
+  if (!found && to_int(found.error()) != EFAULT) return {range, true, {}};
+  if (!found || found->range.start() >= range.end()) return {range, false, {}};
+  if (found->range.start() > range.start()) {
+    return {HvaRange(range.start(), found->range.start() - range.start()), false, {}};
+  }
+  const Hva end = std::min(found->range.end(), range.end());
+  return {HvaRange(range.start(), end - range.start()), true, *found};
+}
+
+bool has_kept_pages(HvaRange range) {
+  return has_absent_pages(range) || (pins_active() && next_unpinned(range) != range);
+}
+
+int discard_by(u64 start, u64 size, int advice, Discard* call) {
+  const std::optional<HvaRange> range = pages_of(start, size);
+  if (!range || range->start() != Hva(start)) return call->advise(start, size);
+  // A hole in a file rings for all its mappings; whatever else there is, the kernel refuses.
+  if (advice == MADV_REMOVE) return discard_parts(*range, advice, call);
+  const InvalidateSection section(InvalidateEvent{*range, EventKind::kClear});
+  if (!has_kept_pages(*range)) {
+    const std::optional<int> answer = discard_at_once(*range, size, call);
+    if (answer) return *answer;
+  }
+  return discard_parts(*range, advice, call);
+}
+
+// ---- mremap -----------------------------------------------------------------------------------
+
+namespace {
+
+// Does mremap take several mappings (Linux 6.17)? Tried on two of ours.
+bool try_several() {
+  const auto made = reserve_pages(4 * kPageSize, "host.move_probe");
+  if (!made) return false;
+  auto* const first = static_cast<char*>(*made);
+  const bool several = sys::mprotect(first, kPageSize, PROT_READ) &&
+                       sys::mremap(first, 2 * kPageSize, 2 * kPageSize,
+                                   MREMAP_MAYMOVE | MREMAP_FIXED, first + 2 * kPageSize);
+  unmap_pages(*made, 4 * kPageSize);
+  return several;
+}
+
+bool moves_several() {
+  static constinit sync::Atomic<u8> known{0};  // 1: no, 2: yes
+  u8 answer = known.load(sync::kRelaxed);
+  if (answer == 0) {
+    answer = try_several() ? 2 : 1;
+    known.store(answer, sync::kRelaxed);
+  }
+  return answer == 2;
+}
+
+u64 whole_pages(u64 size) {
+  return (size + kPageSize - 1) & kPageMask;
+}
+
+bool overlaps(const Remap& call) {
+  const u64 size = whole_pages(call.size);
+  const u64 new_size = whole_pages(call.new_size);
+  return call.from < call.to + new_size && call.to < call.from + size;
+}
+
+// With pages that may have to follow, or memory that is watched, of which the kernel moves no more
+// than one mapping at a time. What it refuses at once it is given as a whole: a gap at the
+// beginning, a target that nobody can map.
+bool goes_by_mapping(const Remap& call) {
+  constexpr u64 kEnd = (u64{1} << 47) - kPageSize;
+  const u64 size = whole_pages(call.size);
+  const bool only_moves = size != 0 && size == whole_pages(call.new_size);
+  if (!only_moves || (!owners_active() && !pins_active())) return false;
+  if (((call.from | call.to) & ~kPageMask) != 0 || size > kEnd) return false;
+  if (call.from > kEnd - size || call.to > kEnd - size) return false;
+  const MappedPart first = first_part(HvaRange(Hva(call.from), size));
+  return first.mapped && first.range.size() < size && moves_several();
+}
+
+}  // namespace
+
+// Of a target over the source the changes would wait for each other.
+Remapping kind_of(const Remap& call) {
+  constexpr int kKnown = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+  if ((call.flags & ~kKnown) != 0) return Remapping::kRefused;
+  if ((call.flags & MREMAP_MAYMOVE) == 0) {
+    return call.flags == 0 ? Remapping::kInPlace : Remapping::kRefused;
+  }
+  if ((call.flags & MREMAP_FIXED) == 0) return Remapping::kMoves;
+  if (overlaps(call)) return Remapping::kRefused;
+  return goes_by_mapping(call) ? Remapping::kByMapping : Remapping::kFixed;
+}
+
+}  // namespace stagetwo::host

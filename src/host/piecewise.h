@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Calls that the kernel makes mapping by mapping: madvise, and mremap of several mappings. When it
+// refuses one of them, or there is a gap, what was done to those before it stays done, and neither
+// the errno nor the page table says how far it came. So where pages of the range are absent or
+// pinned the call is made for one mapping after the other, in the kernel's order and with its
+// answers, and what becomes of a page is what became of its mapping's call. Analogue:
+// madvise_walk_vmas() (kernel file: mm/madvise.c), remap_move() (mm/mremap.c, since Linux 6.17).
+// Differs: another thread may change the next mapping between two of them.
+//
+//   return host::discard(start, size, advice, [&](u64 at, u64 bytes) { return real_madvise(…); });
+//   return host::remap({from, size, …}, [&](const Remap& one) { return real_mremap(…); }, made);
+//
+// I1: with nothing absent or pinned in the range it is one call, as it was asked for.
+// I2: errno and effect are those of the one call.
+// Context and errors: as host/change.h.
+
+#include "host/change.h"
+#include "host/process_map.h"
+
+namespace stagetwo::host {
+
+// Pages from some address on: of one mapping, as the kernel shows it, or of none.
+struct MappedPart {
+  HvaRange range;
+  bool mapped = true;
+  Mapping mapping;  // if it is
+};
+// What `range` begins with. Where the kernel does not say: all of it, as if it were one mapping.
+[[nodiscard]] MappedPart first_part(HvaRange range);
+
+// Is a page of the range absent or pinned?
+[[nodiscard]] bool has_kept_pages(HvaRange range);
+
+// A madvise that takes contents (loss_by_madvise()): answers 0, or -1 and errno.
+class Discard {
+ public:
+  virtual int advise(u64 start, u64 size) = 0;
+
+ protected:
+  ~Discard() = default;
+};
+int discard_by(u64 start, u64 size, int advice, Discard* call);
+
+template <typename F>
+int discard(u64 start, u64 size, int advice, F&& advise) {
+  struct Call final : Discard {
+    explicit Call(F& call) : call_(call) {}
+    int advise(u64 at, u64 bytes) override { return call_(at, bytes); }
+    F& call_;
+  };
+  Call call(advise);
+  return discard_by(start, size, advice, &call);
+}
+
+// An mremap, as the client asks for it.
+struct Remap {
+  u64 from;
+  u64 size;
+  u64 new_size;
+  int flags;
+  u64 to;
+};
+// How its pages have to be followed.
+enum class Remapping : u8 {
+  kRefused,    // it is not done, whatever is mapped: nothing is announced
+  kInPlace,    // what it takes is the tail
+  kMoves,      // it may go anywhere
+  kFixed,      // there, in one
+  kByMapping,  // there, and the kernel takes one mapping after the other
+};
+[[nodiscard]] Remapping kind_of(const Remap& call);
+
+// Of one mapping. `remap(Remap)` is the system call, `made(there, size)` sees what came of it while
+// nobody has its address.
+template <typename F, typename G>
+void* remap_announced(const Remap& call, Remapping kind, F&& remap, G&& made) {
+  const auto go_on = [&] { return remap(call); };
+  const auto source = [&]() -> void* {
+    if (kind != Remapping::kInPlace) {
+      // Of no size: a second mapping of what is shared.
+      const u64 size = call.size == 0 ? call.new_size : call.size;
+      return made(
+          change(call.from, size, EventKind::kUnmap, Announced::kMoves, go_on, call.new_size),
+          call.new_size);
+    }
+    if (call.new_size >= call.size) return made(go_on(), call.new_size);
+    return change(call.from + call.new_size, call.size - call.new_size, EventKind::kUnmap, go_on);
+  };
+  if (kind == Remapping::kInPlace || kind == Remapping::kMoves) return source();
+  return change(call.to, call.new_size, EventKind::kUnmap, source);
+}
+
+template <typename F, typename G>
+void* remap(const Remap& call, F&& remap, G&& made) {
+  const Remapping kind = kind_of(call);
+  if (kind == Remapping::kRefused) return remap(call);
+  if (kind != Remapping::kByMapping) return remap_announced(call, kind, remap, made);
+  // Where there is no mapping, what stands at the target is left alone.
+  for (HvaRange left(Hva(call.from), (call.size + kPageSize - 1) & kPageMask); !left.empty();) {
+    const MappedPart part = first_part(left);
+    const u64 start = part.range.start().raw();
+    const u64 size = part.range.size();
+    const Remap one{start, size, size, call.flags, call.to + (start - call.from)};
+    if (part.mapped && remap_announced(one, kind, remap, made) == MAP_FAILED) return MAP_FAILED;
+    left = HvaRange(part.range.end(), left.end() - part.range.end());
+  }
+  return reinterpret_cast<void*>(call.to);
+}
+
+}  // namespace stagetwo::host
