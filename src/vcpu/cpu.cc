@@ -80,7 +80,7 @@ void Cpu::update_view() {
   } else if ((sys.cr4 & cr4::kSmap) != 0 && (s.rflags & rflags::kAc) != 0) {
     view = kViewSupervisorAc;
   }
-  if (views != nullptr) tlb = &views[view];
+  if (views != nullptr && tlb != &views[view]) look_through(views[view]);
   fs_base = sys.seg[kSegFs].base;
   gs_base = sys.seg[kSegGs].base;
   // Outside 64-bit mode CS's base and limit are part of what a link stands for.

@@ -49,6 +49,9 @@ struct Cpu {
   LazyFlags flags;
   u64 next_rip = 0;
   SoftTlb* tlb = nullptr;
+  // Entries of *tlb: where the load and the store before hit (mem.h).
+  TlbEntry* last_read = nullptr;
+  TlbEntry* last_write = nullptr;
   u32 attention = 0;
   Mode mode = Mode::k16;
   u64 fs_base = 0, gs_base = 0;  // copies for address arithmetic in 64-bit mode: see update_view
@@ -124,6 +127,10 @@ struct Cpu {
   // Recomputes mode and TLB view from the state. After each change of CS, SS.DPL, CR0, CR4, EFER,
   // AC.
   void update_view();
+  void look_through(SoftTlb& view) {
+    tlb = &view;
+    last_read = last_write = view.entry;
+  }
   // After TF, the shadow, pending events or guest debugging changed.
   void update_attention();
   void flush_tlb();

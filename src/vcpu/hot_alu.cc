@@ -50,10 +50,11 @@ const Uop* mem_any(Cpu& c, const Uop* u) {
   const T operand = imm ? static_cast<T>(u->imm) : get<T>(c, u->src);
   T old = 0;
   if constexpr (writes(op)) {
-    const TlbEntry& e = c.tlb->slot(at);
-    const Hva host(at + e.addend);
-    if (SoftTlb::tag(at, sizeof(T)) != e.write_tag || !host::load<T>(host, &old, restartable(c)))
-        [[unlikely]]
+    const TlbEntry* e = find_hit<&TlbEntry::write_tag>(c, c.last_write, at, sizeof(T));
+    if (e == nullptr) [[unlikely]]
+      return u;
+    const Hva host(at + e->addend);
+    if (!host::load<T>(host, &old, restartable(c))) [[unlikely]]
       return u;
     LazyFlags flags = c.flags;
     const T r = compute<op, T>(flags, old, operand);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Guest memory as an instruction sees it: segment, linear address, TLB, host access. A hit is one
-// compare and one host instruction; everything else is in mem.cc.
+// Guest memory as an instruction sees it: segment, linear address, TLB, host access. A hit is a
+// compare or two and one host instruction; everything else is in mem.cc.
 // Linux analogue: linearize() and read_emulated/write_emulated of the kernel's emulator.
 //
 // False always means: nothing of this access happened that counts, and `c.stop` says how the
@@ -25,25 +25,38 @@ enum class Who : u8 { kExplicit, kSystem };
 [[nodiscard]] bool load_slow(Cpu& c, u64 linear, void* data, u32 size, Who who);
 [[nodiscard]] bool store_slow(Cpu& c, u64 linear, const void* data, u32 size, Who who);
 
+// The entry in which an access hits, or null. First the one before: it is in hand before the
+// address is known, so that a processor that guesses right need not wait for it, and most accesses
+// are in the page of the one before. That a slot cannot be of the next page (I4 of soft_tlb.h) is
+// not so there.
+template <u64 TlbEntry::* kTag>
+[[nodiscard, gnu::always_inline]] inline const TlbEntry* find_hit(Cpu& c, TlbEntry*& last,
+                                                                  u64 linear, u64 size) {
+  const u64 page = SoftTlb::tag(linear, size);
+  if (page == last->*kTag && page == (linear & kPageMask)) [[likely]]
+    return last;
+  TlbEntry& slot = c.tlb->slot(linear);
+  if (page != slot.*kTag) return nullptr;
+  return last = &slot;
+}
+
 template <typename T>
 [[nodiscard, gnu::always_inline]] inline bool load_hit(Cpu& c, u64 linear, T* out) {
-  const TlbEntry& e = c.tlb->slot(linear);
-  return SoftTlb::tag(linear, sizeof(T)) == e.read_tag &&
-         host::load<T>(Hva(linear + e.addend), out, restartable(c));
+  const TlbEntry* e = find_hit<&TlbEntry::read_tag>(c, c.last_read, linear, sizeof(T));
+  return e != nullptr && host::load<T>(Hva(linear + e->addend), out, restartable(c));
 }
 template <typename T>
 [[nodiscard, gnu::always_inline]] inline bool store_hit(Cpu& c, u64 linear, T value) {
-  const TlbEntry& e = c.tlb->slot(linear);
-  return SoftTlb::tag(linear, sizeof(T)) == e.write_tag &&
-         host::store<T>(Hva(linear + e.addend), value, restartable(c));
+  const TlbEntry* e = find_hit<&TlbEntry::write_tag>(c, c.last_write, linear, sizeof(T));
+  return e != nullptr && host::store<T>(Hva(linear + e->addend), value, restartable(c));
 }
 // old -> change(old), atomically if `locked`. *old receives what was there.
 template <typename T, typename F>
 [[nodiscard, gnu::always_inline]] inline bool update_hit(Cpu& c, u64 linear, bool locked, T* old,
                                                          F&& change) {
-  const TlbEntry& e = c.tlb->slot(linear);
-  if (SoftTlb::tag(linear, sizeof(T)) != e.write_tag) return false;
-  const Hva at(linear + e.addend);
+  const TlbEntry* e = find_hit<&TlbEntry::write_tag>(c, c.last_write, linear, sizeof(T));
+  if (e == nullptr) return false;
+  const Hva at(linear + e->addend);
   if (!host::load<T>(at, old, restartable(c))) return false;
   if (!locked) return host::store<T>(at, static_cast<T>(change(*old)), restartable(c));
   for (;;) {

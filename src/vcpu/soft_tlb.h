@@ -12,7 +12,8 @@
 // I3  Entries differ by privilege: one array for user accesses, one for supervisor accesses, one
 //     for supervisor accesses with EFLAGS.AC set under SMAP, one for user accesses whose alignment
 //     is checked: that one never has a data tag, so that every access takes the slow way.
-// I4  An access that crosses a page never hits: its last byte's page has another slot.
+// I4  An access that crosses a page never hits: its last byte's page has another slot; where
+//     the entry is not found by its slot (find_hit of mem.h), both pages are compared.
 // Locking: none; its vCPU's thread only.
 
 #include "addr/addr.h"

@@ -24,7 +24,7 @@ Result<void> make_caches(Cpu& c) {
     auto pages = map_pages(kViewBytes, kRunSite);
     if (!pages) return refuse(pages.error());
     c.views = ::new (*pages) SoftTlb[kViewCount];
-    c.tlb = c.views;
+    c.look_through(*c.views);
   }
   if (c.blocks == nullptr) {
     auto blocks = BlockCache::create();

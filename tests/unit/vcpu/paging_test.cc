@@ -225,6 +225,36 @@ TEST(Paging, TableInNoSlotReadsAsNotPresent) {
   EXPECT_EQ(g.error_of(kLoad), 0u);
 }
 
+// Two pages that are neighbours by their linear addresses only. Where the second was used last, an
+// access that ends in it has begun in the first all the same.
+TEST(Paging, AnAccessAcrossPagesIsOfBothBehindOneOfTheSecond) {
+  constexpr u64 kFirst = 0x300000, kSecond = 0x310000;
+  PagingGuest g;
+  g.pte(kFirst | 3);
+  g.write<u64>(kVictimPte + 8, kSecond | 3);
+  g.write<u32>(kFirst + 0xffc, 0x11111111);
+  g.write<u32>(kSecond, 0x22222222);
+  g.write<u32>(kSecond - 4, 0xbad);
+  g.reg(kRcx) = 0x0000000100000001;
+  g.code({0x48, 0x8b, 0x83, 0x00, 0x10, 0x00, 0x00,        // mov rax, [rbx+0x1000], a miss
+          0x48, 0x8b, 0x83, 0x00, 0x10, 0x00, 0x00,        // and a hit
+          0x48, 0x8b, 0x93, 0xfc, 0x0f, 0x00, 0x00,        // mov rdx, [rbx+0xffc]
+          0x48, 0x89, 0x83, 0x00, 0x10, 0x00, 0x00,        // mov [rbx+0x1000], rax
+          0x48, 0x89, 0x83, 0x00, 0x10, 0x00, 0x00,        //
+          0x48, 0x01, 0x8b, 0xfc, 0x0f, 0x00, 0x00,        // add [rbx+0xffc], rcx
+          0x48, 0x89, 0x83, 0x00, 0x10, 0x00, 0x00,        //
+          0xf0, 0x48, 0x01, 0x8b, 0xfc, 0x0f, 0x00, 0x00,  // lock add [rbx+0xffc], rcx
+          0x66, 0x89, 0x83, 0xff, 0x0f, 0x00, 0x00,        // mov [rbx+0xfff], ax
+          0xf4});
+  g.write<u16>(kSecond + 4, 0x9999);
+  g.run_to_hlt();
+  EXPECT_EQ(g.reg(kRdx), 0x2222222211111111u);
+  EXPECT_EQ(g.reg(kRax), 0x999922222222u);
+  EXPECT_EQ(g.read<u32>(kFirst + 0xffc), 0x22111113u);
+  EXPECT_EQ(g.read<u32>(kSecond), 0x22222222u);
+  EXPECT_EQ(g.read<u32>(kSecond - 4), 0xbadu);
+}
+
 TEST(Paging, StoreAcrossPagesChangesNothingIfTheSecondFaults) {
   PagingGuest g;
   g.pte(0);
