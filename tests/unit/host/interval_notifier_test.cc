@@ -385,7 +385,6 @@ namespace stagetwo::test {
 namespace {
 
 struct IntervalSubscriber {
-  static constexpr bool kHoldsAnything = false;
   HvaRange mine() { return host::kMine; }
   HvaRange foreign() { return host::kOther; }
   template <typename F>
@@ -412,4 +411,5 @@ struct IntervalSubscriber {
 
 }  // namespace
 INSTANTIATE_TYPED_TEST_SUITE_P(Interval, NotifierContract, IntervalSubscriber);
+INSTANTIATE_TYPED_TEST_SUITE_P(Interval, NotifierContractOfTakers, IntervalSubscriber);
 }  // namespace stagetwo::test

@@ -129,7 +129,6 @@ namespace test {
 // Of one unit; of a coherent one with its page in the device's memory.
 template <unsigned kUnit>
 struct MirrorSubscriber {
-  static constexpr bool kHoldsAnything = false;
   MirrorSubscriber() {
     EXPECT_TRUE(host::backstop::install());
     if (mirror::is_coherent(kUnit)) {
@@ -171,6 +170,7 @@ struct MirrorSubscriber {
 using Units = testing::Types<MirrorSubscriber<0>, MirrorSubscriber<1>, MirrorSubscriber<2>,
                              MirrorSubscriber<3>>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Mirror, NotifierContract, Units);
+INSTANTIATE_TYPED_TEST_SUITE_P(Mirror, NotifierContractOfTakers, Units);
 
 }  // namespace test
 }  // namespace stagetwo
