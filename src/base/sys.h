@@ -75,8 +75,8 @@ Result<int> eventfd(unsigned initial, int flags);
 inline constexpr int kFirstEngineFd = 1 << 12;
 Result<int> raise_engine_fd(int fd);
 // Opens again what is behind `fd` (a description of its own: the client cannot tell), as an engine
-// fd.
-Result<int> reopen_engine_fd(int fd, int flags);
+// fd. `proc` is the folder /proc, or -1: by its name.
+Result<int> reopen_engine_fd(int fd, int flags, int proc = -1);
 
 // Threads and time.
 Result<void> futex_wait(const volatile u32* word, u32 expected, const timespec* relative);

@@ -12,6 +12,7 @@
 
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/kept_fd.h"
 #include "host/process_map.h"
 #include "host/userfault.h"
 #include "sync/atomic.h"
@@ -63,7 +64,7 @@ bool has_said(int thread) {
 std::string_view ask(int thread, const char* file, char (&text)[2048]) {
   FixedString<64> path;
   path.append("/proc/self/task/").append_int(thread).append_char('/').append(file);
-  const auto fd = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
+  const auto fd = open_proc(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (!fd) return {};
   const auto got = sys::read(*fd, text, sizeof(text));
   static_cast<void>(sys::close(*fd));
@@ -128,7 +129,7 @@ bool learn_stack(int thread) {
 // Calls `see` for the threads of this process until it answers false. False: it did.
 template <typename F>
 bool all_threads(F&& see) {
-  const auto folder = sys::openat(AT_FDCWD, "/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const auto folder = open_proc("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (!folder) return false;
   struct Entry {
     u64 inode;

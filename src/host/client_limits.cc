@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "base/sys.h"
+#include "host/kept_fd.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::host {
@@ -92,12 +93,13 @@ Result<void> set_file_size(int fd, u64 size) {
 }
 
 Result<int> reopen_beyond_limit(int fd, int flags) {
-  auto opened = sys::reopen_engine_fd(fd, flags);
+  const int proc = proc_folder();
+  auto opened = sys::reopen_engine_fd(fd, flags, proc);
   if (opened || to_int(opened.error()) != EMFILE) return opened;
   const sync::MutexGuard guard(limits_lock);
   // Twice the lowest of the engine's numbers, so that there is room above it.
   const HigherLimit higher(RLIMIT_NOFILE, u64{2} * sys::kFirstEngineFd);
-  return sys::reopen_engine_fd(fd, flags);
+  return sys::reopen_engine_fd(fd, flags, proc);
 }
 
 void client_limits_after_fork_child() {

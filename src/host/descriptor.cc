@@ -255,7 +255,7 @@ bool is_held(int watch_fd) {
 Result<int> open_for_client(int backing_fd, int flags) {
   const ProcPath path(backing_fd);
   const int keep = O_ACCMODE | O_CLOEXEC | O_NONBLOCK | O_APPEND;
-  const int fd = ST_TRY(sys::openat(AT_FDCWD, path.c_str(), flags & keep));
+  const int fd = ST_TRY(open_proc(path.c_str(), flags & keep));
   const bool readable = (flags & O_ACCMODE) == O_RDONLY;
   struct flock lock = held_byte(readable ? F_RDLCK : F_WRLCK);
   const auto locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&lock));
@@ -470,7 +470,7 @@ void CloseWatch::watch_late() {
   const int own = kept_fd_of(slot.device, slot.identity.load(sync::kRelaxed));
   if (own < 0) return;
   const ProcPath path(own);
-  if (const auto opened = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  if (const auto opened = open_proc(path.c_str(), O_RDONLY | O_CLOEXEC)) {
     watch_fd_ = *opened;
   }
 }

@@ -29,6 +29,13 @@ struct KeptFds {
     *link = kept->next_;
     kept->listed_ = false;
   }
+  static void close_in_child() {
+    for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) {
+      if (kept->child_ == KeptFd::Child::kHasIt) continue;
+      const int fd = kept->fd_.exchange(-1, sync::kRelaxed);
+      if (fd >= 0) static_cast<void>(sys::close(fd));
+    }
+  }
   template <typename F>
   static void for_each(F&& fn) {
     for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) fn(kept->fd_);
@@ -39,13 +46,35 @@ constinit sync::Mutex KeptFds::lock{sync::Rank::kLeaf};
 constinit KeptFd* KeptFds::first = nullptr;
 constinit sync::Atomic<bool> KeptFds::any{false};
 
+namespace {
+
+constexpr size_t kProcLength = sizeof("/proc/") - 1;
+
+Result<int> open_folder() {
+  return sys::openat(AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+constinit KeptFd folder(open_folder, KeptFd::Child::kHasIt);
+
+}  // namespace
+
+int proc_folder() {
+  return folder.get().value_or(-1);
+}
+
+Result<int> open_proc(const char* path, int flags) {
+  return sys::openat(ST_TRY(folder.get()), path + kProcLength, flags);
+}
+
 Result<int> KeptFd::get() {
   if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) [[likely]]
     return fd;
+  const int fresh = path_ != nullptr ? ST_TRY(open_proc(path_, flags_ | O_CLOEXEC)) : -1;
   const sync::MutexGuard guard(KeptFds::lock);
-  if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) return fd;
-  const int opened =
-      ST_TRY(open_ != nullptr ? open_() : sys::openat(AT_FDCWD, path_, O_RDONLY | O_CLOEXEC));
+  if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) {
+    if (fresh >= 0) static_cast<void>(sys::close(fresh));
+    return fd;
+  }
+  const int opened = path_ != nullptr ? fresh : ST_TRY(open_());
   const int raised = ST_TRY(sys::raise_engine_fd(opened));
   fd_.store(raised, sync::kRelaxed);
   if (!listed_) KeptFds::add(this);
@@ -113,10 +142,7 @@ bool vacate_kept_fd(int fd) {
 
 void kept_fds_after_fork_child() {
   std::construct_at(&KeptFds::lock, sync::Rank::kLeaf);
-  KeptFds::for_each([](sync::Atomic<int>& place) {
-    const int fd = place.exchange(-1, sync::kRelaxed);
-    if (fd >= 0) static_cast<void>(sys::close(fd));
-  });
+  KeptFds::close_in_child();
 }
 
 }  // namespace stagetwo::host

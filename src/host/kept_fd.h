@@ -6,7 +6,11 @@
 //
 //   constinit KeptFd pagemap("/proc/self/pagemap");
 //
-// Lifetime: static. A child of fork opens its own (what is behind /proc/self is another there).
+// I1: what is opened before a chroot, a change of user or a lower RLIMIT_NOFILE serves after it:
+//     host/process_files.h opens while the engine wakes what it will ask for.
+//
+// Lifetime: static. A child of fork opens its own (what is behind /proc/self is another there), and
+// inherits the folder they are in.
 // Locking: a leaf lock around opening; get() of an open one is a load.
 
 #include "base/result.h"
@@ -19,9 +23,12 @@ class KeptFd {
  public:
   using Open = Result<int> (*)();
 
-  explicit constexpr KeptFd(const char* path) : path_(path) {}
-  // For what no path leads to, or not for reading alone.
-  explicit constexpr KeptFd(Open open) : open_(open) {}
+  // A file of /proc, in full.
+  explicit constexpr KeptFd(const char* path, int flags = 0) : path_(path), flags_(flags) {}
+  // Anything else. Of what is the same in a child, the child has it, too.
+  enum class Child : u8 { kOpensItsOwn, kHasIt };
+  explicit constexpr KeptFd(Open open, Child child = Child::kOpensItsOwn)
+      : open_(open), child_(child) {}
   KeptFd(const KeptFd&) = delete;
   KeptFd& operator=(const KeptFd&) = delete;
 
@@ -31,7 +38,9 @@ class KeptFd {
  protected:
   friend struct KeptFds;
   const char* path_ = nullptr;  // one of the two
+  int flags_ = 0;               // beside O_CLOEXEC
   Open open_ = nullptr;
+  Child child_ = Child::kOpensItsOwn;
   sync::Atomic<int> fd_{-1};
   KeptFd* next_ = nullptr;  // of those that were ever open; under the lock
   bool listed_ = false;
@@ -50,6 +59,12 @@ class HeldFd : private KeptFd {
   [[nodiscard]] Result<int> get() const;
   void close();
 };
+
+// Opens a file of /proc, `path` in full; also where a chroot since the first call has hidden /proc
+// from the process. Failure: the kernel's.
+[[nodiscard]] Result<int> open_proc(const char* path, int flags);
+// The folder itself, for sys::reopen_engine_fd; -1: there is none.
+[[nodiscard]] int proc_folder();
 
 // Is any open? A relaxed load.
 [[nodiscard]] bool any_kept_fd();

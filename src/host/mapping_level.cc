@@ -7,7 +7,9 @@
 
 #include "base/sys.h"
 #include "host/hugetlb_standin.h"
+#include "host/kept_fd.h"
 #include "host/proc_ioctls_internal.h"
+#include "host/process_files.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
@@ -21,13 +23,8 @@ enum class Support : u32 { kUnknown, kYes, kNo };
 constinit sync::Atomic<Support> scan_support{Support::kUnknown};
 constinit sync::Atomic<Support> query_support{Support::kUnknown};
 
-// One question to a file of /proc. It is opened for the question: a descriptor that stays open is
-// one more than the client has.
-Result<long> ask(const char* path, unsigned long request, void* question) {
-  const int fd = ST_TRY(sys::openat(AT_FDCWD, path, O_RDONLY | O_CLOEXEC));
-  const auto answer = sys::ioctl(fd, request, reinterpret_cast<u64>(question));
-  static_cast<void>(sys::close(fd));
-  return answer;
+Result<long> ask(const Result<int>& file, unsigned long request, void* question) {
+  return sys::ioctl(ST_TRY(file), request, reinterpret_cast<u64>(question));
 }
 
 constexpr u64 down(u64 address, u64 to) {
@@ -53,7 +50,7 @@ bool is_huge(u64 start) {
   scan.regions = reinterpret_cast<u64>(&region);
   scan.region_count = 1;
   scan.category_mask = scan.return_mask = kScanHuge;
-  const auto found = ask("/proc/self/pagemap", kPageScan, &scan);
+  const auto found = ask(pagemap_file(), kPageScan, &scan);
   if (scan_support.load(sync::kRelaxed) == Support::kUnknown) {
     note_support(scan_support, found);
   }
@@ -65,7 +62,7 @@ u64 page_size_by_query(u64 address) {
   ProcmapQuery query{};
   query.size = sizeof(query);
   query.address = address;
-  const auto found = ask("/proc/self/maps", kProcmapQuery, &query);
+  const auto found = ask(maps_file(), kProcmapQuery, &query);
   if (query_support.load(sync::kRelaxed) == Support::kUnknown) {
     note_support(query_support, found);
   }
@@ -125,7 +122,7 @@ class SmapsSearch {
 };
 
 u64 page_size_by_smaps(u64 address) {
-  const auto fd = sys::openat(AT_FDCWD, "/proc/self/smaps", O_RDONLY | O_CLOEXEC);
+  const auto fd = open_proc("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
   if (!fd) return 0;
   SmapsSearch search(address);
   char buffer[4096];

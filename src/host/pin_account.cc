@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/pin_account.h"
 
-#include <fcntl.h>
 #include <linux/capability.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
-#include <string_view>
-
 #include "addr/addr.h"
 #include "base/sys.h"
+#include "host/process_files.h"
 #include "host/session.h"
 #include "sync/atomic.h"
 
@@ -36,23 +34,9 @@ u64 limit_in_pages() {
   return limit.rlim_cur / kPageSize;
 }
 
-// "VmLck:      64 kB", in pages.
+// In pages.
 u64 locked_by_kernel() {
-  const auto fd = sys::openat(AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC);
-  if (!fd) return 0;
-  char buffer[2048];
-  const auto got = sys::read(*fd, buffer, sizeof(buffer));
-  static_cast<void>(sys::close(*fd));
-  const std::string_view text(buffer, got ? *got : 0);
-  size_t at = text.find("VmLck:");
-  if (at == std::string_view::npos) return 0;
-  u64 kilobytes = 0;
-  for (at += 6; at < text.size() && text[at] != 'k'; ++at) {
-    if (text[at] >= '0' && text[at] <= '9') {
-      kilobytes = kilobytes * 10 + static_cast<u64>(text[at] - '0');
-    }
-  }
-  return kilobytes / (kPageSize / 1024);
+  return status_kilobytes("VmLck:").value_or(0) / (kPageSize / 1024);
 }
 
 // `others`: what counts against the limit besides.

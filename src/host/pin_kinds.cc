@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/sys.h"
+#include "host/kept_fd.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
@@ -65,7 +66,7 @@ bool is_memory_mount(std::string_view line, u64 device) {
 
 // Is a file system of `device` mounted that keeps its pages in memory only?
 bool is_memory_device(u64 device) {
-  const auto fd = sys::openat(AT_FDCWD, "/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+  const auto fd = open_proc("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
   if (!fd) return false;
   char buffer[4096];
   size_t held = 0;

@@ -9,6 +9,7 @@
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/kept_fd.h"
+#include "host/process_files.h"
 #include "sync/atomic.h"
 
 #if !defined(MREMAP_DONTUNMAP)
@@ -21,11 +22,6 @@ namespace {
 constexpr u64 kWindowsPerStep = 64;
 
 constinit sync::Atomic<bool> copy_only{false};
-
-Result<int> open_memory() {
-  return sys::openat(AT_FDCWD, "/proc/self/mem", O_RDWR | O_CLOEXEC);
-}
-constinit KeptFd memory(open_memory);
 
 void* pointer(Hva at) {
   return reinterpret_cast<void*>(at.raw());
@@ -125,7 +121,7 @@ Result<int> open_again(const Mapping& mapping, int mode) {
       .append_digits(mapping.range.start().raw(), 16, 1)
       .append_char('-')
       .append_digits(mapping.range.end().raw(), 16, 1);
-  return sys::openat(AT_FDCWD, path.c_str(), mode | O_CLOEXEC);
+  return open_proc(path.c_str(), mode | O_CLOEXEC);
 }
 
 Result<Alias> map_again(const Mapping& mapping, Hva page, u64 bytes) {
@@ -176,14 +172,14 @@ void drop_alias(const Alias& alias) {
 }
 
 bool read_behind(Hva at, void* to, size_t size) {
-  const auto fd = memory.get();
+  const auto fd = memory_file();
   if (!fd) return false;
   const auto got = sys::pread(*fd, to, size, static_cast<off_t>(at.raw()));
   return got && *got == size;
 }
 
 bool write_behind(Hva at, const void* from, size_t size) {
-  const auto fd = memory.get();
+  const auto fd = memory_file();
   if (!fd) return false;
   const auto put = sys::pwrite(*fd, from, size, static_cast<off_t>(at.raw()));
   return put && *put == size;

@@ -5,6 +5,7 @@
 #include "host/client_limits.h"
 #include "host/hugetlb_standin.h"
 #include "host/kept_fd.h"
+#include "host/kernel_io.h"
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
 #include "host/page_owner.h"
@@ -23,6 +24,7 @@ void after_fork_child() {
   pins_after_fork_child();
   pin_account_after_fork_child();
   kept_fds_after_fork_child();
+  requests_after_fork_child();
   client_limits_after_fork_child();
   page_idle::after_fork_child();
   hugetlb::after_fork_child();

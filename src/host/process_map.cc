@@ -10,6 +10,7 @@
 #include "host/kept_fd.h"
 #include "host/page_owner.h"
 #include "host/proc_ioctls_internal.h"
+#include "host/process_files.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
@@ -27,8 +28,6 @@ constexpr u64 kEntryProtected = u64{1} << 57;  // by a userfaultfd, Linux 5.13
 
 constexpr u64 kHugePage = u64{1} << 21;
 
-constinit KeptFd maps("/proc/self/maps");
-constinit KeptFd pagemap("/proc/self/pagemap");
 // Set once by whoever finds out; every finder finds the same.
 constinit sync::Atomic<bool> without_query{false};
 
@@ -37,7 +36,7 @@ Result<Mapping> by_query(Hva at, u64 flags) {
   query.size = sizeof(query);
   query.flags = flags;
   query.address = at.raw();
-  const auto asked = sys::ioctl(ST_TRY(maps.get()), kProcmapQuery, reinterpret_cast<u64>(&query));
+  const auto asked = sys::ioctl(ST_TRY(maps_file()), kProcmapQuery, reinterpret_cast<u64>(&query));
   if (!asked) return refuse(asked.error());
   Mapping found;
   found.range = HvaRange(Hva(query.start), query.end - query.start);
@@ -98,7 +97,7 @@ bool parse_line(std::string_view line, Mapping* out) {
 // The first one that `wanted` accepts; the lines are in order of address.
 template <typename F>
 Result<Mapping> by_text(F&& wanted) {
-  const int fd = ST_TRY(sys::openat(AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC));
+  const int fd = ST_TRY(open_proc("/proc/self/maps", O_RDONLY | O_CLOEXEC));
   char buffer[4096];
   size_t held = 0;
   Result<Mapping> found = refuse(EFAULT);
@@ -162,7 +161,7 @@ namespace {
 // The pages from `first` on in `category`, marked by `mark(PageState&)`.
 template <typename Mark>
 void mark_scanned(Hva first, unsigned count, u64 category, PageState* out, Mark&& mark) {
-  const auto fd = pagemap.get();
+  const auto fd = pagemap_file();
   if (!fd) return;
   PageRegion regions[kMaxPageStates];
   PageScan scan{};
@@ -200,7 +199,7 @@ Result<Mapping> mapping_at(Hva at) {
 Result<void> page_states(Hva first, unsigned count, PageState* out) {
   u64 words[kMaxPageStates] = {};
   const u64 bytes = u64{count} * sizeof(u64);
-  const auto got = sys::pread(ST_TRY(pagemap.get()), words, bytes,
+  const auto got = sys::pread(ST_TRY(pagemap_file()), words, bytes,
                               static_cast<off_t>(first.raw() / kPageSize * sizeof(u64)));
   if (!got) return refuse(got.error());
   bool any = false;

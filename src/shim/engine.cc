@@ -13,6 +13,7 @@
 #include "host/page_owner.h"
 #include "host/pin.h"
 #include "host/process.h"
+#include "host/process_files.h"
 #include "host/run_section.h"
 #include "host/session.h"
 #include "shim/forks.h"
@@ -106,6 +107,7 @@ Result<void> wake() {
   host::set_attacher(abi_kvm::attach);
   host::set_owner_warning(warn);
   host::choose_how_touches_come();
+  host::open_process_files();
   ST_TRY(host::backstop::install());
   adopt_mask();
   wrap_signals();

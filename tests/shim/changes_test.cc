@@ -167,5 +167,28 @@ TEST(Change, SystemCallsByNumberAreSeen) {
   expect_case("raw_calls");
 }
 
+// A program that opens its devices first and locks itself in then (programs/elsewhere.c).
+void expect_devices_work(const std::vector<std::string>& arguments) {
+  const Outcome outcome = run_under("elsewhere", arguments);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  if (outcome.out.starts_with("skipped: ")) GTEST_SKIP() << outcome.out.substr(9);
+}
+
+TEST(LockedIn, InAnotherRootDevicesWorkOn) {
+  expect_devices_work({"root"});
+}
+TEST(LockedIn, InAnotherRootDevicesWorkOnWithoutUserfaultfd) {
+  expect_devices_work({"root", "denied"});
+}
+TEST(LockedIn, AsAnotherUserDevicesWorkOn) {
+  expect_devices_work({"user"});
+}
+TEST(LockedIn, AsAnotherUserDevicesWorkOnWithoutUserfaultfd) {
+  expect_devices_work({"user", "denied"});
+}
+TEST(LockedIn, WithoutDescriptorsDevicesWorkOn) {
+  expect_devices_work({"descriptors"});
+}
+
 }  // namespace
 }  // namespace stagetwo::test

@@ -12,6 +12,7 @@
 #include "base/process_page.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/kept_fd.h"
 
 namespace stagetwo::abi_kvm {
 namespace {
@@ -86,7 +87,7 @@ Result<long> GuestMemfdFile::open(Vm& vm, u64 size, u64 flags) {
   kind.append(kKind).append_int(static_cast<s64>(flags));
   auto backing = ST_TRY(host::Backing::create_memory(kind.c_str(), size));
   auto file = ST_TRY(make_box<GuestMemfdFile>("abi.guest_memfd", vm, size, flags));
-  ST_TRY(file->fd_.hold(ST_TRY(sys::reopen_engine_fd(backing.fd(), O_RDWR))));
+  ST_TRY(file->fd_.hold(ST_TRY(sys::reopen_engine_fd(backing.fd(), O_RDWR, host::proc_folder()))));
   return ST_TRY(
       host::publish(std::move(file), std::move(backing), spec_of(host::StateHome::kProcess)));
 }

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/process_files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#include <charconv>
+#include <cstring>
+#include <string_view>
+
+#include "base/sys.h"
+#include "host/kept_fd.h"
+
+namespace stagetwo::host {
+namespace {
+
+constinit KeptFd maps("/proc/self/maps");
+constinit KeptFd pagemap("/proc/self/pagemap");
+constinit KeptFd memory("/proc/self/mem", O_RDWR);
+constinit KeptFd status("/proc/self/status");
+
+}  // namespace
+
+void open_process_files() {
+  for (KeptFd* const file : {&maps, &pagemap, &memory, &status}) static_cast<void>(file->get());
+}
+
+Result<int> maps_file() {
+  return maps.get();
+}
+Result<int> pagemap_file() {
+  return pagemap.get();
+}
+Result<int> memory_file() {
+  return memory.get();
+}
+
+// "VmLck:      64 kB"
+Result<u64> status_kilobytes(const char* label) {
+  char buffer[2048];
+  const size_t got = ST_TRY(sys::pread(ST_TRY(status.get()), buffer, sizeof(buffer), 0));
+  std::string_view text(buffer, got);
+  const size_t at = text.find(label);
+  if (at == std::string_view::npos) return refuse(EINVAL);
+  text.remove_prefix(at + std::strlen(label));
+  while (text.starts_with(' ') || text.starts_with('\t')) text.remove_prefix(1);
+  u64 kilobytes = 0;
+  const auto number = std::from_chars(text.data(), text.data() + text.size(), kilobytes);
+  if (number.ec != std::errc()) return refuse(EINVAL);
+  return kilobytes;
+}
+
+}  // namespace stagetwo::host
