@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/leaf_lock.h"
+#include "base/own_memory.h"
 #include "base/process_page.h"
 #include "base/sys.h"
 
@@ -64,7 +65,7 @@ struct Arena {
   AllocUse use;
   FreeBlock* free[kClasses];
 };
-constexpr size_t kArenaWord = 8;
+constexpr size_t kArenaWord = kOwnMemoryWord + kOwnMemoryWords;
 static_assert(kArenaWord * sizeof(u64) + sizeof(Arena) <= kProcessPageWords * sizeof(u64));
 
 Arena* arena() {
@@ -107,7 +108,15 @@ size_t pages_of(size_t bytes) {
 
 void* map_anonymous(size_t bytes, int prot, int flags) {
   auto mapped = sys::mmap(nullptr, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
-  return mapped ? *mapped : nullptr;
+  if (!mapped || note_own_memory(*mapped, bytes)) return mapped ? *mapped : nullptr;
+  static_cast<void>(sys::munmap(*mapped, bytes));
+  return nullptr;
+}
+
+// Refused only where the arguments were never a mapping of ours.
+void unmap_own(void* at, size_t bytes) {
+  forget_own_memory(at, bytes);
+  ST_CHECK(sys::munmap(at, bytes).has_value());
 }
 
 // Under the lock. nullptr: no chunk.
@@ -203,8 +212,8 @@ Result<void*> map_aligned_pages(size_t bytes, size_t align, const char* site) {
   if (all == nullptr) return refuse(ENOMEM);
   const u64 start = reinterpret_cast<u64>(all);
   const size_t before = align_up(start, align) - start;
-  if (before != 0) ST_CHECK(sys::munmap(all, before).has_value());
-  if (before != align) ST_CHECK(sys::munmap(all + before + bytes, align - before).has_value());
+  if (before != 0) unmap_own(all, before);
+  if (before != align) unmap_own(all + before + bytes, align - before);
   count(1, static_cast<s64>(bytes));
   return all + before;
 }
@@ -232,8 +241,7 @@ Result<void*> map_file(size_t bytes, int prot, int flags, int fd, long offset, c
 
 void unmap_pages(void* at, size_t bytes) {
   if (at == nullptr) return;
-  // Refused only where the arguments were never a mapping of ours.
-  ST_CHECK(sys::munmap(at, pages_of(bytes)).has_value());
+  unmap_own(at, pages_of(bytes));
   count(-1, -static_cast<s64>(pages_of(bytes)));
 }
 

@@ -17,8 +17,10 @@ namespace stagetwo {
 inline constexpr size_t kProcessPageWords = 512;
 
 // The page as words, all zero in a fresh process and in a child. nullptr: no memory for it.
-// Words [0, 8) belong to process_page.cc, the rest to alloc.cc.
+// Words [0, 8) belong to process_page.cc, the next ones to own_memory.cc, the rest to alloc.cc.
 u64* process_page();
+inline constexpr size_t kOwnMemoryWord = 8;
+inline constexpr size_t kOwnMemoryWords = 8;
 
 // A number that is not 0, constant in one process, and different in a child of it.
 u32 process_stamp();

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 
+#include "base/own_memory.h"
 #include "base/process_page.h"
 #include "base/sys.h"
 #include "host/blocked_faults.h"
 #include "host/change.h"
+#include "host/kernel_io.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
@@ -73,6 +75,12 @@ u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u
   return taken;
 }
 
+// A part of a huge page that is pinned cannot be moved, and Linux 6.12 tries for ever: it asks the
+// page to be split until somebody lets go.
+bool any_huge(const PageState* states, unsigned count) {
+  return std::any_of(states, states + count, [](const PageState& state) { return state.huge; });
+}
+
 // The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
 // that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
 Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
@@ -91,9 +99,14 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
     const unsigned count = static_cast<unsigned>(std::min<u64>(left, kMaxPageStates));
     ST_TRY(page_states(at, count, states));
     unsigned records = 0;
+    const bool unmovable = any_huge(states, count) && kernel_pins_memory();
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
       if (!wants(which, mapping, states[i])) continue;
       // What the client's own userfaultfd protects could not be put back as it was.
+      if (states[i].huge && unmovable) {
+        table.count_refused_pinned();
+        continue;
+      }
       if (behind_protection && (states[i].guarded || is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
@@ -124,6 +137,10 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Whic
     const auto mapping = mapping_at(at);
     if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
     Hva end = std::min(range.end(), mapping->range.end());
+    // As the kernel refuses what a driver has mapped for itself.
+    const OwnMemory own = own_memory_in(at.raw(), end.raw());
+    if (own.start == at.raw()) return refuse(EINVAL);
+    if (own.end != 0) end = Hva(own.start);
     const HvaRange stack = own_stack_in(HvaRange(at, end - at));
     if (!stack.empty() && stack.start() == at) {
       at = stack.end();

@@ -137,8 +137,8 @@ enum class Which : u8 {
 // owner_counts() tells them apart.
 // Rings the bell around it, at every address the pages have: a migration, or of kPresent pages an
 // exclusive access, with `cookie` as the event's owner.
-// Failure: EINVAL (a part is not mapped, not readable, or of huge pages), ENOMEM; what was taken
-// before stays taken. Context: the client's thread, no lock, no section.
+// Failure: EINVAL (a part is not mapped, not readable, of huge pages, or the engine's own), ENOMEM;
+// what was taken before stays taken. Context: the client's thread, no lock, no section.
 [[nodiscard]] Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie,
                                     Which which);
 

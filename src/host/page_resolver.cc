@@ -4,9 +4,11 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+#include "base/alloc.h"
 #include "base/failpoint.h"
 #include "base/process_page.h"
 #include "base/sys.h"
@@ -38,6 +40,29 @@ void* serve(void*) {
   }
 }
 
+// On a stack of the engine's own, which no owner takes; it is never given back.
+int make_thread() {
+  if (failpoint::should_fail("host.resolver_thread")) return EAGAIN;
+  pthread_attr_t attributes;
+  if (pthread_attr_init(&attributes) != 0) return EAGAIN;
+  const auto stack = map_pages(kPageSize + kStackBytes, "host.resolver_stack");
+  int made = ENOMEM;
+  if (stack) {
+    u8* const bottom = static_cast<u8*>(*stack) + kPageSize;
+    static_cast<void>(sys::mprotect(*stack, kPageSize, PROT_NONE));
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstack(&attributes, bottom, kStackBytes);
+    KernelSigset before = 0;
+    set_mask(&kAllButLibcs, &before);
+    pthread_t thread{};
+    made = pthread_create(&thread, &attributes, serve, nullptr);
+    set_mask(&before, nullptr);
+    if (made != 0) unmap_pages(*stack, kPageSize + kStackBytes);
+  }
+  pthread_attr_destroy(&attributes);
+  return made;
+}
+
 }  // namespace
 
 Result<void> start_resolver() {
@@ -46,18 +71,7 @@ Result<void> start_resolver() {
   if (seen == stamp) [[likely]]
     return {};
   if (!resolver_of.compare_exchange(seen, stamp)) return {};
-  int made = EAGAIN;
-  pthread_attr_t attributes;
-  if (!failpoint::should_fail("host.resolver_thread") && pthread_attr_init(&attributes) == 0) {
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, kStackBytes);
-    KernelSigset before = 0;
-    set_mask(&kAllButLibcs, &before);
-    pthread_t thread{};
-    made = pthread_create(&thread, &attributes, serve, nullptr);
-    set_mask(&before, nullptr);
-    pthread_attr_destroy(&attributes);
-  }
+  const int made = make_thread();
   if (made == 0) return {};
   resolver_of.store(0);
   return refuse(made);

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/guard.h"
+#include "base/own_memory.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/faultin.h"
@@ -123,6 +124,7 @@ bool is_the_kernels(const host::Mapping& mapping) {
 Result<host::Mapping> migratable_at(Hva at) {
   const auto mapping = host::mapping_at(at);
   if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
+  if (own_memory_in(at.raw(), at.raw() + kPageSize).end != 0) return refuse(EINVAL);
   if (mapping->file_backed ? Device::is_a_devices(*mapping) : is_the_kernels(*mapping)) {
     return refuse(EINVAL);
   }
@@ -145,6 +147,7 @@ Result<void> for_mappings(HvaRange range, F&& fn) {
 
 Result<void> Mirror::migrate_to_device(HvaRange range) {
   trace::enter_room(trace::Room::mirror, 2, range.start().raw());
+  left_fork();
   return for_mappings(range, [&](HvaRange piece) -> Result<void> {
     if (device_->coherent()) ST_TRY(watch(piece));
     const auto taken = host::take_away(piece, &device_->migrated, device_, host::Which::kAnonymous);

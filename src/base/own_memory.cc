@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/own_memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/bits.h"
+#include "base/leaf_lock.h"
+#include "base/process_page.h"
+#include "base/sys.h"
+
+// Of the linker's: where this object begins and ends in memory.
+extern "C" {
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern const char _end[] __attribute__((visibility("hidden")));
+}
+
+namespace stagetwo {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+// In no order; neighbours are one. In the process page, which a child of fork finds empty.
+struct List {
+  u32 lock;
+  u32 unused;
+  u64 count;
+  u64 room;
+  OwnMemory* ranges;  // a mapping of its own, and in the list
+};
+static_assert(sizeof(List) <= kOwnMemoryWords * sizeof(u64));
+
+List* list() {
+  u64* page = process_page();
+  return page == nullptr ? nullptr : reinterpret_cast<List*>(page + kOwnMemoryWord);
+}
+
+OwnMemory cut(const OwnMemory& range, u64 start, u64 end) {
+  const OwnMemory part{std::max(range.start, start), std::min(range.end, end)};
+  return part.start < part.end ? part : OwnMemory{};
+}
+
+bool grow(List& all);
+
+// All under the lock. False: there was no room to keep both ends of a range that was cut in two;
+// the second one is nobody's then.
+bool take_out(List& all, u64 start, u64 end) {
+  for (u64 i = 0; i < all.count;) {
+    const OwnMemory whole = all.ranges[i];
+    if (cut(whole, start, end).end == 0) {
+      ++i;
+      continue;
+    }
+    all.ranges[i] = all.ranges[--all.count];
+    if (whole.start < start) all.ranges[all.count++] = {whole.start, start};
+    if (end >= whole.end) continue;
+    if (all.count == all.room && !grow(all)) return false;
+    all.ranges[all.count++] = {end, whole.end};
+  }
+  return true;
+}
+
+// Twice the room, in another mapping.
+bool grow(List& all) {
+  const u64 room = std::max<u64>(2 * all.room, kPage / sizeof(OwnMemory));
+  const auto mapped = sys::mmap(nullptr, room * sizeof(OwnMemory), PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (!mapped) return false;
+  const OwnMemory old{reinterpret_cast<u64>(all.ranges),
+                      reinterpret_cast<u64>(all.ranges + all.room)};
+  auto* const fresh = static_cast<OwnMemory*>(*mapped);
+  std::copy_n(all.ranges, all.count, fresh);
+  all.ranges = fresh;
+  all.room = room;
+  const u64 start = reinterpret_cast<u64>(fresh);
+  all.ranges[all.count++] = {start, start + room * sizeof(OwnMemory)};
+  if (old.start == 0) return true;
+  static_cast<void>(take_out(all, old.start, old.end));
+  static_cast<void>(sys::munmap(reinterpret_cast<void*>(old.start), old.end - old.start));
+  return true;
+}
+
+}  // namespace
+
+bool note_own_memory(const void* at, size_t bytes) {
+  List* const all = list();
+  if (all == nullptr) return false;
+  const u64 start = reinterpret_cast<u64>(at);
+  const u64 end = start + align_up(bytes, kPage);
+  const LeafGuard guard(&all->lock);
+  for (u64 i = 0; i < all->count; ++i) {
+    OwnMemory& near = all->ranges[i];
+    if (near.end != start && near.start != end) continue;
+    near = {std::min(near.start, start), std::max(near.end, end)};
+    return true;
+  }
+  if (all->count == all->room && !grow(*all)) return false;
+  all->ranges[all->count++] = {start, end};
+  return true;
+}
+
+void forget_own_memory(const void* at, size_t bytes) {
+  List* const all = list();
+  if (all == nullptr) return;
+  const u64 start = reinterpret_cast<u64>(at);
+  const u64 end = start + align_up(bytes, kPage);
+  const LeafGuard guard(&all->lock);
+  static_cast<void>(take_out(*all, start, end));
+}
+
+OwnMemory own_memory_in(u64 start, u64 end) {
+  const OwnMemory object{reinterpret_cast<u64>(__ehdr_start),
+                         align_up(reinterpret_cast<u64>(_end), kPage)};
+  OwnMemory first = cut(object, start, end);
+  List* const all = list();
+  if (all == nullptr) return first;
+  const LeafGuard guard(&all->lock);
+  for (u64 i = 0; i < all->count; ++i) {
+    const OwnMemory part = cut(all->ranges[i], start, end);
+    if (part.end != 0 && (first.end == 0 || part.start < first.start)) first = part;
+  }
+  const u64 page = reinterpret_cast<u64>(all) & ~u64{kPage - 1};
+  const OwnMemory part = cut({page, page + kPage}, start, end);
+  return part.end != 0 && (first.end == 0 || part.start < first.start) ? part : first;
+}
+
+}  // namespace stagetwo

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Which addresses are the engine's own: what base/alloc.h has mapped, and the object this code is
+// in with its data. A client that hands one of them to a device by mistake, or because it goes
+// through all of /proc/self/maps, must not have the page taken from under the engine that would
+// have to bring it back.
+//
+// Locking: a leaf lock of its own. A child of fork starts with an empty list: what it inherited of
+// the parent's is read there, and owned by nobody.
+// Context: no signal handler.
+
+#include "base/types.h"
+
+namespace stagetwo {
+
+// False: no memory to remember it.
+[[nodiscard]] bool note_own_memory(const void* at, size_t bytes);
+void forget_own_memory(const void* at, size_t bytes);
+
+struct OwnMemory {
+  u64 start = 0;
+  u64 end = 0;  // both 0: none
+};
+// The first part of [start, end) that is the engine's.
+[[nodiscard]] OwnMemory own_memory_in(u64 start, u64 end);
+
+}  // namespace stagetwo
