@@ -29,6 +29,17 @@ constexpr Unseen kAll[] = {
      "process "
      "may not raise",
      "what was behind it lives until the process ends"},
+    {Where::kEverywhere,
+     "reads under way of io_uring, and of io_submit by a program's own instruction, into pages "
+     "that "
+     "are copied: userfaultfd denied, before Linux 6.8, memory that may be executed",
+     "what arrives after the copy is lost; elsewhere such a page stays, and none is copied while "
+     "buffers are registered"},
+    {Where::kEverywhere,
+     "another root or another user than when the first device was opened, in a child that is "
+     "forked "
+     "there; or before it",
+     "where the files of /proc/self cannot be opened, pages do not go to a device: ENOENT, EACCES"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},
@@ -47,6 +58,8 @@ constexpr Unseen kAll[] = {
      "pthread_attr_setsigmask_np,"
      " setcontext, sighold or sigblock",
      "while there is one, no page is taken from the program"},
+    {Where::kDenied, "a descriptor table that is full, or a RLIMIT_NOFILE that allows no more",
+     "while no file of /proc can be opened, no page is taken from the program"},
     {Where::kDenied, "the signal mask that posix_spawn and system give to a child",
      "SIGSTKFLT is blocked in place of SIGSEGV"},
 };

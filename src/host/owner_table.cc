@@ -33,7 +33,6 @@ namespace stagetwo::host {
 namespace {
 
 constexpr u64 kLookAgainNs = 10'000'000;
-constexpr u64 kLongestForkNs = 10'000'000'000;
 
 bool in_transit(PageStage stage) {
   return stage == PageStage::kTaking || stage == PageStage::kReading ||
@@ -62,11 +61,12 @@ void OwnerTable::wait_turn(u32 seen) {
 // ---- taking ---------------------------------------------------------------------------------
 
 void OwnerTable::begin_take() {
+  forks_.leave();
   for (;;) {
     u32 seen = 0;
     {
       const sync::MutexGuard guard(lock_);
-      if (!forking()) {
+      if (!forks_.any()) {
         ++takers_;
         return;
       }
@@ -479,51 +479,16 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
 
 // ---- fork -----------------------------------------------------------------------------------
 //
-// Between the two ends of a fork run handlers of the client, which may leave it by siglongjmp: the
-// second end never comes. So no lock is held there but a mark, which is believed as long as its
-// thread lives, takes no page itself, and is not older than any fork takes. Should a fork have been
-// that slow after all, the child finds out (lose_in_child).
+// Between the two ends of a fork no lock is held but a mark (host/fork_marks.h). A taker counts
+// itself under the lock if there is none; a fork marks itself, then looks for takers under the
+// lock. Should a fork have been slower than a mark is believed, the child finds out
+// (lose_in_child).
 //
 // A handler of the client's may itself have pages taken (a migration). They come back with the
 // others, because our first end is the last handler to run (shim/forks.h).
 
-ForkMark* OwnerTable::mark_of(int thread) {
-  for (ForkMark& mark : forks_) {
-    if (mark.thread == thread) return &mark;
-  }
-  return nullptr;
-}
-
-bool OwnerTable::forking() {
-  const u64 now = sync::now_ns();
-  bool any = false;
-  for (ForkMark& mark : forks_) {
-    if (mark.thread == 0) continue;
-    const bool stale = mark.thread == sys::current_tid() || now - mark.since_ns > kLongestForkNs ||
-                       !sys::thread_alive(mark.thread);
-    if (stale) mark = {};
-    any = any || !stale;
-  }
-  return any;
-}
-
 void OwnerTable::before_fork() {
-  const int me = sys::current_tid();
-  for (bool marked = false; !marked;) {
-    u32 seen = 0;
-    {
-      const sync::MutexGuard guard(lock_);
-      if (ForkMark* left = mark_of(me)) *left = {};
-      if (ForkMark* free = mark_of(0)) {
-        *free = {me, sync::now_ns()};
-        marked = true;
-      } else {
-        forking();
-      }
-      seen = turn_.load(sync::kAcquire);
-    }
-    if (!marked) sync::futex_wait(turn_, seen, kLookAgainNs);
-  }
+  forks_.enter();
   PageKey keys[kBatch];
   for (unsigned asked = 0; asked < kMostAsks;) {
     u32 seen = 0;
@@ -547,8 +512,8 @@ void OwnerTable::before_fork() {
 }
 
 void OwnerTable::after_fork_parent() {
+  forks_.leave();
   const sync::MutexGuard guard(lock_);
-  if (ForkMark* mark = mark_of(sys::current_tid())) *mark = {};
   turn_over();
 }
 
@@ -571,6 +536,11 @@ void OwnerTable::lose_in_child() {
 OwnerCounts OwnerTable::counts() {
   const sync::MutexGuard guard(lock_);
   return counts_;
+}
+
+void OwnerTable::count_refused_pinned() {
+  const sync::MutexGuard guard(lock_);
+  ++counts_.refused_owner;
 }
 
 void OwnerTable::count_refused_shared(u64 pages) {

@@ -8,6 +8,7 @@
 
 #include "base/hash_map.h"
 #include "base/vec.h"
+#include "host/fork_marks.h"
 #include "host/owned_change.h"
 #include "host/owner_records.h"
 #include "host/page_transit.h"
@@ -67,6 +68,7 @@ class OwnerTable final : public TransitWatcher {
   void lose_in_child();
   [[nodiscard]] OwnerCounts counts();
   void count_refused_shared(u64 pages);
+  void count_refused_pinned();
 
   // 0: no memory for the record. The caller then brings back what is absent.
   // `object` is where it stands, `frame` the lowest frame of the thread that is in use.
@@ -111,9 +113,6 @@ class OwnerTable final : public TransitWatcher {
   void forget_views(HvaRange range) TA_REQ(lock_);
   void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
-  // Is a fork under way that this thread is not in? Marks that nobody stands behind go.
-  bool forking() TA_REQ(lock_);
-  ForkMark* mark_of(int thread) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
   void wait_turn(u32 seen);
   // A page began or ceased to be absent. Its record is in the table, or was.
@@ -140,7 +139,7 @@ class OwnerTable final : public TransitWatcher {
   Vec<Hold> holds_ TA_GUARDED(lock_){"host.held_pages"};
   u64 last_hold_ TA_GUARDED(lock_) = 0;
   u32 takers_ TA_GUARDED(lock_) = 0;
-  ForkMark forks_[kMaxForks] TA_GUARDED(lock_);
+  ForkMarks forks_;
   OwnerCounts counts_ TA_GUARDED(lock_);
   // Raised under the lock; sleepers read it there and sleep on it (futex).
   sync::Atomic<u32> turn_{0};

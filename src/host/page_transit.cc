@@ -10,9 +10,14 @@
 #include "base/guard.h"
 #include "base/sys.h"
 #include "host/access.h"
-#include "host/kept_fd.h"
+#include "host/kernel_io.h"
 #include "host/owner_table.h"
+#include "host/process_files.h"
 #include "host/userfault.h"
+
+#if !defined(MADV_POPULATE_WRITE)
+#define MADV_POPULATE_WRITE 23
+#endif
 
 // A copy under userfaultfd, against a thread that writes the page meanwhile:
 //
@@ -32,11 +37,6 @@
 
 namespace stagetwo::host {
 namespace {
-
-Result<int> open_memory() {
-  return sys::openat(AT_FDCWD, "/proc/self/mem", O_RDWR | O_CLOEXEC);
-}
-constinit KeptFd memory(open_memory);
 
 void* pointer(Hva at) {
   return reinterpret_cast<void*>(at.raw());
@@ -64,7 +64,7 @@ Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping) {
   if (takes && userfault::open() && start_resolver() && userfault::watch(piece)) {
     return Hiding::kUserfault;
   }
-  ST_TRY(memory.get());
+  ST_TRY(memory_file());
   return Hiding::kProtection;
 }
 
@@ -72,10 +72,25 @@ bool PageTransit::to(Hva place) {
   if (left_) return false;
   if (hiding_ == Hiding::kProtection) return left_ = copy_protected(place);
   if (shared()) return left_ = copy_and_drop(place);
-  const auto moved = userfault::move(place, at());
+  auto moved = userfault::move(place, at());
+  if (is(moved, EBUSY)) {
+    make_own();
+    moved = userfault::move(place, at());
+  }
+  // Still EBUSY: the kernel or a device reads or writes it, as its own migration finds out by the
+  // page's reference count. What is written after a copy would be lost.
+  if (is(moved, EBUSY)) return false;
   // ENOENT: there is no page to move, so there are no bytes but zeros.
   left_ = moved || is(moved, ENOENT) || copy_and_drop(place);
   return left_;
+}
+
+// Of a page that a child of fork shares, or that is on the swap device with others, the process
+// gets one of its own, as by a store. Pre: the process may store there.
+void PageTransit::make_own() {
+  watcher_->reading(key_, true);
+  static_cast<void>(sys::madvise(pointer(at()), kPageSize, MADV_POPULATE_WRITE));
+  watcher_->reading(key_, false);
 }
 
 bool PageTransit::protect(bool on) {
@@ -98,7 +113,10 @@ bool PageTransit::copy_and_drop(Hva place) {
     static_cast<void>(protect(false));
     return false;
   }
-  if (protected_first) copied = copy(place);
+  // From here on nobody new gets to write it by the kernel; who does already is not shown by pages.
+  const bool pinned = ST_GUARD(owners_kernel_pins, kernel_pins_memory());
+  if (pinned) copied = Copied::kNo;
+  if (protected_first && !pinned) copied = copy(place);
   if (copied == Copied::kNothing || (copied == Copied::kYes && drop())) return true;
   static_cast<void>(protect(false));
   return false;
@@ -115,12 +133,12 @@ PageTransit::Copied PageTransit::copy(Hva place) {
 }
 
 bool PageTransit::copy_protected(Hva place) {
-  const auto fd = memory.get();
+  const auto fd = memory_file();
   bool hidden = fd.has_value();
   for (const PageView& view : views_) {
     hidden = hidden && sys::mprotect(pointer(view.at), kPageSize, PROT_NONE).has_value();
   }
-  if (hidden) {
+  if (hidden && !ST_GUARD(owners_kernel_pins, kernel_pins_memory())) {
     const auto got = sys::pread(*fd, pointer(place), kPageSize, static_cast<off_t>(at().raw()));
     // Behind a private page's protection its old bytes stay; the file is made smaller.
     if (got && *got == kPageSize && (!shared() || drop())) return true;
@@ -164,7 +182,7 @@ bool PageTransit::put_behind_protection(const void* page) {
     no_room_ = !put_through_alias(view->at, page);
     if (no_room_) return false;
   } else {
-    const auto fd = memory.get();
+    const auto fd = memory_file();
     if (!fd) return false;
     const off_t there = static_cast<off_t>(view->at.raw());
     const auto put = sys::pwrite(*fd, page, kPageSize, there);

@@ -12,6 +12,10 @@
 // A page of shared memory is protected, hidden and woken in each of its views; it is never moved,
 // and dropping it punches it out of the file.
 //
+// A page that the kernel or a device has pinned (I/O under way, registered buffers) stays. The move
+// finds it out page by page; before a copy all that can be seen is whether any memory of the
+// process is pinned for long, and then none is copied.
+//
 // Every step is one that no thread of the process can see half of: a touch before it gets the old
 // page, a touch after it waits. kProtection is for where userfaultfd is denied, the client holds
 // it, or the memory is none it takes (private file mappings); system calls on such a page answer
@@ -96,6 +100,7 @@ class PageTransit final : public PageExit, public PageEntry {
   bool protect(bool on);
   enum class Copied : u8 { kNo, kYes, kNothing };  // there was nothing: zeros
   Copied copy(Hva place);
+  void make_own();
   bool copy_and_drop(Hva place);
   bool copy_protected(Hva place);
   bool put_behind_protection(const void* page);

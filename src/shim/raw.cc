@@ -7,6 +7,7 @@
 #include <cerrno>
 
 #include "host/access.h"
+#include "host/kernel_io.h"
 #include "host/run_section.h"
 #include "shim/behind.h"
 #include "shim/engine.h"
@@ -189,15 +190,59 @@ long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
     case SYS_pwrite64:
     case SYS_pwritev:
       return transfer(number, Io::kWrite, a, b, c, &d);
-    case SYS_io_submit: {
-      const long allowed = requests_allowed(pointer<const iocb* const>(c), b);
-      return allowed < 0 ? -1 : call_with_buffers(number, {a, allowed, c, 0, 0, 0});
-    }
     default:
       break;
   }
   *done = false;
   return kPassOn;
+}
+
+// Tells of requests of the io_context `context` (host/kernel_io.h); errno stays.
+template <typename F>
+void note_requests(F&& note) {
+  if (!awake()) return;
+  const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
+  note();
+  section.leave();
+  errno = error;
+}
+
+long submit(u64 context, long count, long requests) {
+  const long allowed = requests_allowed(pointer<const iocb* const>(requests), count);
+  if (allowed < 0) return -1;
+  const auto most = static_cast<u64>(allowed);
+  note_requests([&] { host::requests_begin(context, most); });
+  const long taken =
+      call_with_buffers(SYS_io_submit, {static_cast<long>(context), allowed, requests, 0, 0, 0});
+  const u64 begun = taken > 0 ? static_cast<u64>(taken) : 0;
+  note_requests([&] { host::requests_end(context, most - begun); });
+  return taken;
+}
+
+long by_context(long number, const long (&w)[6], bool* done) {
+  const auto context = static_cast<u64>(w[0]);
+  *done = true;
+  switch (number) {
+    case SYS_io_submit:
+      return submit(context, w[1], w[2]);
+    case SYS_io_getevents:
+    case SYS_io_pgetevents: {
+      const long ended = call_with_buffers(number, w);
+      if (ended > 0) {
+        note_requests([&] { host::requests_end(context, static_cast<u64>(ended)); });
+      }
+      return ended;
+    }
+    case SYS_io_destroy: {
+      const long gone = call_with_buffers(number, w);
+      if (gone == 0) note_requests([&] { host::requests_forget(context); });
+      return gone;
+    }
+    default:
+      *done = false;
+      return kPassOn;
+  }
 }
 
 constexpr long kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
@@ -222,6 +267,7 @@ long raw_call(long number, long a, long b, long c, long d, long e, long f) {
   result = by_descriptor(number, a, b, c, d, &done);
   if (!done) result = by_name(number, a, b, c, d, e, &done);
   if (!done) result = by_address(number, a, b, c, d, e, f, &done);
+  if (!done) result = by_context(number, {a, b, c, d, e, f}, &done);
   return done ? result : call_with_buffers(number, {a, b, c, d, e, f});
 }
 

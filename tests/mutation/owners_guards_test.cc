@@ -18,6 +18,7 @@
 #include "tests/sched/owners_scenarios.h"
 #include "tests/support/failing_calls.h"
 #include "tests/support/one_place_owner.h"
+#include "tests/support/registered_buffer.h"
 
 namespace stagetwo::test {
 namespace {
@@ -83,6 +84,34 @@ TEST(OwnersFailed, WithoutTheLookAtWhatStandsOldBytesComeBackAfterAFailedChange)
   EXPECT_EQ(0, byte_after_a_failed_change());
   mutation::remove("owners_failed");
   EXPECT_EQ(8, byte_after_a_failed_change());
+  mutation::restore_all();
+}
+
+// What the kernel says it has read into a page, and what the page has then.
+int byte_that_the_kernel_wrote() {
+  void* at = mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  *static_cast<u8*>(at) = 8;
+  RegisteredBuffer buffer(at, kPageSize);
+  if (!buffer.usable()) return -1;
+  OnePlaceOwner owner;
+  const HvaRange page(Hva(reinterpret_cast<u64>(at)), kPageSize);
+  host::userfault::debug_deny(true);
+  static_cast<void>(host::take_away(page, &owner, &owner, host::Which::kAnonymous));
+  const int file = file_of(0x77, kPageSize);
+  EXPECT_EQ(static_cast<int>(kPageSize), buffer.read(file, kPageSize));
+  close(file);
+  host::bring_back_range(page);
+  const int byte = *static_cast<u8*>(at);
+  host::userfault::debug_deny(false);
+  munmap(at, kPageSize);
+  return byte;
+}
+
+TEST(OwnersKernelPins, WithoutTheLookWhatTheKernelReadsIntoAPageIsLost) {
+  if (byte_that_the_kernel_wrote() < 0) GTEST_SKIP() << "io_uring is not to be had here";
+  EXPECT_EQ(0x77, byte_that_the_kernel_wrote());
+  mutation::remove("owners_kernel_pins");
+  EXPECT_EQ(8, byte_that_the_kernel_wrote());
   mutation::restore_all();
 }
 

@@ -53,6 +53,9 @@ TEST(Buffers, AreHeldWhileACallWaits) {
 TEST(Buffers, OfCallsByNumberAreBroughtBack) {
   expect_in_both("raw_calls");
 }
+TEST(Buffers, OfRequestsUnderWayAreNotCopied) {
+  expect_in_both("requests_under_way");
+}
 TEST(Buffers, WordsOfAnotherProgramAreBroughtBack) {
   expect_in_both("programs");
 }

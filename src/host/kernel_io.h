@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the kernel still reads and writes after the call that asked for it has returned. Such a page
+// may be moved, since what is under way moves with it or the kernel refuses, but not copied: the
+// copy would miss what arrives later. Analogue: folio_maybe_dma_pinned(). Differs: the kernel tells
+// a process of no page whether it is pinned, only how many are pinned for long.
+//
+// Seen are buffers registered with an io_uring (VmPin of /proc/self/status, as the memory of real
+// devices) and the requests of io_submit that are told of here. Not seen is what a program submits
+// by its own instruction.
+//
+// Locking: a leaf lock. Context: an EngineSection of the client's thread; kernel_pins_memory() any.
+
+#include "base/types.h"
+
+namespace stagetwo::host {
+
+// May the kernel be at work in memory of this process? It does not say in which. True also where it
+// says nothing.
+[[nodiscard]] bool kernel_pins_memory();
+
+// Requests of an io_context: before the call that submits them; when that took fewer, or their ends
+// were fetched; when the context is no more.
+void requests_begin(u64 context, u64 count);
+void requests_end(u64 context, u64 count);
+void requests_forget(u64 context);
+
+void requests_after_fork_child();
+
+}  // namespace stagetwo::host
