@@ -63,11 +63,4 @@ struct Hold {
   int thread;
 };
 
-// A thread between the two ends of a fork. `thread` 0: nobody.
-struct ForkMark {
-  int thread = 0;
-  u64 since_ns = 0;
-};
-inline constexpr unsigned kMaxForks = 8;
-
 }  // namespace stagetwo::host

@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "base/guard.h"
+#include "host/fork_marks.h"
 #include "host/page_owner.h"
 #include "mirror/mirror.h"
 
@@ -26,9 +27,9 @@ namespace {
 
 constexpr unsigned kBatch = 256;
 
-// Forks under way. Raised before the devices are looked through, read after a device exists: both
+// Forks under way. Marked before the devices are looked through, read after a device exists: both
 // sequentially consistent, so that a device made meanwhile sees it.
-constinit sync::Atomic<u32> forks{0};
+constinit host::ForkMarks forks;
 
 u64 number_of(Hva at) {
   return at.raw() >> kPageShift;
@@ -76,7 +77,7 @@ void Device::make_resident(u64 page) {
   const sync::MutexGuard guard(lock);
   Resident* resident = residents_.find(page);
   if (resident == nullptr) return;
-  if (ST_GUARD(mirror_residents, is_losing(Hva(page << kPageShift)) || forks.load() != 0)) {
+  if (ST_GUARD(mirror_residents, is_losing(Hva(page << kPageShift)) || forks.any())) {
     residents_.erase(page);
   } else {
     *resident = Resident::kYes;
@@ -196,16 +197,20 @@ u64 leave_device_memory(HvaRange range) {
 // They become ordinary pages where they are: the two processes share them from now on, and neither
 // can tell later whether what it has is the old page or a copy.
 void before_fork() {
-  forks.fetch_add(1);
+  forks.enter();
   for_coherent([](Device& device) { device.forget_residents(); });
 }
 
 void after_fork_parent() {
-  forks.fetch_sub(1);
+  forks.leave();
+}
+
+void left_fork() {
+  forks.leave();
 }
 
 void after_fork_child() {
-  forks.store(0);
+  forks.clear();
 }
 
 }  // namespace stagetwo::mirror

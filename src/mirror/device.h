@@ -144,6 +144,8 @@ u64 leave_device_memory(HvaRange range);
 // for the device's.
 void before_fork();
 void after_fork_parent();
+// The calling thread is in no fork: a handler of the client's may have jumped out of one.
+void left_fork();
 void after_fork_child();
 
 }  // namespace stagetwo::mirror

@@ -197,7 +197,7 @@ TEST_P(Coherent, WhatCannotMoveIsGivenUpByAReleaseAllTheSame) {
 TEST_P(Coherent, AForkLeavesNothingResident) {
   ASSERT_TRUE(near_->migrate_to_device(range(0, 4)));
   mirror::before_fork();
-  ASSERT_TRUE(near_->migrate_to_device(range(8, 1)));
+  std::thread([&] { EXPECT_TRUE(near_->migrate_to_device(range(8, 1))); }).join();
   EXPECT_EQ(Where::kSystem, where(*near_, 8)) << "none becomes resident from now on";
   host::owners_before_fork();
   const pid_t child = ::fork();
@@ -214,6 +214,15 @@ TEST_P(Coherent, AForkLeavesNothingResident) {
   EXPECT_EQ(1, page(0)[0]);
   ASSERT_TRUE(near_->migrate_to_device(range(0, 4)));
   EXPECT_EQ(Where::kResidentHere, where(*near_, 1));
+}
+
+TEST_P(Coherent, AForkThatAHandlerJumpedOutOfIsOver) {
+  mirror::before_fork();  // and a handler of the client's left it
+  ASSERT_TRUE(near_->migrate_to_device(range(0, 4)));
+  EXPECT_EQ(Where::kResidentHere, where(*near_, 1)) << "by the thread itself";
+  std::thread([] { mirror::before_fork(); }).join();
+  ASSERT_TRUE(near_->migrate_to_device(range(4, 4)));
+  EXPECT_EQ(Where::kResidentHere, where(*near_, 5)) << "by a thread that ended in the middle of it";
 }
 
 TEST_P(Coherent, WhatTheKernelRefusesIsRefused) {
