@@ -8,6 +8,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -26,14 +27,44 @@ enum class Loading { kDynamic, kStatic, kForeignMachine, kScript, kUnknown };
 struct Head {
   Loading loading = Loading::kUnknown;
   std::string interpreter;  // of a kScript
+  bool is_of_go = false;    // of a kDynamic
 };
 
-bool has_interpreter(int fd, const Elf64_Ehdr& head) {
+// Calls see(segment) until it answers true. False: it never did.
+template <typename F>
+bool any_segment(int fd, const Elf64_Ehdr& head, F&& see) {
   for (unsigned i = 0; i < head.e_phnum; ++i) {
     Elf64_Phdr segment{};
     const auto at = static_cast<off_t>(head.e_phoff + i * sizeof(segment));
     if (pread(fd, &segment, sizeof(segment), at) != sizeof(segment)) return false;
-    if (segment.p_type == PT_INTERP) return true;
+    if (see(segment)) return true;
+  }
+  return false;
+}
+
+bool has_interpreter(int fd, const Elf64_Ehdr& head) {
+  return any_segment(fd, head, [](const Elf64_Phdr& s) { return s.p_type == PT_INTERP; });
+}
+
+// Go's linker leaves a note with its name.
+bool has_note_of_go(int fd, const Elf64_Phdr& segment) {
+  if (segment.p_type != PT_NOTE) return false;
+  constexpr size_t kMostBytes = 4096;
+  char notes[kMostBytes];
+  const size_t wanted = std::min<size_t>(segment.p_filesz, kMostBytes);
+  const ssize_t got = pread(fd, notes, wanted, static_cast<off_t>(segment.p_offset));
+  const size_t size = got > 0 ? static_cast<size_t>(got) : 0;
+  Elf64_Nhdr note{};
+  const auto padded = [](size_t bytes) { return (bytes + 3) & ~size_t{3}; };
+  for (size_t at = 0; at + sizeof(note) <= size;) {
+    std::memcpy(&note, notes + at, sizeof(note));
+    at += sizeof(note);
+    constexpr std::string_view kName("Go\0\0", 4);
+    if (note.n_namesz == kName.size() && at + kName.size() <= size &&
+        std::string_view(notes + at, kName.size()) == kName) {
+      return true;
+    }
+    at += padded(note.n_namesz) + padded(note.n_descsz);
   }
   return false;
 }
@@ -59,6 +90,8 @@ Head read_head(const std::string& path) {
       result.loading = Loading::kForeignMachine;
     } else {
       result.loading = has_interpreter(fd, elf) ? Loading::kDynamic : Loading::kStatic;
+      result.is_of_go = any_segment(
+          fd, elf, [&](const Elf64_Phdr& segment) { return has_note_of_go(fd, segment); });
     }
   } else if (size > 2 && start[0] == '#' && start[1] == '!') {
     result.loading = Loading::kScript;
@@ -157,6 +190,11 @@ Program find_program(const std::string& name) {
   } else if (const std::string why = why_engine_cannot_enter(program.path); !why.empty()) {
     program.refusal = kExitCannotExecute;
     program.reason = why;
+  } else if (read_head(program.path).is_of_go) {
+    program.warning = fmt::format(
+        "{} is a Go program, which makes its system calls by its own instruction: the devices it "
+        "opens are the machine's, the engine sees what it calls in C only (stagetwo doctor)",
+        program.path);
   }
   return program;
 }

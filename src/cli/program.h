@@ -13,6 +13,8 @@ struct Program {
   std::string path;
   int refusal = 0;     // 0, or the exit status: 126 or 127
   std::string reason;  // one sentence
+  // One sentence of a program that the engine enters but does not see all of; else empty.
+  std::string warning;
 };
 
 // PATH is searched as execvp does. A script's interpreter is looked at in its place.

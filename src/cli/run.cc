@@ -105,6 +105,7 @@ int run(const RunOptions& options) {
     fmt::print(stderr, "stagetwo: {}\n", program.reason);
     return program.refusal;
   }
+  if (!program.warning.empty()) fmt::print(stderr, "stagetwo: {}\n", program.warning);
   if (const std::string refusal = log_refusal(options.log_file); !refusal.empty()) {
     fmt::print(stderr, "stagetwo: {}\n", refusal);
     return kExitToolFailed;

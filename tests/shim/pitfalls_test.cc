@@ -116,5 +116,13 @@ TEST(Pitfall23, StaticProgramIsRefusedInOneSentence) {
   EXPECT_EQ(outcome.err.find('\n'), outcome.err.size() - 1);
 }
 
+TEST(Pitfall23, OfAGoProgramItIsSaidThatNotAllOfItIsSeen) {
+  const Outcome outcome = run_under("of_go");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_NE(outcome.err.find("is a Go program"), std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find('\n'), outcome.err.size() - 1);
+  EXPECT_EQ(run_under("plain").err, "");
+}
+
 }  // namespace
 }  // namespace stagetwo::test
