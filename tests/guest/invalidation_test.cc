@@ -23,6 +23,10 @@
 #include "tests/support/random_source.h"
 #include "tests/unit/vcpu/guest.h"
 
+#if !defined(MREMAP_DONTUNMAP)
+#define MREMAP_DONTUNMAP 4
+#endif
+
 namespace stagetwo::vcpu::testing {
 namespace {
 
@@ -161,9 +165,12 @@ TEST_F(Invalidation, ANewMappingAtTheSameAddressIsWhatTheGuestUsesAtOnce) {
     // The old memory stays reachable by another name: nothing may be written there any more.
     u64* old = nullptr;
     ASSERT_EQ(0, change(host::EventKind::kUnmap, [&] {
-                void* moved =
-                    mremap(pages_.pointer(), kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                           mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+                // The place is never free: what a vCPU maps at its first run could come there, and
+                // be gone with the next call.
+                void* moved = mremap(
+                    pages_.pointer(), kBytes, kBytes,
+                    MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
+                    mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
                 old = static_cast<u64*>(moved);
                 void* fresh = mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
