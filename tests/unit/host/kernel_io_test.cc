@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pages that the kernel itself reads or writes: what is under way into them is not lost by a taker.
+#include "host/kernel_io.h"
+
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
@@ -156,6 +158,32 @@ TEST_P(WrittenByTheKernel, APageIsNotTakenInTheMiddleOfIt) {
   EXPECT_EQ(0x66, page(2)[17]);
   EXPECT_TRUE(is_page_of(1));
   EXPECT_TRUE(is_page_of(3));
+}
+
+// Those of io_submit, whose context is no ring of the kernel's here.
+TEST(KernelRequests, AreUnderWayUntilTheirEndsAreFetched) {
+  ASSERT_TRUE(host::backstop::install());
+  ASSERT_FALSE(host::kernel_pins_memory());
+  host::requests_begin(0x1000, 3);
+  host::requests_begin(0x2000, 1);
+  EXPECT_TRUE(host::kernel_pins_memory());
+  host::requests_end(0x1000, 2);
+  host::requests_end(0x2000, 1);
+  EXPECT_TRUE(host::kernel_pins_memory());
+  host::requests_forget(0x1000);
+  EXPECT_FALSE(host::kernel_pins_memory());
+  host::requests_end(0x1000, 1);  // nobody's
+  EXPECT_FALSE(host::kernel_pins_memory());
+}
+
+TEST(KernelRequests, OfMoreContextsThanAreKnownGoOnForEver) {
+  ASSERT_TRUE(host::backstop::install());
+  constexpr u64 kMore = 65;
+  for (u64 i = 1; i <= kMore; ++i) host::requests_begin(i << 12, 1);
+  for (u64 i = 1; i <= kMore; ++i) host::requests_forget(i << 12);
+  EXPECT_TRUE(host::kernel_pins_memory());
+  host::requests_after_fork_child();
+  EXPECT_FALSE(host::kernel_pins_memory());
 }
 
 class EnginesMemory : public AbsentPages {};

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/own_memory.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "base/alloc.h"
+
+namespace stagetwo {
+namespace {
+
+constexpr size_t kPage = 4096;
+
+u64 number(const void* at) {
+  return reinterpret_cast<u64>(at);
+}
+bool is_own(const void* at) {
+  return own_memory_in(number(at), number(at) + 1).end != 0;
+}
+
+TEST(OwnMemory, IsWhatTheEngineHasMapped) {
+  void* const small = alloc(40, kMinAlign, "test");
+  void* const large = alloc(3 * kPage, kMinAlign, "test");
+  void* const huge = alloc(kMaxSmall + 1, kMinAlign, "test");
+  void* const pages = *map_pages(2 * kPage, "test");
+  for (const void* at : {small, large, huge, pages}) EXPECT_TRUE(is_own(at)) << at;
+  unmap_pages(pages, 2 * kPage);
+  dealloc(huge, kMaxSmall + 1);
+  EXPECT_FALSE(is_own(pages));
+  EXPECT_FALSE(is_own(huge));
+  dealloc(large, 3 * kPage);
+  dealloc(small, 40);
+}
+
+TEST(OwnMemory, IsTheObjectWithItsData) {
+  static int word = 1;
+  static int zero = 0;
+  EXPECT_TRUE(is_own(&word));
+  EXPECT_TRUE(is_own(&zero));
+  EXPECT_TRUE(is_own(reinterpret_cast<const void*>(&is_own)));
+  int on_stack = 0;
+  EXPECT_FALSE(is_own(&on_stack));
+}
+
+TEST(OwnMemory, OfARangeTheFirstPartIsTold) {
+  constexpr size_t kPages = 16;
+  auto* const all = static_cast<u8*>(
+      mmap(nullptr, kPages * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  const auto part = [&](size_t from, size_t to) {
+    const OwnMemory found = own_memory_in(number(all + from * kPage), number(all + to * kPage));
+    if (found.end == 0) return std::vector<u64>{};
+    return std::vector<u64>{(found.start - number(all)) / kPage, (found.end - number(all)) / kPage};
+  };
+  EXPECT_EQ((std::vector<u64>{}), part(0, 16));
+  ASSERT_TRUE(note_own_memory(all + 8 * kPage, 4 * kPage));
+  ASSERT_TRUE(note_own_memory(all + 2 * kPage, 2 * kPage));
+  EXPECT_EQ((std::vector<u64>{2, 4}), part(0, 16));
+  EXPECT_EQ((std::vector<u64>{3, 4}), part(3, 16));
+  EXPECT_EQ((std::vector<u64>{8, 10}), part(4, 10));
+  EXPECT_EQ((std::vector<u64>{}), part(4, 8));
+  // A hole in the middle of one.
+  forget_own_memory(all + 9 * kPage, kPage);
+  EXPECT_EQ((std::vector<u64>{8, 9}), part(4, 16));
+  EXPECT_EQ((std::vector<u64>{10, 12}), part(9, 16));
+  forget_own_memory(all, kPages * kPage);
+  EXPECT_EQ((std::vector<u64>{}), part(0, 16));
+  munmap(all, kPages * kPage);
+}
+
+TEST(OwnMemory, ManyPiecesAreKnownToo) {
+  constexpr size_t kPieces = 3000;
+  auto* const all = static_cast<u8*>(
+      mmap(nullptr, 2 * kPieces * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  for (size_t i = 0; i < kPieces; ++i) {
+    ASSERT_TRUE(note_own_memory(all + 2 * i * kPage, kPage));
+  }
+  for (size_t i = 0; i < kPieces; ++i) {
+    ASSERT_TRUE(is_own(all + 2 * i * kPage));
+    ASSERT_FALSE(is_own(all + (2 * i + 1) * kPage));
+  }
+  for (size_t i = 0; i < kPieces; ++i) forget_own_memory(all + 2 * i * kPage, kPage);
+  EXPECT_EQ(0u, own_memory_in(number(all), number(all + 2 * kPieces * kPage)).end);
+  munmap(all, 2 * kPieces * kPage);
+}
+
+}  // namespace
+}  // namespace stagetwo
