@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's own performance tests, the same unmodified binary turn about under `stagetwo run` and on the
+"""The kernel's own performance tests and one of ours, the same binary turn about under `stagetwo run` and on the
 machine's /dev/kvm. Each figure is the median of the rounds; its ratio says how many times as fast ours is.
 Without /dev/kvm the figures stand alone, without yardstick and target.
 """
@@ -58,6 +58,9 @@ def plan():
           dirty_log("a pass that dirties all", r"Iteration \d+ dirty memory", 5),
           dirty_log("get", r"Iteration \d+ get dirty log"), dirty_log("clear", r"Iteration \d+ clear dirty log"),
           dirty_log("disable", "Disabling dirty logging")]),
+        ("dirty_harvest", [],
+         [Figure("get of 4096 dirty pages beside their vCPU", "us", r"^Harvest \d+ beside the guest time: ([\d.]+)s",
+                 1e6)]),
     ]
     for number, name, slots in ((3, "slot move, active", -1), (4, "slot move, inactive", -1),
                                 (0, "map", 512), (1, "unmap", 512), (2, "unmap in chunks", 512)):
@@ -90,15 +93,16 @@ def describe(pages_per_second):
     return f"/dev/kvm: {vendor} ({fault})"
 
 
-def measure(stagetwo, suite, rounds):
-    """Answers (rows, the yardstick in words or None)."""
+def measure(stagetwo, suite, ours, rounds):
+    """`suite` and `ours` are the folders of the programs. Answers (rows, the yardstick in words or None)."""
     kernel = os.access("/dev/kvm", os.R_OK | os.W_OK)
     if not kernel:
         print("bench: there is no /dev/kvm to hold the figures against")
     tests = plan()
     for program, arguments, figures in tests:
         print(f"bench: {program} {' '.join(arguments)}", flush=True)
-        command = [str(suite / program), *arguments]
+        folder = ours if (ours / program).exists() else suite
+        command = [str(folder / program), *arguments]
         for _ in range(rounds):  # Turn about, so that a change of weather hits both.
             for prefix, which in (([str(stagetwo), "run", "--"], "ours"), ([], "theirs")):
                 if which == "theirs" and not kernel:
