@@ -10,6 +10,7 @@ CHECKS = {Path("docs/checks.md"): list(range(1, 21)),
           Path("docs/checks-private-memory.md"): list(range(1, 21)),
           Path("docs/checks-notifiers.md"): [*range(1, 12), 15, 16, 19, 20]}
 LOCKING = Path("docs/locking.md")
+SECURE_GUESTS = Path("docs/checks-secure-guests.md")
 # One that listens only while its maker looks, and keeps nothing: tests/unit/mirror/snapshot_test.cc.
 LISTENS_FOR_A_CALL = {"Watch"}
 
@@ -37,7 +38,7 @@ class Guards(unittest.TestCase):
 
     def test_EveryNamedTestExists(self):
         known = tests()
-        for path in [*CHECKS, LOCKING]:
+        for path in [*CHECKS, SECURE_GUESTS, LOCKING]:
             named = set(re.findall(r"`(\w+\.[A-Z]\w+)`", house.text(path)))
             self.assertTrue(named)
             house.report(self, [f"{path}: there is no test {t}" for t in sorted(named - known)])

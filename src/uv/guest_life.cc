@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/check.h"
+#include "uv/secure_guest.h"
+
+// One guest's life: START, DONE, ABORT, SVM_OFF, slots that come and go.
+//
+//   from \ event   START       DONE      ABORT     SVM_OFF
+//   normal         transient   UNSUPP    UNSUPP    normal, nothing done
+//   transient      STATE       secure    normal    normal
+//   secure         STATE       STATE     STATE     normal
+//
+// Nothing leads from secure to a state that accepts ABORT: ABORT gives pages back in clear. A START
+// that fails leaves the guest normal. Leaving is one function (give_up) with one difference: ABORT
+// gives back what it can, SVM_OFF and a slot that goes give back zeros.
+//
+// A page is held (busy) while its life is decided: messages are answered BUSY, touches come again.
+
+namespace stagetwo::uv {
+
+// One thread at a time, and no message about a single page meanwhile.
+class SecureGuest::Life {
+ public:
+  explicit Life(SecureGuest* guest) : guest_(*guest) {
+    for (;;) {
+      u32 turn = 0;
+      {
+        const sync::MutexGuard guard(guest_.lock_);
+        if (!guest_.living_ && guest_.messages_ == 0) {
+          guest_.living_ = true;
+          return;
+        }
+        turn = guest_.turnstile_.now();
+      }
+      guest_.turnstile_.wait(turn);
+    }
+  }
+  ~Life() {
+    const sync::MutexGuard guard(guest_.lock_);
+    guest_.living_ = false;
+    guest_.turnstile_.turn();
+  }
+  Life(const Life&) = delete;
+  Life& operator=(const Life&) = delete;
+
+  void becomes(GuestState state) {
+    const sync::MutexGuard guard(guest_.lock_);
+    guest_.state_ = state;
+  }
+
+ private:
+  SecureGuest& guest_;
+};
+
+// ---- looking ----------------------------------------------------------------------------------
+
+GuestState SecureGuest::state() {
+  const sync::MutexGuard guard(lock_);
+  return state_;
+}
+PageState SecureGuest::page(Gpa page) {
+  const sync::MutexGuard guard(lock_);
+  const Word* const word = find(page);
+  return word != nullptr ? word->state : PageState::kNone;
+}
+GuestUse SecureGuest::use() {
+  const sync::MutexGuard guard(lock_);
+  return use_;
+}
+void SecureGuest::enable() {
+  const sync::MutexGuard guard(lock_);
+  enabled_ = true;
+}
+bool SecureGuest::run_begin() {
+  const sync::MutexGuard guard(lock_);
+  if (living_) return false;
+  ++running_;
+  return true;
+}
+void SecureGuest::run_end() {
+  const sync::MutexGuard guard(lock_);
+  ST_CHECK(running_ != 0);
+  --running_;
+}
+
+// ---- pages held ---------------------------------------------------------------------------------
+
+SecureGuest::Slot* SecureGuest::find_slot(u32 id) {
+  for (Slot& slot : slots_) {
+    if (slot.id == id) return &slot;
+  }
+  return nullptr;
+}
+
+// Pre: a Life, so that nobody but a touch has a page, and slots stay where they are.
+void SecureGuest::hold_pages(const Slot* only) {
+  for (size_t at = 0, word = 0;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      while (at < slots_.size() &&
+             ((only != nullptr && &slots_[at] != only) || word == slots_[at].words.size())) {
+        ++at;
+        word = 0;
+      }
+      if (at == slots_.size()) return;
+      Word& found = slots_[at].words[word];
+      if (!found.busy) {
+        found.busy = true;
+        ++word;
+        continue;
+      }
+      turn = turnstile_.now();
+    }
+    turnstile_.wait(turn);
+  }
+}
+
+void SecureGuest::let_pages_go(const Slot* only) {
+  const sync::MutexGuard guard(lock_);
+  for (Slot& slot : slots_) {
+    if (only != nullptr && &slot != only) continue;
+    for (Word& word : slot.words) word.busy = false;
+  }
+  turnstile_.turn();
+}
+
+// The words of a held page are nobody else's, so they are read and written one by one.
+template <typename F>
+bool SecureGuest::for_each_held_page(const Slot* only, F f) {
+  size_t slots = 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    slots = slots_.size();
+  }
+  for (size_t at = 0; at < slots; ++at) {
+    Slot* slot = nullptr;
+    {
+      const sync::MutexGuard guard(lock_);
+      slot = &slots_[at];
+    }
+    if (only != nullptr && slot != only) continue;
+    for (size_t i = 0; i < slot->words.size(); ++i) {
+      const PageState now = f(Gpa((slot->first + i) * page_bytes_), slot->words[i].state);
+      if (now == PageState::kNone) return false;
+      const sync::MutexGuard guard(lock_);
+      slot->words[i].state = now;
+    }
+  }
+  return true;
+}
+
+// ---- START and DONE -----------------------------------------------------------------------------
+
+Status SecureGuest::register_slots() {
+  size_t slots = 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    slots = slots_.size();
+  }
+  for (size_t at = 0; at < slots; ++at) {
+    u64 first = 0, pages = 0, id = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      first = slots_[at].first;
+      pages = slots_[at].words.size();
+      id = slots_[at].id;
+    }
+    const Status told =
+        tell(Call::kUvRegisterMemSlot, first * page_bytes_, pages * page_bytes_, 0, id);
+    if (told == Status::kSuccess) continue;
+    unregister_slots(at);
+    return Status::kParameter;
+  }
+  return Status::kSuccess;
+}
+
+void SecureGuest::unregister_slots(size_t count) {
+  while (count-- > 0) {
+    u64 id = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      id = slots_[count].id;
+    }
+    static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
+  }
+}
+
+// Not idempotent: a guest that began already is told STATE, and stays as it is.
+Status SecureGuest::init_start() {
+  if (ultravisor_ == nullptr) return Status::kUnsupported;
+  Life life(this);
+  {
+    const sync::MutexGuard guard(lock_);
+    if (state_ != GuestState::kNormal) return Status::kState;
+    if (!enabled_) return Status::kAuthority;
+  }
+  const Status registered = register_slots();
+  if (registered == Status::kSuccess) life.becomes(GuestState::kTransient);
+  return registered;
+}
+
+// What is still normal leaves the process, and its contents are thrown away: nobody measured them.
+bool SecureGuest::take_all(const Slot* only) {
+  return for_each_held_page(only, [&](Gpa page, PageState was) {
+    const PageCell& cell = page_cell(PageEvent::kHvInitDone, was);
+    if (cell.work != PageWork::kGiveUp) {
+      return cell.status == Status::kSuccess ? cell.next : PageState::kNone;
+    }
+    u64 frame = 0;
+    switch (memory_.take(page, &frame)) {
+      case Taken::kHole:
+      case Taken::kBusy:
+        return PageState::kNone;
+      case Taken::kFrame:
+        memory_.drop_frame(frame);
+        break;
+      case Taken::kUntouched:
+        break;
+    }
+    return cell.next;
+  });
+}
+
+// Not idempotent. Refused, it leaves moved what it has moved: the ultravisor ends the guest then.
+Status SecureGuest::init_done() {
+  Life life(this);
+  switch (state()) {
+    case GuestState::kNormal:
+      return Status::kUnsupported;
+    case GuestState::kSecure:
+      return Status::kState;
+    case GuestState::kTransient:
+      break;
+  }
+  hold_pages(nullptr);
+  const bool all = take_all(nullptr);
+  if (all) life.becomes(GuestState::kSecure);
+  let_pages_go(nullptr);
+  return all ? Status::kSuccess : Status::kState;
+}
+
+// ---- leaving ------------------------------------------------------------------------------------
+
+// In clear, from an ultravisor that knows that the guest leaves: UV_PAGE_OUT fills the frame, of a
+// sealed page from the frame's own bytes. What cannot be had is zeros.
+void SecureGuest::restore(Gpa page, PageState was) {
+  u64 frame = 0;
+  Taken taken = Taken::kUntouched;
+  if (was == PageState::kPagedOut) taken = memory_.take(page, &frame);
+  if (frame == 0) frame = memory_.new_frame();
+  const bool full = frame != 0 && taken != Taken::kHole && taken != Taken::kBusy &&
+                    tell_page_out(page, frame) == Status::kSuccess;
+  if (full && memory_.put_back(page, frame)) return;
+  memory_.drop_frame(frame);
+  memory_.discard(page);
+}
+
+void SecureGuest::give_up(const Slot* only) {
+  static_cast<void>(for_each_held_page(only, [&](Gpa page, PageState was) {
+    const PageCell& cell = page_cell(PageEvent::kHvSvmOff, was);
+    if (cell.work == PageWork::kGiveUp) memory_.discard(page);
+    return cell.next;
+  }));
+}
+
+// Not idempotent: a guest that is normal again is UNSUPPORTED. Success is PARAMETER: the receiver
+// is the guest, whose UV_ESM failed.
+Status SecureGuest::init_abort() {
+  Life life(this);
+  size_t slots = 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    if (state_ == GuestState::kNormal) return Status::kUnsupported;
+    if (state_ == GuestState::kSecure) return Status::kState;
+    aborting_ = true;
+    slots = slots_.size();
+  }
+  hold_pages(nullptr);
+  static_cast<void>(for_each_held_page(nullptr, [&](Gpa page, PageState was) {
+    const PageCell& cell = page_cell(PageEvent::kHvInitAbort, was);
+    if (cell.work == PageWork::kRestore) restore(page, was);
+    if (cell.work == PageWork::kGiveUp) memory_.discard(page);
+    return cell.next;
+  }));
+  unregister_slots(slots);
+  static_cast<void>(tell(Call::kUvSvmTerminate));
+  life.becomes(GuestState::kNormal);
+  {
+    const sync::MutexGuard guard(lock_);
+    aborting_ = false;
+  }
+  let_pages_go(nullptr);
+  return Status::kParameter;
+}
+
+// Idempotent: a guest that never began is a success that did nothing.
+Result<void> SecureGuest::svm_off() {
+  Life life(this);
+  {
+    const sync::MutexGuard guard(lock_);
+    if (state_ == GuestState::kNormal) return {};
+    if (running_ != 0) return refuse(EBUSY);
+  }
+  hold_pages(nullptr);
+  const Status told = tell(Call::kUvSvmTerminate);
+  if (told == Status::kSuccess) {
+    give_up(nullptr);
+    life.becomes(GuestState::kNormal);
+  }
+  let_pages_go(nullptr);
+  if (told != Status::kSuccess) return refuse(EINVAL);
+  return {};
+}
+
+// ---- slots --------------------------------------------------------------------------------------
+
+Result<void> SecureGuest::check_slot(u32 id, Gpa base, u64 bytes) {
+  u64 end = 0;
+  if (bytes == 0 || base.raw() % page_bytes_ != 0 || bytes % page_bytes_ != 0 ||
+      __builtin_add_overflow(base.raw(), bytes, &end)) {
+    return refuse(EINVAL);
+  }
+  for (const Slot& slot : slots_) {
+    const u64 start = slot.first * page_bytes_;
+    if (slot.id == id || (base.raw() < start + slot.words.size() * page_bytes_ && start < end)) {
+      return refuse(EINVAL);
+    }
+  }
+  return {};
+}
+
+Result<void> SecureGuest::add_slot(u32 id, Gpa base, u64 bytes) {
+  Life life(this);
+  GuestState state = GuestState::kNormal;
+  const Slot* fresh = nullptr;
+  {
+    const sync::MutexGuard guard(lock_);
+    ST_TRY(check_slot(id, base, bytes));
+    Slot slot{id, base.raw() / page_bytes_, Vec<Word>("uv.words")};
+    ST_TRY(slot.words.resize(bytes / page_bytes_));
+    ST_TRY(slots_.push_back(std::move(slot)));
+    fresh = &slots_.back();
+    state = state_;
+  }
+  if (state == GuestState::kNormal) return {};
+  hold_pages(fresh);
+  bool good = tell(Call::kUvRegisterMemSlot, base.raw(), bytes, 0, id) == Status::kSuccess;
+  if (good && state == GuestState::kSecure && !take_all(fresh)) {
+    good = false;
+    static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
+    give_up(fresh);
+  }
+  let_pages_go(fresh);
+  if (good) return {};
+  const sync::MutexGuard guard(lock_);
+  slots_.pop_back();
+  return refuse(EINVAL);
+}
+
+void SecureGuest::remove_slot(u32 id) {
+  Life life(this);
+  Slot* slot = nullptr;
+  GuestState state = GuestState::kNormal;
+  {
+    const sync::MutexGuard guard(lock_);
+    slot = find_slot(id);
+    state = state_;
+  }
+  if (slot == nullptr) return;
+  if (state != GuestState::kNormal) {
+    hold_pages(slot);
+    static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
+    give_up(slot);
+    let_pages_go(slot);
+  }
+  const sync::MutexGuard guard(lock_);
+  slots_.erase(static_cast<size_t>(slot - slots_.begin()));
+}
+
+}  // namespace stagetwo::uv

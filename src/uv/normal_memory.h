@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// How one guest's pages lie in the hypervisor's process: what SecureGuest wants of whoever owns the
+// mappings. A frame is a page of the hypervisor's own, outside the guest's memory, named by its
+// real address; it holds bytes on their way in or out. A page that was taken leaves a stand-in,
+// which represents the secure page: absent, and nothing else. Analogue:
+// migrate_vma_setup/pages/finalize (kernel file: mm/migrate_device.c).
+//
+// I1: between take() and put_back() or discard() every touch of the page is reported
+//     (SecureGuest::touch_begin).
+// I2: a frame is wiped before anybody else has it: it may hold a page in clear.
+// Context of all: no lock; may sleep. A page is named by one caller at a time.
+
+#include "addr/addr.h"
+
+namespace stagetwo::uv {
+
+enum class Taken : u8 {
+  kFrame,      // its bytes are in a frame
+  kUntouched,  // it had no bytes: zeros, and no frame
+  kHole,       // nothing is mapped there, or not in one piece
+  kBusy,       // it cannot be moved just now (pinned, in use by a call)
+};
+
+class NormalMemory {
+ public:
+  // The process has the page no more; *frame is the caller's.
+  [[nodiscard]] virtual Taken take(Gpa page, u64* frame) = 0;
+  // A frame of zeros; 0: no memory.
+  [[nodiscard]] virtual u64 new_frame() = 0;
+  // The stand-in goes, the frame's bytes are there instead, and the frame is gone. False: no
+  // memory, or nothing is mapped there; the frame stays the caller's and the stand-in stands.
+  [[nodiscard]] virtual bool put_back(Gpa page, u64 frame) = 0;
+  // 0 is allowed.
+  virtual void drop_frame(u64 frame) = 0;
+  // The stand-in, if there is one, goes; what is there is zeros from now on. Cannot fail.
+  virtual void discard(Gpa page) = 0;
+  // The real address of a page that is there, made present; 0: nothing is mapped there. Valid until
+  // the process changes the mapping (SecureGuest::unmapped).
+  [[nodiscard]] virtual u64 address_of(Gpa page) = 0;
+
+ protected:
+  ~NormalMemory() = default;
+};
+
+}  // namespace stagetwo::uv

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The hypervisor's half of one guest that may become secure: which of its pages are where, as far
+// as the hypervisor is told, and what it does when the ultravisor asks (H_SVM_*), when its process
+// touches a stand-in, which represents the secure page, or gives an address up, and when memory is
+// plugged, unplugged or reset. Analogue: struct kvmppc_uvmem_slot, kvmppc_h_svm_* and
+// kvmppc_uvmem_* (kernel file: book3s_hv_uvmem.c). Differs: no mutex is held while the ultravisor
+// works, a page has a busy bit; none of the defects that docs/checks-secure-guests.md numbers W1 to
+// W15 is kept.
+//
+// I1  a page that is busy is one thread's: nobody else changes its word or its place in memory.
+// I2  a refused call changed nothing, but INIT_DONE, which leaves moved what it has moved, and the
+//     slot that could not be plugged into a secure guest, whose pages are zeros.
+// I3  a page of the process that the ultravisor may use is named to it once more, as gone, before
+//     the process gives it up: whoever names it looks at the gate afterwards (secure_guest.cc).
+// I4  the guest's life (START, DONE, ABORT, SVM_OFF, slots) is one thread's at a time; messages
+// that
+//     meet it are answered BUSY, never kept waiting.
+// Locking: lock_ (rank uv), over words and flags, never across a message or a call of NormalMemory.
+// Lifetime: its Hypervisor, memory and ultravisor outlive it; it ends after svm_off().
+
+#include "base/result.h"
+#include "base/vec.h"
+#include "sync/invalidation_gate.h"
+#include "sync/mutex.h"
+#include "uv/normal_memory.h"
+#include "uv/page_states.h"
+#include "uv/turnstile.h"
+
+namespace stagetwo::uv {
+
+// So far, for tests and reports.
+struct GuestUse {
+  u64 page_ins = 0;   // pages that UV_PAGE_IN took out of normal memory
+  u64 page_outs = 0;  // pages that came back sealed, asked for by the ultravisor
+  u64 touches = 0;    // the same, because the process touched them
+  u64 shares = 0;
+  u64 unshares = 0;
+  u64 forgotten = 0;  // UV_PAGE_INVAL sent
+};
+
+class SecureGuest {
+ public:
+  SecureGuest(u32 lpid, u64 page_bytes, NormalMemory* memory, Port* ultravisor)
+      : lpid_(lpid), page_bytes_(page_bytes), memory_(*memory), ultravisor_(ultravisor) {}
+  SecureGuest(const SecureGuest&) = delete;
+  SecureGuest& operator=(const SecureGuest&) = delete;
+  ~SecureGuest();
+
+  // KVM_CAP_PPC_SECURE_GUEST.
+  void enable() TA_EXCL(lock_);
+
+  // Memory slots, as the VMM makes them. A secure guest's new slot is its own at once: zeros.
+  // Failure: EINVAL (misaligned, overlaps, the ultravisor refuses it, its memory cannot be taken),
+  // ENOMEM.
+  [[nodiscard]] Result<void> add_slot(u32 id, Gpa base, u64 bytes) TA_EXCL(lock_);
+  // What was secure is zeros. A slot that is not there is left alone.
+  void remove_slot(u32 id) TA_EXCL(lock_);
+
+  // KVM_PPC_SVM_OFF: the guest is normal, and what was secure or shared is zeros. A guest that
+  // never began is left alone. Failure: EBUSY (a vCPU runs), EINVAL (the ultravisor refuses).
+  [[nodiscard]] Result<void> svm_off() TA_EXCL(lock_);
+  // Around a vCPU's run. False: the guest is on its way out; come back later.
+  [[nodiscard]] bool run_begin() TA_EXCL(lock_);
+  void run_end() TA_EXCL(lock_);
+
+  // The process touched a stand-in. kFrame: *frame has what the process is to see; once it is
+  // there, or cannot be, the caller says touch_end(). Never waits for another thread's work on the
+  // page: whoever is to put it back may be waiting for this touch.
+  enum class Touch : u8 {
+    kFrame,
+    kAgain,      // somebody works on the page
+    kNoStandIn,  // the page is there (by now): look again
+    kRefused,    // a bus error
+  };
+  [[nodiscard]] Touch touch_begin(Gpa page, u64* frame) TA_EXCL(lock_);
+  // `put`: the frame's bytes are in place, and the frame is gone. Otherwise nothing is mapped
+  // there, and the frame comes back.
+  void touch_end(Gpa page, u64 frame, bool put) TA_EXCL(lock_);
+
+  // The process is about to give up addresses, and has. Between the two no frame of the range is
+  // named to the ultravisor, and it uses none any more. Pre: page borders.
+  void unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
+  void unmap_end();
+
+  // A message of the ultravisor, or of a guest that pretends to be it.
+  [[nodiscard]] Status service(const Message& message, Caller caller) TA_EXCL(lock_);
+
+  [[nodiscard]] GuestState state() TA_EXCL(lock_);
+  [[nodiscard]] PageState page(Gpa page) TA_EXCL(lock_);
+  [[nodiscard]] GuestUse use() TA_EXCL(lock_);
+  [[nodiscard]] u32 lpid() const { return lpid_; }
+  [[nodiscard]] u64 page_bytes() const { return page_bytes_; }
+
+ private:
+  struct Word {
+    PageState state = PageState::kNormal;
+    bool busy = false;
+  };
+  struct Slot {
+    u32 id = 0;
+    u64 first = 0;  // page number
+    Vec<Word> words;
+  };
+  class Life;
+
+  Status init_start() TA_EXCL(lock_);
+  Status init_done() TA_EXCL(lock_);
+  Status init_abort() TA_EXCL(lock_);
+  Status page_in(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
+  Status page_out(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
+  Status reflected(u64 gpa) TA_EXCL(lock_);
+
+  // The works of the table, on a page that is the caller's; what they answer is the status to give.
+  Status work_on(Gpa page, PageState was, PageWork work) TA_EXCL(lock_);
+  Status move_in(Gpa page, PageState was) TA_EXCL(lock_);
+  Status move_out(Gpa page) TA_EXCL(lock_);
+  Status share_fresh(Gpa page) TA_EXCL(lock_);
+  Status name_frame(Gpa page, bool* named) TA_EXCL(lock_);
+  void restore(Gpa page, PageState was) TA_EXCL(lock_);
+
+  Status tell(Call call, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0);
+  Status tell_page_in(Gpa page, u64 frame);
+  Status tell_page_out(Gpa page, u64 frame);
+  void tell_gone(Gpa page) TA_EXCL(lock_);
+
+  struct Claim {
+    Status status;
+    PageState was;
+    PageWork work;  // kNothing: the page is not the caller's, `status` is the answer
+    PageState next;
+  };
+  [[nodiscard]] Claim claim(u64 gpa, PageEvent event) TA_EXCL(lock_);
+  void release(Gpa page, PageState now, u64 GuestUse::* counter) TA_EXCL(lock_);
+  [[nodiscard]] Word* find(Gpa page) TA_REQ(lock_);
+  [[nodiscard]] Slot* find_slot(u32 id) TA_REQ(lock_);
+  [[nodiscard]] Result<void> check_slot(u32 id, Gpa base, u64 bytes) TA_REQ(lock_);
+
+  // Life. The pages of a slot, or of all, held: a touch is asked to come again.
+  void hold_pages(const Slot* only) TA_EXCL(lock_);
+  void let_pages_go(const Slot* only) TA_EXCL(lock_);
+  // f(page, state) → the state the page has now; stops where it answers kNone.
+  template <typename F>
+  bool for_each_held_page(const Slot* only, F f) TA_EXCL(lock_);
+  Status register_slots() TA_EXCL(lock_);
+  void unregister_slots(size_t count) TA_EXCL(lock_);
+  [[nodiscard]] bool take_all(const Slot* only) TA_EXCL(lock_);
+  void give_up(const Slot* only) TA_EXCL(lock_);
+
+  const u32 lpid_;
+  const u64 page_bytes_;
+  NormalMemory& memory_;
+  Port* const ultravisor_;       // nullptr: this machine has no secure memory
+  sync::InvalidationGate gate_;  // addresses the process gives up, by page number
+  Turnstile turnstile_;
+
+  sync::Mutex lock_{sync::Rank::kUv};
+  Vec<Slot> slots_ TA_GUARDED(lock_){"uv.slots"};
+  GuestState state_ TA_GUARDED(lock_) = GuestState::kNormal;
+  bool enabled_ TA_GUARDED(lock_) = false;
+  bool living_ TA_GUARDED(lock_) = false;    // its life is changing
+  bool aborting_ TA_GUARDED(lock_) = false;  // contents go back in clear
+  u32 running_ TA_GUARDED(lock_) = 0;        // vCPUs
+  u32 messages_ TA_GUARDED(lock_) = 0;       // calls about single pages under way
+  GuestUse use_ TA_GUARDED(lock_);
+};
+
+}  // namespace stagetwo::uv

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "uv/ultravisor.h"
+
+#include "uv/ultravisor_internal.h"
+
+// Who may call what, and the life of a guest. Pages: ultravisor_pages.cc, ultravisor_guest.cc.
+//
+// The ultravisor keeps a guest until UV_SVM_TERMINATE, also when it began the abort itself: the
+// hypervisor gives the pages back in between. A guest that is forgotten takes its key with it, so
+// nothing sealed in one life opens in another.
+
+namespace stagetwo::uv {
+namespace {
+
+constexpr u32 kBounces = 8;
+constexpr unsigned kPatience = 256;  // turns at a page somebody else is at, of UV_ESM
+
+// UV_ESM's answers to what INIT_START said: not allowed, or not possible.
+constexpr Status to_guest(Status start) {
+  switch (start) {
+    case Status::kAuthority:
+    case Status::kUnsupported:
+      return Status::kPermission;
+    case Status::kBusy:
+      return Status::kRetry;
+    default:
+      return Status::kParameter;
+  }
+}
+
+// Is it a call that a guest makes?
+constexpr bool is_guests(Call call) {
+  return call == Call::kUvEsm || call == Call::kUvSharePage || call == Call::kUvUnsharePage ||
+         call == Call::kUvUnshareAllPages;
+}
+constexpr bool is_ultracall(Call call) {
+  return call >= Call::kUvWritePate && call <= Call::kUvSendSbe && static_cast<u32>(call) % 4 == 0;
+}
+
+}  // namespace
+
+Ultravisor::~Ultravisor() {
+  size_t count = 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    count = svms_.size();
+  }
+  for (size_t i = 0; i < count; ++i) {
+    u32 lpid = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      lpid = svms_[i]->lpid;
+    }
+    static_cast<void>(terminate(lpid));
+  }
+}
+
+Result<void> Ultravisor::open(const UltravisorOptions& options, Port* hypervisor,
+                              RealMemory* memory) {
+  ST_TRY(pool_.open(options.pool_pages, options.page_bytes, options.memory));
+  ST_TRY(bounces_.open(kBounces, options.page_bytes, options.memory));
+  options_ = options;
+  hypervisor_ = hypervisor;
+  memory_ = memory;
+  return {};
+}
+
+Svm* Ultravisor::find(u32 lpid) {
+  const sync::MutexGuard guard(lock_);
+  for (const Box<Svm>& svm : svms_) {
+    if (svm->lpid == lpid) return svm.get();
+  }
+  return nullptr;
+}
+
+Result<Svm*> Ultravisor::find_or_make(u32 lpid) {
+  if (Svm* const known = find(lpid)) return known;
+  Box<Svm> made = ST_TRY(make_box<Svm>("uv.svm"));
+  made->lpid = lpid;
+  const sync::MutexGuard guard(lock_);
+  for (const Box<Svm>& svm : svms_) {
+    if (svm->lpid == lpid) return svm.get();
+  }
+  if (svms_.size() == kMostGuests) return refuse(ENOSPC);
+  ST_TRY(svms_.push_back(std::move(made)));
+  return svms_.back().get();
+}
+
+// ---- who may call what
+// ----------------------------------------------------------------------------
+
+Status Ultravisor::call(const Message& message, Caller caller) {
+  switch (caller) {
+    case Caller::kHypervisor:
+      return from_hypervisor(message);
+    case Caller::kGuest:
+    case Caller::kSecureGuest:
+      return from_guest(message, caller);
+    case Caller::kUltravisor:
+      break;
+  }
+  return Status::kPermission;
+}
+
+Status Ultravisor::from_hypervisor(const Message& m) {
+  if (is_guests(m.call)) return Status::kPermission;
+  switch (m.call) {
+    case Call::kUvRegisterMemSlot:
+      return register_slot(m);
+    case Call::kUvUnregisterMemSlot:
+      return unregister_slot(m);
+    case Call::kUvPageIn:
+      return page_in(m);
+    case Call::kUvPageOut:
+      return page_out(m);
+    case Call::kUvPageInval:
+      return page_inval(m);
+    case Call::kUvSvmTerminate:
+      return terminate(static_cast<u32>(m.args[0]));
+    // Partition tables, special registers, SCOM, firmware: there are none here. UV_RETURN: a reply
+    // travels back as the reply it is, so a call of that name is a bogus one.
+    default:
+      return Status::kFunction;
+  }
+}
+
+Status Ultravisor::from_guest(const Message& m, Caller caller) {
+  if (!is_ultracall(m.call)) return Status::kFunction;
+  if (!is_guests(m.call)) return Status::kPermission;
+  if (m.call == Call::kUvEsm) {
+    // Idempotent: a secure guest is told that it is one.
+    return caller == Caller::kSecureGuest ? Status::kSuccess : esm(m.lpid, m.args[0], m.args[1]);
+  }
+  if (caller != Caller::kSecureGuest) return Status::kPermission;
+  if (m.call == Call::kUvSharePage) return share(m.lpid, m.args[0], m.args[1]);
+  if (m.call == Call::kUvUnsharePage) return unshare(m.lpid, m.args[0], m.args[1]);
+  return unshare_all(m.lpid);
+}
+
+// ---- UV_ESM
+// ---------------------------------------------------------------------------------------
+
+// Idempotent: of a secure guest it is a success that did nothing.
+Status Ultravisor::esm(u32 lpid, u64 kernel, u64 tree) {
+  if (lpid == 0) return Status::kPermission;
+  if (kernel == 0) return Status::kP2;
+  if (tree == 0) return Status::kP3;
+  if (state(lpid) == SvmState::kSecure) return Status::kSuccess;
+  if (const Status begun = esm_begin(lpid); begun != Status::kSuccess) return begun;
+  Status done = esm_load(lpid);
+  if (done == Status::kSuccess) done = esm_finish(lpid);
+  return done == Status::kSuccess ? done : esm_abort(lpid);
+}
+
+Status Ultravisor::esm_begin(u32 lpid) {
+  const auto made = find_or_make(lpid);
+  if (!made) return Status::kRetry;
+  Svm* const svm = *made;
+  {
+    const sync::MutexGuard guard(svm->lock);
+    if (svm->state != SvmState::kNone) return Status::kRetry;
+    svm->state = SvmState::kTransient;
+    svm->was_secure = false;
+    ++svm->incarnation;
+    svm->use = {};
+  }
+  if (!svm->store.begin()) {
+    static_cast<void>(terminate(lpid));
+    return Status::kRetry;
+  }
+  const Status start = ask(lpid, Call::kHSvmInitStart, 0, 0);
+  if (start == Status::kSuccess) return start;
+  static_cast<void>(terminate(lpid));
+  return to_guest(start);
+}
+
+// What was never touched stays where it is: INIT_DONE makes zeros of it.
+Status Ultravisor::esm_load(u32 lpid) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, Run::bit(SvmState::kTransient));
+  if (!run.ok()) return Status::kState;
+  for (size_t at = 0;; ++at) {
+    u64 first = 0, pages = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      if (at == svm->slots.size()) return Status::kSuccess;
+      first = svm->slots[at].first;
+      pages = svm->slots[at].pages;
+    }
+    for (u64 page = first; page < first + pages; ++page) {
+      Status done = Status::kBusy;
+      for (unsigned i = 0; i < kPatience && is_transient(done); ++i) {
+        if (i != 0) sync::yield_thread();
+        done = page_in_of(svm, page);
+      }
+      if (done != Status::kSuccess) return done;
+    }
+  }
+}
+
+// The hypervisor's process may touch a page it has just given up, before it has answered: what is
+// left is secure already, and zeros, when it is asked.
+Status Ultravisor::esm_finish(u32 lpid) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return Status::kState;
+  {
+    const sync::MutexGuard guard(svm->lock);
+    if (svm->state != SvmState::kTransient) return Status::kState;
+    for (Svm::Slot& slot : svm->slots) {
+      for (u64 i = 0; i < slot.pages; ++i) {
+        PageRecord& record = slot.records()[i];
+        if (record.state == PageState::kNormal) record.state = PageState::kSecure;
+      }
+    }
+  }
+  const Status done = ask(lpid, Call::kHSvmInitDone, 0, 0);
+  if (done != Status::kSuccess) return done;
+  const sync::MutexGuard guard(svm->lock);
+  if (svm->state != SvmState::kTransient) return Status::kState;
+  svm->state = SvmState::kSecure;
+  svm->was_secure = true;
+  return Status::kSuccess;
+}
+
+Status Ultravisor::esm_abort(u32 lpid) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return Status::kState;
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      // A page that was refused has ended the guest before it was one; its other pages go back.
+      if (!svm->was_secure &&
+          (svm->state == SvmState::kTransient || svm->state == SvmState::kStopped)) {
+        svm->state = SvmState::kAborting;
+      }
+      if (svm->state != SvmState::kAborting) return Status::kState;
+      if (svm->runs == 0) break;
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+  const Status answer = ask(lpid, Call::kHSvmInitAbort, 0, 0);
+  // UV_SVM_TERMINATE has come meanwhile, unless the hypervisor would not abort.
+  if (state(lpid) == SvmState::kAborting) static_cast<void>(terminate(lpid));
+  return answer;
+}
+
+// ---- slots and the end
+// -----------------------------------------------------------------------------
+
+// Not idempotent: a slot that is there is P5, its place P2.
+Status Ultravisor::register_slot(const Message& m) {
+  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  const Run run(svm, kLiving);
+  if (!run.ok()) return run.refusal();
+  const u64 gpa = m.args[1], bytes = m.args[2], page = options_.page_bytes;
+  u64 end = 0;
+  if (gpa % page != 0 || __builtin_add_overflow(gpa, bytes, &end)) return Status::kP2;
+  if (bytes == 0 || bytes % page != 0) return Status::kP3;
+  if (m.args[3] != 0) return Status::kP4;
+  if (m.args[4] >= kMostSlots) return Status::kP5;
+  Svm::Slot slot{m.args[4], gpa / page, bytes / page, false, {}};
+  auto memory = mem::SecureMemory::map(slot.pages * sizeof(PageRecord),
+                                       mem::SecureMemory::Want::kWhatThereIs, "uv.records");
+  if (!memory) return Status::kParameter;
+  slot.memory = std::move(*memory);
+  const sync::MutexGuard guard(svm->lock);
+  for (const Svm::Slot& other : svm->slots) {
+    if (other.id == slot.id) return Status::kP5;
+    if (slot.first < other.first + other.pages && other.first < slot.first + slot.pages) {
+      return Status::kP2;
+    }
+  }
+  for (u64 i = 0; i < slot.pages; ++i) {
+    auto* const record = ::new (static_cast<void*>(slot.records() + i)) PageRecord();
+    // Plugged into a guest that is secure already: nobody's bytes, so zeros.
+    if (svm->state == SvmState::kSecure) record->state = PageState::kSecure;
+  }
+  return svm->slots.push_back(std::move(slot)) ? Status::kSuccess : Status::kParameter;
+}
+
+// Not idempotent: a slot that is gone is P2. Waits for who is at its pages.
+Status Ultravisor::unregister_slot(const Message& m) {
+  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  const Run run(svm, kLiving | Run::bit(SvmState::kAborting) | Run::bit(SvmState::kStopped));
+  if (!run.ok()) return run.refusal();
+  Svm::Slot gone;
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      size_t at = 0;
+      while (at < svm->slots.size() && svm->slots[at].id != m.args[1]) ++at;
+      if (at == svm->slots.size()) return Status::kP2;
+      Svm::Slot& slot = svm->slots[at];
+      slot.closing = true;
+      u64 idle = 0;
+      while (idle < slot.pages && slot.records()[idle].idle()) ++idle;
+      if (idle == slot.pages) {
+        gone = std::move(slot);
+        svm->slots.erase(at);
+        break;
+      }
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+  for (u64 i = 0; i < gone.pages; ++i) drop(gone.records()[i].pool);
+  return Status::kSuccess;
+}
+
+// Idempotent: of a guest nobody knows it is a success that did nothing.
+Status Ultravisor::terminate(u32 lpid) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return Status::kSuccess;
+  Vec<Svm::Slot> gone("uv.svm_slots");
+  for (bool mine = false;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      if (svm->state == SvmState::kNone) return Status::kSuccess;
+      mine = mine || svm->state != SvmState::kEnding;
+      svm->state = SvmState::kEnding;
+      if (mine && svm->runs == 0) {
+        gone = std::move(svm->slots);
+        break;
+      }
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+  for (Svm::Slot& slot : gone) {
+    for (u64 i = 0; i < slot.pages; ++i) drop(slot.records()[i].pool);
+  }
+  svm->store.forget();
+  const sync::MutexGuard guard(svm->lock);
+  svm->state = SvmState::kNone;
+  svm->turnstile.turn();
+  return Status::kSuccess;
+}
+
+// ---- looking ----------------------------------------------------------------------------------
+
+SvmState Ultravisor::state(u32 lpid) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return SvmState::kNone;
+  const sync::MutexGuard guard(svm->lock);
+  return svm->state;
+}
+
+PageState Ultravisor::page(u32 lpid, Gpa page) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return PageState::kNone;
+  const sync::MutexGuard guard(svm->lock);
+  const PageRecord* const record = svm->find(number_of(page));
+  return record != nullptr ? record->state : PageState::kNone;
+}
+
+SvmUse Ultravisor::use(u32 lpid) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return {};
+  const sync::MutexGuard guard(svm->lock);
+  SvmUse now = svm->use;
+  now.version = svm->store.version();
+  return now;
+}
+
+mem::SealedStore* Ultravisor::debug_store(u32 lpid) {
+  Svm* const svm = find(lpid);
+  return svm != nullptr ? &svm->store : nullptr;
+}
+
+}  // namespace stagetwo::uv

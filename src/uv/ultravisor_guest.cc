@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstring>
+
+#include "base/guard.h"
+#include "uv/ultravisor.h"
+#include "uv/ultravisor_internal.h"
+
+// What the ultravisor asks the hypervisor for, and what a secure guest does: touching its memory,
+// sharing, unsharing.
+//
+// A page that is asked about is marked, and the hypervisor called with no lock held. The mark keeps
+// the guest and other requests off the page, not the hypervisor: its answer comes as UV_PAGE_IN or
+// UV_PAGE_OUT of the same page, and a touch of its process may come first:
+//
+//   who asks (page_in_of)              | a touch of the process (SecureGuest::touch_begin)
+//   asked: in                          | its own busy bit
+//   H_SVM_PAGE_IN ->                   |
+//                                      | -> UV_PAGE_OUT: sealed, whatever is asked
+//   <- BUSY: the page is the touch's   |
+//   asked: nothing; BUSY; again later  | put there; done
+//
+// Neither side waits for the other with a page in its hands: who finds a page taken answers BUSY
+// and lets its own go. A requester tries kTries times, the guest comes again for ever.
+
+namespace stagetwo::uv {
+namespace {
+
+constexpr unsigned kTries = 64;
+
+// The page is marked as asked about, by the caller. kSuccess; kParameter: there is no such page;
+// kP2: it is being shared or unshared by another.
+Status mark(Svm* svm, u64 page, Asked what, bool waits_for_shares) {
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      PageRecord* const record = svm->find_open(page);
+      if (record == nullptr) return Status::kParameter;
+      if (record->idle()) {
+        record->asked = what;
+        return Status::kSuccess;
+      }
+      const bool is_shared_now = record->asked == Asked::kShare || record->asked == Asked::kUnshare;
+      if (is_shared_now && !waits_for_shares) return Status::kP2;
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+}
+
+// f(record) under the lock, when nobody works on the page. Pre: the page is marked.
+template <typename F>
+void when_quiet(Svm* svm, u64 page, F f) {
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      PageRecord* const record = svm->find(page);
+      ST_CHECK(record != nullptr && record->asked != Asked::kNothing);
+      if (!record->busy) {
+        f(*record);
+        svm->turnstile.turn();
+        return;
+      }
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+}
+
+// The mark is taken off; `last` may change the record first.
+template <typename F>
+void unmark(Svm* svm, u64 page, F last) {
+  when_quiet(svm, page, [&](PageRecord& record) {
+    last(record);
+    record.asked = Asked::kNothing;
+  });
+}
+void unmark(Svm* svm, u64 page) {
+  unmark(svm, page, [](PageRecord&) {});
+}
+
+PageRecord look(Svm* svm, u64 page) {
+  const sync::MutexGuard guard(svm->lock);
+  const PageRecord* const record = svm->find(page);
+  PageRecord none;
+  none.state = PageState::kNone;
+  return record != nullptr ? *record : none;
+}
+
+// What a guest's call answers that is not from a secure guest, or from one that has ended.
+constexpr Status not_a_secure_guest(SvmState state) {
+  return state == SvmState::kStopped ? Status::kState : Status::kPermission;
+}
+
+// Asks until the answer is final, a bounded number of times.
+template <typename F>
+Status insist(F f) {
+  Status answer = Status::kBusy;
+  for (unsigned i = 0; i < kTries && is_transient(answer); ++i) {
+    if (i != 0) sync::yield_thread();
+    answer = f();
+  }
+  return answer;
+}
+
+}  // namespace
+
+Status Ultravisor::ask(u32 lpid, Call call, u64 page, u64 flags) {
+  return hypervisor_->call({call, lpid, {address_of(page), flags, order_of(options_.page_bytes)}},
+                           Caller::kUltravisor);
+}
+
+// ---- room
+// -------------------------------------------------------------------------------------------
+
+// A page of the pool for (lpid, page): a free one, or one that a page of this guest gives up, or
+// one of another's. kNone: there is none.
+u32 Ultravisor::room(u32 lpid, u64 page) {
+  for (unsigned i = 0; i < kTries; ++i) {
+    const u32 found = pool_.take({lpid, page});
+    if (found != mem::SecurePool::kNone) return found;
+    if (!options_.evicts || !(evict(lpid, false) || evict(lpid, true))) break;
+  }
+  return mem::SecurePool::kNone;
+}
+
+bool Ultravisor::evict(u32 lpid, bool of_others) {
+  constexpr unsigned kVictims = 4;
+  for (unsigned i = 0; i < kVictims; ++i) {
+    mem::SecurePool::Holder victim;
+    if (!pool_.next_victim(lpid, of_others, &victim)) return false;
+    Svm* const svm = find(victim.guest);
+    const Run run(svm, kLiving);
+    if (!run.ok()) continue;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      PageRecord* const record = svm->find_open(victim.page);
+      if (record == nullptr || !record->idle() || record->state != PageState::kSecure ||
+          record->pool == mem::SecurePool::kNone) {
+        continue;
+      }
+      record->asked = Asked::kOut;
+    }
+    static_cast<void>(ask(victim.guest, Call::kHSvmPageOut, victim.page, 0));
+    bool out = false;
+    unmark(svm, victim.page, [&](PageRecord& record) TA_NO_ANALYSIS {
+      out = record.pool == mem::SecurePool::kNone;
+      if (out) ++svm->use.evictions;
+    });
+    if (out) return true;
+  }
+  return false;
+}
+
+// ---- page-in and page-out that the ultravisor wants
+// ----------------------------------------------------
+
+Status Ultravisor::ask_page_in(u32 lpid, Gpa page) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, kLiving);
+  return run.ok() ? page_in_of(svm, number_of(page)) : run.refusal();
+}
+
+Status Ultravisor::page_in_of(Svm* svm, u64 page) {
+  const Status marked = mark(svm, page, Asked::kIn, true);
+  if (marked != Status::kSuccess) return marked;
+  const PageRecord was = look(svm, page);
+  const PageCell& cell = page_cell(PageEvent::kUvTouch, was.state);
+  if (cell.work != PageWork::kMoveIn) {
+    unmark(svm, page);
+    return cell.status;
+  }
+  // Room first: the hypervisor is not asked for what could not be kept.
+  const u32 reserved = room(svm->lpid, page);
+  if (reserved == mem::SecurePool::kNone) {
+    unmark(svm, page);
+    return Status::kBusy;
+  }
+  {
+    const sync::MutexGuard guard(svm->lock);
+    svm->find(page)->pool = reserved;
+  }
+  const Status answer = ask(svm->lpid, Call::kHSvmPageIn, page, 0);
+  u32 left = mem::SecurePool::kNone;
+  unmark(svm, page, [&](PageRecord& record) {
+    // Nothing was sent: it had never been touched, so the reserved page of zeros is it.
+    if (answer == Status::kSuccess && record.state == PageState::kNormal) {
+      record.state = PageState::kSecure;
+    }
+    if (record.state != PageState::kSecure) {
+      left = std::exchange(record.pool, mem::SecurePool::kNone);
+    }
+  });
+  drop(left);
+  return answer;
+}
+
+Status Ultravisor::ask_page_out(u32 lpid, Gpa page) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, kLiving);
+  if (!run.ok()) return run.refusal();
+  const Status marked = mark(svm, number_of(page), Asked::kOut, true);
+  if (marked != Status::kSuccess) return marked;
+  const Status answer = ask(lpid, Call::kHSvmPageOut, number_of(page), 0);
+  unmark(svm, number_of(page));
+  return answer;
+}
+
+Status Ultravisor::ask_share(u32 lpid, Gpa page) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, kLiving);
+  if (!run.ok()) return run.refusal();
+  const Status marked = mark(svm, number_of(page), Asked::kShare, false);
+  if (marked != Status::kSuccess) return marked;
+  const PageCell& cell = page_cell(PageEvent::kUvShare, look(svm, number_of(page)).state);
+  const Status answer =
+      cell.work == PageWork::kNothing ? cell.status : share_one(svm, number_of(page));
+  unmark(svm, number_of(page));
+  return answer;
+}
+
+// ---- sharing
+// ------------------------------------------------------------------------------------------
+
+// All of the range or nothing: first every page is marked and looked at, then they are shared one
+// by one. If the hypervisor refuses one, those before it become secure again. Their contents are
+// gone either way, so whatever can be foreseen is refused before the first page changes.
+// Idempotent: a page that is shared already stays as it is.
+Status Ultravisor::share(u32 lpid, u64 gfn, u64 count) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, Run::bit(SvmState::kSecure));
+  if (!run.ok()) return not_a_secure_guest(run.state());
+  u64 claimed = 0;
+  Status done = share_claim(svm, gfn, count, &claimed);
+  u64 shared = 0;
+  while (done == Status::kSuccess && shared < count) {
+    done = share_one(svm, gfn + shared);
+    if (done == Status::kSuccess) ++shared;
+  }
+  if (done != Status::kSuccess) {
+    for (u64 i = 0; i < shared; ++i) {
+      if (!look(svm, gfn + i).keeps) static_cast<void>(unshare_one(svm, gfn + i, true));
+    }
+  }
+  for (u64 i = 0; i < claimed; ++i) unmark(svm, gfn + i, [](PageRecord& r) { r.keeps = false; });
+  return is_transient(done) ? Status::kRetry : done;
+}
+
+Status Ultravisor::share_claim(Svm* svm, u64 first, u64 count, u64* claimed) {
+  u64 end = 0;
+  if (count == 0 || __builtin_add_overflow(first, count, &end)) return Status::kP2;
+  {
+    // Before anything is marked: is the range there, all of it?
+    const sync::MutexGuard guard(svm->lock);
+    for (u64 page = first; page < end; ++page) {
+      const PageRecord* const record = svm->find_open(page);
+      if (record == nullptr) return page == first ? Status::kParameter : Status::kP2;
+      const PageCell& cell = page_cell(PageEvent::kUvShare, record->state);
+      if (cell.status != Status::kSuccess) return cell.status;
+    }
+  }
+  for (u64 page = first; page < end; ++page) {
+    const Status marked = mark(svm, page, Asked::kShare, false);
+    if (marked != Status::kSuccess) return page == first ? marked : Status::kP2;
+    ++*claimed;
+    const sync::MutexGuard guard(svm->lock);
+    PageRecord* const record = svm->find(page);
+    record->keeps = record->state == PageState::kShared;
+    if (record->state == PageState::kLost) return Status::kState;
+  }
+  return Status::kSuccess;
+}
+
+// Pre: marked.
+Status Ultravisor::share_one(Svm* svm, u64 page) {
+  if (look(svm, page).keeps) return Status::kSuccess;
+  const Status answer =
+      insist([&] { return ask(svm->lpid, Call::kHSvmPageIn, page, kPageInShared); });
+  if (answer != Status::kSuccess) return is_transient(answer) ? Status::kRetry : Status::kParameter;
+  // The hypervisor says so; the record knows.
+  return look(svm, page).state == PageState::kShared ? answer : Status::kParameter;
+}
+
+// Pre: marked. `by_force`: secure again whatever the hypervisor says; it keeps a frame of zeros
+// that the guest does not look at any more.
+Status Ultravisor::unshare_one(Svm* svm, u64 page, bool by_force) {
+  const Asked before = look(svm, page).asked;
+  when_quiet(svm, page, [](PageRecord& record) { record.asked = Asked::kUnshare; });
+  Status answer = insist([&] { return ask(svm->lpid, Call::kHSvmPageIn, page, 0); });
+  if (answer != Status::kSuccess)
+    answer = is_transient(answer) ? Status::kRetry : Status::kParameter;
+  when_quiet(svm, page, [&](PageRecord& record) {
+    if ((answer == Status::kSuccess || by_force) && record.state == PageState::kShared) {
+      record.set_frame(0);
+      record.state = PageState::kSecure;
+    }
+    record.asked = before;
+  });
+  return answer;
+}
+
+// Idempotent; a success that did nothing: a page that is not shared. Stops at the first page the
+// hypervisor refuses: those before it are secure, and the call may be repeated.
+Status Ultravisor::unshare(u32 lpid, u64 gfn, u64 count) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, Run::bit(SvmState::kSecure));
+  if (!run.ok()) return not_a_secure_guest(run.state());
+  u64 end = 0;
+  if (count == 0 || __builtin_add_overflow(gfn, count, &end)) return Status::kP2;
+  for (u64 page = gfn; page < end; ++page) {
+    const PageState is = look(svm, page).state;
+    if (is == PageState::kNone) return page == gfn ? Status::kParameter : Status::kP2;
+    const Status status = page_cell(PageEvent::kUvUnshare, is).status;
+    if (status != Status::kSuccess) return status;
+  }
+  for (u64 page = gfn; page < end; ++page) {
+    Status done = mark(svm, page, Asked::kUnshare, false);
+    if (done != Status::kSuccess) return done;
+    const PageCell& cell = page_cell(PageEvent::kUvUnshare, look(svm, page).state);
+    if (cell.work == PageWork::kGiveUp) done = unshare_one(svm, page, false);
+    unmark(svm, page);
+    if (done != Status::kSuccess) return done;
+  }
+  return Status::kSuccess;
+}
+
+// Idempotent, as unshare().
+Status Ultravisor::unshare_all(u32 lpid) {
+  Svm* const svm = find(lpid);
+  const Run run(svm, Run::bit(SvmState::kSecure));
+  if (!run.ok()) return not_a_secure_guest(run.state());
+  for (size_t at = 0;; ++at) {
+    u64 first = 0, pages = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      if (at == svm->slots.size()) return Status::kSuccess;
+      first = svm->slots[at].first;
+      pages = svm->slots[at].pages;
+    }
+    for (u64 page = first; page < first + pages; ++page) {
+      if (look(svm, page).state != PageState::kShared) continue;
+      const Status done = unshare(lpid, page, 1);
+      if (done != Status::kSuccess && done != Status::kParameter) return done;
+    }
+  }
+}
+
+// ---- the guest's memory
+// ---------------------------------------------------------------------------------
+
+GuestAccess Ultravisor::access(u32 lpid, Gpa at, void* bytes, u64 size, bool write) {
+  Svm* const svm = find(lpid);
+  auto* piece = static_cast<u8*>(bytes);
+  while (size > 0) {
+    const u64 part = std::min(size, options_.page_bytes - at.raw() % options_.page_bytes);
+    const GuestAccess done = access_page(svm, at, piece, part, write);
+    if (done != GuestAccess::kDone) return done;
+    piece += part;
+    at += part;
+    size -= part;
+  }
+  return GuestAccess::kDone;
+}
+
+// The page has a secure page without memory: it is given one, of zeros.
+Status Ultravisor::give_room(Svm* svm, u64 page) {
+  const Status marked = mark(svm, page, Asked::kIn, true);
+  if (marked != Status::kSuccess) return marked;
+  u32 fresh = room(svm->lpid, page);
+  const Status done = fresh == mem::SecurePool::kNone ? Status::kBusy : Status::kSuccess;
+  unmark(svm, page, [&](PageRecord& record) {
+    if (record.state == PageState::kSecure && record.pool == mem::SecurePool::kNone) {
+      record.pool = std::exchange(fresh, mem::SecurePool::kNone);
+    }
+  });
+  drop(fresh);
+  return done;
+}
+
+// The process gave up the frame of a shared page: the fault is the hypervisor's.
+Status Ultravisor::use_shared(Svm* svm, u64 page) {
+  const Status marked = mark(svm, page, Asked::kIn, true);
+  if (marked != Status::kSuccess) return marked;
+  const Status answer = ask(svm->lpid, Call::kReflectedFault, page, 0);
+  unmark(svm, page);
+  return answer;
+}
+
+// The page's bytes are there for the guest, and are its own until it is done with them: *record.
+// Otherwise *record is nullptr, and what was seen stands in *is.
+bool Ultravisor::grab(Svm* svm, u64 page, PageRecord** record, PageRecord* is, u32* turn) {
+  const sync::MutexGuard guard(svm->lock);
+  PageRecord* const found = svm->find_open(page);
+  if (found == nullptr) return false;
+  *turn = svm->turnstile.now();
+  *is = *found;
+  const bool there = is->state == PageState::kSecure
+                         ? is->pool != mem::SecurePool::kNone
+                         : is->state == PageState::kShared && is->frame() != 0;
+  *record = is->idle() && there ? found : nullptr;
+  if (*record != nullptr) found->busy = true;
+  return true;
+}
+
+// Pre: grabbed.
+bool Ultravisor::use_page(Svm* svm, PageRecord* record, const PageRecord& is, u64 offset,
+                          void* bytes, u64 size, bool write) {
+  bool good = true;
+  if (is.state == PageState::kSecure) {
+    u8* const secure = pool_.at(is.pool) + offset;
+    std::memcpy(write ? secure : bytes, write ? bytes : secure, size);
+    pool_.used(is.pool);
+  } else {
+    good = write ? memory_->write(is.frame() + offset, bytes, size)
+                 : memory_->read(is.frame() + offset, bytes, size);
+  }
+  const sync::MutexGuard guard(svm->lock);
+  record->busy = false;
+  if (!good) record->set_frame(0);
+  svm->turnstile.turn();
+  return good;
+}
+
+GuestAccess Ultravisor::access_page(Svm* svm, Gpa at, void* bytes, u64 size, bool write) {
+  const u64 page = number_of(at), offset = at.raw() % options_.page_bytes;
+  for (unsigned i = 0; i < kTries; ++i) {
+    const Run run(svm, Run::bit(SvmState::kSecure));
+    if (!run.ok()) return GuestAccess::kStopped;
+    u32 turn = 0;
+    PageRecord* record = nullptr;
+    PageRecord is;
+    if (!grab(svm, page, &record, &is, &turn)) return GuestAccess::kMmio;
+    if (record != nullptr) {
+      if (use_page(svm, record, is, offset, bytes, size, write)) return GuestAccess::kDone;
+      continue;
+    }
+    if (!is.idle()) {
+      svm->turnstile.wait(turn);
+      continue;
+    }
+    const Status done = is.state == PageState::kSecure   ? give_room(svm, page)
+                        : is.state == PageState::kShared ? use_shared(svm, page)
+                                                         : page_in_of(svm, page);
+    if (is_transient(done)) {
+      sync::yield_thread();
+    } else if (done != Status::kSuccess && state(svm->lpid) == SvmState::kSecure) {
+      return GuestAccess::kFault;
+    }
+  }
+  return GuestAccess::kRetry;
+}
+
+}  // namespace stagetwo::uv

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the ultravisor's sources share.
+
+#include "base/check.h"
+#include "sync/futex.h"
+#include "uv/ultravisor.h"
+
+namespace stagetwo::uv {
+
+// An operation on a guest that must not be forgotten meanwhile. ok(): it is in one of `states`.
+class Ultravisor::Run {
+ public:
+  Run(Svm* svm, unsigned states) : svm_(svm) {
+    if (svm == nullptr) return;
+    const sync::MutexGuard guard(svm->lock);
+    state_ = svm->state;
+    ok_ = (states & bit(state_)) != 0;
+    if (ok_) ++svm->runs;
+  }
+  ~Run() {
+    if (!ok_) return;
+    const sync::MutexGuard guard(svm_->lock);
+    --svm_->runs;
+    svm_->turnstile.turn();
+  }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  static constexpr unsigned bit(SvmState state) { return 1U << static_cast<unsigned>(state); }
+  [[nodiscard]] bool ok() const { return ok_; }
+  [[nodiscard]] SvmState state() const { return state_; }
+  // What a call that names the guest answers when it is not ok(): nobody's lpid, or too late.
+  [[nodiscard]] Status refusal() const {
+    return state_ == SvmState::kNone ? Status::kParameter : Status::kState;
+  }
+
+ private:
+  Svm* svm_;
+  SvmState state_ = SvmState::kNone;
+  bool ok_ = false;
+};
+
+inline constexpr unsigned kLiving = 1U << static_cast<unsigned>(SvmState::kTransient) |
+                                    1U << static_cast<unsigned>(SvmState::kSecure);
+
+// A page of secure memory for one run of the cipher, whose other end is normal memory: that may
+// change while it is looked at. Zeros at first, wiped at the end.
+class Ultravisor::Bounce {
+ public:
+  explicit Bounce(mem::SecurePool* pool) : pool_(*pool) {
+    // Whoever has one is on his way out: a run of the cipher and a copy.
+    while ((page_ = pool_.take({})) == mem::SecurePool::kNone) sync::yield_thread();
+  }
+  ~Bounce() { pool_.give_back(page_); }
+  Bounce(const Bounce&) = delete;
+  Bounce& operator=(const Bounce&) = delete;
+
+  [[nodiscard]] u8* data() const { return pool_.at(page_); }
+
+ private:
+  mem::SecurePool& pool_;
+  u32 page_;
+};
+
+}  // namespace stagetwo::uv
