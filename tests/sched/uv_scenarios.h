@@ -23,7 +23,13 @@ class UvWorld {
   }
   virtual ~UvWorld() = default;
 
-  void after() {
+  // Whoever is done last looks at what is left. Not of the model: one thread runs at a time.
+  template <typename Scenario>
+  static void act(Scenario* scenario, unsigned me) {
+    scenario->play(me);
+    if (++scenario->done_ == Scenario::kThreads) scenario->check();
+  }
+  void check() {
     sched::expect(m.memory.stale() == 0, "an address is used after the process gave it up");
     for (u64 page = 0; page < 2; ++page) {
       sched::expect(m.hv_page(page) == m.uv_page(page) || m.uv_page(page) == uv::PageState::kNone,
@@ -47,12 +53,14 @@ class UvWorld {
   void vmm_reads() { sched::expect(!m.vmm_read(0).empty(), "a touch is served"); }
 
   SecureMachine m;
+  unsigned done_ = 0;
 };
 
 // Page-in and page-out of one page, from both sides at once (the first version had no lock).
 struct TouchAgainstGuest : UvWorld {
   static constexpr unsigned kThreads = 3;
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) guest_reads(false);
     if (me == 1) vmm_reads();
     if (me == 2) static_cast<void>(m.ultravisor.ask_page_out(uv_lpid, m.gpa(0)));
@@ -62,7 +70,8 @@ struct TouchAgainstGuest : UvWorld {
 // A touch of the stand-in while it goes (the entry's fault raced with the page being freed).
 struct TouchAgainstShare : UvWorld {
   static constexpr unsigned kThreads = 2;
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) {
       vmm_reads();
       vmm_reads();
@@ -79,7 +88,8 @@ struct TouchAgainstShare : UvWorld {
 // before a flush of it).
 struct UnmapAgainstShare : UvWorld {
   static constexpr unsigned kThreads = 2;
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) {
       m.normal.unmap(&m.guest, m.gpa(0), false);
     } else {
@@ -96,7 +106,8 @@ struct UnmapAgainstReflectedFault : UvWorld {
   UnmapAgainstReflectedFault() {
     sched::expect(m.guest_call(uv::Call::kUvSharePage, 0, 1) == uv::Status::kSuccess, "shared");
   }
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) m.normal.unmap(&m.guest, m.gpa(0), false);
     if (me == 1) {
       guest_reads(true);
@@ -109,7 +120,8 @@ struct UnmapAgainstReflectedFault : UvWorld {
 // A slot goes while its pages are used (what the slot pointed at outlived it).
 struct SlotGoesUnderTouch : UvWorld {
   static constexpr unsigned kThreads = 3;
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) m.guest.remove_slot(0);
     if (me == 1) guest_reads(false);
     if (me == 2) static_cast<void>(m.vmm_read(0));
@@ -120,15 +132,16 @@ struct SlotGoesUnderTouch : UvWorld {
 struct ResetAgainstEsm : UvWorld {
   static constexpr unsigned kThreads = 2;
   ResetAgainstEsm() : UvWorld(false) {}
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) {
       static_cast<void>(m.esm());
     } else {
       sched::expect(m.guest.svm_off().has_value(), "no vCPU runs");
     }
   }
-  void after() {
-    UvWorld::after();
+  void check() {
+    UvWorld::check();
     sched::expect(m.guest.svm_off().has_value() && m.ultravisor.pool_free() == 8,
                   "every page of the pool comes back");
   }
@@ -140,7 +153,8 @@ struct TouchAgainstDone : UvWorld {
   TouchAgainstDone() : UvWorld(false) {
     sched::expect(m.ultravisor.esm_begin(uv_lpid) == uv::Status::kSuccess, "begun");
   }
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) {
       static_cast<void>(m.ultravisor.esm_finish(uv_lpid));
     } else {
@@ -153,7 +167,8 @@ struct TouchAgainstDone : UvWorld {
 // A slot is plugged into a secure guest while the process touches it.
 struct TouchAgainstPlug : UvWorld {
   static constexpr unsigned kThreads = 2;
-  void thread(unsigned me) {
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
     if (me == 0) {
       sched::expect(m.guest.add_slot(1, m.gpa(4), 4096).has_value(), "plugged");
       Bytes got;

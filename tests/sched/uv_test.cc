@@ -5,7 +5,7 @@
 namespace stagetwo::test {
 namespace {
 
-constexpr unsigned kRuns = 120;
+constexpr unsigned kRuns = 400;
 
 TEST(SecurePages, APageMovesOneWayAtATime) {
   expect_holds<TouchAgainstGuest>(kRuns);
