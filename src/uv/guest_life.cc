@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "base/check.h"
 #include "uv/secure_guest.h"
+
+#include "base/check.h"
 
 // One guest's life: START, DONE, ABORT, SVM_OFF, slots that come and go.
 //

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "uv/ultravisor.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "base/guard.h"
-#include "uv/ultravisor.h"
 #include "uv/ultravisor_internal.h"
 
 // What the ultravisor asks the hypervisor for, and what a secure guest does: touching its memory,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "base/guard.h"
 #include "uv/ultravisor.h"
+
+#include "base/guard.h"
 #include "uv/ultravisor_internal.h"
 
 // UV_PAGE_IN, UV_PAGE_OUT, UV_PAGE_INVAL: what the hypervisor asks about one page, mostly because
