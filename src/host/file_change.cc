@@ -23,7 +23,7 @@ void FileChange::begin(FileId file, u64 offset, u64 size) {
   const u64 end = size < kLast - std::min(offset, kLast) ? offset + size : kLast;
   if (offset >= end) return;
   const u64 start = offset & kPageMask;
-  ring(file, HvaRange(Hva(start), ((end + kPageSize - 1) & kPageMask) - start));
+  ring(file, HvaRange(Hva(start), ((end + kPageSize - 1) & kPageMask) - start), end == kLast);
   if (pins_active()) pinned_.emplace(file.device, file.inode, offset, end - offset);
   const u64 object = owners_active() ? object_behind(file.device, file.inode) : 0;
   if (object == 0) return;
@@ -35,12 +35,15 @@ void FileChange::begin(FileId file, u64 offset, u64 size) {
   if (first < last) absent_.emplace(Reach{object, {Hva(first), last - first}}, Announced::kPunches);
 }
 
-void FileChange::ring(FileId file, HvaRange bytes) {
+void FileChange::ring(FileId file, HvaRange bytes, bool ends) {
   HvaRange rest;  // of those we have no bell left for
   unsigned rung = 0;
   const auto announce = [&](HvaRange range, bool copies) {
     bells_[rung].emplace(InvalidateEvent{range, EventKind::kClear});
     if (copies && owners_active()) copies_[rung].emplace(range, Announced::kMoves);
+    if (copies && ends && pins_active()) {
+      pinned_copies_[rung].emplace(range, Announced::kUnmaps, range.size(), true);
+    }
     ++rung;
   };
   for (Hva at{};;) {

@@ -44,7 +44,7 @@ class FileChange {
  private:
   static constexpr unsigned kMaxRung = 4;
   void begin(FileId file, u64 offset, u64 size);
-  void ring(FileId file, HvaRange bytes);
+  void ring(FileId file, HvaRange bytes, bool ends);
 
   HeldPages edges_[2];
   std::optional<InvalidateSection> bells_[kMaxRung];
@@ -52,6 +52,8 @@ class FileChange {
   std::optional<OwnedChange> copies_[kMaxRung];
   std::optional<OwnedChange> absent_;
   std::optional<PinnedPunch> pinned_;
+  // Told to no success: each page is looked at.
+  std::optional<PinnedChange> pinned_copies_[kMaxRung];
 };
 
 }  // namespace stagetwo::host

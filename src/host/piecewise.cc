@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/piecewise.h"
 
-#include <sys/syscall.h>
-
 #include <algorithm>
 #include <optional>
 
@@ -19,23 +17,6 @@
 
 namespace stagetwo::host {
 namespace {
-
-constexpr int kDontneedLocked = 24;  // Linux 5.18
-constexpr int kPoison = 100;
-
-// The kernel says so to an msync that would drop cached pages.
-bool is_locked(HvaRange part) {
-  const auto asked =
-      sys::checked(sys::call(SYS_msync, static_cast<long>(part.start().raw()),
-                             static_cast<long>(part.size()), MS_ASYNC | MS_INVALIDATE));
-  return !asked && to_int(asked.error()) == EBUSY;
-}
-
-// Is it refused because the memory is locked? A pinned page of it stays where it is then: moving it
-// to the store and back would take the lock from the client's mapping, and the refusal with it.
-bool refused_as_locked(HvaRange part, int advice) {
-  return advice != kDontneedLocked && advice != kPoison && is_locked(part);
-}
 
 // The pages nobody has pinned: the kernel frees no page that is. What is absent stays with its
 // owner, as a device's page does in the kernel.
@@ -67,13 +48,12 @@ int discard_part(const MappedPart& part, int advice, Discard* call) {
   if (part.mapped && advice == MADV_FREE) return free_lazily(part, call);
   if (part.mapped && advice == MADV_REMOVE && part.mapping.shared) return punch(part, call);
   OwnedChange absent(range, Announced::kClears);
-  std::optional<PinnedChange> pinned;
-  if (!pins_active() || !refused_as_locked(range, advice)) {
-    pinned.emplace(range, Announced::kClears, kWholeRange);
-  }
+  PinnedChange pinned(range, Announced::kClears, kWholeRange);
   const int answer = call->advise(range.start().raw(), range.size());
-  if (answer == 0) absent.succeeded();
-  if (answer == 0 && pinned) pinned->succeeded(range.start());
+  if (answer == 0) {
+    absent.succeeded();
+    pinned.succeeded(range.start());
+  }
   return answer;
 }
 

@@ -105,8 +105,12 @@ PinUse pin_use() {
   return table == nullptr ? PinUse{} : table->use();
 }
 
-PinnedChange::PinnedChange(HvaRange range, Announced what, u64 kept)
-    : range_(range), what_(what), kept_(std::min(kept, range.size())), moved_to_(range.start()) {
+PinnedChange::PinnedChange(HvaRange range, Announced what, u64 kept, bool copies)
+    : range_(range),
+      what_(what),
+      kept_(std::min(kept, range.size())),
+      moved_to_(range.start()),
+      copies_(copies) {
   if (the_pins.load() == nullptr) [[likely]]
     return;
   open();

@@ -104,7 +104,8 @@ class FrameSection {
 class PinnedChange {
  public:
   // `kept`: of kMoves, how much of the range comes along; the rest is unmapped.
-  PinnedChange(HvaRange range, Announced what, u64 kept);
+  // `copies`: of pages that go to the store a copy goes, and the mapping is left as it is.
+  PinnedChange(HvaRange range, Announced what, u64 kept, bool copies = false);
   ~PinnedChange();
   PinnedChange(const PinnedChange&) = delete;
   PinnedChange& operator=(const PinnedChange&) = delete;
@@ -129,6 +130,7 @@ class PinnedChange {
   u64 kept_ = 0;
   FilePart file_{};
   Hva moved_to_;
+  bool copies_ = false;
   bool open_ = false;
   bool met_ = false;
   bool succeeded_ = false;

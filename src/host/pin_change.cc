@@ -8,6 +8,7 @@
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/pin_walk.h"
+#include "host/userfault.h"
 
 // A change against a device:
 //
@@ -120,6 +121,17 @@ void PinTable::put_aside(const PinnedChange& change) {
   }
 }
 
+namespace {
+
+// A file's private mapping goes on to belong to the file; a mapping of which pages are moved away
+// is no longer locked, and what it counts for (VmLck) may stay counted; and put back after a call
+// that failed it is no longer watched by the client.
+bool refuses_to_move(u64 word, HvaRange pages) {
+  return (word & kOfFile) != 0 || is_locked(pages) || userfault::client_watches(pages.start());
+}
+
+}  // namespace
+
 // Puts the pages of a piece into the store: all at once, or, where they are of several mappings or
 // of a kind that does not move, one by one.
 void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
@@ -127,7 +139,8 @@ void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
   const Hva place = piece.block->window + u64{piece.first} * kPageSize;
   const u64 bytes = u64{piece.pages} * kPageSize;
   trace::emit(trace::Event::st_pin_aside, trace::Room::host, from.raw(), place.raw(), bytes);
-  const bool may_move = change.file_.inode == 0;
+  const bool may_move = !change.copies_ && change.file_.inode == 0 &&
+                        !refuses_to_move(piece.word, HvaRange(from, bytes));
   if (may_move && pin_store::move_in(from, place, bytes)) {
     return publish(piece, piece.word | kAside);
   }

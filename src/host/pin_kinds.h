@@ -9,6 +9,10 @@
 //   kind              reached by   munmap, mapping over, DONTNEED     mremap   rights lost    punch
 //   private           home         moved to the store (mremap: same   follows  through        -
 //                                  page); copied where it refuses              /proc/self/mem
+//   private, locked   home         copied to the store: a move takes  follows  the same       -
+//                                  the lock from the mapping
+//   private, a file's home         copied to the store: in a mapping  follows  the same copied
+//                                  of its own the file's end takes it                (an end)
 //   private hugetlb   home         copied to the store                follows  the same       -
 //   shared            alias        nothing: the file keeps the page   nothing  nothing copied
 //   shared hugetlb    alias, by a  the same                           nothing  nothing copied

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
@@ -102,6 +103,9 @@ void move_back(Hva place, Hva page, u64 bytes) {
 }
 
 bool settle(Hva place, u64 bytes) {
+  // What the client has locked counts no longer, when it has unmapped it.
+  static_cast<void>(
+      sys::call(SYS_munlock, static_cast<long>(place.raw()), static_cast<long>(bytes)));
   withhold_from_children(place, bytes);
   return sys::mprotect(pointer(place), bytes, PROT_READ | PROT_WRITE).has_value();
 }

@@ -297,7 +297,8 @@ Result<u64> PinTable::word_for(const Place& place, Wanted* wanted, Hva at) {
   PinBlock& block = *place.block;
   const u64 now = block.words[place.slot].load(sync::kRelaxed);
   if (!rules_of(kind_of(wanted->mapping)).has_alias) {
-    return now != 0 ? now : at.raw() | rights_bits(wanted->mapping.prot);
+    const u64 kind = wanted->mapping.file_backed ? kOfFile : 0;
+    return now != 0 ? now : at.raw() | rights_bits(wanted->mapping.prot) | kind;
   }
   const bool write = wanted->how.write;
   if (now != 0 && (!write || (now & kNoWrite) == 0)) return now;

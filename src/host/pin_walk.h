@@ -21,6 +21,9 @@ inline bool is_stray(const PinBlock& block, u32 slot, u64 word) {
   return block.key.is_private() && is_at_client(word) && (word & kPageMask) != home;
 }
 
+// One more bit of a slot's word: it is the client's own copy of a file's page.
+inline constexpr u64 kOfFile = 1 << 10;
+
 constexpr u64 rights_bits(Prot prot) {
   return (prot.read ? 0 : kNoRead) | (prot.write ? 0 : kNoWrite);
 }

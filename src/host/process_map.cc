@@ -2,6 +2,8 @@
 #include "host/process_map.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
 #include <string_view>
@@ -181,6 +183,14 @@ void mark_scanned(Hva first, unsigned count, u64 category, PageState* out, Mark&
 }
 
 }  // namespace
+
+// An msync that would drop cached pages is refused for that.
+bool is_locked(HvaRange range) {
+  const auto asked =
+      sys::checked(sys::call(SYS_msync, static_cast<long>(range.start().raw()),
+                             static_cast<long>(range.size()), MS_ASYNC | MS_INVALIDATE));
+  return !asked && to_int(asked.error()) != ENOMEM;
+}
 
 Result<Mapping> mapping_at(Hva at) {
   for (;;) {

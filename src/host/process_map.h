@@ -46,6 +46,9 @@ struct Mapping {
 // `shared`. Failure: EFAULT (there is none), or what kept the kernel from answering.
 [[nodiscard]] Result<Mapping> next_file_mapping(Hva at, bool shared);
 
+// Is some of it locked in memory? It is if the kernel does not say.
+[[nodiscard]] bool is_locked(HvaRange range);
+
 // One entry of the page table. Nothing set: there is no entry.
 struct PageState {
   bool present = false;

@@ -105,6 +105,17 @@ bool is_watched(Hva page) {
   return asked || to_int(asked.error()) != ENOENT;
 }
 
+namespace {
+constinit sync::Atomic<bool> client_has_one{false};
+}  // namespace
+
+void note_client() {
+  client_has_one.store(true, sync::kRelaxed);
+}
+bool client_watches(Hva page) {
+  return client_has_one.load(sync::kRelaxed) && is_watched(page);
+}
+
 Result<void> move(Hva to, Hva from) {
   MoveRequest request{to.raw(), from.raw(), kPageSize, kDontWake, 0};
   return ask(kMove, &request);

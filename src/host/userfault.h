@@ -31,6 +31,10 @@ void forget(HvaRange range);
 // (before Linux 5.13) it does.
 [[nodiscard]] bool is_watched(Hva page);
 
+// Is the page's mapping perhaps watched by the client? As is_watched() where it has one
+// (note_client(): host/userfault_requests.h).
+[[nodiscard]] bool client_watches(Hva page);
+
 // All of these wake nobody: whoever waits for the page goes on with wake(). The first three fill a
 // missing page.
 //

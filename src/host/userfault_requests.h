@@ -33,4 +33,7 @@ struct PoisonRequest {
 static_assert(sizeof(PoisonRequest) == 32);
 inline constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, PoisonRequest);
 
+// The client registers memory with a userfaultfd of its own, from now on.
+void note_client();
+
 }  // namespace stagetwo::host::userfault

@@ -5,6 +5,7 @@
 #include <linux/userfaultfd.h>
 
 #include "host/access.h"
+#include "host/pin.h"
 #include "host/userfault_requests.h"
 #include "shim/announce.h"
 #include "shim/next.h"
@@ -42,6 +43,39 @@ int give_way(u64 start, u64 size, F&& go_on) {
   return result;
 }
 
+// What the kernel says of a page that is pinned, and how much it has moved before it.
+int answer_of_pinned(unsigned long argument, host::userfault::MoveRequest asked, s64 moved) {
+  asked.moved = moved;
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool written = host::write_struct(Hva(argument), asked);
+  section.leave();
+  errno = !written ? EFAULT : moved < 0 ? EBUSY : EAGAIN;
+  return -1;
+}
+
+// UFFDIO_MOVE takes no page that is pinned.
+template <typename F>
+int move_pages(int fd, unsigned long argument, const host::userfault::MoveRequest& asked,
+               F&& go_on) {
+  const auto range = host::pages_of(asked.from, asked.size);
+  const HvaRange all = range ? *range : HvaRange();
+  const HvaRange free = range && host::pins_active() ? host::next_unpinned(all) : all;
+  const auto move = [&](u64 size, auto&& call) {
+    return ring(asked.from, size, host::EventKind::kUnmap, host::Announced::kMoves, call);
+  };
+  if (free == all) return move(asked.size, go_on);
+  if (free.empty() || free.start() != all.start()) return answer_of_pinned(argument, asked, -EBUSY);
+  host::userfault::MoveRequest cut = asked;
+  cut.size = free.size();
+  const int result =
+      move(cut.size, [&] { return next::ioctl(fd, host::userfault::kMove, number_of(&cut)); });
+  if (result == 0) return answer_of_pinned(argument, asked, cut.moved);
+  const int error = errno;
+  static_cast<void>(answer_of_pinned(argument, asked, cut.moved));
+  errno = error;
+  return result;
+}
+
 }  // namespace
 
 long userfault_ioctl(int fd, unsigned long request, unsigned long argument) {
@@ -55,11 +89,12 @@ long userfault_ioctl(int fd, unsigned long request, unsigned long argument) {
   if (request == host::userfault::kMove) {
     host::userfault::MoveRequest asked{};
     if (!fetch(argument, &asked)) return go_on();
-    return ring(asked.from, asked.size, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
+    return move_pages(fd, argument, asked, go_on);
   }
   if (request == UFFDIO_REGISTER) {
     uffdio_register asked{};
     if (!fetch(argument, &asked)) return go_on();
+    host::userfault::note_client();
     return give_way(asked.range.start, asked.range.len, go_on);
   }
   return go_on();

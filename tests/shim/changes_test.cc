@@ -160,6 +160,22 @@ TEST(HalfCall, ByPidfdOverPinnedPages) {
   expect_as_natively({"pinned", "parts"});
 }
 
+TEST(PinnedPages, AreTheDevicesThroughEveryKindOfFork) {
+  expect_case("forks", {}, "pins");
+}
+TEST(PinnedPages, CopiesOfAFileOutliveItsEnd) {
+  expect_case("copies_of_a_file", {}, "pins");
+}
+TEST(PinnedPages, OfLockedMemoryLeaveItLockedAndCountNoLongerThanIt) {
+  expect_case("locked_memory", {}, "pins");
+}
+TEST(PinnedPages, ARefusedChangeLeavesTheProgramsOwnWatch) {
+  expect_case("refused_change_of_watched_memory", {}, "pins");
+}
+TEST(PinnedPages, AreNotMovedByAUserfaultfd) {
+  expect_case("move_of_pinned_pages", {}, "pins");
+}
+
 TEST(Change, GuardPagesAreInstalled) {
   expect_case("guard_pages");
 }
