@@ -36,6 +36,7 @@ enum class TableUse : u8 { kFree, kCached, kLinked, kRemoved };
 
 struct TablePage {
   static constexpr unsigned kLine = 64 / sizeof(Word);
+  static constexpr u64 kAllLines = ~u64{0} >> (64 - kTableEntries / kLine);
 
   Entry* entries = nullptr;  // immutable
   // Written before the table is linked, immutable while it is.
@@ -70,6 +71,8 @@ struct TablePage {
     const u64 line = line_of(index);
     if ((used.load(sync::kRelaxed) & line) == 0) used.fetch_or(line, sync::kRelaxed);
   }
+  // Pre: not linked yet.
+  void note_all_used() { used.store(kAllLines, sync::kRelaxed); }
   // The first entry from `index` on that may be present, or kTableEntries. Lowers what it finds to
   // be empty. Pre: the lock is held alone.
   [[nodiscard]] unsigned next_used(unsigned index);
@@ -158,6 +161,8 @@ inline TablePage* TablePage::of(const Entry* entries) {
   return TablePool::header(base, static_cast<unsigned>((at - base) >> kPageShift));
 }
 
+static_assert(TablePage::kAllLines != 0 && kTableEntries / TablePage::kLine <= 64,
+              "a bit for each line of entries");
 static_assert(sizeof(TablePage) <= 128, "a header fits its place in the chunk");
 
 }  // namespace stagetwo::stage2

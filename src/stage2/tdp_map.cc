@@ -247,8 +247,8 @@ void TdpMmu::fill_split(TablePage& table, Word leaf, unsigned level) const {
   for (unsigned i = 0; i < kTableEntries; ++i) {
     // Nobody sees the table yet, so its words begin here; the link publishes them.
     std::construct_at(table.entries + i, pt::split_child<Format>(leaf, level, i) | also);
-    table.note_used(i);
   }
+  table.note_all_used();
 }
 
 bool TdpMmu::link(TdpCursor& at, TablePage& table, u32 address_space) {
