@@ -6,6 +6,7 @@
 // names is looked up: one of a page that the process gave up is a stale use, and is counted.
 
 #include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -32,12 +33,13 @@ class PlainMemory final : public uv::RealMemory {
     live_.emplace(address, std::move(page));
     return address;
   }
-  // Its address is nobody's again, ever: it is kept, so that a stale use is one.
+  // Its address is nobody's for long: it is kept, so that a stale use is one.
   void end(u64 address) {
     const std::lock_guard guard(lock_);
     const auto found = live_.find(address);
     std::memset(found->second.get(), 0, page_bytes_);
     dead_.push_back(std::move(found->second));
+    if (dead_.size() > kRemembered) dead_.pop_front();
     live_.erase(found);
   }
   bool read(u64 address, void* to, u64 bytes) override { return copy(address, to, nullptr, bytes); }
@@ -55,6 +57,7 @@ class PlainMemory final : public uv::RealMemory {
   [[nodiscard]] u64 page_bytes() const { return page_bytes_; }
 
  private:
+  static constexpr size_t kRemembered = 4096;
   bool copy(u64 address, void* to, const void* from, u64 bytes) {
     const std::lock_guard guard(lock_);
     auto found = live_.upper_bound(address);
@@ -71,7 +74,7 @@ class PlainMemory final : public uv::RealMemory {
   const u64 page_bytes_;
   std::mutex lock_;
   std::map<u64, std::unique_ptr<u64[]>> live_;
-  std::vector<std::unique_ptr<u64[]>> dead_;
+  std::deque<std::unique_ptr<u64[]>> dead_;
   u64 stale_ = 0;
 };
 
