@@ -167,10 +167,10 @@ TEST_F(Invalidation, ANewMappingAtTheSameAddressIsWhatTheGuestUsesAtOnce) {
     ASSERT_EQ(0, change(host::EventKind::kUnmap, [&] {
                 // The place is never free: what a vCPU maps at its first run could come there, and
                 // be gone with the next call.
-                void* moved = mremap(
-                    pages_.pointer(), kBytes, kBytes,
-                    MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
-                    mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+                void* moved =
+                    mremap(pages_.pointer(), kBytes, kBytes,
+                           MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP,
+                           mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
                 old = static_cast<u64*>(moved);
                 void* fresh = mmap(pages_.pointer(), kBytes, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
