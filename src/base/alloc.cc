@@ -107,7 +107,7 @@ size_t pages_of(size_t bytes) {
 }
 
 void* map_anonymous(size_t bytes, int prot, int flags) {
-  auto mapped = sys::mmap(nullptr, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+  auto mapped = map_apart(bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags);
   if (!mapped || note_own_memory(*mapped, bytes)) return mapped ? *mapped : nullptr;
   static_cast<void>(sys::munmap(*mapped, bytes));
   return nullptr;
@@ -234,7 +234,7 @@ Result<void> commit_pages(void* at, size_t bytes, const char* site) {
 
 Result<void*> map_file(size_t bytes, int prot, int flags, int fd, long offset, const char* site) {
   if (failpoint::should_fail(site)) return refuse(ENOMEM);
-  auto mapped = sys::mmap(nullptr, bytes, prot, flags, fd, offset);
+  auto mapped = map_apart(bytes, prot, flags, fd, offset);
   if (mapped) count(1, static_cast<s64>(pages_of(bytes)));
   return mapped;
 }

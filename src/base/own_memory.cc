@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/own_memory.h"
 
+#include <errno.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -64,8 +65,8 @@ bool take_out(List& all, u64 start, u64 end) {
 // Twice the room, in another mapping.
 bool grow(List& all) {
   const u64 room = std::max<u64>(2 * all.room, kPage / sizeof(OwnMemory));
-  const auto mapped = sys::mmap(nullptr, room * sizeof(OwnMemory), PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const auto mapped =
+      map_apart(room * sizeof(OwnMemory), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   if (!mapped) return false;
   const OwnMemory old{reinterpret_cast<u64>(all.ranges),
                       reinterpret_cast<u64>(all.ranges + all.room)};
@@ -81,7 +82,64 @@ bool grow(List& all) {
   return true;
 }
 
+// ---- apart from the client --------------------------------------------------------------------
+//
+// The kernel gives the highest gap that is large enough (or the lowest, in the old layout). So the
+// middle of a gap that is far larger than whatever a client maps is out of its way for long. It is
+// not reserved: should the client come there after all, ours go where there is room.
+
+constexpr u64 kApart = u64{1} << 40;
+constexpr u64 kNowhere = 1;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kMayChoose = false;  // their run times know where memory may be
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+constexpr bool kMayChoose = false;
+#else
+constexpr bool kMayChoose = true;
+#endif
+#else
+constexpr bool kMayChoose = true;
+#endif
+
+// 0: not looked for yet. A child of fork goes on with its parent's.
+u64 apart_start = 0;
+u64 apart_next = 0;  // bytes behind it, without end
+
+u64 place_apart() {
+  u64 start = __atomic_load_n(&apart_start, __ATOMIC_RELAXED);
+  if (start != 0) return start;
+  const auto gap =
+      sys::mmap(nullptr, 2 * kApart, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  start = kNowhere;
+  if (gap) {
+    start = align_up(reinterpret_cast<u64>(*gap) + kApart / 2, u64{1} << 21);
+    static_cast<void>(sys::munmap(*gap, 2 * kApart));
+  }
+  u64 none = 0;
+  const bool first = __atomic_compare_exchange_n(&apart_start, &none, start, false,
+                                                 __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return first ? start : none;
+}
+
 }  // namespace
+
+Result<void*> map_apart(size_t bytes, int prot, int flags, int fd, long offset) {
+  constexpr unsigned kTries = 8;
+  constexpr u64 kFurther = u64{1} << 30;
+  const u64 size = align_up(bytes, kPage);
+  const u64 start = kMayChoose && size < kApart / 4 ? place_apart() : kNowhere;
+  for (unsigned i = 0; i < kTries && start != kNowhere; ++i) {
+    const u64 behind = __atomic_fetch_add(&apart_next, size, __ATOMIC_RELAXED) % kApart;
+    if (behind + size > kApart) continue;
+    const auto mapped = sys::mmap(reinterpret_cast<void*>(start + behind), bytes, prot,
+                                  flags | MAP_FIXED_NOREPLACE, fd, offset);
+    if (mapped || to_int(mapped.error()) != EEXIST) return mapped;
+    __atomic_fetch_add(&apart_next, kFurther, __ATOMIC_RELAXED);
+  }
+  return sys::mmap(nullptr, bytes, prot, flags, fd, offset);
+}
 
 bool note_own_memory(const void* at, size_t bytes) {
   List* const all = list();

@@ -10,9 +10,17 @@
 // the parent's is read there, and owned by nobody.
 // Context: no signal handler.
 
+#include "base/result.h"
 #include "base/types.h"
 
 namespace stagetwo {
+
+// mmap for the engine itself, at a place of the kernel's or rather of ours: apart from what the
+// kernel gives to the client. A client that has unmapped a part of its memory may map it again with
+// MAP_FIXED whenever it likes, for it knows what its own threads do; nothing of ours must have come
+// there meanwhile. Not noted.
+[[nodiscard]] Result<void*> map_apart(size_t bytes, int prot, int flags, int fd = -1,
+                                      long offset = 0);
 
 // False: no memory to remember it.
 [[nodiscard]] bool note_own_memory(const void* at, size_t bytes);

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include "base/own_memory.h"
 #include "base/sys.h"
 
 namespace stagetwo {
@@ -23,8 +24,7 @@ u64* process_page() {
   u64* page = __atomic_load_n(&the_page, __ATOMIC_ACQUIRE);  // pairs with the exchange below
   if (page != nullptr) [[likely]]
     return page;
-  auto mapped =
-      sys::mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  auto mapped = map_apart(kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   if (!mapped) return nullptr;
   const bool wipes = sys::madvise(*mapped, kPageBytes, MADV_WIPEONFORK).has_value();
   __atomic_store_n(&wiped_on_fork, wipes, __ATOMIC_RELAXED);  // published by the exchange

@@ -198,5 +198,32 @@ TEST(Alloc, AChildOfForkHasAnArenaOfItsOwn) {
   dealloc(inherited, 64);
 }
 
+// A client may unmap a part of its memory and map it again with MAP_FIXED: what nobody of its own
+// has mapped there meanwhile is free.
+TEST(Alloc, DoesNotComeWhereTheClientHasUnmapped) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "places are the sanitizer's";
+#endif
+  constexpr size_t kHole = 64 * 1024;
+  const auto all = static_cast<u8*>(
+      mmap(nullptr, 3 * kHole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_EQ(0, munmap(all + kHole, kHole));
+  std::vector<void*> blocks;
+  for (int i = 0; i < 64; ++i) {
+    blocks.push_back(alloc(kMaxSmall + 1, kMinAlign, "test"));
+    blocks.push_back(alloc(kMaxSmall, kMinAlign, "test"));
+    const auto at = static_cast<u8*>(blocks[blocks.size() - 2]);
+    EXPECT_FALSE(at >= all && at < all + 3 * kHole);
+  }
+  u8* const again =
+      static_cast<u8*>(mmap(all + kHole, kHole, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+  EXPECT_EQ(all + kHole, again);
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    dealloc(blocks[i], i % 2 == 0 ? kMaxSmall + 1 : kMaxSmall);
+  }
+  munmap(all, 3 * kHole);
+}
+
 }  // namespace
 }  // namespace stagetwo
