@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include "base/trace.h"
 #include "tests/support/tdp_world.h"
 
 namespace stagetwo::test {
@@ -188,6 +189,61 @@ TEST_F(TdpMap, TheFastPathLeavesAlonePagesOfOtherFramesThanItsOwn) {
   EXPECT_FALSE(Format::is_writable(entry(5)));
 }
 
+// --- what is told ---
+
+struct Requested {
+  u64 gfn;
+  u64 host_frame;
+  u64 level;
+  friend bool operator==(const Requested&, const Requested&) = default;
+};
+
+// The spte_requested events of fn().
+template <typename F>
+std::vector<Requested> requested_by(F&& fn) {
+  EXPECT_TRUE(trace::start());
+  fn();
+  trace::stop();
+  std::vector<Requested> found;
+  trace::for_each([&](const trace::Record& r) {
+    if (r.event != trace::Event::kvm_mmu_spte_requested) return;
+    found.push_back({r.arg[0], r.arg[1], r.arg[2]});
+  });
+  return found;
+}
+std::vector<Requested> one_request(u64 gfn, u64 level) {
+  return {{gfn, (kWorldHva >> kPageShift) + gfn, level}};
+}
+
+TEST_F(TdpMap, AFaultTellsOnceWhatItAsksForAfterTheLevelIsFixed) {
+  const auto asks = [&](u64 gfn, unsigned host_level) {
+    return requested_by([&] { world.fault(context, gfn, Access::kWrite, host_level); });
+  };
+  EXPECT_EQ(asks(5, 1), one_request(5, 1));
+  EXPECT_EQ(asks(5, 1), one_request(5, 1)) << "a spurious one, too";
+  EXPECT_EQ(asks(512 * 3 + 7, 2), one_request(512 * 3 + 7, 2));
+  EXPECT_EQ(asks(kGiB + 5, 3), one_request(kGiB + 5, 3));
+  world.mixed = true;
+  EXPECT_EQ(asks(512 * 5, 2), one_request(512 * 5, 1)) << "attributes forbid the huge page";
+}
+
+TEST_F(TdpMap, AFaultThatIsStaleOrNeedsNoMapTellsNothing) {
+  world.slots[0].flags = kLogDirtyPages;
+  EXPECT_EQ(world.fault(context, 5, Access::kRead), FaultOutcome::kFixed);
+  EXPECT_TRUE(requested_by([&] {
+                Fault fault = world.found(5, Access::kWrite);
+                FaultOutcome outcome = FaultOutcome::kRetry;
+                EXPECT_TRUE(world.mmu.fast_page_fault(context, fault, &outcome));
+              }).empty());
+  EXPECT_TRUE(requested_by([&] {
+                Fault fault = world.found(6, Access::kWrite);
+                const u64 page = fault.page.raw() >> kPageShift;
+                world.gate.begin(page, page);
+                EXPECT_EQ(world.mmu.page_fault(context, fault), FaultOutcome::kRetry);
+                world.gate.end(page, page);
+              }).empty());
+}
+
 // --- NX huge pages ---
 
 struct TdpNx : ::testing::Test {
@@ -204,6 +260,11 @@ TEST_F(TdpNx, AnExecFaultSplitsWhatMayNotBeHugeAndExecutable) {
   EXPECT_TRUE(world.walk(context, 513, Access::kExec).executable);
   EXPECT_EQ(world.mmu.count_pages().nx_lpage_splits, 1U);
   EXPECT_EQ(world.mmu.count_pages().pages_4k, 512U);
+}
+
+TEST_F(TdpNx, AnExecFaultTellsTheLevelThePolicyLeavesIt) {
+  EXPECT_EQ(requested_by([&] { world.fault(context, 512, Access::kExec, 2); }),
+            one_request(512, 1));
 }
 
 TEST_F(TdpNx, ADataFaultDoesNotUndoTheSplit) {
