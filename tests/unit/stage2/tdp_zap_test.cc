@@ -3,6 +3,7 @@
 
 #include <thread>
 
+#include "base/trace.h"
 #include "tests/support/tdp_world.h"
 
 namespace stagetwo::test {
@@ -131,6 +132,34 @@ TEST_F(TdpZap, YieldsToFaultsAndComesToItsEnd) {
   stop.store(true);
   storm.join();
   EXPECT_TRUE(beside());
+}
+
+// A tebibyte of 2 MiB entries goes in pieces: faults elsewhere come in between them.
+TEST_F(TdpZap, OfATebibyteLetsFaultsInAndLeavesNothing) {
+  constexpr u64 kTebibyte = 1024 * kGiB;
+  world.add_slot(kTebibyte, kTebibyte, kWorldHva + (16 * kGiB << kPageShift));
+  sync::Atomic<bool> stop{false};
+  sync::Atomic<u64> faults{0};
+  std::thread storm([&] {
+    MmuContext mine(world.mmu);
+    for (u64 gfn = 0; !stop.load(sync::kRelaxed); gfn = (gfn + 1) % 64) {
+      EXPECT_NE(world.fault(mine, gfn, Access::kWrite), FaultOutcome::kNoMemory);
+      faults.fetch_add(1, sync::kRelaxed);
+    }
+  });
+  while (faults.load(sync::kRelaxed) == 0) std::this_thread::yield();
+  const u64 before = trace::mark_count("tdp_zap_yields");
+  const auto yielded = [&] { return trace::mark_count("tdp_zap_yields") != before; };
+  // A zap is some milliseconds; on a busy machine the storm may sleep through one.
+  for (int round = 0; round == 0 || (!yielded() && round < 200); ++round) {
+    map(kTebibyte, 2 * kTebibyte, 512, 2);
+    EXPECT_EQ(world.mmu.count_pages().pages_2m, kTebibyte / 512);
+    world.zap(kTebibyte, kTebibyte, true);
+    EXPECT_EQ(world.mmu.count_pages().pages_2m, 0U);
+  }
+  stop.store(true);
+  storm.join();
+  EXPECT_TRUE(yielded());
 }
 
 // Two threads map the same frames while a third takes them away; whatever is left is sound.
