@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One guest's pages in this process, as absent pages of host/page_owner.h: the record of an absent
+// page is the stand-in, which represents the secure page. Whoever touches it (a load, a system
+// call, another process) waits until its sealed bytes are there.
+// Analogue: device-private pages and migrate_to_ram (kernel file: book3s_hv_uvmem.c).
+//
+// I1: a page has at most one frame waiting to be put there (`due`): a put's, or a touch's.
+// I2: a frame is wiped and given back to the kernel's hands before anybody else has it.
+// Locking: lock_ (rank leaf), over frames and what is due; never across a call. Pages of 4 KiB.
+// Lifetime: the guest has left (SecureGuest::svm_off) before its memory is forgotten.
+//
+// Whoever makes one tells the guest what the process gives up (SecureGuest::unmap_begin): the bell
+// is heard by who knows the slots.
+
+#include "base/result.h"
+#include "base/vec.h"
+#include "host/page_owner.h"
+#include "sync/mutex.h"
+#include "uv/normal_memory.h"
+#include "uv/secure_guest.h"
+
+namespace stagetwo::uv {
+
+class ProcessPages final : public NormalMemory, public host::PageOwner {
+ public:
+  ProcessPages() = default;
+  ProcessPages(const ProcessPages&) = delete;
+  ProcessPages& operator=(const ProcessPages&) = delete;
+  ~ProcessPages();
+
+  // Pre: before any page is taken.
+  void set_guest(SecureGuest* guest) { guest_ = guest; }
+  // The guest's memory from `base` on is the process's from `at` on. Failure: EINVAL (misaligned),
+  // ENOMEM.
+  [[nodiscard]] Result<void> map(Gpa base, HvaRange at);
+  // What is absent of it comes back first, sealed.
+  void forget(Gpa base);
+
+  Taken take(Gpa page, u64* frame) override;
+  u64 new_frame() override;
+  bool put_back(Gpa page, u64 frame) override;
+  void drop_frame(u64 frame) override;
+  void discard(Gpa page) override;
+  u64 address_of(Gpa page) override;
+
+  bool take(const host::AbsentPage& page, host::PageExit& exit) override;
+  host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;
+  void discard(const host::AbsentPage& page) override;
+
+  // Frames that hold something, for leak tests.
+  [[nodiscard]] u64 frames_in_use() TA_EXCL(lock_);
+
+ private:
+  // What is to be put at a page. 0: nothing.
+  struct Due {
+    u64 frame = 0;
+    bool touched = false;  // of a touch: the guest waits for touch_end()
+  };
+  static constexpr u64 kZeros = 1;  // no frame: zeros
+
+  struct Part {
+    Gpa base;
+    HvaRange at;
+    Vec<Due> due;
+  };
+  [[nodiscard]] Part* find(Gpa page) TA_REQ(lock_);
+  [[nodiscard]] Part* find(Hva at) TA_REQ(lock_);
+  [[nodiscard]] Due* due_at(Hva at) TA_REQ(lock_);
+  [[nodiscard]] Hva address(Gpa page) TA_EXCL(lock_);
+  [[nodiscard]] Due swap_due(Hva at, Due fresh) TA_EXCL(lock_);
+  [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
+  [[nodiscard]] Result<void> more_frames() TA_EXCL(lock_);
+
+  SecureGuest* guest_ = nullptr;  // set once
+  sync::Mutex lock_{sync::Rank::kLeaf};
+  Vec<Part> parts_ TA_GUARDED(lock_){"uv.parts"};
+  Vec<u64> free_ TA_GUARDED(lock_){"uv.free_frames"};
+  Vec<u64> chunks_ TA_GUARDED(lock_){"uv.frame_chunks"};
+};
+
+}  // namespace stagetwo::uv

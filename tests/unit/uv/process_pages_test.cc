@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Goal: a secure guest in this process's own memory: a load, a system call and another process see
+// sealed bytes, the guest sees its own, and what is shared is one page for both.
+#include "uv/process_pages.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "host/backstop.h"
+#include "host/userfault.h"
+#include "sync/futex.h"
+#include "uv/hypervisor.h"
+#include "uv/ultravisor.h"
+
+namespace stagetwo::uv {
+namespace {
+
+using Bytes = std::vector<u8>;
+constexpr u64 kPages = 16;
+constexpr u32 kLpid = 3;
+
+class ProcessGuest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(host::backstop::install().has_value());
+    if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+    memory = static_cast<u8*>(::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    ASSERT_NE(memory, MAP_FAILED);
+    for (u64 page = 0; page + 1 < kPages; ++page) {
+      std::memcpy(at(page), text(page).data(), kPageSize);
+    }
+    UltravisorOptions options;
+    options.pool_pages = 24;
+    options.memory = mem::SecureMemory::Want::kWhatThereIs;
+    ASSERT_TRUE(ultravisor.open(options, &hypervisor, &real).has_value());
+    guest = std::make_unique<SecureGuest>(kLpid, kPageSize, &pages, &ultravisor);
+    pages.set_guest(guest.get());
+    guest->enable();
+    ASSERT_TRUE(hypervisor.add(guest.get()).has_value());
+    const HvaRange range(Hva(reinterpret_cast<std::uintptr_t>(memory)), kPages * kPageSize);
+    ASSERT_TRUE(pages.map(Gpa(0), range).has_value());
+    ASSERT_TRUE(guest->add_slot(0, Gpa(0), kPages * kPageSize).has_value());
+  }
+  void TearDown() override {
+    if (guest == nullptr) return;
+    EXPECT_TRUE(guest->svm_off().has_value());
+    EXPECT_EQ(pages.frames_in_use(), 0u);
+    pages.forget(Gpa(0));
+    hypervisor.remove(guest.get());
+    ::munmap(memory, kPages * kPageSize);
+  }
+  void become_secure() {
+    ASSERT_EQ(guest_call(Call::kUvEsm, 1, 1, Caller::kGuest), Status::kSuccess);
+  }
+
+  u8* at(u64 page) const { return memory + page * kPageSize; }
+  static Bytes text(u64 page) {
+    Bytes bytes(kPageSize);
+    for (u64 i = 0; i < kPageSize; ++i)
+      bytes[i] = static_cast<u8>("what only the guest may know "[(i + page) % 29]);
+    return bytes;
+  }
+  Bytes seen(u64 page) const { return Bytes(at(page), at(page) + kPageSize); }
+  Bytes guest_bytes(u64 page) {
+    Bytes bytes(kPageSize);
+    GuestAccess done = GuestAccess::kRetry;
+    for (int i = 0; i < 1000 && done == GuestAccess::kRetry; ++i) {
+      done = ultravisor.access(kLpid, Gpa(page * kPageSize), bytes.data(), kPageSize, false);
+    }
+    return done == GuestAccess::kDone ? bytes : Bytes();
+  }
+  Status guest_call(Call call, u64 a, u64 b, Caller who = Caller::kSecureGuest) {
+    return ultravisor.call({call, kLpid, {a, b}}, who);
+  }
+  static u64 equal_bytes(const Bytes& a, const Bytes& b) {
+    u64 equal = 0;
+    for (u64 i = 0; i < a.size(); ++i) equal += a[i] == b[i];
+    return equal;
+  }
+
+  u8* memory = nullptr;
+  ProcessMemory real;
+  ProcessPages pages;
+  Hypervisor hypervisor;
+  Ultravisor ultravisor;
+  std::unique_ptr<SecureGuest> guest;
+};
+
+TEST_F(ProcessGuest, ALoadSeesSealedBytesAndTheGuestItsOwn) {
+  become_secure();
+  for (u64 page = 0; page + 1 < kPages; ++page) {
+    EXPECT_TRUE(host::is_absent(Hva(reinterpret_cast<std::uintptr_t>(at(page)))));
+    EXPECT_LT(equal_bytes(seen(page), text(page)), kPageSize / 50);
+    EXPECT_EQ(guest->page(Gpa(page * kPageSize)), PageState::kPagedOut);
+  }
+  EXPECT_EQ(guest->use().touches, kPages - 1);
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+  EXPECT_EQ(guest_bytes(kPages - 1), Bytes(kPageSize)) << "never touched";
+}
+
+TEST_F(ProcessGuest, ASystemCallSeesSealedBytesToo) {
+  become_secure();
+  if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  ASSERT_EQ(::write(ends[1], at(2), kPageSize), static_cast<ssize_t>(kPageSize));
+  Bytes got(kPageSize);
+  ASSERT_EQ(::read(ends[0], got.data(), got.size()), static_cast<ssize_t>(kPageSize));
+  ::close(ends[0]);
+  ::close(ends[1]);
+  EXPECT_LT(equal_bytes(got, text(2)), kPageSize / 50);
+  EXPECT_EQ(guest_bytes(2), text(2));
+}
+
+TEST_F(ProcessGuest, AnotherProcessSeesSealedBytesToo) {
+  if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
+  ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+  int go[2], back[2];
+  ASSERT_EQ(::pipe(go), 0);
+  ASSERT_EQ(::pipe(back), 0);
+  const pid_t parent = ::getpid();
+  // Before the guest is secure: a fork brings everything back.
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    u8 byte = 0;
+    if (::read(go[0], &byte, 1) != 1) ::_exit(2);
+    Bytes got(kPageSize);
+    const iovec to{got.data(), got.size()}, from{at(4), kPageSize};
+    const ssize_t read = ::process_vm_readv(parent, &to, 1, &from, 1, 0);
+    const ssize_t told = ::write(back[1], got.data(), got.size());
+    ::_exit(read == static_cast<ssize_t>(kPageSize) && told == read ? 0 : 1);
+  }
+  become_secure();
+  ASSERT_EQ(::write(go[1], "x", 1), 1);
+  Bytes got(kPageSize);
+  ASSERT_EQ(::read(back[0], got.data(), got.size()), static_cast<ssize_t>(kPageSize));
+  int status = -1;
+  ::waitpid(child, &status, 0);
+  for (const int fd : {go[0], go[1], back[0], back[1]}) ::close(fd);
+  if (status != 0) GTEST_SKIP() << "this machine lets no process read another's memory";
+  EXPECT_LT(equal_bytes(got, text(4)), kPageSize / 50);
+  EXPECT_EQ(guest->page(Gpa(4 * kPageSize)), PageState::kPagedOut);
+  EXPECT_EQ(guest_bytes(4), text(4));
+}
+
+TEST_F(ProcessGuest, AStoreIntoASealedPageEndsTheGuest) {
+  become_secure();
+  at(1)[100] ^= 1;
+  EXPECT_EQ(guest_bytes(1), Bytes());
+  EXPECT_EQ(ultravisor.state(kLpid), SvmState::kStopped);
+  EXPECT_EQ(ultravisor.use(kLpid).tampered_gpa, kPageSize);
+}
+
+TEST_F(ProcessGuest, ASharedPageIsOnePageForBoth) {
+  become_secure();
+  ASSERT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kSuccess);
+  EXPECT_EQ(seen(5), Bytes(kPageSize));
+  std::memcpy(at(5), text(9).data(), kPageSize);
+  EXPECT_EQ(guest_bytes(5), text(9));
+  ASSERT_EQ(guest_call(Call::kUvUnsharePage, 5, 1), Status::kSuccess);
+  EXPECT_EQ(guest_bytes(5), Bytes(kPageSize));
+  EXPECT_NE(seen(5), text(9));
+}
+
+TEST_F(ProcessGuest, AnAbortGivesTheProcessItsMemoryBack) {
+  ASSERT_EQ(ultravisor.esm_begin(kLpid), Status::kSuccess);
+  ASSERT_EQ(ultravisor.esm_load(kLpid), Status::kSuccess);
+  EXPECT_LT(equal_bytes(seen(0), text(0)), kPageSize / 50);
+  EXPECT_EQ(ultravisor.esm_abort(kLpid), Status::kParameter);
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(seen(page), text(page)) << page;
+}
+
+TEST_F(ProcessGuest, AResetLeavesZeros) {
+  become_secure();
+  EXPECT_NE(seen(3), text(3));
+  ASSERT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kSuccess);
+  ASSERT_TRUE(guest->svm_off().has_value());
+  for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(seen(page), Bytes(kPageSize)) << page;
+}
+
+TEST_F(ProcessGuest, TouchesFromManyThreadsMeetTheGuestsOwn) {
+  become_secure();
+  std::atomic<bool> stop{false};
+  std::atomic<u64> clear{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&] {
+      while (!stop.load()) {
+        u8 bytes[16];
+        for (u64 i = 0; i < sizeof(bytes); ++i) bytes[i] = const_cast<const volatile u8*>(at(1))[i];
+        if (std::memcmp(bytes, text(1).data(), sizeof(bytes)) == 0) ++clear;
+        sync::yield_thread();
+      }
+    });
+  }
+  for (int i = 0; i < 500; ++i) ASSERT_EQ(guest_bytes(1), text(1)) << i;
+  EXPECT_EQ(clear.load(), 0u) << "the process saw it in clear";
+  for (int i = 0; i < 20; ++i) {
+    Status done = Status::kRetry;
+    while (is_transient(done)) done = guest_call(Call::kUvSharePage, 1, 1);
+    ASSERT_EQ(done, Status::kSuccess);
+    do done = guest_call(Call::kUvUnsharePage, 1, 1);
+    while (is_transient(done));
+    ASSERT_EQ(done, Status::kSuccess);
+    ASSERT_EQ(guest_bytes(1), Bytes(kPageSize));
+  }
+  stop.store(true);
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(ultravisor.state(kLpid), SvmState::kSecure);
+}
+
+}  // namespace
+}  // namespace stagetwo::uv
