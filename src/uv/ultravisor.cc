@@ -82,7 +82,9 @@ Result<Svm*> Ultravisor::find_or_make(u32 lpid) {
     if (svm->lpid == lpid) return svm.get();
   }
   if (svms_.size() == kMostGuests) return refuse(ENOSPC);
-  ST_TRY(svms_.push_back(std::move(made)));
+  // Refused, it ends after the lock: its store has locks of its own.
+  ST_TRY(svms_.reserve(svms_.size() + 1));
+  ST_CHECK(svms_.push_back(std::move(made)).has_value());
   return svms_.back().get();
 }
 
