@@ -84,7 +84,11 @@ bool Passage::wait_at_most(u64 ns) const {
 
 void Passage::wait_for_acquirers() const {
   bool inside = false;
-  for (const Cell& cell : cells_) inside |= cell.inside.fetch_add(0) != 0;
+  // A mark there, too, for whoever is the first in its cell.
+  const u32 cells = kCells > 1 ? used_.fetch_add(0) : 1;
+  for (u32 left = cells; left != 0; left &= left - 1) {
+    inside |= cells_[__builtin_ctz(left)].inside.fetch_add(0) != 0;
+  }
   if (inside) turn(~u64{0});
 }
 

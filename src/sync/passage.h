@@ -18,6 +18,10 @@
 //              has looked at one word a cell. Added to by sections, read by waiters, both seq_cst:
 //              either the waiter sees the section, or the section sees what the waiter published
 //              (seq_cst) before.
+// used_:       a bit for each cell that anybody was ever in, set (seq_cst) before the first count,
+// read
+//              (acquire) before every other: a waiter who reads it (seq_cst) and misses a bit comes
+//              before the section in the same way.
 
 #include "base/types.h"
 #include "sync/annotations.h"
@@ -38,6 +42,9 @@ class Passage {
   [[nodiscard]] Ticket enter() const {
     const u32 side = side_.load(std::memory_order_relaxed);
     const u32 cell = cell_of_thread();
+    if (kCells > 1 && (used_.load(std::memory_order_acquire) & 1u << cell) == 0) {
+      used_.fetch_or(1u << cell);
+    }
     cells_[cell].inside.fetch_add(one(side));
     return cell << 1 | side;
   }
@@ -53,8 +60,8 @@ class Passage {
   // Was each cell empty when it was looked at? Who is inside and was not seen sees what the caller
   // published before, as after wait().
   [[nodiscard]] bool nobody_inside() const {
-    for (const Cell& cell : cells_) {
-      if (cell.inside.load() != 0) return false;
+    for (u32 left = used(); left != 0; left &= left - 1) {
+      if (cells_[__builtin_ctz(left)].inside.load() != 0) return false;
     }
     return true;
   }
@@ -81,6 +88,8 @@ class Passage {
 
   static constexpr u64 one(u32 side) { return u64{1} << (32 * side); }
   static constexpr u64 all(u32 side) { return u64{0xffff'ffff} << (32 * side); }
+  // The cells to look at.
+  u32 used() const { return kCells > 1 ? used_.load() : 1; }
   static u32 cell_of_thread();
   static bool wait_for(const Cell& cell, u64 mask, u64 until);
   bool wait_for_side(u32 side, u64 until) const;
@@ -88,6 +97,7 @@ class Passage {
 
   mutable Cell cells_[kCells];
   mutable Atomic<u32> side_{0};
+  mutable Atomic<u32> used_{0};
   mutable Mutex waiters_{Rank::kPassage};
 };
 
