@@ -10,6 +10,7 @@
 #include "base/process_page.h"
 #include "base/trace.h"
 #include "host/notifier_internal.h"
+#include "host/process_map.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
 #include "sync/mutex.h"
@@ -260,8 +261,27 @@ bool borrows(HvaRange range) {
   return yes;
 }
 
+namespace {
+
+void ring_fork(Hva from, Hva to) {
+  if (from >= to) return;
+  const InvalidateSection section(
+      InvalidateEvent{HvaRange(from, to - from), EventKind::kProtectPage});
+}
+
+}  // namespace
+
+// Between the shared mappings. Of more than kMostShared the rest is rung as if it were private.
 void announce_fork() {
-  const InvalidateSection section(InvalidateEvent{kWholeAddressSpace, EventKind::kProtectPage});
+  constexpr unsigned kMostShared = 64;
+  Hva at = kWholeAddressSpace.start();
+  for (unsigned i = 0; i < kMostShared; ++i) {
+    const auto shared = next_file_mapping(at, true);
+    if (!shared) break;
+    ring_fork(at, shared->range.start());
+    at = shared->range.end();
+  }
+  ring_fork(at, kWholeAddressSpace.end());
 }
 
 void wait_for_changes() {

@@ -94,8 +94,9 @@ void unregister_notifier(MmuNotifier* notifier);
 // not let end within a second keeps them from it. Context: no engine lock; other threads may run.
 void release_address_space();
 
-// A fork takes the right to store from single pages, which the next store gets again. Rings both
-// ends before it: what runs between the two ends of a fork may never come back.
+// A fork takes the right to store from single pages of private memory, which the next store gets
+// again; shared memory it leaves alone. Memory that a child is not to have, or finds wiped, rings,
+// too. Rings both ends before it: what runs between the two ends of a fork may never come back.
 void announce_fork();
 
 // Waits until every change that began before the call is over. What a subscriber published before
