@@ -22,7 +22,7 @@
 namespace stagetwo::host {
 namespace {
 
-enum class Kind : u8 { kOwn, kLearnt, kAlternate };
+enum class Kind : u8 { kOwn, kLearnt, kAlternate, kData };
 struct Stack {
   HvaRange range;
   int thread = 0;
@@ -101,6 +101,18 @@ HvaRange around(Hva pointer) {
   const Hva high = end - pointer > kUp ? page_floor(pointer + kUp) : end;
   return HvaRange(low, high - low);
 }
+thread_local char some_data = 0;
+
+// What the kernel writes whenever it lets the calling thread run (restartable sequences), and our
+// handler before it can resolve anything: libc's record of the thread, and our variables of it.
+HvaRange data_of_thread() {
+  constexpr u64 kRecord = 2304;  // of libc's, above the thread's pointer
+  const u64 pointer = reinterpret_cast<u64>(__builtin_thread_pointer());
+  const u64 ours = reinterpret_cast<u64>(&some_data);
+  const Hva start = page_floor(Hva(std::min(pointer, ours)));
+  return HvaRange(start, page_floor(Hva(pointer + kRecord - 1)) + kPageSize - start);
+}
+
 // An empty one: the thread has moved on.
 bool learn_around(int thread, Hva pointer) {
   return note({around(pointer), thread, Kind::kLearnt});
@@ -161,6 +173,7 @@ bool all_threads(F&& see) {
 
 void choose_how_touches_come() {
   are_signals.store(!userfault::open(), sync::kRelaxed);
+  note_thread_data();
 }
 bool touches_are_signals() {
   return are_signals.load(sync::kRelaxed);
@@ -171,6 +184,10 @@ void note_stack(HvaRange stack) {
 }
 void note_alternate_stack(HvaRange stack) {
   static_cast<void>(note({stack, sys::current_tid(), Kind::kAlternate}));
+}
+
+void note_thread_data() {
+  static_cast<void>(note({data_of_thread(), sys::current_tid(), Kind::kData}));
 }
 
 void begin_thread() {
@@ -198,6 +215,10 @@ bool is_stack(Hva page) {
   return std::any_of(stacks, stacks + known_stacks, [&](const Stack& stack) {
     return stack.range.contains(page) && sys::thread_alive(stack.thread);
   });
+}
+
+bool is_own_data(Hva page) {
+  return data_of_thread().contains(page);
 }
 
 HvaRange own_stack_in(HvaRange range) {

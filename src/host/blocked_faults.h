@@ -47,6 +47,10 @@ inline constexpr SignalMask kStandInBit = SignalMask{1} << (SIGSTKFLT - 1);
 // Of the calling thread, until it ends.
 void note_stack(HvaRange stack);
 void note_alternate_stack(HvaRange stack);
+// What of the calling thread's own data (TLS) no touch of the kernel's may find hidden: it writes
+// there before the thread runs on, and ends the process if it cannot. Part of a stack as far as
+// is_stack() is concerned.
+void note_thread_data();
 // Between these a thread is being made whose stack nobody knows yet.
 void begin_thread();
 void end_thread();
@@ -55,8 +59,10 @@ void end_thread();
 // are in the middle of something, and learns the stacks of those it does not know. Context: no
 // lock.
 [[nodiscard]] bool may_hide_pages();
-// Is the page part of a stack? Pre: may_hide_pages() has said yes.
+// Is the page part of a stack that is known?
 [[nodiscard]] bool is_stack(Hva page);
+// Is the page part of the calling thread's own data?
+[[nodiscard]] bool is_own_data(Hva page);
 // What of `range` is the calling thread's own stack. However a touch of it came, nobody could
 // answer it while this thread is in the engine.
 [[nodiscard]] HvaRange own_stack_in(HvaRange range);

@@ -90,6 +90,8 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
   if (!hiding) return u64{0};
   const bool behind_protection = *hiding == Hiding::kProtection;
   if (behind_protection && !may_hide_pages()) return u64{0};
+  const bool kernel_waits = !behind_protection && userfault::serves_kernel();
+  if (!kernel_waits) note_thread_data();
   if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
   u64 taken = 0;
   PageState states[kMaxPageStates];
@@ -102,12 +104,13 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
     const bool unmovable = any_huge(states, count) && kernel_pins_memory();
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
       if (!wants(which, mapping, states[i])) continue;
-      // What the client's own userfaultfd protects could not be put back as it was.
       if (states[i].huge && unmovable) {
         table.count_refused_pinned();
         continue;
       }
-      if (behind_protection && (states[i].guarded || is_stack(at))) continue;
+      // What the client's own userfaultfd protects could not be put back as it was.
+      if (behind_protection && states[i].guarded) continue;
+      if (is_own_data(at) || (!kernel_waits && is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
       record.owner = owner;

@@ -309,6 +309,16 @@ TEST_P(AbsentPages, MprotectKeepsTheBytesAndTheRightsAreTheClients) {
   EXPECT_TRUE(host::faultin(at(0), Access::kWrite));
 }
 
+// It writes there while it takes, and the kernel does before it lets the thread run on.
+TEST_P(AbsentPages, TheDataOfTheThreadItselfIsNotTaken) {
+  const HvaRange own(page_floor(Hva(reinterpret_cast<u64>(__builtin_thread_pointer()))), kPageSize);
+  Keeper keeper{own.start()};
+  const auto taken = host::take_away(own, &keeper, this, host::Which::kAnonymous);
+  ASSERT_TRUE(taken);
+  EXPECT_EQ(0u, *taken);
+  for (int i = 0; i < 100; ++i) std::this_thread::yield();
+}
+
 TEST_P(AbsentPages, ReadOnlyPagesGoAndComeBackReadOnly) {
   ASSERT_EQ(0, ::mprotect(page(0), 2 * kPageSize, PROT_READ));
   ASSERT_EQ(2u, take(0, 2));
