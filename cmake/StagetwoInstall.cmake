@@ -42,8 +42,8 @@ foreach(room IN LISTS folders)
        ${CMAKE_SOURCE_DIR}/src/${room}/*.inc)
   list(FILTER headers EXCLUDE REGEX "_internal\\.h$|/uapi\\.h$")
   install(FILES ${headers} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/stagetwo/${room})
-  # Folders below a room (base/arch, pt/fmt) belong to it.
-  foreach(part arch fmt)
+  # Folders below a room (base/arch, pt/fmt, mem/crypto) belong to it.
+  foreach(part arch fmt crypto)
     if(IS_DIRECTORY ${CMAKE_SOURCE_DIR}/src/${room}/${part})
       install(DIRECTORY ${CMAKE_SOURCE_DIR}/src/${room}/${part}
               DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/stagetwo/${room} FILES_MATCHING PATTERN "*.h")
