@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "host/backstop.h"
+#include "host/pin.h"
 #include "host/userfault.h"
 #include "sync/futex.h"
 #include "uv/hypervisor.h"
@@ -188,6 +189,38 @@ TEST_F(ProcessGuest, AResetLeavesZeros) {
   ASSERT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kSuccess);
   ASSERT_TRUE(guest->svm_off().has_value());
   for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(seen(page), Bytes(kPageSize)) << page;
+}
+
+TEST_F(ProcessGuest, AChildOfForkHasSealedBytesAndTheGuestGoesOn) {
+  become_secure();
+  host::owners_before_fork();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    host::owners_after_fork_child();
+    bool clear = false;
+    for (u64 page = 0; page + 1 < kPages; ++page) {
+      clear = clear || equal_bytes(seen(page), text(page)) >= kPageSize / 50;
+    }
+    ::_exit(clear ? 1 : 0);
+  }
+  host::owners_after_fork_parent();
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+}
+
+// A device has the page: it can be neither moved nor copied under it.
+TEST_F(ProcessGuest, APinnedPageKeepsTheGuestFromBecomingSecure) {
+  host::FrameRun run;
+  const HvaRange page(Hva(reinterpret_cast<std::uintptr_t>(at(3))), kPageSize);
+  ASSERT_TRUE(host::pin_pages(page, {.write = true}, &run, 1).has_value());
+  EXPECT_EQ(guest_call(Call::kUvEsm, 1, 1, Caller::kGuest), Status::kParameter);
+  EXPECT_EQ(guest->state(), GuestState::kNormal);
+  for (u64 i = 0; i + 1 < kPages; ++i) EXPECT_EQ(seen(i), text(i)) << i;
+  host::unpin_pages(run);
+  become_secure();
+  EXPECT_EQ(guest_bytes(3), text(3));
 }
 
 TEST_F(ProcessGuest, TouchesFromManyThreadsMeetTheGuestsOwn) {

@@ -3,6 +3,7 @@
 // (docs/checks-secure-guests.md), at pages of 4 KiB and of 64 KiB. S0-8 wants a real process:
 // process_pages_test.cc.
 #include <gtest/gtest.h>
+#include <time.h>
 
 #include <algorithm>
 #include <array>
@@ -354,10 +355,15 @@ TEST_P(SecureGuestCheck, S0_18_DoneMakesZerosOfAHundredThousandPagesSoon) {
   m.plug(0, 0, kPages);
   m.vmm_fill(7, 2);
   ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
-  const auto start = std::chrono::steady_clock::now();
+  // Of this thread: the machine may be busy with others.
+  const auto seconds = [] {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+  };
+  const double start = seconds();
   ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-  EXPECT_LT(took.count(), 2);
+  EXPECT_LT(seconds() - start, 2);
   EXPECT_EQ(m.guest_bytes(7), zeros());
   EXPECT_EQ(m.guest_bytes(kPages - 1), zeros());
   EXPECT_EQ(m.h_svm(Call::kHSvmInitDone), Status::kState);
@@ -405,13 +411,14 @@ TEST_P(SecureGuestCheck, S0_21_AGuestLargerThanThePoolLivesByEviction) {
   constexpr u64 kPages = 256;
   constexpr u32 kPool = 64;
   const auto m = secure(kPages, kPool);
-  for (u64 walk = 1; walk <= 3; ++walk) {
+  const u64 walks = GetParam() == 4096 ? 10 : 2;
+  for (u64 walk = 1; walk <= walks; ++walk) {
     for (u64 page = 0; page < kPages; ++page) {
       ASSERT_EQ(m->guest_bytes(page), m->text(page, walk - 1)) << walk << " " << page;
       ASSERT_EQ(m->guest_write(page, m->text(page, walk)), GuestAccess::kDone);
     }
   }
-  EXPECT_GE(m->ultravisor.use(m->kLpid).evictions, 3 * (kPages - kPool));
+  EXPECT_GE(m->ultravisor.use(m->kLpid).evictions, walks * (kPages - kPool));
   ASSERT_TRUE(m->guest.svm_off().has_value());
   EXPECT_EQ(m->ultravisor.pool_free(), kPool);
 }
