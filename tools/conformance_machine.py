@@ -14,6 +14,7 @@ tests/conformance/needs/SUITE.txt, one line a kind of run, the first that matche
     alone          nothing beside it, because it counts on both processors or measures time
     root           asks for root itself
     without=CAP    a capability it must not have, so that it sees the refusal: taken from it if we are root
+    with=CAP       a capability it must have: where this root is without it (a container), it is given one of its own
 """
 import concurrent.futures
 import contextlib
@@ -40,6 +41,7 @@ class Needs:
     kvm: str = ""
     module: str = ""
     without: str = ""
+    having: str = ""
     alone: bool = False
     root: bool = False
 
@@ -58,10 +60,10 @@ def read_needs(path):
         for word in words.split():
             key, equals, value = word.partition("=")
             kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "module": str, "alone": bool,
-                    "root": bool, "without": str}.get(key)
+                    "root": bool, "without": str, "with": str}.get(key)
             if not colon or kind is None or (kind is bool) == bool(equals):
                 sys.exit(f"{path}:{number}: not a line of needs: {line}")
-            setattr(needs, key, kind(value) if equals else True)
+            setattr(needs, "having" if key == "with" else key, kind(value) if equals else True)
         table.append((re.compile(pattern), needs))
     return table
 
@@ -77,7 +79,18 @@ def parameters_of(needs):
     return [f"--param={setting}" for setting in settings]
 
 
+# Numbers of capabilities, as in /proc/self/status.
+CAPABILITIES = {"CAP_SYS_RESOURCE": 24}
+
+
+def has_capability(name):
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[1], 16) >> CAPABILITIES[name] & 1 == 1
+
+
 def prefix_of(needs, is_root):
+    if needs.having and not has_capability(needs.having):
+        return ["unshare", "--user", "--map-root-user", "--"]
     return ["setpriv", f"--bounding-set=-{needs.without}", "--"] if needs.without and is_root else []
 
 

@@ -70,6 +70,8 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
         return whole && text.find(':') == std::string::npos ? std::string()
                                                             : "wants MODULE.NAME=VALUE";
       });
+  sub->add_flag("--iommufd-test", run.iommufd_test,
+                "/dev/iommu has the kernel's test command, as with CONFIG_IOMMUFD_TEST");
   sub->add_flag("-v,--verbose", run.verbose, "say what is done");
   return sub;
 }

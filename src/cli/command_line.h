@@ -24,6 +24,7 @@ struct RunOptions {
   std::string libc;                 // empty: libc's own calls are made visible; or "leave"
   std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
   std::vector<std::string> params;  // module.name=value
+  bool iommufd_test = false;        // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
   bool verbose = false;
   std::vector<std::string> program;  // name and arguments, never empty
 };

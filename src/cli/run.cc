@@ -67,6 +67,7 @@ std::string options_text(const RunOptions& options, const Session& session) {
   for (const std::string& param : options.params) {
     text += (&param == options.params.data() ? ":param=" : ",") + param;
   }
+  if (options.iommufd_test) text += ":iommufd-test=1";
   if (options.verbose) text += ":verbose=1";
   return text;
 }

@@ -59,6 +59,11 @@ class Description {
     return refuse(ENODEV);
   }
   [[nodiscard]] virtual bool native_read() const { return false; }  // from the memfd (stats)
+  // Has it a read and a write of its own? Then these are they: how many bytes, or a refusal. The
+  // caller has looked at the access mode.
+  [[nodiscard]] virtual bool moves_bytes() const { return false; }
+  virtual Result<long> read_bytes(u64 /*to*/, u64 /*size*/) { return refuse(EINVAL); }
+  virtual Result<long> write_bytes(u64 /*from*/, u64 /*size*/) { return refuse(EINVAL); }
   // Before each of those in the process of the state: brings the contents up to date.
   virtual void refresh() {}
   // The last holder is gone and no call on the description is running: called once, with the last

@@ -142,6 +142,11 @@ Result<DescriptorSlot*> free_slot(u64 inode) TA_REQ(table_lock) {
   return slot;
 }
 
+// Does the description end with the last holder anywhere, rather than be known again by its name?
+bool ends_with_holders(const DescriptorSpec& spec) {
+  return spec.home == StateHome::kProcess || spec.wants_last_close;
+}
+
 bool is_memory(const DescriptorSlot& slot) {
   return slot.spec.shape == FileShape::kMemory;
 }
@@ -295,7 +300,7 @@ Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
   DescriptorSpec spec;
   Box<Description> object;
   if (const Attacher attach_kind = attacher.load(sync::kAcquire); attach_kind != nullptr) {
-    object = attach_kind(kind, &spec);
+    object = attach_kind(kind, fd, &spec);
   }
   u32 stamp = process_stamp();
   if (!object) {
@@ -426,7 +431,7 @@ bool in_borrowed_memory() {
 
 CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
   if (ref_ && in_borrowed_memory()) ref_.reset();
-  if (!ref_ || ref_.foreign() || ref_.spec().home != StateHome::kProcess) return;
+  if (!ref_ || ref_.foreign() || !ends_with_holders(ref_.spec())) return;
   if (const auto opened = reopen_beyond_limit(fd, O_RDONLY)) watch_fd_ = *opened;
 }
 
@@ -478,9 +483,9 @@ void CloseWatch::watch_late() {
 void CloseWatch::closed() {
   if (ref_) {
     DescriptorSlot& slot = *ref_.slot_;
-    const bool ours = !ref_.foreign() && ref_.spec().home == StateHome::kProcess;
+    const bool ours = !ref_.foreign() && ends_with_holders(ref_.spec());
     if (ours && watch_fd_ < 0) watch_late();
-    if (ref_.foreign() || ref_.spec().home == StateHome::kDescription) {
+    if (!ours) {
       // Whoever still holds it is recognised again by its name.
       if (forget(slot)) unref(slot);
     } else if (watch_fd_ >= 0 && !is_held(watch_fd_)) {

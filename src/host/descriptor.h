@@ -43,6 +43,8 @@ struct DescriptorSpec {
   int open_flags = O_RDWR | O_CLOEXEC;  // access mode, O_CLOEXEC, O_NONBLOCK of the client's fd
   u32 device_major = 0;                 // of a kCharDevice
   u32 device_minor = 0;
+  // Of a kDescription: every process that has closed one hears of the last close of all.
+  bool wants_last_close = false;
 };
 
 // Makes the client's descriptor, the lowest free number, and enters `description` into the table.
@@ -79,9 +81,9 @@ DescriptionRef find(int fd, const struct ::stat& behind);  // whose identity the
 // Was anything ever in the table? One relaxed load.
 bool ever_published();
 
-// Makes the description of a received descriptor: `kind` is what comes after "stagetwo:1:";
+// Makes the description of a received descriptor, `fd`: `kind` is what comes after "stagetwo:1:";
 // nullptr: a kind whose state lives in another process.
-using Attacher = Box<Description> (*)(std::string_view kind, DescriptorSpec* spec);
+using Attacher = Box<Description> (*)(std::string_view kind, int fd, DescriptorSpec* spec);
 void set_attacher(Attacher attach);
 
 // The identity a client sees: shape, device number, size 0.

@@ -70,6 +70,10 @@ void uncharge_pins(PinCharge mode, u64 pages) {
   pinned.fetch_sub(pages);
 }
 
+void uncharge_pins_of_the_dead(PinCharge mode, u64 pages) {
+  if (mode == PinCharge::kUser) of_user().fetch_sub(pages);
+}
+
 PinCharged pins_charged() {
   return {pinned.load(), of_process.load(), of_user().load()};
 }

@@ -33,6 +33,8 @@ enum class PinCharge : u8 { kNone, kUser, kProcess };
 [[nodiscard]] Result<void> charge_pins(PinCharge mode, u64 pages);
 // Pre: charged in this mode.
 void uncharge_pins(PinCharge mode, u64 pages);
+// The same for a process that has ended: what it charged to the user outlives it.
+void uncharge_pins_of_the_dead(PinCharge mode, u64 pages);
 
 // mm::pinned_vm, and what of it was charged to the process and to the user, in pages.
 struct PinCharged {

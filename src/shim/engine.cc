@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "abi/hmm/hmm.h"
+#include "abi/iommufd/iommufd.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/level.h"
 #include "base/sys.h"
@@ -48,6 +49,12 @@ void say_what_is_seen() {
   FixedString<512> line;
   append_libc_calls(line);
   log_line(line.view());
+}
+
+// A descriptor that another process made.
+Box<host::Description> attach_any(std::string_view kind, int fd, host::DescriptorSpec* spec) {
+  auto found = abi_iommufd::attach(kind, fd, spec);
+  return found ? std::move(found) : abi_kvm::attach(kind, spec);
 }
 
 // exit() runs this after the program's own handlers; its threads still run.
@@ -104,7 +111,8 @@ Result<void> wake() {
   if (const auto name = option("abi"); !name.empty() && !abi_kvm::set_level(name)) {
     warn("unknown ABI level, 6.12 is used: ", name);
   }
-  host::set_attacher(abi_kvm::attach);
+  host::set_attacher(attach_any);
+  abi_iommufd::set_test_commands(!option("iommufd-test").empty());
   host::set_owner_warning(warn);
   host::choose_how_touches_come();
   host::open_process_files();

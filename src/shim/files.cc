@@ -151,7 +151,7 @@ bool is_the_kernels(unsigned long request) {
 }
 
 // The first letter of every KVM request: enough to recognise a descriptor that came through exec.
-constexpr unsigned kKvmLetter = 0xAE;
+constexpr unsigned kKvmLetter = 0xAE, kIommufdLetter = 0x3B;
 
 }  // namespace
 
@@ -300,7 +300,8 @@ ssize_t attributes_at(const char* path, char* to, size_t size, Link link) {
 }
 
 long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
-  const bool letter = _IOC_TYPE(request) == kKvmLetter;
+  const bool letter =
+      _IOC_TYPE(request) == kKvmLetter || _IOC_TYPE(request) == kIommufdLetter;
   if (awake() && _IOC_TYPE(request) == kUserfaultLetter) {
     return userfault_ioctl(fd, request, argument);
   }
@@ -354,6 +355,28 @@ bool io_refused(int fd, Io io, const off_t* offset) {
   section.leave();
   if (refusal != 0) errno = refusal;
   return refusal != 0;
+}
+
+bool io_described(int fd, Io io, const void* buffer, size_t size, const off_t* at, ssize_t* done) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
+    return false;
+  host::EngineSection section(host::Touches::kClientMemory);
+  bool ours = false;
+  Result<long> moved = 0;
+  if (const host::DescriptionRef ref = host::find(fd, behind)) {
+    const auto flags = sys::fcntl(fd, F_GETFL);
+    const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
+    const bool place = flags && (*flags & O_PATH) != 0;
+    ours = !ref.foreign() && ref->moves_bytes() && at == nullptr && !place &&
+           access != (io == Io::kRead ? O_WRONLY : O_RDONLY);
+    const u64 address = reinterpret_cast<u64>(buffer);
+    if (ours) moved = io == Io::kRead ? ref->read_bytes(address, size) : ref->write_bytes(address, size);
+  }
+  section.leave();
+  if (!ours) return false;
+  *done = moved ? *moved : as_libc(-static_cast<long>(to_int(moved.error())));
+  return true;
 }
 
 bool parts_refused(int fd, Io io, off_t offset) {

@@ -18,7 +18,7 @@ namespace {
 constexpr std::array kNames = {std::string_view("abi"),      std::string_view("session"),
                                std::string_view("log-file"), std::string_view("verbose"),
                                std::string_view("hugetlb"),  std::string_view("param"),
-                               std::string_view("libc")};
+                               std::string_view("libc"),     std::string_view("iommufd-test")};
 constexpr size_t kLongest = 4096;
 constexpr size_t kLongestLine = 512;
 

@@ -8,6 +8,7 @@
 #include <array>
 
 #include "abi/hmm/hmm.h"
+#include "abi/iommufd/iommufd.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/parameters.h"
 #include "base/sys.h"
@@ -31,6 +32,7 @@ bool has_hmm() {
 
 constexpr std::array kDevices = {
     Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
+    Device{"/dev/iommu", abi_iommufd::kMiscMajor, abi_iommufd::kMinor, abi_iommufd::open_device},
     Device{"/dev/hmm_dmirror0", abi_hmm::kMajor, 0, open_hmm<0>},
     Device{"/dev/hmm_dmirror1", abi_hmm::kMajor, 1, open_hmm<1>},
     Device{"/dev/hmm_dmirror2", abi_hmm::kMajor, 2, open_hmm<2>, has_hmm<2>},
@@ -90,7 +92,7 @@ bool relative_could_be_ours(std::string_view path) {
   while (path.ends_with('/')) path.remove_suffix(1);
   const size_t slash = path.rfind('/');
   const std::string_view last = slash == std::string_view::npos ? path : path.substr(slash + 1);
-  return last.starts_with("kvm") || last.starts_with("hmm_dmirror") ||
+  return last.starts_with("kvm") || last == "iommu" || last.starts_with("hmm_dmirror") ||
          path.find("parameters") != std::string_view::npos ||
          (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
          last == "meminfo" || last == "pagemap" || last == "clear_refs" || last == "bitmap" ||

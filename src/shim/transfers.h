@@ -16,6 +16,7 @@ namespace stagetwo::shim {
 template <typename F>
 ssize_t move_bytes(int fd, Io io, const void* buffer, size_t size, const off_t* at, F&& call) {
   if (ssize_t done = 0; virtual_io(fd, io, buffer, size, at, &done)) return done;
+  if (ssize_t done = 0; io_described(fd, io, buffer, size, at, &done)) return done;
   if (io_refused(fd, io, at)) return -1;
   if (host::owners_active() && shows_absent_memory(fd)) [[unlikely]] {
     const u64 there = offset_of(fd, at);

@@ -218,7 +218,7 @@ TEST(Descriptor, UnknownOneIsRecognisedByItsName) {
 Life attached_life;
 
 TEST(Descriptor, ReceivedStateOfADescriptionIsAttached) {
-  set_attacher([](std::string_view kind, DescriptorSpec* spec) -> Box<Description> {
+  set_attacher([](std::string_view kind, int, DescriptorSpec* spec) -> Box<Description> {
     if (kind != "shared-toy") return nullptr;
     spec->home = StateHome::kDescription;
     auto toy = make_box<Toy>("toy", &attached_life);

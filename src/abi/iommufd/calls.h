@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the files of the room share: an iommufd as descriptors hold it, and a request under way.
+// Not for other rooms.
+
+#include <algorithm>
+
+#include "abi/iommufd/uapi.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "host/access.h"
+#include "iommu/locked.h"
+#include "sync/ref.h"
+
+namespace stagetwo::abi_iommufd {
+
+inline Result<void> copy_in_bytes(void* to, u64 from, size_t bytes) {
+  if (!host::is_user_range(Hva(from), bytes) || host::copy_from(to, Hva(from), bytes) != bytes) {
+    return refuse(EFAULT);
+  }
+  return {};
+}
+inline Result<void> copy_out_bytes(u64 to, const void* from, size_t bytes) {
+  if (!host::is_user_range(Hva(to), bytes) || host::copy_to(Hva(to), from, bytes) != bytes) {
+    return refuse(EFAULT);
+  }
+  return {};
+}
+// A struct the caller has `size` bytes of: a shorter one ends in zeros, a longer one must.
+// `too_long`: what a longer one with other bytes is. Failure: EFAULT, too_long.
+[[nodiscard]] Result<void> copy_in_struct(void* to, size_t known, u64 from, size_t size,
+                                          int too_long);
+
+// An iommufd in this process: its own descriptor holds it, and every descriptor that came from it.
+// Lifetime: the last of them. If the description is closed for good by then, what this process has
+// pinned for it is given back.
+class Iommufd final : public sync::RefCounted {
+ public:
+  explicit Iommufd(Box<iommu::Context> context) : context_(std::move(context)) {}
+  [[nodiscard]] iommu::Context& context() const { return *context_; }
+  void closed() { closed_.store(true, sync::kRelease); }
+
+ private:
+  ~Iommufd() override {
+    if (closed_.load(sync::kAcquire)) context_->release_all();
+  }
+  Box<iommu::Context> context_;
+  sync::Atomic<bool> closed_{false};
+};
+
+// One request: the struct as the kernel's own size has it.
+struct Call {
+  Iommufd& iommufd;
+  u64 arg;
+  u32 user_size;
+
+  [[nodiscard]] iommu::Context& context() const { return iommufd.context(); }
+  template <typename T>
+  [[nodiscard]] Result<void> respond(const T& answer) const {
+    return copy_out_bytes(arg, &answer, std::min<size_t>(user_size, sizeof(T)));
+  }
+};
+
+using Outcome = Result<void>;
+
+// Takes the lock or answers EIO.
+#define ST_LOCK_IOMMUFD(name, call)     \
+  iommu::Locked name((call).context()); \
+  if (!(name).ok()) return refuse(EIO)
+
+// ---- the ioctls (ioas_calls.cc, hwpt_calls.cc)
+Outcome destroy(Call& call, iommu_destroy& cmd);
+Outcome ioas_alloc(Call& call, iommu_ioas_alloc& cmd);
+Outcome allow_iovas(Call& call, iommu_ioas_allow_iovas& cmd);
+Outcome iova_ranges(Call& call, iommu_ioas_iova_ranges& cmd);
+Outcome ioas_map(Call& call, iommu_ioas_map& cmd);
+Outcome ioas_copy(Call& call, iommu_ioas_copy& cmd);
+Outcome ioas_unmap(Call& call, iommu_ioas_unmap& cmd);
+Outcome option(Call& call, iommu_option& cmd);
+Outcome vfio_ioas(Call& call, iommu_vfio_ioas& cmd);
+Outcome hwpt_alloc(Call& call, iommu_hwpt_alloc& cmd);
+Outcome get_hw_info(Call& call, iommu_hw_info& cmd);
+Outcome set_dirty_tracking(Call& call, iommu_hwpt_set_dirty_tracking& cmd);
+Outcome get_dirty_bitmap(Call& call, iommu_hwpt_get_dirty_bitmap& cmd);
+Outcome hwpt_invalidate(Call& call, iommu_hwpt_invalidate& cmd);
+Outcome fault_queue_alloc(Call& call, iommu_fault_alloc& cmd);  // fault_file.cc
+
+// VFIO's own requests on an iommufd (vfio_compat.cc). >= 0 or a refusal.
+[[nodiscard]] Result<long> vfio_request(Iommufd& iommufd, u32 request, u64 arg);
+
+}  // namespace stagetwo::abi_iommufd

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// The descriptor of an access, as a driver without DMA would hold one: pins by IOVA, reading and
+// writing. kernel file: drivers/iommu/iommufd/selftest.c.
+#include <fcntl.h>
+
+#include <utility>
+
+#include "abi/iommufd/test_commands.h"
+#include "base/sys.h"
+#include "host/descriptor.h"
+#include "host/faultin.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::abi_iommufd {
+namespace {
+
+constexpr u64 kMostBytes = u64{16} << 20;
+
+class AccessFile final : public host::Description, public iommu::AccessClient {
+ public:
+  AccessFile(sync::Ref<Iommufd> iommufd, bool pins) : iommufd_(std::move(iommufd)), pins_(pins) {}
+  long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
+  void last_close() override {
+    if (id_ != 0) iommufd_->context().destroy_access(id_);
+  }
+  void unmap(u64 iova, u64 last) override;
+
+  void set_id(u32 id) { id_ = id; }
+  [[nodiscard]] u32 id() const { return id_; }
+  [[nodiscard]] iommu::Context& context() const { return iommufd_->context(); }
+  [[nodiscard]] bool pins() const { return pins_; }
+  Result<u32> pin(u64 iova, u64 length, u64 uptr, bool write);
+  Result<void> unpin(u32 item);
+
+ private:
+  struct Item {
+    u64 iova;
+    u64 length;
+    u32 number;
+  };
+  void unpin_item(size_t i) TA_REQ(lock_);
+
+  sync::Ref<Iommufd> iommufd_;
+  const bool pins_;
+  u32 id_ = 0;
+  sync::Mutex lock_{sync::Rank::kDevice};
+  Vec<Item> items_ TA_GUARDED(lock_){"abi_iommufd.access_items"};
+  u32 next_number_ TA_GUARDED(lock_) = 0;
+};
+
+void AccessFile::unpin_item(size_t i) {
+  iommu::Locked locked(context());
+  if (!locked.ok()) return;
+  if (const auto access = locked.find<iommu::Access>(id_)) {
+    locked.unpin(**access, items_[i].iova, items_[i].length);
+  }
+  items_.erase(i);
+}
+
+void AccessFile::unmap(u64 iova, u64 last) {
+  const sync::MutexGuard guard(lock_);
+  for (size_t i = items_.size(); i-- > 0;) {
+    const Item& item = items_[i];
+    if (iova <= item.iova + (item.length - 1) && last >= item.iova) unpin_item(i);
+  }
+}
+
+Result<void> AccessFile::unpin(u32 number) {
+  const sync::MutexGuard guard(lock_);
+  for (size_t i = 0; i < items_.size(); ++i) {
+    if (items_[i].number != number) continue;
+    unpin_item(i);
+    return {};
+  }
+  return refuse(ENOENT);
+}
+
+// Are the pages those the caller has from `uptr` on?
+Result<void> check_pages(iommu::Locked& locked, u64 uptr, const Vec<u64>& frames) {
+  for (size_t i = 0; i < frames.size(); ++i) {
+    const Hva page = page_floor(Hva(uptr + i * kPageSize));
+    ST_TRY(host::faultin(page, Access::kRead));
+    const auto frame = locked.frame_at(page);
+    if (!frame || *frame != frames[i]) return refuse(EBADE);
+  }
+  return {};
+}
+
+Result<u32> AccessFile::pin(u64 iova, u64 length, u64 uptr, bool write) {
+  const u64 first = iova & kPageMask;
+  const u64 end = (iova + length + kPageSize - 1) & kPageMask;
+  Vec<u64> frames("abi_iommufd.access_frames");
+  ST_TRY(frames.resize((end - first) / kPageSize));
+  const sync::MutexGuard guard(lock_);
+  ST_TRY(items_.reserve(items_.size() + 1));
+  iommu::Locked locked(context());
+  if (!locked.ok()) return refuse(EIO);
+  auto* const access = ST_TRY(locked.find<iommu::Access>(id_));
+  ST_TRY(locked.pin(*access, iova, length, write, frames.data()));
+  if (uptr != 0) {
+    const auto same = check_pages(locked, uptr - (iova - first), frames);
+    if (!same) {
+      locked.unpin(*access, iova, length);
+      return refuse(same.error());
+    }
+  }
+  static_cast<void>(items_.push_back({iova, length, next_number_}));
+  return next_number_++;
+}
+
+// The access behind a descriptor of this process. Failure: EBADFD.
+class AccessRef {
+ public:
+  explicit AccessRef(u32 fd) : ref_(host::find(static_cast<int>(fd))) {
+    if (ref_ && !ref_.foreign()) access_ = dynamic_cast<AccessFile*>(ref_.get());
+  }
+  explicit operator bool() const { return access_ != nullptr; }
+  AccessFile* operator->() const { return access_; }
+
+ private:
+  host::DescriptionRef ref_;
+  AccessFile* access_ = nullptr;
+};
+
+}  // namespace
+
+Outcome create_access(Call& call, iommu_test_cmd& cmd) {
+  const u32 flags = cmd.create_access.flags;
+  if ((flags & ~u32{MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES}) != 0) return refuse(EOPNOTSUPP);
+  const bool pins = flags != 0;
+  auto backing = ST_TRY(host::Backing::create("iommufd-access", 0));
+  call.iommufd.ref();
+  auto file = ST_TRY(
+      make_box<AccessFile>("abi_iommufd.access", sync::Ref<Iommufd>::adopt(&call.iommufd), pins));
+  AccessFile& access = *file;
+  {
+    ST_LOCK_IOMMUFD(locked, call);
+    auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(cmd.id));
+    access.set_id(ST_TRY(locked.make_access(*ioas, pins, &access))->object.id);
+  }
+  const u32 id = access.id();
+  const auto fd =
+      host::publish(std::move(file), std::move(backing), {.open_flags = O_RDWR | O_CLOEXEC});
+  if (!fd) {
+    call.context().destroy_access(id);
+    return refuse(fd.error());
+  }
+  cmd.create_access.out_access_fd = static_cast<u32>(*fd);
+  const auto told = call.respond(cmd);
+  if (told) return {};
+  host::CloseWatch watch(*fd);
+  static_cast<void>(sys::close(*fd));
+  watch.closed();
+  return told;
+}
+
+Outcome access_pages(Call& call, iommu_test_cmd& cmd) {
+  auto& c = cmd.access_pages;
+  if (c.length > kMostBytes) return refuse(ENOMEM);
+  if ((c.flags & ~u32{MOCK_FLAGS_ACCESS_WRITE}) != 0) return refuse(EOPNOTSUPP);
+  const AccessRef access(cmd.id);
+  if (!access) return refuse(EBADFD);
+  if (!access->pins()) return refuse(EOPNOTSUPP);
+  c.out_access_pages_id =
+      ST_TRY(access->pin(c.iova, c.length, c.uptr, (c.flags & MOCK_FLAGS_ACCESS_WRITE) != 0));
+  const auto told = call.respond(cmd);
+  if (!told) static_cast<void>(access->unpin(c.out_access_pages_id));
+  return told;
+}
+
+Outcome access_rw(Call&, iommu_test_cmd& cmd) {
+  const auto& c = cmd.access_rw;
+  constexpr u32 kKnown = MOCK_ACCESS_RW_WRITE | MOCK_ACCESS_RW_SLOW_PATH;
+  if (c.length > kMostBytes) return refuse(ENOMEM);
+  if ((c.flags & ~kKnown) != 0) return refuse(EOPNOTSUPP);
+  const AccessRef access(cmd.id);
+  if (!access) return refuse(EBADFD);
+  const bool write = (c.flags & MOCK_ACCESS_RW_WRITE) != 0;
+  Vec<u8> bytes("abi_iommufd.access_bytes");
+  ST_TRY(bytes.resize(c.length));
+  if (write) ST_TRY(copy_in_bytes(bytes.data(), c.uptr, c.length));
+  {
+    iommu::Locked locked(access->context());
+    if (!locked.ok()) return refuse(EIO);
+    auto* const object = ST_TRY(locked.find<iommu::Access>(access->id()));
+    ST_TRY(locked.transfer(*object, c.iova, c.length, write ? nullptr : bytes.data(),
+                           write ? bytes.data() : nullptr));
+  }
+  if (!write) ST_TRY(copy_out_bytes(c.uptr, bytes.data(), c.length));
+  return {};
+}
+
+Outcome destroy_access_pages(iommu_test_cmd& cmd) {
+  const AccessRef access(cmd.id);
+  if (!access) return refuse(EBADFD);
+  return access->unpin(cmd.destroy_access_pages.access_pages_id);
+}
+
+Outcome replace_access_ioas(iommu_test_cmd& cmd) {
+  const AccessRef access(cmd.id);
+  if (!access) return refuse(EBADFD);
+  return access->context().change_ioas(access->id(), cmd.access_replace_ioas.ioas_id);
+}
+
+}  // namespace stagetwo::abi_iommufd

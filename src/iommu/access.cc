@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reading, writing and pinning through an IOAS without a device. kernel files:
+// drivers/iommu/iommufd/device.c (iommufd_access_*), pages.c.
+//
+// An unmap finds pins of an access in its way:
+//
+//   unmapper                               access's maker
+//   area.prevent_access, unlock
+//   AccessClient::unmap                    unpins what overlaps
+//   lock, look again; 100 times, then EDEADLOCK
+#include <algorithm>
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "iommu/locked.h"
+#include "sync/futex.h"
+
+namespace stagetwo::iommu {
+
+Result<void> Locked::join_ioas(Access& access, Ioas& ioas) {
+  if (access.alignment > ioas.alignment) ST_TRY(check_alignment(ioas, access.alignment));
+  ioas.alignment = std::max(ioas.alignment, access.alignment);
+  access.next = ioas.accesses.get();
+  ioas.accesses = &access;
+  access.ioas = &ioas;
+  ++ioas.object.users;
+  return {};
+}
+
+void Locked::leave_ioas(Access& access) {
+  Ioas* const ioas = access.ioas;
+  if (ioas == nullptr) return;
+  Access* const next = access.next;
+  if (ioas->accesses.get() == &access) {
+    ioas->accesses = next;
+  } else {
+    Access* before = ioas->accesses;
+    while (before->next.get() != &access) before = before->next;
+    before->next = next;
+  }
+  access.next = nullptr;
+  access.ioas = nullptr;
+  --ioas->object.users;
+  ST_CHECK(recompute_alignment(*ioas).has_value());  // it only falls
+}
+
+Result<Access*> Locked::make_access(Ioas& ioas, bool pins, AccessClient* client) {
+  const u32 process = ST_TRY(this_process());
+  Access* const access = ST_TRY(add<Access>(ObjectType::kAccess, "iommu.access"));
+  access->alignment = pins ? kPageSize : 1;
+  access->process = process;
+  access->object.users = 1;  // its maker, until destroy_access()
+  auto done = join_ioas(*access, ioas);
+  if (done) done = c_.add_client(access->object.id, client);
+  if (done) return access;
+  leave_ioas(*access);
+  remove(access);
+  return refuse(done.error());
+}
+
+namespace {
+
+// Does the memory from `iova` on begin with a page, and end with one unless it is the last area?
+bool is_page_aligned(const Area& area, u64 iova, u64 last) {
+  if (area.byte_at(iova) % kPageSize != 0) return false;
+  return last <= area.last() || (area.byte_at(area.last()) + 1) % kPageSize == 0;
+}
+
+bool permits(const Area& area, bool write) {
+  return (area.rights & (write ? kMayWrite : kMayRead)) != 0;
+}
+
+}  // namespace
+
+// Answers how many pages.
+Result<u64> Locked::pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames) {
+  if (area.prevent_access || !is_page_aligned(area, iova, last)) return refuse(EINVAL);
+  if (!permits(area, write)) return refuse(EPERM);
+  const u64 first = area.page_at(iova);
+  const u64 count = area.page_at(std::min(last, area.last())) - first + 1;
+  if (write && !area.pages->writable) return refuse(EPERM);
+  ST_TRY(hold_pages(*area.pages, first, count));
+  for (u64 i = 0; i < count; ++i) frames[i] = area.pages->frames[first + i];
+  ++area.accesses;
+  return count;
+}
+
+void Locked::unpin_areas(Ioas& ioas, u64 iova, u64 last) {
+  for (u64 at = iova;;) {
+    Area* const area = ioas.areas.first(at, at);
+    ST_CHECK(area != nullptr && area->accesses != 0);  // what is pinned stays mapped
+    const u64 end = std::min(last, area->last());
+    const u64 first = area->page_at(at);
+    release_pages(*area->pages, first, area->page_at(end) - first + 1);
+    --area->accesses;
+    if (end == last) return;
+    at = end + 1;
+  }
+}
+
+Result<void> Locked::pin(Access& access, u64 iova, u64 length, bool write, u64* frames) {
+  if (length == 0) return refuse(EINVAL);
+  const auto last = checked_add(iova, length - 1);
+  if (!last) return refuse(EOVERFLOW);
+  Ioas* const ioas = access.ioas;
+  if (ioas == nullptr) return refuse(ENOENT);
+  for (u64 at = iova;;) {
+    Area* const area = ioas->areas.first(at, at);
+    Result<u64> pages = refuse(ENOENT);
+    if (area != nullptr) pages = pin_pages_of(*area, at, *last, write, frames);
+    if (!pages) {
+      if (at != iova) unpin_areas(*ioas, iova, at - 1);
+      return refuse(pages.error());
+    }
+    frames += *pages;
+    if (area->last() >= *last) return {};
+    at = area->last() + 1;
+  }
+}
+
+void Locked::unpin(Access& access, u64 iova, u64 length) {
+  if (Ioas* const ioas = access.ioas) unpin_areas(*ioas, iova, iova + length - 1);
+}
+
+Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, const void* from) {
+  if (length == 0) return refuse(EINVAL);
+  const auto last = checked_add(iova, length - 1);
+  if (!last) return refuse(EOVERFLOW);
+  const Ioas* const ioas = access.ioas;
+  if (ioas == nullptr) return refuse(ENOENT);
+  for (u64 at = iova;;) {
+    const Area* const area = ioas->areas.first(at, at);
+    if (area == nullptr) return refuse(ENOENT);
+    if (area->prevent_access) return refuse(EINVAL);
+    if (!permits(*area, from != nullptr)) return refuse(EPERM);
+    const u64 end = std::min(*last, area->last());
+    const u64 bytes = end - at + 1;
+    ST_TRY(copy_pages(*area->pages, area->byte_at(at), bytes, to, from));
+    if (end == *last) return {};
+    if (to != nullptr) to = static_cast<u8*>(to) + bytes;
+    if (from != nullptr) from = static_cast<const u8*>(from) + bytes;
+    at = end + 1;
+  }
+}
+
+// ---- clients of this process --------------------------------------------------------------------
+
+Result<void> Context::add_client(u32 access_id, AccessClient* client) {
+  const sync::MutexGuard guard(clients_lock_);
+  return clients_.push_back({access_id, client, 0});
+}
+
+AccessClient* Context::begin_call(u32 access_id) {
+  const sync::MutexGuard guard(clients_lock_);
+  for (Client& one : clients_) {
+    if (one.access_id != access_id) continue;
+    ++one.calls;
+    return one.client;
+  }
+  return nullptr;
+}
+
+void Context::end_call(u32 access_id) {
+  const sync::MutexGuard guard(clients_lock_);
+  for (Client& one : clients_) {
+    if (one.access_id == access_id) --one.calls;
+  }
+}
+
+// After it nobody calls the client.
+void Context::remove_client(u32 access_id) {
+  for (;; sync::yield_thread()) {
+    const sync::MutexGuard guard(clients_lock_);
+    size_t i = 0;
+    while (i < clients_.size() && clients_[i].access_id != access_id) ++i;
+    if (i == clients_.size()) return;
+    if (clients_[i].calls != 0) continue;
+    clients_.swap_erase(i);
+    return;
+  }
+}
+
+void Context::call_clients(u32 ioas_id, u64 start, u64 last) {
+  u32 after = 0;
+  for (;;) {
+    u32 id = 0;
+    {
+      Locked locked(*this);
+      if (!locked.ok()) return;
+      const auto ioas = locked.find<Ioas>(ioas_id);
+      if (!ioas) return;
+      // The next one by number: the list may change between two calls.
+      for (const Access* access = (*ioas)->accesses; access != nullptr; access = access->next) {
+        const u32 one = access->object.id;
+        if (one > after && (id == 0 || one < id) && locked.is_this_process(access->process)) {
+          id = one;
+        }
+      }
+    }
+    if (id == 0) return;
+    after = id;
+    if (AccessClient* const client = begin_call(id)) {
+      client->unmap(start, last);
+      end_call(id);
+    }
+  }
+}
+
+Result<void> Context::change_ioas(u32 access_id, u32 ioas_id) {
+  {
+    Locked locked(*this);
+    if (!locked.ok()) return refuse(EIO);
+    Access* const access = ST_TRY(locked.find<Access>(access_id));
+    if (access->ioas.get() == nullptr) return refuse(ENOENT);
+    Ioas* const ioas = ST_TRY(locked.find<Ioas>(ioas_id));
+    if (access->ioas.get() == ioas) return {};
+    if (access->alignment > ioas->alignment) {
+      ST_TRY(locked.check_alignment(*ioas, access->alignment));
+    }
+  }
+  if (AccessClient* const client = begin_call(access_id)) {
+    client->unmap(0, ~u64{0});
+    end_call(access_id);
+  }
+  Locked locked(*this);
+  if (!locked.ok()) return refuse(EIO);
+  Access* const access = ST_TRY(locked.find<Access>(access_id));
+  Ioas* const ioas = ST_TRY(locked.find<Ioas>(ioas_id));
+  if (access->alignment > ioas->alignment) {
+    ST_TRY(locked.check_alignment(*ioas, access->alignment));
+  }
+  locked.leave_ioas(*access);
+  ST_CHECK(locked.join_ioas(*access, *ioas).has_value());  // looked at just now
+  return {};
+}
+
+void Context::destroy_access(u32 access_id) {
+  if (AccessClient* const client = begin_call(access_id)) {
+    client->unmap(0, ~u64{0});
+    end_call(access_id);
+  }
+  remove_client(access_id);
+  Locked locked(*this);
+  if (!locked.ok()) return;
+  const auto access = locked.find<Access>(access_id);
+  if (!access) return;
+  locked.leave_ioas(**access);
+  locked.remove(*access);
+}
+
+void Context::release_all() {
+  Locked locked(*this);
+  if (locked.ok()) locked.release_process();
+}
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "iommu/arena.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+#include "addr/addr.h"
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/failpoint.h"
+#include "base/sys.h"
+#include "host/descriptor.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+constexpr unsigned kSmallest = 4;  // 16 bytes
+constexpr unsigned kPageOrder = 12;
+constexpr unsigned kReturned = 16;  // from 64 KiB on a free block gives its memory back
+
+unsigned order_of(u64 bytes) {
+  const unsigned order = log2_ceil(bytes == 0 ? u64{1} : bytes);
+  return order < kSmallest ? kSmallest : order;
+}
+
+}  // namespace
+
+Arena::Header& Arena::header() const {
+  static_assert(sizeof(Header) <= kRoot);
+  return *reinterpret_cast<Header*>(base_);
+}
+
+Result<host::Backing> Arena::make_file(const char* kind) {
+  return host::Backing::create(kind, kFileBytes);
+}
+
+Result<void> Arena::attach(int fd) {
+  ST_DCHECK(base_ == nullptr);
+  // Not through the client's own file description: a mapping would count as its holder.
+  const int own = ST_TRY(sys::reopen_engine_fd(fd, O_RDWR | O_CLOEXEC));
+  // Without rights first: where the client locks all its memory nothing is made present.
+  const auto mapped =
+      map_file(kFileBytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, own, 0, "iommu.arena");
+  static_cast<void>(sys::close(own));
+  if (!mapped) return refuse(mapped.error());
+  base_ = static_cast<u8*>(*mapped);
+  static_cast<void>(sys::madvise(base_, kFileBytes, MADV_DONTDUMP));
+  ST_TRY(sys::mprotect(base_, kFileBytes, PROT_READ | PROT_WRITE));
+  const sync::ProcessMutexGuard guard(header().lock, sync::Rank::kIoas);
+  if (header().magic == 0) {
+    header().version = Header::kVersion;
+    header().heap_end = kHeap;
+    header().magic = Header::kMagic;
+  }
+  if (header().magic != Header::kMagic || header().version != Header::kVersion) return refuse(EIO);
+  return {};
+}
+
+Arena::~Arena() {
+  if (base_ != nullptr) unmap_pages(base_, kFileBytes);
+}
+
+// A block nobody has had yet. Blocks below a page fill one; the rest of it goes to the free list.
+void* Arena::carve(unsigned order) {
+  Header& h = header();
+  const u64 bytes = u64{1} << (order < kPageOrder ? kPageOrder : order);
+  if (bytes > kFileBytes - h.heap_end) return nullptr;
+  u8* const first = base_ + h.heap_end;
+  h.heap_end += bytes;
+  for (u64 at = u64{1} << order; order < kPageOrder && at < bytes; at += u64{1} << order) {
+    memcpy(first + at, &h.free_lists[order], sizeof(u64));
+    h.free_lists[order] = offset_of(first + at);
+  }
+  return first;
+}
+
+void* Arena::alloc(u64 bytes, const char* site) {
+  if (failpoint::should_fail(site) || bytes > kFileBytes) return nullptr;
+  Header& h = header();
+  const unsigned order = order_of(bytes);
+  u8* block = nullptr;
+  if (const u64 offset = h.free_lists[order]; offset != 0) {
+    block = base_ + offset;
+    memcpy(&h.free_lists[order], block, sizeof(u64));
+    memset(block, 0, order < kReturned ? u64{1} << order : sizeof(u64));
+  } else {
+    block = static_cast<u8*>(carve(order));
+    if (block == nullptr) return nullptr;
+    memset(block, 0, sizeof(u64));
+  }
+  ++h.blocks;
+  return block;
+}
+
+void Arena::free(void* block, u64 bytes) {
+  if (block == nullptr) return;
+  Header& h = header();
+  const unsigned order = order_of(bytes);
+  if (order >= kReturned && !sys::madvise(block, u64{1} << order, MADV_REMOVE).has_value()) {
+    memset(block, 0, u64{1} << order);
+  }
+  memcpy(block, &h.free_lists[order], sizeof(u64));
+  h.free_lists[order] = offset_of(block);
+  --h.blocks;
+}
+
+s64 Arena::blocks_in_use() const {
+  return header().blocks;
+}
+
+}  // namespace stagetwo::iommu

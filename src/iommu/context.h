@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The façade: one iommufd, as one process sees it. Everything it answers stands in the arena behind
+// the descriptor; a Context adds only where that is mapped here, and the callbacks of the accesses
+// this process has made.
+//
+//   Locked l(context);            nothing of the iommufd changes while it lives
+//   if (!l.ok()) return EIO;      a process died in the middle of a change
+//   Ioas* ioas = ST_TRY(l.find<Ioas>(id));
+//
+// Analogue: struct iommufd_ctx, and the functions of drivers/iommu/iommufd over its objects.
+// Locking: one lock for all (rank kIoas), taken by Locked. Who has it pins pages and may wait for
+// those that are brought back; it is let go for callbacks (AccessClient::unmap).
+// Failure: the kernel's errno, and nothing has changed.
+
+#include "addr/addr.h"
+#include "base/alloc.h"
+#include "base/vec.h"
+#include "iommu/domain.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::iommu {
+
+// Who holds pages through an access, in the process that made it.
+class AccessClient {
+ public:
+  virtual ~AccessClient() = default;
+  // Let go of every pin in [iova, last]. Context: no lock of this room.
+  virtual void unmap(u64 iova, u64 last) = 0;
+};
+
+struct IovaRanges {
+  u64 start, last;
+};
+
+class Context {
+ public:
+  // The iommufd behind `fd`. Failure: ENOMEM, EMFILE, EIO.
+  static Result<Box<Context>> attach(int fd);
+  static Result<host::Backing> make_file(const char* kind) { return Arena::make_file(kind); }
+  Context() = default;
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  // Unmaps the areas in [start, last], calling back who has pinned them. *unmapped counts bytes
+  // also on failure. Failure: ENOENT (would cut an area), EDEADLOCK (a client does not let go),
+  // EIO. Context: not locked.
+  Result<void> unmap(u32 ioas_id, u64 start, u64 last, u64* unmapped);
+  // Moves an access to another IOAS. Failure: ENOENT, EADDRINUSE. Context: not locked.
+  Result<void> change_ioas(u32 access_id, u32 ioas_id);
+  // The access's maker lets go of everything and of the access. Context: not locked.
+  void destroy_access(u32 access_id);
+
+  // Gives back what this process holds for the iommufd: nobody has it open any more.
+  void release_all();
+
+  // How many bytes of temporary memory a call may use for lists of pages (the test command's
+  // limit); of all iommufds of this process.
+  static void set_batch_limit(u64 bytes);
+
+ private:
+  friend class Locked;
+  struct Client {
+    u32 access_id;
+    AccessClient* client;
+    u32 calls;  // under way
+  };
+  Result<void> add_client(u32 access_id, AccessClient* client);
+  void remove_client(u32 access_id);
+  AccessClient* begin_call(u32 access_id);
+  void end_call(u32 access_id);
+  void call_clients(u32 ioas_id, u64 start, u64 last);
+
+  Arena arena_;
+  u32 process_ = kProcesses;  // this process's place; kProcesses: none yet
+  u32 stamp_ = 0;             // of the process process_ is about
+  sync::Mutex clients_lock_{sync::Rank::kLeaf};
+  Vec<Client> clients_ TA_GUARDED(clients_lock_){"iommu.clients"};
+};
+
+}  // namespace stagetwo::iommu

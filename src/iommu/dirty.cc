@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// What devices have written. kernel file: drivers/iommu/iommufd/io_pagetable.c
+// (iopt_set_dirty_tracking, iopt_read_and_clear_dirty_data).
+#include <algorithm>
+
+#include "iommu/locked.h"
+
+namespace stagetwo::iommu {
+
+Result<void> Locked::set_dirty_tracking(Hwpt& hwpt, bool on) {
+  if (!hwpt.domain.dirty_ops) return refuse(EOPNOTSUPP);
+  const Ioas& ioas = *hwpt.ioas;
+  for (const Area* area = ioas.areas.first(); on && area != nullptr; area = ioas.areas.next(area)) {
+    u64 at = area->iova();
+    while (const auto page = next_dirty(arena(), hwpt.domain, at, area->last(), true)) {
+      at = page->iova + page->bytes;
+    }
+  }
+  hwpt.domain.tracking = on;
+  return {};
+}
+
+bool Locked::read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context) {
+  if (!hwpt.domain.tracking) return false;
+  for (u64 at = iova;;) {
+    const Area* const area = hwpt.ioas->areas.first(at, at);
+    if (area == nullptr) return false;
+    const u64 end = std::min(last, area->last());
+    while (at <= end) {
+      const auto page = next_dirty(arena(), hwpt.domain, at, end, clear);
+      if (!page) break;
+      const u64 page_last = page->iova + page->bytes - 1;
+      fn(context, std::max(page->iova, at), std::min(page_last, last));
+      at = page_last + 1;
+    }
+    if (end == last) return true;
+    at = end + 1;
+  }
+}
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// The areas of an IOAS in the tables of its domains. kernel files:
+// drivers/iommu/iommufd/io_pagetable.c (iopt_table_add_domain), pages.c (iopt_area_fill_domains).
+#include <algorithm>
+
+#include "base/check.h"
+#include "iommu/locked.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+u64 pages_of(const Area& area) {
+  return (area.start_byte % kPageSize + area.length() - 1) / kPageSize + 1;
+}
+
+}  // namespace
+
+// Puts an area into one domain, all or nothing. Pre: its pages are held. Frames that follow each
+// other go in one call, so that the domain picks the page size; without large pages one by one,
+// because any page may later be unmapped alone.
+Result<void> Locked::map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area) {
+  const PageSet& set = *area.pages;
+  const u64 first = area.start_byte / kPageSize;
+  const u64 count = pages_of(area);
+  u64 iova = area.iova();
+  for (u64 done = 0; done < count;) {
+    u64 end = done + 1;
+    while (!ioas.no_large_pages && end < count &&
+           set.frames[first + end] == set.frames[first + end - 1] + 1) {
+      ++end;
+    }
+    const u64 offset = done == 0 ? area.start_byte % kPageSize : 0;
+    const u64 bytes = std::min((end - done) * kPageSize - offset, area.last() - iova + 1);
+    const u64 address = set.frames[first + done] * kPageSize + offset;
+    const auto mapped = map_range(arena(), hwpt.domain, iova, address, bytes, area.rights);
+    if (!mapped) {
+      if (iova != area.iova()) {
+        unmap_range(arena(), hwpt.domain, area.iova(), iova - area.iova());
+      }
+      return mapped;
+    }
+    iova += bytes;
+    done = end;
+  }
+  return {};
+}
+
+// Into every domain there is. All or nothing.
+Result<void> Locked::fill_area(Ioas& ioas, Area& area) {
+  if (ioas.hwpts.get() == nullptr) return {};
+  ST_TRY(hold_pages(*area.pages, area.start_byte / kPageSize, pages_of(area)));
+  for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
+    const auto mapped = map_area(ioas, *hwpt, area);
+    if (mapped) continue;
+    for (Hwpt* undo = ioas.hwpts; undo != hwpt; undo = undo->next) {
+      unmap_range(arena(), undo->domain, area.iova(), area.length());
+    }
+    release_pages(*area.pages, area.start_byte / kPageSize, pages_of(area));
+    return mapped;
+  }
+  area.filled = true;
+  return {};
+}
+
+// First out of the tables, then the pins.
+void Locked::unfill_area(Ioas& ioas, Area& area) {
+  if (!area.filled) return;
+  for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
+    unmap_range(arena(), hwpt->domain, area.iova(), area.length());
+  }
+  release_pages(*area.pages, area.start_byte / kPageSize, pages_of(area));
+  area.filled = false;
+}
+
+Result<void> Locked::check_alignment(const Ioas& ioas, u64 alignment) const {
+  const u64 mask = alignment - 1;
+  for (const Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+    if (((area->iova() | area->length() | area->start_byte % kPageSize) & mask) != 0) {
+      return refuse(EADDRINUSE);
+    }
+  }
+  return {};
+}
+
+Result<void> Locked::recompute_alignment(Ioas& ioas) {
+  u64 alignment = ioas.no_large_pages ? kPageSize : 1;
+  for (const Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
+    alignment = std::max(alignment, hwpt->domain.page_sizes & -hwpt->domain.page_sizes);
+  }
+  for (const Access* access = ioas.accesses; access != nullptr; access = access->next) {
+    alignment = std::max(alignment, access->alignment);
+  }
+  if (alignment > ioas.alignment) ST_TRY(check_alignment(ioas, alignment));
+  ioas.alignment = alignment;
+  return {};
+}
+
+Result<void> Locked::set_large_pages(Ioas& ioas, bool on) {
+  if (on) {
+    ioas.no_large_pages = false;
+    ST_CHECK(recompute_alignment(ioas).has_value());  // it only falls
+    return {};
+  }
+  if (ioas.no_large_pages) return {};
+  if (ioas.hwpts.get() != nullptr && !ioas.areas.empty()) return refuse(EINVAL);
+  ioas.no_large_pages = true;
+  const auto done = recompute_alignment(ioas);
+  if (!done) ioas.no_large_pages = false;
+  return done;
+}
+
+// Fills a fresh domain with every area and lists it. On failure it is empty and nothing changed.
+Result<void> Locked::add_domain(Ioas& ioas, Hwpt& hwpt) {
+  const u64 smallest = hwpt.domain.page_sizes & -hwpt.domain.page_sizes;
+  const u64 alignment = std::max(ioas.alignment, smallest);
+  if (alignment > kPageSize) return refuse(EINVAL);
+  if (alignment != ioas.alignment) ST_TRY(check_alignment(ioas, alignment));
+  const auto done = reserve_and_fill(ioas, hwpt);
+  if (!done) {
+    remove_reserved(ioas, hwpt.object.id);
+    return done;
+  }
+  ioas.alignment = alignment;
+  if (ioas.hwpts.get() == nullptr) {
+    ioas.hwpts = &hwpt;
+    return {};
+  }
+  Hwpt* last = ioas.hwpts;
+  while (last->next.get() != nullptr) last = last->next;
+  last->next = &hwpt;
+  return {};
+}
+
+Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
+  const Domain& domain = hwpt.domain;
+  const u32 owner = hwpt.object.id;
+  if (domain.aperture_start != 0) ST_TRY(reserve(ioas, 0, domain.aperture_start - 1, owner));
+  if (domain.aperture_last != ~u64{0}) {
+    ST_TRY(reserve(ioas, domain.aperture_last + 1, ~u64{0}, owner));
+  }
+  const bool first_domain = ioas.hwpts.get() == nullptr;
+  for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+    const u64 first = area->start_byte / kPageSize;
+    Result<void> filled;
+    if (first_domain) filled = hold_pages(*area->pages, first, pages_of(*area));
+    if (filled) {
+      filled = map_area(ioas, hwpt, *area);
+      if (!filled && first_domain) release_pages(*area->pages, first, pages_of(*area));
+    }
+    if (!filled) {
+      for (Area* undo = ioas.areas.first(); undo != area; undo = ioas.areas.next(undo)) {
+        unmap_range(arena(), hwpt.domain, undo->iova(), undo->length());
+        if (!first_domain) continue;
+        release_pages(*undo->pages, undo->start_byte / kPageSize, pages_of(*undo));
+        undo->filled = false;
+      }
+      return filled;
+    }
+    area->filled = true;
+  }
+  return {};
+}
+
+void Locked::remove_domain(Ioas& ioas, Hwpt& hwpt) {
+  Hwpt* const next = hwpt.next;
+  if (ioas.hwpts.get() == &hwpt) {
+    ioas.hwpts = next;
+  } else {
+    Hwpt* before = ioas.hwpts;
+    while (before->next.get() != &hwpt) before = before->next;
+    before->next = next;
+  }
+  hwpt.next = nullptr;
+  const bool last_domain = ioas.hwpts.get() == nullptr;
+  for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+    unmap_range(arena(), hwpt.domain, area->iova(), area->length());
+    if (!last_domain) continue;
+    release_pages(*area->pages, area->start_byte / kPageSize, pages_of(*area));
+    area->filled = false;
+  }
+  remove_reserved(ioas, hwpt.object.id);
+  ST_CHECK(recompute_alignment(ioas).has_value());  // it only falls
+}
+
+}  // namespace stagetwo::iommu

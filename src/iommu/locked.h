@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One iommufd under its lock: every operation on its objects (iommu/context.h says how it is used).
+// Pointers it yields are good while it lives.
+
+#include <optional>
+#include <span>
+
+#include "iommu/context.h"
+#include "iommu/object_types.h"
+
+namespace stagetwo::iommu {
+
+class Locked {
+ public:
+  explicit Locked(Context& context) : c_(context), guard_(context.arena_) {
+    if (guard_.ok() && root().orphans != 0) settle_orphans();
+  }
+  [[nodiscard]] bool ok() const { return guard_.ok(); }
+  [[nodiscard]] Root& root() const { return *static_cast<Root*>(c_.arena_.root()); }
+  [[nodiscard]] Arena& arena() const { return c_.arena_; }
+
+  // ---- the table (object_table.cc)
+  // Failure: ENOENT (no such id, or of another kind).
+  Result<Object*> find(u32 id) const;
+  template <typename T>
+  Result<T*> find(u32 id) const;
+  template <typename T>
+  Result<T*> add(ObjectType type, const char* site);
+  // Takes it out of the table and frees it; what it leaned on is the caller's. Pre: users == 0.
+  template <typename T>
+  void remove(T* object);
+  // IOMMU_DESTROY. Failure: ENOENT, EBUSY.
+  Result<void> destroy(u32 id);
+
+  // ---- page sets (pages.cc)
+  Result<PageSet*> make_page_set(u64 user_address, u64 length, bool writable);
+  void put_page_set(PageSet* set);
+  // Pins pages that nobody holds yet and holds all. Failure: EFAULT, ENOMEM.
+  Result<void> hold_pages(PageSet& set, u64 first, u64 count);
+  void release_pages(PageSet& set, u64 first, u64 count);
+  // Reads or writes bytes of the set, pinned or not. Failure: EFAULT.
+  Result<void> copy_pages(PageSet& set, u64 byte, u64 length, void* to, const void* from);
+  void release_process();  // pins and charges of this process
+
+  // ---- IOAS (ioas.cc, ioas_map.cc)
+  Result<Ioas*> make_ioas();
+  void destroy_ioas(Ioas* ioas);  // pre: no users
+  struct MapRequest {
+    bool fixed;
+    u64 iova;  // in if fixed; out
+    u64 length;
+    u32 rights;
+  };
+  Result<void> map(Ioas& ioas, u64 user_address, MapRequest* request);
+  Result<void> copy(Ioas& from, u64 iova, u32 to_id, MapRequest* request);
+  Result<void> check_allowed(std::span<const IovaRanges> ranges);  // EINVAL
+  Result<void> allow(Ioas& ioas, std::span<const IovaRanges> ranges);
+  Result<void> reserve(Ioas& ioas, u64 start, u64 last, u32 owner);
+  // The next usable range at or behind `from`; false: none.
+  static bool next_range(const Ioas& ioas, u64 from, IovaRanges* out);
+  Result<void> set_large_pages(Ioas& ioas, bool on);
+  // Cuts areas so that one ends at `iova`. Failure: EINVAL, EBUSY, ENOMEM.
+  Result<void> cut(Ioas& ioas, u64 iova);
+  // One step of Context::unmap. `notify`: pins of accesses are in the way of [start, last].
+  struct UnmapStep {
+    bool done = false;
+    u64 notify_start = 0, notify_last = 0;
+  };
+  Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
+
+  // ---- page tables and devices (hwpt.cc)
+  struct HwptHow {
+    bool nest_parent = false;
+    bool dirty = false;
+    bool immediate = false;  // attach `device` before it is filled
+  };
+  Result<Hwpt*> make_hwpt(Ioas& ioas, Device& device, HwptHow how);
+  Result<Hwpt*> make_nested(Hwpt& parent);
+  void destroy_hwpt(Hwpt* hwpt);
+  Result<Device*> make_device(bool no_dirty, bool huge, u8 max_pasid_lg2);
+  // `pt_id`: an IOAS or a page table; out: the page table's. Failure: ENOENT, EINVAL, EADDRINUSE,
+  // EFAULT, ENOMEM.
+  Result<void> attach(Device& device, u32* pt_id);
+  Result<void> replace(Device& device, u32* pt_id);
+  void detach(Device& device);
+
+  // ---- dirty tracking (dirty.cc)
+  Result<void> set_dirty_tracking(Hwpt& hwpt, bool on);
+  // fn(context, first, last): IOVAs of a page that was written. False: a hole
+  // ended the walk, as in the kernel.
+  using DirtyFn = void (*)(void* context, u64 first, u64 last);
+  bool read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
+
+  // ---- accesses (access.cc)
+  Result<Access*> make_access(Ioas& ioas, bool pins, AccessClient* client);
+  // Each page's frame goes to `frames`. Failure: ENOENT, EINVAL, EPERM, EFAULT.
+  Result<void> pin(Access& access, u64 iova, u64 length, bool write, u64* frames);
+  void unpin(Access& access, u64 iova, u64 length);
+  Result<void> transfer(Access& access, u64 iova, u64 length, void* to, const void* from);
+
+  // ---- page requests (fault.cc)
+  Result<FaultQueue*> make_fault_queue();
+  // Of a device; dropped where nobody takes it.
+  void report(Device& device, u32 pasid, u32 group, u32 rights, u64 address);
+  // To the reader: it has a cookie from now on. Pre: the first delivered.
+  static void mark_read(FaultQueue& queue);
+  static void mark_unread(FaultQueue& queue, PageRequest* request);  // that could not be told
+  Result<void> answer(FaultQueue& queue, u32 cookie);                // EINVAL: no such cookie
+  void answer_all(FaultQueue& queue, u64 attachment);  // of one attachment, as invalid
+  void destroy_fault_queue(FaultQueue* queue);
+
+  // ---- frames
+  // The frame this process has at `at` now, as tables hold it; none: it is not pinned here.
+  std::optional<u64> frame_at(Hva at);
+
+ private:
+  friend class Context;
+  Result<u32> this_process();
+  bool is_alive(u32 process) const;
+  void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
+  [[nodiscard]] bool is_this_process(u32 process) const;
+  void free_page_set(PageSet* set);
+  Result<void> make_frames(PageSet& set);
+  void hold_again(PageSet& set, u64 page);
+  Result<void> pin_run(PageSet& set, u64 first, u64 count);
+  static void unpin_frames(PageSet& set, u64 first, u64 count);
+  void unpin_run(PageSet& set, u64 first, u64 count);
+  void settle_orphans();
+  Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
+  std::optional<Hva> address_here(const PageSet& set, u64 page) const;
+  void note_file(PageSet& set);
+
+  Result<void> insert_object(Object* object);
+  void erase_object(Object* object);
+  Result<IntervalSet<Allowed>*> make_allowed(std::span<const IovaRanges> ranges);
+  void free_allowed(IntervalSet<Allowed>* set);
+  Result<void> map_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapRequest* request);
+  struct Piece {
+    PageSet* set;
+    u64 start_byte;
+    u64 length;
+  };
+  Result<void> add_piece(Ioas& to, const Piece& piece, u64 iova, u32 rights);
+  Result<void> choose_iova(const Ioas& ioas, u64 user_address, u64 length, u64* iova) const;
+  Result<void> check_iova(const Ioas& ioas, u64 iova, u64 length) const;
+  Result<Area*> insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_byte, u64 length,
+                            u32 rights);
+  void erase_area(Ioas& ioas, Area* area);
+  Result<void> fill_area(Ioas& ioas, Area& area);
+  void unfill_area(Ioas& ioas, Area& area);
+  Result<void> map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area);
+  Result<void> check_alignment(const Ioas& ioas, u64 alignment) const;
+  Result<void> recompute_alignment(Ioas& ioas);
+  Result<void> add_domain(Ioas& ioas, Hwpt& hwpt);
+  Result<void> reserve_and_fill(Ioas& ioas, Hwpt& hwpt);
+  void remove_domain(Ioas& ioas, Hwpt& hwpt);
+  void remove_reserved(Ioas& ioas, u32 owner);
+  Result<void> do_attach(Device& device, Hwpt& hwpt);
+  Result<Hwpt*> do_replace(Device& device, Hwpt& hwpt);
+  Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id, bool replacing);
+  void put_hwpt(Hwpt* hwpt);
+  [[nodiscard]] static bool accepts(const Device& device, const Hwpt& hwpt);
+  void set_attached(Device& device, Hwpt* hwpt);
+  void leave_ioas(Access& access);
+  Result<void> join_ioas(Access& access, Ioas& ioas);
+  Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
+  void unpin_areas(Ioas& ioas, u64 iova, u64 last);
+
+  Context& c_;
+  Arena::Guard guard_;
+};
+
+template <typename T>
+Result<T*> Locked::find(u32 id) const {
+  Object* const object = ST_TRY(find(id));
+  if (!TypeOf<T>::is(object->type)) return refuse(ENOENT);
+  return reinterpret_cast<T*>(object);
+}
+
+template <typename T>
+Result<T*> Locked::add(ObjectType type, const char* site) {
+  T* const made = ST_TRY(arena().make<T>(site));
+  made->object.type = type;
+  if (const auto inserted = insert_object(&made->object); !inserted) {
+    arena().destroy(made);
+    return refuse(inserted.error());
+  }
+  return made;
+}
+
+template <typename T>
+void Locked::remove(T* object) {
+  erase_object(&object->object);
+  arena().destroy(object);
+}
+
+}  // namespace stagetwo::iommu

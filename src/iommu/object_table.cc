@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// The objects of an iommufd by number. kernel file: drivers/iommu/iommufd/main.c.
+#include "base/check.h"
+#include "iommu/locked.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+constexpr u64 kFirstSize = 64;
+constexpr u32 kMostObjects = 1u << 30;
+
+}  // namespace
+
+Result<Box<Context>> Context::attach(int fd) {
+  auto context = ST_TRY(make_box<Context>("iommu.context"));
+  ST_TRY(context->arena_.attach(fd));
+  return context;
+}
+
+Result<Object*> Locked::find(u32 id) const {
+  if (id == 0 || id >= root().table_size || root().table[id] == 0) return refuse(ENOENT);
+  return static_cast<Object*>(arena().at(root().table[id]));
+}
+
+// The lowest free number, from 1 on.
+Result<void> Locked::insert_object(Object* object) {
+  Root& r = root();
+  u32 id = r.first_free == 0 ? 1 : r.first_free;
+  while (id < r.table_size && r.table[id] != 0) ++id;
+  if (id >= r.table_size) {
+    const u64 size = r.table_size == 0 ? kFirstSize : r.table_size * 2;
+    if (size > kMostObjects) return refuse(ENOMEM);
+    u64* const larger = static_cast<u64*>(arena().alloc(size * sizeof(u64), "iommu.object_table"));
+    if (larger == nullptr) return refuse(ENOMEM);
+    for (u64 i = 0; i < r.table_size; ++i) larger[i] = r.table[i];
+    arena().free(r.table.get(), r.table_size * sizeof(u64));
+    r.table = larger;
+    r.table_size = size;
+  }
+  r.table[id] = arena().offset_of(object);
+  r.first_free = id + 1;
+  ++r.objects;
+  object->id = id;
+  return {};
+}
+
+void Locked::erase_object(Object* object) {
+  Root& r = root();
+  ST_DCHECK(r.table[object->id] == arena().offset_of(object));
+  r.table[object->id] = 0;
+  if (object->id < r.first_free) r.first_free = object->id;
+  --r.objects;
+}
+
+Result<void> Locked::destroy(u32 id) {
+  Object* const object = ST_TRY(find(id));
+  if (object->users != 0) return refuse(EBUSY);
+  switch (object->type) {
+    case ObjectType::kNone:
+      break;
+    case ObjectType::kIoas:
+      destroy_ioas(reinterpret_cast<Ioas*>(object));
+      break;
+    case ObjectType::kHwptPaging:
+    case ObjectType::kHwptNested:
+      destroy_hwpt(reinterpret_cast<Hwpt*>(object));
+      break;
+    case ObjectType::kDevice:
+      remove(reinterpret_cast<Device*>(object));
+      break;
+    case ObjectType::kTestDevice: {
+      auto* const test = reinterpret_cast<TestDevice*>(object);
+      Device* const device = test->device;
+      detach(*device);
+      --device->object.users;
+      remove(device);
+      remove(test);
+      break;
+    }
+    case ObjectType::kAccess:
+      // Its maker counts as a user until it lets go.
+      remove(reinterpret_cast<Access*>(object));
+      break;
+    case ObjectType::kFault:
+      destroy_fault_queue(reinterpret_cast<FaultQueue*>(object));
+      break;
+  }
+  return {};
+}
+
+}  // namespace stagetwo::iommu

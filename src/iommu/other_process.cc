@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "iommu/other_process.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+
+#include <string_view>
+
+#include "base/sys.h"
+#include "base/text.h"
+#include "host/process_map.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+Result<int> open_of(u32 pid, std::string_view name) {
+  FixedString<64> path;
+  path.append("/proc/").append_int(static_cast<s64>(pid)).append(name);
+  return sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
+}
+
+// A number at the front of `text`, which is taken off with the character behind it.
+u64 take_number(std::string_view& text, unsigned base) {
+  u64 value = 0;
+  size_t i = 0;
+  for (; i < text.size(); ++i) {
+    const char c = text[i];
+    const unsigned digit = c >= '0' && c <= '9'   ? static_cast<unsigned>(c - '0')
+                           : c >= 'a' && c <= 'f' ? static_cast<unsigned>(c - 'a') + 10
+                                                  : base;
+    if (digit >= base) break;
+    value = value * base + digit;
+  }
+  text.remove_prefix(i < text.size() ? i + 1 : i);
+  return value;
+}
+
+// "start-end rwxs offset major:minor inode name": the page at `at`, if the line is about it and the
+// memory is shared.
+bool parse_line(std::string_view line, Hva at, std::optional<FilePage>* out) {
+  const u64 start = take_number(line, 16);
+  const u64 end = take_number(line, 16);
+  if (at.raw() < start || at.raw() >= end || line.size() < 5) return false;
+  const bool shared = line[3] == 's';
+  line.remove_prefix(5);
+  const u64 offset = take_number(line, 16);
+  const u64 major = take_number(line, 16);
+  const u64 minor = take_number(line, 16);
+  const u64 inode = take_number(line, 10);
+  if (shared && inode != 0) {
+    *out = FilePage{makedev(static_cast<unsigned>(major), static_cast<unsigned>(minor)), inode,
+                    (offset + (at.raw() - start)) / kPageSize};
+  }
+  return true;
+}
+
+}  // namespace
+
+// "pid (name) state ppid …": the 22nd field is the start. The name may hold anything but ends with
+// the last ')'.
+ProcessName name_of_process(u32 pid) {
+  ProcessName name{.pid = pid};
+  const auto fd = open_of(pid, "/stat");
+  if (!fd) return name;
+  char buffer[1024];
+  const auto got = sys::read(*fd, buffer, sizeof(buffer));
+  static_cast<void>(sys::close(*fd));
+  std::string_view text(buffer, got ? *got : 0);
+  const size_t close = text.rfind(')');
+  if (close == std::string_view::npos || text.size() < close + 4) return name;
+  text.remove_prefix(close + 2);
+  const char state = text[0];
+  constexpr int kFieldsBetween = 19;  // from the state to the start
+  for (int i = 0; i < kFieldsBetween; ++i) {
+    const size_t space = text.find(' ');
+    if (space == std::string_view::npos) return name;
+    text.remove_prefix(space + 1);
+  }
+  name.alive = state != 'Z' && state != 'X' && state != 'x';
+  name.start_time = take_number(text, 10);
+  return name;
+}
+
+std::optional<FilePage> shared_page_of(u32 pid, Hva at) {
+  const auto fd = open_of(pid, "/maps");
+  if (!fd) return std::nullopt;
+  std::optional<FilePage> found;
+  char buffer[4096];
+  size_t kept = 0;
+  bool done = false;
+  while (!done) {
+    const auto got = sys::read(*fd, buffer + kept, sizeof(buffer) - kept);
+    if (!got || *got == 0) break;
+    std::string_view text(buffer, kept + *got);
+    for (size_t end = text.find('\n'); !done && end != std::string_view::npos;
+         end = text.find('\n')) {
+      done = parse_line(text.substr(0, end), at, &found);
+      text.remove_prefix(end + 1);
+    }
+    // A line longer than the buffer has all its numbers at its beginning.
+    kept = text.size() == sizeof(buffer) ? 0 : text.size();
+    memmove(buffer, text.data(), kept);
+  }
+  static_cast<void>(sys::close(*fd));
+  return found;
+}
+
+std::optional<Hva> own_address_of(const FilePage& page) {
+  const u64 offset = page.page * kPageSize;
+  for (Hva at;;) {
+    const auto mapping = host::next_file_mapping(at, true);
+    if (!mapping) return std::nullopt;
+    const bool same = mapping->device == page.device && mapping->inode == page.inode;
+    if (same && offset >= mapping->offset && offset - mapping->offset < mapping->range.size()) {
+      return mapping->range.start() + (offset - mapping->offset);
+    }
+    at = mapping->range.end();
+  }
+}
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+// Page sets: the memory behind areas, and its pins. kernel file: drivers/iommu/iommufd/pages.c.
+//
+// Differs: the kernel keeps intervals of accesses and domains and lets the frames stand in the
+// domain's own tables; here each page of a set that was ever held has its frame and a count. That
+// costs 12 bytes a page and makes every question about pins one load.
+//
+// Several processes. A frame is a number of the pin table of the process that pinned
+// (host/pin.h), and is named with that process:
+//
+//   page held by        reached by another process
+//   one that lives      the same file, if it is shared memory: by this process's own mapping of it
+//   one that is gone    the same, by what was noted when the page was pinned
+//   (private memory of another process is EFAULT: nobody but itself reaches it)
+//
+// Pins of a process that is gone are gone with it; those of a living one that another process
+// drops are its orphans until it comes here again.
+#include <algorithm>
+
+#include "base/bits.h"
+#include "base/check.h"
+#include "base/process_page.h"
+#include "base/sys.h"
+#include "host/access.h"
+#include "host/faultin.h"
+#include "host/pin.h"
+#include "host/pin_account.h"
+#include "host/process_map.h"
+#include "iommu/locked.h"
+#include "iommu/other_process.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+constexpr u64 kRunBytes = 12;  // of the kernel's list of pages: a frame and a count
+constexpr unsigned kMostRuns = 64;
+constexpr u64 kFrameMask = (u64{1} << kFrameBits) - 1;
+
+constinit sync::Atomic<u64> batch_limit{u64{64} << 10};
+
+unsigned runs_at_once() {
+  const u64 runs = batch_limit.load(sync::kRelaxed) / kRunBytes;
+  return static_cast<unsigned>(std::clamp<u64>(runs, 1, kMostRuns));
+}
+
+host::PinCharge charge_of(const PageSet& set) {
+  if (set.no_charge) return host::PinCharge::kNone;
+  return set.process_charge ? host::PinCharge::kProcess : host::PinCharge::kUser;
+}
+
+constexpr u32 kOrphan = ~u32{0};  // in holds: nobody's, and still pinned by another process
+
+u32 process_of(u64 frame) {
+  return static_cast<u32>(frame >> kFrameBits);
+}
+host::Frame number_of(u64 frame) {
+  return host::Frame{frame & kFrameMask};
+}
+
+}  // namespace
+
+void Context::set_batch_limit(u64 bytes) {
+  batch_limit.store(bytes, sync::kRelaxed);
+}
+
+// This process's place in the table; a new one at its first use, a place nobody needs any more.
+Result<u32> Locked::this_process() {
+  const u32 stamp = process_stamp();
+  if (c_.process_ != kProcesses && c_.stamp_ == stamp) return c_.process_;
+  const ProcessName self = name_of_process(static_cast<u32>(sys::getpid()));
+  u32 free = kProcesses;
+  for (u32 i = 0; i < kProcesses; ++i) {
+    Process& place = root().processes[i];
+    if (place.pid == self.pid && place.start_time == self.start_time) {
+      free = i;
+      break;
+    }
+    const bool is_free = place.pid == 0 || (place.uses == 0 && !is_alive(i));
+    if (is_free && free == kProcesses) free = i;
+  }
+  if (free == kProcesses) return refuse(ENOMEM);
+  root().processes[free].pid = self.pid;
+  root().processes[free].start_time = self.start_time;
+  c_.process_ = free;
+  c_.stamp_ = stamp;
+  return free;
+}
+
+bool Locked::is_alive(u32 process) const {
+  const Process& place = root().processes[process];
+  if (place.pid == 0) return false;
+  const ProcessName now = name_of_process(place.pid);
+  return now.alive && now.start_time == place.start_time;
+}
+
+Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writable) {
+  if (length == 0 || length > ~u64{0} - kPageSize) return refuse(EINVAL);
+  const u32 process = ST_TRY(this_process());
+  PageSet* const set = ST_TRY(arena().make<PageSet>("iommu.page_set"));
+  set->users = 1;
+  set->process = process;
+  set->writable = writable;
+  set->start = user_address & kPageMask;
+  set->pages = div_ceil(length + (user_address - set->start), kPageSize);
+  set->process_charge = root().process_accounting;
+  set->no_charge = host::pin_charge(host::PinCharge::kUser) == host::PinCharge::kNone;
+  PageSet* const next = root().page_sets;
+  set->next = next;
+  if (next != nullptr) next->previous = set;
+  root().page_sets = set;
+  use_process(process, 1);
+  return set;
+}
+
+void Locked::put_page_set(PageSet* set) {
+  if (--set->users != 0) return;
+  if (set->orphans != 0) return;  // forgotten when its process has unpinned them
+  free_page_set(set);
+}
+
+void Locked::free_page_set(PageSet* set) {
+  PageSet* const previous = set->previous;
+  PageSet* const next = set->next;
+  if (previous == nullptr) {
+    root().page_sets = next;
+  } else {
+    previous->next = next;
+  }
+  if (next != nullptr) next->previous = previous;
+  use_process(set->process, -1);
+  arena().free(set->frames.get(), set->pages * sizeof(u64));
+  arena().free(set->holds.get(), set->pages * sizeof(u32));
+  arena().destroy(set);
+}
+
+Result<void> Locked::hold_pages(PageSet& set, u64 first, u64 count) {
+  ST_TRY(make_frames(set));
+  u64 done = 0;
+  while (done < count) {
+    u64 end = done;
+    while (end < count && set.holds[first + end] == 0) ++end;
+    if (end != done) {
+      if (const auto pinned = pin_run(set, first + done, end - done); !pinned) {
+        release_pages(set, first, done);
+        return pinned;
+      }
+    }
+    for (; done < end; ++done) set.holds[first + done] = 1;
+    for (; done < count && set.holds[first + done] != 0; ++done) hold_again(set, first + done);
+  }
+  return {};
+}
+
+// A page that is pinned already.
+void Locked::hold_again(PageSet& set, u64 page) {
+  if (set.holds[page] != kOrphan) {
+    ++set.holds[page];
+    return;
+  }
+  set.holds[page] = 1;
+  --set.orphans;
+  --root().orphans;
+}
+
+Result<void> Locked::make_frames(PageSet& set) {
+  if (set.holds.get() != nullptr) return {};
+  if (set.pages > Arena::kFileBytes / sizeof(u64)) return refuse(ENOMEM);
+  auto* const frames = static_cast<u64*>(arena().alloc(set.pages * sizeof(u64), "iommu.frames"));
+  if (frames == nullptr) return refuse(ENOMEM);
+  auto* const holds = static_cast<u32*>(arena().alloc(set.pages * sizeof(u32), "iommu.holds"));
+  if (holds == nullptr) {
+    arena().free(frames, set.pages * sizeof(u64));
+    return refuse(ENOMEM);
+  }
+  set.frames = frames;
+  set.holds = holds;
+  return {};
+}
+
+namespace {
+
+// Is there something at every page? Asked before the first is pinned: a pin may make a mapping of
+// the engine's own, and the kernel may put that into the very hole.
+Result<void> check_whole(HvaRange range) {
+  if (!host::is_user_range(range.start(), range.size())) return refuse(EFAULT);
+  for (Hva at = range.start(); range.size() > kPageSize && at < range.end();) {
+    at = ST_TRY(host::mapping_at(at)).range.end();
+  }
+  return {};
+}
+
+}  // namespace
+
+// Pins pages that nobody holds, all or none. They are not yet held.
+Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
+  const u32 process = ST_TRY(this_process());
+  const bool own = set.process == process;
+  if (!own && !is_alive(set.process)) return refuse(EFAULT);
+  if (own) {
+    ST_TRY(check_whole(HvaRange(Hva(set.start + first * kPageSize), count * kPageSize)));
+  }
+  Result<void> done_so_far;
+  u64 done = 0;
+  while (done < count) {
+    HvaRange range(Hva(set.start + (first + done) * kPageSize), (count - done) * kPageSize);
+    if (!own) {
+      const auto here = address_here(set, first + done);
+      if (!here) {
+        done_so_far = refuse(EFAULT);
+        break;
+      }
+      range = HvaRange(*here, kPageSize);
+    }
+    host::FrameRun runs[kMostRuns];
+    const auto some = host::pin_pages(range, {.write = set.writable}, runs, runs_at_once());
+    if (!some) {
+      done_so_far = refuse(some.error());
+      break;
+    }
+    for (const host::FrameRun* run = runs; run != runs + some->runs; ++run) {
+      const u64 number = static_cast<u64>(run->first);
+      ST_CHECK(number + run->pages - 1 <= kFrameMask);
+      for (u64 i = 0; i < run->pages; ++i) {
+        set.frames[first + done++] = u64{process} << kFrameBits | (number + i);
+      }
+    }
+  }
+  if (done_so_far) done_so_far = host::charge_pins(charge_of(set), count);
+  if (!done_so_far) {
+    unpin_frames(set, first, done);
+    return done_so_far;
+  }
+  use_process(process, static_cast<s64>(count));
+  note_file(set);
+  return {};
+}
+
+// Gives the pins of this process back, of pages whose frames follow each other at once.
+void Locked::unpin_frames(PageSet& set, u64 first, u64 count) {
+  for (u64 done = 0; done < count;) {
+    u64 end = done + 1;
+    while (end < count && set.frames[first + end] == set.frames[first + end - 1] + 1) ++end;
+    host::unpin_pages({number_of(set.frames[first + done]), end - done});
+    done = end;
+  }
+}
+
+void Locked::release_pages(PageSet& set, u64 first, u64 count) {
+  for (u64 done = 0; done < count;) {
+    u64 end = done;
+    while (end < count && --set.holds[first + end] == 0) ++end;
+    if (end != done) unpin_run(set, first + done, end - done);
+    done = end + 1;  // the one at `end` is still held by somebody
+  }
+}
+
+// Pages that nobody holds any more, each pinned by whatever process its frame names.
+void Locked::unpin_run(PageSet& set, u64 first, u64 count) {
+  for (u64 done = 0; done < count;) {
+    const u32 whose = process_of(set.frames[first + done]);
+    u64 end = done + 1;
+    while (end < count && process_of(set.frames[first + end]) == whose) ++end;
+    const u64 pages = end - done;
+    if (is_this_process(whose)) {
+      unpin_frames(set, first + done, pages);
+      host::uncharge_pins(charge_of(set), pages);
+      use_process(whose, -static_cast<s64>(pages));
+    } else if (is_alive(whose)) {
+      for (u64 i = done; i < end; ++i) set.holds[first + i] = kOrphan;
+      set.orphans += pages;
+      root().orphans += pages;
+    } else {
+      host::uncharge_pins_of_the_dead(charge_of(set), pages);
+      use_process(whose, -static_cast<s64>(pages));
+    }
+    done = end;
+  }
+}
+
+// What other processes have let go of, and only this one can unpin.
+void Locked::settle_orphans() {
+  PageSet* next = nullptr;
+  for (PageSet* set = root().page_sets; set != nullptr; set = next) {
+    next = set->next;
+    if (set->orphans == 0) continue;
+    for (u64 page = 0; page < set->pages; ++page) {
+      const u32 whose = process_of(set->frames[page]);
+      if (set->holds[page] != kOrphan || (!is_this_process(whose) && is_alive(whose))) continue;
+      set->holds[page] = 0;
+      --set->orphans;
+      --root().orphans;
+      unpin_run(*set, page, 1);
+    }
+    if (set->users == 0 && set->orphans == 0) free_page_set(set);
+  }
+}
+
+// The description is nobody's any more: what this process has pinned for it. The arena goes with
+// the file, so that only what stands outside of it matters.
+void Locked::release_process() {
+  for (PageSet* set = root().page_sets; set != nullptr; set = set->next) {
+    for (u64 page = 0; set->holds.get() != nullptr && page < set->pages; ++page) {
+      if (set->holds[page] == 0) continue;
+      const u32 whose = process_of(set->frames[page]);
+      if (!is_this_process(whose) && is_alive(whose)) continue;
+      set->holds[page] = 0;
+      unpin_run(*set, page, 1);
+    }
+  }
+}
+
+std::optional<u64> Locked::frame_at(Hva at) {
+  const auto frame = host::frame_at(at);
+  const auto process = this_process();
+  if (!frame || !process) return std::nullopt;
+  return u64{*process} << kFrameBits | static_cast<u64>(*frame);
+}
+
+}  // namespace stagetwo::iommu

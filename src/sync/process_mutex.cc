@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sync/process_mutex.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include "base/sys.h"
+#include "sync/futex.h"
+
+namespace stagetwo::sync {
+namespace {
+
+constexpr u64 kLookNs = 10'000'000;
+
+// futex(2) that other processes take part in.
+void wait_shared(Atomic<u32>& word, u32 expected) {
+#if defined(ST_SCHED)
+  if (sched::active()) return futex_wait(word, expected, kLookNs);
+#endif
+  const timespec relative{0, static_cast<long>(kLookNs)};
+  sys::call(SYS_futex, sys::arg(word.address()), FUTEX_WAIT, expected, sys::arg(&relative));
+}
+
+void wake_shared(Atomic<u32>& word) {
+#if defined(ST_SCHED)
+  if (sched::active()) return futex_wake(word, 1);
+#endif
+  sys::call(SYS_futex, sys::arg(word.address()), FUTEX_WAKE, 1);
+}
+
+bool is_gone(u32 tid) {
+  return sys::call(SYS_tkill, static_cast<long>(tid), 0) == -ESRCH;
+}
+
+}  // namespace
+
+bool ProcessMutex::acquire() {
+  const u32 self = static_cast<u32>(sys::gettid());
+  u32 seen = 0;
+  if (word_.compare_exchange(seen, self, kAcquire)) [[likely]]
+    return false;
+  return acquire_slow(self);
+}
+
+bool ProcessMutex::acquire_slow(u32 self) {
+  const u32 mine = self | kWaiters;
+  for (;;) {
+    u32 seen = word_.load(kRelaxed);
+    if (seen == 0) {
+      if (word_.compare_exchange(seen, mine, kAcquire)) return false;
+      continue;
+    }
+    if ((seen & kWaiters) == 0) {
+      if (!word_.compare_exchange(seen, seen | kWaiters, kRelaxed)) continue;
+      seen |= kWaiters;
+    }
+    wait_shared(word_, seen);
+    if (word_.load(kRelaxed) != seen || !is_gone(seen & ~kWaiters)) continue;
+    if (word_.compare_exchange(seen, mine, kAcquire)) return true;
+  }
+}
+
+void ProcessMutex::release() {
+  if ((word_.exchange(0, kRelease) & kWaiters) != 0) [[unlikely]]
+    wake_shared(word_);
+}
+
+}  // namespace stagetwo::sync

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Accesses: who pins holds the page through an unmap of the client's, and is told to let go.
+#include <sys/mman.h>
+
+#include <cstring>
+#include <vector>
+
+#include "host/change.h"
+#include "tests/unit/iommu/iommufd_world.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+// Lets go when told, or does not.
+class Holder final : public AccessClient {
+ public:
+  void unmap(u64 iova, u64 last) override {
+    ++calls;
+    if (context == nullptr) return;
+    Locked locked(*context);
+    for (size_t i = pins.size(); i-- > 0;) {
+      if (pins[i].start > last || pins[i].last < iova) continue;
+      locked.unpin(**locked.find<Access>(id), pins[i].start, pins[i].last - pins[i].start + 1);
+      pins.erase(pins.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+  Context* context = nullptr;
+  u32 id = 0;
+  std::vector<IovaRanges> pins;
+  int calls = 0;
+};
+
+class AccessTest : public IommufdWorld {
+ protected:
+  void SetUp() override {
+    IommufdWorld::SetUp();
+    ioas_ = make_ioas();
+    for (size_t i = 0; i < memory_.bytes(); ++i) *memory_.bytes_at(i) = static_cast<u8>(i * 7);
+  }
+  void TearDown() override {
+    if (holder_.id != 0) context_->destroy_access(holder_.id);
+    EXPECT_EQ(unmap_all(ioas_), 0);
+    EXPECT_EQ(destroy(ioas_), 0);
+    IommufdWorld::TearDown();
+  }
+  void make_access(bool pins) {
+    Locked locked(*context_);
+    holder_.context = context_.get();
+    holder_.id = (*locked.make_access(**locked.find<Ioas>(ioas_), pins, &holder_))->object.id;
+  }
+  int pin(u64 iova, u64 length, bool write = true) {
+    Locked locked(*context_);
+    u64 frames[64];
+    const auto done = locked.pin(**locked.find<Access>(holder_.id), iova, length, write, frames);
+    if (done) holder_.pins.push_back({iova, iova + length - 1});
+    return error_of(done);
+  }
+  int transfer(u64 iova, u64 length, void* to, const void* from) {
+    Locked locked(*context_);
+    return error_of(locked.transfer(**locked.find<Access>(holder_.id), iova, length, to, from));
+  }
+
+  u32 ioas_ = 0;
+  Holder holder_;
+  test::GuardedPages memory_{4};
+  static constexpr u64 kIova = 0x100000;
+};
+
+TEST_F(AccessTest, ReadsAndWritesByteForByte) {
+  make_access(false);
+  ASSERT_EQ(map_at(ioas_, memory_.address() + 100, 2 * 4096, kIova + 5), 0);
+  u8 bytes[64];
+  for (u64 length = 1; length < 64; ++length) {
+    ASSERT_EQ(transfer(kIova + 5 + 4096 - 130, length, bytes, nullptr), 0);
+    ASSERT_EQ(memcmp(bytes, memory_.bytes_at(100 + 4096 - 130), length), 0);
+  }
+  const u8 fresh[3] = {1, 2, 3};
+  ASSERT_EQ(transfer(kIova + 5, 3, nullptr, fresh), 0);
+  EXPECT_EQ(memcmp(memory_.bytes_at(100), fresh, 3), 0);
+  EXPECT_EQ(transfer(kIova + 4, 3, bytes, nullptr), ENOENT);
+  EXPECT_EQ(transfer(kIova + 5 + 2 * 4096 - 1, 2, bytes, nullptr), ENOENT);
+  EXPECT_EQ(transfer(kIova, 0, bytes, nullptr), EINVAL);
+  EXPECT_EQ(transfer(~u64{0}, 2, bytes, nullptr), EOVERFLOW);
+}
+
+TEST_F(AccessTest, ObeysTheRightsOfAreas) {
+  make_access(true);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4096, kIova, kMayRead), 0);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4096, kIova + 4096, kMayWrite), 0);
+  u8 byte = 0;
+  EXPECT_EQ(transfer(kIova, 1, nullptr, &byte), EPERM);
+  EXPECT_EQ(transfer(kIova + 4096, 1, &byte, nullptr), EPERM);
+  EXPECT_EQ(pin(kIova, 4096, true), EPERM);
+  EXPECT_EQ(pin(kIova, 8192, false), EPERM);
+  EXPECT_EQ(pins_at(memory_.address()), 0u) << "what was pinned of the first area is given back";
+  EXPECT_EQ(pin(kIova, 4096, false), 0);
+}
+
+TEST_F(AccessTest, PinsAreExactAndShared) {
+  make_access(true);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4 * 4096, kIova), 0);
+  EXPECT_EQ(pin(kIova + 1, 4096), EINVAL) << "not at a page";
+  EXPECT_EQ(pin(kIova + 3 * 4096, 2 * 4096), ENOENT);
+  ASSERT_EQ(pin(kIova, 2 * 4096), 0);
+  ASSERT_EQ(pin(kIova + 4096, 2 * 4096), 0);
+  for (u64 page = 0; page < 4; ++page) {
+    EXPECT_EQ(pins_at(memory_.address() + page * 4096), page < 3 ? 1u : 0u);
+  }
+}
+
+TEST_F(AccessTest, AnUnmapAsksForThePages) {
+  make_access(true);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4 * 4096, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  EXPECT_EQ(unmap(ioas_, kIova, 4 * 4096), 0);
+  EXPECT_EQ(holder_.calls, 1);
+  EXPECT_TRUE(holder_.pins.empty());
+  EXPECT_EQ(pins_at(memory_.address()), 0u);
+}
+
+TEST_F(AccessTest, WhoNeverLetsGoIsADeadlock) {
+  make_access(true);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4 * 4096, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  holder_.context = nullptr;
+  EXPECT_EQ(unmap(ioas_, kIova, 4 * 4096), EDEADLK);
+  EXPECT_EQ(holder_.calls, 101);
+  EXPECT_EQ(pin(kIova + 4096, 4096), EINVAL) << "the area is going";
+  holder_.context = context_.get();
+}
+
+TEST_F(AccessTest, ADeviceTakesAndLeavesPinnedPages) {
+  make_access(true);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4 * 4096, kApertureStart), 0);
+  ASSERT_EQ(pin(kApertureStart, 4096), 0);
+  const Attached a = attach_device(ioas_);
+  ASSERT_EQ(a.error, 0);
+  EXPECT_EQ(walk(a.hwpt, kApertureStart), frame_address(memory_.address()));
+  EXPECT_EQ(pins_at(memory_.address()), 1u);
+  EXPECT_EQ(destroy(a.test_device), 0);
+  EXPECT_EQ(pins_at(memory_.address()), 1u) << "the access has it still";
+  EXPECT_EQ(pins_at(memory_.address() + 4096), 0u);
+}
+
+TEST_F(AccessTest, AnotherIoasDropsThePins) {
+  make_access(true);
+  const u32 other = make_ioas();
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4 * 4096, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  EXPECT_EQ(error_of(context_->change_ioas(holder_.id, 9999)), ENOENT);
+  EXPECT_EQ(holder_.pins.size(), 1u);
+  EXPECT_EQ(error_of(context_->change_ioas(holder_.id, other)), 0);
+  EXPECT_EQ(pins_at(memory_.address()), 0u);
+  EXPECT_EQ(pin(kIova, 4096), ENOENT);
+  EXPECT_EQ(error_of(context_->change_ioas(holder_.id, ioas_)), 0);
+  EXPECT_EQ(destroy(other), 0);
+}
+
+TEST_F(AccessTest, PinningAccessesWantWholePages) {
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 77, kIova), 0);
+  {
+    Locked locked(*context_);
+    EXPECT_EQ(error_of(locked.make_access(**locked.find<Ioas>(ioas_), true, &holder_)), EADDRINUSE);
+  }
+  ASSERT_EQ(unmap_all(ioas_), 0);
+  make_access(true);
+  EXPECT_EQ(map_at(ioas_, memory_.address(), 77, kIova), EINVAL);
+  EXPECT_EQ(destroy(holder_.id), EBUSY) << "its maker has it";
+}
+
+// The page stays the device's whatever the client does to its address.
+TEST_F(AccessTest, APinnedPageOutlivesTheClientsMapping) {
+  make_access(true);
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4096, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  *memory_.bytes_at(0) = 99;
+  ASSERT_EQ(0, host::change(memory_.address(), 4096, host::EventKind::kUnmap,
+                            [&] { return ::munmap(memory_.pointer(), 4096); }));
+  u8 byte = 0;
+  EXPECT_EQ(transfer(kIova, 1, &byte, nullptr), 0);
+  EXPECT_EQ(byte, 99);
+}
+
+}  // namespace
+}  // namespace stagetwo::iommu

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "iommu/interval_set.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "tests/support/random_source.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+struct Item {
+  IntervalNode node;
+};
+
+std::unique_ptr<Item> item(u64 start, u64 last) {
+  auto made = std::make_unique<Item>();
+  made->node.start = start;
+  made->node.last = last;
+  return made;
+}
+
+TEST(IntervalSet, FindsTheFirstThatOverlaps) {
+  IntervalSet<Item> set;
+  const auto a = item(10, 19), b = item(20, 29), c = item(40, ~u64{0});
+  for (const auto* one : {&c, &a, &b}) set.insert(one->get());
+  EXPECT_EQ(set.first(0, 9), nullptr);
+  EXPECT_EQ(set.first(0, 10), a.get());
+  EXPECT_EQ(set.first(19, 25), a.get());
+  EXPECT_EQ(set.first(20, 25), b.get());
+  EXPECT_EQ(set.first(30, 39), nullptr);
+  EXPECT_EQ(set.first(~u64{0}, ~u64{0}), c.get());
+  EXPECT_EQ(set.next(a.get()), b.get());
+  EXPECT_EQ(set.next(c.get()), nullptr);
+}
+
+TEST(IntervalSet, HoldsIntervalsThatOverlapEachOther) {
+  IntervalSet<Item> set;
+  const auto a = item(0, 99), b = item(0, 99), c = item(50, 60);
+  for (const auto* one : {&a, &b, &c}) set.insert(one->get());
+  set.erase(a.get());
+  EXPECT_EQ(set.first(70, 70), b.get());
+  set.erase(b.get());
+  EXPECT_EQ(set.first(70, 70), nullptr);
+  EXPECT_EQ(set.first(55, 55), c.get());
+}
+
+TEST(IntervalSet, AgreesWithAList) {
+  test::RandomSource random(test::announced_seed("IntervalSet"));
+  IntervalSet<Item> set;
+  std::vector<std::unique_ptr<Item>> list;
+  for (int step = 0; step < 20'000; ++step) {
+    if (list.empty() || random.below(3) != 0) {
+      const u64 start = random.below(4096);
+      list.push_back(item(start, start + random.below(64)));
+      set.insert(list.back().get());
+    } else {
+      const size_t victim = random.below(list.size());
+      set.erase(list[victim].get());
+      list.erase(list.begin() + static_cast<std::ptrdiff_t>(victim));
+    }
+    const u64 from = random.below(4096), to = from + random.below(128);
+    u64 expected = ~u64{0};
+    for (const auto& one : list) {
+      if (one->node.start <= to && one->node.last >= from) {
+        expected = std::min(expected, one->node.start);
+      }
+    }
+    const Item* const found = set.first(from, to);
+    ASSERT_EQ(found == nullptr ? ~u64{0} : found->node.start, expected) << "step " << step;
+    if (list.size() > 200) {
+      set.erase(list.back().get());
+      list.pop_back();
+    }
+  }
+  size_t count = 0;
+  for (const Item* one = set.first(); one != nullptr; one = set.next(one)) ++count;
+  EXPECT_EQ(count, list.size());
+}
+
+}  // namespace
+}  // namespace stagetwo::iommu

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "iommu/other_process.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/support/pages.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+TEST(OtherProcess, IsNamedByItsStart) {
+  const auto self = name_of_process(static_cast<u32>(::getpid()));
+  EXPECT_TRUE(self.alive);
+  EXPECT_NE(self.start_time, 0u);
+  EXPECT_EQ(self.start_time, name_of_process(static_cast<u32>(::getpid())).start_time);
+}
+
+TEST(OtherProcess, IsGoneAlsoBeforeItIsReaped) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  siginfo_t info{};
+  ASSERT_EQ(0, ::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT));
+  EXPECT_FALSE(name_of_process(static_cast<u32>(child)).alive);
+  ASSERT_EQ(child, ::waitpid(child, nullptr, 0));
+  EXPECT_FALSE(name_of_process(static_cast<u32>(child)).alive);
+}
+
+TEST(OtherProcess, SharedMemoryIsFoundInBoth) {
+  auto* const shared = static_cast<u8*>(
+      ::mmap(nullptr, 4 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  const test::GuardedPages own(1);
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(ends[1]);
+    char c = 0;
+    ::_exit(::read(ends[0], &c, 1) == 0 ? 0 : 1);
+  }
+  const Hva at(reinterpret_cast<u64>(shared) + 2 * 4096);
+  const auto page = shared_page_of(static_cast<u32>(child), at);
+  ASSERT_TRUE(page);
+  EXPECT_EQ(page->page, 2u);
+  EXPECT_EQ(own_address_of(*page), at);
+  EXPECT_FALSE(shared_page_of(static_cast<u32>(child), Hva(own.address()))) << "private memory";
+  EXPECT_FALSE(shared_page_of(static_cast<u32>(child), Hva(4096))) << "nothing there";
+  ::munmap(shared, 4 * 4096);
+  EXPECT_FALSE(own_address_of(*page)) << "not mapped here any more";
+  ::close(ends[1]);
+  ASSERT_EQ(child, ::waitpid(child, nullptr, 0));
+  ::close(ends[0]);
+}
+
+}  // namespace
+}  // namespace stagetwo::iommu
