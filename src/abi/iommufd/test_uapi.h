@@ -53,80 +53,109 @@ enum {
   MOCK_NESTED_DOMAIN_IOTLB_NUM = 4,
 };
 
+struct iommu_test_add_reserved {
+  __aligned_u64 start;
+  __aligned_u64 length;
+};
+
+/* of MOCK_DOMAIN and MOCK_DOMAIN_FLAGS; dev_flags of the latter only */
+struct iommu_test_mock_domain_flags {
+  __u32 out_stdev_id;
+  __u32 out_hwpt_id;
+  __u32 out_idev_id;
+  __u32 dev_flags;
+};
+
+struct iommu_test_mock_domain_replace {
+  __u32 pt_id;
+};
+
+struct iommu_test_check_map {
+  __aligned_u64 iova;
+  __aligned_u64 length;
+  __aligned_u64 uptr;
+};
+
+struct iommu_test_check_refs {
+  __aligned_u64 length;
+  __aligned_u64 uptr;
+  __u32 refs;
+};
+
+struct iommu_test_create_access {
+  __u32 out_access_fd;
+  __u32 flags;
+};
+
+struct iommu_test_destroy_access_pages {
+  __u32 access_pages_id;
+};
+
+struct iommu_test_access_pages {
+  __u32 flags;
+  __u32 out_access_pages_id;
+  __aligned_u64 iova;
+  __aligned_u64 length;
+  __aligned_u64 uptr;
+};
+
+struct iommu_test_access_rw {
+  __aligned_u64 iova;
+  __aligned_u64 length;
+  __aligned_u64 uptr;
+  __u32 flags;
+};
+
+struct iommu_test_memory_limit {
+  __u32 limit;
+};
+
+struct iommu_test_access_replace_ioas {
+  __u32 ioas_id;
+};
+
+struct iommu_test_dirty {
+  __u32 flags;
+  __aligned_u64 iova;
+  __aligned_u64 length;
+  __aligned_u64 page_size;
+  __aligned_u64 uptr;
+  __aligned_u64 out_nr_dirty;
+};
+
+struct iommu_test_check_iotlb {
+  __u32 id;
+  __u32 iotlb;
+};
+
+struct iommu_test_trigger_iopf {
+  __u32 dev_id;
+  __u32 pasid;
+  __u32 grpid;
+  __u32 perm;
+  __u64 addr;
+};
+
 struct iommu_test_cmd {
   __u32 size;
   __u32 op;
   __u32 id;
   __u32 __reserved;
   union {
-    struct {
-      __aligned_u64 start;
-      __aligned_u64 length;
-    } add_reserved;
-    struct { /* of MOCK_DOMAIN and MOCK_DOMAIN_FLAGS; dev_flags of the latter only */
-      __u32 out_stdev_id;
-      __u32 out_hwpt_id;
-      __u32 out_idev_id;
-      __u32 dev_flags;
-    } mock_domain_flags;
-    struct {
-      __u32 pt_id;
-    } mock_domain_replace;
-    struct {
-      __aligned_u64 iova;
-      __aligned_u64 length;
-      __aligned_u64 uptr;
-    } check_map;
-    struct {
-      __aligned_u64 length;
-      __aligned_u64 uptr;
-      __u32 refs;
-    } check_refs;
-    struct {
-      __u32 out_access_fd;
-      __u32 flags;
-    } create_access;
-    struct {
-      __u32 access_pages_id;
-    } destroy_access_pages;
-    struct {
-      __u32 flags;
-      __u32 out_access_pages_id;
-      __aligned_u64 iova;
-      __aligned_u64 length;
-      __aligned_u64 uptr;
-    } access_pages;
-    struct {
-      __aligned_u64 iova;
-      __aligned_u64 length;
-      __aligned_u64 uptr;
-      __u32 flags;
-    } access_rw;
-    struct {
-      __u32 limit;
-    } memory_limit;
-    struct {
-      __u32 ioas_id;
-    } access_replace_ioas;
-    struct {
-      __u32 flags;
-      __aligned_u64 iova;
-      __aligned_u64 length;
-      __aligned_u64 page_size;
-      __aligned_u64 uptr;
-      __aligned_u64 out_nr_dirty;
-    } dirty;
-    struct {
-      __u32 id;
-      __u32 iotlb;
-    } check_iotlb;
-    struct {
-      __u32 dev_id;
-      __u32 pasid;
-      __u32 grpid;
-      __u32 perm;
-      __u64 addr;
-    } trigger_iopf;
+    struct iommu_test_add_reserved add_reserved;
+    struct iommu_test_mock_domain_flags mock_domain_flags;
+    struct iommu_test_mock_domain_replace mock_domain_replace;
+    struct iommu_test_check_map check_map;
+    struct iommu_test_check_refs check_refs;
+    struct iommu_test_create_access create_access;
+    struct iommu_test_destroy_access_pages destroy_access_pages;
+    struct iommu_test_access_pages access_pages;
+    struct iommu_test_access_rw access_rw;
+    struct iommu_test_memory_limit memory_limit;
+    struct iommu_test_access_replace_ioas access_replace_ioas;
+    struct iommu_test_dirty dirty;
+    struct iommu_test_check_iotlb check_iotlb;
+    struct iommu_test_trigger_iopf trigger_iopf;
   };
   __u32 last;
 };

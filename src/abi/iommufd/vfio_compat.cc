@@ -106,6 +106,14 @@ u64 page_sizes(const iommu::Ioas& ioas) {
   return std::max(sizes, ioas.alignment);
 }
 
+// vfio_iommu_type1_info_cap_iova_range without its array.
+struct RangesHead {
+  vfio_info_cap_header header;
+  u32 nr_iovas;
+  u32 reserved;
+};
+static_assert(sizeof(RangesHead) == sizeof(vfio_iommu_type1_info_cap_iova_range));
+
 // The answer to GET_INFO behind the struct, made under the lock.
 struct Capabilities {
   Vec<u8> bytes{"abi_iommufd.vfio_info"};
@@ -128,7 +136,7 @@ Result<void> fill(Call& call, Capabilities* out, size_t* second) {
   ST_TRY(out->add(avail));
   while ((kInfoSize + out->bytes.size()) % 8 != 0) ST_TRY(out->bytes.push_back(0));
   *second = kInfoSize + out->bytes.size();
-  vfio_iommu_type1_info_cap_iova_range ranges{};
+  RangesHead ranges{};
   ranges.header = {VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, 1, 0};
   iommu::IovaRanges range{};
   for (u64 from = 0; iommu::Locked::next_range(*ioas, from, &range); from = range.last + 1) {
@@ -163,7 +171,7 @@ Result<long> get_info(Call& call) {
   if (room > second) {
     // Ranges that fit are written also where their number does not.
     const u8* const at = capabilities.bytes.data() + (second - kInfoSize);
-    const size_t head = sizeof(vfio_iommu_type1_info_cap_iova_range);
+    const size_t head = sizeof(RangesHead);
     const size_t avail = std::min<size_t>(room - second, total - second);
     const size_t whole = avail < head ? 0 : (avail - head) / sizeof(iommu::IovaRanges);
     if (whole != 0) {
