@@ -2,6 +2,7 @@
 #include "host/client_limits.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -82,6 +83,18 @@ class HigherLimit {
   bool enough_ = false;
 };
 
+// Nothing is asked of what is behind it.
+constinit KeptFd kept_number{
+    KeptFd::Open{[] { return sys::openat(AT_FDCWD, "/", O_PATH | O_CLOEXEC); }}};
+constinit sync::Atomic<bool> is_lent{false};
+
+Result<int> raised(Result<int> opened) {
+  return opened ? sys::raise_engine_fd(*opened) : opened;
+}
+bool is_refused_for_room(const Result<int>& opened) {
+  return !opened && to_int(opened.error()) == EMFILE;
+}
+
 }  // namespace
 
 Result<void> set_file_size(int fd, u64 size) {
@@ -92,18 +105,34 @@ Result<void> set_file_size(int fd, u64 size) {
   return sys::ftruncate(fd, static_cast<off_t>(size));
 }
 
-Result<int> reopen_beyond_limit(int fd, int flags) {
-  const int proc = proc_folder();
-  auto opened = sys::reopen_engine_fd(fd, flags, proc);
-  if (opened || to_int(opened.error()) != EMFILE) return opened;
-  const sync::MutexGuard guard(limits_lock);
-  // Twice the lowest of the engine's numbers, so that there is room above it.
-  const HigherLimit higher(RLIMIT_NOFILE, u64{2} * sys::kFirstEngineFd);
-  return sys::reopen_engine_fd(fd, flags, proc);
+Result<int> open_beyond_limit(Open open, const void* what) {
+  auto opened = raised(open(what));
+  if (!is_refused_for_room(opened)) return opened;
+  {
+    const sync::MutexGuard guard(limits_lock);
+    // Twice the lowest of the engine's numbers, so that there is room above it.
+    const HigherLimit higher(RLIMIT_NOFILE, u64{2} * sys::kFirstEngineFd);
+    opened = raised(open(what));
+  }
+  if (!is_refused_for_room(opened) || !kept_number.lend()) return opened;
+  is_lent.store(true, sync::kRelaxed);
+  opened = raised(open(what));
+  // There is no other number: it is out of the way as it is.
+  return is_refused_for_room(opened) ? open(what) : opened;
+}
+
+void keep_a_number() {
+  if (kept_number.get()) is_lent.store(false, sync::kRelaxed);
+}
+
+void take_number_back() {
+  if (is_lent.load(sync::kRelaxed)) [[unlikely]]
+    keep_a_number();
 }
 
 void client_limits_after_fork_child() {
   std::construct_at(&limits_lock, sync::Rank::kLeaf);
+  is_lent.store(false, sync::kRelaxed);
 }
 
 }  // namespace stagetwo::host

@@ -170,6 +170,7 @@ void unwatch(DescriptorSlot& slot) TA_REQ(table_lock) {
   if (slot.watch_fd < 0) return;
   take_off_list(slot);
   static_cast<void>(sys::close(std::exchange(slot.watch_fd, -1)));
+  take_number_back();
 }
 
 // Takes the slot out of the table. False: somebody else has done it.
@@ -314,7 +315,9 @@ Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
 }  // namespace
 
 Backing::~Backing() {
-  if (fd_ >= 0) static_cast<void>(sys::close(fd_));
+  if (fd_ < 0) return;
+  static_cast<void>(sys::close(fd_));
+  take_number_back();
 }
 
 Result<Backing> Backing::create(const char* kind, u64 size) {
@@ -334,9 +337,8 @@ Result<Backing> Backing::make(const char* kind, u64 size, unsigned flags) {
   FixedString<kMaxKind + 16> name;
   name.append(kNamePrefix).append(kind);
   Backing backing;
-  const int made = ST_TRY(sys::memfd_create(name.c_str(), flags));
-  // Out of the way, so that the client's descriptor is the lowest free number.
-  backing.fd_ = ST_TRY(sys::raise_engine_fd(made));
+  // Out of the way, so that the client's descriptor is the lowest free number, also the last one.
+  backing.fd_ = ST_TRY(open_beyond_limit([&] { return sys::memfd_create(name.c_str(), flags); }));
   if (size != 0) ST_TRY(set_file_size(backing.fd_, size));
   return backing;
 }
@@ -357,6 +359,7 @@ Result<int> publish(Box<Description> description, Backing backing, const Descrip
   const auto fd = open_for_client(backing.fd(), spec.open_flags);
   if (!fd && forget(slot)) unref(slot);
   unref(slot);
+  keep_a_number();
   return fd;
 }
 
@@ -396,6 +399,11 @@ DescriptionRef find(int fd, const struct ::stat& behind) {
   return attached ? DescriptionRef(*attached) : DescriptionRef();
 }
 
+bool is_named_as_ours(int fd) {
+  char buffer[kMaxKind + 64];
+  return !kind_behind(fd, buffer, sizeof(buffer)).empty();
+}
+
 bool ever_published() {
   return anything.load(sync::kRelaxed);
 }
@@ -432,11 +440,15 @@ bool in_borrowed_memory() {
 CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
   if (ref_ && in_borrowed_memory()) ref_.reset();
   if (!ref_ || ref_.foreign() || !ends_with_holders(ref_.spec())) return;
-  if (const auto opened = reopen_beyond_limit(fd, O_RDONLY)) watch_fd_ = *opened;
+  const ProcPath path(fd);
+  const auto opened =
+      open_beyond_limit([&] { return sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC); });
+  if (opened) watch_fd_ = *opened;
 }
 
 CloseWatch::~CloseWatch() {
   if (watch_fd_ >= 0) static_cast<void>(sys::close(watch_fd_));
+  take_number_back();
 }
 
 namespace {

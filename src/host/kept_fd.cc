@@ -81,6 +81,12 @@ Result<int> KeptFd::get() {
   return raised;
 }
 
+bool KeptFd::lend() {
+  const sync::MutexGuard guard(KeptFds::lock);
+  const int fd = fd_.exchange(-1, sync::kRelaxed);
+  return fd >= 0 && sys::close(fd).has_value();
+}
+
 Result<void> HeldFd::hold(int fd) {
   const sync::MutexGuard guard(KeptFds::lock);
   fd_.store(ST_TRY(sys::raise_engine_fd(fd)), sync::kRelaxed);

@@ -34,6 +34,8 @@ class KeptFd {
 
   // Failure: the kernel's; asked again next time.
   [[nodiscard]] Result<int> get();
+  // Closes it until get() is called again, so that its number is free. False: it was not open.
+  bool lend();
 
  protected:
   friend struct KeptFds;

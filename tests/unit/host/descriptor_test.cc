@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "base/sys.h"
+#include "host/client_limits.h"
 #include "host/kept_fd.h"
 
 namespace stagetwo::host {
@@ -370,6 +372,87 @@ TEST(Descriptor, WatchedInAFullTableEndsWithItsLastDup) {
   close(copy);
   sweep_closed();
   EXPECT_EQ(life.closed, 1);
+}
+
+// The rest of a child's life: no limit is raised any more, and `few` numbers are all.
+void stay_within(rlim_t few) {
+  constexpr unsigned kSysResource = 1u << 24;
+  struct {
+    unsigned version = 0x20080522;
+    int pid = 0;
+  } head;
+  unsigned sets[6] = {};  // effective, permitted, inheritable of the low words, then the high ones
+  if (syscall(SYS_capget, &head, sets) != 0) _exit(10);
+  sets[0] &= ~kSysResource;
+  sets[1] &= ~kSysResource;
+  if (syscall(SYS_capset, &head, sets) != 0) _exit(11);
+  const rlimit limit{few, few};
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(12);
+  kept_fds_after_fork_child();
+  client_limits_after_fork_child();
+}
+
+// What has no descriptor of its own is watched by the number that is kept for it, again and again.
+TEST(Descriptor, EndsInAFullTableAtAHardLimit) {
+  const pid_t child = fork();
+  if (child == 0) {
+    stay_within(64);
+    Life lives[3];
+    int fds[3];
+    for (int i = 0; i < 3; ++i) fds[i] = publish_toy(&lives[i]);
+    while (dup(0) >= 0) {
+    }
+    for (int i = 0; i < 3; ++i) {
+      watched_close(fds[i]);
+      if (lives[i].closed != 1) _exit(1);
+      if (dup(0) != fds[i] || dup(0) >= 0) _exit(2);  // the close gave exactly one number back
+    }
+    _exit(0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(Descriptor, HeldInAFullTableAtAHardLimitEndsWithItsLastDup) {
+  const pid_t child = fork();
+  if (child == 0) {
+    stay_within(64);
+    Life lives[2];
+    int fds[2];
+    for (int i = 0; i < 2; ++i) fds[i] = publish_toy(&lives[i]);
+    const int copy = dup(fds[0]);
+    while (dup(0) >= 0) {
+    }
+    watched_close(fds[0]);
+    if (lives[0].closed != 0) _exit(1);
+    close(copy);
+    sweep_closed();
+    if (lives[0].closed != 1) _exit(2);
+    watched_close(fds[1]);  // the number is kept again
+    _exit(lives[1].closed == 1 ? 0 : 3);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+}
+
+// As in the kernel, one number is enough.
+TEST(Descriptor, IsMadeWithTheLastNumber) {
+  const pid_t child = fork();
+  if (child == 0) {
+    stay_within(64);
+    Life lives[3];
+    const int first = publish_toy(&lives[0]);
+    while (dup(0) >= 0) {
+    }
+    close(first + 1);
+    if (publish_toy(&lives[1]) != first + 1) _exit(1);
+    _exit(publish_toy(&lives[2]) < 0 ? 0 : 2);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
 }
 
 // At a hard limit the number that the close gives back is the one for the watch.
