@@ -87,6 +87,7 @@ Walk::Kind GuestMemory::translate(MmuContext& context, Fault& fault, unsigned st
   if (found.kind == Walk::Kind::kHit) {
     fault.page = found.page;
     fault.writable = found.writable;
+    fault.is_private = found.is_private;
   }
   return found.kind;
 }

@@ -68,6 +68,7 @@ Result<void> PrivateMemory::bind(Slot* slot, const Region& region) {
 }
 
 void PrivateMemory::unbind(Slot* slot) {
+  if (slot->file != nullptr) given_up_.fetch_add(1, sync::kRelease);
   FilePages::unbind(slot->file);
   slot->file = nullptr;
 }
@@ -88,6 +89,7 @@ void PrivateMemory::pages_going(GfnRange frames, HvaRange pages, Half half) {
 }
 
 void PrivateMemory::pages_gone(HvaRange pages) {
+  given_up_.fetch_add(1, sync::kRelease);
   vm_.residency_.fetch_add(1, sync::kRelease);  // before the sequence: who sees that sees this
   vm_.open_range(pages);
 }
@@ -155,6 +157,7 @@ Result<void> PrivateMemory::convert(GfnRange frames, bool to_private) {
   const bool closed = ST_GUARD(convert_closes, true) && close_frames(frames);
   if (ST_GUARD(convert_zaps, true)) zap_half(frames, to_private ? Half::kShared : Half::kPrivate);
   attributes_.set(frames, to_private);
+  if (!to_private) given_up_.fetch_add(1, sync::kRelease);
   trace::emit(trace::Event::st_attributes, trace::Room::stage2, frames.start().raw(),
               frames.end().raw() - 1, to_private ? 1 : 0);
   if (closed) vm_.gate_.end();

@@ -53,6 +53,10 @@ class PrivateMemory final : private MemfdBinder {
   // Of which entries a notifier of host addresses speaks.
   [[nodiscard]] Half of_notifiers() const { return on_ ? Half::kShared : Half::kBoth; }
 
+  // How often private pages were given up: converted, punched, unbound, released. Who keeps what he
+  // has read of them compares, and forgets it.
+  [[nodiscard]] u64 times_given_up() const { return given_up_.load(sync::kAcquire); }
+
   // The object's bell, by way of FilePages: frames of one slot, and the engine's addresses of their
   // pages. Post of going: no translation of the pages is in use, nor made until gone.
   void pages_going(GfnRange frames, HvaRange pages, Half half);
@@ -78,6 +82,7 @@ class PrivateMemory final : private MemfdBinder {
   GuestMemory& vm_;
   const bool on_;
   MemoryAttributes attributes_;
+  sync::Atomic<u64> given_up_{0};
 };
 
 }  // namespace stagetwo::stage2

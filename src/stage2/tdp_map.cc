@@ -103,6 +103,7 @@ Walk TdpMmu::walk(MmuContext& context, u32 address_space, Gfn gfn, Access access
             .level = static_cast<u8>(found.level),
             .writable = Format::is_writable(used),
             .executable = Format::is_executable(used),
+            .is_private = Format::is_private(used),
             .page = Hva(page_of_leaf(used, found.level, gfn))};
   }
   return {};

@@ -37,6 +37,7 @@ struct Walk {
   u8 level = Format::kMaxLevel;  // of the entry, also of one that does not permit the access
   bool writable = false;
   bool executable = false;
+  bool is_private = false;
   Hva page{};  // of the frame asked for
 };
 

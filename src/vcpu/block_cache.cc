@@ -9,6 +9,7 @@
 #include "base/alloc.h"
 #include "base/sys.h"
 #include "host/access.h"
+#include "host/description.h"
 #include "vcpu/decoder.h"
 #include "vcpu/mem.h"
 #include "vcpu/ops.h"
@@ -80,25 +81,40 @@ unsigned decode_run(Mode mode, const u8* bytes, u64 size, unsigned limit, Insn* 
   return count;
 }
 
+// A file gives the mapping its name, and no kernel lacks files. Where there is no room for one the
+// mapping has none.
+Result<void*> map_arena(u64 bytes, bool named) {
+  if (named) {
+    if (const auto file = host::Backing::create("vcpu", bytes)) {
+      auto mapped = file->map(0, bytes, PROT_READ | PROT_WRITE);
+      if (mapped) {
+        static_cast<void>(sys::madvise(*mapped, bytes, MADV_DONTFORK));
+        return mapped;
+      }
+    }
+  }
+  return map_pages(bytes, kSite);
+}
+
 }  // namespace
 
-Result<BlockCache*> BlockCache::create() {
+Result<BlockCache*> BlockCache::create(bool named) {
   auto made = make<BlockCache>(kSite);
   if (!made) return refuse(made.error());
-  auto arena = map_pages(kArenaSize, kSite);
+  auto arena = map_arena(kMapped, named);
   if (!arena) {
     stagetwo::destroy(*made);
     return refuse(arena.error());
   }
   // Code of private pages stands here, too: not for a core dump. Refused: it is in the dump.
-  static_cast<void>(sys::madvise(*arena, kArenaSize, MADV_DONTDUMP));
+  static_cast<void>(sys::madvise(*arena, kMapped, MADV_DONTDUMP));
   (*made)->arena_ = static_cast<u8*>(*arena);
   return *made;
 }
 
 void BlockCache::destroy(BlockCache* cache) {
   if (cache == nullptr) return;
-  unmap_pages(cache->arena_, kArenaSize);
+  unmap_pages(cache->arena_, kMapped);
   stagetwo::destroy(cache);
 }
 
@@ -108,11 +124,25 @@ void BlockCache::clear() {
   unlink();
 }
 
+void BlockCache::wipe() {
+  clear();
+  std::memset(arena_, 0, most_used_);
+  most_used_ = 0;
+  holds_private_ = false;
+}
+
+void BlockCache::wipe_scratch() {
+  if (!scratch_used_) return;
+  std::memset(scratch(), 0, kPageSize);
+  scratch_used_ = false;
+}
+
 void* BlockCache::take(u64 bytes) {
   bytes = (bytes + 63) & ~u64{63};
   if (used_ + bytes > kArenaSize) clear();
   void* at = arena_ + used_;
   used_ += bytes;
+  most_used_ = std::max(most_used_, used_);
   return at;
 }
 
@@ -228,7 +258,7 @@ Block* translate_once(Cpu& c, u64 linear, bool* served) {
   }
   Block* const known = c.blocks->find(at.raw(), c.s.rip, c.mode);
   if (known != nullptr && is_unchanged(*known)) return known;
-  u8 bytes[kPageSize];
+  u8* const bytes = c.blocks->scratch();
   const u64 room = std::min<u64>(kPageSize - page_offset(at), kMaxBlockInsns * kMaxInsnLength);
   if (host::copy_from(bytes, at, room) != room) {
     c.flush_tlb_page(linear);

@@ -18,6 +18,8 @@
 // I2  A block never leaves its page; an instruction that does is decoded anew each time.
 // I3  Blocks hold no host address that is used without the exec translation of this entry: the
 //     address is only the name, and a part of what is compared.
+// I4  What stands here of a guest's code is in one mapping, which is not dumped. Of a guest with
+//     private memory it has a name in /proc/PID/maps: /memfd:stagetwo:1:vcpu.
 // Analogue: none in KVM. Locking: none; one vCPU's thread.
 
 #include "base/result.h"
@@ -72,8 +74,8 @@ inline constexpr unsigned kMaxBlockInsns = 48;
 
 class BlockCache {
  public:
-  // Failure: ENOMEM.
-  [[nodiscard]] static Result<BlockCache*> create();
+  // `named`: of a guest with private memory (I4). Failure: ENOMEM.
+  [[nodiscard]] static Result<BlockCache*> create(bool named);
   static void destroy(BlockCache* cache);
 
   [[nodiscard]] Block* find(u64 host, u64 rip, Mode mode) const {
@@ -88,6 +90,18 @@ class BlockCache {
   // bytes of the next page.
   [[nodiscard]] Block* build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached);
   void clear();
+  // Code of private pages is, or was, among what is decoded.
+  void note_private() { holds_private_ = true; }
+  [[nodiscard]] bool holds_private() const { return holds_private_; }
+  // Post: nothing of any code stands here. Context: nothing is being run, and the exec translations
+  // go, too: a page that is fetched again says again whose it is.
+  void wipe();
+  // For bytes that go through the host on their way: a page, where they do not stay on a stack.
+  [[nodiscard]] u8* scratch() {
+    scratch_used_ = true;
+    return arena_ + kArenaSize;
+  }
+  void wipe_scratch();
   // Translations, privilege or mode changed: links are no shorter way any more.
   void unlink() { ++epoch_; }
   [[nodiscard]] u64 epoch() const { return epoch_; }
@@ -95,6 +109,7 @@ class BlockCache {
  private:
   static constexpr unsigned kTableLg2 = 12;
   static constexpr u64 kArenaSize = u64{4} << 20;
+  static constexpr u64 kMapped = kArenaSize + kPageSize;  // the scratch page comes last
 
   static u64 index_of(u64 host) { return (host * 0x9e3779b97f4a7c15) >> (64 - kTableLg2); }
   [[nodiscard]] void* take(u64 bytes);
@@ -102,7 +117,10 @@ class BlockCache {
   Block* table_[u64{1} << kTableLg2] = {};
   u8* arena_ = nullptr;
   u64 used_ = 0;
+  u64 most_used_ = 0;
   u64 epoch_ = 1;
+  bool holds_private_ = false;
+  bool scratch_used_ = false;
 };
 
 // The host address of the code at RIP, through the exec TLB. False: c.stop.

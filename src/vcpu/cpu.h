@@ -84,6 +84,7 @@ struct Cpu {
   u8* pio_page = nullptr;
   u8* own_pio_page = nullptr;
   u64 code_filter[64] = {};  // host pages with cached code, by hash: see block_cache.h
+  u64 private_given_up = 0;  // of the memory, when code was last looked at: see remains.h
   bool large_pages = false;  // a translation larger than 4 KiB is cached
 
   CpuidEntry cpuid[kMaxCpuid];

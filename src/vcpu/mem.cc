@@ -82,8 +82,12 @@ Second resolve(Cpu& c, u64 linear, Access access, Who who, Resolved* out) {
                             .implicit = who == Who::kSystem};
   if (!walk(c, request, &t)) return Second::kStopped;
   out->gpa = t.gpa;
-  const Second second = second_level(c, t.gpa, access, &out->hva);
-  if (second == Second::kHost) fill(c, view, linear, access, out->hva, t.large);
+  bool is_private = false;
+  const Second second = second_level(c, t.gpa, access, &out->hva, &is_private);
+  if (second == Second::kHost) {
+    fill(c, view, linear, access, out->hva, t.large);
+    if (is_private && access == Access::kExec) c.blocks->note_private();
+  }
   return second;
 }
 

@@ -348,13 +348,14 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
   }
 }
 
-Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva) {
+Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva, bool* is_private) {
   trace::enter_room(trace::Room::vcpu, 3, gpa.raw());
   stage2::Fault fault = ask(c, Gpa(gpa.raw() & kPageMask), access);
   for (;;) {
     switch (c.memory->translate(*c.mmu, fault)) {
       case stage2::Walk::Kind::kHit:
         *hva = fault.page + page_offset(gpa);
+        *is_private = fault.is_private;
         return Second::kHost;
       case stage2::Walk::Kind::kMmio:
         trace::emit(trace::Event::handle_mmio_page_fault, trace::Room::vcpu, gpa.raw(),

@@ -46,8 +46,9 @@ enum class Second : u8 {
 };
 
 // Resolves a guest-physical address in stage 2, leaving the section while the host is asked.
-// Post on kHost: *hva is the host address of the byte, good until the section is left.
-[[nodiscard]] Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva);
+// Post on kHost: *hva is the host address of the byte, good until the section is left, and
+// *is_private whether its page is the guest's alone.
+[[nodiscard]] Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva, bool* is_private);
 
 // A store to a page that is write-tracked, within the page. Leaves and re-enters the section.
 // False: c.stop.

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "vcpu/alu.h"
+#include "vcpu/block_cache.h"
 #include "vcpu/operand.h"
 
 namespace stagetwo::vcpu::ops {
@@ -89,8 +90,8 @@ bool may_run(const Cpu& c, const Insn& insn) {
 
 // Copies `bytes`. False where the destination begins inside the source: there a pattern spreads,
 // and only going element by element makes it.
-bool copy_run(Hva to, Hva from, u64 bytes) {
-  u8 buffer[kPageSize];
+bool copy_run(Cpu& c, Hva to, Hva from, u64 bytes) {
+  u8* const buffer = c.blocks->scratch();
   if (to.raw() - from.raw() < bytes) return false;
   return host::copy_from(buffer, from, bytes) == bytes && host::copy_to(to, buffer, bytes) == bytes;
 }
@@ -107,7 +108,7 @@ u64 movs_run(Cpu& c, const Insn& insn, Pointers& p) {
   if (read.read_tag != (from & kPageMask) || write.write_tag != (to & kPageMask)) return 0;
   u64 count = std::min(p.get(kRcx), std::min(room(from, sizeof(T)), room(to, sizeof(T))));
   const u64 bytes = count * sizeof(T);
-  if (bytes < 64 || !copy_run(Hva(to + write.addend), Hva(from + read.addend), bytes)) {
+  if (bytes < 64 || !copy_run(c, Hva(to + write.addend), Hva(from + read.addend), bytes)) {
     return 0;
   }
   p.advance(kRsi, bytes);
@@ -127,7 +128,7 @@ u64 stos_run(Cpu& c, const Insn& insn, Pointers& p) {
   const u64 count = std::min(p.get(kRcx), room(to, sizeof(T)));
   const u64 bytes = count * sizeof(T);
   if (bytes < 64) return 0;
-  u8 buffer[kPageSize];
+  u8* const buffer = c.blocks->scratch();
   const T value = get_gpr<T>(c, kRax);
   for (u64 i = 0; i < bytes; i += sizeof(T)) __builtin_memcpy(buffer + i, &value, sizeof(T));
   if (host::copy_to(Hva(to + write.addend), buffer, bytes) != bytes) return 0;

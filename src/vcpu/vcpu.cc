@@ -9,6 +9,7 @@
 #include "vcpu/control_regs.h"
 #include "vcpu/mem.h"
 #include "vcpu/paging.h"
+#include "vcpu/remains.h"
 #include "vcpu/run.h"
 
 namespace stagetwo::vcpu {
@@ -27,7 +28,7 @@ Result<void> make_caches(Cpu& c) {
     c.look_through(*c.views);
   }
   if (c.blocks == nullptr) {
-    auto blocks = BlockCache::create();
+    auto blocks = BlockCache::create(c.memory->private_memory().on());
     if (!blocks) return refuse(blocks.error());
     c.blocks = *blocks;
   }
@@ -97,6 +98,7 @@ const Exit& Vcpu::run(const RunRequest& request) {
   // I3 of holding.h, also where the thread that ran it last died inside.
   c.holds = 1;
   c.restart_section = &c.no_section;
+  wipe_stale_code(c);
   enter_section(c);
   c.update_view();
   if (complete_pending(c, request.completion) != Step::kExit) {
@@ -116,6 +118,7 @@ const Exit& Vcpu::run(const RunRequest& request) {
   leave_section(c);
   c.s.rflags = c.rflags();
   c.flags.set_exact(0);
+  wipe_remains(c);
   return c.exit;
 }
 
