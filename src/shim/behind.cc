@@ -19,6 +19,7 @@
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/next.h"
+#include "shim/received.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -52,20 +53,6 @@ Behind find_behind(int fd, bool* read_natively) {
   if (!ref) return Behind::kForeign;
   *read_natively = ref->native_read();
   return of_shape(ref.spec().shape);
-}
-
-bool is_digit(char c) {
-  return c >= '0' && c <= '9';
-}
-
-// The last part of the name of a descriptor is its number.
-bool could_name_descriptor(const char* path) {
-  if (!awake() || reinterpret_cast<u64>(path) < 4096) return false;
-  const std::string_view text(path);
-  size_t digits = 0;
-  while (digits < text.size() && is_digit(text[text.size() - 1 - digits])) ++digits;
-  if (digits == 0) return false;
-  return digits == text.size() || text.substr(0, text.size() - digits).ends_with("/fd/");
 }
 
 // By name where that is not ours, else of a file that stands where anonymous inodes do.
@@ -102,7 +89,7 @@ Behind behind_fd(int fd) {
 }
 
 Behind behind_name(int directory, const char* path) {
-  if (!could_name_descriptor(path)) [[likely]]
+  if (!awake() || !could_name_descriptor(path)) [[likely]]
     return Behind::kForeign;
   const int error = errno;
   host::EngineSection section(host::Touches::kNothing);
@@ -208,6 +195,7 @@ bool syncing_refused(int fd) {
 }
 
 bool opening_refused(int directory, const char* path, int flags) {
+  will_be_opened(directory, path);
   // These are refused, or answered, before the file is asked.
   const bool earlier = (flags & (O_PATH | O_NOFOLLOW | O_DIRECTORY)) != 0 ||
                        (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);

@@ -6,6 +6,7 @@
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
+#include "shim/received.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
 
@@ -25,6 +26,16 @@ namespace shim = stagetwo::shim;
     if (refused) return -1;                                                                    \
     return shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },            \
                               [&] { return shim::next::name arguments; });                     \
+  }
+// `answer` stands in what is done with a call that has brought descriptors.
+#define ST_RECEIVING_CALL(result, name, parameters, arguments, came, ...)                          \
+  extern "C"                                                                                       \
+      __attribute__((visibility("default"))) result st_entry_##name parameters __asm__(#name);     \
+  result st_entry_##name parameters {                                                              \
+    const result answer = shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; }, \
+                                             [&] { return shim::next::name arguments; });          \
+    if (answer >= 0) came;                                                                         \
+    return answer;                                                                                 \
   }
 #define ST_ERROR_CALL(name, parameters, arguments, ...)                                            \
   extern "C" __attribute__((visibility("default"))) int st_entry_##name parameters __asm__(#name); \

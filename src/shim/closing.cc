@@ -4,7 +4,6 @@
 // descriptors are not there for the client: closing one is EBADF, a range goes around them, and a
 // dup onto one makes the engine move.
 
-#include <dirent.h>
 #include <errno.h>
 #include <linux/close_range.h>
 #include <sys/syscall.h>
@@ -14,6 +13,7 @@
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/next.h"
+#include "shim/open_descriptors.h"
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
@@ -22,54 +22,12 @@ namespace {
 // Of close_range: the descriptors stay open until exec.
 constexpr int kOnlyMark = CLOSE_RANGE_CLOEXEC;
 
-struct [[gnu::packed]] DirectoryEntry {
-  u64 inode;
-  s64 offset;
-  u16 size;
-  u8 type;
-  char name[1];
-};
-
-// A number, or -1.
-int number_of(const char* name) {
-  int value = 0;
-  if (*name == '\0') return -1;
-  for (; *name != '\0'; ++name) {
-    if (*name < '0' || *name > '9') return -1;
-    value = value * 10 + (*name - '0');
-  }
-  return value;
-}
-
 // Not libc's close: that is a cancellation point, and a watch is open.
 long close_watched(int fd) {
   host::CloseWatch watch(fd);
   const auto result = sys::close(fd);
   watch.closed();
   return result ? 0 : -static_cast<long>(to_int(result.error()));
-}
-
-// Calls fn(fd) for every open descriptor in [first, last].
-template <typename F>
-void for_each_open(unsigned first, unsigned last, F&& fn) {
-  const auto directory =
-      sys::openat(AT_FDCWD, "/proc/thread-self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (!directory) return;
-  alignas(8) char entries[4096];
-  for (;;) {
-    const long size = sys::call(SYS_getdents64, *directory, sys::arg(entries), sizeof(entries));
-    if (size <= 0) break;
-    for (long at = 0; at < size;) {
-      const auto* entry = reinterpret_cast<const DirectoryEntry*>(entries + at);
-      const int fd = number_of(entry->name);
-      if (fd >= 0 && fd != *directory && static_cast<unsigned>(fd) >= first &&
-          static_cast<unsigned>(fd) <= last) {
-        fn(fd);
-      }
-      at += entry->size;
-    }
-  }
-  static_cast<void>(sys::close(*directory));
 }
 
 }  // namespace

@@ -450,6 +450,45 @@ int truncate_fd(int fd, off_t size) {
   return behind_fd(fd) != Behind::kForeign ? static_cast<int>(as_libc(-EINVAL)) : go_on();
 }
 
+namespace {
+
+// One kind of change at a time, with KEEP_SIZE where it must be and without where it must not.
+bool is_known_change(int mode) {
+  constexpr int kModes = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_ZERO_RANGE |
+                         FALLOC_FL_INSERT_RANGE | FALLOC_FL_UNSHARE_RANGE;
+  if ((mode & ~(kModes | FALLOC_FL_KEEP_SIZE)) != 0) return false;
+  const bool keeps = (mode & FALLOC_FL_KEEP_SIZE) != 0;
+  switch (mode & kModes) {
+    case 0:
+    case FALLOC_FL_UNSHARE_RANGE:
+    case FALLOC_FL_ZERO_RANGE:
+      return true;
+    case FALLOC_FL_PUNCH_HOLE:
+      return keeps;
+    case FALLOC_FL_COLLAPSE_RANGE:
+    case FALLOC_FL_INSERT_RANGE:
+      return !keeps;
+    default:
+      return false;
+  }
+}
+
+// In the order of vfs_fallocate (kernel file: fs/open.c).
+long allocate_ours(const host::DescriptionRef& ref, int fd, int mode, off_t offset, off_t size) {
+  const auto flags = sys::fcntl(fd, F_GETFL);
+  const bool open = !flags || (*flags & O_PATH) == 0;
+  if (!open) return -EBADF;
+  if (offset < 0 || size <= 0) return -EINVAL;
+  if (!is_known_change(mode)) return -EOPNOTSUPP;
+  if (flags && (*flags & O_ACCMODE) == O_RDONLY) return -EBADF;
+  if (ref.spec().shape != host::FileShape::kMemory) return -ENODEV;
+  if (off_t end = 0; __builtin_add_overflow(offset, size, &end)) return -EFBIG;
+  const auto done = ref->fallocate(fd, mode, offset, size);
+  return done ? 0 : -static_cast<long>(to_int(done.error()));
+}
+
+}  // namespace
+
 int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
   struct ::stat behind{};
   if (host::hugetlb::any() && sys::fstat(fd, &behind)) {
@@ -471,21 +510,7 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
   {
     const host::DescriptionRef ref = host::find(fd, behind);
     ours = static_cast<bool>(ref);
-    const auto flags = sys::fcntl(fd, F_GETFL);
-    const bool punches = (mode & FALLOC_FL_PUNCH_HOLE) != 0;
-    if (!ours) {
-      answer = 0;
-    } else if (offset < 0 || size <= 0) {
-      answer = -EINVAL;
-    } else if ((punches && (mode & FALLOC_FL_KEEP_SIZE) == 0) || (mode & ~0x7f) != 0) {
-      answer = -EOPNOTSUPP;
-    } else if (flags && (*flags & O_ACCMODE) == O_RDONLY) {
-      answer = -EBADF;
-    } else if (off_t end = 0; __builtin_add_overflow(offset, size, &end)) {
-      answer = -EFBIG;
-    } else if (const auto done = ref->fallocate(fd, mode, offset, size); !done) {
-      answer = -static_cast<long>(to_int(done.error()));
-    }
+    if (ours) answer = allocate_ours(ref, fd, mode, offset, size);
   }
   section.leave();
   return ours ? static_cast<int>(as_libc(answer)) : go_on();

@@ -17,6 +17,7 @@
 #include "shim/next.h"
 #include "shim/paths.h"
 #include "shim/raw_buffers.h"
+#include "shim/received.h"
 #include "shim/segments.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
@@ -50,6 +51,7 @@ size_t size_of(long value) {
 // openat2 in place: only the flags concern us.
 long open_by_how(long directory, long path, long how, long size, bool* done) {
   const auto* const name = pointer<const char>(path);
+  will_be_opened(integer(directory), name);
   const bool ours = static_cast<bool>(target_of(integer(directory), name));
   open_how asked{};
   *done = (ours || awake()) && size >= static_cast<long>(sizeof(asked)) && fetch(how, &asked);

@@ -11,6 +11,7 @@
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
+#include "shim/received.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
 
@@ -48,6 +49,21 @@ namespace shim = stagetwo::shim;
     void describe parameters {                                          \
       static_cast<void>((*buffers)__VA_ARGS__);                         \
     }                                                                   \
+  };
+#define ST_RECEIVING_CALL(result, name, parameters, arguments, came, ...) \
+  struct Same_##name {                                                    \
+    Buffers* buffers;                                                     \
+    long answer = -1;                                                     \
+    bool refused parameters {                                             \
+      return false;                                                       \
+    }                                                                     \
+    void note parameters {}                                               \
+    void describe parameters {                                            \
+      static_cast<void>((*buffers)__VA_ARGS__);                           \
+    }                                                                     \
+    void end parameters {                                                 \
+      came;                                                               \
+    }                                                                     \
   };
 #define ST_SAME(number, name)
 #define ST_OWN(number, parameters, refuses, ...) \
@@ -95,12 +111,22 @@ struct Row {
   bool (*refused)(const long* words);
   void (*note)(const long* words);
   void (*describe)(Buffers& buffers, const long* words);
+  void (*end)(const long* words, long answer);  // null: nothing to do
 };
+template <typename T>
+constexpr auto end_of() -> decltype(Row::end) {
+  if constexpr (requires { &T::end; }) {
+    return [](const long* words, long answer) { unpack(T{nullptr, answer}, &T::end, words); };
+  } else {
+    return nullptr;
+  }
+}
 template <typename T>
 constexpr Row kRowOf = {
     [](const long* words) { return unpack(T{nullptr}, &T::refused, words); },
     [](const long* words) { unpack(T{nullptr}, &T::note, words); },
     [](Buffers& buffers, const long* words) { unpack(T{&buffers}, &T::describe, words); },
+    end_of<T>(),
 };
 
 const Row* row_of(long number) {
@@ -127,7 +153,9 @@ long call_with_buffers(long number, const long (&w)[6]) {
   if (row == nullptr) return go_on();
   if (row->refused(w)) return -1;
   row->note(w);
-  return with_buffers([&](Buffers& buffers) { row->describe(buffers, w); }, go_on);
+  const long answer = with_buffers([&](Buffers& buffers) { row->describe(buffers, w); }, go_on);
+  if (answer >= 0 && row->end != nullptr) row->end(w, answer);
+  return answer;
 }
 
 }  // namespace stagetwo::shim

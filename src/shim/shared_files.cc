@@ -10,10 +10,10 @@
 #include <algorithm>
 
 #include "base/sys.h"
-#include "host/access.h"
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
 #include "shim/announce.h"
+#include "shim/rights.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -27,29 +27,8 @@ void tell(host::Touches touches, F&& what) {
   errno = error;
 }
 
-// SCM_RIGHTS of the control messages at `at`.
-void note_rights(const void* at, u64 size) {
-  u64 offset = 0;
-  while (offset + sizeof(cmsghdr) <= size) {
-    const Hva here(number_of(at) + offset);
-    cmsghdr head{};
-    if (!host::read_struct(here, &head)) return;
-    if (head.cmsg_len < sizeof(cmsghdr) || head.cmsg_len > size - offset) return;
-    const bool rights = head.cmsg_level == SOL_SOCKET && head.cmsg_type == SCM_RIGHTS;
-    const u64 count = rights ? (head.cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
-    for (u64 i = 0; i < count; ++i) {
-      int fd = -1;
-      if (!host::read_struct(here + CMSG_LEN(0) + i * sizeof(int), &fd)) return;
-      host::shared_file_escapes(fd);
-    }
-    offset += CMSG_ALIGN(head.cmsg_len);
-  }
-}
-
 void note_one(const msghdr* message) {
-  msghdr copy{};
-  if (message == nullptr || !host::read_struct(Hva(number_of(message)), &copy)) return;
-  note_rights(copy.msg_control, copy.msg_controllen);
+  for_each_right(message, [](int fd) { host::shared_file_escapes(fd); });
 }
 
 }  // namespace

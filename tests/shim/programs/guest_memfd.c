@@ -17,24 +17,7 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
-#include "machine.h"
-
-enum { kPages = 4, kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE };
-
-static int kvm_fd, vm_fd;
-
-static int make_vm(unsigned long type) {
-  kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-  REQUIRE(kvm_fd >= 0);
-  vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, type);
-  REQUIRE(vm_fd >= 0);
-  return vm_fd;
-}
-static int create(uint64_t size, uint64_t flags) {
-  struct kvm_create_guest_memfd asked = {.size = size, .flags = flags};
-  memset(asked.reserved, 0xff, sizeof asked.reserved);  // not looked at
-  return ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &asked);
-}
+#include "guest_file.h"
 
 static void creation(void) {
   make_vm(KVM_X86_DEFAULT_VM);
@@ -150,6 +133,14 @@ static void orders(void) {
   }
   REQUIRE(mmap(here, kPage, PROT_READ, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == MAP_FAILED);
   REQUIRE(errno == EEXIST);
+
+  const off_t beyond = INT64_MAX - kPage + 1;
+  REFUSES(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_KEEP_SIZE, beyond, kPage), EOPNOTSUPP);
+  REFUSES(fallocate(fd, kPunch | FALLOC_FL_ZERO_RANGE, beyond, kPage), EOPNOTSUPP);
+  REFUSES(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, beyond, kPage), EFBIG);
+  REFUSES(fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, kPage), EOPNOTSUPP);
+  REFUSES(fallocate(fd, 0x1000, -1, kPage), EINVAL);
+  REFUSES(fallocate(vm_fd, 0, beyond, kPage), ENODEV);
 
   REFUSES(lseek(fd, 0, SEEK_HOLE), ESPIPE);
   REFUSES(lseek(fd, 0, 5), EINVAL);
@@ -304,6 +295,7 @@ static void names(void) {
   REFUSES(read(place, value, 1), EBADF);
   REFUSES(a_page_of(place, PROT_READ, MAP_SHARED, 0), EBADF);
   REFUSES(fallocate(place, FALLOC_FL_KEEP_SIZE, 0, kPage), EBADF);
+  REFUSES(fallocate(place, FALLOC_FL_KEEP_SIZE, -1, kPage), EBADF);
   REFUSES(ftruncate(place, 0), EBADF);
   REFUSES(lseek(place, 0, SEEK_SET), EBADF);
 }
@@ -344,43 +336,6 @@ static void numbers(void) {
   char link[64] = {0};
   REQUIRE(syscall(SYS_readlink, name, link, sizeof link) == 21);
   REFUSES(syscall(SYS_fallocate, fd, 0, 0, kPage), EOPNOTSUPP);
-}
-
-// What a process without the VM may do with the file.
-static void use_elsewhere(int fd) {
-  REQUIRE(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, kPage) == 0);
-  REQUIRE(fallocate(fd, kPunch, 0, kPage) == 0);
-  REFUSES(fallocate(fd, FALLOC_FL_KEEP_SIZE, kPages * kPage, kPage), EINVAL);
-  REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED && errno == ENODEV);
-  struct stat s;
-  REQUIRE(fstat(fd, &s) == 0 && s.st_size == kPages * kPage && s.st_blocks == 0);
-}
-
-static void send_descriptor(int socket, int fd) {
-  char byte = 0, control[CMSG_SPACE(sizeof fd)] = {0};
-  struct iovec part = {&byte, 1};
-  struct msghdr message = {
-      .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-  struct cmsghdr* const head = CMSG_FIRSTHDR(&message);
-  head->cmsg_level = SOL_SOCKET;
-  head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(sizeof fd);
-  memcpy(CMSG_DATA(head), &fd, sizeof fd);
-  REQUIRE(sendmsg(socket, &message, 0) == 1);
-}
-static int receive_descriptor(int socket) {
-  char byte = 0, control[CMSG_SPACE(sizeof(int))] = {0};
-  struct iovec part = {&byte, 1};
-  struct msghdr message = {
-      .msg_iov = &part, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-  REQUIRE(recvmsg(socket, &message, 0) == 1);
-  int fd = -1;
-  memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
-  return fd;
-}
-static void ends_well(pid_t child) {
-  int status = -1;
-  REQUIRE(waitpid(child, &status, 0) == child && status == 0);
 }
 
 // A child and a receiver allocate and punch; neither has the VM.

@@ -3,7 +3,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#include "shim/engine.h"
+#include "shim/received.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -72,6 +76,31 @@ TEST(Paths, IdleBitmapIsThereBeforeADeviceIsOpened) {
 
 TEST(Paths, NeverMoreThanOneVendorIsThere) {
   EXPECT_NE(kind("/sys/module/kvm_amd"), kind("/sys/module/kvm_intel"));
+}
+
+TEST(Received, ANumberAtTheEndMayBeADescriptorsName) {
+  for (const char* path : {"/proc/self/fd/7", "/proc/1234/task/5/fd/0", "/dev/fd/63", "7"}) {
+    EXPECT_TRUE(could_name_descriptor(path)) << path;
+  }
+  for (const char* path : {"", "/", "/proc/self/fd/", "/proc/self/fd/7x", "/tmp/a7", "/tmp/7",
+                           "/proc/self/fdinfo/7", "x7"}) {
+    EXPECT_FALSE(could_name_descriptor(path)) << path;
+  }
+  EXPECT_FALSE(could_name_descriptor(nullptr));
+  EXPECT_FALSE(could_name_descriptor(reinterpret_cast<const char*>(8)));
+}
+
+TEST(Received, WhatIsNotOursWakesNobody) {
+  const int file = memfd_create("stagetwo", 0);
+  came_in(file);
+  char name[32];
+  snprintf(name, sizeof(name), "/proc/self/fd/%d", file);
+  will_be_opened(AT_FDCWD, name);
+  EXPECT_FALSE(awake());
+  came_in(long{-1});
+  will_be_opened(AT_FDCWD, "/proc/self/fd/12345");
+  EXPECT_FALSE(awake());
+  close(file);
 }
 
 }  // namespace
