@@ -25,10 +25,22 @@ constexpr Unseen kAll[] = {
      "a guest_memfd or a vCPU larger than a hard RLIMIT_FSIZE that the process may not raise",
      "it is not made: EFBIG"},
     {Where::kEverywhere,
+     "the engine's own descriptors count against RLIMIT_NOFILE: six or more a process, one a "
+     "guest_memfd, "
+     "one for each descriptor that was closed while a copy or a mapping of it stays",
+     "EMFILE so much earlier"},
+    {Where::kEverywhere,
      "the close of a VM or a vCPU in a full descriptor table at a hard RLIMIT_NOFILE that the "
-     "process "
-     "may not raise",
+     "process may not raise, while another one closed there is still mapped or copied",
      "what was behind it lives until the process ends"},
+    {Where::kEverywhere,
+     "a close by a process that shares the descriptors and not the memory (clone with CLONE_FILES, "
+     "without CLONE_VM)",
+     "what was behind it lives until the process ends"},
+    {Where::kEverywhere,
+     "a descriptor of ours that comes to a process without devices past libc's recvmsg, recvmmsg, "
+     "pidfd_getfd, open and exec (a seccomp supervisor adds it, io_uring receives it)",
+     "until that process opens a device, read, write and mmap show the memory of a guest"},
     {Where::kEverywhere,
      "reads under way of io_uring, and of io_submit by a program's own instruction, into pages "
      "that "
