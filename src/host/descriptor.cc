@@ -442,7 +442,7 @@ CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
   if (!ref_ || ref_.foreign() || !ends_with_holders(ref_.spec())) return;
   const ProcPath path(fd);
   const auto opened =
-      open_beyond_limit([&] { return sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC); });
+      open_beyond_limit([&] { return open_proc(path.c_str(), O_RDONLY | O_CLOEXEC); });
   if (opened) watch_fd_ = *opened;
 }
 

@@ -2,6 +2,7 @@
 #include "shim/behind.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 #include "base/sys.h"
 #include "host/access.h"
 #include "host/descriptor.h"
+#include "host/process_map.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
 #include "shim/buffered_calls.h"
@@ -104,6 +106,54 @@ Behind behind_name(int directory, const char* path) {
   return what;
 }
 
+namespace {
+
+constinit sync::Atomic<bool> any_mapped{false};
+
+// Post: the description whose mapping is there, or empty. Context: in `section`.
+host::DescriptionRef mapped_at(const host::Mapping& mapping) {
+  struct ::stat behind{};
+  behind.st_mode = S_IFREG;
+  behind.st_dev = mapping.device;
+  behind.st_ino = mapping.inode;
+  return host::find(-1, behind);
+}
+
+template <typename F>
+void ask_mapped(const void* at, F&& fn) {
+  if (!awake() || !any_mapped.load(sync::kRelaxed)) [[likely]]
+    return;
+  const int error = errno;
+  const auto mapping = host::shown_mapping_at(Hva(reinterpret_cast<u64>(at)));
+  if (mapping && mapping->shared && mapping->inode != 0) {
+    host::EngineSection section(host::Touches::kNothing);
+    if (const host::DescriptionRef ref = mapped_at(*mapping)) fn(ref);
+    section.leave();
+  }
+  errno = error;
+}
+
+}  // namespace
+
+void note_mapped() {
+  any_mapped.store(true, sync::kRelaxed);
+}
+
+Behind behind_address(const void* at) {
+  Behind what = Behind::kForeign;
+  ask_mapped(at, [&](const host::DescriptionRef& ref) { what = of_shape(ref.spec().shape); });
+  return what;
+}
+
+size_t page_behind(const void* at, size_t size, size_t page) {
+  ask_mapped(at, [&](const host::DescriptionRef& ref) {
+    const host::MapRequest request{size, PROT_READ, MAP_SHARED,
+                                   static_cast<off_t>(page << kPageShift)};
+    page = static_cast<size_t>(ref->map_offset(request)) >> kPageShift;
+  });
+  return page;
+}
+
 Behind behind_either(int directory, const char* path, int flags) {
   const bool itself = path == nullptr || ((flags & AT_EMPTY_PATH) != 0 && path[0] == '\0');
   if (itself) return behind_fd(directory);
@@ -192,6 +242,18 @@ bool resize_refused(Behind what) {
 
 bool syncing_refused(int fd) {
   return behind_fd(fd) != Behind::kForeign && refuse_with(EINVAL);
+}
+
+bool syncing_refused(const void* at, size_t size, int flags) {
+  if ((flags & MS_SYNC) == 0 || size == 0) return false;
+  return behind_address(at) != Behind::kForeign && refuse_with(EINVAL);
+}
+
+// Anonymous inodes live on a mount without execution.
+bool execution_refused(const void* at, size_t size, int prot) {
+  const bool judged = size != 0 && (reinterpret_cast<u64>(at) & ~kPageMask) == 0;
+  if ((prot & PROT_EXEC) == 0 || !judged) return false;
+  return behind_address(at) != Behind::kForeign && refuse_with(EACCES);
 }
 
 bool opening_refused(int directory, const char* path, int flags) {

@@ -30,6 +30,11 @@ enum class Behind : u8 {
 // "/proc/self/fd/7" in any spelling, also "7" beside an open /proc/self/fd; a name that leads
 // elsewhere is foreign. Links are followed.
 [[nodiscard]] Behind behind_name(int directory, const char* path);
+// What of ours is mapped there. A load where nothing of ours was ever mapped.
+[[nodiscard]] Behind behind_address(const void* at);
+void note_mapped();
+// Where in the file the client's page `page` is, of what is mapped at `at`.
+[[nodiscard]] size_t page_behind(const void* at, size_t size, size_t page);
 // Of a call with AT_EMPTY_PATH among its flags, or whose name may be null.
 [[nodiscard]] Behind behind_either(int directory, const char* path, int flags);
 
@@ -70,6 +75,8 @@ bool change_refused(Behind what);  // of mode, owner or times: EINVAL of memory
 bool times_refused(Behind what, const timespec* times);
 bool resize_refused(Behind what);  // by name
 bool syncing_refused(int fd);
+bool syncing_refused(const void* at, size_t size, int flags);   // msync
+bool execution_refused(const void* at, size_t size, int prot);  // mprotect
 bool opening_refused(int directory, const char* path, int flags);
 bool control_refused(int fd, int command, long argument);  // fcntl
 bool copying_refused(int from, int to, unsigned flags);    // copy_file_range

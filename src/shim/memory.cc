@@ -19,6 +19,7 @@
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
 #include "shim/announce.h"
+#include "shim/behind.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/shared_files.h"
@@ -102,7 +103,10 @@ long refusal_of_map(int fd, host::MapRequest* request) {
     } else if (ref && answer == 0) {
       const auto checked = ref->check_mmap(*request);
       if (!checked) answer = -static_cast<long>(to_int(checked.error()));
-      if (checked) request->offset = ref->map_offset(*request);
+      if (checked) {
+        request->offset = ref->map_offset(*request);
+        note_mapped();
+      }
     }
   }
   section.leave();
@@ -294,6 +298,7 @@ int protect(void* at, size_t size, int prot, int key, Via via) {
   const auto go_on = [&] { return do_protect(via, at, size, prot, key); };
   if (!awake()) [[likely]]
     return go_on();
+  if (via == Via::kNext && execution_refused(at, size, prot)) return -1;
   const auto loss = host::loss_by_mprotect(prot);
   if (loss) return announce(at, size, *loss, go_on);
   return host::gain(number_of(at), size, go_on);
@@ -342,6 +347,7 @@ int remap_pages(void* at, size_t size, int prot, size_t page, int flags) {
   if (!awake()) [[likely]]
     return go_on();
   const u64 first = number_of(at) & kPageMask;
+  page = page_behind(at, size, page);
   return announce(reinterpret_cast<void*>(first), size & kPageMask, host::EventKind::kUnmap,
                   host::Announced::kMoves, go_on);
 }

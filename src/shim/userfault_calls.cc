@@ -8,6 +8,8 @@
 #include "host/pin.h"
 #include "host/userfault_requests.h"
 #include "shim/announce.h"
+#include "shim/behind.h"
+#include "shim/engine.h"
 #include "shim/next.h"
 
 namespace stagetwo::shim {
@@ -94,6 +96,10 @@ long userfault_ioctl(int fd, unsigned long request, unsigned long argument) {
   if (request == UFFDIO_REGISTER) {
     uffdio_register asked{};
     if (!fetch(argument, &asked)) return go_on();
+    // Memory of ours is no shared memory for the kernel.
+    if (behind_address(reinterpret_cast<const void*>(asked.range.start)) != Behind::kForeign) {
+      return as_libc(-EINVAL);
+    }
     host::userfault::note_client();
     return give_way(asked.range.start, asked.range.len, go_on);
   }

@@ -399,10 +399,16 @@ static void mappable(void) {
   REQUIRE(fallocate(both, kPunch, 0, kPage) == 0 && at[0] == 0 && at[kPage] == 42);
   REQUIRE(madvise(at, 2 * kPage, MADV_REMOVE) == 0 && at[kPage] == 0);
   at[kPage] = 7;
+  REFUSES(msync(at, kPage, MS_SYNC), EINVAL);
+  REFUSES(syscall(SYS_msync, at, kPage, MS_SYNC | MS_INVALIDATE), EINVAL);
+  REQUIRE(msync(at, kPage, MS_ASYNC) == 0 && msync(at, 0, MS_SYNC) == 0);
+  REFUSES(mprotect(at, kPage, PROT_READ | PROT_EXEC), EACCES);
+  REQUIRE(mprotect(at, 0, PROT_EXEC) == 0 && mprotect(at, kPage, PROT_READ | PROT_WRITE) == 0);
 
   const int alone = create(kPages * kPage, 1);
   char* const closed = mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, alone, 0);
   REQUIRE(closed != MAP_FAILED && touch_is_sigbus(closed));
+  REQUIRE(remap_file_pages(closed, kPage, 0, 1, 0) == 0 && touch_is_sigbus(closed));
   REFUSES(a_page_of(alone, PROT_READ, MAP_SHARED, 1), EINVAL);
   REFUSES(a_page_of(alone, PROT_READ, MAP_SHARED, -kPage), EOVERFLOW);
   const int shared = create(kPages * kPage, 2);
