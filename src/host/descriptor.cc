@@ -399,9 +399,10 @@ DescriptionRef find(int fd, const struct ::stat& behind) {
   return attached ? DescriptionRef(*attached) : DescriptionRef();
 }
 
-bool is_named_as_ours(int fd) {
+bool is_named_as_ours(int fd, std::string_view kind) {
   char buffer[kMaxKind + 64];
-  return !kind_behind(fd, buffer, sizeof(buffer)).empty();
+  const std::string_view found = kind_behind(fd, buffer, sizeof(buffer));
+  return !found.empty() && found.starts_with(kind);
 }
 
 bool ever_published() {

@@ -78,9 +78,9 @@ class DescriptionRef {
 DescriptionRef find(int fd);
 DescriptionRef find(int fd, const struct ::stat& behind);  // whose identity the caller has already
 
-// Does the memfd behind `fd` have the name of one of ours? The table is not asked: this process may
-// never have seen it.
-bool is_named_as_ours(int fd);
+// Does the memfd behind `fd` have the name of one of ours, of a kind that begins so? The table is
+// not asked: this process may never have seen it.
+bool is_named_as_ours(int fd, std::string_view kind = {});
 
 // Was anything ever in the table? One relaxed load.
 bool ever_published();

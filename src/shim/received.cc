@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <string_view>
 
+#include "abi/kvm/kvm.h"
 #include "base/sys.h"
 #include "host/descriptor.h"
 #include "host/run_section.h"
@@ -25,9 +26,9 @@ bool is_digit(char c) {
   return c >= '0' && c <= '9';
 }
 
-bool is_ours(int fd) {
+bool is_ours(int fd, std::string_view kind = {}) {
   struct ::stat behind{};
-  return may_be_ours(fd, &behind) && host::is_named_as_ours(fd);
+  return may_be_ours(fd, &behind) && host::is_named_as_ours(fd, kind);
 }
 
 // fn(seen) sets *seen where it finds one of ours. Where the engine cannot start, the next one that
@@ -45,26 +46,28 @@ void wake_if(host::Touches touches, F&& fn) {
   errno = error;
 }
 
-// How many numbers are open: newer kernels (6.2) say so without making an entry for each. 0: unknown.
+// How many numbers are open: newer kernels (6.2) say so without making an entry for each. 0:
+// unknown.
 u64 count_open() {
   struct ::stat directory{};
-  const long asked = sys::call(SYS_newfstatat, AT_FDCWD, sys::arg("/proc/self/fd"),
-                               sys::arg(&directory), 0);
+  const long asked =
+      sys::call(SYS_newfstatat, AT_FDCWD, sys::arg("/proc/self/fd"), sys::arg(&directory), 0);
   return asked == 0 ? static_cast<u64>(directory.st_size) : 0;
 }
 
-// Is one of those that exec left ours? Most programs have three, and the lowest.
+// Has exec left us the memory of a guest? Most programs have three descriptors, and the lowest. A
+// device is left to many a program that has nothing to do with it, and shows nothing beneath us.
 bool has_inherited() {
   constexpr int kProbed = 256;
   u64 left = count_open();
   struct ::stat behind{};
   for (int fd = 0; left != 0 && fd < kProbed; ++fd) {
     if (!sys::fstat(fd, &behind)) continue;
-    if (is_ours(fd)) return true;
+    if (is_ours(fd, abi_kvm::kGuestMemoryKind)) return true;
     if (--left == 0) return false;
   }
   bool seen = false;
-  for_each_open(0, ~0u, [&](int fd) { seen = seen || is_ours(fd); });
+  for_each_open(0, ~0u, [&](int fd) { seen = seen || is_ours(fd, abi_kvm::kGuestMemoryKind); });
   return seen;
 }
 

@@ -3,7 +3,8 @@
 
 // Descriptors of ours in a process that has opened no device: sent to it, taken by it from another
 // process, inherited through exec, or about to be opened by their name in /proc. What stands in for
-// the kernel's file would answer their calls, so the engine wakes as at the opening of a device.
+// the kernel's file would answer their calls, so the engine wakes as at the opening of a device. Of
+// what exec leaves, for the memory of a guest alone.
 //
 // I1: a process that gets none pays one look at its descriptors when the library is loaded, and
 //     a relaxed load and a comparison for each such call.

@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "abi/kvm/kvm.h"
 #include "abi/kvm/level.h"
 #include "abi/kvm/uapi.h"
 #include "abi/kvm/vm.h"
@@ -18,7 +19,7 @@ namespace stagetwo::abi_kvm {
 namespace {
 
 // The flags stand in the memfd's name: who receives the descriptor needs nothing else.
-constexpr std::string_view kKind = "kvm-gmem-";
+constexpr std::string_view kKind = kGuestMemoryKind;
 
 host::DescriptorSpec spec_of(host::StateHome home) {
   return {.shape = host::FileShape::kMemory, .home = home, .open_flags = O_RDWR};

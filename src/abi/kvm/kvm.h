@@ -23,6 +23,9 @@ namespace stagetwo::abi_kvm {
 // not. Post: *spec describes it. See host::set_attacher.
 [[nodiscard]] Box<host::Description> attach(std::string_view kind, host::DescriptorSpec* spec);
 
+// How the kind of a guest_memfd begins: what its descriptor shows, beneath us, is a guest's memory.
+inline constexpr std::string_view kGuestMemoryKind = "kvm-gmem-";
+
 // What this process's vCPUs did so far: "3 vCPUs, exits 120, io_exits 117". Statistics that are 0
 // are left out. In a child of fork: not to be called, the parent's vCPUs are not its own.
 void append_summary(TextWriter& to);
