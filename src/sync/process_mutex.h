@@ -11,7 +11,7 @@
 //
 //   waiter                                 holder
 //   word | kWaiters, sleep 10 ms           exchange(0), wake one if kWaiters was set
-//   after 10 ms: is `tid` alive?           dies: the word stays
+//   after 10 ms: does `tid` live?          dies, waited for or not: the word stays
 //   no: compare-exchange to its own tid    → the waiter has it and died() is true
 //
 // I1  Whoever had to wait holds it with kWaiters, so no sleeper is forgotten.
