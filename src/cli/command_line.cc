@@ -6,10 +6,15 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <optional>
+
+#include "base/size_text.h"
 
 namespace stagetwo::cli {
 namespace {
+
+constexpr u64 kLeastLimit = u64{1} << 20;
 
 CommandLine done(int status) {
   CommandLine line;
@@ -38,6 +43,60 @@ void describe(CLI::App& app) {
   app.footer(
       "Exit status of run: the program's own; 128+N when signal N ended it; 125 stagetwo failed,\n"
       "126 the program cannot be executed, 127 it was not found. A bad command line: 2.");
+}
+
+std::string check_size(const std::string& text) {
+  const auto size = parse_size(text);
+  if (!size) return "wants a size: bytes, or a number with K, M, G or T";
+  return *size < kLeastLimit ? "is less than a megabyte: nothing could run" : std::string();
+}
+
+// What stands behind the first comma has to begin with `name`=.
+std::string check_part(const std::string& text, const std::string& name, std::string* value) {
+  const size_t comma = text.find(',');
+  if (comma == std::string::npos) return {};
+  if (text.compare(comma + 1, name.size() + 1, name + "=") != 0) {
+    return "knows only '" + name + "=' behind the comma";
+  }
+  *value = text.substr(comma + name.size() + 2);
+  return value->empty() ? "has nothing behind '" + name + "='" : std::string();
+}
+
+std::string check_swap(const std::string& text) {
+  std::string size;
+  if (const std::string wrong = check_part(text, "size", &size); !wrong.empty()) return wrong;
+  const std::string file = text.substr(0, text.find(','));
+  if (file.empty()) return "wants a file";
+  if (!size.empty() && !parse_size(size)) {
+    return "wants a size: bytes, or a number with K, M, G or T";
+  }
+  std::error_code unknown;
+  const std::filesystem::path path(file);
+  if (std::filesystem::is_directory(path, unknown)) return {};
+  if (std::filesystem::exists(path, unknown)) {
+    return "exists and is no folder: name a file that is not there, or a folder";
+  }
+  const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+  return std::filesystem::is_directory(folder, unknown) ? std::string()
+                                                        : "stands in no folder that exists";
+}
+
+std::string check_wss(const std::string& text) {
+  std::string file;
+  if (const std::string wrong = check_part(text, "file", &file); !wrong.empty()) return wrong;
+  const std::string interval = text.substr(0, text.find(','));
+  if (interval.empty()) return {};
+  const auto time = parse_interval(interval);
+  return time && *time != 0 ? std::string() : "wants an interval: 1s, 500ms, 1min";
+}
+
+CLI::App* describe_limit(CLI::App& app, LimitOptions& limit) {
+  CLI::App* sub = app.add_subcommand("limit", "change the memory limit of a session that runs");
+  sub->add_option("--session", limit.session, "the session's name")->required();
+  sub->add_option("SIZE", limit.size, "bytes, or with K, M, G, T; 'none' takes the limit away")
+      ->required()
+      ->check([](const std::string& text) { return text == "none" ? "" : check_size(text); });
+  return sub;
 }
 
 CLI::App* describe_run(CLI::App& app, RunOptions& run) {
@@ -72,6 +131,29 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
       });
   sub->add_flag("--iommufd-test", run.iommufd_test,
                 "/dev/iommu has the kernel's test command, as with CONFIG_IOMMUFD_TEST");
+  sub->add_option("--memory-limit", run.memory_limit,
+                  "guest memory of each process stays under SIZE (bytes, or with K, M, G, T);\n"
+                  "what nobody uses is compressed and comes back when it is touched")
+      ->type_name("SIZE")
+      ->check(check_size);
+  sub->add_option(
+         "--swap", run.swap,
+         "a file for what memory has no room for, compressed or not; nothing of it is left\n"
+         "behind. FILE is a folder, or a name that does not exist yet; ',size=SIZE' limits it")
+      ->type_name("FILE[,size=SIZE]")
+      ->check(check_swap);
+  sub->add_option("--wss", run.wss,
+                  "say every INTERVAL (1s, 500ms) how much memory guests have used in it;\n"
+                  "',file=FILE' writes it as JSON, too")
+      ->type_name("[INTERVAL][,file=FILE]")
+      ->expected(0, 1)
+      ->default_str("1s")
+      ->check(check_wss);
+  sub->add_option("--stats", run.stats,
+                  "at exit, say what became of guests' memory; with a file, as JSON there")
+      ->type_name("[FILE]")
+      ->expected(0, 1)
+      ->default_str("1");
   sub->add_flag("-v,--verbose", run.verbose, "say what is done");
   return sub;
 }
@@ -79,6 +161,9 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
 // A value travels in STAGETWO_OPTIONS, whose separator is the colon.
 std::optional<std::string> untransportable(const RunOptions& run) {
   if (run.log_file.find(':') != std::string::npos) return "--log-file may not contain a colon";
+  if (run.swap.find(':') != std::string::npos) return "--swap may not contain a colon";
+  if (run.wss.find(':') != std::string::npos) return "--wss may not contain a colon";
+  if (run.stats.find(':') != std::string::npos) return "--stats may not contain a colon";
   const bool plain = std::all_of(run.session.begin(), run.session.end(), [](char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
            c == '_' || c == '.';
@@ -102,6 +187,7 @@ CommandLine parse_command_line(int argc, char** argv) {
   CLI::App* const run = describe_run(app, line.run);
   CLI::App* const doctor = app.add_subcommand("doctor", "say what this machine offers");
   doctor->add_flag("--json", line.doctor.json, "as JSON");
+  CLI::App* const limit = describe_limit(app, line.limit);
 
   try {
     app.parse(static_cast<int>(dashes - argv), argv);
@@ -118,6 +204,12 @@ CommandLine parse_command_line(int argc, char** argv) {
   if (doctor->parsed()) {
     if (dashes != end) return refuse_line("doctor takes no program", "stagetwo doctor [--json]");
     line.command = Command::kDoctor;
+    return line;
+  }
+  if (limit->parsed()) {
+    if (dashes != end)
+      return refuse_line("limit takes no program", "stagetwo limit --session=NAME SIZE");
+    line.command = Command::kLimit;
     return line;
   }
   if (dashes == end || dashes + 1 == end) {

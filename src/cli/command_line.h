@@ -25,6 +25,10 @@ struct RunOptions {
   std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
   std::vector<std::string> params;  // module.name=value
   bool iommufd_test = false;        // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
+  std::string memory_limit;         // empty: none; bytes, with K, M, G or T
+  std::string swap;                 // FILE[,size=SIZE]
+  std::string wss;                  // empty: not wanted; INTERVAL[,file=FILE]
+  std::string stats;                // empty: not wanted; "1", or a file
   bool verbose = false;
   std::vector<std::string> program;  // name and arguments, never empty
 };
@@ -33,13 +37,19 @@ struct DoctorOptions {
   bool json = false;
 };
 
-enum class Command { kRun, kDoctor, kDone };
+struct LimitOptions {
+  std::string session;
+  std::string size;  // or "none"
+};
+
+enum class Command { kRun, kDoctor, kLimit, kDone };
 
 struct CommandLine {
   Command command = Command::kDone;
   int exit_status = 0;  // of kDone: --help, --version, or a refusal that has been printed
   RunOptions run;
   DoctorOptions doctor;
+  LimitOptions limit;
 };
 
 CommandLine parse_command_line(int argc, char** argv);

@@ -8,6 +8,7 @@
 
 #include "cli/command_line.h"
 #include "cli/doctor.h"
+#include "cli/limit.h"
 #include "cli/run.h"
 
 int main(int argc, char** argv) {
@@ -19,6 +20,8 @@ int main(int argc, char** argv) {
         return cli::run(line.run);
       case cli::Command::kDoctor:
         return cli::doctor(line.doctor);
+      case cli::Command::kLimit:
+        return cli::limit(line.limit);
       case cli::Command::kDone:
         return line.exit_status;
     }

@@ -52,6 +52,29 @@ bool has_session(const char* options) {
   return (std::string(":") + options).find(":session=") != std::string::npos;
 }
 
+// The program may go to another folder.
+std::string absolute(const std::string& file) {
+  return std::filesystem::absolute(file).string();
+}
+
+std::string memory_options(const RunOptions& options) {
+  std::string text;
+  if (!options.memory_limit.empty()) text += ":memory-limit=" + options.memory_limit;
+  const auto first = [](const std::string& value) { return value.substr(0, value.find(',')); };
+  const auto behind = [](const std::string& value) {
+    const size_t comma = value.find(',');
+    return comma == std::string::npos ? std::string() : value.substr(value.find('=', comma) + 1);
+  };
+  if (!options.swap.empty()) text += ":swap=" + absolute(first(options.swap));
+  if (!behind(options.swap).empty()) text += ":swap-size=" + behind(options.swap);
+  if (!options.wss.empty())
+    text += ":wss=" + (first(options.wss).empty() ? "1s" : first(options.wss));
+  if (!behind(options.wss).empty()) text += ":wss-file=" + absolute(behind(options.wss));
+  if (options.stats == "1") text += ":stats=1";
+  if (!options.stats.empty() && options.stats != "1") text += ":stats=" + absolute(options.stats);
+  return text;
+}
+
 // What the command line asks for stands behind what the caller's environment asks for, so that it
 // wins; the default of --abi does not.
 std::string options_text(const RunOptions& options, const Session& session) {
@@ -68,6 +91,7 @@ std::string options_text(const RunOptions& options, const Session& session) {
     text += (&param == options.params.data() ? ":param=" : ",") + param;
   }
   if (options.iommufd_test) text += ":iommufd-test=1";
+  text += memory_options(options);
   if (options.verbose) text += ":verbose=1";
   return text;
 }

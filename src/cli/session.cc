@@ -89,6 +89,10 @@ int hold(const std::string& directory) {
 
 }  // namespace
 
+std::string Session::directory_of(const std::string& name) {
+  return house_of_user() + "/" + name;
+}
+
 Session Session::open(const std::string& name) {
   const std::string house = house_of_user();
   const std::string folder = name.empty() ? name_of_own() : name;

@@ -18,6 +18,8 @@ class Session {
   // `name` empty: a session of this run alone. Failure: failure() says why, directory() is empty;
   // without a name there is none.
   static Session open(const std::string& name);
+  // Where the session of that name is, if there is one.
+  static std::string directory_of(const std::string& name);
   // Of a run inside another's session.
   static Session none() { return {}; }
   Session(Session&& other) noexcept;

@@ -122,6 +122,7 @@ Result<void> faultin(Hva at, Access access, Ask first) {
     const u64 turn = owners_turn();
     const BringBack owners = bring_back(page);
     if (owners == BringBack::kLost || owners == BringBack::kStuck) return refuse(EFAULT);
+    if (owners == BringBack::kNotAbsent) static_cast<void>(fill_first_touch(page, access));
     const Result<void> done = ask(at, access, first);
     if (done || to_int(done.error()) == EHWPOISON || !kernel_meets_hidden_pages()) return done;
     if (asked == kMaxAsks || (owners_turn() == turn && !is_absent(page))) return done;

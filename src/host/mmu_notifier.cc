@@ -255,6 +255,21 @@ bool test_young(HvaRange range) {
   return young;
 }
 
+void MmuNotifier::collect_young(HvaRange range, u64* bits) {
+  const u64 pages = range.size() >> kPageShift;
+  for (u64 i = 0; i < pages; ++i) {
+    const HvaRange page(range.start() + (i << kPageShift), kPageSize);
+    if (clear_young(page)) bits[i / 64] |= u64{1} << (i % 64);
+  }
+}
+
+void collect_young(HvaRange range, u64* bits) {
+  ask_each([&](MmuNotifier& who) {
+    who.collect_young(range, bits);
+    return true;
+  });
+}
+
 bool borrows(HvaRange range) {
   bool yes = false;
   ask_each([&](MmuNotifier& who) { return !(yes = who.borrows(range)); });

@@ -73,6 +73,9 @@ class MmuNotifier {
   virtual bool clear_flush_young(HvaRange /*range*/) { return false; }
   virtual bool clear_young(HvaRange /*range*/) { return false; }
   virtual bool test_young(HvaRange /*range*/) { return false; }
+  // clear_young() page by page, for who looks at many: sets bit n of `bits` where page n of the
+  // range was used, and leaves the others alone. Page by page asked where it is not overridden.
+  virtual void collect_young(HvaRange range, u64* bits);
   // Is any of the range memory the subscriber may borrow? Changes nothing.
   virtual bool borrows(HvaRange /*range*/) { return false; }
 
@@ -108,6 +111,7 @@ bool clear_flush_young(HvaRange range);
 bool clear_young(HvaRange range);
 // Asks until somebody says yes.
 [[nodiscard]] bool test_young(HvaRange range);
+void collect_young(HvaRange range, u64* bits);
 [[nodiscard]] bool borrows(HvaRange range);
 
 // One change. Use host/change.h; this is the part of it that needs the registry.

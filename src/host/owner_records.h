@@ -55,6 +55,13 @@ struct WatchedSpan {
   u64 absent;
 };
 
+// What take_away() was asked for.
+struct Taking {
+  PageOwner* owner;
+  Which which;
+  HvaRange span;
+};
+
 // A call that is using the range (host/held_pages.h).
 struct Hold {
   Reach reach;

@@ -543,6 +543,11 @@ void OwnerTable::count_refused_pinned() {
   ++counts_.refused_owner;
 }
 
+void OwnerTable::count_refused_watch(u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  counts_.refused_watch += pages;
+}
+
 void OwnerTable::count_refused_shared(u64 pages) {
   const sync::MutexGuard guard(lock_);
   counts_.refused_shared += pages;

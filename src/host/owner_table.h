@@ -31,8 +31,7 @@ class OwnerTable final : public TransitWatcher {
   // Raised by every change of mappings: what was looked up before it may be otherwise now.
   static constexpr u32 kAnyLayout = ~u32{0};
   [[nodiscard]] u32 layout();
-  // The same for neighbours of private memory whose touches are reported. Answers how many, from
-  // the first one on, were taken.
+  // The same for neighbours of private memory whose touches are reported; how many were taken.
   unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
   // All mappings of the object, in place of what was known. Answers the layout they belong to.
   // Failure: ENOMEM, what kept the kernel from telling.
@@ -46,6 +45,8 @@ class OwnerTable final : public TransitWatcher {
   void view_made(const Reach& reach);
   // A span whose touches are reported, until nothing of it is absent and nobody takes.
   [[nodiscard]] Result<void> note_watched(HvaRange span, u64 object);
+  // See fill_first_touch().
+  bool fill_first(Hva at, Access access);
   // Nothing of the range is ours to watch any more. True: something was. Pre: an OwnedChange that
   // brings everything back is open over it.
   bool stop_watching(HvaRange range);
@@ -69,6 +70,7 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] OwnerCounts counts();
   void count_refused_shared(u64 pages);
   void count_refused_pinned();
+  void count_refused_watch(u64 pages);
 
   // 0: no memory for the record. The caller then brings back what is absent.
   // `object` is where it stands, `frame` the lowest frame of the thread that is in use.
@@ -151,7 +153,7 @@ class OwnerTable final : public TransitWatcher {
 [[nodiscard]] OwnerTable* owner_table();
 // The pages of one shared mapping (host/shared_views.cc). Pre: between begin_take and end_take.
 [[nodiscard]] Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping,
-                                      PageOwner* owner, const void* cookie);
+                                      const Taking& taking, const void* cookie);
 // Starts the thread that answers touches. Idempotent. Failure: EAGAIN, ENOMEM.
 [[nodiscard]] Result<void> start_resolver();
 

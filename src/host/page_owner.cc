@@ -39,8 +39,20 @@ Result<OwnerTable*> make_table() {
   return owner_table();
 }
 
+// Pages a client watches itself are its own business: it may never answer a touch of ours.
+bool may_hide(Which which, Hiding hiding) {
+  return which != Which::kReclaim || hiding == Hiding::kUserfault;
+}
+
+HvaRange part_of(HvaRange span, const Mapping& mapping) {
+  const Hva start = std::max(span.start(), mapping.range.start());
+  const Hva end = std::min(span.end(), mapping.range.end());
+  return HvaRange(start, end - start);
+}
+
 bool wants(Which which, const Mapping& mapping, const PageState& page) {
-  const bool there = page.swapped || (page.present && page.anonymous && !page.zero);
+  const bool swapped = page.swapped && which != Which::kReclaim;  // it costs no memory as it is
+  const bool there = swapped || (page.present && page.anonymous && !page.zero);
   return there || (which == Which::kAnonymous && !mapping.file_backed && !page.present) ||
          (which == Which::kAnonymous && page.zero && !mapping.file_backed);
 }
@@ -81,18 +93,36 @@ bool any_huge(const PageState* states, unsigned count) {
   return std::any_of(states, states + count, [](const PageState& state) { return state.huge; });
 }
 
+// Touches of the piece are seen from now on, as *hiding says. False: they are not, or the pages are
+// not to be taken.
+Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taking,
+                           const Mapping& mapping, Hiding* hiding) {
+  const HvaRange watched = part_of(taking.span, mapping);
+  // Each time anew: memory that was mapped behind our back is registered with nobody.
+  const auto way = watch_pages(watched, mapping);
+  if (!way) return false;
+  *hiding = *way;
+  if (*way == Hiding::kUserfault) {
+    ST_TRY(table.note_watched(watched, kPrivateMemory));
+  } else if (!may_hide(taking.which, *way)) {
+    table.count_refused_watch(piece.size() / kPageSize);
+    return false;
+  }
+  return true;
+}
+
 // The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
 // that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
-Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mapping,
-                         PageOwner* owner, Which which, u32 layout, Hva* reached) {
+Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking,
+                         const Mapping& mapping, u32 layout, Hva* reached) {
+  *reached = piece.end();
   table.note_private(piece);
-  const auto hiding = watch_pages(piece, mapping);
-  if (!hiding) return u64{0};
-  const bool behind_protection = *hiding == Hiding::kProtection;
+  Hiding hiding{};
+  if (!ST_TRY(watch_private(table, piece, taking, mapping, &hiding))) return u64{0};
+  const bool behind_protection = hiding == Hiding::kProtection;
   if (behind_protection && !may_hide_pages()) return u64{0};
   const bool kernel_waits = !behind_protection && userfault::serves_kernel();
   if (!kernel_waits) note_thread_data();
-  if (*hiding == Hiding::kUserfault) ST_TRY(table.note_watched(piece, kPrivateMemory));
   u64 taken = 0;
   PageState states[kMaxPageStates];
   PageRecord wanted[kMaxPageStates];
@@ -103,7 +133,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
     unsigned records = 0;
     const bool unmovable = any_huge(states, count) && kernel_pins_memory();
     for (unsigned i = 0; i < count; ++i, at += kPageSize) {
-      if (!wants(which, mapping, states[i])) continue;
+      if (!wants(taking.which, mapping, states[i])) continue;
       if (states[i].huge && unmovable) {
         table.count_refused_pinned();
         continue;
@@ -113,9 +143,9 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
       if (is_own_data(at) || (!kernel_waits && is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
-      record.owner = owner;
+      record.owner = taking.owner;
       record.at = at;
-      record.hiding = *hiding;
+      record.hiding = hiding;
       record.prot = mapping.prot;
       const bool none = !states[i].present || states[i].zero;
       record.writable = none ? mapping.prot.write : states[i].writable(mapping);
@@ -127,11 +157,10 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Mapping& mappi
       return taken;
     }
   }
-  *reached = piece.end();
   return taken;
 }
 
-Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Which which,
+Result<u64> take_range(OwnerTable& table, HvaRange range, const Taking& taking,
                        const void* cookie) {
   u64 taken = 0;
   unsigned looks = 0;
@@ -153,9 +182,9 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, PageOwner* owner, Whic
     const HvaRange piece(at, end - at);
     Hva reached = end;
     if (!mapping->shared) {
-      taken += ST_TRY(take_private(table, piece, *mapping, owner, which, layout, &reached));
-    } else if (which == Which::kAll) {
-      taken += ST_TRY(take_shared(table, piece, *mapping, owner, cookie));
+      taken += ST_TRY(take_private(table, piece, taking, *mapping, layout, &reached));
+    } else if (taking.which == Which::kAll || taking.which == Which::kReclaim) {
+      taken += ST_TRY(take_shared(table, piece, *mapping, taking, cookie));
     }
     looks = reached == at ? looks + 1 : 0;
     at = looks == kMostLooks ? at + kPageSize : reached;
@@ -182,13 +211,14 @@ void prepare_places(HvaRange range) {
   if (userfault::open()) static_cast<void>(userfault::watch_protection(range));
 }
 
-Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which) {
+Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which,
+                      const HvaRange* span) {
   OwnerTable* table = ST_TRY(make_table());
   table->begin_take();
   const Result<u64> taken = [&] {
     const EventKind kind = which == Which::kPresent ? EventKind::kExclusive : EventKind::kMigrate;
     const InvalidateSection bell(InvalidateEvent{range, kind, cookie});
-    return take_range(*table, range, owner, which, cookie);
+    return take_range(*table, range, {owner, which, span == nullptr ? range : *span}, cookie);
   }();
   table->end_take();
   return taken;
@@ -199,6 +229,11 @@ BringBack bring_back(Hva at) {
     return BringBack::kNotAbsent;
   OwnerTable* table = owner_table();
   return table == nullptr ? BringBack::kNotAbsent : table->bring_back(at);
+}
+
+bool fill_first_touch(Hva at, Access access) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table != nullptr && table->fill_first(at, access);
 }
 
 u64 bring_back_range(HvaRange range) {

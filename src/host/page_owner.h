@@ -67,8 +67,7 @@ class PageExit {
   // else a copy. A page of zeros may leave `place` empty. False: it stays where it is.
   // Context: no lock of the owner that a touch could need.
   [[nodiscard]] virtual bool to(Hva place) = 0;
-  // Of a run: its pages to the places from `place` on. Answers how many went, from the first one
-  // on.
+  // Of a run: its pages to the places from `place` on; answers how many went, the first ones.
   [[nodiscard]] virtual unsigned run_to(Hva place) = 0;
 
  protected:
@@ -78,10 +77,9 @@ class PageExit {
 // How they come back. Exactly one of these succeeds for a page that is brought back.
 class PageEntry {
  public:
-  // `place` may be empty afterwards. False: no memory; nothing has changed.
+  // `place` may be empty afterwards. False: no memory; nothing has changed. Of a run: as run_to().
   [[nodiscard]] virtual bool from(Hva place) = 0;
   [[nodiscard]] virtual bool from_bytes(const void* page) = 0;
-  // Of a run: as PageExit::run_to.
   [[nodiscard]] virtual unsigned run_from(Hva place) = 0;
 
  protected:
@@ -130,21 +128,24 @@ enum class Which : u8 {
   kAnonymous,  // private pages, those never touched included; of a private file mapping its copies
   kPresent,    // of those, only the ones the process has
   kAll,        // whatever takes memory: pages present, private or of shared memory
+  kReclaim,    // of those, only where the kernel reports touches: it has their memory back then
 };
 
 // Takes the pages of `range` away for `owner`; answers how many. A page that cannot be taken (held
 // by a call, under a change, shared with others, already absent, refused) stays and is no failure:
 // owner_counts() tells them apart.
-// Rings the bell around it, at every address the pages have: a migration, or of kPresent pages an
-// exclusive access, with `cookie` as the event's owner.
+// Rings the bell around it at every address the pages have: a migration, of kPresent pages an
+// exclusive access; `cookie` is the event's owner. *span, around the range: all that is taken of.
 // Failure: EINVAL (a part is not mapped, not readable, of huge pages, or the engine's own), ENOMEM;
-// what was taken before stays taken. Context: the client's thread, no lock, no section.
+// what was taken before stays. Context: no lock, no section; no thread that a bring-back needs.
 [[nodiscard]] Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie,
-                                    Which which);
+                                    Which which, const HvaRange* span = nullptr);
 
 // Brings the page at `at` back. Context: no lock above rank owners' but those no owner needs; not
 // in an ack line's RUNNING section.
 BringBack bring_back(Hva at);
+// A first touch where touches are reported: the page is there at once. False: ask the kernel.
+bool fill_first_touch(Hva at, Access access);
 // Every page of the range; answers how many came back.
 u64 bring_back_range(HvaRange range);
 
@@ -154,8 +155,7 @@ u64 bring_back_ahead(HvaRange range);
 
 // What became of pages since the process began; each one is read by itself.
 struct OwnerCounts {
-  u64 taken = 0;
-  u64 back = 0;
+  u64 taken = 0, back = 0;
   u64 retries = 0;  // an owner could not bring one back at once
   u64 lost = 0;
   u64 discarded = 0;       // given up by the client while absent
@@ -163,6 +163,7 @@ struct OwnerCounts {
   u64 refused_held = 0;    // a call was using it
   u64 refused_change = 0;  // its address was being changed
   u64 refused_shared = 0;  // somebody else may map it, or it has too many addresses
+  u64 refused_watch = 0;   // for kReclaim: the client watches it by a userfaultfd of its own
 };
 [[nodiscard]] OwnerCounts owner_counts();
 

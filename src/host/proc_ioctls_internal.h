@@ -32,7 +32,7 @@ struct PageScan {
 };
 static_assert(sizeof(PageScan) == 96);
 inline constexpr unsigned long kPageScan = _IOWR('f', 16, PageScan);
-inline constexpr u64 kScanZero = 1 << 5, kScanHuge = 1 << 6;
+inline constexpr u64 kScanPresent = 1 << 3, kScanZero = 1 << 5, kScanHuge = 1 << 6;
 
 // PROCMAP_QUERY, of /proc/self/maps: the mapping at an address.
 struct ProcmapQuery {

@@ -6,6 +6,7 @@
 #include "host/hugetlb_standin.h"
 #include "host/kept_fd.h"
 #include "host/kernel_io.h"
+#include "host/memory_budget.h"
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
 #include "host/page_owner.h"
@@ -20,6 +21,7 @@ void after_fork_child() {
   notifiers_after_fork_child();
   session_after_fork_child();
   worker_after_fork_child();
+  budget::after_fork_child();
   owners_after_fork_child();
   pins_after_fork_child();
   pin_account_after_fork_child();

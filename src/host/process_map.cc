@@ -228,4 +228,97 @@ Result<void> page_states(Hva first, unsigned count, PageState* out) {
   return {};
 }
 
+namespace {
+
+void set_bits(u64 first, u64 count, u64* bits) {
+  for (u64 i = first; i < first + count;) {
+    if (i % 64 == 0 && first + count - i >= 64) {
+      bits[i / 64] = ~u64{0};
+      i += 64;
+    } else {
+      bits[i / 64] |= u64{1} << (i % 64);
+      ++i;
+    }
+  }
+}
+
+// Runs of pages that are present and not the page of zeros, from *at on. False: an old kernel.
+bool scan_resident(HvaRange range, u64* bits, u64* count) {
+  constexpr unsigned kRuns = 256;
+  const auto fd = pagemap_file();
+  if (!fd) return false;
+  PageRegion runs[kRuns];
+  PageScan scan{};
+  scan.size = sizeof(scan);
+  scan.start = range.start().raw();
+  scan.end = range.end().raw();
+  scan.regions = reinterpret_cast<u64>(runs);
+  scan.region_count = kRuns;
+  scan.category_inverted = kScanZero;
+  scan.category_mask = kScanPresent | kScanZero;
+  scan.return_mask = kScanPresent;
+  while (scan.start < scan.end) {
+    const auto found = sys::ioctl(*fd, kPageScan, reinterpret_cast<u64>(&scan));
+    if (!found) return false;
+    for (long i = 0; i < *found; ++i) {
+      const u64 pages = (runs[i].end - runs[i].start) >> kPageShift;
+      set_bits((runs[i].start - range.start().raw()) >> kPageShift, pages, bits);
+      *count += pages;
+    }
+    if (scan.walk_end <= scan.start) return false;
+    scan.start = scan.walk_end;
+  }
+  return true;
+}
+
+Result<u64> read_resident(HvaRange range, u64* bits) {
+  PageState states[kMaxPageStates];
+  const u64 pages = range.size() >> kPageShift;
+  u64 count = 0;
+  for (u64 i = 0; i < pages; i += kMaxPageStates) {
+    const unsigned some =
+        static_cast<unsigned>(pages - i < kMaxPageStates ? pages - i : kMaxPageStates);
+    ST_TRY(page_states(range.start() + (i << kPageShift), some, states));
+    for (unsigned n = 0; n < some; ++n) {
+      if (!states[n].present || states[n].zero) continue;
+      set_bits(i + n, 1, bits);
+      ++count;
+    }
+  }
+  return count;
+}
+
+Result<u64> cached_pages(HvaRange range, u64* bits) {
+  constexpr u64 kAtOnce = 2048;
+  unsigned char cached[kAtOnce];
+  const u64 pages = range.size() >> kPageShift;
+  u64 count = 0;
+  for (u64 i = 0; i < pages; i += kAtOnce) {
+    const u64 some = pages - i < kAtOnce ? pages - i : kAtOnce;
+    void* const at = reinterpret_cast<void*>((range.start() + (i << kPageShift)).raw());
+    ST_TRY(sys::mincore(at, some << kPageShift, cached));
+    for (u64 n = 0; n < some; ++n) {
+      if ((cached[n] & 1) == 0) continue;
+      set_bits(i + n, 1, bits);
+      ++count;
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+Result<u64> resident_pages(HvaRange range, bool shared, u64* bits) {
+  const u64 words = ((range.size() >> kPageShift) + 63) / 64;
+  const auto clear = [&] {
+    for (u64 i = 0; i < words; ++i) bits[i] = 0;
+  };
+  clear();
+  if (shared) return cached_pages(range, bits);
+  u64 count = 0;
+  if (scan_resident(range, bits, &count)) return count;
+  clear();
+  return read_resident(range, bits);
+}
+
 }  // namespace stagetwo::host

@@ -17,7 +17,7 @@
 namespace stagetwo::host {
 namespace {
 
-constexpr std::string_view kValues = "values";
+constexpr std::string_view kValues = kSessionValues;
 constexpr size_t kLongestPath = 512;
 
 using Word = sync::Atomic<u64>;

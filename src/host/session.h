@@ -25,9 +25,14 @@ inline constexpr unsigned kSessionWords = 512;
 inline constexpr unsigned kHugetlbWords = 8;     // 8 words: pool sizes (host/hugetlb_standin.h)
 inline constexpr unsigned kStartWord = 16;       // 1 word: the parameters of --param are in force
 inline constexpr unsigned kSpmWords = 24;        // 2 words: parameters of test_hmm (abi/hmm/hmm.h)
+inline constexpr unsigned kLimitWord = 17;       // 1 word: of memory; 0: as each was told
+inline constexpr u64 kUnlimited = ~u64{0};       // its value for none
 inline constexpr unsigned kPinnedWord = 32;      // 1 word: pages charged (host/pin_account.h)
 inline constexpr unsigned kParameterWords = 64;  // 64 words: values of module parameters
 inline constexpr unsigned kAppendedWords = 256;  // 128 words: read so far of what was appended
+
+// The file of the words, in the session directory.
+inline constexpr const char* kSessionValues = "values";
 
 // Any word may change at any time, in another process. A load and an add.
 [[nodiscard]] sync::Atomic<u64>& session_word(unsigned index);

@@ -239,8 +239,8 @@ u64 ring_and_take(OwnerTable& table, const Chunk& chunk, const SharedView* views
 
 }  // namespace
 
-Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping, PageOwner* owner,
-                        const void* cookie) {
+Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mapping,
+                        const Taking& taking, const void* cookie) {
   const u64 object = alone_with(mapping.device, mapping.inode);
   if (object == 0) {
     table.count_refused_shared(piece.size() / kPageSize);
@@ -261,7 +261,11 @@ Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mappin
       table.count_refused_shared(bytes / kPageSize);
     } else if (const auto hiding = watch_views(table, views, count)) {
       chunk.hiding = *hiding;
-      taken += ring_and_take(table, chunk, views, count, owner, cookie);
+      if (taking.which == Which::kReclaim && *hiding != Hiding::kUserfault) {
+        table.count_refused_watch(bytes / kPageSize);
+      } else {
+        taken += ring_and_take(table, chunk, views, count, taking.owner, cookie);
+      }
     }
     at += bytes;
   }

@@ -17,11 +17,19 @@ u64 OwnerTable::absent_in(HvaRange range, u64 object) {
   return count;
 }
 
+namespace {
+
+bool covers(const WatchedSpan& known, HvaRange span, u64 object) {
+  return known.object == object && known.range.contains(span.start()) &&
+         span.end() <= known.range.end();
+}
+
+}  // namespace
+
 Result<void> OwnerTable::note_watched(HvaRange span, u64 object) {
   const sync::MutexGuard guard(lock_);
   for (const WatchedSpan& known : spans_) {
-    const bool same = known.object == object;
-    if (same && known.range.contains(span.start()) && span.end() <= known.range.end()) return {};
+    if (covers(known, span, object)) return {};
   }
   return spans_.push_back({span, object, absent_in(span, object)});
 }
@@ -89,6 +97,22 @@ void OwnerTable::erase(PageKey key) {
   const Hva at = pages_.find(key)->at;
   pages_.erase(key);
   count_in_spans(key, at, false);
+}
+
+namespace {
+alignas(kPageSize) constinit const u8 zeros[kPageSize] = {};
+}  // namespace
+
+// Under the lock, as resolve() is: no taker comes between the look and the page.
+bool OwnerTable::fill_first(Hva at, Access access) {
+  const sync::MutexGuard guard(lock_);
+  bool watched = false;
+  for (const WatchedSpan& span : spans_) watched = watched || span.range.contains(at);
+  if (!watched || pages_.find(key_at(at)) != nullptr) return false;
+  const Hva page = page_floor(at);
+  const auto filled =
+      access == Access::kRead ? userfault::zero(page) : userfault::copy(page, zeros);
+  return filled.has_value();
 }
 
 bool OwnerTable::stop_watching(HvaRange range) {

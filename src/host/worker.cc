@@ -38,6 +38,7 @@ class Worker {
   void remove(WorkItem* item);
   void kick(bool at_once);
   void run_due();
+  bool run_now(WorkItem* item);
 
   [[nodiscard]] Thread thread() const { return thread_.load(sync::kRelaxed); }
 
@@ -45,6 +46,7 @@ class Worker {
   static void* entry(void* self);
   void serve();
   bool run_one(u64 now, u64* sleep);
+  void run(WorkItem* chosen);
   void start_thread();
   u64 until_due(WorkItem* item, u64 now);
 
@@ -136,6 +138,12 @@ bool Worker::run_one(u64 now, u64* sleep) {
     running_ = chosen;
     chosen->place.due_now = false;
   }
+  run(chosen);
+  return true;
+}
+
+// Pre: this thread made it running_.
+void Worker::run(WorkItem* chosen) {
   chosen->turn();
   {
     const sync::MutexGuard guard(lock_);
@@ -146,6 +154,18 @@ bool Worker::run_one(u64 now, u64* sleep) {
   }
   sync::futex_wake(turns_, INT32_MAX);
   sync::futex_wake(changed_, INT32_MAX);  // one who found `running_` taken
+}
+
+bool Worker::run_now(WorkItem* item) {
+  {
+    const sync::MutexGuard guard(lock_);
+    const WorkItem* listed = items_;
+    while (listed != nullptr && listed != item) listed = listed->place.next;
+    if (running_ != nullptr || listed == nullptr) return false;
+    running_ = item;
+    item->place.due_now = false;
+  }
+  run(item);
   return true;
 }
 
@@ -225,6 +245,10 @@ void remove_work(WorkItem* item) {
 
 void kick_worker(bool at_once) {
   worker.kick(at_once);
+}
+
+bool run_turn(WorkItem* item) {
+  return worker.run_now(item);
 }
 
 void work_without_thread() {

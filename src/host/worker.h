@@ -53,6 +53,9 @@ void remove_work(WorkItem* item);
 // Periods changed: every item is asked again. With `at_once` each also gets a turn now.
 void kick_worker(bool at_once = false);
 
+// Runs a turn of `item` here and now. False: somebody's turn runs, or the item is in no list.
+bool run_turn(WorkItem* item);
+
 // Runs what is due if there is no thread to do it. One relaxed load when there is.
 void work_without_thread();
 

@@ -12,6 +12,7 @@
 // Where the bytes of an entry are, and who may change that:
 //
 //   kind       bytes        its owner may          the store may        successors
+//   kWord      the entry    get, drop              nothing              kFree
 //   kMemory    the pool     get, drop              move it              kMoving, kFree
 //   kMoving    both soon    get (memory), drop     (one thread does)    kDisk, kMemory, kLeft
 //   kLeft      nobody's     nothing                finish, free it      kFree
@@ -133,6 +134,19 @@ void PageStore::count_memory() {
 
 // ---- putting --------------------------------------------------------------------------------
 
+Result<StoredPage> PageStore::put_word(u64 word) {
+  const sync::MutexGuard guard(lock_);
+  const auto entry = new_entry();
+  if (!entry) {
+    same_filled_.fetch_sub(1, sync::kRelaxed);
+    return refuse(entry.error());
+  }
+  entries_[*entry].kind = Kind::kWord;
+  entries_[*entry].word = word;
+  count_memory();
+  return StoredPage{*entry};
+}
+
 Result<StoredPage> PageStore::put_in_memory(const void* bytes, u16 size) {
   const sync::MutexGuard guard(lock_);
   const u32 entry = ST_TRY(new_entry());
@@ -148,7 +162,7 @@ Result<StoredPage> PageStore::put_in_memory(const void* bytes, u16 size) {
   append_newest(entry);
   ++use_.in_memory;
   count_memory();
-  return StoredPage{0, entry};
+  return StoredPage{entry};
 }
 
 // Bytes on the disk, in an extent of their own.
@@ -181,7 +195,7 @@ Result<StoredPage> PageStore::put_on_disk(const void* bytes, u16 size, int fd) {
   e.bytes = size;
   ++use_.on_disk;
   count_memory();
-  return StoredPage{0, *entry};
+  return StoredPage{*entry};
 }
 
 // Takes the oldest page in memory out of its list and copies its bytes to the bench.
@@ -227,7 +241,7 @@ Result<StoredPage> PageStore::put(const void* page, Bench* bench, int fd) {
   u64 word = 0;
   if (repeats(page, &word)) {
     same_filled_.fetch_add(1, sync::kRelaxed);
-    return StoredPage{word, StoredPage::kRepeated};
+    return word == 0 ? Result<StoredPage>(kZeros) : put_word(word);
   }
   // Room first, by the bench's buffer: afterwards it holds this page.
   while (move_oldest(bench, fd)) {
@@ -250,16 +264,20 @@ Result<StoredPage> PageStore::put(const void* page, Bench* bench, int fd) {
 
 // ---- getting --------------------------------------------------------------------------------
 
-Result<void> PageStore::get(const StoredPage& stored, void* page, int fd) {
-  if (stored.entry == StoredPage::kRepeated) {
-    fill(page, stored.word);
+Result<void> PageStore::get(StoredPage stored, void* page, int fd) {
+  if (stored == kZeros) {
+    fill(page, 0);
     return {};
   }
   SwapExtent extent;
   u16 size = 0;
   {
     const sync::MutexGuard guard(lock_);
-    const Entry& e = entries_[stored.entry];
+    const Entry& e = entries_[static_cast<u32>(stored)];
+    if (e.kind == Kind::kWord) {
+      fill(page, e.word);
+      return {};
+    }
     if (e.kind != Kind::kDisk) {
       if (expand(pool_.at(e.object), e.bytes, page)) return {};
       ++use_.lost;
@@ -279,19 +297,24 @@ Result<void> PageStore::get(const StoredPage& stored, void* page, int fd) {
   return done;
 }
 
-void PageStore::drop(const StoredPage& stored, int fd) {
-  if (stored.entry == StoredPage::kRepeated) {
+void PageStore::drop(StoredPage stored, int fd) {
+  if (stored == kZeros) {
     same_filled_.fetch_sub(1, sync::kRelaxed);
     return;
   }
   const sync::MutexGuard guard(lock_);
-  Entry& e = entries_[stored.entry];
+  const u32 entry = static_cast<u32>(stored);
+  Entry& e = entries_[entry];
   switch (e.kind) {
+    case Kind::kWord:
+      same_filled_.fetch_sub(1, sync::kRelaxed);
+      free_entry(entry);
+      break;
     case Kind::kMemory:
-      unlink(stored.entry);
+      unlink(entry);
       pool_.free(e.object);
       --use_.in_memory;
-      free_entry(stored.entry);
+      free_entry(entry);
       break;
     case Kind::kMoving:
       pool_.free(e.object);
@@ -301,7 +324,7 @@ void PageStore::drop(const StoredPage& stored, int fd) {
     case Kind::kDisk:
       file_.release(fd, e.extent);
       --use_.on_disk;
-      free_entry(stored.entry);
+      free_entry(entry);
       break;
     case Kind::kFree:
     case Kind::kLeft:
@@ -318,10 +341,10 @@ StoreUse PageStore::use() {
   return now;
 }
 
-s64 PageStore::debug_offset(const StoredPage& stored) {
+s64 PageStore::debug_offset(StoredPage stored) {
   const sync::MutexGuard guard(lock_);
-  if (stored.entry == StoredPage::kRepeated) return -1;
-  const Entry& e = entries_[stored.entry];
+  if (stored == kZeros) return -1;
+  const Entry& e = entries_[static_cast<u32>(stored)];
   return e.kind == Kind::kDisk ? static_cast<s64>(e.extent.unit * kSwapUnit) : -1;
 }
 

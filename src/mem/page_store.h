@@ -27,12 +27,9 @@
 
 namespace stagetwo::mem {
 
-// What put() answers: the word that is repeated, or the number of an entry.
-struct StoredPage {
-  u64 word = 0;
-  u32 entry = kRepeated;
-  static constexpr u32 kRepeated = ~u32{0};
-};
+// What put() answers: the number of an entry, or that there were only zeros.
+enum class StoredPage : u32 {};
+inline constexpr StoredPage kZeros{~u32{0}};
 
 struct StoreUse {
   u64 same_filled = 0;  // pages
@@ -69,22 +66,23 @@ class PageStore {
   [[nodiscard]] Result<StoredPage> put(const void* page, Bench* bench, int fd) TA_EXCL(lock_);
   // Puts them at `page`; they stay stored. Failure: the bytes are lost: EBADMSG (they are not those
   // that were written), EIO and whatever the disk says.
-  [[nodiscard]] Result<void> get(const StoredPage& stored, void* page, int fd) TA_EXCL(lock_);
-  void drop(const StoredPage& stored, int fd) TA_EXCL(lock_);
+  [[nodiscard]] Result<void> get(StoredPage stored, void* page, int fd) TA_EXCL(lock_);
+  void drop(StoredPage stored, int fd) TA_EXCL(lock_);
 
   [[nodiscard]] StoreUse use() TA_EXCL(lock_);
   // Memory it takes now. Racy by as much as a put() that is under way.
   [[nodiscard]] u64 memory_bytes() const { return memory_bytes_.load(sync::kRelaxed); }
   // Where a page stands on the disk, for tests that damage it; -1: elsewhere.
-  [[nodiscard]] s64 debug_offset(const StoredPage& stored) TA_EXCL(lock_);
+  [[nodiscard]] s64 debug_offset(StoredPage stored) TA_EXCL(lock_);
 
  private:
   // kMoving: on its way to the disk, its bytes still in memory. Dropped meanwhile it is kLeft, and
   // whoever moves it frees the entry.
-  enum class Kind : u8 { kFree, kMemory, kMoving, kLeft, kDisk };
+  enum class Kind : u8 { kFree, kWord, kMemory, kMoving, kLeft, kDisk };
   struct Entry {
     union {
       SwapExtent extent{};            // kDisk
+      u64 word;                       // kWord: it is repeated
       CompressedPool::Object object;  // kMemory, kMoving
     };
     u32 next = kNone;  // of the free ones, or of those in memory, oldest first
@@ -99,6 +97,7 @@ class PageStore {
   void append_newest(u32 entry) TA_REQ(lock_);
   void unlink(u32 entry) TA_REQ(lock_);
   void count_memory() TA_REQ(lock_);
+  [[nodiscard]] Result<StoredPage> put_word(u64 word) TA_EXCL(lock_);
   [[nodiscard]] Result<StoredPage> put_in_memory(const void* bytes, u16 size) TA_EXCL(lock_);
   [[nodiscard]] Result<StoredPage> put_on_disk(const void* bytes, u16 size, int fd) TA_EXCL(lock_);
   [[nodiscard]] Result<SwapExtent> write_out(const void* bytes, u16 size, int fd) TA_EXCL(lock_);

@@ -17,8 +17,10 @@
 #include "host/process_files.h"
 #include "host/run_section.h"
 #include "host/session.h"
+#include "reclaim/reclaim.h"
 #include "shim/forks.h"
 #include "shim/libc_calls.h"
+#include "shim/memory_limit.h"
 #include "shim/next.h"
 #include "shim/options.h"
 #include "shim/signal_masks.h"
@@ -60,6 +62,7 @@ Box<host::Description> attach_any(std::string_view kind, int fd, host::Descripto
 // exit() runs this after the program's own handlers; its threads still run.
 [[gnu::destructor]] void end_address_space() {
   if (!awake() || sys::getpid() != waker) return;
+  say_statistics();
   host::release_address_space();
   if (!option("verbose").empty()) log_line("address space released");
 }
@@ -89,6 +92,7 @@ void after_fork_in_child() {
   host::descriptors_after_fork_child();
   host::run_sections_after_fork_child();
   host::after_fork_child();
+  reclaim::after_fork_child();
   abi_hmm::after_fork_child();
   signals_after_fork_child();
 }
@@ -126,6 +130,7 @@ Result<void> wake() {
   log_line("engine awake");
   say_what_is_seen();
   waker = sys::getpid();
+  start_memory_limit();
   // A program that ends by a signal or _exit ends without it; so does one where this fails.
   if (!option("verbose").empty()) static_cast<void>(atexit(say_summary));
   return {};

@@ -55,6 +55,18 @@ namespace std {
 
 extern "C" {
 
+// What compresses pages has functions that allocate, which nobody calls; named here so that nothing
+// of the client's heap is imported.
+void* malloc(std::size_t) {
+  stagetwo::detail::check_failed(__FILE__, __LINE__, "the engine uses malloc");
+}
+void* calloc(std::size_t, std::size_t) {
+  stagetwo::detail::check_failed(__FILE__, __LINE__, "the engine uses calloc");
+}
+void free(void*) {
+  stagetwo::detail::check_failed(__FILE__, __LINE__, "the engine uses free");
+}
+
 // No frame of ours has anything to do when the client's thread is unwound: "go on".
 int __gxx_personality_v0() {
   constexpr int kContinueUnwind = 8;

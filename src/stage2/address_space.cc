@@ -8,6 +8,7 @@
 #include "base/trace.h"
 #include "host/faultin.h"
 #include "host/mapping_level.h"
+#include "host/memory_budget.h"
 
 // The theory is the kernel's: snapshot, translate without a lock, compare under mmu_lock, install.
 // A change of the address space raises the count of the gate, takes its entries out of the table
@@ -147,6 +148,8 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, ResidentCache& known, Mode
   }
   if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   if (populated != nullptr) populated->raise();
+  // A limit of memory is kept here, before the page comes: where huge pages may, for one of those.
+  host::budget::pay(fault.max_level > 1 ? pt::span_of<Format>(2) : 1);
   const Result<void> present =
       host::faultin(fault.page + page_offset(fault.gpa), access, host::Ask::kTouch);
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {

@@ -79,7 +79,6 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   template <typename T>
   [[nodiscard]] FaultOutcome cmpxchg(Gpa at, T* expected, T desired, bool* swapped,
                                      DirtyRing* ring = nullptr, u32 address_space = 0);
-
   // The guest's own read of its page tables: as read(), of the half that the attribute names.
   [[nodiscard]] FaultOutcome read_as_guest(Gpa from, void* to, size_t bytes);
 
@@ -96,6 +95,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   bool clear_flush_young(HvaRange range) override;
   bool clear_young(HvaRange range) override;
   bool test_young(HvaRange range) override;
+  void collect_young(HvaRange range, u64* bits) override;
   bool borrows(HvaRange range) override;
   // Who is told of stores to frames under slots().track_writes(). While there is one, slots do not
   // move. Failure: EBUSY. Post of detach: it is not called any more.

@@ -49,6 +49,15 @@ bool GuestMemory::test_young(HvaRange range) {
                   [this](u32 space, GfnRange frames) { return tdp_.test_young(space, frames); });
 }
 
+void GuestMemory::collect_young(HvaRange range, u64* bits) {
+  static_cast<void>(age_flush_.mark_old(lines_, [&] {
+    return any_user(slots_, range, [&](u32 space, GfnRange frames) {
+      return tdp_.collect_young(space, frames, range, bits);
+    });
+  }));
+  age_flush_.ask_if_due(lines_);
+}
+
 bool GuestMemory::borrows(HvaRange range) {
   const Memslots::Reader section(slots_);
   return section.overlaps(range);

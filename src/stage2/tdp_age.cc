@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "stage2/tdp_mmu.h"
 
 // Ageing: which pages has the guest used? Analogue: kvm_tdp_mmu_age_gfn_range, test_age_gfn of
@@ -44,6 +46,35 @@ bool TdpMmu::age(u32 address_space, GfnRange range) {
     for (TdpCursor at = cursor(root, range); at.valid(); at.next()) {
       if (!at.is_leaf() || !Format::is_accessed(at.old())) continue;
       young |= Format::is_accessed(at.fetch_and(~Format::kAccessed));
+    }
+  });
+  return young;
+}
+
+namespace {
+
+// The pages that `leaf` and `pages` have in common, as bits of the latter. Of most leaves, one.
+void set_bits(HvaRange leaf, HvaRange pages, u64* bits) {
+  const Hva start = std::max(leaf.start(), pages.start());
+  const Hva end = std::min(leaf.end(), pages.end());
+  u64 n = (start - pages.start()) >> kPageShift;
+  for (Hva at = start; at < end; at += kPageSize, ++n) bits[n / 64] |= u64{1} << (n % 64);
+}
+
+}  // namespace
+
+bool TdpMmu::collect_young(u32 address_space, GfnRange range, HvaRange pages, u64* bits) {
+  const sync::BigReaderGuard shared(mmu_lock_);
+  bool young = false;
+  for_each_root([&](TdpRoot& root) {
+    if (root.address_space != address_space) return;
+    for (TdpCursor at = cursor(root, range); at.valid(); at.next()) {
+      if (!at.is_leaf() || !Format::is_accessed(at.old())) continue;
+      const HvaRange leaf(Hva(Format::output(at.old())), at.frames() << kPageShift);
+      if (!leaf.overlaps(pages)) continue;  // private memory: not these pages
+      if (!Format::is_accessed(at.fetch_and(~Format::kAccessed))) continue;
+      set_bits(leaf, pages, bits);
+      young = true;
     }
   });
   return young;

@@ -97,6 +97,9 @@ class TdpMmu {
   // Was a page of the range used? age() also clears A. A cached translation sets it no more.
   [[nodiscard]] bool test_young(u32 address_space, GfnRange range) TA_EXCL(mmu_lock_, pages_lock_);
   bool age(u32 address_space, GfnRange range) TA_EXCL(mmu_lock_, pages_lock_);
+  // age() of the leaves into `pages`, and sets bit n where page n of it was used.
+  bool collect_young(u32 space, GfnRange, HvaRange pages, u64* bits)
+      TA_EXCL(mmu_lock_, pages_lock_);
 
   // --- NX huge pages (tdp_nx.cc) ---
   // True: it changed, and the caller invalidates all roots.
@@ -135,7 +138,6 @@ class TdpMmu {
   }
   [[nodiscard]] TdpCursor cursor(const TdpRoot& root, GfnRange range, unsigned min_level = 1) const;
 
-  // Faults.
   [[nodiscard]] bool is_stale(const MmuContext& context, const Fault& fault) const;
   void adjust_level(Fault& fault);
   [[nodiscard]] FaultOutcome prolog_and_map(MmuContext& context, Fault& fault, pt::Gather* removed)
@@ -155,7 +157,6 @@ class TdpMmu {
   // The table becomes the child of the entry, if that still is at.old(). Pre: filled completely.
   [[nodiscard]] static bool link(TdpCursor& at, TablePage& table, u32 address_space);
 
-  // The dirty log.
   void protect_word(const TdpRoot& root, Gfn base, u64 mask) TA_REQ(mmu_lock_);
   // False: the entry is no leaf any more.
   [[nodiscard]] bool split_leaf(TdpCursor& at, TablePage& child, u32 address_space)
@@ -178,7 +179,6 @@ class TdpMmu {
   [[nodiscard]] bool zap_entry_frozen(TdpCursor& at, pt::Gather* removed) TA_REQ_SHARED(mmu_lock_);
   // Unlinks one table by its parent. False: it was already. Analogue: kvm_tdp_mmu_zap_sp.
   bool zap_table(TablePage& table, pt::Gather* removed) TA_REQ(mmu_lock_);
-
   void check_table(TablePage& table, PageCounts* found);
   TdpHost& host_;
   const TdpPolicy policy_;

@@ -25,8 +25,8 @@ enum { kPage = 4096, kPages = 8, kBytes = kPage * kPages, kCode = 0x1000, kWindo
 static int vm;
 static int vcpu;
 static struct kvm_run* run;
-static char* window;
-static atomic_int stop;
+__attribute__((unused)) static char* window;
+__attribute__((unused)) static atomic_int stop;
 
 static void check(int holds, const char* what) {
   if (holds) return;
@@ -41,12 +41,12 @@ static void slot(uint32_t id, uint64_t gpa, uint64_t size, void* at) {
   check(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "KVM_SET_USER_MEMORY_REGION");
 }
 
-static uint16_t word(int page) {
+__attribute__((unused)) static uint16_t word(int page) {
   return *(volatile uint16_t*)(window + page * kPage);
 }
 
 // The guest has changed `page` since.
-static void wait_for_store(int page) {
+__attribute__((unused)) static void wait_for_store(int page) {
   const uint16_t before = word(page);
   const time_t start = time(NULL);
   while (word(page) == before) {
@@ -55,12 +55,12 @@ static void wait_for_store(int page) {
   }
 }
 
-static void* map_at(void* at, int flags) {
+__attribute__((unused)) static void* map_at(void* at, int flags) {
   return mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
 }
 
 // The guest starts at kCode, its data segment is the window.
-static void create(const unsigned char* code, size_t size) {
+__attribute__((unused)) static void create(const unsigned char* code, size_t size) {
   const int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
   check(kvm >= 0, "open /dev/kvm");
   vm = ioctl(kvm, KVM_CREATE_VM, 0);

@@ -21,6 +21,7 @@
 #include "base/alloc.h"
 #include "base/result.h"
 #include "base/vec.h"
+#include "reclaim/reclaim.h"
 #include "stage2/address_space.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
@@ -116,6 +117,7 @@ class Vm {
   Box<stage2::GuestMemory> memory_;  // immutable after construction
   const u64 type_;
   vcpu::VmPolicy policy_;  // word-sized fields, written under lock_
+  reclaim::Guest usage_;  // what a limit of memory may take
   Stats<VmStat> stats_{vm_stat_descriptors()};
   GuestClock clock_;
   IoZones zones_;

@@ -53,6 +53,9 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
   region.first_version = first_version;
   memory_->set_eager_split(parameters::eager_page_split());
   ST_TRY(memory_->slots().set_region(region));
+  // What has no memory to be known is not reclaimed.
+  memory_->slots().with_slot(
+      region.slot, [&](HvaRange now) { static_cast<void>(usage_.use(region.slot, now)); });
   return 0;
 }
 

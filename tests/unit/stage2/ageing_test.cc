@@ -56,6 +56,28 @@ TEST_F(Ageing, KnowsEveryFrameThatUsesAnAddress) {
   EXPECT_FALSE(host::test_young(page(1)));
 }
 
+TEST_F(Ageing, CollectsPageByPageAndMakesThemOld) {
+  for (const u64 n : {u64{1}, u64{4}, u64{6}}) ASSERT_EQ(use(n), FaultOutcome::kFixed);
+  u64 bits = 0;
+  host::collect_young({Hva(hva(1)), 5 * kPageSize}, &bits);
+  EXPECT_EQ(0b1001U, bits) << "pages 1 and 4, counted from the range's start";
+  bits = 0;
+  host::collect_young({Hva(hva(0)), 8 * kPageSize}, &bits);
+  EXPECT_EQ(0b1000000U, bits) << "the others are old now, and 6 was not asked of";
+  bits = 1 << 7;
+  host::collect_young({Hva(hva(0)), 8 * kPageSize}, &bits);
+  EXPECT_EQ(1U << 7, bits) << "what was set stays set";
+}
+
+TEST_F(Ageing, CollectsWhatAnAliasUsed) {
+  ASSERT_EQ(0, slot(1, kGpa + (1 << 20), 8 * kPageSize, hva(0)));
+  ASSERT_EQ(fault(kGpa + (1 << 20) + 3 * kPageSize, Access::kRead), FaultOutcome::kFixed);
+  ASSERT_EQ(use(5), FaultOutcome::kFixed);
+  u64 bits = 0;
+  host::collect_young({Hva(hva(0)), 8 * kPageSize}, &bits);
+  EXPECT_EQ(0b101000U, bits);
+}
+
 TEST_F(Ageing, BorrowsExactlyTheSlots) {
   EXPECT_TRUE(host::borrows(page(0)));
   EXPECT_TRUE(host::borrows(page(7)));

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/memory_budget.h"
+
+#include <climits>
+
+#include "host/worker.h"
+#include "sync/futex.h"
+
+// One turn at a time makes room, whoever runs it. Those who find nothing left meanwhile sleep on
+// `grants` and look again; they come back also when the turns make no progress, after kMostTurns,
+// because a page that cannot be paid for is still the guest's.
+
+namespace stagetwo::host::budget {
+
+namespace detail {
+constinit sync::Atomic<bool> limited{false};
+}  // namespace detail
+
+namespace {
+
+constexpr int kMostTurns = 16;
+constexpr s64 kDeepDebt = 256;
+constexpr u64 kLookAgainNs = 1'000'000;
+
+constinit sync::Atomic<WorkItem*> relief{nullptr};
+// Set by grant(), taken from by payments; an estimate, so relaxed.
+constinit sync::Atomic<s64> pages_left{0};
+// Raised by every grant(); sleepers wait on it.
+constinit sync::Atomic<u32> grants{0};
+
+}  // namespace
+
+void detail::pay_slow(u64 pages) {
+  const s64 wanted = static_cast<s64>(pages);
+  if (pages_left.fetch_sub(wanted, sync::kRelaxed) >= wanted) return;
+  for (int turn = 0; turn < kMostTurns; ++turn) {
+    if (pages_left.load(sync::kRelaxed) > 0) return;
+    WorkItem* const item = relief.load(sync::kAcquire);
+    if (item == nullptr) return;
+    static_cast<void>(run_turn(item));
+    const u32 seen = grants.load(sync::kAcquire);
+    if (pages_left.load(sync::kRelaxed) > 0) return;
+    sync::futex_wait(grants, seen, kLookAgainNs);
+  }
+}
+
+void owe(u64 pages) {
+  if (!detail::limited.load(sync::kRelaxed)) return;
+  const s64 wanted = static_cast<s64>(pages);
+  const u32 seen = grants.load(sync::kAcquire);
+  const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
+  if (before > 0 && before <= wanted) kick_worker(true);
+  // So deep in debt the worker does not follow: it is given the time of a few pages.
+  if (before < -kDeepDebt) sync::futex_wait(grants, seen, kLookAgainNs);
+}
+
+void limit(WorkItem* item) {
+  relief.store(item, sync::kRelease);
+  detail::limited.store(true, sync::kRelaxed);
+}
+
+void clear() {
+  detail::limited.store(false, sync::kRelaxed);
+  relief.store(nullptr, sync::kRelease);
+  grants.fetch_add(1, sync::kRelease);
+  sync::futex_wake(grants, INT_MAX);
+}
+
+void grant(s64 pages) {
+  pages_left.store(pages, sync::kRelaxed);
+  grants.fetch_add(1, sync::kRelease);
+  sync::futex_wake(grants, INT_MAX);
+}
+
+s64 left() {
+  return pages_left.load(sync::kRelaxed);
+}
+
+void after_fork_child() {
+  clear();
+}
+
+}  // namespace stagetwo::host::budget

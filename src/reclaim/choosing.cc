@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// What goes. Between its two marks the memory in use may move; over the upper one the oldest pages
+// are taken until the lower one is reached. A turn does not last: who waits for it gets what there
+// is, and the next turn goes on.
+//
+//   limit ------------------- a guest's fault waits here
+//   high   1/32 below ------- the worker begins
+//   low    1/16 below ------- it stops
+
+#include "reclaim/reclaimer.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "host/memory_budget.h"
+#include "host/mmu_notifier.h"
+#include "host/page_owner.h"
+#include "reclaim/guests.h"
+#include "sync/futex.h"
+
+namespace stagetwo::reclaim {
+namespace {
+
+constexpr u64 kLongestTurnNs = 3'000'000;
+constexpr u64 kFreshLookNs = 1'000'000;
+constexpr u64 kStaleLookNs = 100'000'000;
+// Passes this close tell nothing: the vCPUs' soft TLBs have not been flushed in between.
+constexpr u64 kPassesApartNs = 8'000'000;
+constexpr u64 kBatch = 64;
+constexpr u64 kUnkeptNs = 50'000'000;
+constexpr s64 kUnkeptPages = 4096;
+constexpr const char* kFull =
+    "the memory limit is not kept: what does not fit in memory compressed has no room in a swap "
+    "file (--swap)";
+constexpr const char* kStuck =
+    "the memory limit is not kept: what is over it is pinned, locked, shared with another process "
+    "or watched by the program itself";
+constexpr Age kAnyAge = -1;
+constexpr unsigned kFruitless = 3;  // looks for pages in a row that found none
+constexpr Age kNothing = kOldest + 1;
+
+}  // namespace
+
+bool Reclaimer::Scope::has(HvaRange range) const {
+  if (ranges == nullptr) return true;
+  return std::any_of(ranges->begin(), ranges->end(),
+                     [&](HvaRange one) { return one.overlaps(range); });
+}
+
+// Takes one run of neighbours. What is refused is not asked for again before the next look.
+u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
+  const HvaRange run(span.at(first), pages << kPageShift);
+  const auto taken = host::take_away(run, &swapper_, this, host::Which::kReclaim, &span.range);
+  for (u64 i = first; i < first + pages; ++i) span.resident[i / 64] &= ~(u64{1} << (i % 64));
+  if (!taken) {
+    // Not one mapping any more, or none: looked at again before anything else of it is tried.
+    span.kind = Span::Kind::kUnmapped;
+    return 0;
+  }
+  if (!swapper_.has_room() && swapper_.settle() != 0) give_in(&said_full_, kFull);
+  return *taken;
+}
+
+// From *index on, to the end of the span or until `wanted` pages went. Only whole chunks of the
+// bitmap are looked at once, so runs end where they do.
+u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
+  u64 taken = 0;
+  const auto old = [&](u64 i) {
+    return span.is_resident(i) && span.ages[i].load(sync::kRelaxed) >= from;
+  };
+  u64 i = *index;
+  while (i < span.pages && taken < wanted && span.kind == Span::Kind::kOrdinary) {
+    if (span.resident[i / 64] >> (i % 64) == 0) {
+      i = (i / 64 + 1) * 64;
+      continue;
+    }
+    if (!old(i)) {
+      ++i;
+      continue;
+    }
+    u64 end = i + 1;
+    while (end < span.pages && end - i < kMostAtOnce && old(end)) ++end;
+    u64 young = 0;
+    host::collect_young(HvaRange(span.at(i), (end - i) << kPageShift), &young);
+    if (young != 0 && from > kAnyAge) {
+      // Used since the last pass: these stay, and the run ends before the first of them.
+      span.used[i / 64].fetch_or(young << (i % 64), sync::kRelaxed);
+      for (u64 left = young; left != 0; left &= left - 1) {
+        span.ages[i + static_cast<u64>(std::countr_zero(left))].store(0, sync::kRelaxed);
+      }
+      end = i + static_cast<u64>(std::countr_zero(young));
+    }
+    if (end > i) taken += take_run(span, i, end - i);
+    i = std::max(end, i + 1);
+  }
+  *index = span.kind == Span::Kind::kOrdinary ? i : span.pages;
+  return taken;
+}
+
+// The clock hand, once round at most.
+u64 Reclaimer::evict(const Scope& scope, Age from, u64 wanted) {
+  u64 taken = 0;
+  bool wrapped = false;
+  const Hva begun = hand_;
+  while (taken < wanted) {
+    Span* const span = spans_.next(hand_);
+    if (span == nullptr) {
+      if (wrapped) break;
+      wrapped = true;
+      hand_ = Hva(0);
+      continue;
+    }
+    if (wrapped && span->range.start() >= begun && begun.raw() != 0) break;
+    u64 index = hand_ > span->range.start() ? span->index_of(hand_) : 0;
+    if (scope.has(span->range)) {
+      taken += evict_from(*span, &index, from, wanted - taken);
+    } else {
+      index = span->pages;
+    }
+    hand_ = index >= span->pages ? span->range.end() : span->at(index);
+  }
+  return taken;
+}
+
+// The greatest age of which, and of older ones, there are so many pages; 0: there are not.
+Age Reclaimer::threshold(u64 wanted) {
+  u64 sum = 0;
+  for (int age = kOldest; age > 0; --age) {
+    sum += histogram_[age];
+    if (sum >= wanted) return static_cast<Age>(age);
+  }
+  return sum != 0 ? Age{1} : Age{0};
+}
+
+// From which age on pages go, so that there are so many. Where none is old, a pass is due, though
+// not at once after the last one; where none is old even then, all of them are in use, and any
+// goes.
+Age Reclaimer::choose_age(u64 wanted, u64 until) {
+  Age from = threshold(wanted);
+  if (from > 0) return from;
+  // The first pass ever finds everything used: it tells nothing but the next one does.
+  if (passes_ == 0) {
+    look();
+    pass();
+  }
+  const u64 due = last_pass_ + kPassesApartNs;
+  for (u64 now = sync::now_ns(); now < due; now = sync::now_ns()) {
+    if (due > until) return kNothing;
+    sync::futex_wait(pause_, 0, due - now);
+  }
+  look();
+  pass();
+  from = threshold(wanted);
+  return from > 0 ? from : kAnyAge;
+}
+
+// An estimate: which of them went is not told apart.
+void Reclaimer::forget_taken(Age from, u64 taken) {
+  for (int age = kOldest; age >= std::max<int>(from, 0); --age) {
+    const u64 some = std::min(histogram_[age], taken);
+    histogram_[age] = taken == 0 ? 0 : histogram_[age] - some;
+    taken -= some;
+    if (taken == 0 && some != 0) return;
+  }
+}
+
+void Reclaimer::keep_under(u64 limit, u64 until) {
+  const u64 low = limit - limit / 16;
+  for (u64 used = usage(); used > low && sync::now_ns() < until; used = usage()) {
+    const u64 wanted = std::min((used - low) >> kPageShift, kBatch) + 1;
+    const Age from = choose_age(wanted, until);
+    if (from == kNothing) return;
+    const u64 taken = evict(Scope{}, from, wanted);
+    forget_taken(from, taken);
+    if (swapper_.settle() != 0) return give_in(&said_full_, kFull);
+    give_budget(usage());
+    fruitless_ = taken == 0 ? fruitless_ + 1 : 0;
+    if (fruitless_ < kFruitless) continue;
+    fruitless_ = 0;
+    look();
+    if (usage() > limit) give_in(&said_stuck_, kStuck);
+    return;
+  }
+}
+
+// The limit cannot be kept now: guests go on without it for a while, or they would stand still.
+void Reclaimer::give_in(bool* said, const char* why) {
+  unkept_until_ = sync::now_ns() + kUnkeptNs;
+  if (*said || say_ == nullptr) return;
+  *said = true;
+  say_(why);
+}
+
+void Reclaimer::give_budget(u64 used) {
+  const u64 limit = limit_.load(sync::kRelaxed);
+  // Over the limit it is a debt: who must not wait slows down by it.
+  const s64 left = static_cast<s64>(limit >> kPageShift) - static_cast<s64>(used >> kPageShift);
+  host::budget::grant(unkept() ? std::max(left, kUnkeptPages) : left);
+}
+
+void Reclaimer::keep_limits(u64 now) {
+  const u64 limit = limit_.load(sync::kRelaxed);
+  busy_ = false;
+  if (limit != kNoLimit) {
+    if (now - look_.at > kStaleLookNs) look();
+    const u64 high = limit - limit / 32;
+    if (usage() > high && now - look_.at > std::max(kFreshLookNs, 4 * look_.took)) look();
+    // A look may take longer than a turn is to last: what it finds is still acted on.
+    if (usage() > high && !unkept()) keep_under(limit, sync::now_ns() + kLongestTurnNs);
+    const u64 used = usage();
+    busy_ = used > high && !unkept();
+    give_budget(used);
+  }
+  keep_guests_limits(sync::now_ns() + kLongestTurnNs);
+}
+
+// A guest's own limit counts its pages in memory.
+void Reclaimer::keep_guests_limits(u64 until) {
+  for (;;) {
+    Vec<HvaRange> ranges{"reclaim.scope"};
+    u64 limit = kNoLimit;
+    u64 resident = 0;
+    {
+      const sync::MutexGuard guard(guests.lock);
+      for (Guest* guest = guests.first; guest != nullptr && limit == kNoLimit;
+           guest = guest->next_) {
+        if (guest->limit_ == kNoLimit || guest->resident_ <= guest->limit_) continue;
+        bool all = true;
+        guest->ranges_.for_each(
+            [&](u32, const Guest::Range& used) { all = all && ranges.push_back(used.range); });
+        if (!all) return;
+        limit = guest->limit_;
+        resident = guest->resident_;
+        guest->resident_ = 0;  // until it is measured again
+      }
+    }
+    if (limit == kNoLimit) return;
+    const u64 wanted = (resident - limit + limit / 16) >> kPageShift;
+    const Scope scope{&ranges};
+    u64 taken = evict(scope, std::max<Age>(threshold(wanted), 1), wanted);
+    if (taken < wanted) taken += evict(scope, kAnyAge, wanted - taken);
+    static_cast<void>(swapper_.settle());
+    busy_ = true;
+    if (sync::now_ns() > until) return;
+  }
+}
+
+}  // namespace stagetwo::reclaim

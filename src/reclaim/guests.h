@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The guests of the process and the ranges they use. Part of reclaim; not for other rooms.
+// Locking: lock (rank: address space), above the spans'. Lifetime: a guest while it is in the list.
+
+#include "reclaim/reclaim.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::reclaim {
+
+struct Guests {
+  sync::Mutex lock{sync::Rank::kAddressSpace};
+  Guest* first TA_GUARDED(lock) = nullptr;
+};
+extern Guests guests;
+
+struct GuestAccess {
+  static Guest* next(Guest& guest) { return guest.next_; }
+  static HashMap<u32, Guest::Range>& ranges(Guest& guest) { return guest.ranges_; }
+};
+
+}  // namespace stagetwo::reclaim

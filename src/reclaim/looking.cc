@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is resident. The kernel is asked page by page now and then; in between the process's
+// resident set, one cheap read, says by how much that can have grown: guests' pages are part of it.
+// Memory of the client's that shrinks meanwhile hides as much growth, until the next look.
+
+#include "reclaim/reclaimer.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <string_view>
+
+#include "base/sys.h"
+#include "host/kept_fd.h"
+#include "host/process_map.h"
+#include "reclaim/guests.h"
+#include "sync/futex.h"
+
+#if !defined(MADV_COLD)
+#define MADV_COLD 20
+#endif
+
+namespace stagetwo::reclaim {
+namespace {
+
+constinit host::KeptFd statm("/proc/self/statm");
+
+// The second number of the line: resident pages. 0: the kernel does not say.
+u64 process_resident() {
+  const auto fd = statm.get();
+  char line[128];
+  const auto got = fd ? sys::pread(*fd, line, sizeof(line), 0) : Result<size_t>(refuse(fd.error()));
+  if (!got) return 0;
+  const std::string_view text(line, *got);
+  u64 pages = 0;
+  for (size_t i = text.find(' ') + 1; i < text.size() && text[i] >= '0' && text[i] <= '9'; ++i) {
+    pages = pages * 10 + static_cast<u64>(text[i] - '0');
+  }
+  return pages << kPageShift;
+}
+
+// The kernel refuses to call a locked page cold, and else does nothing that could be noticed.
+bool is_locked(Hva at) {
+  const auto cold = sys::madvise(reinterpret_cast<void*>(at.raw()), kPageSize, MADV_COLD);
+  return !cold && to_int(cold.error()) == EINVAL;
+}
+
+Span::Kind kind_of(const host::Mapping& mapping, HvaRange span) {
+  if (mapping.page_size != kPageSize) return Span::Kind::kHugetlb;
+  // Several mappings of a file in one range: nothing that a VMM does often enough to be worth it.
+  if (mapping.shared && mapping.range.end() < span.end()) return Span::Kind::kUnmapped;
+  return is_locked(span.start()) ? Span::Kind::kLocked : Span::Kind::kOrdinary;
+}
+
+}  // namespace
+
+void Reclaimer::look_at(Span& span) {
+  const auto mapping = host::shown_mapping_at(span.range.start());
+  span.kind = mapping ? kind_of(*mapping, span.range) : Span::Kind::kUnmapped;
+  span.shared = mapping && mapping->shared;
+  const bool whole = span.kind != Span::Kind::kUnmapped;
+  const auto count = host::resident_pages(span.range, span.shared && whole, span.resident);
+  span.resident_count = count ? *count : 0;
+  if (!count) std::fill_n(span.resident, span.words(), u64{0});
+}
+
+void Reclaimer::look() {
+  const u64 begun = sync::now_ns();
+  look_.process = process_resident() - std::min(process_resident(), kept_bytes());
+  u64 resident = 0;
+  u64 hugetlb = 0;
+  u64 locked = 0;
+  for_each_span([&](Span& span) {
+    look_at(span);
+    const u64 bytes = span.resident_count << kPageShift;
+    if (span.kind == Span::Kind::kHugetlb) {
+      hugetlb += bytes;
+      return;
+    }
+    if (span.kind == Span::Kind::kLocked) locked += bytes;
+    resident += bytes;
+  });
+  look_.resident = resident;
+  look_.at = sync::now_ns();
+  look_.took = look_.at - begun;
+  swapper_.set_resident(resident >> kPageShift);
+  const sync::MutexGuard guard(report_);
+  shown_.hugetlb = hugetlb;
+  shown_.locked = locked;
+}
+
+u64 Reclaimer::kept_bytes() {
+  return swapper_.store().memory_bytes() + swapper_.placed_bytes();
+}
+
+u64 Reclaimer::resident_now() {
+  const u64 all = process_resident();
+  const u64 now = all - std::min(all, kept_bytes());
+  const u64 then = look_.process;
+  if (now >= then) return look_.resident + (now - then);
+  return look_.resident - std::min(look_.resident, then - now);
+}
+
+u64 Reclaimer::resident_in(HvaRange range) {
+  u64 pages = 0;
+  for (Span* span = spans_.next(range.start());
+       span != nullptr && span->range.start() < range.end();
+       span = spans_.next(span->range.end())) {
+    const Hva from = std::max(range.start(), span->range.start());
+    const Hva to = std::min(range.end(), span->range.end());
+    const u64 end = (to - span->range.start()) >> kPageShift;
+    for (u64 i = span->index_of(from); i < end; ++i) pages += span->is_resident(i) ? 1U : 0U;
+  }
+  return pages << kPageShift;
+}
+
+void Reclaimer::measure_guests() {
+  const sync::MutexGuard guard(guests.lock);
+  for (Guest* guest = guests.first; guest != nullptr; guest = guest->next_) {
+    guest->resident_ = 0;
+    guest->ranges_.for_each(
+        [&](u32, const Guest::Range& used) { guest->resident_ += resident_in(used.range); });
+  }
+}
+
+}  // namespace stagetwo::reclaim

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reclaim/reclaim.h"
+
+#include <algorithm>
+
+#include "base/process_page.h"
+#include "base/sys.h"
+#include "host/memory_budget.h"
+#include "host/mmu_notifier.h"
+#include "host/page_owner.h"
+#include "host/process_map.h"
+#include "host/session.h"
+#include "host/userfault.h"
+#include "reclaim/guests.h"
+#include "reclaim/reclaimer.h"
+#include "sync/futex.h"
+
+namespace stagetwo::reclaim {
+
+constinit Guests guests;
+
+namespace {
+
+constexpr u64 kBusyNs = 0;
+constexpr u64 kNearNs = 1'000'000;
+constexpr u64 kFarNs = 10'000'000;
+
+// Set under guests.lock; read there, or by who knows that it is active.
+constinit sync::Atomic<Reclaimer*> the_reclaimer{nullptr};
+constinit sync::Atomic<u32> reclaimer_of{0};  // the process that made it
+
+Reclaimer* own() {
+  Reclaimer* const one = the_reclaimer.load(sync::kAcquire);
+  return one != nullptr && reclaimer_of.load(sync::kRelaxed) == process_stamp() ? one : nullptr;
+}
+
+}  // namespace
+
+// ---- the turn -------------------------------------------------------------------------------
+
+Reclaimer::Reclaimer(const Settings& settings)
+    : interval_ns_(settings.interval_ns),
+      say_(settings.say),
+      on_sample_(settings.on_sample),
+      started_at_(sync::now_ns()),
+      limit_(settings.memory_limit),
+      swapper_(spans_, settings.say),
+      last_sample_(started_at_),
+      followed_(host::session_word(host::kLimitWord).load(sync::kRelaxed)) {}
+
+Result<void> Reclaimer::init(const Settings& settings) {
+  ST_TRY(swapper_.init());
+  if (settings.swap_fd >= 0) ST_TRY(swapper_.use_file(settings.swap_fd));
+  swapper_.store().set_file_limit(settings.swap_limit);
+  set_limit(settings.memory_limit);
+  return {};
+}
+
+// Compressed pages may have a quarter of the limit before the oldest go to the file; half of it
+// where there is none.
+void Reclaimer::set_limit(u64 bytes) {
+  limit_.store(bytes, sync::kRelaxed);
+  const u64 share = swapper_.file() >= 0 ? 4 : 2;
+  swapper_.store().set_memory_limit(bytes == kNoLimit ? kNoLimit : bytes / share);
+  if (!listed_) return;
+  if (bytes == kNoLimit) {
+    host::budget::clear();
+  } else {
+    host::budget::limit(this);
+  }
+}
+
+void Reclaimer::enter_list() {
+  host::add_work(this);
+  listed_ = true;
+  set_limit(limit_.load(sync::kRelaxed));
+}
+
+bool Reclaimer::any_guest_limited() {
+  const sync::MutexGuard guard(guests.lock);
+  Guest* guest = guests.first;
+  while (guest != nullptr && guest->limit_ == kNoLimit) guest = guest->next_;
+  return guest != nullptr;
+}
+
+// `stagetwo limit` writes it while programs run.
+void Reclaimer::follow_session() {
+  const u64 wanted = host::session_word(host::kLimitWord).load(sync::kRelaxed);
+  if (wanted == followed_) return;
+  followed_ = wanted;
+  static_assert(host::kUnlimited == kNoLimit);
+  set_limit(wanted == 0 ? kNoLimit : wanted);
+}
+
+void Reclaimer::turn() {
+  const u64 now = sync::now_ns();
+  follow_session();
+  spans_.prune();
+  keep_limits(now);
+  take_sample(now);
+  if (sync::now_ns() - last_measure_ > kFarNs) {
+    last_measure_ = sync::now_ns();
+    if (any_guest_limited()) look();
+    measure_guests();
+  }
+  const sync::MutexGuard guard(report_);
+  shown_.resident = look_.resident;
+}
+
+u64 Reclaimer::period_ns() {
+  if (busy_) return kBusyNs;
+  const u64 limit = limit_.load(sync::kRelaxed);
+  if (limit == kNoLimit) return interval_ns_ == 0 ? kFarNs : std::min(interval_ns_, kFarNs * 100);
+  return look_.resident > limit / 2 || look_.at == 0 ? kNearNs : kFarNs;
+}
+
+Statistics Reclaimer::statistics() {
+  Statistics now;
+  {
+    const sync::MutexGuard guard(report_);
+    now = shown_;
+  }
+  now.limit = limit_.load(sync::kRelaxed);
+  const mem::StoreUse use = swapper_.store().use();
+  now.compressed = use.memory_bytes;
+  now.on_disk = use.disk_bytes;
+  now.same_filled = use.same_filled;
+  now.write_errors = use.write_errors;
+  const SwapCounts counts = swapper_.counts();
+  now.taken = counts.taken;
+  now.refaults = counts.refaults;
+  now.too_early = counts.too_early;
+  now.ahead = counts.ahead;
+  now.discarded = counts.discarded;
+  now.not_stored = counts.not_stored;
+  now.lost = counts.lost;
+  now.absent = use.same_filled + use.in_memory + use.on_disk;
+  const host::OwnerCounts owners = host::owner_counts();
+  now.pinned = owners.refused_held;
+  now.watched = owners.refused_watch;
+  now.shared_away = owners.refused_shared;
+  now.under_change = owners.refused_change;
+  now.not_movable = owners.refused_owner;
+  return now;
+}
+
+void Reclaimer::bring_everything_back() {
+  for_each_span([](Span& span) { static_cast<void>(host::bring_back_range(span.range)); });
+}
+
+// ---- the engine -----------------------------------------------------------------------------
+
+namespace {
+
+Result<Reclaimer*> make_reclaimer(const Settings& settings) {
+  ST_TRY(host::userfault::open());
+  Reclaimer* const fresh = ST_TRY(make<Reclaimer>("reclaim.engine", settings));
+  const auto ready = fresh->init(settings);
+  if (ready) return fresh;
+  destroy(fresh);
+  return refuse(ready.error());
+}
+
+// Guests that were there before. What has no memory is not reclaimed.
+void add_all(Reclaimer& reclaimer) TA_REQ(guests.lock) {
+  for (Guest* guest = guests.first; guest != nullptr; guest = GuestAccess::next(*guest)) {
+    GuestAccess::ranges(*guest).for_each(
+        [&](u32, auto& used) { used.known = reclaimer.spans().add(used.range).has_value(); });
+  }
+}
+
+}  // namespace
+
+Result<void> start(const Settings& settings) {
+  const auto made = own() != nullptr ? Result<Reclaimer*>(refuse(EBUSY)) : make_reclaimer(settings);
+  if (!made) {
+    if (settings.swap_fd >= 0) static_cast<void>(sys::close(settings.swap_fd));
+    return refuse(made.error());
+  }
+  {
+    const sync::MutexGuard guard(guests.lock);
+    add_all(**made);
+    reclaimer_of.store(process_stamp(), sync::kRelaxed);
+    the_reclaimer.store(*made, sync::kRelease);
+  }
+  (*made)->enter_list();
+  return {};
+}
+
+bool active() {
+  return own() != nullptr;
+}
+
+void stop() {
+  Reclaimer* const reclaimer = own();
+  if (reclaimer == nullptr) return;
+  host::budget::clear();
+  host::remove_work(reclaimer);
+  reclaimer->bring_everything_back();
+  {
+    const sync::MutexGuard guard(guests.lock);
+    the_reclaimer.store(nullptr, sync::kRelease);
+  }
+  destroy(reclaimer);
+}
+
+void set_memory_limit(u64 bytes) {
+  Reclaimer* const reclaimer = own();
+  if (reclaimer == nullptr) return;
+  reclaimer->set_limit(bytes);
+  host::kick_worker(true);
+}
+
+Statistics statistics() {
+  Reclaimer* const reclaimer = own();
+  return reclaimer == nullptr ? Statistics{} : reclaimer->statistics();
+}
+
+unsigned samples(u64* first, Sample* out, unsigned room) {
+  Reclaimer* const reclaimer = own();
+  return reclaimer == nullptr ? 0 : reclaimer->samples(first, out, room);
+}
+
+// The parent's arena is not ours to give back to; its items went with the worker.
+void after_fork_child() {
+  std::construct_at(&guests);
+  the_reclaimer.store(nullptr);
+}
+
+// ---- guests ---------------------------------------------------------------------------------
+
+Guest::Guest() {
+  const sync::MutexGuard guard(guests.lock);
+  next_ = guests.first;
+  guests.first = this;
+}
+
+Guest::~Guest() {
+  const sync::MutexGuard guard(guests.lock);
+  Guest** link = &guests.first;
+  // A child of fork has its parent's guests in no list.
+  while (*link != nullptr && *link != this) link = &(*link)->next_;
+  if (*link == nullptr) return;
+  *link = next_;
+  ranges_.for_each([&](u32, const Range& used) { let_go(used); });
+}
+
+void Guest::let_go(const Range& used) {
+  Reclaimer* const reclaimer = own();
+  if (used.known && reclaimer != nullptr) reclaimer->spans().remove(used.range);
+}
+
+Result<void> Guest::use(u32 name, HvaRange range) {
+  const sync::MutexGuard guard(guests.lock);
+  const Range* const now = ranges_.find(name);
+  const Range old = now == nullptr ? Range{} : *now;
+  if (old.range == range) return {};
+  Result<void> done;
+  Range fresh{range};
+  Reclaimer* const reclaimer = own();
+  if (reclaimer != nullptr && !range.empty()) {
+    done = reclaimer->spans().add(range);
+    fresh.known = done.has_value();
+  }
+  ranges_.erase(name);
+  if (done && !range.empty()) {
+    const auto entered = ranges_.insert(name, fresh);
+    if (!entered) {
+      let_go(fresh);
+      done = refuse(entered.error());
+    }
+  }
+  let_go(old);
+  return done;
+}
+
+void Guest::set_limit(u64 bytes) {
+  {
+    const sync::MutexGuard guard(guests.lock);
+    limit_ = bytes;
+  }
+  host::kick_worker(true);
+}
+
+u64 Guest::resident_bytes() {
+  const sync::MutexGuard guard(guests.lock);
+  return resident_;
+}
+
+}  // namespace stagetwo::reclaim

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The façade of the room: guest memory kept under a limit, and what is known of its use. Pages that
+// no guest has used for longest leave the process, compressed or for a file, and come back when
+// somebody touches them (docs/journeys/swap_out.md). Analogue: a memory cgroup with its reclaim,
+// and the generations of MGLRU (kernel files: mm/memcontrol.c, mm/vmscan.c, mm/workingset.c).
+// Differs: only memory that a guest uses counts and goes; accessed bits are those of the secondary
+// MMUs, the process's own touches are known by the refaults they cause.
+//
+// Invariants: I1  what counts (pages of guests that are in memory, and the bytes kept in memory for
+//                 those that are not) is under the limit but for what came since the last look;
+//                 a guest's fault waits for room.
+//             I2  pinned, locked, hugetlb, device-private pages, those that the client watches by a
+//                 userfaultfd and those that another process may have are left alone, and counted.
+//             I3  a page comes back with its bytes, or is lost and said so.
+// Locking: guests under a leaf-like lock of their own; the rest by whoever runs the turn.
+// Lifetime: one engine a process, from start() to stop(); a child of fork has none, and everything.
+
+#include "addr/addr.h"
+#include "base/hash_map.h"
+#include "base/result.h"
+#include "base/types.h"
+
+namespace stagetwo::reclaim {
+
+inline constexpr u64 kNoLimit = ~u64{0};
+// One line for the user.
+using Say = void (*)(const char* line);
+
+struct Sample {
+  u64 at_ns;  // since start()
+  u64 working_set;
+  u64 resident;
+  u64 compressed;
+  u64 on_disk;
+};
+
+struct Settings {
+  u64 memory_limit = kNoLimit;  // bytes
+  int swap_fd = -1;             // of mem::SwapFile::create(); the engine's from then on
+  u64 swap_limit = kNoLimit;    // bytes
+  u64 interval_ns = 0;          // of the working set's samples; 0: none are taken
+  Say say = nullptr;
+  void (*on_sample)(const Sample& sample) = nullptr;  // by the turn, after each
+};
+
+// Failure: EBUSY (it was started), ENOMEM, EMFILE; EPERM, ENOSYS: userfaultfd is denied, without
+// which nothing can be taken. The file is closed then.
+[[nodiscard]] Result<void> start(const Settings& settings);
+[[nodiscard]] bool active();
+// Pre: no guest. Everything comes back. For tests and clients that unload us.
+void stop();
+
+// From now on. kNoLimit: none. Context: any thread of the client's.
+void set_memory_limit(u64 bytes);
+
+// What one guest uses as memory. Part of its VM.
+class Guest {
+ public:
+  Guest();
+  ~Guest();
+  Guest(const Guest&) = delete;
+  Guest& operator=(const Guest&) = delete;
+
+  // What the guest uses under that name, in place of what it used; empty: nothing any more. Pages
+  // of what it no longer uses stay absent until somebody wants them. Failure: ENOMEM; the range is
+  // then not reclaimed. Context: no lock of rank address space or below.
+  [[nodiscard]] Result<void> use(u32 name, HvaRange range);
+  // Of its own, beside the process's: of pages in memory alone.
+  void set_limit(u64 bytes);
+  // Bytes in memory, as of the last look.
+  [[nodiscard]] u64 resident_bytes();
+
+ private:
+  friend class Reclaimer;
+  friend struct GuestAccess;
+  struct Range {
+    HvaRange range;
+    bool known = false;  // to the spans of an engine
+  };
+  void let_go(const Range& used);
+  HashMap<u32, Range> ranges_{"reclaim.guest_ranges"};
+  u64 limit_ = kNoLimit;
+  u64 resident_ = 0;
+  Guest* next_ = nullptr;
+};
+
+// How old pages in memory are, in passes since they were last seen used.
+inline constexpr unsigned kAgeBuckets = 4;  // 0, 1, 2 to 7, more
+
+struct Statistics {
+  u64 limit = kNoLimit;
+  u64 resident = 0;    // bytes, as of the last look
+  u64 compressed = 0;  // bytes in memory for pages that are not
+  u64 on_disk = 0;     // bytes
+  u64 absent = 0;      // pages, of which so many
+  u64 same_filled = 0;
+  u64 taken = 0;      // pages so far
+  u64 refaults = 0;   // so far
+  u64 too_early = 0;  // refaults of pages that were in use
+  u64 ahead = 0;      // pages that came with their neighbours
+  u64 discarded = 0;
+  u64 not_stored = 0;  // pages put back, because there was no room for them
+  u64 lost = 0;
+  u64 write_errors = 0;
+  u64 passes = 0;  // of ageing
+  u64 ages[kAgeBuckets] = {};
+  u64 working_set = 0;  // bytes, of the last interval
+  // Left alone: bytes that are resident,
+  u64 hugetlb = 0;
+  u64 locked = 0;
+  // and refusals so far, in pages.
+  u64 pinned = 0;        // pinned, or a buffer of a system call
+  u64 watched = 0;       // by the client's own userfaultfd
+  u64 shared_away = 0;   // another process may have it
+  u64 under_change = 0;  // of its mapping
+  u64 not_movable = 0;   // the kernel would not
+};
+[[nodiscard]] Statistics statistics();
+
+// The samples from number `first` on, at most `room`; answers how many. Old ones may be gone.
+[[nodiscard]] unsigned samples(u64* first, Sample* out, unsigned room);
+
+void after_fork_child();
+
+}  // namespace stagetwo::reclaim

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The turn: looks at what there is, ages it, and takes the coldest away until the limit is kept.
+// Part of reclaim; not for other rooms. Analogue: kswapd and direct reclaim, and the walks of MGLRU
+// (kernel file: mm/vmscan.c).
+//
+// One turn runs at a time, by the engine's worker or by the thread of a guest's fault that found
+// nothing left of the budget (host/memory_budget.h).
+//
+//   look     which pages are resident: the kernel is asked, about 1 ms a gigabyte; in between the
+//            process's resident set says by how much that may have grown
+//   pass     which were used since the last pass: the bell is asked; a page's age is how many
+//            passes it has not been
+//   choose   the oldest ages that are enough; a clock hand goes round the spans; what was used
+//            since the pass stays (look-around)
+//   take     up to 64 neighbours at once; then they are compressed
+//
+// Locking: turn_ state is the turn's; `guests` (see reclaim.cc) is taken for short looks at ranges.
+
+#include "host/worker.h"
+#include "reclaim/reclaim.h"
+#include "reclaim/span.h"
+#include "reclaim/swapper.h"
+#include "sync/atomic.h"
+#include "sync/futex.h"
+
+namespace stagetwo::reclaim {
+
+class Reclaimer final : public host::WorkItem {
+ public:
+  explicit Reclaimer(const Settings& settings);
+  [[nodiscard]] Result<void> init(const Settings& settings);
+
+  void turn() override;
+  u64 period_ns() override;
+
+  void set_limit(u64 bytes);
+  // Turns begin.
+  void enter_list();
+  [[nodiscard]] SpanTable& spans() { return spans_; }
+  [[nodiscard]] Swapper& swapper() { return swapper_; }
+  [[nodiscard]] Statistics statistics();
+  [[nodiscard]] unsigned samples(u64* first, Sample* out, unsigned room) TA_EXCL(report_);
+  // Everything is to come back.
+  void bring_everything_back();
+
+ private:
+  // What is chosen from: everything, or one guest's.
+  struct Scope {
+    const Vec<HvaRange>* ranges = nullptr;
+    [[nodiscard]] bool has(HvaRange range) const;
+  };
+
+  void follow_session();
+  // looking.cc
+  void look();
+  void look_at(Span& span);
+  [[nodiscard]] u64 resident_now();
+  [[nodiscard]] u64 usage() { return resident_now() + kept_bytes(); }
+  [[nodiscard]] u64 kept_bytes();
+  void measure_guests();
+  [[nodiscard]] u64 resident_in(HvaRange range);
+  [[nodiscard]] bool any_guest_limited();
+
+  // ageing.cc
+  void pass();
+  void age(Span& span);
+  void take_sample(u64 now);
+  [[nodiscard]] u64 clear_used();
+
+  // choosing.cc
+  void keep_limits(u64 now);
+  void keep_guests_limits(u64 until);
+  void keep_under(u64 limit, u64 until);
+  [[nodiscard]] Age choose_age(u64 wanted, u64 until);
+  void forget_taken(Age from, u64 taken);
+  void give_in(bool* said, const char* why);
+  [[nodiscard]] bool unkept() const { return sync::now_ns() < unkept_until_; }
+  [[nodiscard]] Age threshold(u64 wanted);
+  [[nodiscard]] u64 evict(const Scope& scope, Age oldest_to, u64 wanted);
+  [[nodiscard]] u64 evict_from(Span& span, u64* index, Age from, u64 wanted);
+  [[nodiscard]] u64 take_run(Span& span, u64 first, u64 pages);
+  void give_budget(u64 used);
+
+  template <typename F>
+  void for_each_span(F&& fn) {
+    for (Span* span = spans_.next(Hva(0)); span != nullptr; span = spans_.next(span->range.end())) {
+      fn(*span);
+    }
+  }
+
+  const u64 interval_ns_;
+  const Say say_;
+  void (*const on_sample_)(const Sample& sample);
+  const u64 started_at_;
+  sync::Atomic<u64> limit_;  // relaxed: the next turn sees it
+
+  SpanTable spans_;
+  Swapper swapper_;
+
+  // The turn's.
+  struct Look {
+    u64 at = 0;
+    u64 took = 0;      // nanoseconds
+    u64 resident = 0;  // bytes
+    u64 process = 0;   // the process's resident set then, without what is ours
+  } look_;
+  u64 histogram_[kOldest + 1] = {};  // resident pages by age, those below zero not counted
+  u64 passes_ = 0;
+  u64 last_pass_ = 0;
+  u64 last_sample_;
+  u64 last_measure_ = 0;
+  Hva hand_{};
+  sync::Atomic<u32> pause_{0};  // never changes: to sleep on
+  unsigned fruitless_ = 0;
+  u64 unkept_until_ = 0;
+  u64 followed_;  // of the session's word
+  bool listed_ = false;
+  bool busy_ = false;  // over its mark when the last turn ended
+  bool said_full_ = false;
+  bool said_stuck_ = false;
+
+  // What others may read.
+  sync::Mutex report_{sync::Rank::kStats};
+  Statistics shown_ TA_GUARDED(report_);
+  static constexpr unsigned kKept = 4096;
+  Vec<Sample> samples_ TA_GUARDED(report_){"reclaim.samples"};
+  u64 sample_count_ TA_GUARDED(report_) = 0;
+};
+
+}  // namespace stagetwo::reclaim

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reclaim/span.h"
+
+#include <algorithm>
+
+#include "base/alloc.h"
+
+namespace stagetwo::reclaim {
+namespace {
+
+// What one span has of the engine's memory, in this order: slots, resident, used, ages.
+struct Layout {
+  explicit Layout(u64 pages)
+      : resident(pages * sizeof(PageSlot)),
+        used(resident + (pages + 63) / 64 * sizeof(u64)),
+        ages(used + (pages + 63) / 64 * sizeof(u64)),
+        bytes(ages + pages) {}
+  u64 resident;
+  u64 used;
+  u64 ages;
+  u64 bytes;
+};
+
+}  // namespace
+
+// Zeroes are right for all of it: pages are here, of age 0, not known to be resident.
+Result<Span*> Span::create(HvaRange range) {
+  Span* const span = ST_TRY(make<Span>("reclaim.span", range));
+  const Layout layout(span->pages);
+  const auto memory = map_pages(layout.bytes, "reclaim.span_pages");
+  if (!memory) {
+    stagetwo::destroy(span);
+    return refuse(memory.error());
+  }
+  u8* const base = static_cast<u8*>(*memory);
+  span->slots = reinterpret_cast<PageSlot*>(base);
+  span->resident = reinterpret_cast<u64*>(base + layout.resident);
+  span->used = reinterpret_cast<sync::Atomic<u64>*>(base + layout.used);
+  span->ages = reinterpret_cast<sync::Atomic<Age>*>(base + layout.ages);
+  return span;
+}
+
+void Span::destroy(Span* span) {
+  unmap_pages(span->slots, Layout(span->pages).bytes);
+  stagetwo::destroy(span);
+}
+
+SpanTable::~SpanTable() {
+  const sync::MutexGuard guard(lock_);
+  spans_.for_each(0, ~u64{0}, [](auto entry) { Span::destroy(*entry.value); });
+}
+
+Span* SpanTable::find(Hva at) {
+  const auto entry = spans_.find(at.raw());
+  return entry ? *entry.value : nullptr;
+}
+
+// A span for each part of the range that has none.
+Result<void> SpanTable::fill_gaps(HvaRange range) {
+  for (u64 at = range.start().raw(); at < range.end().raw();) {
+    const auto entry = spans_.find_from(at);
+    if (entry && entry.start <= at) {
+      at = entry.end;
+      continue;
+    }
+    const u64 end = entry ? std::min(entry.start, range.end().raw()) : range.end().raw();
+    Span* const span = ST_TRY(Span::create(HvaRange(Hva(at), end - at)));
+    const auto entered = spans_.insert(at, end, span);
+    if (!entered) {
+      Span::destroy(span);
+      return refuse(entered.error());
+    }
+    at = end;
+  }
+  return {};
+}
+
+// What was made before a refusal has no user, and goes with the next turn.
+Result<void> SpanTable::add(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  ST_TRY(fill_gaps(range));
+  spans_.for_each(range.start().raw(), range.end().raw(),
+                  [](auto entry) { ++(*entry.value)->users; });
+  return {};
+}
+
+void SpanTable::remove(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  spans_.for_each(range.start().raw(), range.end().raw(),
+                  [](auto entry) { --(*entry.value)->users; });
+}
+
+Span* SpanTable::next(Hva at) {
+  const sync::MutexGuard guard(lock_);
+  const auto entry = spans_.find_from(at.raw());
+  return entry ? *entry.value : nullptr;
+}
+
+void SpanTable::prune() {
+  const sync::MutexGuard guard(lock_);
+  for (u64 at = 0;;) {
+    const auto entry = spans_.find_from(at);
+    if (!entry) return;
+    Span* const span = *entry.value;
+    at = entry.end;
+    if (span->users != 0 || span->absent != 0) continue;
+    if (!spans_.erase(span->range.start().raw(), span->range.end().raw())) return;  // later
+    Span::destroy(span);
+  }
+}
+
+}  // namespace stagetwo::reclaim

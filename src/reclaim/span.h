@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A range of the client's addresses that some guest uses as memory, what is known of each of its
+// pages, and the table of all of them. Part of reclaim; not for other rooms.
+//
+//   where        bytes                             who may act          successors
+//   kHere        the process's own page            takers               kPlaced
+//   kPlaced      a place of ours, as they are      first toucher,       kReturning, kSqueezing,
+//   kHere
+//                                                  who compresses       (discarded)
+//   kReturning   on their way back                 that toucher         kHere, kPlaced (no memory)
+//   kSqueezing   the place; being compressed       both; a toucher      kStored, kPlaced, kLeft
+//                                                  gets a copy
+//   kLeft        nobody's: taken back or given     who compresses       kHere
+//                up under the compressor
+//   kStored      the store                         first toucher        kFetching, kHere
+//   (discarded) kFetching    the store; being read             that toucher         kHere, kStored
+//   (no memory)
+//
+// Invariants: I1  spans do not overlap. I2  a span with an absent page or a user stays.
+// Locking: SpanTable's lock (rank: reclaim) for the table and for what says so; the rest is of
+// whoever runs the turn, ages and use bits also of touchers, relaxed: they are hints.
+// Lifetime: while a guest uses the range, and then until none of its pages is absent.
+
+#include "addr/addr.h"
+#include "base/interval_map.h"
+#include "base/result.h"
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::reclaim {
+
+enum class Where : u8 { kHere, kPlaced, kReturning, kSqueezing, kLeft, kStored, kFetching };
+
+struct PageSlot {
+  u32 what = 0;  // the place, or the store's number
+  u16 when = 0;  // the clock of evictions when it was taken
+  Where where = Where::kHere;
+};
+static_assert(sizeof(PageSlot) == 8);
+
+// In passes since a page was last seen used.
+using Age = s8;
+inline constexpr Age kOldest = 100;
+
+struct Span {
+  explicit Span(HvaRange of) : range(of), pages(of.size() >> kPageShift) {}
+  // Failure: ENOMEM.
+  [[nodiscard]] static Result<Span*> create(HvaRange range);
+  static void destroy(Span* span);
+
+  [[nodiscard]] u64 index_of(Hva at) const { return (at - range.start()) >> kPageShift; }
+  [[nodiscard]] Hva at(u64 index) const { return range.start() + (index << kPageShift); }
+  [[nodiscard]] u64 words() const { return (pages + 63) / 64; }
+  [[nodiscard]] bool is_resident(u64 index) const {
+    return (resident[index / 64] >> (index % 64) & 1) != 0;
+  }
+
+  const HvaRange range;
+  const u64 pages;
+
+  // Under the table's lock.
+  PageSlot* slots = nullptr;
+  u64 absent = 0;            // pages that are not kHere
+  u32 users = 0;             // ranges of guests that overlap
+  u64 last_touch = ~u64{0};  // the page that came back last
+  u32 row = 0;               // how many came back one after another
+
+  sync::Atomic<Age>* ages = nullptr;
+  sync::Atomic<u64>* used = nullptr;  // a bit a page: in this interval of the working set
+  u64* resident = nullptr;            // a bit a page: as of the last look
+  u64 resident_count = 0;             // bits in it
+  bool shared = false;                // as of the last look: a mapping of a file
+  enum class Kind : u8 { kOrdinary, kHugetlb, kLocked, kUnmapped } kind = Kind::kOrdinary;
+};
+
+class SpanTable {
+ public:
+  SpanTable() = default;
+  SpanTable(const SpanTable&) = delete;
+  SpanTable& operator=(const SpanTable&) = delete;
+  ~SpanTable();
+
+  // One more user of the range. Failure: ENOMEM; nothing changed.
+  [[nodiscard]] Result<void> add(HvaRange range) TA_EXCL(lock_);
+  // Pre: added before.
+  void remove(HvaRange range) TA_EXCL(lock_);
+  // The first span that ends after `at`, or null. Good for whoever runs the turn, who alone prunes.
+  [[nodiscard]] Span* next(Hva at) TA_EXCL(lock_);
+  // Spans that nobody uses and that have nothing absent go. Context: the turn.
+  void prune() TA_EXCL(lock_);
+
+  [[nodiscard]] Span* find(Hva at) TA_REQ(lock_);
+  [[nodiscard]] sync::Mutex& lock() TA_RETURN(lock_) { return lock_; }
+
+ private:
+  [[nodiscard]] Result<void> fill_gaps(HvaRange range) TA_REQ(lock_);
+
+  sync::Mutex lock_{sync::Rank::kReclaim};
+  IntervalMap<u64, Span*> spans_ TA_GUARDED(lock_){"reclaim.spans"};
+};
+
+}  // namespace stagetwo::reclaim

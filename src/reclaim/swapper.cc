@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reclaim/swapper.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/alloc.h"
+#include "base/check.h"
+#include "base/guard.h"
+#include "base/sys.h"
+#include "base/text.h"
+#include "base/trace.h"
+#include "host/memory_budget.h"
+
+// One page, who takes it and who touches it:
+//
+//   turn                                   | toucher
+//   host: isolated; moved to a place       | waits for the record
+//   lock; kPlaced; unlock. host: absent    | asks us
+//                                          | lock; kPlaced -> kReturning; moves it back; kHere
+//   lock; kPlaced -> kSqueezing; unlock    |
+//   compresses into the store              | lock; kSqueezing: copies the place; kLeft
+//   lock; kSqueezing -> kStored            | (or finds it stored: kFetching, reads, kHere)
+//         kLeft: forgets the stored copy,  |
+//         frees the place; kHere           |
+//
+// The compressor reads a place that nobody moves: a toucher that meets kSqueezing copies.
+
+namespace stagetwo::reclaim {
+namespace {
+
+constexpr u32 kFirstRun = 3;  // pages in a row that make a sequence
+constexpr u32 kMostAhead = 16;
+constexpr u64 kClockStep = 256;  // evictions a tick of PageSlot::when
+
+const void* bytes_at(Hva place) {
+  return reinterpret_cast<const void*>(place.raw());
+}
+
+}  // namespace
+
+Result<void> Swapper::init() {
+  bench_ = ST_TRY(make<mem::PageStore::Bench>("reclaim.bench"));
+  const u64 bytes = u64{kPlaces} * kPageSize;
+  void* const places = ST_TRY(map_pages(bytes, "reclaim.places"));
+  places_ = Hva(reinterpret_cast<u64>(places));
+  host::prepare_places(HvaRange(places_, bytes));
+  return {};
+}
+
+Swapper::~Swapper() {
+  destroy(bench_);
+  if (places_.raw() != 0) {
+    unmap_pages(reinterpret_cast<void*>(places_.raw()), u64{kPlaces} * kPageSize);
+  }
+}
+
+// ---- places ---------------------------------------------------------------------------------
+
+// So many in a row, or kNoPlace. A run is never longer than a word has bits.
+u32 Swapper::find_places(u32 pages) {
+  const u64 wanted = pages == 64 ? ~u64{0} : (u64{1} << pages) - 1;
+  for (u32 word = 0; word < kPlaces / 64; ++word) {
+    const u64 busy = taken_places_[word] | dirty_places_[word];
+    for (u32 first = 0; first + pages <= 64; ++first) {
+      if ((busy & wanted << first) != 0) continue;
+      taken_places_[word] |= wanted << first;
+      return word * 64 + first;
+    }
+  }
+  return kNoPlace;
+}
+
+void Swapper::free_place(u32 place) {
+  taken_places_[place / 64] &= ~(u64{1} << place % 64);
+  dirty_places_[place / 64] |= u64{1} << place % 64;
+}
+
+// What was left of pages in free places. Context: the turn.
+void Swapper::drop_places() {
+  u64 dirty[kPlaces / 64];
+  {
+    const sync::MutexGuard guard(spans_.lock());
+    std::copy_n(dirty_places_, kPlaces / 64, dirty);
+  }
+  for (u32 at = 0; at < kPlaces;) {
+    const auto is_dirty = [&](u32 place) { return (dirty[place / 64] >> (place % 64) & 1) != 0; };
+    u32 end = at;
+    while (end < kPlaces && is_dirty(end)) ++end;
+    if (end > at) {
+      static_cast<void>(sys::madvise(reinterpret_cast<void*>(place_at(at).raw()),
+                                     u64{end - at} * kPageSize, MADV_DONTNEED));
+    }
+    at = end + 1;
+  }
+  const sync::MutexGuard guard(spans_.lock());
+  for (u32 word = 0; word < kPlaces / 64; ++word) dirty_places_[word] &= ~dirty[word];
+}
+
+// ---- taking ---------------------------------------------------------------------------------
+
+void Swapper::note_taken(Hva at, u32 place) {
+  Span& span = *spans_.find(at);
+  PageSlot& slot = span.slots[span.index_of(at)];
+  ST_DCHECK(slot.where == Where::kHere);
+  slot = {place, static_cast<u16>(counts_.taken / kClockStep), Where::kPlaced};
+  ++span.absent;
+  ++counts_.taken;
+  list_[staged_++] = {at, place};
+}
+
+// Only the turn asks, about pages of spans it has before it; another owner's caller might not.
+bool Swapper::take(const host::AbsentPage& page, host::PageExit& exit) {
+  u32 place = kNoPlace;
+  {
+    const sync::MutexGuard guard(spans_.lock());
+    if (staged_ == kPlaces || spans_.find(page.at) == nullptr) return false;
+    place = find_places(1);
+  }
+  if (place == kNoPlace) return false;
+  const bool went = exit.to(place_at(place));
+  const sync::MutexGuard guard(spans_.lock());
+  if (went) {
+    note_taken(page.at, place);
+  } else {
+    free_place(place);
+  }
+  return went;
+}
+
+unsigned Swapper::take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) {
+  u32 place = kNoPlace;
+  {
+    const sync::MutexGuard guard(spans_.lock());
+    const Span* const span = spans_.find(first.at);
+    if (span == nullptr || span->index_of(first.at) + pages > span->pages) return 0;
+    if (staged_ + pages > kPlaces || pages > 64) return 0;
+    place = find_places(pages);
+  }
+  if (place == kNoPlace) return 0;
+  const unsigned went = exit.run_to(place_at(place));
+  const sync::MutexGuard guard(spans_.lock());
+  for (u32 i = 0; i < pages; ++i) {
+    if (i < went) {
+      note_taken(first.at + u64{i} * kPageSize, place + i);
+    } else {
+      free_place(place + i);
+    }
+  }
+  return went;
+}
+
+// ---- storing --------------------------------------------------------------------------------
+
+bool Swapper::begin_squeeze(const Staged& staged) {
+  const sync::MutexGuard guard(spans_.lock());
+  Span* const span = spans_.find(staged.at);
+  if (span == nullptr) return false;
+  PageSlot& slot = span->slots[span->index_of(staged.at)];
+  if (slot.where != Where::kPlaced || slot.what != staged.place) return false;
+  slot.where = Where::kSqueezing;
+  return true;
+}
+
+// False: the stored copy, if there is one, is nobody's.
+bool Swapper::end_squeeze(const Staged& staged, const Result<mem::StoredPage>& stored) {
+  const sync::MutexGuard guard(spans_.lock());
+  Span& span = *spans_.find(staged.at);
+  PageSlot& slot = span.slots[span.index_of(staged.at)];
+  if (slot.where == Where::kLeft) {
+    slot = {};
+    --span.absent;
+    free_place(staged.place);
+    return false;
+  }
+  slot.where = stored ? Where::kStored : Where::kPlaced;
+  if (!stored) return false;
+  slot.what = static_cast<u32>(*stored);
+  free_place(staged.place);
+  return true;
+}
+
+int Swapper::settle() {
+  int refusal = 0;
+  const u32 count = staged_;
+  for (u32 i = 0; i < count; ++i) {
+    const Staged staged = list_[i];
+    if (!begin_squeeze(staged)) continue;
+    const auto stored = store_.put(bytes_at(place_at(staged.place)), bench_, file());
+    if (end_squeeze(staged, stored)) continue;
+    if (stored) {
+      store_.drop(*stored, file());
+      continue;
+    }
+    refusal = to_int(stored.error());
+    static_cast<void>(host::bring_back(staged.at));
+    const sync::MutexGuard guard(spans_.lock());
+    ++counts_.not_stored;
+  }
+  staged_ = 0;
+  drop_places();
+  return refusal;
+}
+
+// ---- bringing back --------------------------------------------------------------------------
+
+Swapper::Return Swapper::begin_return(Hva at) {
+  const sync::MutexGuard guard(spans_.lock());
+  Span& span = *spans_.find(at);
+  PageSlot& slot = span.slots[span.index_of(at)];
+  const Return job{slot.where, slot.what};
+  if (slot.where == Where::kPlaced) slot.where = Where::kReturning;
+  if (slot.where == Where::kStored) slot.where = Where::kFetching;
+  return job;
+}
+
+void Swapper::end_return(Hva at, Return job, host::BringBack outcome) {
+  const bool gone = outcome != host::BringBack::kRetry;
+  bool dropped = false;
+  {
+    const sync::MutexGuard guard(spans_.lock());
+    Span& span = *spans_.find(at);
+    PageSlot& slot = span.slots[span.index_of(at)];
+    if (slot.where == Where::kSqueezing) {
+      if (gone) slot.where = Where::kLeft;
+    } else if (slot.where == Where::kStored) {
+      // Compressed while it was copied from its place: the copy is as good.
+      dropped = gone;
+      if (gone) job.what = slot.what;
+    } else if (!gone) {
+      slot.where = job.was;
+    } else {
+      dropped = job.was == Where::kStored;
+      if (job.was == Where::kPlaced) free_place(job.what);
+    }
+    if (gone && slot.where != Where::kLeft) {
+      slot = {};
+      --span.absent;
+    }
+  }
+  if (dropped) store_.drop(mem::StoredPage{job.what}, file());
+}
+
+host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
+  using host::BringBack;
+  if (job.was == Where::kPlaced) {
+    return entry.from(place_at(job.what)) ? BringBack::kBack : BringBack::kRetry;
+  }
+  if (job.was == Where::kSqueezing) {
+    return entry.from_bytes(bytes_at(place_at(job.what))) ? BringBack::kBack : BringBack::kRetry;
+  }
+  alignas(64) u8 page[kPageSize];
+  const auto got = store_.get(mem::StoredPage{job.what}, page, file());
+  if (!got) {
+    say_lost(at, to_int(got.error()));
+    return BringBack::kLost;
+  }
+  return entry.from_bytes(page) ? BringBack::kBack : BringBack::kRetry;
+}
+
+host::BringBack Swapper::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
+  const Return job = begin_return(page.at);
+  const host::BringBack outcome = put_back(page.at, job, entry);
+  u32 ahead = 0;
+  if (outcome == host::BringBack::kBack) {
+    host::budget::owe(1);
+    const sync::MutexGuard guard(spans_.lock());
+    Span& span = *spans_.find(page.at);
+    ahead = note_touch(span, span.index_of(page.at));
+  }
+  end_return(page.at, job, outcome);
+  if (ahead != 0) read_ahead(page.at + kPageSize, ahead);
+  return outcome;
+}
+
+// How many pages behind it are worth to come with it.
+u32 Swapper::note_touch(Span& span, u64 index) {
+  span.used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
+  if (ahead_.load(sync::kRelaxed) == sys::current_tid()) {
+    ++counts_.ahead;
+    span.ages[index].store(0, sync::kRelaxed);
+    return 0;
+  }
+  ++counts_.refaults;
+  const u16 now = static_cast<u16>(counts_.taken / kClockStep);
+  const u64 distance =
+      static_cast<u64>(static_cast<u16>(now - span.slots[index].when)) * kClockStep;
+  const bool too_early = distance <= resident_.load(sync::kRelaxed);
+  counts_.too_early += too_early ? 1 : 0;
+  span.ages[index].store(too_early ? Age{0} : Age{1}, sync::kRelaxed);
+  span.row = span.last_touch + 1 == index ? span.row + 1 : 0;
+  span.last_touch = index;
+  return span.row >= kFirstRun ? std::min(span.row, kMostAhead) : 0;
+}
+
+bool Swapper::may_come_ahead(Hva at) {
+  const sync::MutexGuard guard(spans_.lock());
+  Span* const span = spans_.find(at);
+  if (span == nullptr) return false;
+  const u64 index = span->index_of(at);
+  const Where where = span->slots[index].where;
+  if (where != Where::kStored && where != Where::kPlaced) return false;
+  span->last_touch = index;
+  return true;
+}
+
+// One thread at a time; the page it was asked for is there already, who waits for it is woken
+// after. Where memory is short nothing comes that nobody asked for.
+void Swapper::read_ahead(Hva after, u32 pages) {
+  int nobody = 0;
+  if (host::budget::left() < s64{2} * kMostAhead) return;
+  if (!ahead_.compare_exchange(nobody, sys::current_tid(), sync::kRelaxed)) return;
+  for (u32 i = 0; i < pages; ++i) {
+    const Hva at = after + u64{i} * kPageSize;
+    if (!may_come_ahead(at) || host::bring_back(at) != host::BringBack::kBack) break;
+  }
+  ahead_.store(0, sync::kRelaxed);
+}
+
+void Swapper::discard(const host::AbsentPage& page) {
+  const Return job = begin_return(page.at);
+  end_return(page.at, job, host::BringBack::kBack);
+  const sync::MutexGuard guard(spans_.lock());
+  ++counts_.discarded;
+}
+
+void Swapper::say_lost(Hva at, int error) {
+  {
+    const sync::MutexGuard guard(spans_.lock());
+    ++counts_.lost;
+  }
+  if (say_ == nullptr) return;
+  FixedString<200> line;
+  line.append("a page of guest memory is lost: the swap file has ");
+  line.append(error == EBADMSG ? "other bytes than were written to it" : "an error");
+  line.append(" (address ").append_hex(at.raw()).append(", errno ").append_int(error);
+  line.append("); whoever touches it fails");
+  say_(line.c_str());
+}
+
+SwapCounts Swapper::counts() {
+  const sync::MutexGuard guard(spans_.lock());
+  return counts_;
+}
+
+}  // namespace stagetwo::reclaim

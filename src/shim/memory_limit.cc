@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/memory_limit.h"
+
+#include <fcntl.h>
+
+#include <array>
+#include <string_view>
+
+#include "base/size_text.h"
+#include "base/sys.h"
+#include "base/text.h"
+#include "host/session.h"
+#include "mem/swap_file.h"
+#include "reclaim/reclaim.h"
+#include "shim/options.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr u64 kDefaultInterval = 1'000'000'000;
+constexpr size_t kLongestPath = 4096;
+
+// The option's value as `parse` reads it, or `otherwise`.
+template <typename Parse>
+u64 value_of(std::string_view name, u64 otherwise, Parse&& parse) {
+  const std::string_view text = option(name);
+  if (text.empty()) return otherwise;
+  if (const auto value = parse(text)) return *value;
+  warn("STAGETWO_OPTIONS: no size or time, ignored: ", name);
+  return otherwise;
+}
+
+void say(const char* line) {
+  warn(line, {});
+}
+
+int open_swap() {
+  const std::string_view path = option("swap");
+  if (path.empty()) return -1;
+  const FixedString<kLongestPath> text(path);
+  const auto made = mem::SwapFile::create(text.c_str());
+  if (made) return *made;
+  FixedString<128> line;
+  line.append("the swap file cannot be made (errno ")
+      .append_int(to_int(made.error()))
+      .append("): ");
+  warn(line.view(), path);
+  return -1;
+}
+
+// The file is made anew by its first line; others are put behind.
+void append_to(std::string_view path, std::string_view text, int flags) {
+  const FixedString<kLongestPath> name(path);
+  const auto fd = sys::openat(AT_FDCWD, name.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
+  if (!fd) return;
+  static_cast<void>(sys::write(*fd, text.data(), text.size()));
+  static_cast<void>(sys::close(*fd));
+}
+
+void append_mib(TextWriter& to, u64 bytes) {
+  to.append_int(bytes >> 20).append_char('.').append_int((bytes >> 10 & 1023) * 10 / 1024);
+  to.append(" MiB");
+}
+
+void on_sample(const reclaim::Sample& sample) {
+  FixedString<256> line;
+  line.append("working set ");
+  append_mib(line, sample.working_set);
+  line.append(", in memory ");
+  append_mib(line, sample.resident);
+  line.append(", compressed ");
+  append_mib(line, sample.compressed);
+  line.append(", on disk ");
+  append_mib(line, sample.on_disk);
+  warn(line.view(), {});
+  if (option("wss-file").empty()) return;
+  FixedString<256> json;
+  json.append("{\"at_ns\": ").append_int(sample.at_ns);
+  json.append(", \"working_set\": ").append_int(sample.working_set);
+  json.append(", \"resident\": ").append_int(sample.resident);
+  json.append(", \"compressed\": ").append_int(sample.compressed);
+  json.append(", \"on_disk\": ").append_int(sample.on_disk).append("}\n");
+  append_to(option("wss-file"), json.view(), O_APPEND);
+}
+
+struct Figure {
+  const char* name;  // of the JSON, and with spaces of the line
+  u64 reclaim::Statistics::* value;
+};
+constexpr std::array kFigures = {
+    Figure{"limit", &reclaim::Statistics::limit},
+    Figure{"resident", &reclaim::Statistics::resident},
+    Figure{"compressed", &reclaim::Statistics::compressed},
+    Figure{"on_disk", &reclaim::Statistics::on_disk},
+    Figure{"working_set", &reclaim::Statistics::working_set},
+    Figure{"absent_pages", &reclaim::Statistics::absent},
+    Figure{"same_filled_pages", &reclaim::Statistics::same_filled},
+    Figure{"taken_pages", &reclaim::Statistics::taken},
+    Figure{"refaults", &reclaim::Statistics::refaults},
+    Figure{"refaults_too_early", &reclaim::Statistics::too_early},
+    Figure{"read_ahead_pages", &reclaim::Statistics::ahead},
+    Figure{"discarded_pages", &reclaim::Statistics::discarded},
+    Figure{"not_stored_pages", &reclaim::Statistics::not_stored},
+    Figure{"lost_pages", &reclaim::Statistics::lost},
+    Figure{"write_errors", &reclaim::Statistics::write_errors},
+    Figure{"ageing_passes", &reclaim::Statistics::passes},
+    Figure{"hugetlb", &reclaim::Statistics::hugetlb},
+    Figure{"locked", &reclaim::Statistics::locked},
+    Figure{"refused_pinned", &reclaim::Statistics::pinned},
+    Figure{"refused_watched", &reclaim::Statistics::watched},
+    Figure{"refused_shared", &reclaim::Statistics::shared_away},
+    Figure{"refused_changing", &reclaim::Statistics::under_change},
+    Figure{"refused_by_kernel", &reclaim::Statistics::not_movable},
+};
+
+void append_json(TextWriter& to, const reclaim::Statistics& now) {
+  to.append("{");
+  for (const Figure& figure : kFigures) {
+    const u64 value = now.*figure.value;
+    to.append("\"").append(figure.name).append("\": ");
+    if (value == reclaim::kNoLimit) {
+      to.append("null, ");
+    } else {
+      to.append_int(value).append(", ");
+    }
+  }
+  to.append("\"ages\": [");
+  for (unsigned i = 0; i < reclaim::kAgeBuckets; ++i) {
+    to.append(i == 0 ? "" : ", ").append_int(now.ages[i]);
+  }
+  to.append("]}\n");
+}
+
+void append_words(TextWriter& to, const reclaim::Statistics& now) {
+  to.append("guest memory:");
+  for (const Figure& figure : kFigures) {
+    const u64 value = now.*figure.value;
+    if (value == 0 || value == reclaim::kNoLimit) continue;
+    to.append_char(' ').append(figure.name).append_char(' ').append_int(value).append_char(',');
+  }
+  to.append(" ages");
+  for (const u64 pages : now.ages) to.append_char(' ').append_int(pages);
+}
+
+}  // namespace
+
+void start_memory_limit() {
+  reclaim::Settings settings;
+  settings.memory_limit = value_of("memory-limit", reclaim::kNoLimit, parse_size);
+  const u64 session_limit = host::session_word(host::kLimitWord).load(sync::kRelaxed);
+  if (session_limit != 0) settings.memory_limit = session_limit;
+  settings.interval_ns = option("wss").empty()  ? 0
+                         : option("wss") == "1" ? kDefaultInterval
+                                                : value_of("wss", kDefaultInterval, parse_interval);
+  const bool wanted = settings.memory_limit != reclaim::kNoLimit || settings.interval_ns != 0 ||
+                      !option("swap").empty();
+  if (!wanted) return;
+  settings.swap_fd = open_swap();
+  settings.swap_limit = value_of("swap-size", reclaim::kNoLimit, parse_size);
+  settings.say = say;
+  if (settings.interval_ns != 0) settings.on_sample = on_sample;
+  if (!option("wss-file").empty()) append_to(option("wss-file"), {}, O_TRUNC);
+  const auto started = reclaim::start(settings);
+  if (started) return;
+  FixedString<160> line;
+  line.append("guest memory is not limited: ");
+  const int error = to_int(started.error());
+  const bool denied = error == EPERM || error == ENOSYS;
+  line.append(denied ? "userfaultfd is denied (see 'stagetwo doctor')" : "it cannot be started");
+  line.append(", errno ").append_int(error);
+  warn(line.view(), {});
+}
+
+void say_statistics() {
+  const std::string_view where = option("stats");
+  if (where.empty()) return;
+  const reclaim::Statistics now = reclaim::statistics();
+  FixedString<2048> text;
+  if (where == "1") {
+    append_words(text, now);
+    warn(text.view(), {});
+  } else {
+    append_json(text, now);
+    append_to(where, text.view(), O_TRUNC);
+  }
+}
+
+}  // namespace stagetwo::shim

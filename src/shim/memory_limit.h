@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// --memory-limit, --swap, --wss and --stats of `stagetwo run`, as the engine sees them.
+//
+//   memory-limit=256M    guests' memory of this process stays under it (reclaim/reclaim.h)
+//   swap=FILE  swap-size=1G
+//   wss=1s     wss-file=FILE    the working set: a line each interval, and one of JSON in the file
+//   stats=1    stats=FILE       at exit: lines for the user, or JSON in the file
+//
+// A value that makes no sense, or cannot be had, is one line and then as if it were not given: the
+// program is not ours to end.
+// Context: the end of waking; at exit. Nothing is started where none of these is given.
+
+namespace stagetwo::shim {
+
+void start_memory_limit();
+// Pre: the process that woke, before its address space is released.
+void say_statistics();
+
+}  // namespace stagetwo::shim

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest larger than its limit, through the whole chain: nothing is lost, the limit is kept as seen from outside, and
+nothing is left behind. Check 12 of the specification."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+BUILD = Path(__file__).resolve().parents[2] / "build"
+TOOL = BUILD / "bin/stagetwo"
+CLIENT = BUILD / "clients/swapping_vmm"
+MIB = 1 << 20
+SECONDS = float(os.environ.get("STAGETWO_TEST_SECONDS", "3"))
+SEED = os.environ.get("STAGETWO_SEED") or os.environ.get("STAGETWO_DEFAULT_SEED") or str(time.time_ns() & 0xffffffff)
+
+
+def resident_of(pid, start, size):
+    """Bytes of [start, start + size) in memory, as smaps has them."""
+    total = 0
+    inside = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        head = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if head:
+            inside = int(head[1], 16) < start + size and start < int(head[2], 16)
+        elif inside and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def swap_blocks(pid, folder):
+    """Bytes on the disk of the file without a name."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(fd).startswith(str(folder) + "/"):
+                return fd.stat().st_blocks * 512
+        except OSError:
+            pass
+    return 0
+
+
+def child_of(pid):
+    for _ in range(500):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if children and Path(f"/proc/{children[0]}/comm").read_text().strip() == CLIENT.name:
+            return int(children[0])
+        time.sleep(0.01)
+    raise AssertionError("the program did not start")
+
+
+class SwappingVmm(unittest.TestCase):
+    def setUp(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="stagetwo-swap-"))
+        if subprocess.run([TOOL, "run", "--memory-limit", "64M", "--log-file", self.folder / "probe", "--",
+                           CLIENT, "1", "1", "1"], capture_output=True, check=False).returncode != 0:
+            self.fail("the client does not run at all")
+        probe = self.folder / "probe"
+        if probe.exists() and "denied" in probe.read_text():
+            self.skipTest("userfaultfd is denied here")
+        probe.unlink(missing_ok=True)
+
+    def tearDown(self):
+        shutil.rmtree(self.folder)
+
+    def start(self, megabytes, limit, *more, options=(), ms=None, size=""):
+        self.stats = self.folder / "stats.json"
+        self.samples = self.folder / "samples.jsonl"
+        command = [TOOL, "run", "--memory-limit", limit, "--swap", f"{self.folder}{size}", f"--stats={self.stats}",
+                   f"--wss=100ms,file={self.samples}", "--log-file", self.folder / "log", *options, "--", CLIENT,
+                   megabytes, ms or int(SECONDS * 200), SEED, *more]
+        return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def compressed(self):
+        lines = self.samples.read_text().splitlines() if self.samples.exists() else []
+        return json.loads(lines[-1])["compressed"] if lines else 0
+
+    def whole(self, megabytes, limit_mib, *more):
+        with self.start(megabytes, f"{limit_mib}M", *more) as run:
+            pid = child_of(run.pid)
+            _, start, size = run.stdout.readline().split()
+            most, on_disk, looks = 0, 0, 0
+            while run.poll() is None:
+                try:
+                    most = max(most, resident_of(pid, int(start, 16), int(size)) + self.compressed())
+                    on_disk = max(on_disk, swap_blocks(pid, self.folder))
+                    looks += 1
+                except OSError:
+                    break
+                time.sleep(0.01)
+            told = run.stdout.read()
+        self.assertEqual(0, run.returncode, f"seed {SEED}: {told}")
+        self.assertTrue(told.startswith("whole: "), f"seed {SEED}: {told}")
+        self.assertGreater(looks, 10)
+        self.assertLessEqual(most, limit_mib * MIB * 1.05 + 16 * MIB, f"seed {SEED}")
+        self.assertGreater(on_disk, MIB)
+        stats = json.loads(self.stats.read_text())
+        self.assertGreater(stats["refaults"], 100)
+        self.assertEqual(0, stats["lost_pages"])
+        return stats
+
+    def test_AGuestInHalfOfItsMemoryIsWhole(self):
+        self.whole(64, 32)
+
+    def test_AGuestInAQuarterOfItsMemoryIsWhole(self):
+        self.whole(64, 16)
+
+    def test_SharedMemoryIsWholeToo(self):
+        self.whole(64, 16, "shared")
+
+    def test_KilledItLeavesNothingBehind(self):
+        with self.start(32, "8M", ms=60000) as run:
+            pid = child_of(run.pid)
+            for _ in range(1000):
+                if swap_blocks(pid, self.folder) > MIB:
+                    break
+                time.sleep(0.01)
+            self.assertGreater(swap_blocks(pid, self.folder), MIB)
+            os.kill(pid, signal.SIGKILL)
+            run.wait()
+        left = [p for p in self.folder.iterdir() if p.name not in ("samples.jsonl", "log")]
+        self.assertEqual([], left)
+
+    def test_AFullDiskIsSaidAndNothingIsLost(self):
+        with self.start(32, "8M", size=",size=1M") as run:
+            told = run.stdout.read()
+        self.assertEqual(0, run.returncode, told)
+        self.assertIn("whole: ", told)
+        self.assertIn("the memory limit is not kept", (self.folder / "log").read_text())
+        self.assertGreater(json.loads(self.stats.read_text())["not_stored_pages"], 0)
+
+    def test_TheLimitOfASessionIsChangedWhileItRuns(self):
+        name = f"swapping-{os.getpid()}"
+        with self.start(16, "1G", options=[f"--session={name}"], ms=120000) as run:
+            pid = child_of(run.pid)
+            _, start, size = run.stdout.readline().split()
+
+            def soon(holds):
+                for _ in range(5000):
+                    if holds(resident_of(pid, int(start, 16), int(size))):
+                        return True
+                    time.sleep(0.01)
+                return False
+            all_there = soon(lambda resident: resident == int(size))
+            subprocess.run([TOOL, "limit", f"--session={name}", "6M"], check=True)
+            limited = soon(lambda resident: resident <= 6 * MIB)
+            subprocess.run([TOOL, "limit", f"--session={name}", "none"], check=True)
+            os.kill(pid, signal.SIGKILL)
+        self.assertTrue(all_there)
+        self.assertTrue(limited)
+
+    def test_TheWorkingSetIsToldOverTime(self):
+        with self.start(16, "64M", ms=1500) as run:
+            told = run.stdout.read()
+        self.assertEqual(0, run.returncode, told)
+        samples = [json.loads(line) for line in self.samples.read_text().splitlines()]
+        self.assertGreater(len(samples), 3)
+        self.assertTrue(all(a["at_ns"] < b["at_ns"] for a, b in zip(samples, samples[1:])))
+        self.assertGreater(max(s["working_set"] for s in samples), MIB)
+        self.assertIn("working set ", (self.folder / "log").read_text())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Goal: a turn counts what is resident, ages what is not used and takes the oldest, by turns that
+// the test runs itself.
+#include "reclaim/reclaimer.h"
+
+#include "tests/support/reclaimed_guest.h"
+
+namespace stagetwo::reclaim {
+namespace {
+
+constexpr size_t kPages = 1024;
+constexpr u64 kMiB = u64{1} << 20;
+
+class ReclaimerTest : public test::ReclaimedGuest {
+ protected:
+  void SetUp() override {
+    ReclaimedGuest::SetUp();
+    memory_ = map(kPages);
+  }
+  void TearDown() override {
+    if (reclaimer_) reclaimer_->bring_everything_back();
+    reclaimer_.reset();
+    ReclaimedGuest::TearDown();
+  }
+  void make(u64 limit, u64 interval_ns = 0) {
+    Settings settings;
+    settings.memory_limit = limit;
+    settings.interval_ns = interval_ns;
+    settings.swap_fd = *mem::SwapFile::create(folder_.c_str());
+    settings.say = test::say;
+    reclaimer_ = std::make_unique<Reclaimer>(settings);
+    ASSERT_TRUE(reclaimer_->init(settings));
+    ASSERT_TRUE(reclaimer_->spans().add(range_of(memory_, kPages)));
+  }
+  void turns(int count) {
+    for (int i = 0; i < count; ++i) {
+      reclaimer_->turn();
+      std::this_thread::sleep_for(std::chrono::milliseconds(9));
+    }
+  }
+  bool is_absent(size_t page) {
+    return host::is_absent(Hva(reinterpret_cast<u64>(memory_ + (page << kPageShift))));
+  }
+  std::unique_ptr<Reclaimer> reclaimer_;
+  u8* memory_ = nullptr;
+};
+
+TEST_F(ReclaimerTest, CountsWhatIsResidentAndNoMore) {
+  make(64 * kMiB);
+  for (size_t i = 0; i < 100; ++i) memory_[i * 3 * kPageSize] = 1;
+  for (size_t i = 0; i < 100; ++i) {
+    static_cast<void>(*static_cast<volatile u8*>(memory_ + (kPages - 1 - i) * kPageSize));
+  }
+  turns(1);
+  EXPECT_EQ(100 * kPageSize, reclaimer_->statistics().resident) << "the page of zeros is nobody's";
+  EXPECT_EQ(0U, reclaimer_->statistics().taken);
+}
+
+TEST_F(ReclaimerTest, AgesWhatNobodyUses) {
+  make(kNoLimit, 1'000'000);
+  test::FakeGuest guest(memory_, kPages);
+  for (size_t i = 0; i < kPages; ++i) guest.use(i);
+  for (int round = 0; round < 4; ++round) {
+    for (size_t i = 0; i < 256; ++i) guest.use(i);
+    turns(1);
+  }
+  const Statistics now = reclaimer_->statistics();
+  EXPECT_EQ(4U, now.passes);
+  EXPECT_EQ(256U, now.ages[0]);
+  EXPECT_EQ(0U, now.ages[1]);
+  EXPECT_EQ(kPages - 256, now.ages[2]) << "three passes old";
+  EXPECT_EQ(256 * kPageSize, now.working_set);
+}
+
+TEST_F(ReclaimerTest, TakesTheOldest) {
+  make(7 * kMiB / 2);
+  test::FakeGuest guest(memory_, kPages);
+  for (size_t i = 0; i < kPages; ++i) {
+    guest.use(i);
+    fill(memory_ + (i << kPageShift), i);
+  }
+  for (int round = 0; round < 60; ++round) {
+    for (size_t i = 0; i < kPages; ++i) {
+      if (i % 4 != 0) guest.use(i);  // three in four, among each other
+    }
+    turns(1);
+    if (reclaimer_->statistics().taken > 100) break;
+  }
+  size_t wrong = 0;
+  for (size_t i = 0; i < kPages; ++i) wrong += i % 4 != 0 && is_absent(i) ? 1U : 0U;
+  EXPECT_GT(reclaimer_->statistics().taken, 100U);
+  EXPECT_LE(wrong, 16U) << "pages in use that were taken";
+}
+
+TEST_F(ReclaimerTest, HasNothingToDoBelowItsMark) {
+  make(64 * kMiB);
+  for (size_t i = 0; i < kPages; ++i) fill(memory_ + (i << kPageShift), i);
+  turns(5);
+  EXPECT_EQ(0U, reclaimer_->statistics().taken);
+  EXPECT_EQ(0U, reclaimer_->statistics().passes);
+  EXPECT_GE(reclaimer_->period_ns(), 1'000'000U);
+}
+
+}  // namespace
+}  // namespace stagetwo::reclaim
