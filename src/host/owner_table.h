@@ -97,6 +97,7 @@ class OwnerTable final : public TransitWatcher {
   bool drop_if_stale(PageKey key, const PageJob& job);
   bool enter(PageKey key, u32 layout, PageJob* job);
   BringBack bring_back_one(PageKey key);
+  [[nodiscard]] unsigned keys_ahead(HvaRange range, PageKey* keys);
   bool fill_if_absent(PageKey key);
   BringBack show_run(PageKey key);
   void mark_in_place(Hva at, const HvaRange& mapping, HvaRange* run) TA_REQ(lock_);

@@ -198,17 +198,30 @@ u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
   return back;
 }
 
+// Pages of private memory that may come in one go, or one of shared memory.
+unsigned OwnerTable::keys_ahead(HvaRange range, PageKey* keys) {
+  const sync::MutexGuard guard(lock_);
+  unsigned count = 0;
+  for (Hva at = range.start(); at < range.end() && count < kBatch; at += kPageSize) {
+    const PageKey key = key_at(at);
+    const bool runs = key.object == kPrivateMemory;
+    if (runs || count == 0) keys[count++] = key;
+    if (!runs) break;
+  }
+  return count;
+}
+
 // Who calls this may be what others wait for: the thread that answers touches, an owner with a page
 // in hand. So what is in transit ends it.
 u64 OwnerTable::bring_back_ahead(HvaRange range) {
   u64 back = 0;
+  bool in_runs = true;
   for (Hva at = range.start(); at < range.end();) {
     PageKey keys[kBatch];
-    unsigned count = 0;
-    for (Hva next = at; next < range.end() && count < kBatch; next += kPageSize) {
-      keys[count++] = private_key(next);
-    }
+    const u64 left = in_runs ? range.end() - at : kPageSize;
+    const unsigned count = keys_ahead(HvaRange(at, left), keys);
     unsigned came = count > 1 ? bring_back_run(keys, count) : 0;
+    in_runs = came != 0;  // an owner that has no runs is not asked for the next one
     if (came == 0 && fill_if_absent(keys[0])) came = 1;
     if (came == 0) break;
     back += came;

@@ -119,6 +119,18 @@ TEST_P(WatchedPages, ASpanIsWatchedWhileSomethingOfItIsAbsent) {
   EXPECT_FALSE(is_watched(at(7)));
 }
 
+// Spans may lie in one another. What is given up of the smaller one is watched no more, although
+// the greater one still is.
+TEST_P(WatchedPages, APartThatWasGivenUpIsWatchedAgainWhenItIsTakenAgain) {
+  ASSERT_EQ(2u, take(0, 2));
+  ASSERT_EQ(kPages - 2, take());
+  EXPECT_EQ(2u, host::bring_back_range(range(0, 2)));
+  EXPECT_TRUE(is_watched(at(5)));
+  ASSERT_EQ(2u, take(0, 2));
+  EXPECT_TRUE(is_watched(at(0)));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i)) << i;
+}
+
 class Forks : public AbsentPages {};
 INSTANTIATE_TEST_SUITE_P(Hiding, Forks, testing::Bool(), hiding_name);
 
