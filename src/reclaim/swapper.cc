@@ -110,12 +110,20 @@ void Swapper::note_taken(Hva at, u32 place) {
   list_[staged_++] = {at, place};
 }
 
+// False where a page of another object, absent still, had the address before this one.
+bool Swapper::are_here(const Span& span, Hva at, u32 pages) {
+  const PageSlot* const first = span.slots + span.index_of(at);
+  return std::all_of(first, first + pages,
+                     [](const PageSlot& slot) { return slot.where == Where::kHere; });
+}
+
 // Only the turn asks, about pages of spans it has before it; another owner's caller might not.
 bool Swapper::take(const host::AbsentPage& page, host::PageExit& exit) {
   u32 place = kNoPlace;
   {
     const sync::MutexGuard guard(spans_.lock());
-    if (staged_ == kPlaces || spans_.find(page.at) == nullptr) return false;
+    const Span* const span = spans_.find(page.at);
+    if (staged_ == kPlaces || span == nullptr || !are_here(*span, page.at, 1)) return false;
     place = find_places(1);
   }
   if (place == kNoPlace) return false;
@@ -135,7 +143,7 @@ unsigned Swapper::take_run(const host::AbsentPage& first, unsigned pages, host::
     const sync::MutexGuard guard(spans_.lock());
     const Span* const span = spans_.find(first.at);
     if (span == nullptr || span->index_of(first.at) + pages > span->pages) return 0;
-    if (staged_ + pages > kPlaces || pages > 64) return 0;
+    if (staged_ + pages > kPlaces || pages > 64 || !are_here(*span, first.at, pages)) return 0;
     place = find_places(pages);
   }
   if (place == kNoPlace) return 0;
@@ -294,28 +302,34 @@ u32 Swapper::note_touch(Span& span, u64 index) {
   return span.row >= kFirstRun ? std::min(span.row, kMostAhead) : 0;
 }
 
-bool Swapper::may_come_ahead(Hva at) {
+// Neighbours of which bytes are kept, from `after` on.
+u32 Swapper::kept_behind(Hva after, u32 most) {
   const sync::MutexGuard guard(spans_.lock());
-  Span* const span = spans_.find(at);
-  if (span == nullptr) return false;
-  const u64 index = span->index_of(at);
-  const Where where = span->slots[index].where;
-  if (where != Where::kStored && where != Where::kPlaced) return false;
-  span->last_touch = index;
-  return true;
+  const Span* const span = spans_.find(after);
+  if (span == nullptr) return 0;
+  const u64 first = span->index_of(after);
+  u32 pages = 0;
+  while (pages < most && first + pages < span->pages) {
+    const Where where = span->slots[first + pages].where;
+    if (where != Where::kStored && where != Where::kPlaced) break;
+    ++pages;
+  }
+  return pages;
 }
 
-// One thread at a time; the page it was asked for is there already, who waits for it is woken
-// after. Where memory is short nothing comes that nobody asked for.
-void Swapper::read_ahead(Hva after, u32 pages) {
+// One thread at a time; it waits for nobody: who has the next page in hand may be waiting for the
+// one that it was asked for. Where memory is short nothing comes that nobody wanted.
+void Swapper::read_ahead(Hva after, u32 most) {
   int nobody = 0;
   if (host::budget::left() < s64{2} * kMostAhead) return;
   if (!ahead_.compare_exchange(nobody, sys::current_tid(), sync::kRelaxed)) return;
-  for (u32 i = 0; i < pages; ++i) {
-    const Hva at = after + u64{i} * kPageSize;
-    if (!may_come_ahead(at) || host::bring_back(at) != host::BringBack::kBack) break;
-  }
+  const u64 came = host::bring_back_ahead(HvaRange(after, kept_behind(after, most) * kPageSize));
   ahead_.store(0, sync::kRelaxed);
+  if (came == 0) return;
+  // The sequence goes on behind them.
+  const sync::MutexGuard guard(spans_.lock());
+  Span* const span = spans_.find(after);
+  if (span != nullptr) span->last_touch = span->index_of(after) + came - 1;
 }
 
 void Swapper::discard(const host::AbsentPage& page) {

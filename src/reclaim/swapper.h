@@ -86,6 +86,7 @@ class Swapper final : public host::PageOwner {
   [[nodiscard]] u32 find_places(u32 pages) TA_REQ(spans_.lock());
   void free_place(u32 place) TA_REQ(spans_.lock());
   void drop_places() TA_EXCL(spans_.lock());
+  [[nodiscard]] bool are_here(const Span& span, Hva at, u32 pages) TA_REQ(spans_.lock());
   void note_taken(Hva at, u32 place) TA_REQ(spans_.lock());
   [[nodiscard]] bool begin_squeeze(const Staged& staged) TA_EXCL(spans_.lock());
   [[nodiscard]] bool end_squeeze(const Staged& staged, const Result<mem::StoredPage>& stored)
@@ -94,8 +95,8 @@ class Swapper final : public host::PageOwner {
   void end_return(Hva at, Return job, host::BringBack outcome) TA_EXCL(spans_.lock());
   [[nodiscard]] host::BringBack put_back(Hva at, Return job, host::PageEntry& entry);
   [[nodiscard]] u32 note_touch(Span& span, u64 index) TA_REQ(spans_.lock());
-  void read_ahead(Hva after, u32 pages);
-  [[nodiscard]] bool may_come_ahead(Hva at) TA_EXCL(spans_.lock());
+  void read_ahead(Hva after, u32 most) TA_EXCL(spans_.lock());
+  [[nodiscard]] u32 kept_behind(Hva after, u32 most) TA_EXCL(spans_.lock());
   void say_lost(Hva at, int error);
 
   SpanTable& spans_;
