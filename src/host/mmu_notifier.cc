@@ -10,6 +10,7 @@
 #include "base/process_page.h"
 #include "base/trace.h"
 #include "host/notifier_internal.h"
+#include "host/page_idle.h"
 #include "host/process_map.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
@@ -268,6 +269,7 @@ void collect_young(HvaRange range, u64* bits) {
     who.collect_young(range, bits);
     return true;
   });
+  page_idle::note_young(range, bits);
 }
 
 bool borrows(HvaRange range) {

@@ -111,6 +111,7 @@ bool clear_flush_young(HvaRange range);
 bool clear_young(HvaRange range);
 // Asks until somebody says yes.
 [[nodiscard]] bool test_young(HvaRange range);
+// As MmuNotifier::collect_young of all. What is young is no longer idle (host/page_idle.h).
 void collect_young(HvaRange range, u64* bits);
 [[nodiscard]] bool borrows(HvaRange range);
 

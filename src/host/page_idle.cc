@@ -79,6 +79,20 @@ void write_word(u64 first, u64 bits) {
   if (set != 0) change_marks(first, set, 0);
 }
 
+void note_young(HvaRange range, const u64* bits) {
+  const sync::MutexGuard guard(lock);
+  if (marks == nullptr) return;
+  const u64 pages = range.size() >> kPageShift;
+  for (u64 i = 0; i < pages; ++i) {
+    if ((bits[i / 64] >> (i % 64) & 1) == 0) continue;
+    const u64 frame = frame_of(range.start() + (i << kPageShift));
+    u64* const word = marks->find(frame & ~u64{63});
+    if (word == nullptr) continue;
+    *word &= ~(u64{1} << (frame % 64));
+    if (*word == 0) marks->erase(frame & ~u64{63});
+  }
+}
+
 void after_fork_child() {
   std::construct_at(&lock, sync::Rank::kLeaf);
   marks = nullptr;  // the child borrows nothing

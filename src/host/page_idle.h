@@ -32,6 +32,10 @@ constexpr u64 frame_of(Hva page) {
 // borrows are left alone, and so is one for whose mark there is no memory: it then looks used.
 void write_word(u64 first, u64 bits);
 
+// Somebody else has asked who was young and made all old: bit n of `bits` stands for page n of the
+// range. What was used is not idle.
+void note_young(HvaRange range, const u64* bits);
+
 void after_fork_child();
 
 }  // namespace stagetwo::host::page_idle

@@ -61,6 +61,20 @@ TEST(PageIdle, MarkLastsUntilTheNextUse) {
   EXPECT_EQ(0U, read_word(kFirst));
 }
 
+// Who looks for cold pages clears the same bits.
+TEST(PageIdle, AUseThatSomebodyElseCollectedIsOneAllTheSame) {
+  Guest guest;
+  write_word(kFirst, 0b1111);
+  guest.young = 0b0110;
+  u64 young = 0;
+  host::collect_young(HvaRange(Hva(kBase), 64 * kPageSize), &young);
+  EXPECT_EQ(0b0110U, young);
+  EXPECT_EQ(0U, guest.young);
+  EXPECT_EQ(0b1001U, read_word(kFirst));
+  write_word(kFirst, 0b0110);
+  EXPECT_EQ(0b1111U, read_word(kFirst));
+}
+
 TEST(PageIdle, PagesNobodyBorrowsAreNeverIdle) {
   write_word(kFirst, 0xff);
   EXPECT_EQ(0U, read_word(kFirst));
