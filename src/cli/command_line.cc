@@ -142,6 +142,13 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
          "behind. FILE is a folder, or a name that does not exist yet; ',size=SIZE' limits it")
       ->type_name("FILE[,size=SIZE]")
       ->check(check_swap);
+  sub->add_option("--compressed", run.compressed,
+                  "compressed pages may have SIZE of the limit before the oldest go to the file\n"
+                  "(otherwise a quarter of it; half of it where there is no file)")
+      ->type_name("SIZE")
+      ->check([](const std::string& text) {
+        return parse_size(text) ? "" : "wants a size: bytes, or a number with K, M, G or T";
+      });
   sub->add_option("--wss", run.wss,
                   "say every INTERVAL (1s, 500ms) how much memory guests have used in it;\n"
                   "',file=FILE' writes it as JSON, too")

@@ -27,6 +27,7 @@ struct RunOptions {
   bool iommufd_test = false;        // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
   std::string memory_limit;         // empty: none; bytes, with K, M, G or T
   std::string swap;                 // FILE[,size=SIZE]
+  std::string compressed;           // empty: a share of the limit; bytes, with K, M, G or T
   std::string wss;                  // empty: not wanted; INTERVAL[,file=FILE]
   std::string stats;                // empty: not wanted; "1", or a file
   bool verbose = false;

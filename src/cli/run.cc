@@ -67,6 +67,7 @@ std::string memory_options(const RunOptions& options) {
   };
   if (!options.swap.empty()) text += ":swap=" + absolute(first(options.swap));
   if (!behind(options.swap).empty()) text += ":swap-size=" + behind(options.swap);
+  if (!options.compressed.empty()) text += ":compressed=" + options.compressed;
   if (!options.wss.empty())
     text += ":wss=" + (first(options.wss).empty() ? "1s" : first(options.wss));
   if (!behind(options.wss).empty()) text += ":wss-file=" + absolute(behind(options.wss));

@@ -43,6 +43,7 @@ Reclaimer::Reclaimer(const Settings& settings)
       say_(settings.say),
       on_sample_(settings.on_sample),
       started_at_(sync::now_ns()),
+      compressed_limit_(settings.compressed_limit),
       limit_(settings.memory_limit),
       swapper_(spans_, settings.say),
       last_sample_(started_at_),
@@ -61,7 +62,8 @@ Result<void> Reclaimer::init(const Settings& settings) {
 void Reclaimer::set_limit(u64 bytes) {
   limit_.store(bytes, sync::kRelaxed);
   const u64 share = swapper_.file() >= 0 ? 4 : 2;
-  swapper_.store().set_memory_limit(bytes == kNoLimit ? kNoLimit : bytes / share);
+  const u64 compressed = bytes == kNoLimit ? kNoLimit : bytes / share;
+  swapper_.store().set_memory_limit(std::min(compressed_limit_, compressed));
   if (!listed_) return;
   if (bytes == kNoLimit) {
     host::budget::clear();
@@ -214,6 +216,11 @@ void set_memory_limit(u64 bytes) {
 Statistics statistics() {
   Reclaimer* const reclaimer = own();
   return reclaimer == nullptr ? Statistics{} : reclaimer->statistics();
+}
+
+bool keeps(Hva at) {
+  Reclaimer* const reclaimer = own();
+  return reclaimer != nullptr && reclaimer->spans().is_away(page_floor(at));
 }
 
 unsigned samples(u64* first, Sample* out, unsigned room) {

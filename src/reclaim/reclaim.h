@@ -37,10 +37,11 @@ struct Sample {
 };
 
 struct Settings {
-  u64 memory_limit = kNoLimit;  // bytes
-  int swap_fd = -1;             // of mem::SwapFile::create(); the engine's from then on
-  u64 swap_limit = kNoLimit;    // bytes
-  u64 interval_ns = 0;          // of the working set's samples; 0: none are taken
+  u64 memory_limit = kNoLimit;      // bytes
+  int swap_fd = -1;                 // of mem::SwapFile::create(); the engine's from then on
+  u64 swap_limit = kNoLimit;        // bytes
+  u64 compressed_limit = kNoLimit;  // bytes in memory; none: a share of the limit
+  u64 interval_ns = 0;              // of the working set's samples; 0: none are taken
   Say say = nullptr;
   void (*on_sample)(const Sample& sample) = nullptr;  // by the turn, after each
 };
@@ -51,6 +52,9 @@ struct Settings {
 [[nodiscard]] bool active();
 // Pre: no guest. Everything comes back. For tests and clients that unload us.
 void stop();
+
+// Is the page's memory with us? To the client it is there. Context: any thread.
+[[nodiscard]] bool keeps(Hva at);
 
 // From now on. kNoLimit: none. Context: any thread of the client's.
 void set_memory_limit(u64 bytes);

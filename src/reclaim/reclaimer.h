@@ -94,6 +94,7 @@ class Reclaimer final : public host::WorkItem {
   const Say say_;
   void (*const on_sample_)(const Sample& sample);
   const u64 started_at_;
+  const u64 compressed_limit_;
   sync::Atomic<u64> limit_;  // relaxed: the next turn sees it
 
   SpanTable spans_;

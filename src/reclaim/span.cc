@@ -55,6 +55,12 @@ Span* SpanTable::find(Hva at) {
   return entry ? *entry.value : nullptr;
 }
 
+bool SpanTable::is_away(Hva page) {
+  const sync::MutexGuard guard(lock_);
+  const Span* const span = find(page);
+  return span != nullptr && span->slots[span->index_of(page)].where != Where::kHere;
+}
+
 // A span for each part of the range that has none.
 Result<void> SpanTable::fill_gaps(HvaRange range) {
   for (u64 at = range.start().raw(); at < range.end().raw();) {

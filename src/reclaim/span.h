@@ -92,6 +92,7 @@ class SpanTable {
   void prune() TA_EXCL(lock_);
 
   [[nodiscard]] Span* find(Hva at) TA_REQ(lock_);
+  [[nodiscard]] bool is_away(Hva page) TA_EXCL(lock_);
   [[nodiscard]] sync::Mutex& lock() TA_RETURN(lock_) { return lock_; }
 
  private:

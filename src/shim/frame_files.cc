@@ -15,6 +15,7 @@
 #include "host/mmu_notifier.h"
 #include "host/page_idle.h"
 #include "host/run_section.h"
+#include "reclaim/reclaim.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "sync/mutex.h"
@@ -24,6 +25,7 @@ namespace {
 
 constexpr size_t kEntry = sizeof(u64);
 constexpr u64 kPresent = u64{1} << 63;
+constexpr u64 kSwapped = u64{1} << 62;
 constexpr u64 kFrameMask = (u64{1} << 55) - 1;
 constexpr const char* kRealBitmap = "/sys/kernel/mm/page_idle/bitmap";
 
@@ -92,16 +94,17 @@ long bitmap_io(Io io, void* buffer, size_t size, u64 from) {
   return static_cast<long>(count);
 }
 
-// What the kernel read into the client's buffer, from entry `first` on: present pages that are
-// borrowed get their frames of ours.
+// What the kernel read into the client's buffer, from entry `first` on: pages that are borrowed get
+// their frames of ours, those that a limit of memory took away for a while as well.
 void name_frames(void* buffer, size_t bytes, u64 first) {
   for (size_t done = 0; done + kEntry <= bytes; done += kEntry) {
     const Hva at(reinterpret_cast<u64>(buffer) + done);
     const Hva page((first + done / kEntry) << kPageShift);
     u64 entry = 0;
-    if (!host::load(at, &entry) || (entry & kPresent) == 0) continue;
-    if (!host::is_user_range(page, kPageSize) || !host::borrows({page, kPageSize})) continue;
-    entry = (entry & ~kFrameMask) | host::page_idle::frame_of(page);
+    if (!host::load(at, &entry) || !host::is_user_range(page, kPageSize)) continue;
+    if ((entry & kPresent) == 0 && !reclaim::keeps(page)) continue;
+    if (!host::borrows({page, kPageSize})) continue;
+    entry = (entry & ~(kFrameMask | kSwapped)) | kPresent | host::page_idle::frame_of(page);
     static_cast<void>(host::store(at, entry));
   }
 }

@@ -157,6 +157,7 @@ void start_memory_limit() {
   if (!wanted) return;
   settings.swap_fd = open_swap();
   settings.swap_limit = value_of("swap-size", reclaim::kNoLimit, parse_size);
+  settings.compressed_limit = value_of("compressed", reclaim::kNoLimit, parse_size);
   settings.say = say;
   if (settings.interval_ns != 0) settings.on_sample = on_sample;
   if (!option("wss-file").empty()) append_to(option("wss-file"), {}, O_TRUNC);

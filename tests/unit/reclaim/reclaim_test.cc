@@ -319,6 +319,15 @@ TEST_F(Absent, ADamagedPageFailsAndNoOther) {
   EXPECT_EQ(0, memory_[100 * kPageSize]) << "given up, it is an ordinary page again";
 }
 
+TEST_F(Absent, IsToldApartFromWhatIsHere) {
+  EXPECT_TRUE(reclaim::keeps(at(100)));
+  EXPECT_TRUE(is_filled(memory_ + 100 * kPageSize, 100));
+  reclaim::set_memory_limit(reclaim::kNoLimit);
+  EXPECT_TRUE(is_filled(memory_ + 100 * kPageSize, 100));
+  EXPECT_FALSE(reclaim::keeps(at(100)));
+  EXPECT_FALSE(reclaim::keeps(at(kFew)));
+}
+
 TEST_F(Absent, StoppingBringsEverythingBack) {
   ASSERT_TRUE(guest_->use(0, {}));
   reclaim::stop();
