@@ -14,6 +14,7 @@ conformance = importlib.util.module_from_spec(_spec)
 sys.modules["conformance"] = conformance
 sys.dont_write_bytecode = True
 _loader.exec_module(conformance)
+conformance_limit = conformance.conformance_limit
 
 
 def read(text):
@@ -40,12 +41,51 @@ class ExpectedFile(unittest.TestCase):
             with self.assertRaises(SystemExit, msg=line):
                 read(line)
 
+    def test_ALineMayHaveALimitOfMemory(self):
+        run, = read("--memory-limit=16M a_test -b 64M : pass\n")
+        self.assertEqual(("a_test", ["-b", "64M"], "16M"), (run.name, run.arguments, run.limit))
+        self.assertEqual("--memory-limit=16M a_test -b 64M", run.title())
+        for line in ("--swap=/tmp a_test : pass", "--memory-limit=16M : pass"):
+            with self.assertRaises(SystemExit, msg=line):
+                read(line)
+
     def test_OursNamesEachRunOnce(self):
         runs = conformance.read_expected(ROOT / "tests/conformance/expected/kvm.txt")
         titles = [r.title() for r in runs]
         self.assertEqual(len(titles), len(set(titles)))
         self.assertEqual(85, len({r.name for r in runs if not r.name.endswith(".sh")}),
                          "the suite of 6.12 has 85 programs")
+
+
+class Limit(unittest.TestCase):
+    SMAPS = """\
+7f0000000000-7f0000010000 rw-p 00000000 00:00 0 {name}
+Rss:                  64 kB
+VmFlags: rd wr mr mw me ac{flags}
+7f0000020000-7f0000030000 r--p 00000000 fe:00 12 /usr/lib/libc.so.6
+Rss:                  32 kB
+VmFlags: rd mr mw me
+"""
+
+    def test_CountsTheClientsAnonymousMemoryAlone(self):
+        count = conformance_limit.client_memory
+        self.assertEqual(65536, count(self.SMAPS.format(name="", flags="")))
+        self.assertEqual(65536, count(self.SMAPS.format(name="[heap]", flags="")))
+        self.assertEqual(0, count(self.SMAPS.format(name="[stack]", flags="")))
+        self.assertEqual(0, count(self.SMAPS.format(name="", flags=" dd")), "the engine's own")
+
+    def verdict(self, most, swap=1, **stats):
+        sampler = conformance_limit.Sampler("64M")
+        sampler.most, sampler.swap, sampler.looks = most << 20, swap, 1
+        sampler.stats = {"refaults": 1, "lost_pages": 0} | stats
+        return sampler.verdict()[0]
+
+    def test_TheLimitHolds(self):
+        self.assertTrue(self.verdict(83))
+        self.assertFalse(self.verdict(84), "five percent and 16 MiB are 83.2 MiB")
+        self.assertFalse(self.verdict(60, swap=0))
+        self.assertFalse(self.verdict(60, refaults=0))
+        self.assertFalse(self.verdict(60, lost_pages=1))
 
 
 class Judgement(unittest.TestCase):
