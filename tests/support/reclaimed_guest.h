@@ -112,9 +112,9 @@ class ReclaimedGuest : public testing::Test {
   void TearDown() override {
     guest_.reset();
     reclaim::stop();
-    for (const auto& [at, bytes] : mappings_) {
-      host::change(reinterpret_cast<u64>(at), bytes, host::EventKind::kUnmap,
-                   [&, at = at, bytes = bytes] { return ::munmap(at, bytes); });
+    for (const Mapped& one : mappings_) {
+      host::change(reinterpret_cast<u64>(one.at), one.bytes, host::EventKind::kUnmap,
+                   [&] { return ::munmap(one.at, one.bytes); });
     }
     std::error_code ignored;
     EXPECT_TRUE(std::filesystem::is_empty(folder_, ignored));
@@ -126,7 +126,7 @@ class ReclaimedGuest : public testing::Test {
                             flags | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     EXPECT_NE(MAP_FAILED, at);
     if (flags == MAP_SHARED) host::shared_memory_mapped(Hva(reinterpret_cast<u64>(at)));
-    mappings_.emplace_back(at, pages << kPageShift);
+    mappings_.push_back({at, pages << kPageShift});
     return static_cast<u8*>(at);
   }
   static HvaRange range_of(const u8* at, size_t pages) {
@@ -188,7 +188,11 @@ class ReclaimedGuest : public testing::Test {
 
   std::filesystem::path folder_;
   std::unique_ptr<reclaim::Guest> guest_;
-  std::vector<std::pair<void*, size_t>> mappings_;
+  struct Mapped {
+    void* at;
+    size_t bytes;
+  };
+  std::vector<Mapped> mappings_;
 };
 
 }  // namespace stagetwo::test

@@ -240,6 +240,7 @@ class Absent : public Reclaim {
     fill_all(memory_, kFew);
     start(16 * kPageSize);
     ASSERT_TRUE(guest_->use(0, range_of(memory_, kFew)));
+    ASSERT_TRUE(soon([] { return reclaim::statistics().absent > kFew * 3 / 4; }));
     ASSERT_TRUE(soon([&] { return host::is_absent(at(100)) && host::is_absent(at(101)); }));
   }
   Hva at(size_t page) const { return Hva(reinterpret_cast<u64>(memory_ + (page << kPageShift))); }
