@@ -99,6 +99,39 @@ CLI::App* describe_limit(CLI::App& app, LimitOptions& limit) {
   return sub;
 }
 
+void describe_memory(CLI::App* sub, RunOptions& run) {
+  sub->add_option("--memory-limit", run.memory_limit,
+                  "guest memory of each process stays under SIZE (bytes, or with K, M, G, T);\n"
+                  "what nobody uses is compressed and comes back when it is touched")
+      ->type_name("SIZE")
+      ->check(check_size);
+  sub->add_option(
+         "--swap", run.swap,
+         "a file for what memory has no room for, compressed or not; nothing of it is left\n"
+         "behind. FILE is a folder, or a name that does not exist yet; ',size=SIZE' limits it")
+      ->type_name("FILE[,size=SIZE]")
+      ->check(check_swap);
+  sub->add_option("--compressed", run.compressed,
+                  "compressed pages may have SIZE of the limit before the oldest go to the file\n"
+                  "(otherwise a quarter of it; half of it where there is no file)")
+      ->type_name("SIZE")
+      ->check([](const std::string& text) {
+        return parse_size(text) ? "" : "wants a size: bytes, or a number with K, M, G or T";
+      });
+  sub->add_option("--wss", run.wss,
+                  "say every INTERVAL (1s, 500ms) how much memory guests have used in it;\n"
+                  "',file=FILE' writes it as JSON, too")
+      ->type_name("[INTERVAL][,file=FILE]")
+      ->expected(0, 1)
+      ->default_str("1s")
+      ->check(check_wss);
+  sub->add_option("--stats", run.stats,
+                  "at exit, say what became of guests' memory; with a file, as JSON there")
+      ->type_name("[FILE]")
+      ->expected(0, 1)
+      ->default_str("1");
+}
+
 CLI::App* describe_run(CLI::App& app, RunOptions& run) {
   CLI::App* sub = app.add_subcommand("run", "run a program with its devices emulated");
   sub->footer(
@@ -131,36 +164,7 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
       });
   sub->add_flag("--iommufd-test", run.iommufd_test,
                 "/dev/iommu has the kernel's test command, as with CONFIG_IOMMUFD_TEST");
-  sub->add_option("--memory-limit", run.memory_limit,
-                  "guest memory of each process stays under SIZE (bytes, or with K, M, G, T);\n"
-                  "what nobody uses is compressed and comes back when it is touched")
-      ->type_name("SIZE")
-      ->check(check_size);
-  sub->add_option(
-         "--swap", run.swap,
-         "a file for what memory has no room for, compressed or not; nothing of it is left\n"
-         "behind. FILE is a folder, or a name that does not exist yet; ',size=SIZE' limits it")
-      ->type_name("FILE[,size=SIZE]")
-      ->check(check_swap);
-  sub->add_option("--compressed", run.compressed,
-                  "compressed pages may have SIZE of the limit before the oldest go to the file\n"
-                  "(otherwise a quarter of it; half of it where there is no file)")
-      ->type_name("SIZE")
-      ->check([](const std::string& text) {
-        return parse_size(text) ? "" : "wants a size: bytes, or a number with K, M, G or T";
-      });
-  sub->add_option("--wss", run.wss,
-                  "say every INTERVAL (1s, 500ms) how much memory guests have used in it;\n"
-                  "',file=FILE' writes it as JSON, too")
-      ->type_name("[INTERVAL][,file=FILE]")
-      ->expected(0, 1)
-      ->default_str("1s")
-      ->check(check_wss);
-  sub->add_option("--stats", run.stats,
-                  "at exit, say what became of guests' memory; with a file, as JSON there")
-      ->type_name("[FILE]")
-      ->expected(0, 1)
-      ->default_str("1");
+  describe_memory(sub, run);
   sub->add_flag("-v,--verbose", run.verbose, "say what is done");
   return sub;
 }
