@@ -51,6 +51,7 @@ Reclaimer::Reclaimer(const Settings& settings)
 
 Result<void> Reclaimer::init(const Settings& settings) {
   ST_TRY(swapper_.init());
+  static_cast<void>(resident_now());  // opens its file, while the program stands where it began
   if (settings.swap_fd >= 0) ST_TRY(swapper_.use_file(settings.swap_fd));
   swapper_.store().set_file_limit(settings.swap_limit);
   set_limit(settings.memory_limit);
