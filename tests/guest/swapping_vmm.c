@@ -161,9 +161,9 @@ static void guest_round(int sequential) {
   run_list();
 }
 
-// The guest verifies everything it sees.
-static void guest_verifies_all(void) {
-  for (size_t page = 0; page < all_pages;) {
+// The guest verifies what it sees from `page` on.
+static void guest_verifies(size_t page) {
+  while (page < all_pages) {
     uint32_t* entry = (uint32_t*)(low + kList);
     for (int i = 0; i < kAtMost && page < all_pages; ++page) {
       if (*guest_mark(page) == 0) continue;
@@ -290,9 +290,8 @@ int main(int argc, char** argv) {
   for (size_t page = 0; page < all_pages; ++page) {
     check(is_right(bytes_of(page), page), "everything is right in the end");
   }
-  guest_verifies_all();
   convert(pages, all_pages - pages, 1);
-  guest_verifies_all();
+  guest_verifies(pages);
   printf(
       "whole: %lu writes, %lu verified, %lu read, %lu system calls, %lu moves, %lu conversions\n",
       writes, verified, host_reads, system_calls, moves, conversions);
