@@ -4,19 +4,18 @@
 // A range of the client's addresses that some guest uses as memory, what is known of each of its
 // pages, and the table of all of them. Part of reclaim; not for other rooms.
 //
-//   where        bytes                             who may act          successors
-//   kHere        the process's own page            takers               kPlaced
-//   kPlaced      a place of ours, as they are      first toucher,       kReturning, kSqueezing,
-//   kHere
-//                                                  who compresses       (discarded)
-//   kReturning   on their way back                 that toucher         kHere, kPlaced (no memory)
-//   kSqueezing   the place; being compressed       both; a toucher      kStored, kPlaced, kLeft
-//                                                  gets a copy
-//   kLeft        nobody's: taken back or given     who compresses       kHere
+//   where        bytes                             who may act     successors
+//   kHere        the process's own page            takers          kPlaced
+//   kPlaced      a place of ours, as they are      first toucher,  kReturning, kSqueezing, kHere
+//                                                  who compresses    (discarded)
+//   kReturning   on their way back                 that toucher    kHere, kPlaced (no memory)
+//   kSqueezing   the place; being compressed       both            kStored, kPlaced, kCopying
+//   kCopying     the same, and being copied to     both            kLeft, kSqueezing (no memory);
+//                where they were                                     kFetching, kReturning
+//   kLeft        nobody's: taken back or given     who compresses  kHere
 //                up under the compressor
-//   kStored      the store                         first toucher        kFetching, kHere
-//   (discarded) kFetching    the store; being read             that toucher         kHere, kStored
-//   (no memory)
+//   kStored      the store                         first toucher   kFetching, kHere (discarded)
+//   kFetching    the store; being read             that toucher    kHere, kStored (no memory)
 //
 // Invariants: I1  spans do not overlap. I2  a span with an absent page or a user stays.
 // Locking: SpanTable's lock (rank: reclaim) for the table and for what says so; the rest is of
@@ -31,7 +30,16 @@
 
 namespace stagetwo::reclaim {
 
-enum class Where : u8 { kHere, kPlaced, kReturning, kSqueezing, kLeft, kStored, kFetching };
+enum class Where : u8 {
+  kHere,
+  kPlaced,
+  kReturning,
+  kSqueezing,
+  kCopying,
+  kLeft,
+  kStored,
+  kFetching
+};
 
 struct PageSlot {
   u32 what = 0;  // the place, or the store's number

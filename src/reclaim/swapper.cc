@@ -20,12 +20,18 @@
 //   lock; kPlaced; unlock. host: absent    | asks us
 //                                          | lock; kPlaced -> kReturning; moves it back; kHere
 //   lock; kPlaced -> kSqueezing; unlock    |
-//   compresses into the store              | lock; kSqueezing: copies the place; kLeft
+//   compresses into the store              | lock; kSqueezing -> kCopying; copies the place
 //   lock; kSqueezing -> kStored            | (or finds it stored: kFetching, reads, kHere)
-//         kLeft: forgets the stored copy,  |
-//         frees the place; kHere           |
 //
-// The compressor reads a place that nobody moves: a toucher that meets kSqueezing copies.
+// The compressor reads a place that nobody moves: a toucher that meets kSqueezing copies. Whoever
+// of the two is the last to need the place gives it back, since the turn empties free places:
+//
+//   kCopying: still being copied: kFetching|
+//   empties free places: not this one      | copied: frees the place, forgets the stored copy
+//
+//                                          | copied: kCopying -> kLeft
+//   kLeft: forgets the stored copy, frees  |
+//   the place; kHere                       |
 
 namespace stagetwo::reclaim {
 namespace {
@@ -182,10 +188,15 @@ bool Swapper::end_squeeze(const Staged& staged, const Result<mem::StoredPage>& s
     free_place(staged.place);
     return false;
   }
-  slot.where = stored ? Where::kStored : Where::kPlaced;
-  if (!stored) return false;
+  // Who copies has the place, and goes on as one who fetches, or moves it.
+  const bool copied = slot.where == Where::kCopying;
+  if (!stored) {
+    slot.where = copied ? Where::kReturning : Where::kPlaced;
+    return false;
+  }
+  slot.where = copied ? Where::kFetching : Where::kStored;
   slot.what = static_cast<u32>(*stored);
-  free_place(staged.place);
+  if (!copied) free_place(staged.place);
   return true;
 }
 
@@ -220,6 +231,7 @@ Swapper::Return Swapper::begin_return(Hva at) {
   const Return job{slot.where, slot.what};
   if (slot.where == Where::kPlaced) slot.where = Where::kReturning;
   if (slot.where == Where::kStored) slot.where = Where::kFetching;
+  if (slot.where == Where::kSqueezing) slot.where = Where::kCopying;
   return job;
 }
 
@@ -230,22 +242,21 @@ void Swapper::end_return(Hva at, Return job, host::BringBack outcome) {
     const sync::MutexGuard guard(spans_.lock());
     Span& span = *spans_.find(at);
     PageSlot& slot = span.slots[span.index_of(at)];
-    if (slot.where == Where::kSqueezing) {
-      if (gone) slot.where = Where::kLeft;
-    } else if (slot.where == Where::kStored) {
-      // Compressed while it was copied from its place: the copy is as good.
-      dropped = gone;
-      if (gone) job.what = slot.what;
-    } else if (!gone) {
-      slot.where = job.was;
-    } else {
-      dropped = job.was == Where::kStored;
-      if (job.was == Where::kPlaced) free_place(job.what);
-    }
-    if (gone && slot.where != Where::kLeft) {
+    const Where now = slot.where;
+    const u32 what = slot.what;
+    if (now == Where::kCopying) {
+      slot.where = gone ? Where::kLeft : Where::kSqueezing;
+    } else if (gone) {
       slot = {};
       --span.absent;
+    } else {
+      slot.where = now == Where::kFetching ? Where::kStored : Where::kPlaced;
     }
+    // A place that was copied while its page was stored is nobody's now, whatever came of it.
+    const bool was_stored_meanwhile = job.was == Where::kSqueezing && now == Where::kFetching;
+    if (was_stored_meanwhile || (gone && now == Where::kReturning)) free_place(job.what);
+    dropped = gone && now == Where::kFetching;
+    job.what = what;
   }
   if (dropped) store_.drop(mem::StoredPage{job.what}, file());
 }
