@@ -90,6 +90,7 @@ bool grow(List& all) {
 
 constexpr u64 kApart = u64{1} << 40;
 constexpr u64 kNowhere = 1;
+constexpr u64 kHugePage = u64{1} << 21, kGiantPage = u64{1} << 30;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kMayChoose = false;  // their run times know where memory may be
@@ -114,7 +115,7 @@ u64 place_apart() {
       sys::mmap(nullptr, 2 * kApart, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   start = kNowhere;
   if (gap) {
-    start = align_up(reinterpret_cast<u64>(*gap) + kApart / 2, u64{1} << 21);
+    start = align_up(reinterpret_cast<u64>(*gap) + kApart / 4, kHugePage);
     static_cast<void>(sys::munmap(*gap, 2 * kApart));
   }
   u64 none = 0;
@@ -130,15 +131,33 @@ Result<void*> map_apart(size_t bytes, int prot, int flags, int fd, long offset) 
   constexpr u64 kFurther = u64{1} << 30;
   const u64 size = align_up(bytes, kPage);
   const u64 start = kMayChoose && size < kApart / 4 ? place_apart() : kNowhere;
+  u64 alignment = kPage;
   for (unsigned i = 0; i < kTries && start != kNowhere; ++i) {
-    const u64 behind = __atomic_fetch_add(&apart_next, size, __ATOMIC_RELAXED) % kApart;
-    if (behind + size > kApart) continue;
-    const auto mapped = sys::mmap(reinterpret_cast<void*>(start + behind), bytes, prot,
+    const u64 behind = __atomic_fetch_add(&apart_next, size + alignment - kPage, __ATOMIC_RELAXED);
+    const u64 at = align_up(start + behind % kApart, alignment);
+    const auto mapped = sys::mmap(reinterpret_cast<void*>(at), bytes, prot,
                                   flags | MAP_FIXED_NOREPLACE, fd, offset);
-    if (mapped || to_int(mapped.error()) != EEXIST) return mapped;
-    __atomic_fetch_add(&apart_next, kFurther, __ATOMIC_RELAXED);
+    if (mapped) return mapped;
+    const int why = to_int(mapped.error());
+    if (why == EEXIST) {
+      __atomic_fetch_add(&apart_next, kFurther, __ATOMIC_RELAXED);
+    } else if (why == EINVAL && fd >= 0 && alignment < kGiantPage) {
+      alignment = alignment == kPage ? kHugePage : kGiantPage;  // the file may be of huge pages
+    } else {
+      break;
+    }
   }
   return sys::mmap(nullptr, bytes, prot, flags, fd, offset);
+}
+
+Result<void*> map_again_apart(const void* page, size_t bytes) {
+  void* const place =
+      ST_TRY(map_apart(bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+  // Of nothing: a second mapping of the same pages, with the same file behind it.
+  const auto made =
+      sys::mremap(const_cast<void*>(page), 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+  if (!made) static_cast<void>(sys::munmap(place, bytes));
+  return made;
 }
 
 bool note_own_memory(const void* at, size_t bytes) {

@@ -21,6 +21,9 @@ namespace stagetwo {
 // there meanwhile. Not noted.
 [[nodiscard]] Result<void*> map_apart(size_t bytes, int prot, int flags, int fd = -1,
                                       long offset = 0);
+// The same for a second mapping of pages of a shared mapping, with its rights. Failure: that of
+// mremap(2) of no bytes: EINVAL for private memory and for huge pages, EFAULT, ENOMEM.
+[[nodiscard]] Result<void*> map_again_apart(const void* page, size_t bytes);
 
 // False: no memory to remember it.
 [[nodiscard]] bool note_own_memory(const void* at, size_t bytes);

@@ -8,6 +8,7 @@
 
 #include "base/failpoint.h"
 #include "base/guard.h"
+#include "base/own_memory.h"
 #include "base/sys.h"
 #include "host/access.h"
 #include "host/kernel_io.h"
@@ -164,7 +165,7 @@ bool PageTransit::stands() const {
 // lasts as long as the copy.
 bool PageTransit::put_through_alias(Hva at, const void* page) {
   if (failpoint::should_fail("host.page_alias")) return false;
-  const auto alias = sys::mremap(pointer(at), 0, kPageSize, MREMAP_MAYMOVE, nullptr);
+  const auto alias = map_again_apart(pointer(at), kPageSize);
   if (!alias) return false;
   const bool put = sys::mprotect(*alias, kPageSize, PROT_READ | PROT_WRITE) &&
                    copy_to(Hva(reinterpret_cast<u64>(*alias)), page, kPageSize) == kPageSize;

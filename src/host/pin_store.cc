@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
+#include "base/own_memory.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/kept_fd.h"
@@ -153,8 +154,7 @@ Result<Alias> make_alias(const Mapping& mapping, Hva page, u64 bytes, bool secon
     alias = ST_TRY(map_again(mapping, page, bytes));
   } else {
     if (failpoint::should_fail("host.pin_alias")) return refuse(ENOMEM);
-    // Of nothing: a second mapping of the same pages, with the same file behind it.
-    const auto made = sys::mremap(pointer(page), 0, bytes, MREMAP_MAYMOVE, nullptr);
+    const auto made = map_again_apart(pointer(page), bytes);
     if (!made) return refuse(to_int(made.error()) == ENOMEM ? ENOMEM : EFAULT);
     alias = {Hva(reinterpret_cast<u64>(*made)), bytes, mapping.prot.write, false};
     // Rights the client may take from its own mapping, and may give later.

@@ -13,6 +13,7 @@
 
 #include "base/aligned_pages.h"
 #include "base/failpoint.h"
+#include "base/own_memory.h"
 #include "tests/support/seeds.h"
 
 namespace stagetwo {
@@ -223,6 +224,38 @@ TEST(Alloc, DoesNotComeWhereTheClientHasUnmapped) {
     dealloc(blocks[i], i % 2 == 0 ? kMaxSmall + 1 : kMaxSmall);
   }
   munmap(all, 3 * kHole);
+}
+
+// The same for a second mapping of the client's shared pages.
+TEST(OwnMemory, ASecondMappingDoesNotComeWhereTheClientHasUnmapped) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "places are the sanitizer's";
+#endif
+  constexpr size_t kPageBytes = 4096, kHole = 64 * 1024;
+  const auto map = [](size_t bytes, int flags) {
+    return static_cast<u8*>(
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0));
+  };
+  u8* const page = map(kPageBytes, MAP_SHARED);
+  u8* const hole = map(3 * kHole, MAP_PRIVATE) + kHole;
+  ASSERT_EQ(0, munmap(hole, kHole));
+  const auto is_in_hole = [&](const void* at) { return at >= hole && at < hole + kHole; };
+  std::vector<u8*> before;
+  do before.push_back(map(kPageBytes, MAP_SHARED));  // up to where the kernel fills the hole
+  while (!is_in_hole(before.back()) && before.size() < 1000);
+  ASSERT_TRUE(is_in_hole(before.back()));
+  munmap(before.back(), kPageBytes);
+
+  const auto again = map_again_apart(page, kPageBytes);
+  ASSERT_TRUE(again);
+  EXPECT_FALSE(is_in_hole(*again));
+  *page = 5;
+  EXPECT_EQ(5, *static_cast<u8*>(*again));
+  EXPECT_EQ(EINVAL, to_int(map_again_apart(hole - kHole, kPageBytes).error())) << "private";
+  munmap(*again, kPageBytes);
+  munmap(page, kPageBytes);
+  munmap(hole - kHole, 3 * kHole);
+  for (u8* one : before) munmap(one, kPageBytes);
 }
 
 }  // namespace
