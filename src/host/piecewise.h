@@ -93,12 +93,16 @@ void* remap_announced(const Remap& call, Remapping kind, F&& remap, G&& made) {
 }
 
 template <typename F, typename G>
-void* remap(const Remap& call, F&& remap, G&& made) {
+void* remap(const Remap& asked, F&& remap, G&& made) {
+  // As the kernel does: a page that is kept in part is kept.
+  Remap call = asked;
+  call.size = (asked.size + kPageSize - 1) & kPageMask;
+  call.new_size = (asked.new_size + kPageSize - 1) & kPageMask;
   const Remapping kind = kind_of(call);
-  if (kind == Remapping::kRefused) return remap(call);
+  if (kind == Remapping::kRefused) return remap(asked);
   if (kind != Remapping::kByMapping) return remap_announced(call, kind, remap, made);
   // Where there is no mapping, what stands at the target is left alone.
-  for (HvaRange left(Hva(call.from), (call.size + kPageSize - 1) & kPageMask); !left.empty();) {
+  for (HvaRange left(Hva(call.from), call.size); !left.empty();) {
     const MappedPart part = first_part(left);
     const u64 start = part.range.start().raw();
     const u64 size = part.range.size();

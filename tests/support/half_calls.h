@@ -198,6 +198,13 @@ static inline long half_remap_smaller(const struct half_calls* by, char* area) {
 static inline long half_remap_head(const struct half_calls* by, char* area) {
   return half_remap_by(by, area, kHalfRange, 3, 0);
 }
+// The kernel rounds both sizes up: the page that is kept in part is kept.
+static inline long half_remap_in_place(const struct half_calls* by, char* area) {
+  return half_answer(by->remap(area, kHalfRange * kHalfPage - 50, 4 * kHalfPage - 100, 0, NULL));
+}
+static inline long half_remap_same_pages(const struct half_calls* by, char* area) {
+  return half_answer(by->remap(area, 2 * kHalfPage - 50, 2 * kHalfPage - 100, 0, NULL));
+}
 static inline long half_remap_over_itself(const struct half_calls* by, char* area) {
   return half_answer(by->remap(area, kHalfRange * kHalfPage, kHalfRange * kHalfPage,
                                MREMAP_MAYMOVE | MREMAP_FIXED, half_page(area, 4)));
@@ -240,6 +247,9 @@ static const struct half_case kHalfCases[] = {
     {"mremap of several to less", half_lay_nothing, half_cut_holes, half_remap_smaller},
     {"mremap of the first to less", half_lay_nothing, half_cut_hole, half_remap_head},
     {"mremap of the first to less, EPERM", half_lay_nothing, half_cut_sealed, half_remap_head},
+    {"mremap in place to less, uneven", half_lay_nothing, half_cut_nothing, half_remap_in_place},
+    {"mremap in place, uneven, same pages", half_lay_nothing, half_cut_nothing,
+     half_remap_same_pages},
     {"mremap of locked memory", half_lay_nothing, half_cut_hole_and_locked, half_remap},
 };
 enum { kHalfCount = sizeof kHalfCases / sizeof kHalfCases[0] };
