@@ -52,16 +52,46 @@ constexpr Unseen kAll[] = {
      "forked "
      "there; or before it",
      "where the files of /proc/self cannot be opened, pages do not go to a device: ENOENT, EACCES"},
+    {Where::kEverywhere,
+     "a guest_memfd or a vCPU read or written by libc's own calls on its descriptor (fdopen and "
+     "fread, dprintf, aio_read, lio_listio), or by a program that exec started without the library "
+     "(another environment, a static or a setuid program)",
+     "they show and change the memory of a guest, where the kernel refuses"},
+    {Where::kEverywhere,
+     "a close of a descriptor of ours that libc makes itself: freopen, fcloseall, fclose in a full "
+     "descriptor table",
+     "what was behind it lives until the process ends"},
+    {Where::kEverywhere,
+     "a file that comes by dup2 to the number of an engine's descriptor while another thread uses "
+     "that in the engine",
+     "the engine's call, a hole in a guest_memfd among them, may reach that file"},
+    {Where::kEverywhere,
+     "MADV_REMOVE on a mapping of a guest_memfd that was made with MMAP and without INIT_SHARED",
+     "0, and no page goes"},
+    {Where::kEverywhere,
+     "mremap of memory a part of which went to a device: the engine's registration stands as a "
+     "border in what was one mapping",
+     "EFAULT where the kernel moves or grows it; realloc copies then"},
+    {Where::kEverywhere,
+     "memory of another thread's stack that goes to a device while that thread is in an ioctl of "
+     "the same device",
+     "both wait for ever"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},
     {Where::kWithoutUserfaultfd,
      "absent pages as buffers of a program's own system-call instructions and of io_uring",
-     "EFAULT; libc's functions and syscall() bring theirs back and hold them"},
+     "EFAULT; syscall() and the functions of libc that take buffers bring theirs back and hold "
+     "them, but for those below"},
     {Where::kWithoutUserfaultfd,
      "absent pages that libc itself hands to the kernel: a futex, a stream's own buffer (setvbuf)",
      "EFAULT inside libc: the stream fails, the lock ends the program"},
-    {Where::kWithoutUserfaultfd, "absent pages as buffers of rare calls (swapon, keyctl, bpf)",
+    {Where::kWithoutUserfaultfd,
+     "absent pages as buffers of rare calls: swapon, keyctl, bpf, mount, chroot, acct, quotactl, "
+     "adjtimex, shmctl, msgctl, semctl, mq_getattr, mq_timedsend, name_to_handle_at, the names and "
+     "times of remove, mkfifo, lchown, lutimes and ftok, eventfd_read, sched_getparam, "
+     "sched_setscheduler, sched_rr_get_interval, getrlimit64, setrlimit64, prlimit64, the "
+     "processor-time clocks of clock_gettime",
      "EFAULT"},
     {Where::kDenied, "absent pages of a stack the program switches to by itself (coroutines)",
      "the process ends by SIGSEGV; stacks of threads and alternate stacks are never taken"},
@@ -70,6 +100,9 @@ constexpr Unseen kAll[] = {
      "pthread_attr_setsigmask_np,"
      " setcontext, sighold or sigblock",
      "while there is one, no page is taken from the program"},
+    {Where::kDenied,
+     "completions of io_submit that a program takes from the ring itself, without io_getevents",
+     "no page is taken from the program until io_destroy"},
     {Where::kDenied, "a descriptor table that is full, or a RLIMIT_NOFILE that allows no more",
      "while no file of /proc can be opened, no page is taken from the program"},
     {Where::kDenied, "the signal mask that posix_spawn and system give to a child",
