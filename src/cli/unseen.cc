@@ -74,7 +74,7 @@ constexpr Unseen kAll[] = {
      "EFAULT where the kernel moves or grows it; realloc copies then"},
     {Where::kEverywhere,
      "memory of another thread's stack that goes to a device while that thread is in an ioctl of "
-     "the same device",
+     "that device, changes memory or ends",
      "both wait for ever"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",

@@ -96,7 +96,9 @@ TEST(HiddenTouch, LeavesAnotherProgramTheMask) {
 }
 TEST(HiddenTouch, NeverMeetsAThreadsOwnStack) {
   expect_touches("on_device_memory");
-  expect_touches("of_threads_and_of_the_program");
+  // With userfaultfd stacks go, too, and a thread that ends, or changes memory, on one that is away
+  // may wait for itself: a debt (src/host/README.md).
+  expect_where_denied("hidden_touches", "of_threads_and_of_the_program");
 }
 TEST(HiddenTouch, NeverMeetsAnAlternateStack) {
   expect_touches("alternate_ones");
