@@ -10,11 +10,13 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/timing.h"
 #include "tests/support/tdp_world.h"
 
 namespace stagetwo::stage2 {
 namespace {
 
+using bench::median;
 using test::TdpWorld;
 // The processor's time of this thread: each pass is long, and nobody else's work is in it.
 struct Clock {
@@ -29,11 +31,6 @@ constexpr u64 kFrames = 262144;  // 1 GiB
 
 double since_ns(Clock::time_point start) {
   return Clock::now() - start;
-}
-double median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 // One gigabyte mapped with entries of one level, all written.

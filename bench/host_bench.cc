@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/timing.h"
 #include "host/access.h"
 #include "host/backstop.h"
 #include "host/change.h"
@@ -17,7 +18,8 @@
 namespace stagetwo::host {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::Clock;
+using bench::median;
 
 // Nanoseconds of one call of `f`, the mean of `rounds`.
 template <typename F>
@@ -26,12 +28,6 @@ double mean_ns(int rounds, F&& f) {
   for (int i = 0; i < rounds; ++i) f();
   const std::chrono::duration<double, std::nano> took = Clock::now() - start;
   return took.count() / rounds;
-}
-
-double median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 void* map(size_t bytes) {

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/timing.h"
 #include "host/backstop.h"
 #include "host/faultin.h"
 #include "host/mmu_notifier.h"
@@ -32,18 +33,12 @@
 namespace stagetwo::reclaim {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::Clock;
+using bench::median;
+using bench::since_ns;
 constexpr size_t kPages = 4096;
 constexpr size_t kBytes = kPages * kPageSize;
 
-double since_ns(Clock::time_point start) {
-  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
-}
-double median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 u8* map(size_t bytes) {
   return static_cast<u8*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/timing.h"
 #include "host/backstop.h"
 #include "host/change.h"
 #include "stage2/address_space.h"
@@ -21,19 +22,13 @@
 namespace stagetwo::stage2 {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::Clock;
+using bench::median;
+using bench::since_ns;
 constexpr u64 kGpa = 0x100000;
 constexpr int kPopulateRead = 22;
 constexpr int kPopulateWrite = 23;
 
-double since_ns(Clock::time_point start) {
-  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
-}
-double median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 void* map(size_t bytes) {
   return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
               -1, 0);

@@ -12,22 +12,17 @@
 #include <vector>
 
 #include "bench/report.h"
+#include "bench/timing.h"
 #include "tests/support/tdp_world.h"
 
 namespace stagetwo::test {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using bench::Clock;
+using bench::median;
+using bench::since_ns;
 constexpr u64 kGiB = 262144;  // in frames
 
-double since_ns(Clock::time_point start) {
-  return std::chrono::duration<double, std::nano>(Clock::now() - start).count();
-}
-double median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 double compare_exchange_ns() {
   constexpr u64 kTimes = 1'000'000;
   sync::Atomic<u64> word{0};
