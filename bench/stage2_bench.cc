@@ -214,9 +214,8 @@ double faults_per_second_of_vms(unsigned threads) {
     madvise(vms[i]->at, vms[i]->bytes, kPopulateWrite);
     vms[i]->access(0, Access::kWrite);
   }
-  const double took = together_ns(threads, [&](unsigned i) {
-    vms[i]->seat->access_all(kPageSize, kShare, Access::kWrite);
-  });
+  const double took = together_ns(
+      threads, [&](unsigned i) { vms[i]->seat->access_all(kPageSize, kShare, Access::kWrite); });
   return threads * static_cast<double>(kShare / kPageSize - 1) / took * 1e9;
 }
 
