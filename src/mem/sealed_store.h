@@ -62,8 +62,8 @@ class SealedStore {
   // EIO (the cipher failed, `sealed` is zeros). *record changes only on success.
   [[nodiscard]] Result<void> seal(const SealedIdentity& identity, const void* page, void* sealed,
                                   SealedRecord* record);
-  // Failure: EBADMSG, and `page` is zeros: `sealed` is not what was sealed for this identity in
-  // this version.
+  // `page` may be `sealed` itself. Failure: EBADMSG, and `page` is zeros: `sealed` is not what was
+  // sealed for this identity in this version.
   [[nodiscard]] Result<void> open(const SealedIdentity& identity, const SealedRecord& record,
                                   const void* sealed, void* page);
 

@@ -18,16 +18,19 @@
 
 namespace stagetwo::uv {
 
-// One thread at a time, and no message about a single page meanwhile.
+// One thread at a time, and no message about a single page meanwhile. Who waits holds off new
+// messages: those that overlap without end would keep it waiting for ever.
 class SecureGuest::Life {
  public:
   explicit Life(SecureGuest* guest) : guest_(*guest) {
-    for (;;) {
+    for (bool counted = false;; counted = true) {
       u32 turn = 0;
       {
         const sync::MutexGuard guard(guest_.lock_);
+        if (!counted) ++guest_.wanted_;
         if (!guest_.living_ && guest_.messages_ == 0) {
           guest_.living_ = true;
+          --guest_.wanted_;
           return;
         }
         turn = guest_.turnstile_.now();
@@ -66,6 +69,15 @@ PageState SecureGuest::page(Gpa page) {
 GuestUse SecureGuest::use() {
   const sync::MutexGuard guard(lock_);
   return use_;
+}
+GuestLife SecureGuest::debug_life() {
+  const sync::MutexGuard guard(lock_);
+  return {living_, wanted_, messages_, running_};
+}
+bool SecureGuest::debug_busy(Gpa page) {
+  const sync::MutexGuard guard(lock_);
+  const Word* const word = find(page);
+  return word != nullptr && word->busy;
 }
 void SecureGuest::enable() {
   const sync::MutexGuard guard(lock_);

@@ -91,7 +91,7 @@ SecureGuest::Claim SecureGuest::claim(u64 gpa, PageEvent event) {
   if (gpa % page_bytes_ != 0) return answer(Status::kParameter);
   Word* const word = find(Gpa(gpa));
   const PageState was = word != nullptr ? word->state : PageState::kNone;
-  if (living_ || (word != nullptr && word->busy)) return answer(Status::kBusy);
+  if (life_comes_first() || (word != nullptr && word->busy)) return answer(Status::kBusy);
   const PageCell& cell = page_cell(event, was);
   if (cell.work == PageWork::kNothing) return answer(cell.status);
   word->busy = true;
@@ -186,7 +186,7 @@ Status SecureGuest::reflected(u64 gpa) {
     if (state_ == GuestState::kNormal) return Status::kUnsupported;
     Word* const word = gpa % page_bytes_ == 0 ? find(page) : nullptr;
     if (word == nullptr) return Status::kParameter;
-    if (living_ || word->busy) return Status::kBusy;
+    if (life_comes_first() || word->busy) return Status::kBusy;
     was = word->state;
     if (was != PageState::kShared) return Status::kSuccess;
     word->busy = true;

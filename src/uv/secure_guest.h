@@ -15,8 +15,7 @@
 // I3  a page of the process that the ultravisor may use is named to it once more, as gone, before
 //     the process gives it up: whoever names it looks at the gate afterwards (secure_guest.cc).
 // I4  the guest's life (START, DONE, ABORT, SVM_OFF, slots) is one thread's at a time; messages
-// that
-//     meet it are answered BUSY, never kept waiting.
+//     that meet it, or one who waits for it, are answered BUSY, never kept waiting.
 // Locking: lock_ (rank uv), over words and flags, never across a message or a call of NormalMemory.
 // Lifetime: its Hypervisor, memory and ultravisor outlive it; it ends after svm_off().
 
@@ -38,6 +37,12 @@ struct GuestUse {
   u64 shares = 0;
   u64 unshares = 0;
   u64 forgotten = 0;  // UV_PAGE_INVAL sent
+};
+
+// Who has the guest's life, and what it waits for: for reports of tests that do not end.
+struct GuestLife {
+  bool changing = false;
+  u32 wanted = 0, messages = 0, running = 0;
 };
 
 class SecureGuest {
@@ -90,6 +95,8 @@ class SecureGuest {
   [[nodiscard]] GuestState state() TA_EXCL(lock_);
   [[nodiscard]] PageState page(Gpa page) TA_EXCL(lock_);
   [[nodiscard]] GuestUse use() TA_EXCL(lock_);
+  [[nodiscard]] GuestLife debug_life() TA_EXCL(lock_);
+  [[nodiscard]] bool debug_busy(Gpa page) TA_EXCL(lock_);
   [[nodiscard]] u32 lpid() const { return lpid_; }
   [[nodiscard]] u64 page_bytes() const { return page_bytes_; }
 
@@ -133,6 +140,7 @@ class SecureGuest {
   };
   [[nodiscard]] Claim claim(u64 gpa, PageEvent event) TA_EXCL(lock_);
   void release(Gpa page, PageState now, u64 GuestUse::* counter) TA_EXCL(lock_);
+  [[nodiscard]] bool life_comes_first() const TA_REQ(lock_) { return living_ || wanted_ != 0; }
   [[nodiscard]] Word* find(Gpa page) TA_REQ(lock_);
   [[nodiscard]] Slot* find_slot(u32 id) TA_REQ(lock_);
   [[nodiscard]] Result<void> check_slot(u32 id, Gpa base, u64 bytes) TA_REQ(lock_);
@@ -160,6 +168,7 @@ class SecureGuest {
   GuestState state_ TA_GUARDED(lock_) = GuestState::kNormal;
   bool enabled_ TA_GUARDED(lock_) = false;
   bool living_ TA_GUARDED(lock_) = false;    // its life is changing
+  u32 wanted_ TA_GUARDED(lock_) = 0;         // who waits to change it
   bool aborting_ TA_GUARDED(lock_) = false;  // contents go back in clear
   u32 running_ TA_GUARDED(lock_) = 0;        // vCPUs
   u32 messages_ TA_GUARDED(lock_) = 0;       // calls about single pages under way

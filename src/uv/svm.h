@@ -29,8 +29,9 @@ enum class SvmState : u8 {
   kEnding,    // being forgotten
 };
 
-// What the ultravisor has asked the hypervisor about a page.
-enum class Asked : u8 { kNothing, kIn, kOut, kShare, kUnshare };
+// What the ultravisor has asked the hypervisor about a page. kFollow: to take a page for secure
+// that was unshared by force.
+enum class Asked : u8 { kNothing, kIn, kOut, kShare, kUnshare, kFollow };
 
 struct PageRecord {
   // Of a sealed page its record; of a shared one the frame's address stands in `version`, 0 if the
@@ -89,6 +90,20 @@ struct Svm {
       if (page - slot.first < slot.pages) return slot.records() + (page - slot.first);
     }
     return nullptr;
+  }
+  // Pages of the first slot that has any from `from` on: for who goes through all pages and holds
+  // no lock meanwhile. Slots come and go; what is behind does not move what is in front. False:
+  // none.
+  [[nodiscard]] bool pages_from(u64 from, u64* first, u64* end) const TA_REQ(lock) {
+    bool found = false;
+    for (const Slot& slot : slots) {
+      if (slot.closing || slot.first + slot.pages <= from) continue;
+      if (found && slot.first >= *first) continue;
+      *first = slot.first < from ? from : slot.first;
+      *end = slot.first + slot.pages;
+      found = true;
+    }
+    return found;
   }
   // For who wants to be.
   [[nodiscard]] PageRecord* find_open(u64 page) TA_REQ(lock) {

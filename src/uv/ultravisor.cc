@@ -12,7 +12,6 @@
 namespace stagetwo::uv {
 namespace {
 
-constexpr u32 kBounces = 8;
 constexpr unsigned kPatience = 256;  // turns at a page somebody else is at, of UV_ESM
 
 // UV_ESM's answers to what INIT_START said: not allowed, or not possible.
@@ -40,6 +39,7 @@ constexpr bool is_ultracall(Call call) {
 }  // namespace
 
 Ultravisor::~Ultravisor() {
+  if (zeros_ != mem::SecurePool::kNone) bounces_.give_back(zeros_);
   size_t count = 0;
   {
     const sync::MutexGuard guard(lock_);
@@ -58,7 +58,8 @@ Ultravisor::~Ultravisor() {
 Result<void> Ultravisor::open(const UltravisorOptions& options, Port* hypervisor,
                               RealMemory* memory) {
   ST_TRY(pool_.open(options.pool_pages, options.page_bytes, options.memory));
-  ST_TRY(bounces_.open(kBounces, options.page_bytes, options.memory));
+  ST_TRY(bounces_.open(options.cipher_runs + 1, options.page_bytes, options.memory));
+  zeros_ = bounces_.take({});
   options_ = options;
   hypervisor_ = hypervisor;
   memory_ = memory;
@@ -181,15 +182,14 @@ Status Ultravisor::esm_load(u32 lpid) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kTransient));
   if (!run.ok()) return Status::kState;
-  for (size_t at = 0;; ++at) {
-    u64 first = 0, pages = 0;
+  for (u64 from = 0;;) {
+    u64 first = 0, end = 0;
     {
       const sync::MutexGuard guard(svm->lock);
-      if (at == svm->slots.size()) return Status::kSuccess;
-      first = svm->slots[at].first;
-      pages = svm->slots[at].pages;
+      if (!svm->pages_from(from, &first, &end)) return Status::kSuccess;
     }
-    for (u64 page = first; page < first + pages; ++page) {
+    from = end;
+    for (u64 page = first; page < end; ++page) {
       Status done = Status::kBusy;
       for (unsigned i = 0; i < kPatience && is_transient(done); ++i) {
         if (i != 0) sync::yield_thread();
@@ -366,6 +366,18 @@ SvmUse Ultravisor::use(u32 lpid) {
   SvmUse now = svm->use;
   now.version = svm->store.version();
   return now;
+}
+
+Asked Ultravisor::debug_asked(u32 lpid, Gpa page, bool* busy, u32* runs) {
+  *busy = false;
+  *runs = 0;
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return Asked::kNothing;
+  const sync::MutexGuard guard(svm->lock);
+  *runs = svm->runs;
+  const PageRecord* const record = svm->find(number_of(page));
+  *busy = record != nullptr && record->busy;
+  return record != nullptr ? record->asked : Asked::kNothing;
 }
 
 mem::SealedStore* Ultravisor::debug_store(u32 lpid) {

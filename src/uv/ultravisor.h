@@ -33,7 +33,8 @@ struct UltravisorOptions {
   u64 page_bytes = 4096;
   u32 pool_pages = 0;
   mem::SecureMemory::Want memory = mem::SecureMemory::Want::kSecretOrLocked;
-  bool evicts = true;  // pages out to make room
+  bool evicts = true;   // pages out to make room
+  u32 cipher_runs = 8;  // at once
 };
 
 // What became of a guest's access.
@@ -81,6 +82,8 @@ class Ultravisor final : public Port {
   [[nodiscard]] u32 pool_free() { return pool_.free_count(); }
   [[nodiscard]] mem::SecurePool& debug_pool() { return pool_; }
   [[nodiscard]] mem::SealedStore* debug_store(u32 lpid);
+  // What is asked about a page; *busy: somebody works on it; *runs: operations on the guest.
+  [[nodiscard]] Asked debug_asked(u32 lpid, Gpa page, bool* busy, u32* runs);
 
  private:
   class Run;
@@ -109,7 +112,7 @@ class Ultravisor final : public Port {
   Status share_into(Svm* svm, PageRecord* record, u64 frame, bool cleared);
   Status tampered(Svm* svm, u64 page, PageRecord* record);
   [[nodiscard]] Result<void> open_sealed(Svm* svm, u64 page, PageRecord* record, u64 frame,
-                                         void* to);
+                                         u8* copy, void* to);
   [[nodiscard]] bool write_zeros(u64 frame);
   void drop(u32 pool_page);
 
@@ -137,6 +140,7 @@ class Ultravisor final : public Port {
   RealMemory* memory_ = nullptr;
   mem::SecurePool pool_;
   mem::SecurePool bounces_;
+  u32 zeros_ = mem::SecurePool::kNone;  // of them, one that stays zeros: immutable after open()
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Box<Svm>> svms_ TA_GUARDED(lock_){"uv.svms"};  // never freed before the end: found by lpid
 };

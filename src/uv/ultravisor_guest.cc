@@ -144,7 +144,17 @@ bool Ultravisor::evict(u32 lpid, bool of_others) {
       }
       record->asked = Asked::kOut;
     }
-    static_cast<void>(ask(victim.guest, Call::kHSvmPageOut, victim.page, 0));
+    // A success that moved nothing: the hypervisor takes the page for shared still, because it was
+    // unshared by force. It is asked to follow first.
+    const auto moved = [&] { return look(svm, victim.page).pool == mem::SecurePool::kNone; };
+    if (ask(victim.guest, Call::kHSvmPageOut, victim.page, 0) == Status::kSuccess && !moved()) {
+      when_quiet(svm, victim.page, [](PageRecord& record) { record.asked = Asked::kFollow; });
+      const Status follows = ask(victim.guest, Call::kHSvmPageIn, victim.page, 0);
+      when_quiet(svm, victim.page, [](PageRecord& record) { record.asked = Asked::kOut; });
+      if (follows == Status::kSuccess) {
+        static_cast<void>(ask(victim.guest, Call::kHSvmPageOut, victim.page, 0));
+      }
+    }
     bool out = false;
     unmark(svm, victim.page, [&](PageRecord& record) TA_NO_ANALYSIS {
       out = record.pool == mem::SecurePool::kNone;
@@ -285,7 +295,7 @@ Status Ultravisor::share_one(Svm* svm, u64 page) {
 }
 
 // Pre: marked. `by_force`: secure again whatever the hypervisor says; it keeps a frame of zeros
-// that the guest does not look at any more.
+// that the guest does not look at any more, and follows when the page is to leave (evict).
 Status Ultravisor::unshare_one(Svm* svm, u64 page, bool by_force) {
   const Asked before = look(svm, page).asked;
   when_quiet(svm, page, [](PageRecord& record) { record.asked = Asked::kUnshare; });
@@ -332,15 +342,14 @@ Status Ultravisor::unshare_all(u32 lpid) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kSecure));
   if (!run.ok()) return not_a_secure_guest(run.state());
-  for (size_t at = 0;; ++at) {
-    u64 first = 0, pages = 0;
+  for (u64 from = 0;;) {
+    u64 first = 0, end = 0;
     {
       const sync::MutexGuard guard(svm->lock);
-      if (at == svm->slots.size()) return Status::kSuccess;
-      first = svm->slots[at].first;
-      pages = svm->slots[at].pages;
+      if (!svm->pages_from(from, &first, &end)) return Status::kSuccess;
     }
-    for (u64 page = first; page < first + pages; ++page) {
+    from = end;
+    for (u64 page = first; page < end; ++page) {
       if (look(svm, page).state != PageState::kShared) continue;
       const Status done = unshare(lpid, page, 1);
       if (done != Status::kSuccess && done != Status::kParameter) return done;

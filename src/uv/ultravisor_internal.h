@@ -46,7 +46,8 @@ inline constexpr unsigned kLiving = 1U << static_cast<unsigned>(SvmState::kTrans
                                     1U << static_cast<unsigned>(SvmState::kSecure);
 
 // A page of secure memory for one run of the cipher, whose other end is normal memory: that may
-// change while it is looked at. Zeros at first, wiped at the end.
+// change while it is looked at. Zeros at first, wiped at the end. Nobody takes a second one while
+// he has one: if all were somebody's first, everybody would wait for a second for ever.
 class Ultravisor::Bounce {
  public:
   explicit Bounce(mem::SecurePool* pool) : pool_(*pool) {

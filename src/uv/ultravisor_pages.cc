@@ -71,8 +71,7 @@ void Ultravisor::drop(u32 pool_page) {
 }
 
 bool Ultravisor::write_zeros(u64 frame) {
-  const Bounce zeros(&bounces_);
-  return memory_->write(frame, zeros.data(), options_.page_bytes);
+  return memory_->write(frame, bounces_.at(zeros_), options_.page_bytes);
 }
 
 // ---- UV_PAGE_IN
@@ -97,6 +96,8 @@ Status Ultravisor::page_in(const Message& m) {
   if (record->asked == Asked::kUnshare && was_shared) {
     // Nothing is imported: the secure page is zeros, whatever the frame holds.
     change(svm, record, PageState::kSecure, 0);
+  } else if (record->asked == Asked::kFollow && record->state == PageState::kSecure) {
+    // It was unshared by force (unshare_one), and now the hypervisor follows.
   } else if (record->asked == Asked::kShare && !was_shared) {
     const PageCell& cell = page_cell(PageEvent::kUvShare, record->state);
     done = cell.status == Status::kSuccess
@@ -112,11 +113,12 @@ Status Ultravisor::page_in(const Message& m) {
   return done;
 }
 
-Result<void> Ultravisor::open_sealed(Svm* svm, u64 page, PageRecord* record, u64 frame, void* to) {
-  const Bounce copy(&bounces_);
-  if (!memory_->read(frame, copy.data(), options_.page_bytes)) return refuse(EFAULT);
+// `to` may be the copy itself.
+Result<void> Ultravisor::open_sealed(Svm* svm, u64 page, PageRecord* record, u64 frame, u8* copy,
+                                     void* to) {
+  if (!memory_->read(frame, copy, options_.page_bytes)) return refuse(EFAULT);
   return svm->store.open(identity_of(svm, address_of(page), options_.page_bytes), record->sealed,
-                         copy.data(), to);
+                         copy, to);
 }
 
 // One failed check ends the guest.
@@ -146,9 +148,13 @@ Status Ultravisor::move_in(Svm* svm, u64 page, PageRecord* record, u64 frame) {
       if (!reserved) drop(target);
       return Status::kP2;
     }
-  } else if (const auto opened = open_sealed(svm, page, record, frame, pool_.at(target)); !opened) {
-    if (!reserved) drop(target);
-    return opened.error() == Errno{EFAULT} ? Status::kP2 : tampered(svm, page, record);
+  } else {
+    const Bounce copy(&bounces_);
+    const auto opened = open_sealed(svm, page, record, frame, copy.data(), pool_.at(target));
+    if (!opened) {
+      if (!reserved) drop(target);
+      return opened.error() == Errno{EFAULT} ? Status::kP2 : tampered(svm, page, record);
+    }
   }
   const sync::MutexGuard guard(svm->lock);
   record->pool = target;
@@ -209,13 +215,9 @@ Status Ultravisor::move_out(Svm* svm, u64 page, PageRecord* record, u64 frame) {
   const Bounce sealed(&bounces_);
   mem::SealedRecord fresh;
   const auto identity = identity_of(svm, address_of(page), options_.page_bytes);
-  Result<void> done;
-  if (record->pool != mem::SecurePool::kNone) {
-    done = svm->store.seal(identity, pool_.at(record->pool), sealed.data(), &fresh);
-  } else {
-    const Bounce zeros(&bounces_);
-    done = svm->store.seal(identity, zeros.data(), sealed.data(), &fresh);
-  }
+  const bool there = record->pool != mem::SecurePool::kNone;
+  const u8* const bytes = there ? pool_.at(record->pool) : bounces_.at(zeros_);
+  const auto done = svm->store.seal(identity, bytes, sealed.data(), &fresh);
   if (!done) return done.error() == Errno{EOVERFLOW} ? Status::kHardware : Status::kRetry;
   if (!memory_->write(frame, sealed.data(), options_.page_bytes)) return Status::kP2;
   u32 out = mem::SecurePool::kNone;
@@ -244,7 +246,7 @@ Status Ultravisor::give_clear(Svm* svm, u64 page, PageRecord* record, u64 frame)
     }
     case PageState::kPagedOut: {
       const Bounce clear(&bounces_);
-      const auto opened = open_sealed(svm, page, record, frame, clear.data());
+      const auto opened = open_sealed(svm, page, record, frame, clear.data(), clear.data());
       if (!opened)
         return opened.error() == Errno{EFAULT} ? Status::kP2 : tampered(svm, page, record);
       if (!memory_->write(frame, clear.data(), options_.page_bytes)) return Status::kP2;

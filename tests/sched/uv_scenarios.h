@@ -8,6 +8,7 @@
 // Each is a race that the kernel's version had and lost once: docs/checks-secure-guests.md.
 
 #include "tests/sched/sched_support.h"
+#include "tests/support/random_source.h"
 #include "tests/support/secure_machine.h"
 
 namespace stagetwo::test {
@@ -16,7 +17,7 @@ namespace sched = sync::sched;
 
 class UvWorld {
  public:
-  explicit UvWorld(bool secure = true) : m(4096, 8) {
+  explicit UvWorld(bool secure = true, u32 cipher_runs = 8) : m(4096, 8, true, cipher_runs) {
     m.plug(0, 0, 2);
     m.vmm_fill(0, 2);
     if (secure) sched::expect(m.esm() == uv::Status::kSuccess, "the guest becomes secure");
@@ -179,6 +180,123 @@ struct TouchAgainstPlug : UvWorld {
       static_cast<void>(m.vmm_read(4));
     }
   }
+};
+
+// Two pages of zeros, which have no memory yet, leave at once, and the cipher has as many places as
+// there are threads (a run that took a second place held the first meanwhile: when every place was
+// somebody's first, all waited for ever).
+struct ZerosLeaveAtOnce : UvWorld {
+  static constexpr unsigned kThreads = 2;
+  ZerosLeaveAtOnce() : UvWorld(true, kThreads) {
+    sched::expect(m.guest.add_slot(1, m.gpa(4), 2 * 4096).has_value(), "plugged");
+  }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) { sched::expect(!m.vmm_read(4 + me).empty(), "a touch is served"); }
+};
+
+// The same, of pages that an ABORT gives back while the process touches one: to open a sealed page
+// takes one place as well.
+struct TouchAgainstAbort : UvWorld {
+  static constexpr unsigned kThreads = 2;
+  TouchAgainstAbort() : UvWorld(false, 1) {
+    sched::expect(m.ultravisor.esm_begin(uv_lpid) == uv::Status::kSuccess, "begun");
+    sched::expect(m.ultravisor.esm_load(uv_lpid) == uv::Status::kSuccess, "all in");
+    vmm_reads();
+  }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) {
+      static_cast<void>(m.ultravisor.esm_abort(uv_lpid));
+    } else {
+      static_cast<void>(m.vmm_read(1));
+    }
+  }
+  void check() {
+    UvWorld::check();
+    sched::expect(m.vmm_read(0) == m.text(0), "what was sealed comes back in clear");
+  }
+};
+
+// The guest makes everything secret while a slot goes (the walk counted slots, jumped over the end
+// of a list that had become shorter, and went on through whatever lay behind it, for ever).
+struct UnshareAllAgainstUnplug : UvWorld {
+  static constexpr unsigned kThreads = 2;
+  UnshareAllAgainstUnplug() {
+    for (u32 id = 1; id < 4; ++id) m.plug(id, 8 * id, 1);
+    for (u32 id = 0; id < 4; ++id) {
+      sched::expect(m.guest_call(uv::Call::kUvSharePage, 8 * id, 1) == uv::Status::kSuccess,
+                    "shared");
+    }
+  }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) {
+      // Once more where it met the slot that went, or one that came to its place.
+      auto done = uv::Status::kRetry;
+      while (uv::is_transient(done)) done = m.guest_call(uv::Call::kUvUnshareAllPages);
+      sched::expect(done == uv::Status::kSuccess, "everything is secret");
+    } else {
+      for (u32 id = 1; id < 4; ++id) m.guest.remove_slot(id);
+    }
+  }
+  void check() {
+    UvWorld::check();
+    sched::expect(m.uv_page(0) == uv::PageState::kSecure, "what stays is secret");
+  }
+};
+
+// The stress test's threads (tests/stress/uv_stress_test.cc), a few steps of each, in a pool that
+// is too small: whatever the order, everybody comes to an end.
+struct Everybody {
+  static constexpr unsigned kThreads = 4;
+  static constexpr u64 kPages = 3;
+  explicit Everybody(u64 seed_of_steps) : m(4096, 2), seed(seed_of_steps) {
+    m.plug(0, 0, kPages);
+    m.vmm_fill(0, kPages);
+    sched::expect(m.esm() == uv::Status::kSuccess, "the guest becomes secure");
+  }
+  void thread(unsigned me) {
+    RandomSource random(seed * 4 + me);
+    if (me == 0) guest(&random);
+    if (me == 1 || me == 2) {
+      for (unsigned i = 0; i < 4; ++i) {
+        sched::expect(!m.vmm_read(random.below(kPages)).empty(), "a touch is served");
+      }
+    }
+    if (me == 3) plug();
+  }
+  void guest(RandomSource* random) {
+    Bytes got;
+    for (unsigned i = 0; i < 4; ++i) {
+      const u64 page = random->below(kPages);
+      switch (random->small(5)) {
+        case 0:
+          static_cast<void>(m.guest_call(uv::Call::kUvSharePage, page, kPages - page));
+          break;
+        case 1:
+          static_cast<void>(m.guest_call(uv::Call::kUvUnsharePage, page, kPages - page));
+          break;
+        case 2:
+          static_cast<void>(m.guest_call(uv::Call::kUvUnshareAllPages));
+          break;
+        case 3:
+          static_cast<void>(m.guest_write(page, m.text(page, i)));
+          break;
+        default:
+          static_cast<void>(m.guest_read(page, &got));
+          break;
+      }
+    }
+  }
+  void plug() {
+    for (unsigned i = 0; i < 2; ++i) {
+      if (!m.guest.add_slot(1, m.gpa(20), 4096)) continue;
+      static_cast<void>(m.guest_write(20, m.text(20)));
+      m.guest.remove_slot(1);
+    }
+  }
+  SecureMachine m;
+  const u64 seed;
 };
 
 }  // namespace stagetwo::test

@@ -32,5 +32,31 @@ TEST(SecurePages, PluggedMemoryIsTheGuestsFromTheFirstTouch) {
   expect_holds<TouchAgainstPlug>(kRuns);
 }
 
+TEST(SecurePages, AWalkThroughAllPagesEndsWhenSlotsGo) {
+  expect_holds<UnshareAllAgainstUnplug>(kRuns);
+}
+TEST(SecurePages, EverybodyComesToAnEndInAPoolThatIsTooSmall) {
+  constexpr u64 kSeeds = 200;
+  for (u64 i = 0; i < kSeeds; ++i) {
+    const u64 seed = seed_is_fixed() ? test::seed() : i + 1;
+    auto* const world = new Everybody(seed);  // kept where it does not end
+    sched::Options options;
+    options.seed = seed;
+    options.max_steps = 400'000;
+    const auto end =
+        sched::run(options, Everybody::kThreads, [&](unsigned index) { world->thread(index); });
+    ASSERT_TRUE(end.finished()) << "STAGETWO_SEED=" << seed << ": " << end.why << " after "
+                                << end.steps << " steps";
+    delete world;
+    if (seed_is_fixed()) break;
+  }
+}
+TEST(SecurePages, PagesThatLeaveAtOnceNeedOnePlaceOfTheCipherEach) {
+  expect_holds<ZerosLeaveAtOnce>(kRuns);
+}
+TEST(SecurePages, AnAbortNeedsOnePlaceOfTheCipherBesideATouch) {
+  expect_holds<TouchAgainstAbort>(kRuns);
+}
+
 }  // namespace
 }  // namespace stagetwo::test

@@ -252,7 +252,8 @@ class Wire final : public uv::Port {
 struct SecureMachine {
   static constexpr u32 kLpid = 7;
 
-  explicit SecureMachine(u64 page = 4096, u32 pool_pages = 64, bool evicts = true)
+  explicit SecureMachine(u64 page = 4096, u32 pool_pages = 64, bool evicts = true,
+                         u32 cipher_runs = 8)
       : page_bytes(page), memory(page), normal(&memory), guest(kLpid, page, &normal, &to_uv) {
     to_uv.to = &ultravisor;
     to_hv.to = &hypervisor;
@@ -261,6 +262,7 @@ struct SecureMachine {
     options.pool_pages = pool_pages;
     options.memory = mem::SecureMemory::Want::kWhatThereIs;
     options.evicts = evicts;
+    options.cipher_runs = cipher_runs;
     opened =
         ultravisor.open(options, &to_hv, &memory).has_value() && hypervisor.add(&guest).has_value();
     guest.enable();
