@@ -11,6 +11,7 @@
 #include "tests/support/random_source.h"
 #include "tests/support/secure_machine.h"
 #include "tests/support/stress_time.h"
+#include "tests/support/stress_watch.h"
 
 namespace stagetwo::uv {
 namespace {
@@ -21,16 +22,39 @@ using test::SecureMachine;
 constexpr u64 kPages = 12;
 constexpr u32 kPool = 8;  // evictions
 
+// Both halves, page by page, for a test that does not end.
+void tell_machine(SecureMachine* m, u64 pages) {
+  const GuestLife life = m->guest.debug_life();
+  std::printf("  the guest's life: %s, %u wait for it; %u messages, %u vCPUs; pool: %u free\n",
+              life.changing ? "changing" : "still", life.wanted, life.messages, life.running,
+              m->ultravisor.pool_free());
+  for (u64 page = 0; page < pages; ++page) {
+    bool busy = false;
+    u32 runs = 0;
+    const Asked asked = m->ultravisor.debug_asked(m->kLpid, m->gpa(page), &busy, &runs);
+    std::printf("  page %llu: hypervisor %d%s%s, ultravisor %d asked %d%s, %u operations\n",
+                static_cast<unsigned long long>(page), static_cast<int>(m->hv_page(page)),
+                m->guest.debug_busy(m->gpa(page)) ? " busy" : "",
+                m->normal.is_absent(m->gpa(page)) ? " absent" : "",
+                static_cast<int>(m->uv_page(page)), static_cast<int>(asked), busy ? " busy" : "",
+                runs);
+  }
+}
+
 // What the guest knows of its pages. It alone writes them.
 class GuestModel {
  public:
-  GuestModel(SecureMachine* m, u64 seed) : m_(*m), random_(seed) {
+  GuestModel(SecureMachine* m, test::StressWatch* watch, u64 seed)
+      : m_(*m), watch_(*watch), random_(seed) {
     for (u64 page = 0; page < kPages; ++page) pages_[page] = m_.text(page);
   }
   // One step; what was found wrong, or nothing.
   std::string step() {
     const u64 page = random_.below(kPages);
-    switch (random_.small(8)) {
+    const unsigned what = random_.small(8);
+    static constexpr const char* kSteps[] = {"shares", "unshares", "writes", "writes"};
+    watch_.at(0, what < 4 ? kSteps[what] : "reads or unshares all", page);
+    switch (what) {
       case 0:
         return share(page, 1 + random_.below(3));
       case 1:
@@ -103,6 +127,7 @@ class GuestModel {
   }
 
   SecureMachine& m_;
+  test::StressWatch& watch_;
   test::RandomSource random_;
   std::map<u64, Bytes> pages_;
   std::set<u64> shared_, maybe_zeros_;
@@ -114,7 +139,10 @@ TEST(SecureGuestStress, TheGuestReadsWhatItWroteWhateverTheVmmDoes) {
   u64 steps = 0, lives = 0;
   SecureMachine m(4096, kPool);
   m.plug(0, 0, kPages);
+  test::StressWatch watch("TheGuestReadsWhatItWroteWhateverTheVmmDoes",
+                          [&] { tell_machine(&m, kPages); });
   while (deadline.running()) {
+    watch.at(0, "life", lives);
     m.vmm_fill(0, kPages);
     ASSERT_EQ(m.esm(), Status::kSuccess);
     std::atomic<bool> stop{false};
@@ -122,23 +150,31 @@ TEST(SecureGuestStress, TheGuestReadsWhatItWroteWhateverTheVmmDoes) {
     for (u64 me = 0; me < 2; ++me) {
       vmm.emplace_back([&, me] {
         test::RandomSource random(seed + lives * 8 + me);
-        while (!stop.load()) EXPECT_FALSE(m.vmm_read(random.below(kPages)).empty());
+        while (!stop.load()) {
+          const u64 page = random.below(kPages);
+          watch.at(1 + static_cast<unsigned>(me), "touches", page);
+          EXPECT_FALSE(m.vmm_read(page).empty());
+        }
       });
     }
     vmm.emplace_back([&] {
       while (!stop.load()) {
+        watch.at(3, "plugs");
         if (!m.guest.add_slot(1, m.gpa(20), 2 * 4096)) continue;
+        watch.at(3, "uses what is plugged");
         Bytes got;
         const bool read = m.guest_read(21, &got) == GuestAccess::kDone;
         EXPECT_TRUE(!read || got == Bytes(4096)) << "what was plugged is zeros";
         static_cast<void>(m.guest_write(21, m.text(21)));
+        watch.at(3, "unplugs");
         m.guest.remove_slot(1);
       }
     });
-    GuestModel guest(&m, seed + lives);
+    GuestModel guest(&m, &watch, seed + lives);
     std::string wrong;
     for (unsigned i = 0; i < 400 && wrong.empty(); ++i, ++steps) wrong = guest.step();
     stop.store(true);
+    watch.at(0, "waits for the others");
     for (std::thread& thread : vmm) thread.join();
     ASSERT_EQ(wrong, "") << "life " << lives << ", STAGETWO_SEED=" << seed;
     ASSERT_EQ(m.ultravisor.state(m.kLpid), SvmState::kSecure);
