@@ -4,21 +4,14 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "iommu/arena_memory.h"
 #include "iommu/mock_format.h"
+#include "pt/fmt/vtd_second_level.h"
+#include "pt/fmt/x86_first_level.h"
 #include "pt/map.h"
 
 namespace stagetwo::iommu {
 namespace {
-
-// Tables at offsets of the arena.
-template <typename Word>
-struct ArenaMemory : pt::DirectMemory<Word> {
-  explicit ArenaMemory(const Arena& of) : arena(&of) {}
-  sync::Atomic<Word>* entries(u64 offset) const {
-    return static_cast<sync::Atomic<Word>*>(arena->at(offset));
-  }
-  const Arena* arena;
-};
 
 constexpr u64 kTableBytes = 4096;
 
@@ -46,6 +39,7 @@ template <pt::Format F>
 class Tables {
  public:
   using Word = typename F::Word;
+  using Attributes = typename F::Attributes;
   using Mapper = pt::Mapper<F, ArenaTables<F>, ArenaMemory<Word>>;
 
   Tables(Arena& arena, Domain& domain)
@@ -55,12 +49,9 @@ class Tables {
         mapper_(root(), domain.root_level, source_, ArenaMemory<Word>(arena)) {}
 
   Result<void> map(u64 iova, u64 address, u64 bytes, u32 rights) {
-    typename F::Attributes attributes{};
-    attributes.read = (rights & kMayRead) != 0;
-    attributes.write = (rights & kMayWrite) != 0;
     pt::Gather gather;
     const auto done = mapper_.map(iova >> F::kGranuleLg2, bytes >> F::kGranuleLg2, address,
-                                  attributes, gather, max_level());
+                                  attributes_of(rights), gather, max_level());
     release(gather);
     return done;
   }
@@ -75,7 +66,7 @@ class Tables {
     if (!found) return std::nullopt;
     const u64 within = iova & ((u64{1} << F::kGranuleLg2) - 1);
     const u32 rights =
-        (found->attributes.read ? kMayRead : 0u) | (found->attributes.write ? kMayWrite : 0u);
+        (may_read(found->attributes) ? kMayRead : 0u) | (found->attributes.write ? kMayWrite : 0u);
     return Translation{found->address + within, rights,
                        u64{1} << (found->frames_lg2 + F::kGranuleLg2)};
   }
@@ -109,6 +100,24 @@ class Tables {
     return static_cast<pt::Entry<F>*>(static_cast<void*>(domain_.root.get()));
   }
   ArenaMemory<Word> memory() const { return ArenaMemory<Word>(arena_); }
+  // A processor's format has no right to read: what is present may be read, by user accesses.
+  static bool may_read(const Attributes& attributes) {
+    if constexpr (requires { attributes.read; }) {
+      return attributes.read;
+    } else {
+      return true;
+    }
+  }
+  static Attributes attributes_of(u32 rights) {
+    Attributes attributes{};
+    attributes.write = (rights & kMayWrite) != 0;
+    if constexpr (requires { attributes.read; }) {
+      attributes.read = (rights & kMayRead) != 0;
+    } else {
+      attributes.user = true;
+    }
+    return attributes;
+  }
   // The level of the largest page the domain may use.
   unsigned max_level() const {
     unsigned level = 1;
@@ -138,6 +147,14 @@ auto with_tables(const Arena& arena, const Domain& domain, F&& fn) {
   auto& of = const_cast<Arena&>(arena);
   auto& in = const_cast<Domain&>(domain);
   switch (domain.format) {
+    case FormatKind::kVtdSecondLevel: {
+      Tables<pt::VtdSecondLevel> tables(of, in);
+      return fn(tables);
+    }
+    case FormatKind::kX86FirstLevel: {
+      Tables<pt::X86FirstLevel> tables(of, in);
+      return fn(tables);
+    }
     case FormatKind::kMock:
       break;
   }
@@ -156,13 +173,26 @@ unsigned root_level_for(u64 aperture_last) {
   return level;
 }
 
+constexpr u64 kVtdPages = bit(12) | bit(21) | bit(30);
+
 }  // namespace
+
+DomainShape vtd_shape(unsigned levels) {
+  const u64 last = pt::frame_limit<pt::VtdSecondLevel>(levels) * kPageSize - 1;
+  return {FormatKind::kVtdSecondLevel, 0, last, kVtdPages, levels};
+}
+
+DomainShape first_level_shape(unsigned levels) {
+  const u64 last = pt::frame_limit<pt::X86FirstLevel>(levels) * kPageSize / 2 - 1;
+  return {FormatKind::kX86FirstLevel, 0, last, kVtdPages, levels};
+}
 
 Result<void> make_domain(Arena& arena, const DomainShape& shape, Domain* out) {
   void* const root = arena.alloc(kTableBytes, "iommu.table");
   if (root == nullptr) return refuse(ENOMEM);
   out->format = shape.format;
-  out->root_level = root_level_for<MockFormat>(shape.aperture_last);
+  out->root_level =
+      shape.levels != 0 ? shape.levels : root_level_for<MockFormat>(shape.aperture_last);
   out->root = static_cast<void**>(root);
   out->aperture_start = shape.aperture_start;
   out->aperture_last = shape.aperture_last;

@@ -23,7 +23,12 @@ struct DomainShape {
   u64 aperture_start;
   u64 aperture_last;
   u64 page_sizes;
+  unsigned levels = 0;  // 0: as many as the aperture needs
 };
+// VT-d's second level (3 to 5 levels: 39, 48, 57 bits), and its first (4 or 5), which is a
+// processor's: the lower half, and what is present may be read.
+[[nodiscard]] DomainShape vtd_shape(unsigned levels);
+[[nodiscard]] DomainShape first_level_shape(unsigned levels);
 
 // Failure: ENOMEM.
 Result<void> make_domain(Arena& arena, const DomainShape& shape, Domain* out);

@@ -41,9 +41,12 @@ void Locked::destroy_fault_queue(FaultQueue* queue) {
 // A request with a PASID that nothing is attached to is the guest's own affair: its tables are
 // those of the nested page table of the device.
 void Locked::report(Device& device, u32 pasid, u32 group, u32 rights, u64 address) {
-  Hwpt* const hwpt = device.attached;
-  if (hwpt == nullptr || hwpt->fault.get() == nullptr) return;
-  if (pasid != 0 && hwpt->object.type != ObjectType::kHwptNested) return;
+  const Attachment* attachment = find_attachment(device, pasid);
+  if (attachment == nullptr && pasid != 0) {
+    attachment = find_attachment(device, 0);
+    if (attachment == nullptr || attachment->hwpt->object.type != ObjectType::kHwptNested) return;
+  }
+  if (attachment == nullptr || attachment->hwpt->fault.get() == nullptr) return;
   const auto request = arena().make<PageRequest>("iommu.page_request");
   if (!request) return;
   (*request)->device_id = device.object.id;
@@ -52,8 +55,8 @@ void Locked::report(Device& device, u32 pasid, u32 group, u32 rights, u64 addres
   (*request)->rights = rights;
   (*request)->flags = kLastPage | (pasid != 0 ? kPasidValid : 0);
   (*request)->address = address;
-  (*request)->attachment = device.attachment;
-  append(hwpt->fault->delivered, *request);
+  (*request)->attachment = attachment->number;
+  append(attachment->hwpt->fault->delivered, *request);
 }
 
 void Locked::mark_read(FaultQueue& queue) {

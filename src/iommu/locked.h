@@ -9,6 +9,8 @@
 
 #include "iommu/context.h"
 #include "iommu/object_types.h"
+#include "iommu/requests.h"
+#include "iommu/walk.h"
 
 namespace stagetwo::iommu {
 
@@ -70,21 +72,31 @@ class Locked {
   };
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
 
-  // ---- page tables and devices (hwpt.cc)
-  struct HwptHow {
-    bool nest_parent = false;
-    bool dirty = false;
-    bool immediate = false;  // attach `device` before it is filled
-  };
+  // ---- page tables (hwpt.cc)
+  using HwptHow = iommu::HwptHow;
+  // Failure: as attach(); EOPNOTSUPP (no such tables), ENOSPC (no domain id).
   Result<Hwpt*> make_hwpt(Ioas& ioas, Device& device, HwptHow how);
-  Result<Hwpt*> make_nested(Hwpt& parent);
+  Result<Hwpt*> make_nested(Hwpt& parent, GuestTables guest = {});
   void destroy_hwpt(Hwpt* hwpt);
+
+  // ---- devices and their PASIDs (attachments.cc)
   Result<Device*> make_device(bool no_dirty, bool huge, u8 max_pasid_lg2);
-  // `pt_id`: an IOAS or a page table; out: the page table's. Failure: ENOENT, EINVAL, EADDRINUSE,
-  // EFAULT, ENOMEM.
-  Result<void> attach(Device& device, u32* pt_id);
-  Result<void> replace(Device& device, u32* pt_id);
-  void detach(Device& device);
+  // One in VT-d's tables. Failure: EINVAL, EBUSY (the source has one), ENOMEM.
+  Result<Device*> make_vtd_device(const VtdHow& how);
+  void destroy_device(Device* device);  // pre: nothing attached
+  // `pasid` 0: the device's own requests. `pt_id`: an IOAS (never of a PASID) or a page table; out:
+  // the page table's. Failure: ENOENT, EINVAL, EBUSY, EADDRINUSE, EFAULT, ENOMEM.
+  Result<void> attach(Device& device, u32* pt_id, u32 pasid = 0);
+  Result<void> replace(Device& device, u32* pt_id, u32 pasid = 0);  // EINVAL: nothing attached
+  void detach(Device& device, u32 pasid = 0);                       // nothing: nothing to do
+  void detach_all(Device& device);
+  static Attachment* find_attachment(Device& device, u32 pasid);  // null: none
+
+  // ---- accesses of devices (dma.cc)
+  // What `iova` means to a device; `pasid` kNoPasid: a request of its own.
+  Walked look_up(Device& device, s64 pasid, u64 iova, Rights wanted);
+  // Reads (`to`) or writes (`from`), page by page.
+  DmaAnswer dma(Device& device, s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
 
   // ---- dirty tracking (dirty.cc)
   Result<void> set_dirty_tracking(Hwpt& hwpt, bool on);
@@ -131,6 +143,7 @@ class Locked {
   Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
   std::optional<Hva> address_here(const PageSet& set, u64 page) const;
   void note_file(PageSet& set);
+  bool touch_frame(u64 address, u64 bytes, void* to, const void* from) const;
 
   Result<void> insert_object(Object* object);
   void erase_object(Object* object);
@@ -157,12 +170,17 @@ class Locked {
   Result<void> reserve_and_fill(Ioas& ioas, Hwpt& hwpt);
   void remove_domain(Ioas& ioas, Hwpt& hwpt);
   void remove_reserved(Ioas& ioas, u32 owner);
-  Result<void> do_attach(Device& device, Hwpt& hwpt);
-  Result<Hwpt*> do_replace(Device& device, Hwpt& hwpt);
-  Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id, bool replacing);
+  Result<void> do_attach(Device& device, u32 pasid, Hwpt& hwpt);
+  Result<Hwpt*> do_replace(Device& device, u32 pasid, Hwpt& hwpt);
+  Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id);
+  Result<void> replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id);
   void put_hwpt(Hwpt* hwpt);
-  [[nodiscard]] static bool accepts(const Device& device, const Hwpt& hwpt);
-  void set_attached(Device& device, Hwpt* hwpt);
+  Result<void> reserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
+  void unreserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
+  static Result<void> check_takes(Device& device, u32 pasid, const Hwpt& hwpt);
+  void link(Attachment& attachment, Hwpt& hwpt);
+  static void unlink(Attachment& attachment);
+  void take_down(Attachment& attachment);
   void leave_ioas(Access& access);
   Result<void> join_ioas(Access& access, Ioas& ioas);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
@@ -172,28 +190,6 @@ class Locked {
   Arena::Guard guard_;
 };
 
-template <typename T>
-Result<T*> Locked::find(u32 id) const {
-  Object* const object = ST_TRY(find(id));
-  if (!TypeOf<T>::is(object->type)) return refuse(ENOENT);
-  return reinterpret_cast<T*>(object);
-}
-
-template <typename T>
-Result<T*> Locked::add(ObjectType type, const char* site) {
-  T* const made = ST_TRY(arena().make<T>(site));
-  made->object.type = type;
-  if (const auto inserted = insert_object(&made->object); !inserted) {
-    arena().destroy(made);
-    return refuse(inserted.error());
-  }
-  return made;
-}
-
-template <typename T>
-void Locked::remove(T* object) {
-  erase_object(&object->object);
-  arena().destroy(object);
-}
-
 }  // namespace stagetwo::iommu
+
+#include "iommu/locked_objects.h"

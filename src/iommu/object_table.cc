@@ -66,14 +66,14 @@ Result<void> Locked::destroy(u32 id) {
       destroy_hwpt(reinterpret_cast<Hwpt*>(object));
       break;
     case ObjectType::kDevice:
-      remove(reinterpret_cast<Device*>(object));
+      destroy_device(reinterpret_cast<Device*>(object));
       break;
     case ObjectType::kTestDevice: {
       auto* const test = reinterpret_cast<TestDevice*>(object);
       Device* const device = test->device;
-      detach(*device);
+      detach_all(*device);
       --device->object.users;
-      remove(device);
+      destroy_device(device);
       remove(test);
       break;
     }

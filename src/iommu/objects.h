@@ -6,7 +6,8 @@
 //
 //   IOAS ── areas ── page set          a window of IOVAs over the memory of one process
 //     └── page tables (HWPT) ── domain a format's tables, filled with all areas
-//           └── devices attached
+//           └── attachments ── device  one for each PASID of it; a device's own requests are PASID
+//           0
 //   accesses: who reads, writes or pins through an IOAS without a page table
 //
 // Analogue: struct iommufd_object and its kinds (drivers/iommu/iommufd/iommufd_private.h).
@@ -17,10 +18,11 @@
 // I3  A page of a page set is pinned iff holds[page] > 0, exactly once, by the process that
 //     frames[page] names.
 // I4  Every area is in every domain of its IOAS, or the domain is not listed.
+// I5  Which domain a PASID of a device means is said by its attachment; the device tables
+//     (device_tables.h) of a device that has such say the same.
 // Locking: the arena's. Lifetime: the description's.
 
-#include "base/types.h"
-#include "iommu/interval_set.h"
+#include "iommu/memory_objects.h"
 
 namespace stagetwo::iommu {
 
@@ -42,65 +44,7 @@ struct Object {
   u32 unused = 0;
 };
 
-// A process that has taken part: frames and addresses are of one of them.
-struct Process {
-  u32 pid = 0;  // 0: a free place
-  u32 unused = 0;
-  u64 start_time = 0;  // with the pid: which process of that number
-  u64 uses = 0;        // page sets and pinned pages that name it
-};
-
-// A frame as a page table holds it: whose pin table, and the number there (host::Frame).
-inline constexpr unsigned kFrameBits = 29;
-inline constexpr u32 kProcesses = 512;
-
-struct PageSet {
-  u32 users = 0;    // areas, and calls under way
-  u32 process = 0;  // whose addresses
-  bool writable = false;
-  bool process_charge = false;  // which account, if any (host/pin_account.h)
-  bool no_charge = false;
-  bool file_asked = false;
-  bool file_known = false;
-  u64 start = 0;  // page aligned
-  u64 pages = 0;
-  RelPtr<u64> frames;  // (process << kFrameBits | frame), where holds != 0
-  RelPtr<u32> holds;
-  u64 orphans = 0;  // pages that only another process can unpin (pages.cc)
-  // Of shared memory: what is behind `start`, so that other processes reach the same bytes.
-  u64 device = 0;
-  u64 inode = 0;
-  u64 file_page = 0;
-  RelPtr<PageSet> previous, next;  // all of the arena
-};
-
-enum Rights : u32 { kMayRead = 1, kMayWrite = 2 };
-
-struct Area {
-  IntervalNode node;  // IOVAs
-  RelPtr<PageSet> pages;
-  u64 start_byte = 0;  // in the page set
-  u32 rights = 0;
-  u32 accesses = 0;  // pins of accesses
-  bool prevent_access = false;
-  bool filled = false;  // its pages are held for domains
-  [[nodiscard]] u64 iova() const { return node.start; }
-  [[nodiscard]] u64 last() const { return node.last; }
-  [[nodiscard]] u64 length() const { return node.last - node.start + 1; }
-  [[nodiscard]] u64 byte_at(u64 iova) const { return start_byte + (iova - node.start); }
-  [[nodiscard]] u64 page_at(u64 iova) const { return byte_at(iova) / 4096; }
-};
-
-struct Reserved {
-  IntervalNode node;
-  u32 owner = 0;  // the page table whose aperture it bounds; 0: nobody
-};
-
-struct Allowed {
-  IntervalNode node;
-};
-
-enum class FormatKind : u32 { kMock };
+enum class FormatKind : u32 { kMock, kVtdSecondLevel, kX86FirstLevel };
 
 // The tables of one page table, in the arena.
 struct Domain {
@@ -112,9 +56,11 @@ struct Domain {
   u64 page_sizes = 0;
   bool dirty_ops = false;  // can tell what was written
   bool tracking = false;
+  u16 id = 0;  // by which caches know what is of it; 0: a test device's
 };
 
 struct Hwpt;
+struct Device;
 struct Access;
 
 struct Ioas {
@@ -148,6 +94,16 @@ struct FaultQueue {
 
 inline constexpr unsigned kNestedWords = 4;
 
+// What one PASID of a device means.
+struct Attachment {
+  IntervalNode node;  // the PASID
+  RelPtr<Device> device;
+  RelPtr<Hwpt> hwpt;        // null: a device's own, and nothing is attached
+  RelPtr<Attachment> next;  // of the page table's
+  u64 number = 0;           // its own, never used again
+  [[nodiscard]] u32 pasid() const { return static_cast<u32>(node.start); }
+};
+
 struct Hwpt {
   Object object;
   RelPtr<Ioas> ioas;    // of a paging one
@@ -155,18 +111,26 @@ struct Hwpt {
   RelPtr<Hwpt> parent;  // of a nested one
   RelPtr<FaultQueue> fault;
   Domain domain;
+  RelPtr<Attachment> attachments;
   bool automatic = false;
   bool nest_parent = false;
+  bool pasid_compatible = false;
+  // Of a nested one for VT-d: where in the parent the guest's first level is.
+  u64 guest_table = 0;
+  u32 guest_levels = 0;
   u32 cache_words[kNestedWords] = {};  // a test device's nested cache
 };
 
 struct Device {
   Object object;
-  RelPtr<Hwpt> attached;
-  u64 attachment = 0;  // a number of its own for each attachment
+  Attachment own;                  // of requests without a PASID
+  IntervalSet<Attachment> pasids;  // the others
   bool no_dirty = false;
   bool huge = false;
   u8 max_pasid_lg2 = 0;
+  bool vtd = false;  // in device tables, with page tables of `levels`
+  u8 levels = 0;
+  u16 source = 0;
 };
 
 struct TestDevice {
@@ -190,6 +154,7 @@ struct Root {
   u32 objects;
   bool process_accounting;
   u64 last_attachment;
+  u64 root_table;  // of the devices in device tables; 0: there is none
   RelPtr<Ioas> vfio_ioas;
   RelPtr<PageSet> page_sets;
   u64 orphans;

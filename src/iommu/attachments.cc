@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices, and which page table each of their PASIDs means. kernel files:
+// drivers/iommu/iommufd/device.c, drivers/iommu/intel/pasid.c. Every device is its own group.
+//
+//   attach    what the page table's IOAS may not use is reserved; the entry; the list
+//   detach    the entry is hidden, caches are flushed, the entry is wiped; the list
+#include "base/check.h"
+#include "base/guard.h"
+#include "iommu/device_tables.h"
+#include "iommu/locked.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+// The page table that holds what the device reaches.
+const Hwpt& paging_of(const Hwpt& hwpt) {
+  return hwpt.parent.get() == nullptr ? hwpt : *hwpt.parent;
+}
+
+PasidEntry entry_of(const Arena& arena, const Hwpt& hwpt) {
+  const Domain& domain = paging_of(hwpt).domain;
+  const u64 root = arena.offset_of(domain.root.get());
+  if (domain.format == FormatKind::kX86FirstLevel) {
+    return make_pasid_entry(TranslationType::kFirstLevel, domain.id)
+        .with_first(root, domain.root_level);
+  }
+  const bool nested = hwpt.object.type == ObjectType::kHwptNested;
+  PasidEntry entry =
+      make_pasid_entry(nested ? TranslationType::kNested : TranslationType::kSecondLevel, domain.id)
+          .with_second(root, domain.root_level, domain.dirty_ops);
+  if (nested) entry.with_first(hwpt.guest_table, hwpt.guest_levels);
+  return entry;
+}
+
+// Can the device walk these tables, and tell what it wrote?
+bool accepts(const Device& device, const Hwpt& hwpt) {
+  const Domain& domain = paging_of(hwpt).domain;
+  if (domain.dirty_ops && device.no_dirty) return false;
+  if (!device.vtd) return domain.format == FormatKind::kMock;
+  return domain.format != FormatKind::kMock && domain.root_level <= device.levels;
+}
+
+// Either all page tables of a device are for PASIDs, or its own is its only one.
+bool fits_the_others(Device& device, u32 pasid, const Hwpt& hwpt) {
+  if (pasid == 0) return hwpt.pasid_compatible || device.pasids.empty();
+  const Hwpt* const own = device.own.hwpt;
+  return hwpt.pasid_compatible && (own == nullptr || own->pasid_compatible);
+}
+
+}  // namespace
+
+Result<Device*> Locked::make_device(bool no_dirty, bool huge, u8 max_pasid_lg2) {
+  Device* const device = ST_TRY(add<Device>(ObjectType::kDevice, "iommu.device"));
+  device->own.device = device;
+  device->no_dirty = no_dirty;
+  device->huge = huge;
+  device->max_pasid_lg2 = max_pasid_lg2;
+  return device;
+}
+
+Result<Device*> Locked::make_vtd_device(const VtdHow& how) {
+  if (how.levels < 3 || how.levels > 5 || how.max_pasid_lg2 > kMostPasidBits) {
+    return refuse(EINVAL);
+  }
+  Device* const device = ST_TRY(make_device(how.no_dirty, false, how.max_pasid_lg2));
+  const auto done = add_context(arena(), &root().root_table, how.source, how.max_pasid_lg2);
+  if (!done) {
+    remove(device);
+    return refuse(done.error());
+  }
+  device->vtd = true;
+  device->levels = how.levels;
+  device->source = static_cast<u16>(how.source);
+  return device;
+}
+
+void Locked::destroy_device(Device* device) {
+  ST_DCHECK(device->own.hwpt.get() == nullptr && device->pasids.empty());
+  if (device->vtd) remove_context(arena(), &root().root_table, SourceId{device->source});
+  remove(device);
+}
+
+Attachment* Locked::find_attachment(Device& device, u32 pasid) {
+  if (pasid != 0) return device.pasids.first(pasid, pasid);
+  return device.own.hwpt.get() == nullptr ? nullptr : &device.own;
+}
+
+// What a device of its own accord never uses as memory. Asked of its own requests only.
+Result<void> Locked::reserve_for(Device& device, u32 pasid, const Hwpt& hwpt) {
+  if (pasid != 0 || !device.vtd) return {};
+  return reserve(*paging_of(hwpt).ioas, kInterruptStart, kInterruptLast, device.object.id);
+}
+
+void Locked::unreserve_for(Device& device, u32 pasid, const Hwpt& hwpt) {
+  if (pasid == 0 && device.vtd) remove_reserved(*paging_of(hwpt).ioas, device.object.id);
+}
+
+Result<void> Locked::check_takes(Device& device, u32 pasid, const Hwpt& hwpt) {
+  if (pasid >> device.max_pasid_lg2 != 0 || !accepts(device, hwpt)) return refuse(EINVAL);
+  if (ST_GUARD(iommu_pasid_fits, !fits_the_others(device, pasid, hwpt))) return refuse(EINVAL);
+  return {};
+}
+
+void Locked::link(Attachment& attachment, Hwpt& hwpt) {
+  attachment.hwpt = &hwpt;
+  attachment.next = hwpt.attachments.get();
+  hwpt.attachments = &attachment;
+  attachment.number = ++root().last_attachment;
+  ++hwpt.object.users;
+}
+
+void Locked::unlink(Attachment& attachment) {
+  RelPtr<Attachment>* at = &attachment.hwpt->attachments;
+  while (at->get() != &attachment) at = &at->get()->next;
+  *at = attachment.next.get();
+  attachment.next = nullptr;
+  attachment.hwpt = nullptr;
+}
+
+Result<void> Locked::do_attach(Device& device, u32 pasid, Hwpt& hwpt) {
+  if (const Attachment* const now = find_attachment(device, pasid)) {
+    return refuse(pasid == 0 && now->hwpt.get() != &hwpt ? EINVAL : EBUSY);
+  }
+  ST_TRY(check_takes(device, pasid, hwpt));
+  Attachment* fresh = &device.own;
+  if (pasid != 0) {
+    fresh = ST_TRY(arena().make<Attachment>("iommu.attachment"));
+    fresh->node.start = fresh->node.last = pasid;
+    fresh->device = &device;
+  }
+  auto done = reserve_for(device, pasid, hwpt);
+  if (done && device.vtd) {
+    done = set_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
+                           entry_of(arena(), hwpt));
+    if (!done) unreserve_for(device, pasid, hwpt);
+  }
+  if (!done) {
+    if (pasid != 0) arena().destroy(fresh);
+    return done;
+  }
+  if (pasid != 0) device.pasids.insert(fresh);
+  link(*fresh, hwpt);
+  return {};
+}
+
+// The device reaches nothing by this PASID any more. Its page table has a user less to be.
+void Locked::take_down(Attachment& attachment) {
+  Device& device = *attachment.device;
+  const u32 pasid = attachment.pasid();
+  Hwpt& hwpt = *attachment.hwpt;
+  if (FaultQueue* const fault = hwpt.fault) answer_all(*fault, attachment.number);
+  if (device.vtd && ST_GUARD(iommu_hide_entry, true)) {
+    const SourceId source{device.source};
+    hide_pasid_entry(arena(), root().root_table, source, pasid);
+    wipe_pasid_entry(arena(), root().root_table, source, pasid);
+  }
+  unreserve_for(device, pasid, hwpt);
+  unlink(attachment);
+  if (pasid == 0) return;
+  device.pasids.erase(&attachment);
+  arena().destroy(&attachment);
+}
+
+// Yields the page table that was replaced, still used by the caller; null: it is the same.
+Result<Hwpt*> Locked::do_replace(Device& device, u32 pasid, Hwpt& hwpt) {
+  Attachment* const attachment = find_attachment(device, pasid);
+  if (attachment == nullptr) return refuse(EINVAL);
+  Hwpt* const old = attachment->hwpt;
+  if (old == &hwpt) return nullptr;
+  ST_TRY(check_takes(device, pasid, hwpt));
+  const bool moves = paging_of(*old).ioas.get() != paging_of(hwpt).ioas.get();
+  if (moves) {
+    ST_TRY(reserve_for(device, pasid, hwpt));
+    unreserve_for(device, pasid, *old);
+  }
+  if (FaultQueue* const fault = old->fault) answer_all(*fault, attachment->number);
+  if (device.vtd) {
+    replace_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
+                        entry_of(arena(), hwpt));
+  }
+  unlink(*attachment);
+  link(*attachment, hwpt);
+  return old;
+}
+
+// A device no longer leans on it. One that was made for devices goes with the last of them.
+void Locked::put_hwpt(Hwpt* hwpt) {
+  if (--hwpt->object.users == 0 && hwpt->automatic) destroy_hwpt(hwpt);
+}
+
+// Any automatic page table of the IOAS that takes the device, or a new one. None is for PASIDs.
+Result<void> Locked::attach_ioas(Device& device, Ioas& ioas, u32* pt_id) {
+  for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
+    if (!hwpt->automatic) continue;
+    const auto done = do_attach(device, 0, *hwpt);
+    if (!done && to_int(done.error()) == EINVAL) continue;  // incompatible: the next one
+    if (done) *pt_id = hwpt->object.id;
+    return done;
+  }
+  Hwpt* const hwpt = ST_TRY(make_hwpt(ioas, device, {.immediate = true}));
+  hwpt->automatic = true;
+  *pt_id = hwpt->object.id;
+  return {};
+}
+
+Result<void> Locked::replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id) {
+  for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
+    if (!hwpt->automatic) continue;
+    const auto old = do_replace(device, 0, *hwpt);
+    if (!old && to_int(old.error()) == EINVAL) continue;
+    if (!old) return refuse(old.error());
+    *pt_id = hwpt->object.id;
+    if (*old != nullptr) put_hwpt(*old);
+    return {};
+  }
+  Hwpt* const hwpt = ST_TRY(make_hwpt(ioas, device, {}));
+  const auto old = do_replace(device, 0, *hwpt);
+  if (!old) {
+    destroy_hwpt(hwpt);
+    return refuse(old.error());
+  }
+  hwpt->automatic = true;
+  *pt_id = hwpt->object.id;
+  if (*old != nullptr) put_hwpt(*old);
+  return {};
+}
+
+Result<void> Locked::attach(Device& device, u32* pt_id, u32 pasid) {
+  Object* const object = ST_TRY(find(*pt_id));
+  if (TypeOf<Hwpt>::is(object->type)) {
+    ST_TRY(do_attach(device, pasid, *reinterpret_cast<Hwpt*>(object)));
+  } else if (object->type != ObjectType::kIoas) {
+    return refuse(EINVAL);
+  } else if (pasid != 0) {
+    return refuse(find_attachment(device, pasid) != nullptr ? EBUSY : EINVAL);
+  } else {
+    ST_TRY(attach_ioas(device, *reinterpret_cast<Ioas*>(object), pt_id));
+  }
+  ++device.object.users;
+  return {};
+}
+
+Result<void> Locked::replace(Device& device, u32* pt_id, u32 pasid) {
+  Object* const object = ST_TRY(find(*pt_id));
+  if (object->type == ObjectType::kIoas && pasid == 0) {
+    return replace_by_ioas(device, *reinterpret_cast<Ioas*>(object), pt_id);
+  }
+  if (!TypeOf<Hwpt>::is(object->type)) return refuse(EINVAL);
+  if (Hwpt* const old = ST_TRY(do_replace(device, pasid, *reinterpret_cast<Hwpt*>(object)))) {
+    put_hwpt(old);
+  }
+  return {};
+}
+
+void Locked::detach(Device& device, u32 pasid) {
+  Attachment* const attachment = find_attachment(device, pasid);
+  if (attachment == nullptr) return;
+  Hwpt* const hwpt = attachment->hwpt;
+  take_down(*attachment);
+  put_hwpt(hwpt);
+  --device.object.users;
+}
+
+void Locked::detach_all(Device& device) {
+  while (const Attachment* const one = device.pasids.first()) detach(device, one->pasid());
+  detach(device);
+}
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the operations of locked.h are asked, and what they answer.
+
+#include "addr/addr.h"
+#include "iommu/vtd_layout.h"
+
+namespace stagetwo::iommu {
+
+struct HwptHow {
+  bool nest_parent = false;
+  bool dirty = false;
+  bool immediate = false;    // attach the device before it is filled
+  bool pasid = false;        // a PASID may mean it
+  bool first_level = false;  // a processor's tables instead of the IOMMU's own
+};
+
+// Tables of a guest's own, for a nested page table of VT-d: where in the parent, how many levels.
+struct GuestTables {
+  u64 table = 0;
+  u32 levels = 0;
+  bool pasid = false;
+};
+
+// A device in VT-d's tables.
+struct VtdHow {
+  SourceId source{};
+  u8 max_pasid_lg2 = 0;
+  u8 levels = 4;
+  bool no_dirty = false;
+};
+
+// An access of a device: how far it came, and why no further.
+struct DmaAnswer {
+  u64 done = 0;
+  FaultReason reason = FaultReason::kNone;
+  u64 iova = 0;  // of the fault
+};
+inline constexpr s64 kNoPasid = -1;
+
+}  // namespace stagetwo::iommu
