@@ -37,7 +37,7 @@ enum class Call : u32 {
   kUvPageOut = 0xF12C,            // lpid, real address, gpa, flags, order
   kUvSharePage = 0xF130,          // gfn, count
   kUvUnsharePage = 0xF134,        // gfn, count
-  kUvPageInval = 0xF138,          // lpid, gpa, order
+  kUvPageInval = 0xF138,          // lpid, gpa, order, and ours: flags
   kUvSvmTerminate = 0xF13C,       // lpid
   kUvUnshareAllPages = 0xF140,
   kUvReadMem = 0xF144,
@@ -101,5 +101,9 @@ constexpr u64 order_of(u64 page_bytes) {
 
 // H_SVM_PAGE_IN's one flag.
 inline constexpr u64 kPageInShared = 1;
+
+// Ours, of UV_PAGE_INVAL: a frame that is in use answers BUSY, and nobody waits. POWER's hypervisor
+// may always wait there.
+inline constexpr u64 kInvalNow = 1;
 
 }  // namespace stagetwo::uv

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/alloc.h"
@@ -35,6 +36,7 @@ constexpr u64 kChunk = 64;  // frames mapped at once
 }  // namespace
 
 ProcessPages::~ProcessPages() {
+  if (hears_) host::unregister_notifier(this);
   const sync::MutexGuard guard(lock_);
   for (const u64 chunk : chunks_) unmap_pages(reinterpret_cast<void*>(chunk), kChunk * kPageSize);
 }
@@ -48,6 +50,8 @@ Result<void> ProcessPages::map(Gpa base, HvaRange at) {
   }
   Part part{base, at, Vec<Due>("uv.due")};
   ST_TRY(part.due.resize(at.size() / kPageSize));
+  if (!hears_) ST_TRY(host::register_notifier(this));
+  hears_ = true;
   const sync::MutexGuard guard(lock_);
   return parts_.push_back(std::move(part));
 }
@@ -86,11 +90,81 @@ Hva ProcessPages::address(Gpa page) {
   const Part* const part = find(page);
   return part != nullptr ? part->at.start() + (page - part->base) : Hva(0);
 }
+HvaRange ProcessPages::part_at(Hva at) {
+  const sync::MutexGuard guard(lock_);
+  const Part* const part = find(at);
+  return part != nullptr ? part->at : HvaRange(at, kPageSize);
+}
 // What was due there; of an address that is nobody's, nothing.
 ProcessPages::Due ProcessPages::swap_due(Hva at, Due fresh) {
   const sync::MutexGuard guard(lock_);
   Due* const due = due_at(at);
   return due != nullptr ? std::exchange(*due, fresh) : Due();
+}
+
+// ---- what the process gives up ------------------------------------------------------------------
+
+// What owners take away is announced, too: a frame both sides use may go to the swap device. Not
+// what is taken for the guest itself: it knows.
+
+bool ProcessPages::overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) {
+  const sync::MutexGuard guard(lock_);
+  for (; *index < parts_.size(); ++*index) {
+    const Part& part = parts_[*index];
+    const Hva first = std::max(range.start(), part.at.start());
+    const Hva end = std::min(range.end(), part.at.end());
+    if (first >= end) continue;
+    *start = part.base + (first - part.at.start());
+    *bytes = end - first;
+    ++*index;
+    return true;
+  }
+  return false;
+}
+
+// One end, however many parts of the guest's memory the range has.
+bool ProcessPages::invalidate_range_start(const host::InvalidateEvent& event) {
+  if (event.owner == this || event.kind == host::EventKind::kRelease) return false;
+  size_t index = 0;
+  Gpa start;
+  u64 bytes = 0;
+  bool engaged = false;
+  while (overlap(event.range, &index, &start, &bytes)) {
+    engaged ? guest_->unmap_more(start, bytes) : guest_->unmap_begin(start, bytes);
+    engaged = true;
+  }
+  return engaged;
+}
+
+host::TryStart ProcessPages::try_invalidate_range_start(const host::InvalidateEvent& event) {
+  if (event.owner == this || event.kind == host::EventKind::kRelease) {
+    return host::TryStart::kNotMine;
+  }
+  size_t index = 0;
+  Gpa start;
+  u64 bytes = 0;
+  bool engaged = false;
+  while (overlap(event.range, &index, &start, &bytes)) {
+    if (!engaged) {
+      if (!guest_->try_unmap_begin(start, bytes)) return host::TryStart::kWouldWait;
+    } else if (!guest_->try_unmap_more(start, bytes)) {
+      guest_->unmap_end();
+      return host::TryStart::kWouldWait;
+    }
+    engaged = true;
+  }
+  return engaged ? host::TryStart::kEngaged : host::TryStart::kNotMine;
+}
+
+void ProcessPages::invalidate_range_end(const host::InvalidateEvent&) {
+  guest_->unmap_end();
+}
+
+bool ProcessPages::borrows(HvaRange range) {
+  size_t index = 0;
+  Gpa start;
+  u64 bytes = 0;
+  return overlap(range, &index, &start, &bytes);
 }
 
 // ---- frames -----------------------------------------------------------------------------------
@@ -152,7 +226,10 @@ Taken ProcessPages::take(Gpa page, u64* frame) {
   const u64 fresh = new_frame();
   if (fresh == 0) return Taken::kBusy;
   static_cast<void>(swap_due(at, {fresh, false}));
-  const auto taken = host::take_away(HvaRange(at, kPageSize), this, this, host::Which::kAnonymous);
+  // The slot's memory is watched as one: it was for each page.
+  const HvaRange span = part_at(at);
+  const auto taken =
+      host::take_away(HvaRange(at, kPageSize), this, this, host::Which::kAnonymous, &span);
   if (!taken || *taken == 0) {
     static_cast<void>(swap_due(at, {}));
     drop_frame(fresh);

@@ -8,11 +8,13 @@
 //
 // I1: a page has at most one frame waiting to be put there (`due`): a put's, or a touch's.
 // I2: a frame is wiped and given back to the kernel's hands before anybody else has it.
+// I3: before the process gives up an address of the guest's, by whatever call, the guest has been
+//     told: the ultravisor uses no frame there any more (UV_PAGE_INVAL). It hears the bell for
+//     that.
+// I4: ageing touches nothing: nobody here says that a page is young.
 // Locking: lock_ (rank leaf), over frames and what is due; never across a call. Pages of 4 KiB.
-// Lifetime: the guest has left (SecureGuest::svm_off) before its memory is forgotten.
-//
-// Whoever makes one tells the guest what the process gives up (SecureGuest::unmap_begin): the bell
-// is heard by who knows the slots.
+// Lifetime: the guest has left (SecureGuest::svm_off) before its memory is forgotten, and outlives
+// this: the bell rings until the end.
 
 #include "base/result.h"
 #include "base/vec.h"
@@ -23,7 +25,7 @@
 
 namespace stagetwo::uv {
 
-class ProcessPages final : public NormalMemory, public host::PageOwner {
+class ProcessPages final : public NormalMemory, public host::PageOwner, public host::MmuNotifier {
  public:
   ProcessPages() = default;
   ProcessPages(const ProcessPages&) = delete;
@@ -33,7 +35,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner {
   // Pre: before any page is taken.
   void set_guest(SecureGuest* guest) { guest_ = guest; }
   // The guest's memory from `base` on is the process's from `at` on. Failure: EINVAL (misaligned),
-  // ENOMEM.
+  // ENOMEM. From the first one on the bell is heard. Pre: not inside a change.
   [[nodiscard]] Result<void> map(Gpa base, HvaRange at);
   // What is absent of it comes back first, sealed.
   void forget(Gpa base);
@@ -48,6 +50,11 @@ class ProcessPages final : public NormalMemory, public host::PageOwner {
   bool take(const host::AbsentPage& page, host::PageExit& exit) override;
   host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;
   void discard(const host::AbsentPage& page) override;
+
+  bool invalidate_range_start(const host::InvalidateEvent& event) override;
+  host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override;
+  void invalidate_range_end(const host::InvalidateEvent& event) override;
+  bool borrows(HvaRange range) override;
 
   // Frames that hold something, for leak tests.
   [[nodiscard]] u64 frames_in_use() TA_EXCL(lock_);
@@ -69,11 +76,15 @@ class ProcessPages final : public NormalMemory, public host::PageOwner {
   [[nodiscard]] Part* find(Hva at) TA_REQ(lock_);
   [[nodiscard]] Due* due_at(Hva at) TA_REQ(lock_);
   [[nodiscard]] Hva address(Gpa page) TA_EXCL(lock_);
+  [[nodiscard]] HvaRange part_at(Hva at) TA_EXCL(lock_);
   [[nodiscard]] Due swap_due(Hva at, Due fresh) TA_EXCL(lock_);
   [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
+  // The guest's memory that `range` has of part `index` or a later one. False: no more.
+  [[nodiscard]] bool overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) TA_EXCL(lock_);
   [[nodiscard]] Result<void> more_frames() TA_EXCL(lock_);
 
   SecureGuest* guest_ = nullptr;  // set once
+  bool hears_ = false;            // written by map() alone, one thread at a time
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Part> parts_ TA_GUARDED(lock_){"uv.parts"};
   Vec<u64> free_ TA_GUARDED(lock_){"uv.free_frames"};

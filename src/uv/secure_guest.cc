@@ -65,11 +65,12 @@ Status SecureGuest::tell_page_in(Gpa page, u64 frame) {
 Status SecureGuest::tell_page_out(Gpa page, u64 frame) {
   return tell(Call::kUvPageOut, frame, page.raw(), 0, order_of(page_bytes_));
 }
-// The answer does not matter: a page the ultravisor has no frame of has none afterwards either.
-void SecureGuest::tell_gone(Gpa page) {
-  static_cast<void>(tell(Call::kUvPageInval, page.raw(), order_of(page_bytes_)));
+// Refusals do not matter: a page the ultravisor has no frame of has none afterwards either.
+Status SecureGuest::tell_gone(Gpa page, u64 flags) {
+  const Status told = tell(Call::kUvPageInval, page.raw(), order_of(page_bytes_), flags);
   const sync::MutexGuard guard(lock_);
-  ++use_.forgotten;
+  if (told != Status::kBusy) ++use_.forgotten;
+  return told;
 }
 
 // ---- words ------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ Status SecureGuest::share_fresh(Gpa page) {
     memory_.drop_frame(frame);
   }
   // It is shared all the same; the guest's next touch asks for the frame there is then.
-  if (!named) tell_gone(page);
+  if (!named) static_cast<void>(tell_gone(page));
   return Status::kSuccess;
 }
 
@@ -295,7 +296,7 @@ Status SecureGuest::name_frame(Gpa page, bool* named) {
   const Status told = tell_page_in(page, address);
   if (told != Status::kSuccess) return to_answer(told);
   *named = !ST_GUARD(uv_recheck_frame, gate_.must_retry(snapshot, page.raw() / page_bytes_));
-  if (!*named) tell_gone(page);
+  if (!*named) static_cast<void>(tell_gone(page));
   return Status::kSuccess;
 }
 
@@ -342,23 +343,48 @@ void SecureGuest::touch_end(Gpa page, u64 frame, bool put) {
   release(start, now, nullptr);
 }
 
-void SecureGuest::unmap_begin(Gpa start, u64 bytes) {
-  const u64 first = start.raw() / page_bytes_;
+void SecureGuest::open_or_widen(bool first, Gpa start, u64 bytes) {
+  const u64 page = start.raw() / page_bytes_;
   const u64 last = (start.raw() + bytes - 1) / page_bytes_;
-  gate_.begin(first, last);
-  for (u64 number = first; number <= last; ++number) {
-    const Gpa page(number * page_bytes_);
+  first ? gate_.begin(page, last) : gate_.extend(page, last);
+}
+
+void SecureGuest::unmap_begin(Gpa start, u64 bytes) {
+  open_or_widen(true, start, bytes);
+  static_cast<void>(tell_gone_between(start, bytes, 0));
+}
+void SecureGuest::unmap_more(Gpa start, u64 bytes) {
+  open_or_widen(false, start, bytes);
+  static_cast<void>(tell_gone_between(start, bytes, 0));
+}
+
+// Frames that were named as gone before one was met in use are named again at the next touch.
+bool SecureGuest::try_unmap_begin(Gpa start, u64 bytes) {
+  open_or_widen(true, start, bytes);
+  const bool all = tell_gone_between(start, bytes, kInvalNow);
+  if (!all) gate_.end();
+  return all;
+}
+bool SecureGuest::try_unmap_more(Gpa start, u64 bytes) {
+  open_or_widen(false, start, bytes);
+  return tell_gone_between(start, bytes, kInvalNow);
+}
+
+bool SecureGuest::tell_gone_between(Gpa start, u64 bytes, u64 flags) {
+  for (Gpa page = Gpa(start.raw() & ~(page_bytes_ - 1)); page < start + bytes;
+       page += page_bytes_) {
     bool named = false;
     {
       const sync::MutexGuard guard(lock_);
-      if (state_ == GuestState::kNormal) return;
+      if (state_ == GuestState::kNormal) return true;
       const Word* const word = find(page);
       named = word != nullptr &&
               (word->busy ||
                page_cell(PageEvent::kHvUnmapped, word->state).work == PageWork::kForgetFrame);
     }
-    if (named) tell_gone(page);
+    if (named && tell_gone(page, flags) == Status::kBusy) return false;
   }
+  return true;
 }
 
 void SecureGuest::unmap_end() {

@@ -87,6 +87,12 @@ class SecureGuest {
   // The process is about to give up addresses, and has. Between the two no frame of the range is
   // named to the ultravisor, and it uses none any more. Pre: page borders.
   void unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
+  // Further pages of the same change: one end for all.
+  void unmap_more(Gpa start, u64 bytes) TA_EXCL(lock_);
+  // The same without waiting for who uses a frame. False: one would have had to wait. Of the first,
+  // nothing was begun.
+  [[nodiscard]] bool try_unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
+  [[nodiscard]] bool try_unmap_more(Gpa start, u64 bytes) TA_EXCL(lock_);
   void unmap_end();
 
   // A message of the ultravisor, or of a guest that pretends to be it.
@@ -130,7 +136,9 @@ class SecureGuest {
   Status tell(Call call, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0);
   Status tell_page_in(Gpa page, u64 frame);
   Status tell_page_out(Gpa page, u64 frame);
-  void tell_gone(Gpa page) TA_EXCL(lock_);
+  Status tell_gone(Gpa page, u64 flags = 0) TA_EXCL(lock_);
+  bool tell_gone_between(Gpa start, u64 bytes, u64 flags) TA_EXCL(lock_);
+  void open_or_widen(bool first, Gpa start, u64 bytes);
 
   struct Claim {
     Status status;

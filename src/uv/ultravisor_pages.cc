@@ -28,8 +28,9 @@ namespace {
 constexpr unsigned kReachable = kLiving | 1U << static_cast<unsigned>(SvmState::kAborting) |
                                 1U << static_cast<unsigned>(SvmState::kStopped);
 
-// The page is the caller's until settle(). Waits for who is at it: a run of the cipher or a copy.
-PageRecord* claim(Svm* svm, u64 page) {
+// The page is the caller's until settle(). Waits for who is at it: a run of the cipher or a copy;
+// where *taken may be said, says that instead.
+PageRecord* claim(Svm* svm, u64 page, bool* taken = nullptr) {
   for (;;) {
     u32 turn = 0;
     {
@@ -39,6 +40,10 @@ PageRecord* claim(Svm* svm, u64 page) {
       if (!record->busy) {
         record->busy = true;
         return record;
+      }
+      if (taken != nullptr) {
+        *taken = true;
+        return nullptr;
       }
       turn = svm->turnstile.now();
     }
@@ -271,16 +276,18 @@ Status Ultravisor::give_clear(Svm* svm, u64 page, PageRecord* record, u64 frame)
 // ---- UV_PAGE_INVAL
 // --------------------------------------------------------------------------------
 
-// lpid, gpa, order. Idempotent; a success that did nothing: a page whose frame is not known (any
-// more). Post: the guest uses the frame no more.
+// lpid, gpa, order, and whether to wait. Idempotent; a success that did nothing: a page whose frame
+// is not known (any more). Post: the guest uses the frame no more.
 Status Ultravisor::page_inval(const Message& m) {
   if (m.args[2] != order_of(options_.page_bytes)) return Status::kP3;
   Svm* const svm = find(static_cast<u32>(m.args[0]));
   const Run run(svm, kLiving | Run::bit(SvmState::kStopped));
   if (!run.ok()) return run.refusal();
   if (m.args[1] % options_.page_bytes != 0) return Status::kP2;
-  PageRecord* const record = claim(svm, number_of(Gpa(m.args[1])));
-  if (record == nullptr) return Status::kP2;
+  bool taken = false;
+  PageRecord* const record =
+      claim(svm, number_of(Gpa(m.args[1])), m.args[3] == kInvalNow ? &taken : nullptr);
+  if (record == nullptr) return taken ? Status::kBusy : Status::kP2;
   const PageCell& cell = page_cell(PageEvent::kUvPageInval, record->state);
   if (cell.work == PageWork::kForgetFrame) change(svm, record, PageState::kShared, 0);
   settle(svm, record);

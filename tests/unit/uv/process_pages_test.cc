@@ -92,10 +92,10 @@ class ProcessGuest : public testing::Test {
 
   u8* memory = nullptr;
   ProcessMemory real;
+  std::unique_ptr<SecureGuest> guest;  // outlives the pages, which hear the bell
   ProcessPages pages;
   Hypervisor hypervisor;
   Ultravisor ultravisor;
-  std::unique_ptr<SecureGuest> guest;
 };
 
 TEST_F(ProcessGuest, ALoadSeesSealedBytesAndTheGuestItsOwn) {
@@ -221,6 +221,75 @@ TEST_F(ProcessGuest, APinnedPageKeepsTheGuestFromBecomingSecure) {
   host::unpin_pages(run);
   become_secure();
   EXPECT_EQ(guest_bytes(3), text(3));
+}
+
+// munmap and a new mapping there, with the bell that the engine rings around them.
+template <typename Between>
+void replace(u8* page, Between between) {
+  const host::InvalidateSection bell(host::InvalidateEvent{
+      HvaRange(Hva(reinterpret_cast<std::uintptr_t>(page)), kPageSize), host::EventKind::kUnmap});
+  between();
+  ASSERT_EQ(::mmap(page, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+                   -1, 0),
+            page);
+}
+
+TEST_F(ProcessGuest, AnAddressThatGoesIsToldBeforeItGoes) {
+  become_secure();
+  ASSERT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kSuccess);
+  std::memcpy(at(5), text(9).data(), kPageSize);
+  const u64 told = guest->use().forgotten;
+  replace(at(5), [&] {
+    EXPECT_EQ(guest->use().forgotten, told + 1) << "UV_PAGE_INVAL, before the call returns";
+    Bytes got(kPageSize);
+    EXPECT_EQ(ultravisor.access(kLpid, Gpa(5 * kPageSize), got.data(), kPageSize, false),
+              GuestAccess::kRetry)
+        << "and the frame is used by nobody meanwhile";
+  });
+  EXPECT_EQ(guest_bytes(5), Bytes(kPageSize)) << "the frame that is there now";
+  std::memcpy(at(5), text(8).data(), kPageSize);
+  EXPECT_EQ(guest_bytes(5), text(8));
+  // Nobody uses a frame of a secure page, nor one outside the guest's memory.
+  const u64 then = guest->use().forgotten;
+  {
+    const host::InvalidateSection bell(
+        {{Hva(reinterpret_cast<std::uintptr_t>(at(6))), kPageSize}, host::EventKind::kProtection});
+  }
+  {
+    const host::InvalidateSection bell(
+        {{Hva(reinterpret_cast<std::uintptr_t>(&told)), kPageSize}, host::EventKind::kUnmap});
+  }
+  EXPECT_EQ(guest->use().forgotten, then);
+  EXPECT_EQ(guest_bytes(6), text(6));
+}
+
+TEST_F(ProcessGuest, ANormalPageThatGoesIsToldFromStartOn) {
+  {
+    const host::InvalidateSection bell(
+        {{Hva(reinterpret_cast<std::uintptr_t>(at(0))), kPageSize}, host::EventKind::kUnmap});
+  }
+  EXPECT_EQ(guest->use().forgotten, 0u) << "of a guest that is normal nobody is told";
+  ASSERT_EQ(ultravisor.esm_begin(kLpid), Status::kSuccess);
+  const HvaRange all(Hva(reinterpret_cast<std::uintptr_t>(memory)), kPages * kPageSize);
+  {
+    const host::InvalidateSection bell({all, host::EventKind::kClear});
+  }
+  EXPECT_EQ(guest->use().forgotten, kPages);
+  EXPECT_EQ(ultravisor.esm_abort(kLpid), Status::kParameter);
+}
+
+TEST_F(ProcessGuest, AgeingSaysNotYoungAndTouchesNothing) {
+  become_secure();
+  EXPECT_EQ(guest_bytes(2), text(2)) << "used a moment ago";
+  const HvaRange all(Hva(reinterpret_cast<std::uintptr_t>(memory)), kPages * kPageSize);
+  EXPECT_FALSE(host::clear_flush_young(all));
+  EXPECT_FALSE(host::clear_young(all));
+  EXPECT_FALSE(host::test_young(all));
+  u64 bits = 0;
+  host::collect_young(all, &bits);
+  EXPECT_EQ(bits, 0u);
+  EXPECT_EQ(guest->use().touches, 0u);
+  EXPECT_EQ(guest->page(Gpa(2 * kPageSize)), PageState::kSecure);
 }
 
 TEST_F(ProcessGuest, TouchesFromManyThreadsMeetTheGuestsOwn) {
