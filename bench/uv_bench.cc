@@ -25,9 +25,7 @@ namespace stagetwo {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-// Pages that are taken one by one are a watched span each (host/watched_spans.cc), which every
-// taking looks through: 256 MiB would be timed for that and for nothing else.
-constexpr u64 kMemory = u64{16} << 20;
+constexpr u64 kMemory = u64{256} << 20;
 constexpr u64 kPages = kMemory / kPageSize;
 constexpr u32 kLpid = 1;
 
