@@ -228,8 +228,12 @@ Taken ProcessPages::take(Gpa page, u64* frame) {
   static_cast<void>(swap_due(at, {fresh, false}));
   // The slot's memory is watched as one: it was for each page.
   const HvaRange span = part_at(at);
-  const auto taken =
-      host::take_away(HvaRange(at, kPageSize), this, this, host::Which::kAnonymous, &span);
+  const auto take = [&] {
+    return host::take_away(HvaRange(at, kPageSize), this, this, host::Which::kAnonymous, &span);
+  };
+  auto taken = take();
+  // Another owner has it: it was swapped, or is on a device.
+  if (taken && *taken == 0 && host::bring_back(at) == host::BringBack::kBack) taken = take();
   if (!taken || *taken == 0) {
     static_cast<void>(swap_due(at, {}));
     drop_frame(fresh);
