@@ -31,9 +31,11 @@ void wake_shared(Atomic<u32>& word) {
   sys::call(SYS_futex, sys::arg(word.address()), FUTEX_WAKE, 1);
 }
 
+}  // namespace
+
 // A thread that has ended and that nobody has waited for yet still has its number, but no memory:
 // the kernel says so before it looks at rights or addresses (kernel file: process_vm_access.c).
-bool is_gone(u32 tid) {
+bool is_thread_gone(u32 tid) {
   const long number = static_cast<long>(tid);
   if (sys::call(SYS_tkill, number, 0) == -ESRCH) return true;
   u8 byte = 0;
@@ -42,8 +44,6 @@ bool is_gone(u32 tid) {
   return sys::call(SYS_process_vm_readv, number, sys::arg(&here), 1, sys::arg(&there), 1, 0) ==
          -ESRCH;
 }
-
-}  // namespace
 
 bool ProcessMutex::acquire() {
   const u32 self = static_cast<u32>(sys::gettid());
@@ -66,7 +66,7 @@ bool ProcessMutex::acquire_slow(u32 self) {
       seen |= kWaiters;
     }
     wait_shared(word_, seen);
-    if (word_.load(kRelaxed) != seen || !is_gone(seen & ~kWaiters)) continue;
+    if (word_.load(kRelaxed) != seen || !is_thread_gone(seen & ~kWaiters)) continue;
     if (word_.compare_exchange(seen, mine, kAcquire)) return true;
   }
 }

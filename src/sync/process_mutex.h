@@ -24,6 +24,9 @@
 
 namespace stagetwo::sync {
 
+// Has this thread, of whatever process, ended? Waited for or not.
+[[nodiscard]] bool is_thread_gone(u32 tid);
+
 class TA_CAP("process_mutex") ProcessMutex {
  public:
   constexpr ProcessMutex() = default;
