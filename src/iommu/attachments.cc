@@ -152,6 +152,7 @@ void Locked::take_down(Attachment& attachment) {
   if (device.vtd && ST_GUARD(iommu_hide_entry, true)) {
     const SourceId source{device.source};
     hide_pasid_entry(arena(), root().root_table, source, pasid);
+    flush_attachment(attachment);
     wipe_pasid_entry(arena(), root().root_table, source, pasid);
   }
   unreserve_for(device, pasid, hwpt);
@@ -177,6 +178,7 @@ Result<Hwpt*> Locked::do_replace(Device& device, u32 pasid, Hwpt& hwpt) {
   if (device.vtd) {
     replace_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
                         entry_of(arena(), hwpt));
+    flush_attachment(*attachment);
   }
   unlink(*attachment);
   link(*attachment, hwpt);

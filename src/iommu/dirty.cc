@@ -3,6 +3,7 @@
 // (iopt_set_dirty_tracking, iopt_read_and_clear_dirty_data).
 #include <algorithm>
 
+#include "base/guard.h"
 #include "iommu/locked.h"
 
 namespace stagetwo::iommu {
@@ -17,11 +18,19 @@ Result<void> Locked::set_dirty_tracking(Hwpt& hwpt, bool on) {
     }
   }
   hwpt.domain.tracking = on;
+  // A cached right to write is one whose write was marked: it has to be marked again.
+  flush_pages(hwpt, 0, ~u64{0});
   return {};
 }
 
 bool Locked::read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context) {
   if (!hwpt.domain.tracking) return false;
+  const bool whole = collect_dirty(hwpt, iova, last, clear, fn, context);
+  if (clear && ST_GUARD(iommu_dirty_flush, true)) flush_pages(hwpt, iova, last);
+  return whole;
+}
+
+bool Locked::collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context) {
   for (u64 at = iova;;) {
     const Area* const area = hwpt.ioas->areas.first(at, at);
     if (area == nullptr) return false;

@@ -18,28 +18,36 @@ Walked refused(FaultReason reason) {
 // Within one page. False: it is not pinned by this process, or its memory failed.
 bool Locked::touch_frame(u64 address, u64 bytes, void* to, const void* from) const {
   const u64 number = address / kPageSize;
-  if (!is_this_process(static_cast<u32>(number >> kFrameBits))) return false;
+  if (!reaches(address)) return false;
   const host::Frame frame{number & (bit(kFrameBits) - 1)};
   const u64 offset = address % kPageSize;
   return to != nullptr ? host::read_frame(frame, offset, to, bytes)
                        : host::write_frame(frame, offset, from, bytes);
 }
 
+Walked Locked::walk_entry(const PasidEntry& entry, u64 iova, Rights wanted) {
+  class Reader final : public FrameReader {
+   public:
+    explicit Reader(const Locked& of) : of_(of) {}
+    bool read(u64 address, u64* word) override {
+      return of_.touch_frame(address, sizeof(*word), word, nullptr);
+    }
+
+   private:
+    const Locked& of_;
+  } reader(*this);
+  return walk(arena(), entry, iova, wanted, reader);
+}
+
+bool Locked::reaches(u64 address) const {
+  return is_this_process(static_cast<u32>(address / kPageSize >> kFrameBits));
+}
+
 Walked Locked::look_up(Device& device, s64 pasid, u64 iova, Rights wanted) {
   if (device.vtd) {
     const FoundPasid found = find_pasid(arena(), root().root_table, SourceId{device.source}, pasid);
     if (found.reason != FaultReason::kNone) return refused(found.reason);
-    class Reader final : public FrameReader {
-     public:
-      explicit Reader(const Locked& of) : of_(of) {}
-      bool read(u64 address, u64* word) override {
-        return of_.touch_frame(address, sizeof(*word), word, nullptr);
-      }
-
-     private:
-      const Locked& of_;
-    } reader(*this);
-    return walk(arena(), found.entry, iova, wanted, reader);
+    return walk_entry(found.entry, iova, wanted);
   }
   if (pasid >= 0 && device.max_pasid_lg2 == 0) return refused(FaultReason::kPasidNotEnabled);
   const u32 number = pasid < 0 ? 0 : static_cast<u32>(pasid);

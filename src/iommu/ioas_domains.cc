@@ -62,12 +62,13 @@ Result<void> Locked::fill_area(Ioas& ioas, Area& area) {
   return {};
 }
 
-// First out of the tables, then the pins.
+// First out of the tables, then of all caches, then the pins.
 void Locked::unfill_area(Ioas& ioas, Area& area) {
   if (!area.filled) return;
   for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
     unmap_range(arena(), hwpt->domain, area.iova(), area.length());
   }
+  flush_ioas(ioas, area.iova(), area.last());
   release_pages(*area.pages, area.start_byte / kPageSize, pages_of(area));
   area.filled = false;
 }

@@ -49,12 +49,7 @@ class Locked {
   // ---- IOAS (ioas.cc, ioas_map.cc)
   Result<Ioas*> make_ioas();
   void destroy_ioas(Ioas* ioas);  // pre: no users
-  struct MapRequest {
-    bool fixed;
-    u64 iova;  // in if fixed; out
-    u64 length;
-    u32 rights;
-  };
+  using MapRequest = iommu::MapRequest;
   Result<void> map(Ioas& ioas, u64 user_address, MapRequest* request);
   Result<void> copy(Ioas& from, u64 iova, u32 to_id, MapRequest* request);
   Result<void> check_allowed(std::span<const IovaRanges> ranges);  // EINVAL
@@ -65,11 +60,8 @@ class Locked {
   Result<void> set_large_pages(Ioas& ioas, bool on);
   // Cuts areas so that one ends at `iova`. Failure: EINVAL, EBUSY, ENOMEM.
   Result<void> cut(Ioas& ioas, u64 iova);
-  // One step of Context::unmap. `notify`: pins of accesses are in the way of [start, last].
-  struct UnmapStep {
-    bool done = false;
-    u64 notify_start = 0, notify_last = 0;
-  };
+  // One step of Context::unmap.
+  using UnmapStep = iommu::UnmapStep;
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
 
   // ---- page tables (hwpt.cc)
@@ -98,6 +90,13 @@ class Locked {
   // Reads (`to`) or writes (`from`), page by page.
   DmaAnswer dma(Device& device, s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
 
+  // The walk below an entry. Is the frame one this process can reach?
+  Walked walk_entry(const PasidEntry& entry, u64 iova, Rights wanted);
+  [[nodiscard]] bool reaches(u64 address) const;
+  Result<DmaLine*> add_line();  // of an engine of this process; ENOSPC
+  void remove_line(DmaLine* line);
+  void drop_dead_lines();
+
   // ---- dirty tracking (dirty.cc)
   Result<void> set_dirty_tracking(Hwpt& hwpt, bool on);
   // fn(context, first, last): IOVAs of a page that was written. False: a hole
@@ -123,7 +122,6 @@ class Locked {
   void answer_all(FaultQueue& queue, u64 attachment);  // of one attachment, as invalid
   void destroy_fault_queue(FaultQueue* queue);
 
-  // ---- frames
   // The frame this process has at `at` now, as tables hold it; none: it is not pinned here.
   std::optional<u64> frame_at(Hva at);
 
@@ -181,6 +179,13 @@ class Locked {
   void link(Attachment& attachment, Hwpt& hwpt);
   static void unlink(Attachment& attachment);
   void take_down(Attachment& attachment);
+  void post_device(const Attachment& attachment, const PageBlock& block);
+  void post_children(const Hwpt& parent);
+  void post_pages(const Hwpt& hwpt, u64 iova, u64 last);
+  void flush_pages(const Hwpt& hwpt, u64 iova, u64 last);
+  void flush_ioas(const Ioas& ioas, u64 iova, u64 last);
+  bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
+  void flush_attachment(const Attachment& attachment);
   void leave_ioas(Access& access);
   Result<void> join_ioas(Access& access, Ioas& ioas);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);

@@ -22,6 +22,7 @@
 //     (device_tables.h) of a device that has such say the same.
 // Locking: the arena's. Lifetime: the description's.
 
+#include "iommu/invalidation_queue.h"
 #include "iommu/memory_objects.h"
 
 namespace stagetwo::iommu {
@@ -155,6 +156,7 @@ struct Root {
   bool process_accounting;
   u64 last_attachment;
   u64 root_table;  // of the devices in device tables; 0: there is none
+  InvalidationQueue queue;
   RelPtr<Ioas> vfio_ioas;
   RelPtr<PageSet> page_sets;
   u64 orphans;

@@ -8,6 +8,19 @@
 
 namespace stagetwo::iommu {
 
+struct MapRequest {
+  bool fixed;
+  u64 iova;  // in if fixed; out
+  u64 length;
+  u32 rights;
+};
+
+// Not done: pins of accesses are in the way of [notify_start, notify_last].
+struct UnmapStep {
+  bool done = false;
+  u64 notify_start = 0, notify_last = 0;
+};
+
 struct HwptHow {
   bool nest_parent = false;
   bool dirty = false;

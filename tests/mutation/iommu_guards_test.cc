@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Without its guards a device keeps what was taken from it, or reaches by its own requests what was
-// never meant for PASIDs.
+// Without its guards a device keeps what was taken from it, by its tables or by one of its caches,
+// or reaches by its own requests what was never meant for PASIDs.
 #include "tests/mutation/broken_without.h"
-#include "tests/unit/iommu/device_world.h"
+#include "tests/sched/dma_line_scenarios.h"
+#include "tests/unit/iommu/engine_world.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -10,29 +11,48 @@ namespace {
 using test::broken_without;
 
 // Made in the child that looks: an iommufd's state is shared with children.
-struct Scene : DeviceWorld {
-  Scene() {
-    SetUp();
-    ioas = make_ioas();
-    device = make_vtd(0x40);
-    table = make_hwpt(ioas, device);
-    plain = make_hwpt(ioas, device, {});
-    ok = map_at(ioas, memory.address(), kPageSize, kApertureStart) == 0;
-  }
+struct Scene : EngineWorld {
+  Scene() { SetUp(); }
   void TestBody() override {}
 
   bool detached_reaches() {
-    if (!ok || attach(device, table, 5) != 0) return false;
-    detach(device, 5);
-    return write_byte(device, 5, kApertureStart, 1) == FaultReason::kNone;
+    if (attach(device_, table_[0], 5) != 0) return false;
+    detach(device_, 5);
+    return write_byte(device_, 5, kIova, 1) == FaultReason::kNone;
   }
   bool pasid_beside_another_table() {
-    return ok && attach(device, plain) == 0 && attach(device, table, 5) == 0;
+    const u32 plain = make_hwpt(ioas_[0], device_, {});
+    return attach(device_, plain) == 0 && attach(device_, table_[0], 5) == 0;
   }
-
-  test::GuardedPages memory{1};
-  u32 ioas = 0, device = 0, table = 0, plain = 0;
-  bool ok = false;
+  // Is it another page than the one that is mapped in the place of the first?
+  bool sees_the_old_page() {
+    if (attach(device_, table_[0], 5) != 0 || seen(5) != mark(0)) return false;
+    if (unmap(ioas_[0], kIova, kPageSize) != 0) return false;
+    return map_at(ioas_[0], page(2), kPageSize, kIova) == 0 && seen(5) != mark(2);
+  }
+  bool sees_the_old_domain() {
+    if (attach(device_, table_[0], 5) != 0 || seen(5) != mark(0)) return false;
+    return replace(device_, table_[1], 5) == 0 && seen(5) != mark(1);
+  }
+  bool second_write_is_lost() {
+    const u32 tracking = make_hwpt(ioas_[0], device_, {.dirty = true, .pasid = true});
+    if (attach(device_, tracking, 5) != 0) return false;
+    {
+      Locked locked(*context_);
+      if (!locked.set_dirty_tracking(**locked.find<Hwpt>(tracking), true)) return false;
+    }
+    for (unsigned round = 0; round < 2; ++round) {
+      const u8 value = 1;
+      if (engine_->access(5, kIova, 1, nullptr, &value).done != 1) return false;
+      unsigned pages = 0;
+      Locked locked(*context_);
+      locked.read_dirty(
+          **locked.find<Hwpt>(tracking), kIova, kIova + kPageSize - 1, true,
+          [](void* out, u64, u64) { ++*static_cast<unsigned*>(out); }, &pages);
+      if (pages == 0) return true;
+    }
+    return false;
+  }
 };
 
 template <bool (Scene::*fn)()>
@@ -49,6 +69,30 @@ TEST(IommuGuards, WithoutHidingItsEntryADetachedPasidReachesThePage) {
 TEST(IommuGuards, WithoutTheRuleAPasidStandsBesideATableThatIsNotForThem) {
   EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::pasid_beside_another_table>));
   EXPECT_TRUE(broken_without({"iommu_pasid_fits"}, in_a_scene<&Scene::pasid_beside_another_table>));
+}
+
+TEST(IommuGuards, WithoutItsInvalidationADevicesTlbKeepsThePage) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::sees_the_old_page>));
+  EXPECT_TRUE(broken_without({"iommu_device_tlb"}, in_a_scene<&Scene::sees_the_old_page>));
+}
+
+TEST(IommuGuards, WithoutItsInvalidationTheIotlbKeepsThePage) {
+  EXPECT_TRUE(broken_without({"iommu_iotlb"}, in_a_scene<&Scene::sees_the_old_page>));
+}
+
+TEST(IommuGuards, WithoutItsInvalidationThePasidCacheKeepsTheDomain) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::sees_the_old_domain>));
+  EXPECT_TRUE(broken_without({"iommu_pasid_cache"}, in_a_scene<&Scene::sees_the_old_domain>));
+}
+
+TEST(IommuGuards, WithoutTheFlushAWriteAfterAReadingIsNotTold) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::second_write_is_lost>));
+  EXPECT_TRUE(broken_without({"iommu_dirty_flush"}, in_a_scene<&Scene::second_write_is_lost>));
+}
+
+TEST(IommuGuards, WithoutTheWaitAnEngineUsesWhatIsGone) {
+  EXPECT_TRUE(broken_without(
+      {"iommu_wait"}, [] { return test::search<test::EngineAgainstUnmap<true>>(5000).found; }));
 }
 
 }  // namespace

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// A miss and an unmap, side by side:
+//
+//   engine                                unmap
+//   section ends, lock                    waits for the lock, or has it and is done
+//   heed; look up; cache; unlock          tables, post, wait: the engine is outside
+//   section: heed                         → what was cached and is gone by now is forgotten here
+#include "iommu/dma_engine.h"
+
+#include <algorithm>
+
+#include "base/sys.h"
+#include "host/pin.h"
+#include "iommu/locked.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+u32 number_of(s64 pasid) {
+  return pasid < 0 ? 0 : static_cast<u32>(pasid);
+}
+
+bool overlaps(const PageBlock& block, u64 page) {
+  return page >= block.start && page <= block.last();
+}
+
+}  // namespace
+
+class DmaEngine::Section {
+ public:
+  explicit Section(DmaEngine& engine) : engine_(engine) {
+    engine.queue_->enter(*engine.line_, engine.own_thread());
+    if (engine.queue_->owes(*engine.line_)) engine.heed();
+  }
+  ~Section() { engine_.queue_->leave(*engine_.line_); }
+  Section(const Section&) = delete;
+  Section& operator=(const Section&) = delete;
+
+ private:
+  DmaEngine& engine_;
+};
+
+Result<Box<DmaEngine>> DmaEngine::make(Context& context, u32 device_id) {
+  auto engine = ST_TRY(make_box<DmaEngine>("iommu.dma_engine"));
+  Locked locked(context);
+  if (!locked.ok()) return refuse(EIO);
+  const Device* const device = ST_TRY(locked.find<Device>(device_id));
+  if (!device->vtd) return refuse(ENODEV);
+  engine->source_ = SourceId{device->source};
+  engine->queue_ = &locked.root().queue;
+  engine->line_ = ST_TRY(locked.add_line());
+  engine->context_ = &context;
+  return engine;
+}
+
+DmaEngine::~DmaEngine() {
+  if (context_ == nullptr) return;
+  Locked locked(*context_);
+  if (locked.ok()) locked.remove_line(line_);
+}
+
+// A thread's number costs a system call; where its own storage is tells whether it is the same one.
+u32 DmaEngine::own_thread() {
+  const void* const here = __builtin_thread_pointer();
+  if (here != thread_) {
+    thread_ = here;
+    tid_ = static_cast<u32>(sys::gettid());
+  }
+  return tid_;
+}
+
+DmaEngine::Page& DmaEngine::page_of(Page* pages, unsigned count, u32 pasid, u64 iova) {
+  return pages[(iova / kPageSize ^ u64{pasid} * 37) % count];
+}
+
+void DmaEngine::heed() {
+  queue_->heed(*line_, [this](const Invalidation* what) { forget(what); });
+}
+
+void DmaEngine::forget(const Invalidation* what) {
+  const auto drop_pages = [](auto& pages, auto&& goes) {
+    for (Page& page : pages) page.valid = page.valid && !goes(page);
+  };
+  if (what == nullptr) {
+    drop_pages(device_tlb_, [](const Page&) { return true; });
+    drop_pages(iotlb_, [](const Page&) { return true; });
+    for (Entry& entry : pasid_cache_) entry.valid = false;
+    return;
+  }
+  const PageBlock block = what->whole() ? PageBlock{} : what->block();
+  switch (what->type()) {
+    case InvalidationType::kIotlb:
+      // What a guest's first level leads to is known by its own address: all of it goes.
+      drop_pages(iotlb_, [&](const Page& page) {
+        return page.domain_id == what->domain_id() && page.type != TranslationType::kFirstLevel &&
+               (page.type == TranslationType::kNested || overlaps(block, page.iova));
+      });
+      break;
+    case InvalidationType::kPasidIotlb:
+      drop_pages(iotlb_, [&](const Page& page) {
+        return page.domain_id == what->domain_id() && page.pasid == what->pasid() &&
+               page.type != TranslationType::kSecondLevel && overlaps(block, page.iova);
+      });
+      break;
+    case InvalidationType::kPasidCache:
+      for (Entry& entry : pasid_cache_) {
+        if (entry.pasid == what->pasid() && entry.entry.domain_id() == what->domain_id()) {
+          entry.valid = false;
+        }
+      }
+      break;
+    case InvalidationType::kDeviceTlb:
+    case InvalidationType::kPasidDeviceTlb:
+      if (what->source() != source_) break;
+      drop_pages(device_tlb_, [&](const Page& page) {
+        const u32 pasid = what->type() == InvalidationType::kDeviceTlb ? 0 : what->pasid();
+        return page.pasid == pasid && overlaps(what->block(), page.iova);
+      });
+      break;
+  }
+}
+
+FaultReason DmaEngine::find_entry(const Locked& locked, s64 pasid, PasidEntry* out) {
+  Entry& cached = pasid_cache_[number_of(pasid) % kEntries];
+  if (!cached.valid || cached.pasid != number_of(pasid)) {
+    const FoundPasid found = find_pasid(locked.arena(), locked.root().root_table, source_, pasid);
+    if (found.reason != FaultReason::kNone) return found.reason;
+    cached = {true, number_of(pasid), found.entry};
+  }
+  *out = cached.entry;
+  return FaultReason::kNone;
+}
+
+// Puts the page into the device's TLB, from the unit's caches or the tables.
+FaultReason DmaEngine::fill(s64 pasid, u64 iova, Rights wanted) {
+  Locked locked(*context_);
+  if (!locked.ok()) return FaultReason::kSecondUnreadable;
+  heed();
+  PasidEntry entry;
+  const FaultReason found = find_entry(locked, pasid, &entry);
+  if (found != FaultReason::kNone) return found;
+  const u32 number = number_of(pasid);
+  // Second-level translations are the domain's, whatever PASID asks.
+  const u32 tag = entry.type() == TranslationType::kSecondLevel ? 0 : number;
+  const u64 page = iova & kPageMask;
+  Page& known = page_of(iotlb_, kUnitPages, tag + entry.domain_id(), page);
+  const bool hit = known.valid && known.iova == page && known.pasid == tag &&
+                   known.domain_id == entry.domain_id() && known.type == entry.type() &&
+                   (known.rights & wanted) != 0;
+  if (!hit) {
+    ++counts_.walks;
+    const Walked walked = locked.walk_entry(entry, page, wanted);
+    if (walked.reason != FaultReason::kNone) return walked.reason;
+    // A right to write only where this walk has marked one.
+    const u32 rights = wanted == kMayWrite ? walked.rights : u32{kMayRead};
+    known = {true, entry.domain_id(), entry.type(), tag, rights, page, walked.address};
+  } else {
+    ++counts_.iotlb_hits;
+  }
+  if (!locked.reaches(known.address)) return FaultReason::kSecondUnreadable;
+  Page& own = page_of(device_tlb_, kDevicePages, number, page);
+  own = known;
+  own.pasid = number;
+  return FaultReason::kNone;
+}
+
+FaultReason DmaEngine::access_page(s64 pasid, u64 iova, u64 bytes, void* to, const void* from) {
+  const u32 number = number_of(pasid);
+  const u64 page = iova & kPageMask;
+  const Rights wanted = to != nullptr ? kMayRead : kMayWrite;
+  const Page& slot = page_of(device_tlb_, kDevicePages, number, page);
+  for (;;) {
+    {
+      const Section section(*this);
+      if (slot.valid && slot.iova == page && slot.pasid == number && (slot.rights & wanted) != 0) {
+        ++counts_.hits;
+        const host::Frame frame{slot.address / kPageSize & (bit(kFrameBits) - 1)};
+        const u64 offset = iova - page;
+        const bool done = to != nullptr ? host::read_frame(frame, offset, to, bytes)
+                                        : host::write_frame(frame, offset, from, bytes);
+        return done ? FaultReason::kNone : FaultReason::kSecondUnreadable;
+      }
+    }
+    ++counts_.misses;
+    const FaultReason reason = fill(pasid, iova, wanted);
+    if (reason != FaultReason::kNone) return reason;
+  }
+}
+
+DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from) {
+  DmaAnswer answer;
+  while (answer.done < bytes) {
+    answer.iova = iova + answer.done;
+    const u64 some = std::min(bytes - answer.done, kPageSize - answer.iova % kPageSize);
+    u8* const into = to == nullptr ? nullptr : static_cast<u8*>(to) + answer.done;
+    const u8* const out = from == nullptr ? nullptr : static_cast<const u8*>(from) + answer.done;
+    answer.reason = access_page(pasid, answer.iova, some, into, out);
+    if (answer.reason != FaultReason::kNone) return answer;
+    answer.done += some;
+  }
+  return answer;
+}
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A device that reads and writes by itself: accesses through cached translations, without the
+// iommufd's lock as long as the caches know. Three of them, as a VT-d unit and its device have
+// them, each with an invalidation of its own:
+//
+//   device TLB    (PASID, page) → frame                    of the device
+//   IOTLB         (domain id or PASID, page) → frame       of the unit
+//   PASID cache   PASID → its entry                        of the unit
+//
+// An access looks into the device's; a miss there asks the unit, under the lock, which walks what
+// its own two do not know. Linux has no such thing: this is the hardware's side.
+//
+// I1  What is used is at most as old as the last invalidation that was waited for
+//     (iommu/invalidation_queue.h): after an unmap or a detach returns, no access lands.
+// I2  A cached translation permits a write only if the write was marked in the tables.
+// Context: one thread at a time, of the process that made it; no lock of this room. Lifetime: ends
+// before its Context. In a child of fork it is dead: not to be used or destroyed.
+
+#include "iommu/context.h"
+#include "iommu/invalidation_queue.h"
+#include "iommu/requests.h"
+#include "iommu/walk.h"
+
+namespace stagetwo::iommu {
+
+class DmaEngine {
+ public:
+  // For a device in VT-d's tables. Failure: ENOENT, ENODEV (a test device), ENOSPC (too many
+  // engines), ENOMEM, EIO.
+  static Result<Box<DmaEngine>> make(Context& context, u32 device_id);
+  DmaEngine() = default;
+  ~DmaEngine();
+  DmaEngine(const DmaEngine&) = delete;
+  DmaEngine& operator=(const DmaEngine&) = delete;
+
+  // Reads (`to`) or writes (`from`), page by page. `pasid` kNoPasid: the device's own.
+  DmaAnswer access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
+
+  struct Counts {
+    u64 hits = 0, misses = 0, iotlb_hits = 0, walks = 0;
+  };
+  [[nodiscard]] const Counts& counts() const { return counts_; }
+
+ private:
+  static constexpr unsigned kDevicePages = 128, kUnitPages = 512, kEntries = 32;
+  struct Page {
+    bool valid = false;
+    u16 domain_id = 0;
+    TranslationType type{};
+    u32 pasid = 0;  // 0: the device's own
+    u32 rights = 0;
+    u64 iova = 0;
+    u64 address = 0;
+  };
+  struct Entry {
+    bool valid = false;
+    u32 pasid = 0;
+    PasidEntry entry{};
+  };
+  class Section;
+
+  static Page& page_of(Page* pages, unsigned count, u32 pasid, u64 iova);
+  void forget(const Invalidation* what);
+  void heed();
+  FaultReason access_page(s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
+  FaultReason fill(s64 pasid, u64 iova, Rights wanted);
+  FaultReason find_entry(const class Locked& locked, s64 pasid, PasidEntry* out);
+  u32 own_thread();
+
+  Context* context_ = nullptr;
+  InvalidationQueue* queue_ = nullptr;
+  DmaLine* line_ = nullptr;
+  SourceId source_{};
+  const void* thread_ = nullptr;  // whose number tid_ is
+  u32 tid_ = 0;
+  Counts counts_;
+  Page device_tlb_[kDevicePages];
+  Page iotlb_[kUnitPages];
+  Entry pasid_cache_[kEntries];
+};
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// Devices at full speed while their client unmaps, maps again, detaches and replaces. What a client
+// has taken back is poisoned at once, and stays poison: not one access lands after the call
+// returned. Each PASID writes a mark of its own, and no page ever holds another's.
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "tests/support/seeds.h"
+#include "tests/support/stress_time.h"
+#include "tests/unit/iommu/engine_world.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+constexpr unsigned kEngines = 2, kPages = 8;
+constexpr u64 kAccesses = 10'000'000;  // of all engines, at 60 s
+constexpr u64 kPoison = 0xdeadbeef'00000000, kMark = 0x3a9c'0000'0000'0000;
+
+class IommuStress : public DeviceWorld {
+ protected:
+  struct Engine {
+    u32 device = 0, ioas = 0, table = 0;
+    Box<DmaEngine> engine;
+    std::atomic<u64> done{0};
+  };
+
+  void SetUp() override {
+    DeviceWorld::SetUp();
+    for (unsigned e = 0; e < kEngines; ++e) {
+      Engine& one = engines_[e];
+      one.device = make_vtd(static_cast<u16>(0x70 + e));
+      one.ioas = make_ioas();
+      one.table = make_hwpt(one.ioas, one.device, {.pasid = true, .first_level = e % 2 != 0});
+      ASSERT_EQ(attach(one.device, one.table, pasid(e)), 0);
+      one.engine = std::move(*DmaEngine::make(*context_, one.device));
+      for (unsigned p = 0; p < kPages; ++p)
+        ASSERT_EQ(map_at(one.ioas, page(e, p), kPageSize, iova(p)), 0);
+    }
+  }
+  void TearDown() override {
+    for (unsigned e = 0; e < kEngines; ++e) {
+      Engine& one = engines_[e];
+      one.engine = {};
+      EXPECT_EQ(unmap_all(one.ioas), 0);
+      detach(one.device, pasid(e));
+      for (const u32 id : {one.table, one.device, one.ioas}) EXPECT_EQ(destroy(id), 0);
+    }
+    DeviceWorld::TearDown();
+  }
+
+  static u32 pasid(unsigned e) { return 3 + e; }
+  static u64 iova(unsigned p) { return kApertureStart + p * kPageSize; }
+  [[nodiscard]] u64 page(unsigned e, unsigned p) const {
+    return memory_.address() + (e * kPages + p) * kPageSize;
+  }
+  // Any word of the page, as the client sees it.
+  [[nodiscard]] u64 word(unsigned e, unsigned p) const {
+    return __atomic_load_n(reinterpret_cast<const u64*>(page(e, p)), __ATOMIC_RELAXED);
+  }
+  void set_word(unsigned e, unsigned p, u64 value) {
+    __atomic_store_n(reinterpret_cast<u64*>(page(e, p)), value, __ATOMIC_RELAXED);
+  }
+
+  // Writes its mark wherever it may.
+  void run(unsigned e, u64 accesses) {
+    test::RandomSource random(test::seed() + e);
+    Engine& one = engines_[e];
+    const u64 value = kMark + e;
+    while (!stop_.load(std::memory_order_relaxed)) {
+      const DmaAnswer answer =
+          one.engine->access(pasid(e), iova(random.small(kPages)), sizeof(value), nullptr, &value);
+      landed_.fetch_add(answer.done == sizeof(value), std::memory_order_relaxed);
+      if (one.done.fetch_add(1, std::memory_order_relaxed) + 1 >= accesses) return;
+    }
+  }
+  // Nobody may write it: poisons it, and looks for a while.
+  void expect_untouched(unsigned e, unsigned p, unsigned looks) {
+    set_word(e, p, kPoison + p);
+    for (unsigned i = 0; i < looks; ++i) {
+      if (i % 16 == 0) std::this_thread::yield();
+      ASSERT_EQ(word(e, p), kPoison + p) << "an access landed after the call returned";
+    }
+  }
+  void take_back_one(test::RandomSource& random, unsigned e) {
+    const unsigned p = random.small(kPages);
+    ASSERT_EQ(unmap(engines_[e].ioas, iova(p), kPageSize), 0);
+    expect_untouched(e, p, 64);
+    ASSERT_EQ(map_at(engines_[e].ioas, page(e, p), kPageSize, iova(p)), 0);
+  }
+  void take_back_the_pasid(unsigned e) {
+    detach(engines_[e].device, pasid(e));
+    for (unsigned p = 0; p < kPages; ++p) expect_untouched(e, p, 16);
+    for (unsigned p = 0; p < kPages; ++p) ASSERT_EQ(word(e, p), kPoison + p);
+    ASSERT_EQ(attach(engines_[e].device, engines_[e].table, pasid(e)), 0);
+  }
+  void expect_own_marks() {
+    for (unsigned e = 0; e < kEngines; ++e) {
+      for (unsigned p = 0; p < kPages; ++p) {
+        const u64 found = word(e, p);
+        ASSERT_TRUE(found == 0 || found == kMark + e || found == kPoison + p)
+            << "page " << p << " of " << e << " holds " << std::hex << found;
+      }
+    }
+  }
+
+  test::GuardedPages memory_{kEngines * kPages};
+  Engine engines_[kEngines];
+  std::atomic<bool> stop_{false};
+  std::atomic<u64> landed_{0};
+};
+
+TEST_F(IommuStress, NoAccessLandsAfterAnUnmapOrADetachReturned) {
+  const u64 accesses = test::stress_rounds(kAccesses) / kEngines;
+  test::RandomSource random(test::announced_seed("IommuStress"));
+  std::vector<std::thread> threads;
+  for (unsigned e = 0; e < kEngines; ++e)
+    threads.emplace_back([this, e, accesses] { run(e, accesses); });
+  u64 rounds = 0;
+  const auto running = [&] {
+    for (const Engine& one : engines_) {
+      if (one.done.load(std::memory_order_relaxed) < accesses) return true;
+    }
+    return false;
+  };
+  for (; running() && !HasFatalFailure(); ++rounds) {
+    const unsigned e = random.small(kEngines);
+    if (random.one_in(8)) {
+      take_back_the_pasid(e);
+    } else {
+      take_back_one(random, e);
+    }
+    if (rounds % 64 == 0 && !HasFatalFailure()) expect_own_marks();
+  }
+  stop_ = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(landed_.load(), 0u);
+  u64 done = 0;
+  for (const Engine& one : engines_) done += one.done.load();
+  std::printf(
+      "%llu accesses, %llu landed, %llu times taken back\n", static_cast<unsigned long long>(done),
+      static_cast<unsigned long long>(landed_.load()), static_cast<unsigned long long>(rounds));
+}
+
+}  // namespace
+}  // namespace stagetwo::iommu

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device with caches: what it knows it does not ask again, and what is no longer so it forgets.
+#include "iommu/dma_engine.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "tests/unit/iommu/engine_world.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+class Engine : public EngineWorld, public testing::WithParamInterface<bool> {
+ protected:
+  HwptHow how() override { return {.pasid = true, .first_level = GetParam()}; }
+};
+
+TEST_P(Engine, AsksOnceAndThenKnows) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  for (unsigned i = 0; i < 10; ++i) EXPECT_EQ(seen(5), mark(0));
+  EXPECT_EQ(engine_->counts().hits, 10u);
+  EXPECT_EQ(engine_->counts().misses, 1u);
+  EXPECT_EQ(engine_->counts().walks, 1u);
+}
+
+// One domain under two PASIDs: the unit knows it by the domain, if its tables are the domain's.
+TEST_P(Engine, OneDomainIsWalkedOnceForSeveralPasids) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  ASSERT_EQ(attach(device_, table_[0], 6), 0);
+  EXPECT_EQ(seen(5), mark(0));
+  EXPECT_EQ(seen(6), mark(0));
+  EXPECT_EQ(engine_->counts().walks, GetParam() ? 2u : 1u);
+}
+
+TEST_P(Engine, NothingIsReachedAfterAnUnmap) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  ASSERT_EQ(attach(device_, table_[0]), 0);
+  EXPECT_EQ(seen(5), mark(0));
+  EXPECT_EQ(seen(kNoPasid), mark(0));
+  ASSERT_EQ(unmap(ioas_[0], kIova, kPageSize), 0);
+  EXPECT_EQ(seen(5), 0);
+  EXPECT_EQ(seen(kNoPasid), 0);
+  ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, kIova), 0);
+  EXPECT_EQ(seen(5), mark(2)) << "never the old page";
+  EXPECT_EQ(seen(kNoPasid), mark(2));
+}
+
+TEST_P(Engine, NothingIsReachedAfterADetach) {
+  for (const u32 pasid : {0u, 5u}) {
+    const s64 request = pasid == 0 ? kNoPasid : s64{pasid};
+    ASSERT_EQ(attach(device_, table_[0], pasid), 0);
+    EXPECT_EQ(seen(request), mark(0));
+    detach(device_, pasid);
+    EXPECT_EQ(seen(request), 0);
+    EXPECT_EQ(reason_, FaultReason::kPasidNotPresent);
+    ASSERT_EQ(attach(device_, table_[1], pasid), 0);
+    EXPECT_EQ(seen(request), mark(1)) << "whoever has the number now";
+  }
+}
+
+TEST_P(Engine, AReplacedPasidIsTheNewOneAtOnce) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  ASSERT_EQ(attach(device_, table_[1], 6), 0);
+  EXPECT_EQ(seen(5), mark(0));
+  EXPECT_EQ(seen(6), mark(1));
+  ASSERT_EQ(replace(device_, table_[1], 5), 0);
+  EXPECT_EQ(seen(5), mark(1));
+  EXPECT_EQ(seen(6), mark(1));
+}
+
+TEST_P(Engine, ARightThatWasReadIsNoRightToWrite) {
+  u64 iova = kIova + kPageSize;
+  ASSERT_EQ(map(ioas_[0], page(2), kPageSize, &iova, true, kMayRead), 0);
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  u8 value = 0;
+  EXPECT_EQ(engine_->access(5, iova, 1, &value, nullptr).done, 1u);
+  EXPECT_EQ(engine_->access(5, iova, 1, nullptr, &value).reason,
+            GetParam() ? FaultReason::kNoWrite : FaultReason::kSecondDenied);
+}
+
+TEST_P(Engine, ThatWasAwayForMoreThanTheQueueForgetsAll) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  ASSERT_EQ(attach(device_, table_[1], 6), 0);
+  EXPECT_EQ(seen(5), mark(0));
+  const u64 other = kIova + 8 * kPageSize;
+  ASSERT_EQ(unmap(ioas_[0], kIova, kPageSize), 0);
+  for (unsigned i = 0; i < 300; ++i) {
+    ASSERT_EQ(map_at(ioas_[1], page(2), kPageSize, other), 0);
+    ASSERT_EQ(unmap(ioas_[1], other, kPageSize), 0);
+  }
+  EXPECT_EQ(seen(5), 0);
+  EXPECT_EQ(seen(6), mark(1));
+}
+
+TEST_P(Engine, IsForDevicesInTablesOnly) {
+  u32 id = 0;
+  {
+    Locked locked(*context_);
+    id = (*locked.make_device(false, false, 8))->object.id;
+  }
+  EXPECT_EQ(error_of(DmaEngine::make(*context_, id)), ENODEV);
+  EXPECT_EQ(error_of(DmaEngine::make(*context_, 9999)), ENOENT);
+  EXPECT_EQ(destroy(id), 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(OfEachFormat, Engine, testing::Values(false, true), [](const auto& first) {
+  return first.param ? "FirstLevel" : "SecondLevel";
+});
+
+using OneEngine = EngineWorld;
+
+TEST_F(OneEngine, GoesWithItsProcess) {
+  // A child of fork has its own; it ends without a word.
+  for (unsigned i = 0; i < InvalidationQueue::kLines + 4; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {
+      auto context = Context::attach(backing_->fd());
+      auto engine = DmaEngine::make(**context, device_);
+      _exit(engine ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    ASSERT_EQ(status, 0) << i;
+  }
+  Locked locked(*context_);
+  locked.drop_dead_lines();
+}
+
+}  // namespace
+}  // namespace stagetwo::iommu
