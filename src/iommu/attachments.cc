@@ -114,6 +114,10 @@ void Locked::unlink(Attachment& attachment) {
   while (at->get() != &attachment) at = &at->get()->next;
   *at = attachment.next.get();
   attachment.next = nullptr;
+  if (attachment.auxiliary != 0 && --attachment.hwpt->auxiliary_devices == 0) {
+    attachment.hwpt->auxiliary_pasid = 0;
+  }
+  attachment.auxiliary = 0;
   attachment.hwpt = nullptr;
 }
 
@@ -229,6 +233,7 @@ Result<void> Locked::replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id) {
 
 Result<void> Locked::attach(Device& device, u32* pt_id, u32 pasid) {
   Object* const object = ST_TRY(find(*pt_id));
+  if (pasid == 0 && device.auxiliary) return refuse(EPERM);
   if (TypeOf<Hwpt>::is(object->type)) {
     ST_TRY(do_attach(device, pasid, *reinterpret_cast<Hwpt*>(object)));
   } else if (object->type != ObjectType::kIoas) {

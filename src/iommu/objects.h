@@ -102,6 +102,7 @@ struct Attachment {
   RelPtr<Hwpt> hwpt;        // null: a device's own, and nothing is attached
   RelPtr<Attachment> next;  // of the page table's
   u64 number = 0;           // its own, never used again
+  u32 auxiliary = 0;        // how often it was attached as one (auxiliary.h); 0: by its PASID
   [[nodiscard]] u32 pasid() const { return static_cast<u32>(node.start); }
 };
 
@@ -116,6 +117,8 @@ struct Hwpt {
   bool automatic = false;
   bool nest_parent = false;
   bool pasid_compatible = false;
+  u32 auxiliary_pasid = 0;    // its number on all devices; 0: it is auxiliary nowhere
+  u32 auxiliary_devices = 0;  // on so many
   // Of a nested one for VT-d: where in the parent the guest's first level is.
   u64 guest_table = 0;
   u32 guest_levels = 0;
@@ -132,6 +135,7 @@ struct Device {
   bool vtd = false;  // in device tables, with page tables of `levels`
   u8 levels = 0;
   u16 source = 0;
+  bool auxiliary = false;  // takes auxiliary page tables, no primary one
 };
 
 struct TestDevice {
