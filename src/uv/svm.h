@@ -14,6 +14,7 @@
 #include "mem/secure_memory.h"
 #include "mem/secure_pool.h"
 #include "sync/mutex.h"
+#include "uv/guest_table.h"
 #include "uv/page_states.h"
 #include "uv/turnstile.h"
 
@@ -80,7 +81,8 @@ struct Svm {
   SvmState state TA_GUARDED(lock) = SvmState::kNone;
   bool was_secure TA_GUARDED(lock) = false;  // in this life: no way leads back to an abort
   u64 incarnation TA_GUARDED(lock) = 0;
-  u32 runs TA_GUARDED(lock) = 0;  // operations under way, those of its life aside
+  GuestTable* table TA_GUARDED(lock) = nullptr;  // null: its vCPUs have no translations
+  u32 runs TA_GUARDED(lock) = 0;                 // operations under way, those of its life aside
   Vec<Slot> slots TA_GUARDED(lock){"uv.svm_slots"};
   SvmUse use TA_GUARDED(lock);
 

@@ -89,6 +89,13 @@ Result<Svm*> Ultravisor::find_or_make(u32 lpid) {
   return svms_.back().get();
 }
 
+Result<void> Ultravisor::set_table(u32 lpid, GuestTable* table) {
+  Svm* const svm = ST_TRY(find_or_make(lpid));
+  const sync::MutexGuard guard(svm->lock);
+  svm->table = table;
+  return {};
+}
+
 // ---- who may call what
 // ----------------------------------------------------------------------------
 
@@ -167,6 +174,10 @@ Status Ultravisor::esm_begin(u32 lpid) {
     ++svm->incarnation;
     svm->use = {};
   }
+  // It does not run until it is secure, or is not to be: nothing stands for its memory until then.
+  {
+    const Going all(svm, 0, kAllPages);
+  }
   if (!svm->store.begin()) {
     static_cast<void>(terminate(lpid));
     return Status::kRetry;
@@ -221,6 +232,7 @@ Status Ultravisor::esm_finish(u32 lpid) {
   if (svm->state != SvmState::kTransient) return Status::kState;
   svm->state = SvmState::kSecure;
   svm->was_secure = true;
+  svm->turnstile.turn();
   return Status::kSuccess;
 }
 
@@ -308,6 +320,7 @@ Status Ultravisor::unregister_slot(const Message& m) {
     }
     svm->turnstile.wait(turn);
   }
+  const Going going(svm, gone.first, gone.pages);
   for (u64 i = 0; i < gone.pages; ++i) drop(gone.records()[i].pool);
   return Status::kSuccess;
 }
@@ -332,6 +345,7 @@ Status Ultravisor::terminate(u32 lpid) {
     }
     svm->turnstile.wait(turn);
   }
+  const Going all(svm, 0, kAllPages);
   for (Svm::Slot& slot : gone) {
     for (u64 i = 0; i < slot.pages; ++i) drop(slot.records()[i].pool);
   }

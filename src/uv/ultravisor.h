@@ -66,6 +66,16 @@ class Ultravisor final : public Port {
   // The guest reads or writes its memory; a piece within one page, or several.
   [[nodiscard]] GuestAccess access(u32 lpid, Gpa at, void* bytes, u64 size, bool write);
 
+  // Whose translations are to be emptied; null: nobody's. Pre: no vCPU of the guest runs, no
+  // message about it is under way. Failure: ENOMEM, ENOSPC.
+  [[nodiscard]] Result<void> set_table(u32 lpid, GuestTable* table);
+  // Where a vCPU finds a page now; kSecure: *at, whole and writable until the table is told that it
+  // goes. Waits for nobody.
+  [[nodiscard]] Where translate(u32 lpid, Gpa page, u8** at);
+  // One turn towards an answer other than kLater. kDone: ask again. Context: no lock, the vCPU has
+  // left the guest; may wait a while.
+  [[nodiscard]] GuestAccess bring(u32 lpid, Gpa page);
+
   // The steps of UV_ESM, and what the ultravisor asks by itself. kBusy: may succeed later.
   Status esm_begin(u32 lpid);
   Status esm_load(u32 lpid);    // pages in all that has contents
@@ -87,6 +97,7 @@ class Ultravisor final : public Port {
 
  private:
   class Run;
+  class Going;
   class Bounce;
 
   [[nodiscard]] Svm* find(u32 lpid) TA_EXCL(lock_);
@@ -133,6 +144,7 @@ class Ultravisor final : public Port {
   [[nodiscard]] bool use_page(Svm* svm, PageRecord* record, const PageRecord& is, u64 offset,
                               void* bytes, u64 size, bool write);
   [[nodiscard]] Status use_shared(Svm* svm, u64 page);
+  [[nodiscard]] Status come(Svm* svm, u64 page, const PageRecord& is);
   [[nodiscard]] Status give_room(Svm* svm, u64 page);
 
   UltravisorOptions options_;

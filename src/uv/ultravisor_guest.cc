@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "base/guard.h"
 #include "uv/ultravisor_internal.h"
@@ -298,10 +299,12 @@ Status Ultravisor::share_one(Svm* svm, u64 page) {
 // that the guest does not look at any more, and follows when the page is to leave (evict).
 Status Ultravisor::unshare_one(Svm* svm, u64 page, bool by_force) {
   const Asked before = look(svm, page).asked;
+  std::optional<Going> going;
   when_quiet(svm, page, [](PageRecord& record) { record.asked = Asked::kUnshare; });
   Status answer = insist([&] { return ask(svm->lpid, Call::kHSvmPageIn, page, 0); });
   if (answer != Status::kSuccess)
     answer = is_transient(answer) ? Status::kRetry : Status::kParameter;
+  if (answer != Status::kSuccess && by_force) going.emplace(svm, page, 1);
   when_quiet(svm, page, [&](PageRecord& record) {
     if ((answer == Status::kSuccess || by_force) && record.state == PageState::kShared) {
       record.set_frame(0);
@@ -433,6 +436,77 @@ bool Ultravisor::use_page(Svm* svm, PageRecord* record, const PageRecord& is, u6
   return good;
 }
 
+// What is missing for the guest to use the page is asked for.
+Status Ultravisor::come(Svm* svm, u64 page, const PageRecord& is) {
+  return is.state == PageState::kSecure   ? give_room(svm, page)
+         : is.state == PageState::kShared ? use_shared(svm, page)
+                                          : page_in_of(svm, page);
+}
+
+// ---- the translations of vCPUs ------------------------------------------------------------------
+
+// A shared page is where the process has it, whether or not its frame is known here: the process
+// tells the table itself when it gives an address up.
+Where Ultravisor::translate(u32 lpid, Gpa page, u8** at) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return Where::kProcess;
+  const sync::MutexGuard guard(svm->lock);
+  switch (svm->state) {
+    case SvmState::kNone:
+      return Where::kProcess;
+    case SvmState::kTransient:
+    case SvmState::kAborting:
+    case SvmState::kEnding:
+      return Where::kLater;
+    case SvmState::kStopped:
+      return Where::kStopped;
+    case SvmState::kSecure:
+      break;
+  }
+  const PageRecord* const record = svm->find_open(number_of(page));
+  if (record == nullptr) return Where::kMmio;
+  if (!record->idle()) return Where::kLater;
+  if (record->state == PageState::kShared) return Where::kProcess;
+  if (record->state != PageState::kSecure || record->pool == mem::SecurePool::kNone) {
+    return Where::kLater;
+  }
+  *at = pool_.at(record->pool);
+  return Where::kSecure;
+}
+
+GuestAccess Ultravisor::bring(u32 lpid, Gpa page) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return GuestAccess::kDone;
+  const Run run(svm, Run::bit(SvmState::kSecure));
+  u32 turn = 0;
+  PageRecord is;
+  {
+    const sync::MutexGuard guard(svm->lock);
+    turn = svm->turnstile.now();
+    if (svm->state == SvmState::kNone) return GuestAccess::kDone;
+    if (svm->state == SvmState::kStopped) return GuestAccess::kStopped;
+    if (run.ok()) {
+      const PageRecord* const found = svm->find_open(number_of(page));
+      if (found == nullptr) return GuestAccess::kMmio;
+      is = *found;
+    }
+  }
+  if (!run.ok() || !is.idle()) {
+    svm->turnstile.wait(turn);
+    return GuestAccess::kRetry;
+  }
+  const bool there = is.state == PageState::kSecure ? is.pool != mem::SecurePool::kNone
+                                                    : is.state == PageState::kShared;
+  if (there) return GuestAccess::kDone;
+  const Status done = come(svm, number_of(page), is);
+  if (is_transient(done)) return GuestAccess::kRetry;
+  if (done == Status::kSuccess) return GuestAccess::kDone;
+  const SvmState now = state(lpid);
+  return now == SvmState::kSecure    ? GuestAccess::kFault
+         : now == SvmState::kStopped ? GuestAccess::kStopped
+                                     : GuestAccess::kRetry;
+}
+
 GuestAccess Ultravisor::access_page(Svm* svm, Gpa at, void* bytes, u64 size, bool write) {
   const u64 page = number_of(at), offset = at.raw() % options_.page_bytes;
   for (unsigned i = 0; i < kTries; ++i) {
@@ -450,9 +524,7 @@ GuestAccess Ultravisor::access_page(Svm* svm, Gpa at, void* bytes, u64 size, boo
       svm->turnstile.wait(turn);
       continue;
     }
-    const Status done = is.state == PageState::kSecure   ? give_room(svm, page)
-                        : is.state == PageState::kShared ? use_shared(svm, page)
-                                                         : page_in_of(svm, page);
+    const Status done = come(svm, page, is);
     if (is_transient(done)) {
       sync::yield_thread();
     } else if (done != Status::kSuccess && state(svm->lpid) == SvmState::kSecure) {

@@ -4,6 +4,7 @@
 // What the ultravisor's sources share.
 
 #include "base/check.h"
+#include "base/guard.h"
 #include "sync/futex.h"
 #include "uv/ultravisor.h"
 
@@ -44,6 +45,28 @@ class Ultravisor::Run {
 
 inline constexpr unsigned kLiving = 1U << static_cast<unsigned>(SvmState::kTransient) |
                                     1U << static_cast<unsigned>(SvmState::kSecure);
+
+// Pages become others while it lasts: no vCPU has a translation of them, or gets one that lasts.
+// Context: no lock.
+class Ultravisor::Going {
+ public:
+  Going(Svm* svm, u64 first, u64 count) {
+    {
+      const sync::MutexGuard guard(svm->lock);
+      table_ = svm->table;
+    }
+    if (!ST_GUARD(uv_table_going, table_ != nullptr)) table_ = nullptr;
+    if (table_ != nullptr) table_->going(first, count);
+  }
+  ~Going() {
+    if (table_ != nullptr) table_->gone();
+  }
+  Going(const Going&) = delete;
+  Going& operator=(const Going&) = delete;
+
+ private:
+  GuestTable* table_ = nullptr;
+};
 
 // A page of secure memory for one run of the cipher, whose other end is normal memory: that may
 // change while it is looked at. Zeros at first, wiped at the end. Nobody takes a second one while

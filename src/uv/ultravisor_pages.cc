@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "uv/ultravisor.h"
 
+#include <optional>
+
 #include "base/guard.h"
 #include "uv/ultravisor_internal.h"
 
@@ -64,6 +66,11 @@ void change(Svm* svm, PageRecord* record, PageState state, u64 frame) {
   record->set_frame(frame);
 }
 
+// May a vCPU have a translation of it? Pre: claimed.
+bool is_used(const PageRecord& record) {
+  return record.state == PageState::kSecure || record.state == PageState::kShared;
+}
+
 mem::SealedIdentity identity_of(Svm* svm, u64 address, u64 bytes) {
   const sync::MutexGuard guard(svm->lock);
   return {svm->lpid, svm->incarnation, address, bytes};
@@ -98,6 +105,8 @@ Status Ultravisor::page_in(const Message& m) {
   if (record == nullptr) return Status::kP3;
   Status done = Status::kSuccess;
   const bool was_shared = record->state == PageState::kShared;
+  std::optional<Going> going;
+  if (run.state() == SvmState::kSecure && is_used(*record)) going.emplace(svm, page, 1);
   if (record->asked == Asked::kUnshare && was_shared) {
     // Nothing is imported: the secure page is zeros, whatever the frame holds.
     change(svm, record, PageState::kSecure, 0);
@@ -139,6 +148,8 @@ Status Ultravisor::tampered(Svm* svm, u64 page, PageRecord* record) {
     ++svm->use.tampered;
     svm->use.tampered_gpa = address_of(page);
   }
+  // Whatever else its vCPUs can still reach: they stop.
+  const Going going(svm, 0, kAllPages);
   drop(reserved);
   return Status::kP3;
 }
@@ -205,6 +216,8 @@ Status Ultravisor::page_out(const Message& m) {
       record->pool != mem::SecurePool::kNone) {
     change(svm, record, PageState::kSecure, 0);
   }
+  std::optional<Going> going;
+  if (run.state() == SvmState::kSecure && is_used(*record)) going.emplace(svm, page, 1);
   Status done = Status::kRetry;
   if (run.state() == SvmState::kAborting) {
     done = give_clear(svm, page, record, frame);

@@ -12,6 +12,11 @@ TEST(UvRecheckFrame, WithoutItTheGuestUsesAFrameTheProcessGaveUp) {
       broken_without({"uv_recheck_frame"}, [] { return search<UnmapAgainstShare>(3000).found; }));
 }
 
+TEST(UvTableGoing, WithoutItAVcpuUsesAPageOfThePoolThatIsNotItsOwn) {
+  EXPECT_TRUE(broken_without({"uv_table_going"},
+                             [] { return search<TranslationAgainstPageOut>(400).found; }));
+}
+
 // Does the VMM find anything but zeros where a page was paged out and then shared?
 bool sharing_publishes() {
   SecureMachine m(4096, 8);

@@ -10,6 +10,7 @@
 #include "tests/sched/sched_support.h"
 #include "tests/support/random_source.h"
 #include "tests/support/secure_machine.h"
+#include "tests/support/toy_guest_table.h"
 
 namespace stagetwo::test {
 
@@ -243,6 +244,65 @@ struct UnshareAllAgainstUnplug : UvWorld {
     UvWorld::check();
     sched::expect(m.uv_page(0) == uv::PageState::kSecure, "what stays is secret");
   }
+};
+
+// A vCPU uses its page by a translation while the page leaves: for the process, and because the
+// ultravisor wants its room (a translation that stays reads a page of the pool that is another's,
+// and a store through it is lost).
+struct TranslationAgainstPageOut : UvWorld {
+  static constexpr unsigned kThreads = 3;
+  TranslationAgainstPageOut() { table.listen(&m.ultravisor, uv_lpid); }
+  ~TranslationAgainstPageOut() override { table.leave(); }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) {
+      for (u64 i = 1; i < 4; ++i) {
+        u64 word = i;
+        if (table.access(m.gpa(0), &word, true) != uv::Where::kSecure) continue;
+        word = 0;
+        for (unsigned point = 0; point < 8; ++point) sched::point();  // a hit has none
+        const auto where = table.access(m.gpa(0), &word, false);
+        sched::expect(where != uv::Where::kSecure || word == i, "a vCPU reads what it wrote");
+      }
+    }
+    if (me == 1) vmm_reads();
+    if (me == 2) static_cast<void>(m.ultravisor.ask_page_out(uv_lpid, m.gpa(0)));
+  }
+  ToyGuestTable table;
+};
+
+// The same while another vCPU shows the page and hides it again: between its own bytes and the
+// process's a vCPU never sees what is sealed.
+struct TranslationAgainstShare : UvWorld {
+  static constexpr unsigned kThreads = 2;
+  TranslationAgainstShare() { table.listen(&m.ultravisor, uv_lpid); }
+  ~TranslationAgainstShare() override { table.leave(); }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) {
+      for (unsigned i = 0; i < 24; ++i) {
+        if (i % 8 == 0) reads(true);
+        sched::point();
+      }
+    } else {
+      hidden = m.guest_call(uv::Call::kUvSharePage, 0, 1) == uv::Status::kSuccess &&
+               m.guest_call(uv::Call::kUvUnsharePage, 0, 1) == uv::Status::kSuccess;
+    }
+  }
+  void reads(bool or_text) {
+    u64 word = 1, text = 0;
+    std::memcpy(&text, m.text(0).data(), sizeof(text));
+    const auto where = table.access(m.gpa(0), &word, false);
+    if (where == uv::Where::kSecure) {
+      sched::expect(word == 0 || (or_text && word == text), "its own bytes, or zeros");
+    }
+  }
+  void check() {
+    UvWorld::check();
+    if (hidden) reads(false);
+  }
+  ToyGuestTable table;
+  bool hidden = false;
 };
 
 // The stress test's threads (tests/stress/uv_stress_test.cc), a few steps of each, in a pool that

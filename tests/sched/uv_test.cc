@@ -51,6 +51,12 @@ TEST(SecurePages, EverybodyComesToAnEndInAPoolThatIsTooSmall) {
     if (seed_is_fixed()) break;
   }
 }
+TEST(SecurePages, AVcpusTranslationIsGoneBeforeItsPageIs) {
+  expect_holds<TranslationAgainstPageOut>(kRuns);
+}
+TEST(SecurePages, AVcpuSeesNothingBetweenItsOwnBytesAndTheProcesss) {
+  expect_holds<TranslationAgainstShare>(kRuns);
+}
 TEST(SecurePages, PagesThatLeaveAtOnceNeedOnePlaceOfTheCipherEach) {
   expect_holds<ZerosLeaveAtOnce>(kRuns);
 }
