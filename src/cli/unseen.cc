@@ -68,10 +68,9 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere,
      "MADV_REMOVE on a mapping of a guest_memfd that was made with MMAP and without INIT_SHARED",
      "0, and no page goes"},
-    {Where::kEverywhere,
-     "mremap of memory a part of which went to a device: the engine's registration stands as a "
-     "border in what was one mapping",
-     "EFAULT where the kernel moves or grows it; realloc copies then"},
+    {Where::kEverywhere, "the lines of /proc/self/maps while a part of a mapping is with a device",
+     "one mapping is shown as several, and counts as several for vm.max_map_count; the calls that "
+     "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one"},
     {Where::kEverywhere,
      "memory of another thread's stack that goes to a device while that thread is in an ioctl of "
      "that device, changes memory or ends",

@@ -133,6 +133,17 @@ auto gain(u64 start, u64 size, F&& system_call) {
   return std::forward<F>(system_call)();
 }
 
+// A change that takes nothing, of a range whose mappings the kernel is to find as the client made
+// them.
+template <typename F>
+auto undivided(u64 start, u64 size, F&& system_call) {
+  const std::optional<HvaRange> range = pages_of(start, size);
+  if (!range || !owners_active()) return std::forward<F>(system_call)();
+  const OwnedChange absent(*range, Announced::kMoves);
+  if (absent.refused()) return no_memory<decltype(system_call())>();
+  return std::forward<F>(system_call)();
+}
+
 // A write to /proc/self/clear_refs that makes the next store to every page count.
 template <typename F>
 auto clear_soft_dirty(F&& system_call) {

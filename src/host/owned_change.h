@@ -15,7 +15,7 @@ namespace stagetwo::host {
 enum class Announced : u8 {
   kUnmaps,    // munmap, mmap over it: they die if it succeeds
   kClears,    // madvise: the same, and the mapping goes on
-  kMoves,     // mremap: they are brought back first
+  kMoves,     // mremap: they are brought back first, and nothing of it is watched or hidden
   kProtects,  // mprotect: those hidden behind PROT_NONE are brought back first
   kPunches,   // MADV_REMOVE, a hole or an end of the file: of shared memory, too, they die
 };
@@ -49,8 +49,8 @@ class OwnedChange {
 // Is a page of the private memory there absent? Racy.
 [[nodiscard]] bool has_absent_pages(HvaRange range);
 
-// The client is about to watch `range` by a userfaultfd of its own, of which memory has one only.
-// Pre: an OwnedChange kMoves of the range is open. True: it was ours until now.
-bool stop_watching(HvaRange range);
+// Private memory was mapped there (`fresh`), or has other rights now. With what is watched beside
+// it, it is one mapping of the client's, as it would be without us, once that is watched no more.
+void join_watched(HvaRange range, bool fresh);
 
 }  // namespace stagetwo::host

@@ -403,6 +403,10 @@ void OwnerTable::open_change(OwnedChange* change) {
     changes_ = change;
   }
   change->refused_ = !fetch_for(*change);
+  const bool private_memory = change->reach_.object == kPrivateMemory;
+  if (change->what_ == Announced::kMoves && private_memory && ST_GUARD(owners_undivided, true)) {
+    change->refused_ = !stop_watching(change->reach_.range) || change->refused_;
+  }
   if (change->what_ == Announced::kMoves || change->what_ == Announced::kProtects) return;
   u32 seen = 0;
   while (!settle_for(*change, &seen)) wait_turn(seen);
@@ -416,6 +420,8 @@ void OwnerTable::close_change(OwnedChange* change) {
         change->what_ != Announced::kPunches) {
       ++layout_;
       forget_views(change->reach_.range);
+      const bool unmapped = change->succeeded_ && change->what_ == Announced::kUnmaps;
+      if (unmapped) static_cast<void>(cut_spans(change->reach_.range, false));
     }
     OwnedChange** link = &changes_;
     while (*link != change) link = &(*link)->next_;

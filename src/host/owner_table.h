@@ -43,13 +43,12 @@ class OwnerTable final : public TransitWatcher {
   unsigned views_of(u64 object, SharedView* out, unsigned room);
   // A mapping of the object was made; nobody has its address yet.
   void view_made(const Reach& reach);
-  // A span whose touches are reported, until nothing of it is absent and nobody takes.
-  [[nodiscard]] Result<void> note_watched(HvaRange span, u64 object);
+  // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
+  // nothing of it is absent and nobody takes. Failure: EAGAIN (under a change), there is no way.
+  [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
   // See fill_first_touch().
   bool fill_first(Hva at, Access access);
-  // Nothing of the range is ours to watch any more. True: something was. Pre: an OwnedChange that
-  // brings everything back is open over it.
-  bool stop_watching(HvaRange range);
+  void join_watched(HvaRange range, bool fresh);
 
   BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
   BringBack bring_back(Hva at) { return bring_back(key_of(at)); }
@@ -122,6 +121,8 @@ class OwnerTable final : public TransitWatcher {
   void drop_unwatched(HvaRange piece);
   void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
   void forget_spans() TA_REQ(lock_);
+  [[nodiscard]] bool stop_watching(HvaRange range);
+  bool cut_spans(HvaRange range, bool forget) TA_REQ(lock_);
   [[nodiscard]] u64 absent_in(HvaRange range, u64 object) TA_REQ(lock_);
   [[nodiscard]] bool insert(PageKey key, const PageRecord& record) TA_REQ(lock_);
   void erase(PageKey key) TA_REQ(lock_);

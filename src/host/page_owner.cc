@@ -57,6 +57,8 @@ bool wants(Which which, const Mapping& mapping, const PageState& page) {
          (which == Which::kAnonymous && page.zero && !mapping.file_backed);
 }
 
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
+
 // How often a page is looked at whose mappings change all the time, before it stays.
 constexpr unsigned kMostLooks = 16;
 
@@ -99,16 +101,22 @@ Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taki
                            const Mapping& mapping, Hiding* hiding) {
   const HvaRange watched = part_of(taking.span, mapping);
   // Each time anew: memory that was mapped behind our back is registered with nobody.
-  const auto way = watch_pages(watched, mapping);
+  auto way = table.watch(watched, kPrivateMemory, mapping);
+  const auto fails_with = [&](int error) { return !way && to_int(way.error()) == error; };
+  if (fails_with(EAGAIN) && watched != piece) way = table.watch(piece, kPrivateMemory, mapping);
+  if (fails_with(ENOMEM)) return refuse(ENOMEM);
   if (!way) return false;
   *hiding = *way;
-  if (*way == Hiding::kUserfault) {
-    ST_TRY(table.note_watched(watched, kPrivateMemory));
-  } else if (!may_hide(taking.which, *way)) {
-    table.count_refused_watch(piece.size() / kPageSize);
-    return false;
-  }
-  return true;
+  if (may_hide(taking.which, *way)) return true;
+  table.count_refused_watch(piece.size() / kPageSize);
+  return false;
+}
+
+// What userfault::bind() does, where userfaultfd is denied: for a mapping nobody has written to.
+void bind_by_store(Hva untouched, const Mapping& mapping) {
+  if (!mapping.prot.write || mapping.file_backed) return;
+  void* const page = reinterpret_cast<void*>(untouched.raw());
+  static_cast<void>(sys::madvise(page, kPageSize, kPopulateWrite));
 }
 
 // The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
@@ -124,6 +132,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
   const bool kernel_waits = !behind_protection && userfault::serves_kernel();
   if (!kernel_waits) note_thread_data();
   u64 taken = 0;
+  bool bound = false;
   PageState states[kMaxPageStates];
   PageRecord wanted[kMaxPageStates];
   for (Hva at = piece.start(); at < piece.end();) {
@@ -148,6 +157,8 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
       record.hiding = hiding;
       record.prot = mapping.prot;
       const bool none = !states[i].present || states[i].zero;
+      if (behind_protection && none && !bound) bind_by_store(at, mapping);
+      bound = true;
       record.writable = none ? mapping.prot.write : states[i].writable(mapping);
     }
     Hva stopped = piece.end();
@@ -272,12 +283,17 @@ void owners_see_mapping(HvaRange made) {
   if (the_table.load() == nullptr) [[likely]]
     return;
   OwnerTable* table = owner_table();
-  const auto mapping =
-      table == nullptr ? Result<Mapping>(refuse(ENOENT)) : mapping_at(made.start());
-  if (!mapping || !mapping->shared) return;
-  const u64 object = object_behind(mapping->device, mapping->inode);
-  const u64 offset = mapping->offset + (made.start() - mapping->range.start());
-  if (object != 0) table->view_made({object, HvaRange(Hva(offset), made.size())});
+  if (table == nullptr) return;
+  table->join_watched(made, true);
+  for (HvaRange left = made; !left.empty();) {
+    const auto mapping = next_file_mapping(left.start(), true);
+    if (!mapping || mapping->range.start() >= left.end()) return;
+    const HvaRange part = part_of(left, *mapping);
+    const u64 object = object_behind(mapping->device, mapping->inode);
+    const u64 offset = mapping->offset + (part.start() - mapping->range.start());
+    if (object != 0) table->view_made({object, HvaRange(Hva(offset), part.size())});
+    left = HvaRange(part.end(), left.end() - part.end());
+  }
 }
 
 bool kernel_meets_hidden_pages() {

@@ -58,17 +58,6 @@ bool allow_pages(HvaRange pages, Prot prot) {
   return sys::mprotect(pointer(pages.start()), pages.size(), bits_of(prot)).has_value();
 }
 
-Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping) {
-  // Of a file's private mapping userfaultfd takes nothing; shared memory it does.
-  const bool takes = mapping.shared || !mapping.file_backed;
-  // The thread first: a touch of a watched page that nobody answers would wait for ever.
-  if (takes && userfault::open() && start_resolver() && userfault::watch(piece)) {
-    return Hiding::kUserfault;
-  }
-  ST_TRY(memory_file());
-  return Hiding::kProtection;
-}
-
 bool PageTransit::to(Hva place) {
   if (left_) return false;
   if (hiding_ == Hiding::kProtection) return left_ = copy_protected(place);

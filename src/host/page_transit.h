@@ -43,10 +43,6 @@ struct PageViews {
   [[nodiscard]] const PageView* end() const { return view + count; }
 };
 
-// May the pages of `piece`, one mapping's, be hidden, and how? Post: touches of them are reported.
-// Failure: there is no way.
-[[nodiscard]] Result<Hiding> watch_pages(HvaRange piece, const Mapping& mapping);
-
 // Gives hidden pages their rights. False: the kernel does not, as when the process would have more
 // mappings than it may.
 [[nodiscard]] bool allow_pages(HvaRange pages, Prot prot);

@@ -9,6 +9,7 @@
 #include "base/sys.h"
 #include "host/file_change.h"
 #include "host/process_map.h"
+#include "host/userfault.h"
 #include "sync/atomic.h"
 
 #if !defined(MREMAP_DONTUNMAP)
@@ -137,28 +138,13 @@ bool moves_several() {
   return answer == 2;
 }
 
-u64 whole_pages(u64 size) {
-  return (size + kPageSize - 1) & kPageMask;
-}
-
 bool overlaps(const Remap& call) {
-  const u64 size = whole_pages(call.size);
-  const u64 new_size = whole_pages(call.new_size);
-  return call.from < call.to + new_size && call.to < call.from + size;
+  return call.from < call.to + call.new_size && call.to < call.from + call.size;
 }
 
-// With pages that may have to follow, or memory that is watched, of which the kernel moves no more
-// than one mapping at a time. What it refuses at once it is given as a whole: a gap at the
-// beginning, a target that nobody can map.
-bool goes_by_mapping(const Remap& call) {
-  constexpr u64 kEnd = (u64{1} << 47) - kPageSize;
-  const u64 size = whole_pages(call.size);
-  const bool only_moves = size != 0 && size == whole_pages(call.new_size);
-  if (!only_moves || (!owners_active() && !pins_active())) return false;
-  if (((call.from | call.to) & ~kPageMask) != 0 || size > kEnd) return false;
-  if (call.from > kEnd - size || call.to > kEnd - size) return false;
-  const MappedPart first = first_part(HvaRange(Hva(call.from), size));
-  return first.mapped && first.range.size() < size && moves_several();
+constexpr u64 kEndOfAddresses = (u64{1} << 47) - kPageSize;
+bool is_there(u64 at, u64 size) {
+  return (at & ~kPageMask) == 0 && size <= kEndOfAddresses && at <= kEndOfAddresses - size;
 }
 
 }  // namespace
@@ -166,13 +152,34 @@ bool goes_by_mapping(const Remap& call) {
 // Of a target over the source the changes would wait for each other.
 Remapping kind_of(const Remap& call) {
   constexpr int kKnown = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
-  if ((call.flags & ~kKnown) != 0) return Remapping::kRefused;
-  if ((call.flags & MREMAP_MAYMOVE) == 0) {
-    return call.flags == 0 ? Remapping::kInPlace : Remapping::kRefused;
-  }
+  const bool may_move = (call.flags & MREMAP_MAYMOVE) != 0;
+  if ((call.flags & ~kKnown) != 0 || (!may_move && call.flags != 0)) return Remapping::kRefused;
+  if (!is_there(call.from, call.size) || call.new_size == 0) return Remapping::kRefused;
+  const bool leaves = (call.flags & MREMAP_DONTUNMAP) != 0;
+  if (leaves && call.size != call.new_size) return Remapping::kRefused;
+  if (!may_move) return Remapping::kInPlace;
   if ((call.flags & MREMAP_FIXED) == 0) return Remapping::kMoves;
-  if (overlaps(call)) return Remapping::kRefused;
-  return goes_by_mapping(call) ? Remapping::kByMapping : Remapping::kFixed;
+  const bool refused = !is_there(call.to, call.new_size) || overlaps(call);
+  return refused ? Remapping::kRefused : Remapping::kFixed;
+}
+
+// A mapping that stays where it is and loses its tail may be several.
+HvaRange source_of(const Remap& call, Remapping kind) {
+  const bool stays = kind == Remapping::kInPlace && call.new_size <= call.size;
+  return HvaRange(Hva(call.from), stays ? 0 : call.size);
+}
+
+// What the kernel refuses at once it is given as a whole: a gap at the beginning, one mapping
+// alone.
+bool goes_by_mapping(const Remap& call) {
+  if (call.size == 0 || call.size != call.new_size) return false;
+  if (!owners_active() && !pins_active()) return false;
+  const MappedPart first = first_part(HvaRange(Hva(call.from), call.size));
+  return first.mapped && first.range.size() < call.size && moves_several();
+}
+
+bool goes_with_others(const MappedPart& part) {
+  return !userfault::client_watches(part.range.start());
 }
 
 }  // namespace stagetwo::host

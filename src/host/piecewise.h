@@ -12,7 +12,9 @@
 //   return host::discard(start, size, advice, [&](u64 at, u64 bytes) { return real_madvise(…); });
 //   return host::remap({from, size, …}, [&](const Remap& one) { return real_mremap(…); }, made);
 //
-// I1: with nothing absent or pinned in the range it is one call, as it was asked for.
+// I1: with nothing absent or pinned in the range it is one call, as it was asked for; an mremap
+// with
+//     nothing pinned in the process.
 // I2: errno and effect are those of the one call.
 // Context and errors: as host/change.h.
 
@@ -62,15 +64,21 @@ struct Remap {
   int flags;
   u64 to;
 };
-// How its pages have to be followed.
 enum class Remapping : u8 {
-  kRefused,    // it is not done, whatever is mapped: nothing is announced
-  kInPlace,    // what it takes is the tail
-  kMoves,      // it may go anywhere
-  kFixed,      // there, in one
-  kByMapping,  // there, and the kernel takes one mapping after the other
+  kRefused,  // it is not done, whatever is mapped: nothing is announced
+  kInPlace,  // what it takes is the tail
+  kMoves,    // it may go anywhere
+  kFixed,    // there
 };
+// By what is asked for alone. Pre: whole pages.
 [[nodiscard]] Remapping kind_of(const Remap& call);
+// What has to be one mapping of the client's; empty: nothing.
+[[nodiscard]] HvaRange source_of(const Remap& call, Remapping kind);
+// Does the kernel take the source, of several mappings, one after the other? Pre: a change kMoves
+// of it is open.
+[[nodiscard]] bool goes_by_mapping(const Remap& call);
+// May this mapping be moved together with others? (vma_multi_allowed(), kernel file: mm/mremap.c.)
+[[nodiscard]] bool goes_with_others(const MappedPart& part);
 
 // Of one mapping. `remap(Remap)` is the system call, `made(there, size)` sees what came of it while
 // nobody has its address.
@@ -92,6 +100,30 @@ void* remap_announced(const Remap& call, Remapping kind, F&& remap, G&& made) {
   return change(call.to, call.new_size, EventKind::kUnmap, source);
 }
 
+// One after the other, where pinned pages have to be followed. Where there is no mapping, what
+// stands at the target is left alone.
+template <typename F, typename G>
+void* remap_parts(const Remap& call, F&& remap, G&& made) {
+  const HvaRange source(Hva(call.from), call.size);
+  for (HvaRange left = source; !left.empty();) {
+    const MappedPart part = first_part(left);
+    const u64 start = part.range.start().raw();
+    const u64 size = part.range.size();
+    const Remap one{start, size, size, call.flags, call.to + (start - call.from)};
+    if (part.mapped && !goes_with_others(part)) {
+      errno = EFAULT;
+      return MAP_FAILED;
+    }
+    const bool moved =
+        !part.mapped || remap_announced(one, Remapping::kFixed, remap, made) != MAP_FAILED;
+    if (!moved) return MAP_FAILED;
+    left = HvaRange(part.range.end(), left.end() - part.range.end());
+  }
+  return reinterpret_cast<void*>(call.to);
+}
+
+// Before the mappings are looked at, what is ours of borders between them is gone, and nothing of
+// the source is taken until the call is over: the kernel finds what the client has made.
 template <typename F, typename G>
 void* remap(const Remap& asked, F&& remap, G&& made) {
   // As the kernel does: a page that is kept in part is kept.
@@ -100,17 +132,19 @@ void* remap(const Remap& asked, F&& remap, G&& made) {
   call.new_size = (asked.new_size + kPageSize - 1) & kPageMask;
   const Remapping kind = kind_of(call);
   if (kind == Remapping::kRefused) return remap(asked);
-  if (kind != Remapping::kByMapping) return remap_announced(call, kind, remap, made);
-  // Where there is no mapping, what stands at the target is left alone.
-  for (HvaRange left(Hva(call.from), call.size); !left.empty();) {
-    const MappedPart part = first_part(left);
-    const u64 start = part.range.start().raw();
-    const u64 size = part.range.size();
-    const Remap one{start, size, size, call.flags, call.to + (start - call.from)};
-    if (part.mapped && remap_announced(one, kind, remap, made) == MAP_FAILED) return MAP_FAILED;
-    left = HvaRange(part.range.end(), left.end() - part.range.end());
+  const OwnedChange source(source_of(call, kind), Announced::kMoves);
+  if (source.refused()) return no_memory<void*>();
+  if (kind != Remapping::kFixed || !goes_by_mapping(call)) {
+    return remap_announced(call, kind, remap, made);
   }
-  return reinterpret_cast<void*>(call.to);
+  // What of the target is opposite a gap stays.
+  const OwnedChange target(HvaRange(Hva(call.to), call.new_size), Announced::kMoves);
+  if (target.refused()) return no_memory<void*>();
+  if (pins_active()) return remap_parts(call, remap, made);
+  void* const there = remap_announced(call, kind, remap, made);
+  // What of it has moved before the kernel refused.
+  if (there == MAP_FAILED) static_cast<void>(made(reinterpret_cast<void*>(call.to), call.new_size));
+  return there;
 }
 
 }  // namespace stagetwo::host

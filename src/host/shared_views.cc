@@ -194,9 +194,8 @@ Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned 
   for (unsigned i = 0; i < count; ++i) {
     Mapping mapping;
     mapping.shared = mapping.file_backed = true;
-    const Hiding here = ST_TRY(watch_pages(views[i].range, mapping));
+    const Hiding here = ST_TRY(table.watch(views[i].range, views[i].object, mapping));
     if (here == Hiding::kProtection) hiding = here;
-    if (here == Hiding::kUserfault) ST_TRY(table.note_watched(views[i].range, views[i].object));
   }
   return hiding;
 }

@@ -6,8 +6,11 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+
 #include "base/sys.h"
 #include "host/kept_fd.h"
+#include "host/process_map.h"
 #include "host/userfault_requests.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
@@ -92,9 +95,33 @@ Result<void> watch(HvaRange range) {
 Result<void> watch_protection(HvaRange range) {
   return watch_for(range, UFFDIO_REGISTER_MODE_WP);
 }
+// A range is refused for one mapping of a kind that nobody can watch.
 void forget(HvaRange range) {
-  uffdio_range request{range.start().raw(), range.size()};
-  static_cast<void>(ask(UFFDIO_UNREGISTER, &request));
+  const auto forget_one = [](HvaRange part) {
+    uffdio_range request{part.start().raw(), part.size()};
+    return ask(UFFDIO_UNREGISTER, &request);
+  };
+  if (range.empty() || forget_one(range)) return;
+  for (Hva at = range.start(); at < range.end();) {
+    const auto next = shown_mapping_from(at);
+    if (!next || next->range.start() >= range.end()) return;
+    const Hva start = std::max(at, next->range.start());
+    at = next->range.end();
+    static_cast<void>(forget_one(HvaRange(start, std::min(at, range.end()) - start)));
+  }
+}
+
+// The kernel makes a mapping's anon_vma before it looks whether there is anything to do.
+// (uffd_lock_vma(), kernel file: mm/userfaultfd.c.)
+void bind(Hva page) {
+  static_cast<void>(is_watched(page));
+}
+
+// What is watched is another kind of mapping for the kernel.
+void bind_beside(HvaRange piece) {
+  if (!watch(piece)) return;
+  bind(piece.start());
+  forget(piece);
 }
 
 // Private memory has no page to go on with, and is refused for that; unwatched memory is refused

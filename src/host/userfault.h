@@ -26,7 +26,14 @@ namespace stagetwo::host::userfault {
 // Failure of watch(): EBUSY (the client's own userfaultfd), EINVAL (a kind of memory it refuses).
 [[nodiscard]] Result<void> watch(HvaRange range);             // missing and write-protected
 [[nodiscard]] Result<void> watch_protection(HvaRange range);  // write-protected only
+// Of whatever is mapped there now.
 void forget(HvaRange range);
+// Private memory there belongs to the same pages as its neighbours of the same kind from now on, as
+// after its first store: what a border of ours divides can become one mapping again. No page comes.
+// Since Linux 6.8; before, nothing happens.
+void bind(Hva page);
+// The same for a piece beside memory that is watched.
+void bind_beside(HvaRange piece);
 // Does any userfaultfd watch the page's mapping? Changes nothing. Where the kernel cannot say
 // (before Linux 5.13) it does.
 [[nodiscard]] bool is_watched(Hva page);

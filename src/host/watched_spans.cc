@@ -2,14 +2,40 @@
 // Which spans of the client's memory userfaultfd watches for us. A first touch there takes the long
 // way, so that each span is given up as soon as nothing of it is absent; and the client may want it
 // for a userfaultfd of its own: a range has one only.
+//
+// Where we watch, the kernel sees a border, and some calls tell: mremap and UFFDIO_MOVE take one
+// mapping only. So nothing of their range is watched while they last:
+//
+//   taker                                   | mremap
+//   lock; a change over the span? refused   | lock; notes its change; unlock
+//   registers it, notes the span; unlock    | brings back what is absent
+//                                           | lock; unregisters the spans of its range; unlock
+//                                           | the system call
+//
+// Either the taker sees the change, or the change finds the span. When a border is gone, the kernel
+// makes one mapping of both sides only if all pages that were touched on either side belong
+// together (anon_vma). It sees to that by itself at the first touch, but not across a border of
+// ours: so a mapping is bound before there is a border in it, and what is mapped beside one, or
+// gets its rights, is bound to it.
+//
+// Tried and rejected: watching whole mappings, so that there is no border: what is mapped beside
+// one later would have been one mapping with it, and all first touches take the long way.
 #include <algorithm>
 
+#include "base/guard.h"
 #include "host/owner_table.h"
+#include "host/process_files.h"
 
 namespace stagetwo::host {
 
 u64 OwnerTable::absent_in(HvaRange range, u64 object) {
   u64 count = 0;
+  if (object == kPrivateMemory && range.size() / kPageSize < pages_.size()) {
+    for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+      if (pages_.find(private_key(at)) != nullptr) ++count;
+    }
+    return count;
+  }
   pages_.for_each([&](const PageKey& key, const PageRecord& record) {
     const bool counts = key.object == object;
     if (counts && (object != kPrivateMemory || range.contains(record.at))) ++count;
@@ -24,14 +50,37 @@ bool covers(const WatchedSpan& known, HvaRange span, u64 object) {
          span.end() <= known.range.end();
 }
 
+bool is_private(const Mapping& mapping) {
+  return !mapping.shared && !mapping.file_backed;
+}
+
 }  // namespace
 
-Result<void> OwnerTable::note_watched(HvaRange span, u64 object) {
-  const sync::MutexGuard guard(lock_);
-  for (const WatchedSpan& known : spans_) {
-    if (covers(known, span, object)) return {};
+// Of a file's private mapping userfaultfd takes nothing; shared memory it does.
+Result<Hiding> OwnerTable::watch(HvaRange span, u64 object, const Mapping& mapping) {
+  const bool takes = mapping.shared || !mapping.file_backed;
+  // The thread first: a touch of a watched page that nobody answers would wait for ever.
+  const bool may_watch = takes && userfault::open() && start_resolver();
+  if (may_watch) {
+    const sync::MutexGuard guard(lock_);
+    for (const OwnedChange* change = changes_; change != nullptr; change = change->next_) {
+      const bool moves = change->what_ == Announced::kMoves || change->what_ == Announced::kUnmaps;
+      const bool meets =
+          change->reach_.object == kPrivateMemory && change->reach_.range.overlaps(span);
+      if (moves && meets && ST_GUARD(owners_watch, true)) return refuse(EAGAIN);
+    }
+    const bool known = std::any_of(spans_.begin(), spans_.end(), [&](const WatchedSpan& each) {
+      return covers(each, span, object);
+    });
+    if (!known) ST_TRY(spans_.reserve(spans_.size() + 1));
+    if (!known && object == kPrivateMemory) userfault::bind(span.start());
+    if (userfault::watch(span)) {
+      if (!known) static_cast<void>(spans_.push_back({span, object, absent_in(span, object)}));
+      return Hiding::kUserfault;
+    }
   }
-  return spans_.push_back({span, object, absent_in(span, object)});
+  ST_TRY(memory_file());
+  return Hiding::kProtection;
 }
 
 // A page of userfaultfd's that is absent is watched. If nobody watches its mapping, that is another
@@ -117,28 +166,62 @@ bool OwnerTable::fill_first(Hva at, Access access) {
 
 bool OwnerTable::stop_watching(HvaRange range) {
   const sync::MutexGuard guard(lock_);
-  bool any = false;
-  const size_t known = spans_.size();
-  for (size_t i = 0; i < known; ++i) {
+  return cut_spans(range, true);
+}
+
+// Nothing of the range is watched any more. False: without memory for what is left behind it a span
+// stays as it is.
+bool OwnerTable::cut_spans(HvaRange range, bool forget) {
+  bool all = true;
+  for (size_t i = 0; i < spans_.size();) {
     const WatchedSpan span = spans_[i];
     const Hva first = std::max(span.range.start(), range.start());
     const Hva end = std::min(span.range.end(), range.end());
-    if (first >= end) continue;
-    // What is left of the span behind the range; without memory for that the span stays ours.
-    const HvaRange behind(end, span.range.end() - end);
-    const u64 absent_behind = absent_in(behind, span.object);
-    if (!behind.empty() && !spans_.push_back({behind, span.object, absent_behind})) continue;
-    userfault::forget(HvaRange(first, end - first));
-    spans_[i].range = HvaRange(span.range.start(), first - span.range.start());
-    spans_[i].absent = absent_in(spans_[i].range, span.object);
-    any = true;
+    if (first >= end || !spans_.reserve(spans_.size() + 1)) {
+      all = all && first >= end;
+      ++i;
+      continue;
+    }
+    if (forget) userfault::forget(HvaRange(first, end - first));
+    spans_.swap_erase(i);
+    for (const HvaRange left : {HvaRange(span.range.start(), first - span.range.start()),
+                                HvaRange(end, span.range.end() - end)}) {
+      const WatchedSpan rest{left, span.object, absent_in(left, span.object)};
+      if (!left.empty()) static_cast<void>(spans_.push_back(rest));
+    }
   }
-  return any;
+  return all;
 }
 
-bool stop_watching(HvaRange range) {
+void OwnerTable::join_watched(HvaRange range, bool fresh) {
+  if (!fresh && !userfault::serves_kernel())
+    return;  // a system call there would meet a first touch
+  const sync::MutexGuard guard(lock_);
+  bool beside = false;
+  for (const WatchedSpan& span : spans_) {
+    const bool near = span.range.start() <= range.end() && range.start() <= span.range.end();
+    beside = beside || (near && span.object == kPrivateMemory);
+  }
+  for (Hva at = range.start(); beside && at < range.end();) {
+    // What of a mapping lies between two spans.
+    const auto mapping = shown_mapping_from(at);
+    if (!mapping || mapping->range.start() >= range.end()) return;
+    at = std::max(at, mapping->range.start());
+    Hva end = std::min(range.end(), mapping->range.end());
+    bool watched = false;
+    for (const WatchedSpan& span : spans_) {
+      watched = watched || span.range.contains(at);
+      const Hva border = span.range.contains(at) ? span.range.end() : span.range.start();
+      if (border > at) end = std::min(end, border);
+    }
+    if (!watched && is_private(*mapping)) userfault::bind_beside(HvaRange(at, end - at));
+    at = end;
+  }
+}
+
+void join_watched(HvaRange range, bool fresh) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
-  return table != nullptr && table->stop_watching(range);
+  if (table != nullptr) table->join_watched(range, fresh);
 }
 
 }  // namespace stagetwo::host

@@ -32,6 +32,7 @@ namespace hugetlb = host::hugetlb;
 
 constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14
 constexpr int kPopulateWrite = 23;
+constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1: of one mapping only
 
 bool succeeded(int result) {
   return result == 0;
@@ -215,6 +216,15 @@ int discard(const void* at, size_t size, int advice, F&& advise) {
   return result;
 }
 
+// One that puts small pages together, in one mapping.
+template <typename F>
+int collapse(const void* at, size_t size, F&& advise) {
+  host::EngineSection section(host::Touches::kNothing);
+  const int result = host::undivided(number_of(at), size, advise);
+  section.leave();
+  return result;
+}
+
 bool read_part(const iovec* at, iovec* part) {
   host::EngineSection section(host::Touches::kClientMemory);
   const bool read = host::read_struct(Hva(number_of(at)), part);
@@ -243,7 +253,9 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
                            : go_on();
   const bool anonymous = (flags & MAP_ANONYMOUS) != 0;
   if (fd >= 0 && !anonymous) tell_mapped(fd, mapped, size);
-  return (flags & MAP_TYPE) == MAP_PRIVATE ? mapped : noted_mapping(mapped, size, anonymous);
+  if ((flags & MAP_TYPE) != MAP_PRIVATE) return noted_mapping(mapped, size, anonymous);
+  if (mapped != MAP_FAILED) note_private(mapped, size, true);
+  return mapped;
 }
 
 int memory_file(const char* name, unsigned flags) {
@@ -300,8 +312,10 @@ int protect(void* at, size_t size, int prot, int key, Via via) {
     return go_on();
   if (via == Via::kNext && execution_refused(at, size, prot)) return -1;
   const auto loss = host::loss_by_mprotect(prot);
-  if (loss) return announce(at, size, *loss, go_on);
-  return host::gain(number_of(at), size, go_on);
+  const int result =
+      loss ? announce(at, size, *loss, go_on) : host::gain(number_of(at), size, go_on);
+  if (result == 0) note_private(at, size, false);
+  return result;
 }
 
 int advise(void* at, size_t size, int advice, Via via) {
@@ -313,6 +327,7 @@ int advise(void* at, size_t size, int advice, Via via) {
   if (!awake()) [[likely]]
     return go_on();
   if (advice == kPopulateRead || advice == kPopulateWrite) return with_buffer(at, size, go_on);
+  if (advice == kCollapse) return collapse(at, size, go_on);
   if (!host::loss_by_madvise(advice)) [[likely]]
     return go_on();
   return discard(at, size, advice, [&](u64 start, u64 bytes) {
@@ -324,18 +339,22 @@ ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, un
   const auto go_on = [&](const iovec* from, size_t several) {
     return next::process_madvise(pidfd, from, several, advice, flags);
   };
-  if (!awake() || !host::loss_by_madvise(advice) || count > IOV_MAX || !names_this_process(pidfd))
-      [[likely]]
+  const bool seen = host::loss_by_madvise(advice) || advice == kCollapse;
+  if (!awake() || !seen || count > IOV_MAX || !names_this_process(pidfd)) [[likely]]
     return go_on(parts, count);
   // The kernel takes one range after the other, too, and says how far it came.
   ssize_t advised = 0;
   for (size_t i = 0; i < count; ++i) {
     iovec part{};
     if (!read_part(parts + i, &part)) return advised != 0 ? advised : as_libc(-EFAULT);
-    const ssize_t done = discard(part.iov_base, part.iov_len, advice, [&](u64 start, u64 bytes) {
+    const auto advise_piece = [&](u64 start, u64 bytes) {
       const iovec piece{reinterpret_cast<void*>(start), bytes};
       return static_cast<int>(go_on(&piece, 1)) < 0 ? -1 : 0;
-    });
+    };
+    const auto advise_whole = [&] { return advise_piece(number_of(part.iov_base), part.iov_len); };
+    const ssize_t done = advice == kCollapse
+                             ? collapse(part.iov_base, part.iov_len, advise_whole)
+                             : discard(part.iov_base, part.iov_len, advice, advise_piece);
     if (done < 0) return advised != 0 ? advised : -1;
     advised += static_cast<ssize_t>(part.iov_len);
   }

@@ -10,6 +10,7 @@
 #include "shim/announce.h"
 #include "shim/engine.h"
 #include "shim/next.h"
+#include "shim/shared_files.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -20,6 +21,14 @@ u64 page_ceil(u64 at) {
 
 u64 break_now() {
   return static_cast<u64>(sys::call(SYS_brk, 0));
+}
+
+// The break was at `from`: what it has come by.
+void note_raised(u64 from) {
+  if (!host::owners_active()) return;
+  const u64 first = page_ceil(from);
+  const u64 end = page_ceil(break_now());
+  if (end > first) note_private(reinterpret_cast<void*>(first), end - first, true);
 }
 
 // The break goes from `from` down to `to`: the whole pages in between go. True: it went.
@@ -59,6 +68,7 @@ long kernel_break(u64 at) {
     return is;
   };
   const auto moved = at != 0 && page_ceil(at) < page_ceil(now) ? lower(now, at, call) : call();
+  note_raised(now);
   return moved ? *moved : static_cast<long>(break_now());
 }
 
@@ -69,16 +79,20 @@ int set_break(void* at) {
   if (!awake() || at == nullptr) [[likely]]
     return go_on();
   const u64 now = break_now();
-  return number_of(at) < now ? lower(now, number_of(at), go_on) : go_on();
+  const int result = number_of(at) < now ? lower(now, number_of(at), go_on) : go_on();
+  note_raised(now);
+  return result;
 }
 
 void* move_break(ssize_t by) {
   const auto go_on = [&] { return next::sbrk(by); };
-  if (!awake() || by >= 0) [[likely]]
+  if (!awake() || by == 0) [[likely]]
     return go_on();
   const u64 now = break_now();
   const u64 less = -static_cast<u64>(by);
-  return less < now ? lower(now, now - less, go_on) : go_on();
+  void* const result = by < 0 && less < now ? lower(now, now - less, go_on) : go_on();
+  note_raised(now);
+  return result;
 }
 
 void* attach(int id, const void* at, int flags) {

@@ -57,6 +57,12 @@ void* noted_mapping(void* at, size_t size, bool anonymous) {
   return at;
 }
 
+void note_private(const void* at, size_t size, bool fresh) {
+  const auto range = awake() && host::owners_active() ? host::pages_of(number_of(at), size)
+                                                      : std::optional<HvaRange>{};
+  if (range) tell(host::Touches::kNothing, [&] { host::join_watched(*range, fresh); });
+}
+
 const msghdr* noted(const msghdr* message) {
   if (awake()) tell(host::Touches::kClientMemory, [&] { note_one(message); });
   return message;

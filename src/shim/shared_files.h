@@ -24,6 +24,9 @@ namespace stagetwo::shim {
 int noted_file(int fd, bool inherited);
 // Shared memory was mapped there; MAP_FAILED is nothing. Post: no absent page shows through.
 void* noted_mapping(void* at, size_t size, bool anonymous);
+// Private memory was mapped there, which nobody has the address of if it is `fresh`, or got other
+// rights: host::join_watched().
+void note_private(const void* at, size_t size, bool fresh);
 
 // Descriptors on their way to others. Answer what they were given.
 const msghdr* noted(const msghdr* message);

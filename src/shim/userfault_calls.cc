@@ -37,9 +37,7 @@ int give_way(u64 start, u64 size, F&& go_on) {
   int result = 0;
   {
     const host::OwnedChange absent(*range, host::Announced::kMoves);
-    do {
-      result = go_on();
-    } while (result != 0 && errno == EBUSY && host::stop_watching(*range));
+    result = go_on();
   }
   section.leave();
   return result;

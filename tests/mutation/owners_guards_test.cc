@@ -12,6 +12,8 @@
 #include "base/guard.h"
 #include "host/backstop.h"
 #include "host/change.h"
+#include "host/piecewise.h"
+#include "host/process_map.h"
 #include "host/shared_objects.h"
 #include "host/userfault.h"
 #include "tests/mutation/broken_without.h"
@@ -84,6 +86,84 @@ TEST(OwnersFailed, WithoutTheLookAtWhatStandsOldBytesComeBackAfterAFailedChange)
   EXPECT_EQ(0, byte_after_a_failed_change());
   mutation::remove("owners_failed");
   EXPECT_EQ(8, byte_after_a_failed_change());
+  mutation::restore_all();
+}
+
+// Pages of one mapping.
+struct OneMapping {
+  static constexpr u64 kPages = 8;
+  OneMapping() {
+    // A border of its own on both sides.
+    mprotect(at, kPageSize, PROT_NONE);
+    mprotect(page(kPages - 1), kPageSize, PROT_NONE);
+    for (u64 i = 1; i < kPages - 1; ++i) *page(i) = 8;
+  }
+  ~OneMapping() { munmap(at, kPages * kPageSize); }
+  OneMapping(const OneMapping&) = delete;
+  OneMapping& operator=(const OneMapping&) = delete;
+  [[nodiscard]] u8* page(u64 i) const { return at + i * kPageSize; }
+  [[nodiscard]] HvaRange range(u64 first, u64 pages) const {
+    return HvaRange(Hva(reinterpret_cast<u64>(page(first))), pages * kPageSize);
+  }
+  u8* at = static_cast<u8*>(
+      mmap(nullptr, kPages* kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+};
+
+// Does mremap take pages of one mapping, of which some are watched?
+bool moves_over_a_border() {
+  OneMapping memory;
+  OnePlaceOwner owner;
+  const HvaRange watched = memory.range(1, 3);
+  static_cast<void>(
+      host::take_away(memory.range(1, 1), &owner, &owner, host::Which::kPresent, &watched));
+  const u64 from = memory.range(3, 1).start().raw();
+  void* const there = host::remap(
+      {from, 2 * kPageSize, 3 * kPageSize, MREMAP_MAYMOVE, 0},
+      [](const host::Remap& one) {
+        return mremap(reinterpret_cast<void*>(one.from), one.size, one.new_size, one.flags);
+      },
+      [](void* made, u64) { return made; });
+  if (there != MAP_FAILED) munmap(there, 3 * kPageSize);
+  host::bring_back_range(watched);
+  return there != MAP_FAILED;
+}
+
+TEST(OwnersUndivided, WithoutTheEndOfWatchingMremapMeetsABorderOfOurs) {
+  if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+  EXPECT_TRUE(moves_over_a_border());
+  mutation::remove("owners_undivided");
+  EXPECT_FALSE(moves_over_a_border());
+  mutation::restore_all();
+}
+
+// Looks at the mapping while pages of it are taken, and takes none.
+class LookingOwner final : public host::PageOwner {
+ public:
+  bool take(const host::AbsentPage& page, host::PageExit&) override {
+    const auto shown = host::shown_mapping_at(page.at);
+    border = border || (shown && shown->range.size() != 6 * kPageSize);
+    return false;
+  }
+  host::BringBack bring_back(const host::AbsentPage&, host::PageEntry&) override {
+    return host::BringBack::kLost;
+  }
+  void discard(const host::AbsentPage&) override {}
+  bool border = false;
+};
+
+bool border_under_an_open_change() {
+  OneMapping memory;
+  LookingOwner owner;
+  const host::OwnedChange change(memory.range(3, 2), host::Announced::kMoves);
+  static_cast<void>(host::take_away(memory.range(2, 3), &owner, &owner, host::Which::kPresent));
+  return owner.border;
+}
+
+TEST(OwnersWatch, WithoutTheRefusalABorderComesUnderAnMremap) {
+  if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+  EXPECT_FALSE(border_under_an_open_change());
+  mutation::remove("owners_watch");
+  EXPECT_TRUE(border_under_an_open_change());
   mutation::restore_all();
 }
 
