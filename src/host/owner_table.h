@@ -25,7 +25,7 @@ class OwnerTable final : public TransitWatcher {
   // A taker between these keeps fork out.
   void begin_take();
   void end_take();
-  // Pre: between begin_take and end_take; watch_pages() said `hiding`; `layout` is from before the
+  // Pre: between begin_take and end_take; watch() said `hiding`; `layout` is from before the
   // mapping was looked up, of a shared page what note_views() answered. False: the page stays.
   bool take(PageKey key, const PageRecord& fresh, u32 layout = kAnyLayout);
   // Raised by every change of mappings: what was looked up before it may be otherwise now.

@@ -138,6 +138,20 @@ bool moves_several() {
   return answer == 2;
 }
 
+// A file that chooses its own addresses (a System V segment) may not be moved together with others:
+// asked of a second mapping of one page, beside a page of ours. Where that cannot be made it may.
+bool second_goes_with_others(Hva page) {
+  const auto made = reserve_pages(4 * kPageSize, "host.move_probe");
+  if (!made) return true;
+  auto* const first = static_cast<char*>(*made);
+  const Result<void*> second = sys::mremap(reinterpret_cast<void*>(page.raw()), 0, kPageSize,
+                                           MREMAP_MAYMOVE | MREMAP_FIXED, first);
+  const Result<void*> both = sys::mremap(first, 2 * kPageSize, 2 * kPageSize,
+                                         MREMAP_MAYMOVE | MREMAP_FIXED, first + 2 * kPageSize);
+  unmap_pages(*made, 4 * kPageSize);
+  return !second || both || to_int(both.error()) != EFAULT;
+}
+
 bool overlaps(const Remap& call) {
   return call.from < call.to + call.new_size && call.to < call.from + call.size;
 }
@@ -179,7 +193,9 @@ bool goes_by_mapping(const Remap& call) {
 }
 
 bool goes_with_others(const MappedPart& part) {
-  return !userfault::client_watches(part.range.start());
+  const Hva start = part.range.start();
+  if (userfault::client_watches(start)) return false;
+  return !part.mapping.shared || second_goes_with_others(start);
 }
 
 }  // namespace stagetwo::host

@@ -339,7 +339,8 @@ ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, un
   const auto go_on = [&](const iovec* from, size_t several) {
     return next::process_madvise(pidfd, from, several, advice, flags);
   };
-  const bool seen = host::loss_by_madvise(advice) || advice == kCollapse;
+  const bool fills = advice == kPopulateRead || advice == kPopulateWrite;
+  const bool seen = host::loss_by_madvise(advice) || advice == kCollapse || fills;
   if (!awake() || !seen || count > IOV_MAX || !names_this_process(pidfd)) [[likely]]
     return go_on(parts, count);
   // The kernel takes one range after the other, too, and says how far it came.
@@ -352,9 +353,14 @@ ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, un
       return static_cast<int>(go_on(&piece, 1)) < 0 ? -1 : 0;
     };
     const auto advise_whole = [&] { return advise_piece(number_of(part.iov_base), part.iov_len); };
-    const ssize_t done = advice == kCollapse
-                             ? collapse(part.iov_base, part.iov_len, advise_whole)
-                             : discard(part.iov_base, part.iov_len, advice, advise_piece);
+    int done = 0;
+    if (fills) {
+      done = with_buffer(part.iov_base, part.iov_len, advise_whole);
+    } else if (advice == kCollapse) {
+      done = collapse(part.iov_base, part.iov_len, advise_whole);
+    } else {
+      done = discard(part.iov_base, part.iov_len, advice, advise_piece);
+    }
     if (done < 0) return advised != 0 ? advised : -1;
     advised += static_cast<ssize_t>(part.iov_len);
   }

@@ -127,11 +127,11 @@ TEST(Change, FilePagesAreTurned) {
 
 // Calls that the kernel makes in part, or not at all: the same bytes and the same errno whoever has
 // the pages (tests/support/half_calls.h).
-void expect_as_natively(const std::vector<std::string>& how) {
-  std::vector<std::string> native{program("half_calls"), "native"};
-  std::vector<std::string> ours{tool(), "run", "--", program("half_calls")};
+void expect_as_natively(const std::vector<std::string>& how, const char* name = "half_calls") {
+  std::vector<std::string> native{program(name), "native"};
+  std::vector<std::string> ours{tool(), "run", "--", program(name)};
   ours.insert(ours.end(), how.begin(), how.end());
-  if (how.back() == "parts") native.push_back("parts");
+  if (how.back() == "parts" || name != std::string("half_calls")) native.push_back(how.back());
   const Outcome expected = run_program(native);
   ASSERT_EQ(expected.status, 0) << expected.err;
   const Outcome outcome = run_program(ours);
@@ -158,6 +158,14 @@ TEST(HalfCall, ByPidfdOverPagesOnADevice) {
 }
 TEST(HalfCall, ByPidfdOverPinnedPages) {
   expect_as_natively({"pinned", "parts"});
+}
+
+// Pages that are away divide no mapping (tests/shim/programs/undivided.c).
+TEST(Undivided, OverPagesOnADeviceNoCallTells) {
+  expect_as_natively({"absent", "served"}, "undivided");
+}
+TEST(Undivided, OverPagesOnADeviceBehindNoRightsNoCallTells) {
+  expect_as_natively({"absent", "denied"}, "undivided");
 }
 
 TEST(PinnedPages, AreTheDevicesThroughEveryKindOfFork) {

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -93,6 +94,13 @@ static inline void half_lay_file_behind(char* area) {
 static inline void half_lay_read_only_file_behind(char* area) {
   half_map_file(area, 4, PROT_READ, MAP_SHARED, O_RDONLY);
   mprotect(area, 4 * kHalfPage, PROT_READ);
+}
+
+static inline void half_lay_segment_behind(char* area) {
+  const int id = shmget(IPC_PRIVATE, 4 * kHalfPage, 0600);
+  shmat(id, half_page(area, 4), SHM_REMAP);
+  shmctl(id, IPC_RMID, NULL);
+  half_fill(area, 4, 4);
 }
 
 static inline void half_cut_nothing(const struct half_calls* by, char* area) {
@@ -237,6 +245,7 @@ static const struct half_case kHalfCases[] = {
     {"mmap over it, EBADF", half_lay_nothing, half_cut_locked, half_map_nothing},
     {"mmap over it, EPERM", half_lay_nothing, half_cut_sealed, half_map_memory},
     {"mremap of several mappings", half_lay_file_behind, half_cut_rights, half_remap},
+    {"mremap, then EFAULT of a segment", half_lay_segment_behind, half_cut_rights, half_remap},
     {"mremap over a gap", half_lay_nothing, half_cut_hole, half_remap},
     {"mremap over gaps", half_lay_nothing, half_cut_holes, half_remap},
     {"mremap over a gap to a gap", half_lay_nothing, half_cut_target_hole, half_remap},
