@@ -32,6 +32,7 @@ namespace stagetwo::uv {
 namespace {
 
 constexpr u64 kChunk = 64;  // frames mapped at once
+constexpr u64 kWarm = 64;   // frames that keep their memory
 
 }  // namespace
 
@@ -180,6 +181,7 @@ Result<void> ProcessPages::more_frames() {
   // Every frame there is can be free: drop_frame() is never refused.
   auto good = chunks_.push_back(start);
   if (good) good = free_.reserve(chunks_.size() * kChunk);
+  if (good) good = warm_.reserve(kWarm);
   if (!good) {
     if (chunks_.size() != 0 && chunks_.back() == start) chunks_.pop_back();
     unmap_pages(*pages, kChunk * kPageSize);
@@ -190,6 +192,19 @@ Result<void> ProcessPages::more_frames() {
 }
 
 u64 ProcessPages::new_frame() {
+  {
+    const sync::MutexGuard guard(lock_);
+    if (!warm_.empty()) {
+      const u64 frame = warm_.back();
+      warm_.pop_back();
+      return frame;
+    }
+  }
+  return empty_frame();
+}
+
+// A place for a page to be moved to; as a frame, zeros.
+u64 ProcessPages::empty_frame() {
   for (;;) {
     {
       const sync::MutexGuard guard(lock_);
@@ -207,6 +222,13 @@ void ProcessPages::drop_frame(u64 frame) {
   if (frame == 0 || frame == kZeros) return;
   void* const at = reinterpret_cast<void*>(frame);
   mem::wipe(at, kPageSize);
+  {
+    const sync::MutexGuard guard(lock_);
+    if (warm_.size() < kWarm) {
+      ST_CHECK(warm_.push_back(frame).has_value());
+      return;
+    }
+  }
   // Empty, so that a page can be moved there.
   static_cast<void>(sys::madvise(at, kPageSize, MADV_DONTNEED));
   const sync::MutexGuard guard(lock_);
@@ -215,7 +237,7 @@ void ProcessPages::drop_frame(u64 frame) {
 
 u64 ProcessPages::frames_in_use() {
   const sync::MutexGuard guard(lock_);
-  return chunks_.size() * kChunk - free_.size();
+  return chunks_.size() * kChunk - free_.size() - warm_.size();
 }
 
 // ---- taking -----------------------------------------------------------------------------------
@@ -223,7 +245,7 @@ u64 ProcessPages::frames_in_use() {
 Taken ProcessPages::take(Gpa page, u64* frame) {
   const Hva at = address(page);
   if (at.raw() == 0) return Taken::kHole;
-  const u64 fresh = new_frame();
+  const u64 fresh = empty_frame();
   if (fresh == 0) return Taken::kBusy;
   static_cast<void>(swap_due(at, {fresh, false}));
   // The slot's memory is watched as one: it was for each page.
@@ -320,7 +342,11 @@ host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::Pag
     static_cast<void>(swap_due(at, due));
   }
   static constexpr u8 kNothing[kPageSize] = {};
-  const bool put = due.frame == kZeros ? entry.from_bytes(kNothing) : entry.from(Hva(due.frame));
+  // Copied rather than moved: moving would leave a place without memory, to be wiped with a fault,
+  // given to the kernel, and filled again for the next page that leaves.
+  const void* const bytes =
+      due.frame == kZeros ? kNothing : reinterpret_cast<const void*>(due.frame);
+  const bool put = entry.from_bytes(bytes);
   if (!put) return host::BringBack::kRetry;
   static_cast<void>(swap_due(at, {}));
   drop_frame(due.frame);

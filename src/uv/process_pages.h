@@ -7,7 +7,9 @@
 // Analogue: device-private pages and migrate_to_ram (kernel file: book3s_hv_uvmem.c).
 //
 // I1: a page has at most one frame waiting to be put there (`due`): a put's, or a touch's.
-// I2: a frame is wiped and given back to the kernel's hands before anybody else has it.
+// I2: a frame is wiped before anybody else has it. Some stay as pages of zeros, for what leaves
+// secure
+//     memory; the others go back to the kernel, because a page can only be moved to an empty place.
 // I3: before the process gives up an address of the guest's, by whatever call, the guest has been
 //     told: the ultravisor uses no frame there any more (UV_PAGE_INVAL). It hears the bell for
 //     that.
@@ -81,13 +83,15 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
   // The guest's memory that `range` has of part `index` or a later one. False: no more.
   [[nodiscard]] bool overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) TA_EXCL(lock_);
+  [[nodiscard]] u64 empty_frame() TA_EXCL(lock_);
   [[nodiscard]] Result<void> more_frames() TA_EXCL(lock_);
 
   SecureGuest* guest_ = nullptr;  // set once
   bool hears_ = false;            // written by map() alone, one thread at a time
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Part> parts_ TA_GUARDED(lock_){"uv.parts"};
-  Vec<u64> free_ TA_GUARDED(lock_){"uv.free_frames"};
+  Vec<u64> free_ TA_GUARDED(lock_){"uv.free_frames"};  // without memory
+  Vec<u64> warm_ TA_GUARDED(lock_){"uv.warm_frames"};  // pages of zeros
   Vec<u64> chunks_ TA_GUARDED(lock_){"uv.frame_chunks"};
 };
 
