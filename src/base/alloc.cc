@@ -108,9 +108,14 @@ size_t pages_of(size_t bytes) {
 
 void* map_anonymous(size_t bytes, int prot, int flags) {
   auto mapped = map_apart(bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags);
-  if (!mapped || note_own_memory(*mapped, bytes)) return mapped ? *mapped : nullptr;
-  static_cast<void>(sys::munmap(*mapped, bytes));
-  return nullptr;
+  if (!mapped) return nullptr;
+  if (!note_own_memory(*mapped, bytes)) {
+    static_cast<void>(sys::munmap(*mapped, bytes));
+    return nullptr;
+  }
+  // No client's data: not dumped with it, and told apart by that from outside (smaps).
+  static_cast<void>(sys::madvise(*mapped, bytes, MADV_DONTDUMP));
+  return *mapped;
 }
 
 // Refused only where the arguments were never a mapping of ours.
@@ -126,7 +131,6 @@ void* cut(Arena& a, size_t size) {
   if (at + size > a.bump_end || a.bump == 0) {
     void* chunk = map_anonymous(kChunk, PROT_READ | PROT_WRITE, 0);
     if (chunk == nullptr) return nullptr;
-    static_cast<void>(sys::madvise(chunk, kChunk, MADV_DONTDUMP));
     ST_POISON(chunk, kChunk);
     at = reinterpret_cast<u64>(chunk);
     a.bump_end = at + kChunk;
@@ -222,7 +226,6 @@ Result<void*> reserve_pages(size_t bytes, const char* site) {
   if (failpoint::should_fail(site)) return refuse(ENOMEM);
   void* pages = map_anonymous(pages_of(bytes), PROT_NONE, MAP_NORESERVE);
   if (pages == nullptr) return refuse(ENOMEM);
-  static_cast<void>(sys::madvise(pages, pages_of(bytes), MADV_DONTDUMP));
   count(1, static_cast<s64>(pages_of(bytes)));
   return pages;
 }
