@@ -34,6 +34,9 @@ inline void pay(u64 pages) {
 // takes a millisecond.
 void owe(u64 pages);
 
+[[nodiscard]] inline bool is_limited() {
+  return detail::limited.load(sync::kRelaxed);
+}
 // Pages are paid for from now on, and `item` makes room. Pre: it is in the worker's list.
 void limit(WorkItem* item);
 // Nobody pays any more. Post: no turn runs on account of a payment. Pre: before remove_work().

@@ -12,6 +12,8 @@
 #include "base/failpoint.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "mem/private_table.h"
+#include "mem/sealed_pages.h"
 
 // A fault takes no lock of the object. What a punch and a fault may do to each other is decided by
 // the observer's own snapshot (stage2: the gate), as for any change of an address:
@@ -48,8 +50,13 @@ Result<void> check_modes(int mode, u64 offset, u64 size) {
   return {};
 }
 
-Result<void> allocate(int fd, u64 file_size, u64 offset, u64 size) {
+Result<void> check_range(u64 file_size, u64 offset, u64 size) {
   if (offset + size > file_size) return refuse(EINVAL);
+  return {};
+}
+
+Result<void> allocate(int fd, u64 file_size, u64 offset, u64 size) {
+  ST_TRY(check_range(file_size, offset, size));
   if (failpoint::should_fail("mem.guest_memfd_pages")) return refuse(ENOMEM);
   const Result<void> done =
       sys::fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(size));
@@ -88,9 +95,24 @@ Result<void> GuestMemfd::fallocate(int fd, int mode, u64 offset, u64 size) {
   ST_TRY(check_modes(mode, offset, size));
   if (mode != kPunch) return allocate(fd, size_, offset, size);
   const PageRange pages{offset >> kPageShift, (offset + size) >> kPageShift};
+  if (!private_pages::is_open()) return punch_pages(fd, pages);
+  // What is away of them dies with them, and nothing of them is taken meanwhile.
+  const sync::MutexGuard guard(private_table.lock);
+  const Result<void> done = punch_pages(fd, pages);
+  if (done) private_table.forget(*this, pages);
+  return done;
+}
+
+Result<void> GuestMemfd::check_allocation(u64 offset, u64 size) const {
+  ST_TRY(check_modes(FALLOC_FL_KEEP_SIZE, offset, size));
+  return check_range(size_, offset, size);
+}
+
+Result<void> GuestMemfd::punch_pages(int fd, PageRange pages) {
   const sync::MutexGuard guard(lock_);
   for_each_binding(pages, [](Binding& b, PageRange part) { b.observer_->going(part); });
-  const Result<void> done = punch(fd, size_, offset, size);
+  const Result<void> done =
+      punch(fd, size_, pages.first << kPageShift, pages.count() << kPageShift);
   for_each_binding(pages, [](Binding& b, PageRange part) { b.observer_->gone(part); });
   trace::emit(trace::Event::st_memfd_punch, trace::Room::mem, pages.first, pages.end);
   return done;
@@ -103,17 +125,26 @@ Result<void> GuestMemfd::fallocate_unbound(int fd, u64 file_size, int mode, u64 
 }
 
 Result<void> GuestMemfd::bind(int fd, u64 offset, u64 size, ObjectObserver& observer,
-                              Binding* binding) {
+                              Binding* binding, Pages under_limit) {
   ST_DCHECK(binding->object_ == nullptr && size != 0);
   if (((offset | size) & ~kPageMask) != 0 || offset + size < offset || offset + size > size_) {
     return refuse(EINVAL);
   }
   const PageRange pages{offset >> kPageShift, (offset + size) >> kPageShift};
+  const sync::MutexGuard guard(private_table.lock);
+  ST_TRY(map(fd, pages, observer, binding));
+  if (under_limit == Pages::kMayLeave) private_table.enter(*this, fd, *binding);
+  return {};
+}
+
+Result<void> GuestMemfd::map(int fd, PageRange pages, ObjectObserver& observer, Binding* binding) {
+  const u64 size = pages.count() << kPageShift;
   const sync::MutexGuard guard(lock_);
   if (bindings_.overlaps(pages.first, pages.end)) return refuse(EINVAL);
   ST_TRY(bindings_.reserve());
-  void* const at = ST_TRY(map_file(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
-                                   static_cast<long>(offset), "mem.guest_memfd_map"));
+  void* const at =
+      ST_TRY(map_file(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+                      static_cast<long>(pages.first << kPageShift), "mem.guest_memfd_map"));
   // Where a kernel refuses, the pages are dumped, or inherited, and nothing else.
   static_cast<void>(sys::madvise(at, size, MADV_DONTDUMP));
   static_cast<void>(sys::madvise(at, size, MADV_DONTFORK));
@@ -134,6 +165,8 @@ void GuestMemfd::remove(const Binding& binding) {
 
 void GuestMemfd::unbind(Binding* binding) {
   if (binding->at_.raw() == 0) return;
+  const sync::MutexGuard guard(private_table.lock);
+  private_table.leave(*binding);
   if (binding->object_ != nullptr) binding->object_->remove(*binding);
   unmap_pages(reinterpret_cast<void*>(binding->at_.raw()), binding->pages_.count() << kPageShift);
   binding->object_ = nullptr;
@@ -142,6 +175,7 @@ void GuestMemfd::unbind(Binding* binding) {
 }
 
 void GuestMemfd::release() {
+  const sync::MutexGuard whole(private_table.lock);
   const sync::MutexGuard guard(lock_);
   const PageRange all{0, size_ >> kPageShift};
   for_each_binding(all, [](Binding& b, PageRange) { b.open_.store(false, sync::kRelease); });
@@ -155,8 +189,28 @@ void GuestMemfd::release() {
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
   });
   for_each_binding(all, [](Binding& b, PageRange part) { b.observer_->gone(part); });
-  for_each_binding(all, [](Binding& b, PageRange) { b.object_ = nullptr; });
+  for_each_binding(all, [](Binding& b, PageRange) TA_NO_ANALYSIS {
+    private_table.leave(b);
+    b.object_ = nullptr;
+  });
   bindings_.clear();
+  private_table.forget(*this, all);
+  private_table.leave(*this);
+}
+
+private_pages::Taken GuestMemfd::take(PageRange pages, PrivateSwap::Bench* bench) {
+  private_pages::Taken taken;
+  const sync::MutexGuard guard(lock_);
+  for_each_binding(pages, [](Binding& b, PageRange part) { b.observer_->leaving(part); });
+  for (u64 page = pages.first; page < pages.end && taken.refusal == 0; ++page) {
+    const bool was_here = !sealed_->is_away(page);
+    // Of one that is away already, what a late touch has made in its place.
+    const auto done = was_here ? sealed_->take(page, bench) : sealed_->drop_from_file(page);
+    if (done && was_here) ++taken.pages;
+    if (!done) taken.refusal = to_int(done.error());
+  }
+  for_each_binding(pages, [](Binding& b, PageRange part) { b.observer_->left(part); });
+  return taken;
 }
 
 u64 GuestMemfd::binding_count() {

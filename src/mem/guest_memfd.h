@@ -15,19 +15,22 @@
 //             I4  a page never had is zero, and is so again after it was punched.
 // Locking: lock_ (rank: memory objects). bind(), unbind() and release() of one object exclude each
 // other by the caller (stage2: slots_lock). Lifetime: a binding may outlive the object.
-// Differs: the kernel's own files are not swapped; these pages are, as any of shared memory.
+// Differs: the kernel's own files are not swapped; these pages are, as any of shared memory, and by
+// the engine itself under a limit (mem/private_swap.h).
 
 #include "addr/addr.h"
 #include "base/interval_map.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "mem/object_observer.h"
+#include "mem/private_swap.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::mem {
 
 class GuestMemfd;
+class SealedPages;
 
 // The tie between a range of pages and who borrows them. Part of its owner.
 class Binding {
@@ -46,6 +49,8 @@ class Binding {
 
  private:
   friend class GuestMemfd;
+  friend struct PrivateTable;
+  friend struct PrivateAccess;
   PageRange pages_;
   ObjectObserver* observer_ = nullptr;
   GuestMemfd* object_ = nullptr;  // null: unbound, or the object was released
@@ -72,6 +77,8 @@ class GuestMemfd {
   // Failure: EOPNOTSUPP, EINVAL, ENOMEM, EINTR. Post of a punch: the observers of the range have
   // let go, and its next page is a fresh one.
   [[nodiscard]] Result<void> fallocate(int fd, int mode, u64 offset, u64 size) TA_EXCL(lock_);
+  // Would an allocation be refused before it has any memory? For who makes it in pieces.
+  [[nodiscard]] Result<void> check_allocation(u64 offset, u64 size) const;
   // The same for who has the descriptor and not the object: a child, a receiver. Nobody is told;
   // the pages go from every mapping all the same (docs/decisions/0017-guest-memfd.md).
   [[nodiscard]] static Result<void> fallocate_unbound(int fd, u64 file_size, int mode, u64 offset,
@@ -79,8 +86,10 @@ class GuestMemfd {
 
   // Maps the pages and enters them. Failure: EINVAL (unaligned, beyond the end, bound already in
   // part), ENOMEM. Pre: `binding` is fresh.
+  enum class Pages : u8 { kMayLeave, kStay };  // kStay: the client may map them, too
   [[nodiscard]] Result<void> bind(int fd, u64 offset, u64 size, ObjectObserver& observer,
-                                  Binding* binding) TA_EXCL(lock_);
+                                  Binding* binding, Pages under_limit = Pages::kMayLeave)
+      TA_EXCL(lock_);
   // Tells nobody. Pre: no translation of the pages is in use. Context: the VM may outlive the
   // object, so this also ends what release() has left.
   static void unbind(Binding* binding);
@@ -90,7 +99,16 @@ class GuestMemfd {
 
   [[nodiscard]] u64 binding_count() TA_EXCL(lock_);
 
+  // Of bound pages; see private_pages::take(). Context: under the lock of private pages.
+  [[nodiscard]] private_pages::Taken take(PageRange pages, PrivateSwap::Bench* bench)
+      TA_EXCL(lock_);
+
  private:
+  friend struct PrivateTable;
+  friend struct PrivateAccess;
+  [[nodiscard]] Result<void> map(int fd, PageRange pages, ObjectObserver& observer,
+                                 Binding* binding) TA_EXCL(lock_);
+  [[nodiscard]] Result<void> punch_pages(int fd, PageRange pages) TA_EXCL(lock_);
   template <typename F>
   void for_each_binding(PageRange pages, F&& fn) TA_REQ(lock_);
   void remove(const Binding& binding) TA_EXCL(lock_);
@@ -98,6 +116,9 @@ class GuestMemfd {
   const u64 size_;
   sync::Mutex lock_{sync::Rank::kMemObject};
   IntervalMap<u64, Binding*> bindings_ TA_GUARDED(lock_){"mem.bindings"};
+  // Under the lock of private pages. Null: none of its pages was ever bound under a limit.
+  SealedPages* sealed_ = nullptr;
+  GuestMemfd* next_sealed_ = nullptr;
 };
 
 }  // namespace stagetwo::mem

@@ -4,7 +4,8 @@
 // The bell of memory objects: pages of an object are about to go. It rings when memory is given up
 // (a hole is punched, the object is truncated, its last release) and at no other time: a memory
 // slot that is deleted unbinds and says nothing, because somebody may believe what he hears here
-// and give a page of a protected guest away. Analogue: kvm_gmem_invalidate_begin and its end
+// and give a page of a protected guest away. It rings otherwise for pages that only leave memory.
+// Analogue: kvm_gmem_invalidate_begin and its end
 // (kernel file: guest_memfd.c).
 //
 // I1: between going() and gone() of a range the set of observers does not change, so each hears
@@ -31,6 +32,10 @@ class ObjectObserver {
   // before gone() will. Cannot fail.
   virtual void going(PageRange pages) = 0;
   virtual void gone(PageRange pages) = 0;
+  // The same of pages that leave memory and keep their contents (mem/private_swap.h): who wants one
+  // after left() has it fetched. Nothing was given up.
+  virtual void leaving(PageRange pages) { going(pages); }
+  virtual void left(PageRange pages) { gone(pages); }
 
  protected:
   ~ObjectObserver() = default;

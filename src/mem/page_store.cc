@@ -247,54 +247,70 @@ Result<StoredPage> PageStore::put(const void* page, Bench* bench, int fd) {
   while (move_oldest(bench, fd)) {
   }
   const u16 size = compress(page, bench);
-  if (size == kWholePage) {
-    {
-      const sync::MutexGuard guard(lock_);
-      ++use_.incompressible;
-    }
-    return put_on_disk(page, size, fd);
+  return put_somewhere(size == kWholePage ? page : bench->bytes, size, fd);
+}
+
+Result<StoredPage> PageStore::put_bytes(const void* bytes, u16 size, Bench* bench, int fd) {
+  while (move_oldest(bench, fd)) {
   }
-  bool full = false;
+  return put_somewhere(bytes, size, fd);
+}
+
+Result<StoredPage> PageStore::put_somewhere(const void* bytes, u16 size, int fd) {
+  bool in_memory = size != kWholePage;
   {
     const sync::MutexGuard guard(lock_);
-    full = pool_.bytes() > memory_limit_;
+    use_.incompressible += in_memory ? 0 : 1;
+    in_memory = in_memory && pool_.bytes() <= memory_limit_;
   }
-  return full ? put_on_disk(bench->bytes, size, fd) : put_in_memory(bench->bytes, size);
+  return in_memory ? put_in_memory(bytes, size) : put_on_disk(bytes, size, fd);
 }
 
 // ---- getting --------------------------------------------------------------------------------
 
-Result<void> PageStore::get(StoredPage stored, void* page, int fd) {
-  if (stored == kZeros) {
-    fill(page, 0);
-    return {};
-  }
+// What an entry has, as a page or as the bytes that were put.
+Result<void> PageStore::get_entry(StoredPage stored, void* to, Form form, int fd) {
+  const auto put = [&](const void* bytes, u16 size) {
+    if (form == Form::kPage) return expand(bytes, size, to);
+    std::memcpy(to, bytes, size);
+    return true;
+  };
   SwapExtent extent;
   u16 size = 0;
   {
     const sync::MutexGuard guard(lock_);
     const Entry& e = entries_[static_cast<u32>(stored)];
     if (e.kind == Kind::kWord) {
-      fill(page, e.word);
+      fill(to, e.word);
       return {};
     }
     if (e.kind != Kind::kDisk) {
-      if (expand(pool_.at(e.object), e.bytes, page)) return {};
+      if (put(pool_.at(e.object), e.bytes)) return {};
       ++use_.lost;
       return refuse(EBADMSG);
     }
     extent = e.extent;
     size = e.bytes;
   }
+  const bool as_it_is = size == kWholePage || form == Form::kBytes;
   u8 bytes[CompressedPool::kMaxObject];
-  void* const to = size == kWholePage ? page : bytes;
-  auto done = SwapFile::read(fd, extent, to);
-  if (done && to != page && !expand(bytes, size, page)) done = refuse(EBADMSG);
+  auto done = SwapFile::read(fd, extent, as_it_is ? to : bytes);
+  if (done && !as_it_is && !expand(bytes, size, to)) done = refuse(EBADMSG);
   if (!done) {
     const sync::MutexGuard guard(lock_);
     ++use_.lost;
   }
   return done;
+}
+
+Result<void> PageStore::get(StoredPage stored, void* page, int fd) {
+  if (stored != kZeros) return get_entry(stored, page, Form::kPage, fd);
+  fill(page, 0);
+  return {};
+}
+
+Result<void> PageStore::get_bytes(StoredPage stored, void* to, int fd) {
+  return get_entry(stored, to, Form::kBytes, fd);
 }
 
 void PageStore::drop(StoredPage stored, int fd) {

@@ -69,6 +69,15 @@ class PageStore {
   [[nodiscard]] Result<void> get(StoredPage stored, void* page, int fd) TA_EXCL(lock_);
   void drop(StoredPage stored, int fd) TA_EXCL(lock_);
 
+  // The same for bytes that somebody else has made of a page: kept as they are. Pre: size is at
+  // most CompressedPool::kMaxObject, or a page's.
+  [[nodiscard]] Result<StoredPage> put_bytes(const void* bytes, u16 size, Bench* bench, int fd)
+      TA_EXCL(lock_);
+  // As many go to `to`. Failure: as get().
+  [[nodiscard]] Result<void> get_bytes(StoredPage stored, void* to, int fd) TA_EXCL(lock_);
+  // A page of zeros, of which its owner only remembers that it was one: kZeros.
+  void put_zeros() { same_filled_.fetch_add(1, sync::kRelaxed); }
+
   [[nodiscard]] StoreUse use() TA_EXCL(lock_);
   // Memory it takes now. Racy by as much as a put() that is under way.
   [[nodiscard]] u64 memory_bytes() const { return memory_bytes_.load(sync::kRelaxed); }
@@ -98,8 +107,13 @@ class PageStore {
   void unlink(u32 entry) TA_REQ(lock_);
   void count_memory() TA_REQ(lock_);
   [[nodiscard]] Result<StoredPage> put_word(u64 word) TA_EXCL(lock_);
+  [[nodiscard]] Result<StoredPage> put_somewhere(const void* bytes, u16 size, int fd)
+      TA_EXCL(lock_);
   [[nodiscard]] Result<StoredPage> put_in_memory(const void* bytes, u16 size) TA_EXCL(lock_);
   [[nodiscard]] Result<StoredPage> put_on_disk(const void* bytes, u16 size, int fd) TA_EXCL(lock_);
+  enum class Form : u8 { kPage, kBytes };
+  [[nodiscard]] Result<void> get_entry(StoredPage stored, void* to, Form form, int fd)
+      TA_EXCL(lock_);
   [[nodiscard]] Result<SwapExtent> write_out(const void* bytes, u16 size, int fd) TA_EXCL(lock_);
   [[nodiscard]] u32 begin_move(Bench* bench, u16* size) TA_EXCL(lock_);
   [[nodiscard]] bool move_oldest(Bench* bench, int fd) TA_EXCL(lock_);

@@ -43,7 +43,7 @@ void Reclaimer::age(Span& span) {
 void Reclaimer::pass() {
   std::fill_n(histogram_, kOldest + 1, u64{0});
   for_each_span([&](Span& span) {
-    if (span.kind == Span::Kind::kOrdinary) age(span);
+    if (span.can_leave()) age(span);
   });
   ++passes_;
   last_pass_ = sync::now_ns();

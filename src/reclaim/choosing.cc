@@ -50,6 +50,7 @@ bool Reclaimer::Scope::has(HvaRange range) const {
 // Takes one run of neighbours. What is refused is not asked for again before the next look.
 u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
   const HvaRange run(span.at(first), pages << kPageShift);
+  if (span.kind == Span::Kind::kPrivate) return take_private(span, first, run);
   const auto taken = host::take_away(run, &swapper_, this, host::Which::kReclaim, &span.range);
   for (u64 i = first; i < first + pages; ++i) span.resident[i / 64] &= ~(u64{1} << (i % 64));
   if (!taken) {
@@ -61,6 +62,19 @@ u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
   return *taken;
 }
 
+u64 Reclaimer::take_private(Span& span, u64 first, HvaRange run) {
+  const mem::private_pages::Taken taken = swapper_.take_private(run);
+  const u64 pages = run.size() >> kPageShift;
+  for (u64 i = first; i < first + pages; ++i) span.resident[i / 64] &= ~(u64{1} << (i % 64));
+  // EBUSY: the client locks all memory as it is made.
+  if (taken.refusal == EBUSY) {
+    span.kind = Span::Kind::kLocked;
+  } else if (taken.refusal != 0) {
+    give_in(&said_full_, kFull);
+  }
+  return taken.pages;
+}
+
 // From *index on, to the end of the span or until `wanted` pages went. Only whole chunks of the
 // bitmap are looked at once, so runs end where they do.
 u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
@@ -69,7 +83,7 @@ u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
     return span.is_resident(i) && span.ages[i].load(sync::kRelaxed) >= from;
   };
   u64 i = *index;
-  while (i < span.pages && taken < wanted && span.kind == Span::Kind::kOrdinary) {
+  while (i < span.pages && taken < wanted && span.can_leave()) {
     if (span.resident[i / 64] >> (i % 64) == 0) {
       i = (i / 64 + 1) * 64;
       continue;
@@ -93,7 +107,7 @@ u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
     if (end > i) taken += take_run(span, i, end - i);
     i = std::max(end, i + 1);
   }
-  *index = span.kind == Span::Kind::kOrdinary ? i : span.pages;
+  *index = span.can_leave() ? i : span.pages;
   return taken;
 }
 
@@ -178,14 +192,19 @@ void Reclaimer::keep_under(u64 limit, u64 until) {
     if (fruitless_ < kFruitless) continue;
     fruitless_ = 0;
     look();
+    // Who is old is an estimate, and may have turned out young: before nothing goes, anything does.
+    if (from != kAnyAge && evict(Scope{}, kAnyAge, wanted) != 0) continue;
     if (usage() > limit) give_in(&said_stuck_, kStuck);
     return;
   }
 }
 
-// The limit cannot be kept now: guests go on without it for a while, or they would stand still.
+// The limit cannot be kept now: guests get some pages beyond it, or they would stand still. Once
+// for a while, so that a limit which is missed by a little is not lost sight of.
 void Reclaimer::give_in(bool* said, const char* why) {
-  unkept_until_ = sync::now_ns() + kUnkeptNs;
+  const u64 now = sync::now_ns();
+  if (now >= unkept_until_) host::budget::grant(kUnkeptPages);
+  unkept_until_ = now + kUnkeptNs;
   if (*said || say_ == nullptr) return;
   *said = true;
   say_(why);
@@ -195,7 +214,7 @@ void Reclaimer::give_budget(u64 used) {
   const u64 limit = limit_.load(sync::kRelaxed);
   // Over the limit it is a debt: who must not wait slows down by it.
   const s64 left = static_cast<s64>(limit >> kPageShift) - static_cast<s64>(used >> kPageShift);
-  host::budget::grant(unkept() ? std::max(left, kUnkeptPages) : left);
+  host::budget::grant(unkept() ? std::max(left, host::budget::left()) : left);
 }
 
 void Reclaimer::keep_limits(u64 now) {

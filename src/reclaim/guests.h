@@ -12,11 +12,13 @@ namespace stagetwo::reclaim {
 struct Guests {
   sync::Mutex lock{sync::Rank::kAddressSpace};
   Guest* first TA_GUARDED(lock) = nullptr;
+  u64 limit TA_GUARDED(lock) = kNoLimit;  // of those that come
 };
 extern Guests guests;
 
 struct GuestAccess {
   static Guest* next(Guest& guest) { return guest.next_; }
+  static void set_limit(Guest& guest, u64 bytes) { guest.limit_ = bytes; }
   static HashMap<u32, Guest::Range>& ranges(Guest& guest) { return guest.ranges_; }
 };
 

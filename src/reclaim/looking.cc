@@ -14,6 +14,8 @@
 #include "base/sys.h"
 #include "host/kept_fd.h"
 #include "host/process_map.h"
+#include "host/shared_objects.h"
+#include "mem/private_swap.h"
 #include "reclaim/guests.h"
 #include "sync/futex.h"
 
@@ -58,6 +60,11 @@ Span::Kind kind_of(const host::Mapping& mapping, HvaRange span) {
 void Reclaimer::look_at(Span& span) {
   const auto mapping = host::shown_mapping_at(span.range.start());
   span.kind = mapping ? kind_of(*mapping, span.range) : Span::Kind::kUnmapped;
+  if (span.kind == Span::Kind::kOrdinary && mem::private_pages::are_bound(span.range)) {
+    // Who else has the file may punch it, and would be told nothing of what is away.
+    const bool alone = host::alone_with(mapping->device, mapping->inode) != 0;
+    span.kind = alone ? Span::Kind::kPrivate : Span::Kind::kShared;
+  }
   span.shared = mapping && mapping->shared;
   const bool whole = span.kind != Span::Kind::kUnmapped;
   const auto count = host::resident_pages(span.range, span.shared && whole, span.resident);
@@ -71,6 +78,7 @@ void Reclaimer::look() {
   u64 resident = 0;
   u64 hugetlb = 0;
   u64 locked = 0;
+  u64 shared = 0;
   for_each_span([&](Span& span) {
     look_at(span);
     const u64 bytes = span.resident_count << kPageShift;
@@ -79,6 +87,7 @@ void Reclaimer::look() {
       return;
     }
     if (span.kind == Span::Kind::kLocked) locked += bytes;
+    if (span.kind == Span::Kind::kShared) shared += bytes;
     resident += bytes;
   });
   look_.resident = resident;
@@ -88,6 +97,7 @@ void Reclaimer::look() {
   const sync::MutexGuard guard(report_);
   shown_.hugetlb = hugetlb;
   shown_.locked = locked;
+  shown_.private_shared = shared;
 }
 
 u64 Reclaimer::kept_bytes() {
@@ -102,6 +112,22 @@ u64 Reclaimer::resident_now() {
   return look_.resident - std::min(look_.resident, then - now);
 }
 
+namespace {
+
+// The bits [first, end) that are set.
+u64 count_bits(const u64* bits, u64 first, u64 end) {
+  u64 count = 0;
+  for (u64 i = first; i < end;) {
+    const u64 left = std::min(64 - i % 64, end - i);
+    const u64 word = bits[i / 64] >> (i % 64);
+    count += static_cast<u64>(std::popcount(left == 64 ? word : word & ((u64{1} << left) - 1)));
+    i += left;
+  }
+  return count;
+}
+
+}  // namespace
+
 u64 Reclaimer::resident_in(HvaRange range) {
   u64 pages = 0;
   for (Span* span = spans_.next(range.start());
@@ -110,7 +136,7 @@ u64 Reclaimer::resident_in(HvaRange range) {
     const Hva from = std::max(range.start(), span->range.start());
     const Hva to = std::min(range.end(), span->range.end());
     const u64 end = (to - span->range.start()) >> kPageShift;
-    for (u64 i = span->index_of(from); i < end; ++i) pages += span->is_resident(i) ? 1U : 0U;
+    pages += count_bits(span->resident, span->index_of(from), end);
   }
   return pages << kPageShift;
 }

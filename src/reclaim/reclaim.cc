@@ -29,6 +29,14 @@ constexpr u64 kFarNs = 10'000'000;
 constinit sync::Atomic<Reclaimer*> the_reclaimer{nullptr};
 constinit sync::Atomic<u32> reclaimer_of{0};  // the process that made it
 
+void limit_guests(u64 bytes) {
+  const sync::MutexGuard guard(guests.lock);
+  guests.limit = bytes;
+  for (Guest* guest = guests.first; guest != nullptr; guest = GuestAccess::next(*guest)) {
+    GuestAccess::set_limit(*guest, bytes);
+  }
+}
+
 Reclaimer* own() {
   Reclaimer* const one = the_reclaimer.load(sync::kAcquire);
   return one != nullptr && reclaimer_of.load(sync::kRelaxed) == process_stamp() ? one : nullptr;
@@ -47,7 +55,8 @@ Reclaimer::Reclaimer(const Settings& settings)
       limit_(settings.memory_limit),
       swapper_(spans_, settings.say),
       last_sample_(started_at_),
-      followed_(host::session_word(host::kLimitWord).load(sync::kRelaxed)) {}
+      followed_(host::session_word(host::kLimitWord).load(sync::kRelaxed)),
+      followed_guest_(host::session_word(host::kGuestLimitWord).load(sync::kRelaxed)) {}
 
 Result<void> Reclaimer::init(const Settings& settings) {
   ST_TRY(swapper_.init());
@@ -88,11 +97,13 @@ bool Reclaimer::any_guest_limited() {
 
 // `stagetwo limit` writes it while programs run.
 void Reclaimer::follow_session() {
-  const u64 wanted = host::session_word(host::kLimitWord).load(sync::kRelaxed);
-  if (wanted == followed_) return;
-  followed_ = wanted;
   static_assert(host::kUnlimited == kNoLimit);
-  set_limit(wanted == 0 ? kNoLimit : wanted);
+  const u64 wanted = host::session_word(host::kLimitWord).load(sync::kRelaxed);
+  if (wanted != followed_) set_limit(wanted == 0 ? kNoLimit : wanted);
+  followed_ = wanted;
+  const u64 each = host::session_word(host::kGuestLimitWord).load(sync::kRelaxed);
+  if (each != followed_guest_) limit_guests(each == 0 ? kNoLimit : each);
+  followed_guest_ = each;
 }
 
 void Reclaimer::turn() {
@@ -138,6 +149,8 @@ Statistics Reclaimer::statistics() {
   now.not_stored = counts.not_stored;
   now.lost = counts.lost;
   now.absent = use.same_filled + use.in_memory + use.on_disk;
+  now.private_absent = mem::private_pages::away();
+  now.private_refaults = counts.private_refaults;
   const host::OwnerCounts owners = host::owner_counts();
   now.pinned = owners.refused_held;
   now.watched = owners.refused_watch;
@@ -186,7 +199,10 @@ Result<void> start(const Settings& settings) {
     reclaimer_of.store(process_stamp(), sync::kRelaxed);
     the_reclaimer.store(*made, sync::kRelease);
   }
+  // Of two engines in a process the first one has them.
+  static_cast<void>(mem::private_pages::open(&(*made)->swapper()));
   (*made)->enter_list();
+  limit_guests(settings.guest_limit);
   return {};
 }
 
@@ -200,6 +216,7 @@ void stop() {
   host::budget::clear();
   host::remove_work(reclaimer);
   reclaimer->bring_everything_back();
+  mem::private_pages::close();
   {
     const sync::MutexGuard guard(guests.lock);
     the_reclaimer.store(nullptr, sync::kRelease);
@@ -211,6 +228,11 @@ void set_memory_limit(u64 bytes) {
   Reclaimer* const reclaimer = own();
   if (reclaimer == nullptr) return;
   reclaimer->set_limit(bytes);
+  host::kick_worker(true);
+}
+
+void set_guest_limit(u64 bytes) {
+  limit_guests(bytes);
   host::kick_worker(true);
 }
 
@@ -229,8 +251,15 @@ unsigned samples(u64* first, Sample* out, unsigned room) {
   return reclaimer == nullptr ? 0 : reclaimer->samples(first, out, room);
 }
 
+void before_fork() {
+  mem::private_pages::before_fork();
+}
+void after_fork_parent() {
+  mem::private_pages::after_fork_parent();
+}
 // The parent's arena is not ours to give back to; its items went with the worker.
 void after_fork_child() {
+  mem::private_pages::after_fork_child();
   std::construct_at(&guests);
   the_reclaimer.store(nullptr);
 }
@@ -239,6 +268,7 @@ void after_fork_child() {
 
 Guest::Guest() {
   const sync::MutexGuard guard(guests.lock);
+  limit_ = guests.limit;
   next_ = guests.first;
   guests.first = this;
 }
@@ -288,6 +318,11 @@ void Guest::set_limit(u64 bytes) {
     limit_ = bytes;
   }
   host::kick_worker(true);
+}
+
+u64 Guest::limit() {
+  const sync::MutexGuard guard(guests.lock);
+  return limit_;
 }
 
 u64 Guest::resident_bytes() {

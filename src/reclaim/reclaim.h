@@ -38,6 +38,7 @@ struct Sample {
 
 struct Settings {
   u64 memory_limit = kNoLimit;      // bytes
+  u64 guest_limit = kNoLimit;       // of each guest, unless it is told otherwise
   int swap_fd = -1;                 // of mem::SwapFile::create(); the engine's from then on
   u64 swap_limit = kNoLimit;        // bytes
   u64 compressed_limit = kNoLimit;  // bytes in memory; none: a share of the limit
@@ -58,6 +59,8 @@ void stop();
 
 // From now on. kNoLimit: none. Context: any thread of the client's.
 void set_memory_limit(u64 bytes);
+// The same for every guest there is, and those that come.
+void set_guest_limit(u64 bytes);
 
 // What one guest uses as memory. Part of its VM.
 class Guest {
@@ -73,6 +76,7 @@ class Guest {
   [[nodiscard]] Result<void> use(u32 name, HvaRange range);
   // Of its own, beside the process's: of pages in memory alone.
   void set_limit(u64 bytes);
+  [[nodiscard]] u64 limit();
   // Bytes in memory, as of the last look.
   [[nodiscard]] u64 resident_bytes();
 
@@ -105,7 +109,9 @@ struct Statistics {
   u64 too_early = 0;  // refaults of pages that were in use
   u64 ahead = 0;      // pages that came with their neighbours
   u64 discarded = 0;
-  u64 not_stored = 0;  // pages put back, because there was no room for them
+  u64 private_absent = 0;    // pages of guest_memfds, among the absent
+  u64 private_refaults = 0;  // among the refaults
+  u64 not_stored = 0;        // pages put back, because there was no room for them
   u64 lost = 0;
   u64 write_errors = 0;
   u64 passes = 0;  // of ageing
@@ -114,6 +120,7 @@ struct Statistics {
   // Left alone: bytes that are resident,
   u64 hugetlb = 0;
   u64 locked = 0;
+  u64 private_shared = 0;  // of guest_memfds that another process may have
   // and refusals so far, in pages.
   u64 pinned = 0;        // pinned, or a buffer of a system call
   u64 watched = 0;       // by the client's own userfaultfd
@@ -126,6 +133,9 @@ struct Statistics {
 // The samples from number `first` on, at most `room`; answers how many. Old ones may be gone.
 [[nodiscard]] unsigned samples(u64* first, Sample* out, unsigned room);
 
+// fork: what is private comes back before it; the rest is host's (host/page_owner.h).
+void before_fork();
+void after_fork_parent();
 void after_fork_child();
 
 }  // namespace stagetwo::reclaim

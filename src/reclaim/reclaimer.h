@@ -81,6 +81,7 @@ class Reclaimer final : public host::WorkItem {
   [[nodiscard]] u64 evict(const Scope& scope, Age oldest_to, u64 wanted);
   [[nodiscard]] u64 evict_from(Span& span, u64* index, Age from, u64 wanted);
   [[nodiscard]] u64 take_run(Span& span, u64 first, u64 pages);
+  [[nodiscard]] u64 take_private(Span& span, u64 first, HvaRange run);
   void give_budget(u64 used);
 
   template <typename F>
@@ -116,7 +117,8 @@ class Reclaimer final : public host::WorkItem {
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
   unsigned fruitless_ = 0;
   u64 unkept_until_ = 0;
-  u64 followed_;  // of the session's word
+  u64 followed_;  // of the session's words
+  u64 followed_guest_;
   bool listed_ = false;
   bool busy_ = false;  // over its mark when the last turn ended
   bool said_full_ = false;

@@ -80,7 +80,18 @@ struct Span {
   u64* resident = nullptr;            // a bit a page: as of the last look
   u64 resident_count = 0;             // bits in it
   bool shared = false;                // as of the last look: a mapping of a file
-  enum class Kind : u8 { kOrdinary, kHugetlb, kLocked, kUnmapped } kind = Kind::kOrdinary;
+  // kPrivate: of a guest_memfd, at the engine's addresses (mem/private_swap.h). Where its pages are
+  // is known there, and all slots here say kHere. kShared: such a one that another process may
+  // have.
+  enum class Kind : u8 {
+    kOrdinary,
+    kPrivate,
+    kShared,
+    kHugetlb,
+    kLocked,
+    kUnmapped
+  } kind = Kind::kOrdinary;
+  [[nodiscard]] bool can_leave() const { return kind == Kind::kOrdinary || kind == Kind::kPrivate; }
 };
 
 class SpanTable {

@@ -48,6 +48,8 @@ const void* bytes_at(Hva place) {
 
 Result<void> Swapper::init() {
   bench_ = ST_TRY(make<mem::PageStore::Bench>("reclaim.bench"));
+  private_bench_ = ST_TRY(make<mem::PrivateSwap::Bench>("reclaim.private_bench"));
+  private_bench_->store = bench_;
   const u64 bytes = u64{kPlaces} * kPageSize;
   void* const places = ST_TRY(map_pages(bytes, "reclaim.places"));
   places_ = Hva(reinterpret_cast<u64>(places));
@@ -57,6 +59,7 @@ Result<void> Swapper::init() {
 
 Swapper::~Swapper() {
   destroy(bench_);
+  if (private_bench_ != nullptr) destroy(private_bench_);
   if (places_.raw() != 0) {
     unmap_pages(reinterpret_cast<void*>(places_.raw()), u64{kPlaces} * kPageSize);
   }
@@ -348,6 +351,37 @@ void Swapper::discard(const host::AbsentPage& page) {
   end_return(page.at, job, host::BringBack::kBack);
   const sync::MutexGuard guard(spans_.lock());
   ++counts_.discarded;
+}
+
+// ---- private pages --------------------------------------------------------------------------
+
+mem::private_pages::Taken Swapper::take_private(HvaRange run) {
+  const auto taken = mem::private_pages::take(run, private_bench_);
+  const sync::MutexGuard guard(spans_.lock());
+  counts_.taken += taken.pages;
+  counts_.not_stored += taken.refusal == 0 || taken.refusal == EBUSY ? 0 : 1;
+  return taken;
+}
+
+// Its age says how long it had not been used when it went.
+void Swapper::private_came_back(Hva at) {
+  const sync::MutexGuard guard(spans_.lock());
+  ++counts_.refaults;
+  ++counts_.private_refaults;
+  Span* const span = spans_.find(at);
+  if (span == nullptr) return;
+  const u64 index = span->index_of(at);
+  span->used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
+  span->ages[index].store(Age{1}, sync::kRelaxed);
+}
+
+void Swapper::private_lost(Hva at, int error) {
+  say_lost(at, error);
+}
+
+void Swapper::private_discarded(u64 pages) {
+  const sync::MutexGuard guard(spans_.lock());
+  counts_.discarded += pages;
 }
 
 void Swapper::say_lost(Hva at, int error) {

@@ -18,6 +18,7 @@
 #include "host/kept_fd.h"
 #include "host/page_owner.h"
 #include "mem/page_store.h"
+#include "mem/private_swap.h"
 #include "reclaim/span.h"
 
 namespace stagetwo::reclaim {
@@ -26,21 +27,22 @@ namespace stagetwo::reclaim {
 using Say = void (*)(const char* line);
 
 struct SwapCounts {
-  u64 taken = 0;       // pages that went
-  u64 refaults = 0;    // that came back because somebody touched them
-  u64 too_early = 0;   // of those, while no more were taken than are resident: they were in use
-  u64 ahead = 0;       // that came back because their neighbours did
-  u64 discarded = 0;   // given up by the client
-  u64 not_stored = 0;  // put back, because the store has no room for them
+  u64 taken = 0;      // pages that went
+  u64 refaults = 0;   // that came back because somebody touched them
+  u64 too_early = 0;  // of those, while no more were taken than are resident: they were in use
+  u64 private_refaults = 0;  // of the refaults, of pages of guest_memfds
+  u64 ahead = 0;             // that came back because their neighbours did
+  u64 discarded = 0;         // given up by the client
+  u64 not_stored = 0;        // put back, because the store has no room for them
   u64 lost = 0;
 };
 
 // Pages that one call takes at most.
 inline constexpr u32 kMostAtOnce = 64;
 
-class Swapper final : public host::PageOwner {
+class Swapper final : public host::PageOwner, public mem::PrivateSwap {
  public:
-  Swapper(SpanTable& spans, Say say) : spans_(spans), say_(say) {}
+  Swapper(SpanTable& spans, Say say) : PrivateSwap(store_), spans_(spans), say_(say) {}
   // Failure: ENOMEM.
   [[nodiscard]] Result<void> init();
   ~Swapper();
@@ -48,7 +50,7 @@ class Swapper final : public host::PageOwner {
   [[nodiscard]] mem::PageStore& store() { return store_; }
   // Takes over a file of SwapFile::create(). Failure: EMFILE.
   [[nodiscard]] Result<void> use_file(int fd) { return file_.hold(fd); }
-  [[nodiscard]] int file() const {
+  [[nodiscard]] int file() const override {
     const auto fd = file_.get();
     return fd ? *fd : -1;
   }
@@ -69,6 +71,14 @@ class Swapper final : public host::PageOwner {
   unsigned take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) override;
   host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;
   void discard(const host::AbsentPage& page) override;
+
+  // Pages of a guest_memfd, by the engine's addresses; what cannot be taken stays. Context: the
+  // turn.
+  [[nodiscard]] mem::private_pages::Taken take_private(HvaRange run) TA_EXCL(spans_.lock());
+  // mem::PrivateSwap
+  void private_came_back(Hva at) override;
+  void private_lost(Hva at, int error) override;
+  void private_discarded(u64 pages) override;
 
  private:
   static constexpr u32 kPlaces = 256;
@@ -102,7 +112,8 @@ class Swapper final : public host::PageOwner {
   SpanTable& spans_;
   const Say say_;
   mem::PageStore store_;
-  mem::PageStore::Bench* bench_ = nullptr;  // of the turn
+  mem::PageStore::Bench* bench_ = nullptr;            // of the turn
+  mem::PrivateSwap::Bench* private_bench_ = nullptr;  // of the turn
   host::HeldFd file_;
   Hva places_{};
   u64 taken_places_[kPlaces / 64] TA_GUARDED(spans_.lock()) = {};

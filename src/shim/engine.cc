@@ -75,6 +75,7 @@ void before_fork() {
   host::EngineSection section(host::Touches::kNothing);
   abi_hmm::before_fork();
   host::owners_before_fork();
+  reclaim::before_fork();
   host::announce_fork();
   host::pins_before_fork();
   section.leave();
@@ -82,6 +83,7 @@ void before_fork() {
 
 void after_fork_in_parent() {
   host::pins_after_fork_parent();
+  reclaim::after_fork_parent();
   host::owners_after_fork_parent();
   abi_hmm::after_fork_parent();
 }

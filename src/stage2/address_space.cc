@@ -9,6 +9,7 @@
 #include "host/faultin.h"
 #include "host/mapping_level.h"
 #include "host/memory_budget.h"
+#include "mem/private_swap.h"
 
 // The theory is the kernel's: snapshot, translate without a lock, compare under mmu_lock, install.
 // A change of the address space raises the count of the gate, takes its entries out of the table
@@ -150,16 +151,25 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, ResidentCache& known, Mode
   if (populated != nullptr) populated->raise();
   // A limit of memory is kept here, before the page comes: where huge pages may, for one of those.
   host::budget::pay(fault.max_level > 1 ? pt::span_of<Format>(2) : 1);
-  const Result<void> present =
-      host::faultin(fault.page + page_offset(fault.gpa), access, host::Ask::kTouch);
+  Result<void> present;
+  // Sealed and away, it is not the kernel's to bring.
+  if (fault.from_file) present = mem::private_pages::fetch(fault.page);
+  const bool fetched = present.has_value();
+  if (fetched) {
+    present = host::faultin(fault.page + page_offset(fault.gpa), access, host::Ask::kTouch);
+  }
   if (gate_.must_retry(fault.snapshot, frame_of(fault.page))) {
     retries_.fetch_add(1, sync::kRelaxed);
     return FaultOutcome::kRetry;
   }
   if (!present && fault.from_file) {
-    // The mapping is ours and whole while the file is there, so what it lacks is memory.
-    return PrivateMemory::refuse_fault(fault,
-                                       to_int(present.error()) == EHWPOISON ? EHWPOISON : ENOMEM);
+    // The mapping is ours and whole while the file is there, so what it lacks is memory; but for
+    // bytes that were lost.
+    const int error = to_int(present.error());
+    const bool no_memory = fetched || error == ENOMEM;
+    return PrivateMemory::refuse_fault(fault, error == EHWPOISON ? error
+                                              : no_memory        ? ENOMEM
+                                                                 : EFAULT);
   }
   if (!present) {
     return to_int(present.error()) == EHWPOISON ? FaultOutcome::kPoison : FaultOutcome::kToUser;

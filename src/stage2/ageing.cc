@@ -49,11 +49,14 @@ bool GuestMemory::test_young(HvaRange range) {
                   [this](u32 space, GfnRange frames) { return tdp_.test_young(space, frames); });
 }
 
+// The addresses are the client's, or the engine's own of private pages.
 void GuestMemory::collect_young(HvaRange range, u64* bits) {
   static_cast<void>(age_flush_.mark_old(lines_, [&] {
-    return any_user(slots_, range, [&](u32 space, GfnRange frames) {
+    const auto collect = [&](u32 space, GfnRange frames) {
       return tdp_.collect_young(space, frames, range, bits);
-    });
+    };
+    const bool young = any_user(slots_, range, collect);
+    return private_.any_user(range, collect) || young;
   }));
   age_flush_.ask_if_due(lines_);
 }

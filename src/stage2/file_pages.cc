@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "stage2/file_pages.h"
 
+#include <algorithm>
+
 #include "base/alloc.h"
 #include "stage2/private_memory.h"
 #include "stage2/slot.h"
@@ -12,7 +14,10 @@ Result<FilePages*> FilePages::bind(PrivateMemory& memory, mem::GuestMemfd& objec
   FilePages* const pages = ST_TRY(make<FilePages>("stage2.file_pages", memory, slot.base_gfn,
                                                   file_only ? Half::kBoth : Half::kPrivate));
   const u64 bytes = slot.page_count << kPageShift;
-  if (const auto bound = object.bind(fd, offset, bytes, *pages, &pages->binding_); !bound) {
+  using Pages = mem::GuestMemfd::Pages;
+  const Pages under_limit = file_only ? Pages::kStay : Pages::kMayLeave;
+  if (const auto bound = object.bind(fd, offset, bytes, *pages, &pages->binding_, under_limit);
+      !bound) {
     destroy(pages);
     return refuse(bound.error());
   }
@@ -25,15 +30,22 @@ void FilePages::unbind(FilePages* pages) {
   destroy(pages);
 }
 
+GfnRange FilePages::gfns_of(HvaRange range) const {
+  const Hva start = std::max(range.start(), hvas().start());
+  const Hva end = std::min(range.end(), hvas().end());
+  return {base_ + ((start - binding_.at()) >> kPageShift), (end - start) >> kPageShift};
+}
+
 void FilePages::going(mem::PageRange pages) {
-  const GfnRange frames = frames_of(pages);
-  memory_.pages_going(frames, HvaRange(gfn_to_hva(frames.start()), pages.count() << kPageShift),
-                      half_);
+  memory_.pages_going(frames_of(pages), hvas_of(pages), half_);
 }
 
 void FilePages::gone(mem::PageRange pages) {
-  const GfnRange frames = frames_of(pages);
-  memory_.pages_gone(HvaRange(gfn_to_hva(frames.start()), pages.count() << kPageShift));
+  memory_.pages_gone(hvas_of(pages));
+}
+
+void FilePages::left(mem::PageRange pages) {
+  memory_.pages_left(hvas_of(pages));
 }
 
 }  // namespace stagetwo::stage2

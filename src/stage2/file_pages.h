@@ -40,13 +40,19 @@ class FilePages final : public mem::ObjectObserver {
   [[nodiscard]] HvaRange hvas() const {
     return {binding_.at(), binding_.pages().count() << kPageShift};
   }
+  // The frames whose private pages are at these addresses of the engine's. Pre: they overlap.
+  [[nodiscard]] GfnRange gfns_of(HvaRange range) const;
 
   void going(mem::PageRange pages) override;
   void gone(mem::PageRange pages) override;
+  void left(mem::PageRange pages) override;
 
  private:
   [[nodiscard]] GfnRange frames_of(mem::PageRange pages) const {
     return {base_ + (pages.first - binding_.pages().first), pages.count()};
+  }
+  [[nodiscard]] HvaRange hvas_of(mem::PageRange pages) const {
+    return {gfn_to_hva(frames_of(pages).start()), pages.count() << kPageShift};
   }
 
   PrivateMemory& memory_;

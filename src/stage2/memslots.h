@@ -129,11 +129,11 @@ class Memslots {
     fn();
   }
 
-  // fn(the host addresses of that slot, empty if there is none), as between_updates().
+  // fn(that slot, null if there is none), as between_updates().
   template <typename F>
   void with_slot(u32 slot, F&& fn) TA_EXCL(slots_lock_) {
     const sync::MutexGuard guard(slots_lock_);
-    fn(slot_of(slot) == nullptr ? HvaRange() : slot_of(slot)->hvas());
+    fn(slot_of(slot));
   }
   void set_max_gfn(u64 max_gfn);
   void set_write_tracked(bool tracked);

@@ -64,11 +64,15 @@ Result<void> PrivateMemory::bind(Slot* slot, const Region& region) {
   slot->file = ST_TRY(FilePages::bind(*this, *region.file, region.file_fd, *slot,
                                       region.memfd_offset, region.file_only));
   slot->file_only = region.file_only;
+  files_.fetch_add(1, sync::kRelease);
   return {};
 }
 
 void PrivateMemory::unbind(Slot* slot) {
-  if (slot->file != nullptr) given_up_.fetch_add(1, sync::kRelease);
+  if (slot->file != nullptr) {
+    given_up_.fetch_add(1, sync::kRelease);
+    files_.fetch_sub(1, sync::kRelease);
+  }
   FilePages::unbind(slot->file);
   slot->file = nullptr;
 }
@@ -90,8 +94,31 @@ void PrivateMemory::pages_going(GfnRange frames, HvaRange pages, Half half) {
 
 void PrivateMemory::pages_gone(HvaRange pages) {
   given_up_.fetch_add(1, sync::kRelease);
+  pages_left(pages);
+}
+
+void PrivateMemory::pages_left(HvaRange pages) {
   vm_.residency_.fetch_add(1, sync::kRelease);  // before the sequence: who sees that sees this
   vm_.open_range(pages);
+}
+
+HvaRange PrivateMemory::pages_under_limit(const Slot* slot) {
+  if (slot == nullptr || slot->file == nullptr || slot->file_only) return {};
+  return slot->file->hvas();
+}
+
+// The next slot from *at on that has some of the pages; *at is behind it then.
+bool PrivateMemory::find_user(u32 space, HvaRange pages, Gfn* at, GfnRange* frames) const {
+  const Memslots::Reader section(vm_.slots_);
+  for (;;) {
+    const Slot* slot = section.find_from(space, *at);
+    if (slot == nullptr) return false;
+    *at = slot->gfns().end();
+    if (slot->file == nullptr || !slot->file->is_open()) continue;
+    if (!slot->file->hvas().overlaps(pages)) continue;
+    *frames = slot->file->gfns_of(pages);
+    return true;
+  }
 }
 
 // --- attributes ---

@@ -61,6 +61,15 @@ class PrivateMemory final : private MemfdBinder {
   // pages. Post of going: no translation of the pages is in use, nor made until gone.
   void pages_going(GfnRange frames, HvaRange pages, Half half);
   void pages_gone(HvaRange pages);
+  // After pages_going(): they are elsewhere, and have not been given up.
+  void pages_left(HvaRange pages);
+
+  // fn(address space, frames) -> bool for those whose private pages are at these addresses of the
+  // engine's; was one of the answers yes? Outside of every section.
+  template <typename F>
+  bool any_user(HvaRange pages, F&& fn) const;
+  // Of a slot, or of none: where its private pages are, if they can leave memory.
+  [[nodiscard]] static HvaRange pages_under_limit(const Slot* slot);
 
   // For the slots of a VM that may have files; null otherwise.
   [[nodiscard]] SlotPolicy with_binder(SlotPolicy policy) {
@@ -72,6 +81,7 @@ class PrivateMemory final : private MemfdBinder {
   Result<void> bind(Slot* slot, const Region& region) override;
   void unbind(Slot* slot) override;
 
+  [[nodiscard]] bool find_user(u32 space, HvaRange pages, Gfn* at, GfnRange* frames) const;
   template <typename F>
   void for_each_slot(GfnRange frames, F&& fn);
   [[nodiscard]] bool close_frames(GfnRange frames);
@@ -83,6 +93,19 @@ class PrivateMemory final : private MemfdBinder {
   const bool on_;
   MemoryAttributes attributes_;
   sync::Atomic<u64> given_up_{0};
+  sync::Atomic<u64> files_{0};  // slots that have one
 };
+
+// The slots are few, and who asks has asked for their own addresses before.
+template <typename F>
+bool PrivateMemory::any_user(HvaRange pages, F&& fn) const {
+  if (files_.load(sync::kAcquire) == 0) return false;
+  bool any = false;
+  for (u32 space = 0; space < kMaxAddressSpaces; ++space) {
+    GfnRange frames;
+    for (Gfn at{}; find_user(space, pages, &at, &frames);) any |= fn(space, frames);
+  }
+  return any;
+}
 
 }  // namespace stagetwo::stage2

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "tests/support/private_fixture.h"
+#include "tests/support/private_swap.h"
+#include "tests/support/random_source.h"
 #include "tests/support/seeds.h"
 
 namespace stagetwo::stage2 {
@@ -153,6 +155,65 @@ TEST_F(PrivateStress, PunchesUnbindingsAndFaultsKeepTheirBalance) {
   puncher.join();
   reader.join();
   std::printf("%llu rounds\n", static_cast<unsigned long long>(rounds));
+}
+
+// Private pages are taken all the time while four vCPUs count in them, and one of them is punched:
+// no count is lost, and what was punched is zero.
+TEST_F(PrivateVm, PagesThatLeaveAllTheTimeLoseNoStore) {
+  mem::PageStore store;
+  test::TestSwap swap(store);
+  swap.use_file();
+  ASSERT_TRUE(mem::private_pages::open(&swap));
+  ASSERT_EQ(0, bind(0, kGpa, kFilePages, pages_.address(), file_));
+  ASSERT_EQ(0, convert(kGpa, kFilePages, true));
+  Fault found;
+  ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa, Access::kWrite, &found));
+  const HvaRange all(page_floor(found.page), kFilePages * kPageSize);
+  std::atomic<bool> stop{false};
+  const u64 seed = test::announced_seed("private pages under a limit");
+  std::thread taker([&] {
+    test::RandomSource random(seed);
+    while (!stop.load()) {
+      const u64 first = random.below(kFilePages);
+      const u64 pages = 1 + random.below(kFilePages - first);
+      const Hva at = all.start() + (first << kPageShift);
+      EXPECT_EQ(0, swap.take(HvaRange(at, pages << kPageShift)).refusal);
+    }
+  });
+  const test::Deadline deadline(0.5);
+  std::vector<std::thread> threads;
+  std::atomic<u64> counted{0};
+  for (unsigned me = 0; me < kVcpus; ++me) {
+    threads.emplace_back([&, me] {
+      test::RandomSource random(seed + 1 + me);
+      Vcpu vcpu(*memory_);
+      u64 mine[kFilePages] = {};
+      while (deadline.running() || swap.back < 100) {
+        const u64 page = random.below(kFilePages - 1);
+        u64 value = 0;
+        ASSERT_TRUE(vcpu.access(kGpa + page * kPageSize, Access::kWrite, [&](Hva at) {
+          const Hva word = page_floor(at) + me * 64;
+          return host::load(word, &value) && host::store(word, value + 1);
+        }));
+        ASSERT_EQ(mine[page], value) << page << ", seed " << seed;
+        ++mine[page];
+        if (me == 0 && random.below(16) == 0) {
+          vcpu.store(kGpa + (kFilePages - 1) * kPageSize, 1);
+          ASSERT_EQ(0, file_.punch(kFilePages - 1, 1));
+          ASSERT_EQ(0U, vcpu.load(kGpa + (kFilePages - 1) * kPageSize)) << "seed " << seed;
+        }
+      }
+      for (const u64 one : mine) counted.fetch_add(one);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  stop = true;
+  taker.join();
+  std::printf("%llu stores, %llu pages back\n", static_cast<unsigned long long>(counted.load()),
+              static_cast<unsigned long long>(swap.back.load()));
+  ASSERT_EQ(0, slot(0, kGpa, 0, 0));
+  file_.object.release();
+  mem::private_pages::close();
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "abi/kvm/kvm.h"
@@ -14,6 +15,8 @@
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/kept_fd.h"
+#include "host/memory_budget.h"
+#include "host/shared_objects.h"
 
 namespace stagetwo::abi_kvm {
 namespace {
@@ -84,11 +87,14 @@ GuestMemfdFile::~GuestMemfdFile() {
 }
 
 Result<long> GuestMemfdFile::open(Vm& vm, u64 size, u64 flags) {
+  mem::private_pages::prepare();
   FixedString<32> kind;
   kind.append(kKind).append_int(static_cast<s64>(flags));
   auto backing = ST_TRY(host::Backing::create_memory(kind.c_str(), size));
   auto file = ST_TRY(make_box<GuestMemfdFile>("abi.guest_memfd", vm, size, flags));
   ST_TRY(file->fd_.hold(ST_TRY(sys::reopen_engine_fd(backing.fd(), O_RDWR, host::proc_folder()))));
+  // This process's alone, until it is sent away: its pages may be taken.
+  host::shared_file_made(backing.fd());
   return ST_TRY(
       host::publish(std::move(file), std::move(backing), spec_of(host::StateHome::kProcess)));
 }
@@ -127,7 +133,19 @@ Result<void> GuestMemfdFile::fallocate(int fd, int mode, off_t offset, off_t siz
   if (process_stamp() != stamp_) {
     return mem::GuestMemfd::fallocate_unbound(fd, object_.size(), mode, from, bytes);
   }
-  return object_.fallocate(ST_TRY(fd_.get()), mode, from, bytes);
+  const int own = ST_TRY(fd_.get());
+  if (mode != FALLOC_FL_KEEP_SIZE || !host::budget::is_limited()) {
+    return object_.fallocate(own, mode, from, bytes);
+  }
+  // Memory that is made present is paid for first, here as in a fault; so it comes in pieces.
+  constexpr u64 kPiece = u64{2} << 20;
+  ST_TRY(object_.check_allocation(from, bytes));
+  for (u64 done = 0; done < bytes; done += kPiece) {
+    const u64 piece = std::min(kPiece, bytes - done);
+    host::budget::pay(piece >> kPageShift);
+    ST_TRY(object_.fallocate(own, mode, from + done, piece));
+  }
+  return {};
 }
 
 void GuestMemfdFile::last_close() {

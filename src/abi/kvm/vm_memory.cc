@@ -25,7 +25,8 @@ static_assert(stage2::DirtyRing::kMaxEntries * sizeof(kvm_dirty_gfn) == kMaxDirt
 
 namespace {
 constexpr u64 kMinMmuPages = 64;
-constexpr u64 kDefaultMmuPages = 0;  // no shadow pages are in use
+constexpr u64 kDefaultMmuPages = 0;      // no shadow pages are in use
+constexpr u32 kPrivatePages = 1U << 31;  // of a slot, as a name for what a guest uses
 }  // namespace
 
 Result<long> Vm::set_region(u64 arg, bool first_version) {
@@ -54,8 +55,12 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
   memory_->set_eager_split(parameters::eager_page_split());
   ST_TRY(memory_->slots().set_region(region));
   // What has no memory to be known is not reclaimed.
-  memory_->slots().with_slot(
-      region.slot, [&](HvaRange now) { static_cast<void>(usage_.use(region.slot, now)); });
+  memory_->slots().with_slot(region.slot, [&](const stage2::Slot* now) {
+    const HvaRange shared = now == nullptr ? HvaRange() : now->hvas();
+    static_cast<void>(usage_.use(region.slot, shared));
+    static_cast<void>(
+        usage_.use(region.slot | kPrivatePages, stage2::PrivateMemory::pages_under_limit(now)));
+  });
   return 0;
 }
 

@@ -6,6 +6,7 @@
 #include "base/failpoint.h"
 #include "stage2/file_pages.h"
 #include "tests/support/private_fixture.h"
+#include "tests/support/private_swap.h"
 #include "tests/support/sanitizers.h"
 
 namespace stagetwo::stage2 {
@@ -208,6 +209,80 @@ TEST_F(Attributes, RangesOfOneKindAreOne) {
   EXPECT_EQ(1U, memory_->private_memory().attributes().range_count());
   ASSERT_EQ(0, convert(0, 64, false));
   EXPECT_EQ(0U, memory_->private_memory().attributes().range_count());
+}
+
+// Pages of the file leave memory beside the guest.
+class PrivateUnderALimit : public PrivateVm {
+ protected:
+  void SetUp() override {
+    PrivateVm::SetUp();
+    swap_.use_file();
+    ASSERT_TRUE(mem::private_pages::open(&swap_));
+    ASSERT_EQ(0, bind(0, kGpa, kFilePages, pages_.address(), file_));
+    ASSERT_EQ(0, convert(kGpa, kFilePages, true));
+  }
+  void TearDown() override {
+    PrivateVm::TearDown();
+    memory_.reset();
+    file_.object.release();
+    mem::private_pages::close();
+  }
+  HvaRange at(u64 page) {
+    Fault found;
+    EXPECT_EQ(FaultOutcome::kFixed, fault(kGpa + page * kPageSize, Access::kRead, &found));
+    return HvaRange(page_floor(found.page), kPageSize);
+  }
+  mem::PageStore store_;
+  test::TestSwap swap_{store_};
+};
+
+TEST_F(PrivateUnderALimit, APageThatIsAwayIsOutOfTheTableAndComesBackAtAFault) {
+  ASSERT_EQ(FaultOutcome::kFixed, store(kGpa, 7));
+  ASSERT_EQ(FaultOutcome::kFixed, store(kGpa + kPageSize, 8));
+  const u64 given_up = memory_->private_memory().times_given_up();
+  ASSERT_EQ(1U, swap_.take(at(0)).pages);
+  EXPECT_EQ(Walk::Kind::kMiss, look(kGpa));
+  EXPECT_EQ(Walk::Kind::kHit, look(kGpa + kPageSize));
+  EXPECT_EQ(1U, file_.resident_pages());
+  EXPECT_EQ(7U, load(kGpa));
+  EXPECT_EQ(1U, swap_.back);
+  EXPECT_EQ(given_up, memory_->private_memory().times_given_up());
+  u64 value = 0;
+  ASSERT_EQ(1U, swap_.take(at(1)).pages);
+  EXPECT_EQ(FaultOutcome::kFixed,
+            memory_->read_as_guest(Gpa(kGpa + kPageSize), &value, sizeof(value)));
+  EXPECT_EQ(8U, value);
+}
+
+TEST_F(PrivateUnderALimit, ALostPageIsEfaultForTheGuestAndNoOtherOneIs) {
+  for (u64 page = 0; page < 2; ++page) {
+    Fault found;
+    ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa + page * kPageSize, Access::kWrite, &found));
+    for (u64 i = 0; i < kPageSize; i += 8) {
+      ASSERT_TRUE(host::store(found.page + i, (i + 1) * 0x9e3779b97f4a7c15U));
+    }
+    ASSERT_EQ(1U, swap_.take(at(page)).pages);
+  }
+  ASSERT_EQ(1, ::pwrite(swap_.fd, "x", 1, 5));
+  Fault found;
+  EXPECT_EQ(FaultOutcome::kMemoryFault, fault(kGpa, Access::kRead, &found));
+  EXPECT_EQ(EFAULT, found.error);
+  EXPECT_EQ(0x9e3779b97f4a7c15U, load(kGpa + kPageSize));
+}
+
+TEST_F(PrivateUnderALimit, UseIsKnownByTheEnginesAddress) {
+  ASSERT_EQ(FaultOutcome::kFixed, store(kGpa, 1));
+  ASSERT_EQ(FaultOutcome::kFixed, store(kGpa + 2 * kPageSize, 1));
+  const HvaRange all(at(0).start(), kFilePages * kPageSize);
+  u64 young = 0;
+  host::collect_young(all, &young);
+  EXPECT_EQ(0b101U, young);
+  young = 0;
+  host::collect_young(all, &young);
+  EXPECT_EQ(0U, young);
+  EXPECT_EQ(1U, load(kGpa + 2 * kPageSize));
+  host::collect_young(all, &young);
+  EXPECT_EQ(0b100U, young);
 }
 
 // A huge page of the client's under a slot of two.
