@@ -62,6 +62,17 @@ std::string check_part(const std::string& text, const std::string& name, std::st
   return value->empty() ? "has nothing behind '" + name + "='" : std::string();
 }
 
+// SIZE, or none; behind a comma the same for each VM.
+std::string check_limit(const std::string& text) {
+  std::string each;
+  if (const std::string wrong = check_part(text, "vm", &each); !wrong.empty()) return wrong;
+  for (const std::string& size : {text.substr(0, text.find(',')), each.empty() ? "none" : each}) {
+    if (size == "none") continue;
+    if (const std::string wrong = check_size(size); !wrong.empty()) return wrong;
+  }
+  return {};
+}
+
 std::string check_swap(const std::string& text) {
   std::string size;
   if (const std::string wrong = check_part(text, "size", &size); !wrong.empty()) return wrong;
@@ -93,18 +104,21 @@ std::string check_wss(const std::string& text) {
 CLI::App* describe_limit(CLI::App& app, LimitOptions& limit) {
   CLI::App* sub = app.add_subcommand("limit", "change the memory limit of a session that runs");
   sub->add_option("--session", limit.session, "the session's name")->required();
-  sub->add_option("SIZE", limit.size, "bytes, or with K, M, G, T; 'none' takes the limit away")
+  sub->add_option("SIZE", limit.size,
+                  "bytes, or with K, M, G, T; 'none' takes the limit away.\n"
+                  "',vm=SIZE' limits each VM, too")
       ->required()
-      ->check([](const std::string& text) { return text == "none" ? "" : check_size(text); });
+      ->check(check_limit);
   return sub;
 }
 
 void describe_memory(CLI::App* sub, RunOptions& run) {
   sub->add_option("--memory-limit", run.memory_limit,
                   "guest memory of each process stays under SIZE (bytes, or with K, M, G, T);\n"
-                  "what nobody uses is compressed and comes back when it is touched")
-      ->type_name("SIZE")
-      ->check(check_size);
+                  "what nobody uses is compressed and comes back when it is touched. ',vm=SIZE'\n"
+                  "limits each VM, too; with 'none', 'stagetwo limit' can say later")
+      ->type_name("SIZE[,vm=SIZE]")
+      ->check(check_limit);
   sub->add_option(
          "--swap", run.swap,
          "a file for what memory has no room for, compressed or not; nothing of it is left\n"

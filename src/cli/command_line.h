@@ -25,7 +25,7 @@ struct RunOptions {
   std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
   std::vector<std::string> params;  // module.name=value
   bool iommufd_test = false;        // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
-  std::string memory_limit;         // empty: none; bytes, with K, M, G or T
+  std::string memory_limit;         // empty: none; SIZE[,vm=SIZE], each of them or "none"
   std::string swap;                 // FILE[,size=SIZE]
   std::string compressed;           // empty: a share of the limit; bytes, with K, M, G or T
   std::string wss;                  // empty: not wanted; INTERVAL[,file=FILE]
@@ -40,7 +40,7 @@ struct DoctorOptions {
 
 struct LimitOptions {
   std::string session;
-  std::string size;  // or "none"
+  std::string size;  // as RunOptions::memory_limit
 };
 
 enum class Command { kRun, kDoctor, kLimit, kDone };

@@ -15,6 +15,16 @@
 #include "host/session.h"
 
 namespace stagetwo::cli {
+namespace {
+
+// Readers see the old number or the new one: eight bytes at a multiple of eight.
+bool write_limit(int fd, unsigned word, const std::string& size) {
+  const u64 bytes = size == "none" ? host::kUnlimited : *parse_size(size);
+  const auto at = static_cast<off_t>(word * sizeof(bytes));
+  return ::pwrite(fd, &bytes, sizeof(bytes), at) == sizeof(bytes);
+}
+
+}  // namespace
 
 int limit(const LimitOptions& options) {
   const std::string directory = Session::directory_of(options.session);
@@ -25,10 +35,12 @@ int limit(const LimitOptions& options) {
                std::strerror(errno));
     return kExitToolFailed;
   }
-  // Readers see the old number or the new one: eight bytes at a multiple of eight.
-  const u64 bytes = options.size == "none" ? host::kUnlimited : *parse_size(options.size);
-  const auto at = static_cast<off_t>(host::kLimitWord * sizeof(bytes));
-  const bool written = ::pwrite(fd, &bytes, sizeof(bytes), at) == sizeof(bytes);
+  const size_t comma = options.size.find(',');
+  bool written = write_limit(fd, host::kLimitWord, options.size.substr(0, comma));
+  if (written && comma != std::string::npos) {
+    const size_t behind = options.size.find('=', comma) + 1;
+    written = write_limit(fd, host::kGuestLimitWord, options.size.substr(behind));
+  }
   if (!written) fmt::print(stderr, "stagetwo: {}: {}\n", values, std::strerror(errno));
   ::close(fd);
   return written ? 0 : kExitToolFailed;

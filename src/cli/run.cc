@@ -59,12 +59,13 @@ std::string absolute(const std::string& file) {
 
 std::string memory_options(const RunOptions& options) {
   std::string text;
-  if (!options.memory_limit.empty()) text += ":memory-limit=" + options.memory_limit;
   const auto first = [](const std::string& value) { return value.substr(0, value.find(',')); };
   const auto behind = [](const std::string& value) {
     const size_t comma = value.find(',');
     return comma == std::string::npos ? std::string() : value.substr(value.find('=', comma) + 1);
   };
+  if (!options.memory_limit.empty()) text += ":memory-limit=" + first(options.memory_limit);
+  if (!behind(options.memory_limit).empty()) text += ":vm-limit=" + behind(options.memory_limit);
   if (!options.swap.empty()) text += ":swap=" + absolute(first(options.swap));
   if (!behind(options.swap).empty()) text += ":swap-size=" + behind(options.swap);
   if (!options.compressed.empty()) text += ":compressed=" + options.compressed;

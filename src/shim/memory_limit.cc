@@ -106,6 +106,9 @@ constexpr std::array kFigures = {
     Figure{"ageing_passes", &reclaim::Statistics::passes},
     Figure{"hugetlb", &reclaim::Statistics::hugetlb},
     Figure{"locked", &reclaim::Statistics::locked},
+    Figure{"private_absent_pages", &reclaim::Statistics::private_absent},
+    Figure{"private_refaults", &reclaim::Statistics::private_refaults},
+    Figure{"private_shared", &reclaim::Statistics::private_shared},
     Figure{"refused_pinned", &reclaim::Statistics::pinned},
     Figure{"refused_watched", &reclaim::Statistics::watched},
     Figure{"refused_shared", &reclaim::Statistics::shared_away},
@@ -142,18 +145,24 @@ void append_words(TextWriter& to, const reclaim::Statistics& now) {
   for (const u64 pages : now.ages) to.append_char(' ').append_int(pages);
 }
 
+// What the session says now, or what this process was told.
+u64 limit_of(std::string_view name, unsigned word) {
+  const u64 of_session = host::session_word(word).load(sync::kRelaxed);
+  if (of_session != 0) return of_session;
+  return option(name) == "none" ? reclaim::kNoLimit : value_of(name, reclaim::kNoLimit, parse_size);
+}
+
 }  // namespace
 
 void start_memory_limit() {
   reclaim::Settings settings;
-  settings.memory_limit = value_of("memory-limit", reclaim::kNoLimit, parse_size);
-  const u64 session_limit = host::session_word(host::kLimitWord).load(sync::kRelaxed);
-  if (session_limit != 0) settings.memory_limit = session_limit;
+  settings.memory_limit = limit_of("memory-limit", host::kLimitWord);
+  settings.guest_limit = limit_of("vm-limit", host::kGuestLimitWord);
   settings.interval_ns = option("wss").empty()  ? 0
                          : option("wss") == "1" ? kDefaultInterval
                                                 : value_of("wss", kDefaultInterval, parse_interval);
-  const bool wanted = settings.memory_limit != reclaim::kNoLimit || settings.interval_ns != 0 ||
-                      !option("swap").empty();
+  const bool wanted = !option("memory-limit").empty() || settings.interval_ns != 0 ||
+                      settings.memory_limit != reclaim::kNoLimit || !option("swap").empty();
   if (!wanted) return;
   settings.swap_fd = open_swap();
   settings.swap_limit = value_of("swap-size", reclaim::kNoLimit, parse_size);

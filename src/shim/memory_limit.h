@@ -3,7 +3,8 @@
 
 // --memory-limit, --swap, --wss and --stats of `stagetwo run`, as the engine sees them.
 //
-//   memory-limit=256M    guests' memory of this process stays under it (reclaim/reclaim.h)
+//   memory-limit=256M    guests' memory of this process stays under it (reclaim/reclaim.h); none
+//   vm-limit=64M         that of each VM, too
 //   swap=FILE  swap-size=1G  compressed=32M
 //   wss=1s     wss-file=FILE    the working set: a line each interval, and one of JSON in the file
 //   stats=1    stats=FILE       at exit: lines for the user, or JSON in the file

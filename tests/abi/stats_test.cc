@@ -51,6 +51,19 @@ TEST_F(Stats, VmFileHasTheKernelsLayout) {
   for (const char* name : {"pages_4k", "pages_2m", "pages_1g", "nx_lpage_splits"})
     EXPECT_TRUE(stats.value.contains(name)) << name;
 }
+TEST_F(Stats, WhatALimitDidToGuestMemoryIsThereBehindTheKernels) {
+  const Fd fd(call(vm_, KVM_GET_STATS_FD));
+  ASSERT_GE(fd, 0);
+  const Read stats = read(fd);
+  for (const char* name :
+       {"guest_resident_bytes", "guest_limit_bytes", "reclaim_limit_bytes",
+        "reclaim_resident_bytes", "reclaim_compressed_bytes", "reclaim_disk_bytes",
+        "reclaim_absent_pages", "reclaim_refaults", "reclaim_lost_pages", "reclaim_pages_age_0",
+        "reclaim_pages_age_1", "reclaim_pages_age_2_to_7", "reclaim_pages_older"}) {
+    ASSERT_TRUE(stats.value.contains(name)) << name;
+    EXPECT_EQ(0U, stats.value.at(name)) << name << ": nothing is limited here";
+  }
+}
 TEST_F(Stats, VcpuFileHasTheKernelsLayout) {
   add_vcpu(7);
   const Fd fd(call(vcpu_, KVM_GET_STATS_FD));

@@ -100,6 +100,7 @@ class SwappingVmm(unittest.TestCase):
         self.assertGreater(on_disk, MIB)
         stats = json.loads(self.stats.read_text())
         self.assertGreater(stats["refaults"], 100)
+        self.assertGreater(stats["private_refaults"], 0, "pages of the guest_memfd go and come back, too")
         self.assertEqual(0, stats["lost_pages"])
         return stats
 
@@ -134,8 +135,14 @@ class SwappingVmm(unittest.TestCase):
         self.assertGreater(json.loads(self.stats.read_text())["not_stored_pages"], 0)
 
     def test_TheLimitOfASessionIsChangedWhileItRuns(self):
+        self.limits_while_it_runs("1G", "6M", "none")
+
+    def test_TheLimitOfEachVmIsChangedWhileItRuns(self):
+        self.limits_while_it_runs("none", "none,vm=6M", "none,vm=none")
+
+    def limits_while_it_runs(self, first, less, more):
         name = f"swapping-{os.getpid()}"
-        with self.start(16, "1G", options=[f"--session={name}"], ms=120000) as run:
+        with self.start(16, first, options=[f"--session={name}"], ms=120000) as run:
             pid = child_of(run.pid)
             _, start, size = run.stdout.readline().split()
 
@@ -146,9 +153,9 @@ class SwappingVmm(unittest.TestCase):
                     time.sleep(0.01)
                 return False
             all_there = soon(lambda resident: resident >= int(size))
-            subprocess.run([TOOL, "limit", f"--session={name}", "6M"], check=True)
+            subprocess.run([TOOL, "limit", f"--session={name}", less], check=True)
             limited = soon(lambda resident: resident <= 6 * MIB)
-            subprocess.run([TOOL, "limit", f"--session={name}", "none"], check=True)
+            subprocess.run([TOOL, "limit", f"--session={name}", more], check=True)
             os.kill(pid, signal.SIGKILL)
         self.assertTrue(all_there)
         self.assertTrue(limited)

@@ -19,6 +19,7 @@ constexpr u32 kDescriptorsAt = sizeof(kvm_stats_header) + kNameSize;
 
 constexpr u32 kCounter = KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10;
 constexpr u32 kInstant = KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10;
+constexpr u32 kBytes = KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_BYTES | KVM_STATS_BASE_POW2;
 constexpr u32 kPeak = KVM_STATS_TYPE_PEAK | KVM_STATS_UNIT_NONE | KVM_STATS_BASE_POW10;
 constexpr u32 kNanoseconds =
     KVM_STATS_TYPE_CUMULATIVE | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10;
@@ -42,6 +43,19 @@ constexpr std::array kVmTable = {
     StatDescriptor{"nx_lpage_splits", kInstant, 0, 1, 12},
     StatDescriptor{"max_mmu_rmap_size", kPeak, 0, 1, 13},
     StatDescriptor{"max_mmu_page_hash_collisions", kPeak, 0, 1, 14},
+    StatDescriptor{"guest_resident_bytes", kBytes, 0, 1, 15},
+    StatDescriptor{"guest_limit_bytes", kBytes, 0, 1, 16},
+    StatDescriptor{"reclaim_limit_bytes", kBytes, 0, 1, 17},
+    StatDescriptor{"reclaim_resident_bytes", kBytes, 0, 1, 18},
+    StatDescriptor{"reclaim_compressed_bytes", kBytes, 0, 1, 19},
+    StatDescriptor{"reclaim_disk_bytes", kBytes, 0, 1, 20},
+    StatDescriptor{"reclaim_absent_pages", kInstant, 0, 1, 21},
+    StatDescriptor{"reclaim_refaults", kCounter, 0, 1, 22},
+    StatDescriptor{"reclaim_lost_pages", kCounter, 0, 1, 23},
+    StatDescriptor{"reclaim_pages_age_0", kInstant, 0, 1, 24},
+    StatDescriptor{"reclaim_pages_age_1", kInstant, 0, 1, 25},
+    StatDescriptor{"reclaim_pages_age_2_to_7", kInstant, 0, 1, 26},
+    StatDescriptor{"reclaim_pages_older", kInstant, 0, 1, 27},
 };
 static_assert(kVmTable.size() == static_cast<u32>(VmStat::kCount), "one value a descriptor");
 

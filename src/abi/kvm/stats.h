@@ -45,7 +45,20 @@ enum class VmStat : u32 {
   kNxLpageSplits,
   kMaxRmapSize,
   kMaxHashCollisions,
-  kCount
+  // Ours, behind the kernel's: guest memory under a limit (reclaim/reclaim.h). The first two are
+  // the VM's, the others those of all VMs of the process, which share the store.
+  kGuestResident,
+  kGuestLimit,
+  kReclaimLimit,
+  kReclaimResident,
+  kReclaimCompressed,
+  kReclaimOnDisk,
+  kReclaimAbsent,
+  kReclaimRefaults,
+  kReclaimLost,
+  kReclaimAge,
+  kReclaimAgeEnd = kReclaimAge + 4,
+  kCount = kReclaimAgeEnd
 };
 
 enum class VcpuStat : u32 {

@@ -80,6 +80,26 @@ Vm::Vm(u64 type, Box<stage2::GuestMemory> memory) : memory_(std::move(memory)), 
   policy_.write_msr = &Vm::write_msr;
 }
 
+// No limit is 0 here.
+void Vm::show_reclaim() {
+  const reclaim::Statistics now = reclaim::statistics();
+  const auto limit_of = [](u64 limit) { return limit == reclaim::kNoLimit ? 0 : limit; };
+  stats_.set(VmStat::kGuestResident, usage_.resident_bytes());
+  stats_.set(VmStat::kGuestLimit, limit_of(usage_.limit()));
+  stats_.set(VmStat::kReclaimLimit, limit_of(now.limit));
+  stats_.set(VmStat::kReclaimResident, now.resident);
+  stats_.set(VmStat::kReclaimCompressed, now.compressed);
+  stats_.set(VmStat::kReclaimOnDisk, now.on_disk);
+  stats_.set(VmStat::kReclaimAbsent, now.absent);
+  stats_.set(VmStat::kReclaimRefaults, now.refaults);
+  stats_.set(VmStat::kReclaimLost, now.lost);
+  static_assert(reclaim::kAgeBuckets ==
+                static_cast<u32>(VmStat::kReclaimAgeEnd) - static_cast<u32>(VmStat::kReclaimAge));
+  for (u32 i = 0; i < reclaim::kAgeBuckets; ++i) {
+    stats_.set(static_cast<VmStat>(static_cast<u32>(VmStat::kReclaimAge) + i), now.ages[i]);
+  }
+}
+
 // pages_* and nx_lpage_splits are counted nowhere: whoever reads them pays for a walk.
 void Vm::walk_pages(void* context) {
   Vm& vm = *static_cast<Vm*>(context);
@@ -88,6 +108,7 @@ void Vm::walk_pages(void* context) {
   vm.stats_.set(VmStat::kPages2m, pages.pages_2m);
   vm.stats_.set(VmStat::kPages1g, pages.pages_1g);
   vm.stats_.set(VmStat::kNxLpageSplits, pages.nx_lpage_splits);
+  vm.show_reclaim();
 }
 
 Vm::~Vm() {

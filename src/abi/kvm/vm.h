@@ -71,6 +71,7 @@ class Vm {
   void forget_vcpu(Processor* processor);
   Result<long> stats_fd();
   static void walk_pages(void* context);
+  void show_reclaim();
   // vm_memory.cc
   Result<long> set_region(u64 arg, bool first_version);
   Result<long> set_attributes(u64 arg);
@@ -117,7 +118,7 @@ class Vm {
   Box<stage2::GuestMemory> memory_;  // immutable after construction
   const u64 type_;
   vcpu::VmPolicy policy_;  // word-sized fields, written under lock_
-  reclaim::Guest usage_;  // what a limit of memory may take
+  reclaim::Guest usage_;   // what a limit of memory may take
   Stats<VmStat> stats_{vm_stat_descriptors()};
   GuestClock clock_;
   IoZones zones_;
