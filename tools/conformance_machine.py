@@ -8,6 +8,7 @@ tests/conformance/needs/SUITE.txt, one line a kind of run, the first that matche
 
     memory=GIB     resident at its height (default 0.3)
     seconds=N      about how long, for the order: longest first (default 1)
+    timeout=N      seconds after which it is given up, where the runner's own limit is too short
     hugepages=N    2 MiB pages it maps with MAP_HUGETLB; runs that have any never run side by side
     kvm=NAME=VALUE,…   parameters of the module kvm, which the test's own script would write first
     module=NAME.PARAMETER=VALUE,…   the same of other modules
@@ -37,6 +38,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 class Needs:
     memory: float = 0.3
     seconds: float = 1.0
+    timeout: float = 0.0
     hugepages: int = 0
     kvm: str = ""
     module: str = ""
@@ -59,7 +61,7 @@ def read_needs(path):
         needs = Needs()
         for word in words.split():
             key, equals, value = word.partition("=")
-            kind = {"memory": float, "seconds": float, "hugepages": int, "kvm": str, "module": str, "alone": bool,
+            kind = {"memory": float, "seconds": float, "timeout": float, "hugepages": int, "kvm": str, "module": str, "alone": bool,
                     "root": bool, "without": str, "with": str}.get(key)
             if not colon or kind is None or (kind is bool) == bool(equals):
                 sys.exit(f"{path}:{number}: not a line of needs: {line}")
