@@ -94,7 +94,9 @@ class PageCounts : public Machine {
   u64 pages_4k(int fd) {
     stagetwo::host::find(fd)->refresh();
     u64 value = ~u64{0};
-    EXPECT_EQ(::pread(fd, &value, 8, 1032 + 9 * 8), 8);
+    kvm_stats_header header{};
+    EXPECT_EQ(::pread(fd, &header, sizeof(header), 0), static_cast<ssize_t>(sizeof(header)));
+    EXPECT_EQ(::pread(fd, &value, 8, header.data_offset + 9 * 8), 8);
     return value;
   }
   void run_over_three_pages() {

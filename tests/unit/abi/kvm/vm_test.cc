@@ -83,9 +83,17 @@ TEST(VmLife, ManyThreadsMakeVcpusAndEveryIdIsThereOnce) {
 }
 
 TEST(Statistics, TablesAndEnumerationsAgree) {
-  EXPECT_EQ(vm_stat_descriptors().size(), 15U);
+  EXPECT_EQ(vm_stat_descriptors().size(), 15U + 13U) << "the kernel's, and ours";
   EXPECT_EQ(vcpu_stat_descriptors().size(), 45U);
   u32 next = 0;
+  for (const StatDescriptor& row : vm_stat_descriptors()) {
+    EXPECT_EQ(row.offset, next) << row.name;
+    next += row.size;
+  }
+  EXPECT_EQ(next, static_cast<u32>(VmStat::kCount));
+  EXPECT_STREQ(vm_stat_descriptors()[22].name, "reclaim_refaults");
+  EXPECT_EQ(vm_stat_descriptors()[22].offset, static_cast<u32>(VmStat::kReclaimRefaults));
+  next = 0;
   for (const StatDescriptor& row : vcpu_stat_descriptors()) {
     EXPECT_EQ(row.offset, next) << row.name;
     next += row.size;
