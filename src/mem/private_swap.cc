@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
+#include "base/alloc.h"
 #include "mem/cipher_library.h"
 #include "mem/guest_memfd.h"
 #include "mem/private_table.h"
@@ -57,6 +59,7 @@ constexpr u64 kAtOnce = 16;
 Result<void> open(PrivateSwap* swap) {
   const sync::MutexGuard guard(private_table.lock);
   if (private_table.swap != nullptr) return refuse(EBUSY);
+  private_table.bound = ST_TRY(make<PrivateTable::Bound>("mem.private_bound"));
   private_table.swap = swap;
   detail::opened.store(true, sync::kRelease);
   return {};
@@ -80,7 +83,8 @@ void give_everything() TA_REQ(private_table.lock) {
 void close() {
   const sync::MutexGuard guard(private_table.lock);
   give_everything();
-  private_table.bound.clear();
+  if (private_table.swap == nullptr) return;
+  destroy(std::exchange(private_table.bound, nullptr));
   while (private_table.objects != nullptr) private_table.leave(*private_table.objects);
   private_table.swap = nullptr;
   detail::opened.store(false, sync::kRelease);
@@ -88,7 +92,8 @@ void close() {
 
 bool are_bound(HvaRange range) {
   const sync::MutexGuard guard(private_table.lock);
-  const auto entry = private_table.bound.find(range.start().raw());
+  if (private_table.swap == nullptr) return false;
+  const auto entry = private_table.bound->find(range.start().raw());
   return entry && range.end().raw() <= entry.end;
 }
 
@@ -97,8 +102,9 @@ Taken take(HvaRange range, PrivateSwap::Bench* bench) {
   for (Hva at = range.start(); at < range.end() && all.refusal == 0;) {
     const u64 bytes = std::min(kAtOnce << kPageShift, range.end() - at);
     const sync::MutexGuard guard(private_table.lock);
-    const auto entry = private_table.bound.find(at.raw());
-    if (private_table.swap == nullptr || private_table.forks != 0 || !entry) break;
+    if (private_table.swap == nullptr || private_table.forks != 0) break;
+    const auto entry = private_table.bound->find(at.raw());
+    if (!entry) break;
     const u64 end = std::min(at.raw() + bytes, entry.end);
     const HvaRange part(at, end - at.raw());
     const Binding& binding = **entry.value;
@@ -114,7 +120,8 @@ Taken take(HvaRange range, PrivateSwap::Bench* bench) {
 
 Result<void> detail::fetch_slow(Hva page) {
   const sync::MutexGuard guard(private_table.lock);
-  const auto entry = private_table.bound.find(page.raw());
+  if (private_table.swap == nullptr) return {};
+  const auto entry = private_table.bound->find(page.raw());
   if (!entry) return {};
   const Binding& binding = **entry.value;
   SealedPages& sealed = PrivateAccess::sealed(*PrivateAccess::object_of(binding));
@@ -157,7 +164,7 @@ void PrivateTable::enter(GuestMemfd& object, int fd, Binding& binding) {
     objects = &object;
   }
   const u64 start = binding.at_.raw();
-  static_cast<void>(bound.insert(start, start + (binding.pages_.count() << kPageShift), &binding));
+  static_cast<void>(bound->insert(start, start + (binding.pages_.count() << kPageShift), &binding));
 }
 
 void PrivateTable::leave(GuestMemfd& object) {
@@ -180,11 +187,11 @@ void PrivateTable::forget(GuestMemfd& object, PageRange pages) {
 }
 
 void PrivateTable::leave(const Binding& binding) {
-  const u64 start = binding.at_.raw();
-  const auto entry = bound.find(start);
+  if (bound == nullptr) return;
+  const auto entry = bound->find(binding.at_.raw());
   if (!entry || *entry.value != &binding) return;
   // Exactly one range: nothing is cut, so nothing is needed.
-  bound.erase_reserved(entry.start, entry.end);
+  bound->erase_reserved(entry.start, entry.end);
 }
 
 }  // namespace stagetwo::mem

@@ -20,8 +20,9 @@ struct PrivateTable {
   sync::Mutex lock{sync::Rank::kSlotsArch};
   PrivateSwap* swap TA_GUARDED(lock) = nullptr;
   GuestMemfd* objects TA_GUARDED(lock) = nullptr;  // those with sealed pages
-  IntervalMap<u64, Binding*> bound TA_GUARDED(lock){"mem.private_bound"};
-  u32 forks TA_GUARDED(lock) = 0;  // that are under way
+  using Bound = IntervalMap<u64, Binding*>;
+  Bound* bound TA_GUARDED(lock) = nullptr;  // by address; with the swap
+  u32 forks TA_GUARDED(lock) = 0;           // that are under way
 
   // Its pages can leave from now on, unless there is no memory for that.
   void enter(GuestMemfd& object, int fd, Binding& binding) TA_REQ(lock);

@@ -27,6 +27,13 @@ class TestSwap final : public mem::PrivateSwap {
   mem::private_pages::Taken take(HvaRange range) {
     return mem::private_pages::take(range, bench_.get());
   }
+  // Changes a byte of the file.
+  void damage(off_t at) const {
+    u8 byte = 0;
+    EXPECT_EQ(1, ::pread(fd, &byte, 1, at));
+    byte ^= 0x5a;
+    EXPECT_EQ(1, ::pwrite(fd, &byte, 1, at));
+  }
   [[nodiscard]] const u8* clear() const { return bench_->clear; }
 
   [[nodiscard]] int file() const override { return fd; }

@@ -211,8 +211,7 @@ TEST_F(PrivatePages, ThatTheDiskHasChangedAreLostAndNoOtherOnes) {
   use_file();
   fill(0, 4);
   ASSERT_EQ(4U, take(0, 4).pages);
-  const u8 other = 0x5a;
-  ASSERT_EQ(1, ::pwrite(swap_.fd, &other, 1, 17));  // the first that went to the disk: page 0
+  swap_.damage(17);  // of the first that went to the disk: page 0
   EXPECT_EQ(EBADMSG, errno_of(0));
   EXPECT_EQ(EIO, errno_of(0)) << "for good";
   EXPECT_EQ(std::vector<int>{EBADMSG}, swap_.lost) << "and said so once";
