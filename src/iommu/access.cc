@@ -12,6 +12,7 @@
 
 #include "base/bits.h"
 #include "base/check.h"
+#include "base/failpoint.h"
 #include "iommu/locked.h"
 #include "sync/futex.h"
 
@@ -79,6 +80,7 @@ Result<u64> Locked::pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64
   const u64 first = area.page_at(iova);
   const u64 count = area.page_at(std::min(last, area.last())) - first + 1;
   if (write && !area.pages->writable) return refuse(EPERM);
+  if (failpoint::should_fail("iommu.access_pin")) return refuse(ENOMEM);
   ST_TRY(hold_pages(*area.pages, first, count));
   for (u64 i = 0; i < count; ++i) frames[i] = area.pages->frames[first + i];
   ++area.accesses;

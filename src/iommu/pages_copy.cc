@@ -3,6 +3,7 @@
 // (iopt_pages_rw_access).
 #include <algorithm>
 
+#include "base/failpoint.h"
 #include "base/process_page.h"
 #include "host/access.h"
 #include "host/pin.h"
@@ -42,6 +43,9 @@ void Locked::note_file(PageSet& set) {
 // Within one page.
 Result<void> Locked::copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to,
                                const void* from) {
+  if (failpoint::should_fail(to != nullptr ? "iommu.page_read" : "iommu.page_write")) {
+    return refuse(EFAULT);
+  }
   const bool pinned = set.holds.get() != nullptr && set.holds[page] != 0;
   const u64 frame = pinned ? set.frames[page] : 0;
   if (pinned && is_this_process(static_cast<u32>(frame >> kFrameBits))) {

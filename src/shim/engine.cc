@@ -3,11 +3,14 @@
 
 #include <stdlib.h>
 
+#include <span>
+
 #include "abi/hmm/hmm.h"
 #include "abi/iommufd/iommufd.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/level.h"
 #include "base/sys.h"
+#include "base/text.h"
 #include "host/backstop.h"
 #include "host/blocked_faults.h"
 #include "host/mmu_notifier.h"
@@ -57,6 +60,14 @@ void say_what_is_seen() {
 Box<host::Description> attach_any(std::string_view kind, int fd, host::DescriptorSpec* spec) {
   auto found = abi_iommufd::attach(kind, fd, spec);
   return found ? std::move(found) : abi_kvm::attach(kind, spec);
+}
+
+// "fail-nth: 12 sites failed: iommu.area iommu.frames …", with --verbose.
+void report_failed_sites(std::span<const char* const> sites) {
+  FixedString<2048> line;
+  line.append("fail-nth: ").append_int(sites.size()).append(" sites failed:");
+  for (const char* site : sites) line.append(" ").append(site);
+  log_line(line.view());
 }
 
 // exit() runs this after the program's own handlers; its threads still run.
@@ -119,6 +130,7 @@ Result<void> wake() {
   }
   host::set_attacher(attach_any);
   abi_iommufd::set_test_commands(!option("iommufd-test").empty());
+  abi_iommufd::set_site_report(report_failed_sites);
   host::set_owner_warning(warn);
   host::choose_how_touches_come();
   host::open_process_files();

@@ -300,8 +300,7 @@ ssize_t attributes_at(const char* path, char* to, size_t size, Link link) {
 }
 
 long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
-  const bool letter =
-      _IOC_TYPE(request) == kKvmLetter || _IOC_TYPE(request) == kIommufdLetter;
+  const bool letter = _IOC_TYPE(request) == kKvmLetter || _IOC_TYPE(request) == kIommufdLetter;
   if (awake() && _IOC_TYPE(request) == kUserfaultLetter) {
     return userfault_ioctl(fd, request, argument);
   }
@@ -368,10 +367,13 @@ bool io_described(int fd, Io io, const void* buffer, size_t size, const off_t* a
     const auto flags = sys::fcntl(fd, F_GETFL);
     const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
     const bool place = flags && (*flags & O_PATH) != 0;
-    ours = !ref.foreign() && ref->moves_bytes() && at == nullptr && !place &&
+    // An anonymous file has no places to ask at; a file of /proc or /sys takes any.
+    const bool placed = at == nullptr || ref.spec().shape == host::FileShape::kCharDevice;
+    ours = !ref.foreign() && ref->moves_bytes() && placed && !place &&
            access != (io == Io::kRead ? O_WRONLY : O_RDONLY);
     const u64 address = reinterpret_cast<u64>(buffer);
-    if (ours) moved = io == Io::kRead ? ref->read_bytes(address, size) : ref->write_bytes(address, size);
+    if (ours)
+      moved = io == Io::kRead ? ref->read_bytes(address, size) : ref->write_bytes(address, size);
   }
   section.leave();
   if (!ours) return false;

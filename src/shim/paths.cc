@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <array>
 
 #include "abi/hmm/hmm.h"
@@ -13,6 +14,7 @@
 #include "abi/kvm/parameters.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "shim/options.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -30,6 +32,11 @@ bool has_hmm() {
   return abi_hmm::has_unit(unit);
 }
 
+bool has_fault_injection() {
+  read_options();
+  return !option("iommufd-test").empty();
+}
+
 constexpr std::array kDevices = {
     Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
     Device{"/dev/iommu", abi_iommufd::kMiscMajor, abi_iommufd::kMinor, abi_iommufd::open_device},
@@ -38,7 +45,12 @@ constexpr std::array kDevices = {
     Device{"/dev/hmm_dmirror2", abi_hmm::kMajor, 2, open_hmm<2>, has_hmm<2>},
     Device{"/dev/hmm_dmirror3", abi_hmm::kMajor, 3, open_hmm<3>, has_hmm<3>},
     Device{"/sys/kernel/debug/gup_test", 0, 0, abi_hmm::open_gup_test},
+    Device{"/sys/kernel/debug/failslab/ignore-gfp-wait", 0, 0, abi_iommufd::open_fail_knob,
+           has_fault_injection},
 };
+constexpr Device kFailNth{"/proc/self/task/…/fail-nth", 0, 0, abi_iommufd::open_fail_nth};
+constexpr std::string_view kTasks = "/proc/self/task/";
+constexpr std::string_view kFailNthName = "/fail-nth";
 constexpr std::string_view kModules = "/sys/module/";
 constexpr std::string_view kParameters = "/parameters";
 // A parameter that says whether a module is there at all.
@@ -95,9 +107,9 @@ bool relative_could_be_ours(std::string_view path) {
   return last.starts_with("kvm") || last == "iommu" || last.starts_with("hmm_dmirror") ||
          path.find("parameters") != std::string_view::npos ||
          (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
-         last == "meminfo" || last == "pagemap" || last == "clear_refs" || last == "bitmap" ||
-         last.ends_with("hugepages") || last == "npt" || last == "avic" || last == "ept" ||
-         last == "nested";
+         last == "ignore-gfp-wait" || last == "meminfo" || last == "pagemap" ||
+         last == "clear_refs" || last == "bitmap" || last.ends_with("hugepages") || last == "npt" ||
+         last == "avic" || last == "ept" || last == "nested";
 }
 
 // The directory a relative name starts from. Empty: unknown.
@@ -125,8 +137,23 @@ bool is_module_directory(std::string_view below) {
   return false;
 }
 
+// Of a thread of this process.
+bool is_fail_nth(std::string_view name) {
+  if (!name.starts_with(kTasks) || !name.ends_with(kFailNthName)) return false;
+  name.remove_prefix(kTasks.size());
+  name.remove_suffix(std::min(name.size(), kFailNthName.size()));
+  u64 thread = 0;
+  return parse_u64(name, &thread) && has_fault_injection() &&
+         sys::call(SYS_tgkill, sys::getpid(), static_cast<long>(thread), 0) == 0;
+}
+
 Target target_named(std::string_view name) {
   Target target;
+  if (is_fail_nth(name)) {
+    target.kind = PathKind::kDevice;
+    target.device = &kFailNth;
+    return target;
+  }
   for (const Device& device : kDevices) {
     if (name != device.path || (device.exists != nullptr && !device.exists())) continue;
     target.kind = PathKind::kDevice;

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "abi/iommufd/uapi.h"
+#include "base/failpoint.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "host/access.h"
@@ -15,13 +16,23 @@
 
 namespace stagetwo::abi_iommufd {
 
-inline Result<void> copy_in_bytes(void* to, u64 from, size_t bytes) {
+// A place where the sweep of error paths may fail (fail_nth.cc); the kernel has its own there.
+inline Result<void> may_fail(const char* site, int error) {
+  if (failpoint::should_fail(site)) return refuse(error);
+  return {};
+}
+
+inline Result<void> copy_in_bytes(void* to, u64 from, size_t bytes,
+                                  const char* site = "abi_iommufd.copy_in") {
+  ST_TRY(may_fail(site, EFAULT));
   if (!host::is_user_range(Hva(from), bytes) || host::copy_from(to, Hva(from), bytes) != bytes) {
     return refuse(EFAULT);
   }
   return {};
 }
-inline Result<void> copy_out_bytes(u64 to, const void* from, size_t bytes) {
+inline Result<void> copy_out_bytes(u64 to, const void* from, size_t bytes,
+                                   const char* site = "abi_iommufd.copy_out") {
+  ST_TRY(may_fail(site, EFAULT));
   if (!host::is_user_range(Hva(to), bytes) || host::copy_to(Hva(to), from, bytes) != bytes) {
     return refuse(EFAULT);
   }
@@ -58,7 +69,8 @@ struct Call {
   [[nodiscard]] iommu::Context& context() const { return iommufd.context(); }
   template <typename T>
   [[nodiscard]] Result<void> respond(const T& answer) const {
-    return copy_out_bytes(arg, &answer, std::min<size_t>(user_size, sizeof(T)));
+    return copy_out_bytes(arg, &answer, std::min<size_t>(user_size, sizeof(T)),
+                          "abi_iommufd.answer");
   }
 };
 

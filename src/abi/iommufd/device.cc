@@ -78,7 +78,7 @@ bool in_table(u32 request) {
 Result<long> serve(Iommufd& iommufd, u32 request, u64 arg) {
   if (!in_table(request)) return vfio_request(iommufd, request, arg);
   Call call{iommufd, arg, 0};
-  ST_TRY(copy_in_bytes(&call.user_size, arg, sizeof(u32)));
+  ST_TRY(copy_in_bytes(&call.user_size, arg, sizeof(u32), "abi_iommufd.size"));
   const Row* const row = ST_TRY(row_of(request));
   if (call.user_size < row->minimum) return refuse(EINVAL);
   alignas(8) u8 cmd[kLargest] = {};
@@ -137,6 +137,7 @@ void set_test_commands(bool on) {
 Result<int> open_device(int flags) {
   auto backing = ST_TRY(iommu::Context::make_file(kKind.data()));
   auto file = ST_TRY(make_file(backing.fd()));
+  ST_TRY(may_fail("abi_iommufd.publish", ENFILE));
   return host::publish(std::move(file), std::move(backing), device_spec(flags));
 }
 

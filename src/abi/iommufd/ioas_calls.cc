@@ -28,6 +28,7 @@ bool may_set_resources() {
 }  // namespace
 
 Outcome destroy(Call& call, iommu_destroy& cmd) {
+  ST_TRY(may_fail("abi_iommufd.find_object", ENOENT));
   ST_LOCK_IOMMUFD(locked, call);
   return locked.destroy(cmd.id);
 }

@@ -7,6 +7,7 @@
 //
 // The first check that fails answers, in the kernel's order.
 
+#include <span>
 #include <string_view>
 
 #include "base/alloc.h"
@@ -24,6 +25,14 @@ void set_test_commands(bool on);
 
 // open("/dev/iommu", flags). Failure: EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_device(int flags);
+
+// The files of fault injection that stand beside the test command (fail_nth.cc): /proc/…/fail-nth,
+// and one of debugfs. Failure: as open_device().
+[[nodiscard]] Result<int> open_fail_nth(int flags);
+[[nodiscard]] Result<int> open_fail_knob(int flags);
+// Told the sites that failed in a sweep, when it is over.
+using SiteReport = void (*)(std::span<const char* const> sites);
+void set_site_report(SiteReport report);
 
 // The description of a received descriptor (host::set_attacher); empty: not of this room.
 [[nodiscard]] Box<host::Description> attach(std::string_view kind, int fd,

@@ -77,6 +77,7 @@ Result<void> AccessFile::unpin(u32 number) {
 
 // Are the pages those the caller has from `uptr` on?
 Result<void> check_pages(iommu::Locked& locked, u64 uptr, const Vec<u64>& frames) {
+  ST_TRY(may_fail("abi_iommufd.check_pages", EFAULT));
   for (size_t i = 0; i < frames.size(); ++i) {
     const Hva page = page_floor(Hva(uptr + i * kPageSize));
     ST_TRY(host::faultin(page, Access::kRead));
@@ -128,6 +129,7 @@ Outcome create_access(Call& call, iommu_test_cmd& cmd) {
   const u32 flags = cmd.create_access.flags;
   if ((flags & ~u32{MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES}) != 0) return refuse(EOPNOTSUPP);
   const bool pins = flags != 0;
+  ST_TRY(may_fail("abi_iommufd.access_file", ENFILE));
   auto backing = ST_TRY(host::Backing::create("iommufd-access", 0));
   call.iommufd.ref();
   auto file = ST_TRY(
@@ -160,6 +162,7 @@ Outcome access_pages(Call& call, iommu_test_cmd& cmd) {
   if ((c.flags & ~u32{MOCK_FLAGS_ACCESS_WRITE}) != 0) return refuse(EOPNOTSUPP);
   const AccessRef access(cmd.id);
   if (!access) return refuse(EBADFD);
+  ST_TRY(may_fail("abi_iommufd.find_access", ENOENT));
   if (!access->pins()) return refuse(EOPNOTSUPP);
   c.out_access_pages_id =
       ST_TRY(access->pin(c.iova, c.length, c.uptr, (c.flags & MOCK_FLAGS_ACCESS_WRITE) != 0));
@@ -175,6 +178,7 @@ Outcome access_rw(Call&, iommu_test_cmd& cmd) {
   if ((c.flags & ~kKnown) != 0) return refuse(EOPNOTSUPP);
   const AccessRef access(cmd.id);
   if (!access) return refuse(EBADFD);
+  ST_TRY(may_fail("abi_iommufd.find_access", ENOENT));
   const bool write = (c.flags & MOCK_ACCESS_RW_WRITE) != 0;
   Vec<u8> bytes("abi_iommufd.access_bytes");
   ST_TRY(bytes.resize(c.length));
@@ -191,6 +195,7 @@ Outcome access_rw(Call&, iommu_test_cmd& cmd) {
 }
 
 Outcome destroy_access_pages(iommu_test_cmd& cmd) {
+  ST_TRY(may_fail("abi_iommufd.find_item", ENOENT));
   const AccessRef access(cmd.id);
   if (!access) return refuse(EBADFD);
   return access->unpin(cmd.destroy_access_pages.access_pages_id);

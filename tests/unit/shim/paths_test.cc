@@ -27,9 +27,11 @@ TEST(Paths, DeviceIsFoundHoweverItIsWritten) {
 }
 
 TEST(Paths, OthersAreForeign) {
-  for (const char* path : {"", "/", "/dev", "/dev/kvmm", "/dev/kv", "/dev/kvm/x", "/dev/null",
-                           "/kvm", "kvm", "/devkvm", "/sys/module/kvm/parameters/no_such_parameter",
-                           "/sys/module/other", "/tmp/dev/kvm", "/../../etc/passwd", ".."}) {
+  for (const char* path :
+       {"", "/", "/dev", "/dev/kvmm", "/dev/kv", "/dev/kvm/x", "/dev/null", "/kvm", "kvm",
+        "/devkvm", "/sys/module/kvm/parameters/no_such_parameter", "/sys/module/other",
+        "/proc/self/task/1/fail-nth", "/sys/kernel/debug/failslab/ignore-gfp-wait", "/tmp/dev/kvm",
+        "/../../etc/passwd", ".."}) {
     EXPECT_EQ(kind(path), PathKind::kForeign) << path;
   }
   EXPECT_EQ(kind(nullptr), PathKind::kForeign);
