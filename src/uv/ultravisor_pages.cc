@@ -106,7 +106,7 @@ Status Ultravisor::page_in(const Message& m) {
   Status done = Status::kSuccess;
   const bool was_shared = record->state == PageState::kShared;
   std::optional<Going> going;
-  if (run.state() == SvmState::kSecure && is_used(*record)) going.emplace(svm, page, 1);
+  if (is_used(*record)) going.emplace(svm, page, 1);
   if (record->asked == Asked::kUnshare && was_shared) {
     // Nothing is imported: the secure page is zeros, whatever the frame holds.
     change(svm, record, PageState::kSecure, 0);
@@ -217,7 +217,7 @@ Status Ultravisor::page_out(const Message& m) {
     change(svm, record, PageState::kSecure, 0);
   }
   std::optional<Going> going;
-  if (run.state() == SvmState::kSecure && is_used(*record)) going.emplace(svm, page, 1);
+  if (is_used(*record)) going.emplace(svm, page, 1);
   Status done = Status::kRetry;
   if (run.state() == SvmState::kAborting) {
     done = give_clear(svm, page, record, frame);

@@ -255,18 +255,19 @@ struct TranslationAgainstPageOut : UvWorld {
   ~TranslationAgainstPageOut() override { table.leave(); }
   void thread(unsigned me) { act(this, me); }
   void play(unsigned me) {
-    if (me == 0) {
-      for (u64 i = 1; i < 4; ++i) {
-        u64 word = i;
-        if (table.access(m.gpa(0), &word, true) != uv::Where::kSecure) continue;
-        word = 0;
-        for (unsigned point = 0; point < 8; ++point) sched::point();  // a hit has none
-        const auto where = table.access(m.gpa(0), &word, false);
-        sched::expect(where != uv::Where::kSecure || word == i, "a vCPU reads what it wrote");
-      }
-    }
+    if (me == 0) writes_and_reads(&table, &m);
     if (me == 1) vmm_reads();
     if (me == 2) static_cast<void>(m.ultravisor.ask_page_out(uv_lpid, m.gpa(0)));
+  }
+  static void writes_and_reads(ToyGuestTable* table, SecureMachine* m) {
+    for (u64 i = 1; i < 4; ++i) {
+      u64 word = i;
+      if (table->access(m->gpa(0), &word, true) != uv::Where::kSecure) continue;
+      word = 0;
+      for (unsigned point = 0; point < 8; ++point) sched::point();  // a hit has none
+      const auto where = table->access(m->gpa(0), &word, false);
+      sched::expect(where != uv::Where::kSecure || word == i, "a vCPU reads what it wrote");
+    }
   }
   ToyGuestTable table;
 };
