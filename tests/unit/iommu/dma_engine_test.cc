@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/failpoint.h"
 #include "tests/unit/iommu/engine_world.h"
 
 namespace stagetwo::iommu {
@@ -105,6 +106,21 @@ TEST_P(Engine, IsForDevicesInTablesOnly) {
   EXPECT_EQ(error_of(DmaEngine::make(*context_, id)), ENODEV);
   EXPECT_EQ(error_of(DmaEngine::make(*context_, 9999)), ENOENT);
   EXPECT_EQ(destroy(id), 0);
+}
+
+TEST_P(Engine, ThatIsRefusedMemoryLeavesNothing) {
+  s64 blocks = 0;
+  {
+    const Locked locked(*context_);
+    blocks = locked.arena().blocks_in_use();
+  }
+  const u64 runs = failpoint::sweep([&] {
+    const auto made = DmaEngine::make(*context_, device_);
+    EXPECT_TRUE(made || to_int(made.error()) == ENOMEM);
+  });
+  EXPECT_EQ(runs, 1u);
+  const Locked locked(*context_);
+  EXPECT_EQ(locked.arena().blocks_in_use(), blocks);
 }
 
 INSTANTIATE_TEST_SUITE_P(OfEachFormat, Engine, testing::Values(false, true), [](const auto& first) {
