@@ -14,7 +14,7 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere, "a change under way in another thread while the first device is opened",
      "it is not waited for"},
     {Where::kEverywhere, "what another process does to a mapped file: its end, holes",
-     "the guarded access: EFAULT"},
+     "the guarded access: EFAULT; a pinned page that goes with it is lost to its device"},
     {Where::kEverywhere,
      "an end or a hole of a mapped file by open_by_handle_at, shm_open or the ioctls of XFS",
      "the guarded access: EFAULT"},
