@@ -158,6 +158,16 @@ TEST_F(Vm, TimerNeedsAnIrqchip) {
   kvm_pit_state2 state{};
   EXPECT_EQ(call(vm_, KVM_GET_PIT2, &state), -ENXIO);
 }
+// POWER's: a processor of this kind never has them.
+TEST_F(Vm, SecureGuestsAreNotOffered) {
+  constexpr unsigned kSecureGuest = 181;               // KVM_CAP_PPC_SECURE_GUEST
+  constexpr unsigned long kSvmOff = _IO(KVMIO, 0xb3);  // KVM_PPC_SVM_OFF
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, kSecureGuest), 0);
+  EXPECT_EQ(call(vm_, KVM_CHECK_EXTENSION, kSecureGuest), 0);
+  EXPECT_EQ(enable(kSecureGuest, 1), -EINVAL);
+  EXPECT_EQ(call(vm_, kSvmOff), -ENOTTY);
+}
+
 TEST_F(Vm, DeviceTypeThatDoesNotExistIsEnodev) {
   kvm_create_device device{};
   device.type = 9999;

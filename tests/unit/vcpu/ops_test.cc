@@ -180,6 +180,19 @@ TEST(SystemOps, UnknownMsrExitsIfTheVmAskedForIt) {
   EXPECT_EQ(g.reg(kRdx), 0x11223344u);
 }
 
+TEST(SystemOps, CallsOfSecureGuestsAreEnosys) {
+  Guest g;
+  g.long_mode();
+  g.code({0x0f, 0x01, 0xc1, 0xf4});
+  // H_SVM_* and UV_* (uv/calls.h).
+  for (u64 number = 0xef00; number <= 0xf150; number += 4) {
+    g.state().rip = kCode;
+    g.reg(kRax) = number;
+    g.run_to_hlt();
+    ASSERT_EQ(g.reg(kRax), static_cast<u64>(-1000)) << number;
+  }
+}
+
 TEST(SystemOps, HypercallIsEnosysUnlessEnabled) {
   Guest g;
   g.long_mode();
