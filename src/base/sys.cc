@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #include <algorithm>
@@ -43,6 +44,15 @@ struct CachedTid {
   u32 stamp;
 };
 [[gnu::tls_model("initial-exec")]] thread_local CachedTid cached_tid{0, 0};
+
+// Has a thread that still has its number ended all the same? It has no memory any more, and the
+// kernel says so before it looks at rights or addresses (kernel file: process_vm_access.c).
+bool has_no_memory(int tid) {
+  u8 byte = 0;
+  const iovec here{&byte, 1};
+  const iovec there{nullptr, 1};
+  return call(SYS_process_vm_readv, tid, arg(&here), 1, arg(&there), 1, 0) == -ESRCH;
+}
 
 }  // namespace
 
@@ -155,8 +165,11 @@ int current_tid() {
   return static_cast<int>(cached_tid.tid);
 }
 
+bool thread_gone(int tid) {
+  return call(SYS_tkill, tid, 0) == -ESRCH || has_no_memory(tid);
+}
 bool thread_alive(int tid) {
-  return call(SYS_tgkill, getpid(), tid, 0) == 0;
+  return call(SYS_tgkill, getpid(), tid, 0) == 0 && !has_no_memory(tid);
 }
 Result<void> tgkill(int pid, int tid, int signal) {
   return nothing(call(SYS_tgkill, pid, tid, signal));

@@ -86,7 +86,10 @@ int gettid();
 int getpid();
 // Cached per thread; right in a child of fork too.
 int current_tid();
-// Does thread `tid` of this process still exist?
+// Is thread `tid`, of any process, over? A leader that ended before its threads is, too, though it
+// keeps its number until they have ended, as a process does until it is waited for.
+bool thread_gone(int tid);
+// Does thread `tid` of this process still run?
 bool thread_alive(int tid);
 Result<void> tgkill(int pid, int tid, int signal);
 u64 monotonic_ns();

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sync/process_mutex.h"
 
-#include <errno.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <time.h>
 
 #include "base/sys.h"
@@ -33,16 +31,8 @@ void wake_shared(Atomic<u32>& word) {
 
 }  // namespace
 
-// A thread that has ended and that nobody has waited for yet still has its number, but no memory:
-// the kernel says so before it looks at rights or addresses (kernel file: process_vm_access.c).
 bool is_thread_gone(u32 tid) {
-  const long number = static_cast<long>(tid);
-  if (sys::call(SYS_tkill, number, 0) == -ESRCH) return true;
-  u8 byte = 0;
-  const iovec here{&byte, 1};
-  const iovec there{nullptr, 1};
-  return sys::call(SYS_process_vm_readv, number, sys::arg(&here), 1, sys::arg(&there), 1, 0) ==
-         -ESRCH;
+  return sys::thread_gone(static_cast<int>(tid));
 }
 
 bool ProcessMutex::acquire() {

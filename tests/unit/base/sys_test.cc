@@ -81,6 +81,24 @@ TEST(Sys, KnowsWhetherAThreadLives) {
   EXPECT_FALSE(sys::thread_alive(gone));
 }
 
+// The thread that a process began with keeps its number when it ends before the others.
+TEST(Sys, KnowsThatTheFirstThreadEndedBeforeTheOthers) {
+  const pid_t child = fork();
+  if (child == 0) {
+    static pid_t leader;
+    leader = gettid();
+    if (!sys::thread_alive(leader) || sys::thread_gone(leader)) _exit(2);
+    std::thread([] {
+      for (int i = 0; i < 20'000 && sys::thread_alive(leader); ++i) usleep(500);
+      _exit(sys::thread_alive(leader) || !sys::thread_gone(leader) ? 1 : 0);
+    }).detach();
+    syscall(SYS_exit, 0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+}
+
 TEST(ProcessPage, IsEmptyInAChild) {
   u64* page = process_page();
   ASSERT_NE(page, nullptr);
