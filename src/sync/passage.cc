@@ -24,6 +24,21 @@
 // count, sequentially consistent, comes after and it sees what was published. That is also why
 // nothing is turned where one look at every cell, both sides at once, finds nobody.
 
+// Cells nobody was ever in are not looked at. The first in a cell sets its bit, the others read it:
+//
+//   A, the first in its cell      | waiter                  | B, the second in that cell
+//                                 | publishes               |
+//                                 | reads used: no such bit |
+//   sets the bit; counts itself   |                         |
+//   reads what was published      |                         |
+//                                 |                         | reads the bit: it need not set it
+//                                 |                         | counts itself
+//                                 |                         | reads what was published
+//
+// A's bit comes after the waiter's look, so what A reads then is what was published: for
+// sequentially consistent reads by that order alone; for acquiring ones the look is a write, and
+// A's bit a later one of the same word (wait_for_acquirers). B has it from A's bit, by acquiring.
+
 namespace stagetwo::sync {
 namespace {
 
@@ -34,10 +49,14 @@ constexpr u64 kSleepNs = 50'000;
 }  // namespace
 
 u32 Passage::cell_of_thread() {
+#if defined(ST_SCHED)
+  return sched::thread_number() % kCells;
+#else
   // The thread's control block is aligned and far from the next one: its page number tells threads
   // apart as well as anything that is as cheap.
   const u64 block = reinterpret_cast<std::uintptr_t>(__builtin_thread_pointer()) >> 12;
   return static_cast<u32>((block * 0x9E3779B97F4A7C15U) >> 32) % kCells;
+#endif
 }
 
 // Until the counts of the mask are 0. False: `until` came first.
@@ -84,8 +103,7 @@ bool Passage::wait_at_most(u64 ns) const {
 
 void Passage::wait_for_acquirers() const {
   bool inside = false;
-  // A mark there, too, for whoever is the first in its cell.
-  const u32 cells = kCells > 1 ? used_.fetch_add(0) : 1;
+  const u32 cells = ST_GUARD(passage_used_marked, true) ? used_.fetch_add(0) : used_.load();
   for (u32 left = cells; left != 0; left &= left - 1) {
     inside |= cells_[__builtin_ctz(left)].inside.fetch_add(0) != 0;
   }

@@ -19,10 +19,10 @@
 //              either the waiter sees the section, or the section sees what the waiter published
 //              (seq_cst) before.
 // used_:       a bit for each cell that anybody was ever in, set (seq_cst) before the first count,
-// read
-//              (acquire) before every other: a waiter who reads it (seq_cst) and misses a bit comes
-//              before the section in the same way.
+//              read (acquire) before every other: a waiter who reads it (seq_cst) and misses a bit
+//              comes before the section in the same way (passage.cc).
 
+#include "base/guard.h"
 #include "base/types.h"
 #include "sync/annotations.h"
 #include "sync/atomic.h"
@@ -42,9 +42,8 @@ class Passage {
   [[nodiscard]] Ticket enter() const {
     const u32 side = side_.load(std::memory_order_relaxed);
     const u32 cell = cell_of_thread();
-    if (kCells > 1 && (used_.load(std::memory_order_acquire) & 1u << cell) == 0) {
-      used_.fetch_or(1u << cell);
-    }
+    const bool known = (used_.load(used_order()) & 1u << cell) != 0;
+    if (ST_GUARD(passage_cell_used, !known)) used_.fetch_or(1u << cell);
     cells_[cell].inside.fetch_add(one(side));
     return cell << 1 | side;
   }
@@ -78,7 +77,7 @@ class Passage {
 
  private:
 #if defined(ST_SCHED)
-  static constexpr u32 kCells = 1;  // which cell is chance, and a schedule has none
+  static constexpr u32 kCells = 2;  // of threads by their number: a schedule knows no chance
 #else
   static constexpr u32 kCells = 16;
 #endif
@@ -89,7 +88,10 @@ class Passage {
   static constexpr u64 one(u32 side) { return u64{1} << (32 * side); }
   static constexpr u64 all(u32 side) { return u64{0xffff'ffff} << (32 * side); }
   // The cells to look at.
-  u32 used() const { return kCells > 1 ? used_.load() : 1; }
+  u32 used() const { return used_.load(); }
+  static std::memory_order used_order() {
+    return ST_GUARD(passage_used_acquire, true) ? kAcquire : kRelaxed;
+  }
   static u32 cell_of_thread();
   static bool wait_for(const Cell& cell, u64 mask, u64 until);
   bool wait_for_side(u32 side, u64 until) const;

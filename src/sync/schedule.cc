@@ -222,6 +222,10 @@ bool active() {
   return self != nullptr && !self->run->over && !self->run->in_invariant;
 }
 
+unsigned thread_number() {
+  return self == nullptr ? 0 : self->index;
+}
+
 void fail(const char* why) {
   if (self == nullptr || self->run->over) return;
   finish(*self->run, End::kFailed, why);

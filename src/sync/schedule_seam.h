@@ -18,6 +18,9 @@ namespace stagetwo::sync::sched {
 // Is the calling thread one of a scheduled run?
 bool active();
 
+// Which one; outside of a run 0.
+unsigned thread_number();
+
 u64 load(const void* word, u64 newest, std::memory_order order);
 void before_write(const void* word, u64 newest);
 void read_newest(const void* word, std::memory_order order);

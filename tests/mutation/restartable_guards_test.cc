@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guards of lines that let go: without one, a schedule reaches what was borrowed. With threads that
-// really run: sync_guards_test.cc.
+// Guards of lines that let go, and of passages: without one, a schedule reaches what was borrowed.
+// With threads that really run: sync_guards_test.cc.
 #include <gtest/gtest.h>
 
 #include "tests/mutation/broken_without.h"
+#include "tests/sched/passage_scenarios.h"
 #include "tests/sched/restartable_scenarios.h"
 
 namespace stagetwo::test {
@@ -20,6 +21,25 @@ TEST(RestartBarrier, WithoutItNobodySeesThatALineHolds) {
 TEST(HoldIsWaitedFor, WithoutTheLookALineThatHoldsIsPassed) {
   EXPECT_TRUE(broken_without({"hold_is_waited_for"},
                              [] { return search<HoldAgainstBarrier>(5000).found; }));
+}
+
+// The bit of a cell, set by who is the first there.
+TEST(PassageCellUsed, WithoutTheBitNobodyLooksThere) {
+  EXPECT_TRUE(
+      broken_without({"passage_cell_used"}, [] { return search<OrderedSections<3>>(5000).found; }));
+}
+// The order of the first: the waiter's look is a write.
+TEST(PassageUsedMarked, WithoutTheMarkTheFirstInACellReadsWhatWasTakenAway) {
+  EXPECT_TRUE(broken_without({"passage_used_marked"},
+                             [] { return search<AcquiringSections<1>>(5000).found; }));
+}
+// The order of the second, which has it from the first.
+TEST(PassageUsedAcquire, WithoutItTheSecondInACellReadsWhatWasTakenAway) {
+  EXPECT_TRUE(broken_without({"passage_used_acquire"},
+                             [] { return search<AcquiringSections<3>>(20000).found; }));
+}
+TEST(Guards, AreAllQuietWhenNoneIsRemoved) {
+  EXPECT_FALSE(broken_without({}, [] { return search<AcquiringSections<3>>(500).found; }));
 }
 
 }  // namespace
