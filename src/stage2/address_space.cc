@@ -348,9 +348,29 @@ const Slot* GuestMemory::audit_slot(u32 address_space, Gfn gfn) {
   return section.find(address_space, gfn);
 }
 
+// Under slots_lock: `taken` is then nobody's.
+void GuestMemory::audit_right(const Slot& slot, u64 page) {
+  slot.dirty->taken[page / 64] |= u64{1} << (page % 64);
+}
+
 void GuestMemory::check_world() {
   slots_.check_world();
-  tdp_.check_world();
+  slots_.between_updates([this] {
+    const auto each_word = [this](auto&& fn) {
+      const Memslots::Reader section(slots_);
+      section.for_each_user(host::kWholeAddressSpace, [&](const Slot& slot, GfnRange) {
+        if (slot.dirty == nullptr) return;
+        for (u64 i = 0; i < slot.dirty->word_count; ++i) fn(*slot.dirty, i);
+      });
+    };
+    each_word([](DirtyBitmap& dirty, u64 i) { dirty.taken[i] = 0; });
+    tdp_.check_world();
+    // What gives a right marks the page in the same section; nobody takes marks meanwhile.
+    if (ST_GUARD(audit_waits, true)) slots_.wait_for_readers();
+    each_word([](DirtyBitmap& dirty, u64 i) {
+      ST_CHECK((dirty.taken[i] & ~dirty.words[i].load(sync::kRelaxed)) == 0);
+    });
+  });
 }
 
 GuestMemory::Counts GuestMemory::counts() const {

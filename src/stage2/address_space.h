@@ -112,8 +112,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   // Entries by size, by a walk. Any thread.
   [[nodiscard]] PageCounts count_pages() { return tdp_.count_pages(); }
   [[nodiscard]] TdpMmu& tdp() { return tdp_; }
-  // Every invariant of the room; ends the process where one does not hold. Context: no slot
-  // changes.
+  // Every invariant of the room; ends the process where one does not hold. Context: no lock.
   void check_world();
   struct Counts {
     u64 retries = 0;        // stale or closed when looked at again
@@ -171,6 +170,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   [[nodiscard]] bool is_logged(u32 address_space, Gfn gfn) override;
   [[nodiscard]] u64 slots_generation() override { return slots_.generation(); }
   [[nodiscard]] const Slot* audit_slot(u32 address_space, Gfn gfn) override;
+  void audit_right(const Slot& slot, u64 page) override;
 
   sync::InvalidationGate gate_;
   sync::AckSet lines_;

@@ -7,12 +7,25 @@
 // The world checker of the tables, and the counts that are kept nowhere: both walk. The checker
 // follows every table from every root, so it sees a leaf that stands where a table belongs, a table
 // that two entries share, and a table that nobody leads to.
+//
+// It holds mmu_lock alone, which keeps out whoever installs and whoever removes, but not the
+// lock-free way to the right to store:
+//
+//   vCPU, fast_page_fault                   | the audit
+//   W by compare-and-exchange               |
+//                                           | mmu_lock alone: W, and no mark
+//   the mark; the read section ends         |
+//
+// So the walk writes the rights down (audit_right), and the marks are looked at when the read
+// sections of then have ended (GuestMemory::check_world). An old root that every line has left may
+// be half taken apart by who left it last. Its leaves are nobody's, and may be of slots that went.
 
 namespace stagetwo::stage2 {
 namespace {
 
 // A leaf against the slot it claims to be of.
-void check_leaf(bool nx_huge_pages, const Slot* slot, Word leaf, u64 frame, unsigned level) {
+void check_leaf(TdpHost& host, bool nx_huge_pages, const Slot* slot, Word leaf, u64 frame,
+                unsigned level) {
   ST_CHECK(slot != nullptr);
   const u64 frames = pt::span_of<Format>(level);
   ST_CHECK(Gfn(frame) >= slot->base_gfn);
@@ -28,18 +41,17 @@ void check_leaf(bool nx_huge_pages, const Slot* slot, Word leaf, u64 frame, unsi
   if (Format::is_dirty(leaf)) ST_CHECK(Format::is_mmu_writable(leaf));
   if (level > 1) ST_CHECK(!nx_huge_pages || !Format::is_executable(leaf));
   if ((slot->flags & kLogDirtyPages) == 0 || !Format::is_writable(leaf)) return;
-  // Whoever gave the right has marked the page, and whoever took the mark took the right as well.
+  // Whoever gave the right marks the page, and whoever took the mark took the right as well.
   // A large leaf has it only while every page of it is marked from the beginning.
   ST_CHECK(level == 1 || slot->dirty != nullptr);
   for (u64 i = 0; slot->dirty != nullptr && i < frames; ++i) {
-    const u64 page = Gfn(frame) - slot->base_gfn + i;
-    ST_CHECK((slot->dirty->words[page / 64].load(sync::kRelaxed) >> page % 64 & 1) != 0);
+    host.audit_right(*slot, Gfn(frame) - slot->base_gfn + i);
   }
 }
 
 }  // namespace
 
-void TdpMmu::check_table(TablePage& table, PageCounts* found) {
+void TdpMmu::check_table(TablePage& table, bool walked, PageCounts* found) {
   ST_CHECK(table.level >= 1);
   ST_CHECK(table.use == TableUse::kLinked);
   ST_CHECK(!table.marked);
@@ -59,15 +71,16 @@ void TdpMmu::check_table(TablePage& table, PageCounts* found) {
     ST_CHECK(Format::is_legal(word, table.level));
     ST_CHECK(!Format::is_mmio(word) || table.level == 1);
     if (Format::is_leaf(word, table.level)) {
-      check_leaf(nx_huge_pages(), host_.audit_slot(table.address_space, Gfn(frame)), word, frame,
-                 table.level);
+      if (!walked) continue;
+      check_leaf(host_, nx_huge_pages(), host_.audit_slot(table.address_space, Gfn(frame)), word,
+                 frame, table.level);
     } else if (Format::is_table(word, table.level)) {
       TablePage* child = TablePage::of(pt::DirectMemory<Word>::entries(Format::output(word)));
       ST_CHECK_OP(unsigned{child->level}, ==, table.level - 1U);
       ST_CHECK_OP(child->gfn.raw(), ==, frame);
       ST_CHECK_OP(child->address_space, ==, table.address_space);
       ST_CHECK(child->parent == &table.entries[i]);
-      check_table(*child, found);
+      check_table(*child, walked, found);
     }
   }
 }
@@ -81,8 +94,9 @@ void TdpMmu::check_world() {
     ST_CHECK_OP(unsigned{root.page->level}, ==, policy_.root_level);
     ST_CHECK_OP(u32{root.page->address_space}, ==, root.address_space);
     // The MMU's own, unless it is invalid and zapped.
-    ST_CHECK(root.invalid.load(sync::kRelaxed) || root.refs.load(sync::kRelaxed) >= 1);
-    check_table(*root.page, &found);
+    const bool valid = !root.invalid.load(sync::kRelaxed);
+    ST_CHECK(!valid || root.refs.load(sync::kRelaxed) >= 1);
+    check_table(*root.page, valid || root.zap_scheduled, &found);
   });
   u64 linked = 0;
   pool_.for_each([&linked](TablePage& page) {

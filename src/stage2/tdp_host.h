@@ -53,8 +53,11 @@ class TdpHost {
   // The number of the slots' set; has kUpdateInProgress while an update is under way.
   [[nodiscard]] virtual u64 slots_generation() = 0;
 
-  // For the audit. The slot of a frame; the VM is at rest.
+  // For the audit, under mmu_lock, alone. The slot of a frame; no slot changes.
   [[nodiscard]] virtual const Slot* audit_slot(u32 address_space, Gfn gfn) = 0;
+  // The same. A page of a slot with a log may be stored to without a fault: whoever gave that right
+  // has marked it, or is about to, in a read section that is not over.
+  virtual void audit_right(const Slot& slot, u64 page) = 0;
 
  protected:
   ~TdpHost() = default;

@@ -110,7 +110,7 @@ class TdpMmu {
 
   // --- what there is (tdp_audit.cc) ---
   [[nodiscard]] PageCounts count_pages() TA_EXCL(mmu_lock_, pages_lock_);
-  // I1 to I5, by a walk of everything. Context: the VM at rest. Ends the process otherwise.
+  // I1 to I5, by a walk of everything; faults may be under way. Ends the process otherwise.
   void check_world() TA_EXCL(mmu_lock_, pages_lock_);
   [[nodiscard]] const TablePool& tables() const { return pool_; }
   [[nodiscard]] u32 root_count() TA_EXCL(pages_lock_);
@@ -179,7 +179,7 @@ class TdpMmu {
   [[nodiscard]] bool zap_entry_frozen(TdpCursor& at, pt::Gather* removed) TA_REQ_SHARED(mmu_lock_);
   // Unlinks one table by its parent. False: it was already. Analogue: kvm_tdp_mmu_zap_sp.
   bool zap_table(TablePage& table, pt::Gather* removed) TA_REQ(mmu_lock_);
-  void check_table(TablePage& table, PageCounts* found);
+  void check_table(TablePage& table, bool walked, PageCounts* found);
   TdpHost& host_;
   const TdpPolicy policy_;
   sync::Atomic<bool> nx_huge_pages_;  // relaxed: whoever changes it then invalidates the roots

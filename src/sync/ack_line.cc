@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sync/ack_line.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/sys.h"
@@ -199,6 +201,12 @@ u64 AckSet::bump_all() {
 
 namespace {
 
+void raise(Atomic<u64>& word, u64 value) {
+  u64 seen = word.load(kRelaxed);
+  while (seen < value && !word.compare_exchange_weak(seen, value, kAcqRel)) {
+  }
+}
+
 // True if `look()` says true within kSpinNs of *start, which is now if it is zero.
 template <typename Look>
 bool spin_until(u64* start, Look&& look) {
@@ -237,9 +245,7 @@ u64 wait_until(u64 start, Look&& look, Sleep&& sleep, Liveness&& liveness) {
 
 bool AckSet::cover(u64 ticket) {
   if (!restart_barrier()) return false;
-  u64 seen = covered_.load(kRelaxed);
-  while (seen < ticket && !covered_.compare_exchange_weak(seen, ticket, kAcqRel)) {
-  }
+  raise(covered_, ticket);
   return true;
 }
 
@@ -271,6 +277,7 @@ void AckSet::await_all(u64 ticket) {
     trace::emit(trace::Event::st_ack_slow, trace::Room::sync, ticket, waited,
                 static_cast<u64>(owner));
   }
+  raise(waited_for_, ticket);
 }
 
 void AckSet::wait_all(u64 ticket) {
@@ -315,7 +322,9 @@ u64 AckSet::passed() {
     if (reached < covered && line->has_let_go()) reached = covered;
     if (reached < passed) passed = reached;
   }
-  return passed;
+  // A line that was outside when it was waited for, and is on its way in, has not said so yet.
+  const u64 waited_for = ST_GUARD(passed_is_kept, true) ? waited_for_.load(kAcquire) : 0;
+  return std::max(passed, waited_for);
 }
 
 size_t AckSet::debug_line_count() {

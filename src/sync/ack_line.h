@@ -162,8 +162,8 @@ class AckSet {
   // One line's poll() shall say true soon. Async-signal-safe.
   void kick(AckLine& line) { line.raise_to(ticket_.fetch_add(1, kSeqCst) + 1); }
 
-  // For epochs. next_ticket(): a bump that gets this number or a higher one sees what the caller
-  // did before. passed(): every line has passed the requests up to this number.
+  // For epochs. next_ticket(): a bump of this number or a higher one sees what the caller did.
+  // passed(): every line has passed the requests up to this number, at least those waited for.
   [[nodiscard]] u64 next_ticket() { return ticket_.fetch_add(0, kAcqRel) + 1; }
   [[nodiscard]] u64 passed();
   // Does every line pass within the time one that is scheduled needs, or a barrier?
@@ -190,9 +190,9 @@ class AckSet {
 
   SharedMutex lock_{Rank::kAckSet};
   AckLine* first_ TA_GUARDED(lock_) = nullptr;
-  Atomic<u64> ticket_{0};  // raised by read-modify-writes only
-  // The highest request that a restart barrier began after and returned (raised acq_rel).
-  Atomic<u64> covered_{0};
+  Atomic<u64> ticket_{0};      // raised by read-modify-writes only
+  Atomic<u64> covered_{0};     // the highest that a returned restart barrier came after (acq_rel)
+  Atomic<u64> waited_for_{0};  // the highest that every line was waited for to pass (acq_rel)
   Atomic<u64> let_go_{0};
   Atomic<u64> waited_{0};
 };

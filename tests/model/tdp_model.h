@@ -82,6 +82,7 @@ class ModelHost final : public stage2::TdpHost {
   }
   u64 slots_generation() override { return generation; }
   const Slot* audit_slot(u32 space, Gfn gfn) override { return find(space, gfn.raw()); }
+  void audit_right(const Slot&, u64) override {}  // its slots have no bitmaps
   bool is_logged(u32 space, Gfn gfn) override {
     const Slot* slot = find(space, gfn.raw());
     return slot != nullptr && (slot->flags & stage2::kLogDirtyPages) != 0;

@@ -37,6 +37,14 @@ TEST(WalkersWait, WithoutTheMarksAFaultWritesToATableThatWasGivenBack) {
   EXPECT_TRUE(
       found_without("walkers_wait", [] { return search<RestoreAgainstTableRelease>(5000).found; }));
 }
+TEST(AuditWaits, WithoutTheWaitTheAuditMissesAMark) {
+  EXPECT_TRUE(
+      found_without("audit_waits", [] { return search<RestoreBesideTheAudit>(5000).found; }));
+}
+TEST(PassedIsKept, WithoutItARootStandsWithASlotThatWent) {
+  EXPECT_TRUE(
+      found_without("passed_is_kept", [] { return search<SlotAgainBesideTheAudit>(5000).found; }));
+}
 TEST(RingPush, WithoutTheReleaseAnEntryIsShownBeforeItsPage) {
   EXPECT_TRUE(found_without("ring_release", [] { return search<RingRound>(500).found; }));
 }

@@ -80,6 +80,30 @@ TEST(AckLine, PollDropsWhatWasCached) {
   expect_holds<PollAgainstRequest>();
 }
 
+// What was waited for has passed, though the line has entered again and not answered yet.
+struct PassedIsKept {
+  static constexpr unsigned kThreads = 2;
+  AckSet set;
+  AckLine line;
+  PassedIsKept() { set.add(line); }
+  ~PassedIsKept() { set.remove(line); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      for (int i = 0; i < 2; ++i) {
+        static_cast<void>(line.enter());
+        line.leave();
+      }
+      return;
+    }
+    const u64 ticket = set.bump_all();
+    set.wait_all(ticket);
+    sched::expect(set.passed() >= ticket, "a request that was waited for has not passed");
+  }
+};
+TEST(AckLine, WhatWasWaitedForHasPassed) {
+  expect_holds<PassedIsKept>();
+}
+
 // Two invalidators, two lines.
 struct ManyOfEach {
   static constexpr unsigned kThreads = 4;

@@ -332,6 +332,42 @@ struct HarvestAgainstStores : SmallVm {
   }
 };
 
+// The audit beside a vCPU that takes its right to store back without a lock, and marks it after.
+struct RestoreBesideTheAudit : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  RestoreBesideTheAudit() : SmallVm(stage2::kLogDirtyPages) {
+    guest_access(0, [](u64) {});
+    static_cast<void>(memory->slots().get_dirty_log(0, Hva(pages.address() + kPageSize)));
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      guest_access(0, [](u64) {});
+    } else {
+      memory->check_world();
+    }
+  }
+};
+
+// A slot goes beside a vCPU that used it and comes again with a log: no table that a vCPU may walk
+// has anything of the first any more.
+struct SlotAgainBesideTheAudit : SmallVm {
+  static constexpr unsigned kThreads = 3;
+  SlotAgainBesideTheAudit() {
+    for (const unsigned vcpu : {0U, 1U}) guest_access(vcpu, [](u64) {});
+  }
+  void thread(unsigned me) {
+    if (me < 2) {
+      guest_access(me, [](u64) {});
+      guest_access(me, [](u64) {});
+      return;
+    }
+    static_cast<void>(set(0, 0, 0));
+    memory->check_world();
+    static_cast<void>(set(kGpa, kPageSize, stage2::kLogDirtyPages));
+    memory->check_world();
+  }
+};
+
 // A change takes a whole table, whose memory is somebody else's as soon as the change may begin: a
 // fault that restores the right to store walks without a lock, and must not write there.
 struct RestoreAgainstTableRelease : SmallVm {

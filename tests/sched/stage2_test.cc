@@ -31,6 +31,13 @@ TEST(RestoreAgainstTableRelease, NothingIsWrittenToATableThatWasGivenBack) {
   expect_holds<RestoreAgainstTableRelease>(1000);
 }
 
+TEST(RestoreBesideTheAudit, ARightIsNotMissedThatIsMarkedAfterIt) {
+  expect_holds<RestoreBesideTheAudit>(1000);
+}
+TEST(SlotAgainBesideTheAudit, NothingIsLeftOfASlotThatWent) {
+  expect_holds<SlotAgainBesideTheAudit>(500);
+}
+
 TEST(HarvestAgainstStores, NoStoreIsInNoHarvest) {
   const unsigned seeds = seed_is_fixed() ? 1 : 2000;
   for (unsigned i = 0; i < seeds; ++i) {

@@ -165,6 +165,10 @@ class TdpWorld final : public stage2::TdpHost {
   }
   u64 slots_generation() override { return generation.load(); }
   const Slot* audit_slot(u32, Gfn gfn) override { return find(gfn); }
+  // At rest, or with nobody on the lock-free way.
+  void audit_right(const Slot& slot, u64 page) override {
+    ST_CHECK((slot.dirty->words[page / 64].load() >> page % 64 & 1) != 0);
+  }
 };
 
 }  // namespace stagetwo::test
