@@ -160,8 +160,8 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   bool mark_old(HvaRange range);
   // TdpHost
   void flush_tlbs() override;
-  u64 ask_for_flush() override { return lines_.bump_all(); }
-  u64 passed_requests() override { return lines_.passed(); }
+  void ask_for_flush() override { static_cast<void>(lines_.bump_all()); }
+  sync::EpochDomain& epochs() override { return epochs_; }
   void synchronize() override;
   void wait_for_sections() override;
   [[nodiscard]] bool must_retry(const Fault& fault, HvaRange range) override;
@@ -178,6 +178,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   Memslots slots_;
   ResidentCache resident_;  // of KVM's own accesses; a vCPU's faults write theirs
   TdpMmu tdp_;
+  sync::EpochDomain epochs_{lines_};  // old roots, until every vCPU has left them
   NxRecovery nx_recovery_;
   AgeFlush age_flush_;
   bool nx_allowed_ = true;       // immutable once there is a vCPU
@@ -185,8 +186,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   bool roots_invalidated_ = false;
   bool nothing_to_flush_ = false;   // the slot that goes is in nobody's TLB
   sync::Atomic<u64> residency_{0};  // invalidations ended: each makes what was present unknown
-  sync::Atomic<bool> slot_zap_all_{true};
-  sync::Atomic<bool> eager_split_{true};
+  sync::Atomic<bool> slot_zap_all_{true}, eager_split_{true};
   sync::Atomic<WriteTracker*> tracker_{nullptr};  // read in a section, for which detaching waits
   bool registered_ = false;                       // immutable after create()
   sync::Atomic<bool> released_{false};            // who begins later waits for ever

@@ -96,7 +96,7 @@ void TdpMmu::check_world() {
     // The MMU's own, unless it is invalid and zapped.
     const bool valid = !root.invalid.load(sync::kRelaxed);
     ST_CHECK(!valid || root.refs.load(sync::kRelaxed) >= 1);
-    check_table(*root.page, valid || root.zap_scheduled, &found);
+    check_table(*root.page, !root.left, &found);
   });
   u64 linked = 0;
   pool_.for_each([&linked](TablePage& page) {

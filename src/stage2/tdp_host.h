@@ -11,6 +11,7 @@
 
 #include "stage2/fault.h"
 #include "stage2/memslots.h"
+#include "sync/epoch.h"
 
 namespace stagetwo::stage2 {
 
@@ -22,10 +23,11 @@ class TdpHost {
   // acknowledged. Context: mmu_lock may be held in any way.
   virtual void flush_tlbs() = 0;
 
-  // The two halves of that, without waiting: every line is asked; the request's number. The highest
-  // request that every line has passed. Context: as flush_tlbs().
-  [[nodiscard]] virtual u64 ask_for_flush() = 0;
-  [[nodiscard]] virtual u64 passed_requests() = 0;
+  // The first half of that: every line is asked, none is waited for. Context: as flush_tlbs().
+  virtual void ask_for_flush() = 0;
+  // Where a root waits until every line has passed a request that came after it was retired. The
+  // domain goes before the tables do.
+  [[nodiscard]] virtual sync::EpochDomain& epochs() = 0;
 
   // The grace period of a table that was unlinked: flush_tlbs(), and every other read section that
   // began before has ended: shared sections of mmu_lock, readers of the slots.

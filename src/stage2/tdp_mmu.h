@@ -125,7 +125,7 @@ class TdpMmu {
   [[nodiscard]] TdpRoot* next_root(TdpRoot* after, bool* more) TA_EXCL(pages_lock_);
   void put_root(TdpRoot* root) TA_EXCL(pages_lock_);
   void release_context(MmuContext& context);
-  [[nodiscard]] TdpRoot* take_unwalked_root() TA_EXCL(pages_lock_);
+  static void root_is_left(void* root);
   void zap_unwalked_roots();
   void zap_root(TdpRoot& root, sync::BigReaderGuard& shared);
   template <typename F>

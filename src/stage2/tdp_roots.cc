@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <algorithm>
-
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/trace.h"
@@ -137,6 +135,7 @@ Result<void> TdpMmu::load_root(MmuContext& context, u32 address_space) {
     page->gfn = Gfn(0);
     page->level = static_cast<u8>(policy_.root_level);
     page->address_space = static_cast<u8>(address_space);
+    made->mmu = this;
     made->page = page;
     made->address_space = address_space;
   }
@@ -176,26 +175,26 @@ MmuContext::~MmuContext() {
 }
 
 void TdpMmu::invalidate_all_roots() {
-  u64 count = 0;
+  u32 count = 0;
   {
     const sync::BigWriterGuard alone(mmu_lock_);
     const sync::MutexGuard pages(pages_lock_);
     roots_.for_each([&count](TdpRoot& root) {
       if (root.invalid.load(sync::kRelaxed)) return;
       root.invalid.store(true, sync::kRelaxed);
-      root.zap_scheduled = true;
       ++count;
     });
-    waiting_roots_.store(waiting_roots_.load(sync::kRelaxed) + static_cast<u32>(count),
-                         sync::kRelaxed);
+    waiting_roots_.store(waiting_roots_.load(sync::kRelaxed) + count, sync::kRelaxed);
   }
-  const u64 request = host_.ask_for_flush();
-  {
-    const sync::MutexGuard pages(pages_lock_);
-    roots_.for_each([request](TdpRoot& root) {
-      if (root.zap_scheduled) root.last_request = std::min(root.last_request, request);
-    });
-  }
+  // Retired when nobody can load one any more, and before the lines are asked.
+  for_each_root([this](TdpRoot& root) {
+    {
+      const sync::MutexGuard pages(pages_lock_);
+      if (!root.invalid.load(sync::kRelaxed) || std::exchange(root.retired, true)) return;
+    }
+    host_.epochs().retire(&root, root_is_left);
+  });
+  host_.ask_for_flush();
   trace::emit(trace::Event::kvm_mmu_zap_all_fast, trace::Room::stage2, count);
 }
 
@@ -220,27 +219,24 @@ bool TdpMmu::in_use(u32 address_space, GfnRange range) TA_NO_ANALYSIS {
   return found || flushed_.load(sync::kAcquire) != removed_.load(sync::kAcquire);
 }
 
-TdpRoot* TdpMmu::take_unwalked_root() {
-  const u64 passed = host_.passed_requests();
-  const sync::MutexGuard pages(pages_lock_);
-  for (TdpRoot* root = roots_.front(); root != nullptr; root = roots_.next(root)) {
-    if (!root->zap_scheduled) continue;
-    if (ST_GUARD(walked_root, root->last_request > passed)) continue;
-    root->zap_scheduled = false;
-    waiting_roots_.store(waiting_roots_.load(sync::kRelaxed) - 1, sync::kRelaxed);
-    return root;
+// Every line has left it: the epochs give it back.
+void TdpMmu::root_is_left(void* object) {
+  TdpRoot& root = *static_cast<TdpRoot*>(object);
+  TdpMmu& mmu = *root.mmu;
+  {
+    const sync::MutexGuard pages(mmu.pages_lock_);
+    root.left = true;
+    mmu.waiting_roots_.store(mmu.waiting_roots_.load(sync::kRelaxed) - 1, sync::kRelaxed);
   }
-  return nullptr;
+  {
+    sync::BigReaderGuard shared(mmu.mmu_lock_);
+    mmu.zap_root(root, shared);
+  }
+  mmu.put_root(&root);  // the MMU's own
 }
 
 void TdpMmu::zap_unwalked_roots() {
-  while (TdpRoot* root = take_unwalked_root()) {
-    {
-      sync::BigReaderGuard shared(mmu_lock_);
-      zap_root(*root, shared);
-    }
-    put_root(root);  // the MMU's own
-  }
+  host_.epochs().collect();
 }
 
 void TdpMmu::zap_invalidated_roots() {

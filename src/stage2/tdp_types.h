@@ -10,6 +10,8 @@
 
 namespace stagetwo::stage2 {
 
+class TdpMmu;
+
 using TdpCursor = pt::Cursor<Format>;
 
 struct TdpPolicy {
@@ -20,14 +22,15 @@ struct TdpPolicy {
 // A root and who uses it. Starts with two references: of the context that asked, and of the MMU,
 // which keeps it until it has been invalidated and zapped. Never revived from zero.
 struct TdpRoot {
+  TdpMmu* mmu = nullptr;
   TablePage* page = nullptr;
   u32 address_space = 0;
   sync::Atomic<u32> refs{2};  // acquire-release; ends the root at zero
   sync::Atomic<bool> invalid{
-      false};                  // set under mmu_lock_ alone, relaxed: read under it, or a hint
-  bool zap_scheduled = false;  // under pages_lock_
-  u64 last_request = ~u64{0};  // lines that passed it walk it no more; under pages_lock_
-  ListNode link;               // under pages_lock_
+      false};            // set under mmu_lock_ alone, relaxed: read under it, or a hint
+  bool retired = false;  // invalid, and given to the epochs; under pages_lock_
+  bool left = false;     // and no line walks it any more; under pages_lock_
+  ListNode link;         // under pages_lock_
 };
 
 // What a lock-free walk found.

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/guard.h"
 
 // Retiring against reading:
 //
@@ -34,7 +35,8 @@ EpochDomain::~EpochDomain() {
 u32 EpochDomain::take(u64 passed, Retired* batch) {
   const MutexGuard guard(lock_);
   u32 taken = 0;
-  while (taken < kBatch && count_ > 0 && ring_[first_].ticket <= passed) {
+  while (taken < kBatch && count_ > 0) {
+    if (ST_GUARD(retired_waits, ring_[first_].ticket > passed)) break;
     batch[taken++] = ring_[first_];
     first_ = (first_ + 1) % kCapacity;
     --count_;

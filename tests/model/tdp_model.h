@@ -53,6 +53,7 @@ class ModelHost final : public stage2::TdpHost {
   std::set<u64> marked[kSpaces];  // frames in the log
   bool mixed = false;
   TdpMmu mmu;
+  sync::EpochDomain old_roots{lines};
 
   [[nodiscard]] Slot* find(u32 space, u64 gfn) {
     for (Slot& slot : slots) {
@@ -62,8 +63,8 @@ class ModelHost final : public stage2::TdpHost {
   }
 
   void flush_tlbs() override { lines.barrier(); }
-  u64 ask_for_flush() override { return lines.bump_all(); }
-  u64 passed_requests() override { return lines.passed(); }
+  void ask_for_flush() override { static_cast<void>(lines.bump_all()); }
+  sync::EpochDomain& epochs() override { return old_roots; }
   void synchronize() override {
     flush_tlbs();
     wait_for_sections();

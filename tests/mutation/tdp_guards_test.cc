@@ -79,8 +79,8 @@ TEST(StaleFault, WithoutTheTestAFaultInstallsIntoAnInvalidRoot) {
 TEST(TdpGrace, WithoutTheWaitAWalkReadsATableThatWasGivenBack) {
   EXPECT_TRUE(found_without<WalkAgainstRelease>({"tdp_grace"}, 3000));
 }
-TEST(WalkedRoot, WithoutTheTestAnOldRootIsTakenApartUnderAVcpu) {
-  EXPECT_TRUE(found_without<OldRootAgainstSlots>({"walked_root"}, 3000));
+TEST(RetiredWaits, WithoutTheTestAnOldRootIsTakenApartUnderAVcpu) {
+  EXPECT_TRUE(found_without<OldRootAgainstSlots>({"retired_waits"}, 3000));
 }
 TEST(SweepFreezes, WithoutItATableIsLinkedBelowOneThatWent) {
   EXPECT_TRUE(found_without<LinkedBelowWhatGoes>({"sweep_freezes"}, 3000));

@@ -80,6 +80,7 @@ class TdpWorld final : public stage2::TdpHost {
   sync::Atomic<u64> dirty_marks{0};
   bool mixed = false;
   TdpMmu mmu;
+  sync::EpochDomain old_roots{lines};
 
   Slot& add_slot(u64 base_gfn, u64 pages, u64 hva, u32 flags = 0) {
     Slot slot{};
@@ -139,8 +140,8 @@ class TdpWorld final : public stage2::TdpHost {
     flushes.fetch_add(1, sync::kRelaxed);
     lines.barrier();
   }
-  u64 ask_for_flush() override { return lines.bump_all(); }
-  u64 passed_requests() override { return lines.passed(); }
+  void ask_for_flush() override { static_cast<void>(lines.bump_all()); }
+  sync::EpochDomain& epochs() override { return old_roots; }
   void synchronize() override {
     flush_tlbs();
     wait_for_sections();
