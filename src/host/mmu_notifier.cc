@@ -41,8 +41,8 @@ namespace stagetwo::host {
 namespace {
 
 struct Seat {
-  // Written under the registry lock. Read by changes: `active` acquire pairs with the release of
-  // the register that filled `who`.
+  // Written under the registry lock. Read by changes: `active` seq_cst, as the roster is (a change
+  // that reads an older value by less was not waited for), and with it the `who` of its register.
   sync::Atomic<MmuNotifier*> who{nullptr};
   sync::Atomic<u32> active{0};
   bool released = false;  // under the registry lock
@@ -116,7 +116,7 @@ void ask_each(F&& fn) {
     const CallbackScope scope;
     for (u32 i = 0; i < used; ++i) {
       Seat& seat = roster->seats[i];
-      if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
+      if (seat.active.load() == 0) continue;  // pairs with register's store
       if (!fn(*seat.who.load(sync::kRelaxed))) break;
     }
   }
@@ -358,7 +358,7 @@ void InvalidateSection::ring_roster() {
     u64 engaged = 0;
     for (u32 i = first; i < used && i < first + 64; ++i) {
       Seat& seat = roster.seats[i];
-      if (seat.active.load(sync::kAcquire) == 0) continue;  // pairs with register's store
+      if (seat.active.load() == 0) continue;  // pairs with register's store
       MmuNotifier& who = *seat.who.load(sync::kRelaxed);
       const TryStart answer =
           event_.blockable ? start_of(who, event_) : who.try_invalidate_range_start(event_);
