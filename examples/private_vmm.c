@@ -233,7 +233,7 @@ static struct scan scan_own_memory(void) {
     if (sscanf(line, "%lx-%lx %4s", &first, &end, rights) != 3 || rights[0] != 'r') continue;
     if (strstr(line, "[vvar") != NULL || strstr(line, "[vsyscall]") != NULL) continue;
     // The engine's own mapping of the file: where a kernel would use its direct map.
-    scan_range(mem, first, end, strstr(line, "/memfd:stagetwo:1:kvm-gmem") != NULL, &result);
+    scan_range(mem, first, end, strstr(line, "kvm-gmem") != NULL, &result);
   }
   fclose(maps);
   close(mem);
@@ -250,15 +250,18 @@ static void convert(struct machine* m) {
       .size = pages * kPage,
       .attributes = to_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0};
   must(ioctl(m->vm, KVM_SET_MEMORY_ATTRIBUTES, &change) == 0, "KVM_SET_MEMORY_ATTRIBUTES");
-  // The half that is left is given back: private pages by a hole in the file. The shared half of
-  // this example stays, to show that the guest's stores do not reach it.
-  if (!to_private) {
+  // The half that is left is given back: private pages by a hole in the file, shared ones as any
+  // memory of the VMM's own.
+  if (to_private) {
+    must(madvise(m->shared + (gpa - kData), change.size, MADV_DONTNEED) == 0, "madvise");
+  } else {
     must(fallocate(m->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(gpa - kData),
                    (off_t)change.size) == 0,
          "fallocate");
   }
-  printf("host   made %llu pages %s at the guest's request%s\n", (unsigned long long)pages,
-         to_private ? "private" : "shared", to_private ? "" : "; their private backing is gone");
+  printf("host   made %llu pages %s at the guest's request; their %s backing is gone\n",
+         (unsigned long long)pages, to_private ? "private" : "shared",
+         to_private ? "shared" : "private");
   m->run->hypercall.ret = 0;
   m->conversions++;
 }
@@ -272,11 +275,11 @@ static void listen_to(struct machine* m, unsigned said) {
     must(*mine == 0x1111, "the guest's store");
     printf("guest  wrote to a shared page: the host reads it\n");
   } else if (said == kKeepsSecret) {
-    must(*mine == 0x1111, "the shared half");
+    must(*mine == 0, "the shared half");
     *mine = 0x2222;
     const struct scan seen = scan_own_memory();
     must(seen.found == 0, "the secret where the VMM can read it");
-    printf("guest  keeps a secret in a private page: the host still reads what was shared\n");
+    printf("guest  keeps a secret in a private page: the host finds zeroes where it was shared\n");
     printf("host   looked through all it can read: the secret is nowhere\n");
     if (seen.in_engine != 0) {
       printf("engine has it in a mapping of its own, which stands for the kernel's\n");

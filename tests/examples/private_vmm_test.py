@@ -10,13 +10,13 @@ PRIVATE = BUILD / "examples/private_vmm"
 ENGINE = "engine has it in a mapping of its own, which stands for the kernel's\n"
 STORY = """\
 guest  wrote to a shared page: the host reads it
-host   made 4 pages private at the guest's request
-guest  keeps a secret in a private page: the host still reads what was shared
+host   made 4 pages private at the guest's request; their shared backing is gone
+guest  keeps a secret in a private page: the host finds zeroes where it was shared
 host   looked through all it can read: the secret is nowhere
 """ + ENGINE + """\
 host   made 4 pages shared at the guest's request; their private backing is gone
 guest  reads what the host wrote while the page was private
-host   made 4 pages private at the guest's request
+host   made 4 pages private at the guest's request; their shared backing is gone
 guest  finds zeroes in its new private page: the secret is gone
 guest  halted after 3 conversions
 """
