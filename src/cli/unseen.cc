@@ -58,10 +58,6 @@ constexpr Unseen kAll[] = {
      "(another environment, a static or a setuid program)",
      "they show and change the memory of a guest, where the kernel refuses"},
     {Where::kEverywhere,
-     "a close of a descriptor of ours that libc makes itself: freopen, fcloseall, fclose in a full "
-     "descriptor table",
-     "what was behind it lives until the process ends"},
-    {Where::kEverywhere,
      "a file that comes by dup2 to the number of an engine's descriptor while another thread uses "
      "that in the engine",
      "the engine's call, a hole in a guest_memfd among them, may reach that file"},

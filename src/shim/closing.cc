@@ -10,6 +10,8 @@
 
 #include "base/sys.h"
 #include "host/run_section.h"
+#include "shim/behind.h"
+#include "shim/closing.h"
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/next.h"
@@ -67,13 +69,15 @@ int close_stream(FILE* stream) {
   }
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fileno(stream), &behind)) return next::fclose(stream);
-  // The stream writes what it holds and then closes; nothing of the engine is below either.
-  const int copy = dup(fileno(stream));
-  const int result = next::fclose(stream);
-  const int error = errno;
-  if (copy >= 0) close_fd(copy);
-  errno = error;
-  return result;
+  // The stream writes what it holds, which a file of ours takes or refuses at once, and then
+  // closes.
+  return close_watched(stream, [&] { return next::fclose(stream); });
+}
+
+bool holds_ours(FILE* stream) {
+  struct ::stat behind{};
+  if (!awake() || !may_be_ours(fileno(stream), &behind)) return false;
+  return behind_fd(fileno(stream)) != Behind::kForeign;
 }
 
 int close_fds(unsigned first, unsigned last, int flags) {

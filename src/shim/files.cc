@@ -16,6 +16,8 @@
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
 #include "shim/behind.h"
+#include "shim/buffered_calls.h"
+#include "shim/closing.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/paths.h"
@@ -195,7 +197,24 @@ FILE* reopen_stream(const char* path, const char* mode, FILE* stream) {
     close_stream(stream);
     return with_errno<FILE*>(ENXIO);
   }
-  return stream_of(path, mode, [&] { return next::freopen(path, mode, stream); });
+  const auto go_on = [&] {
+    return stream_of(path, mode, [&] { return next::freopen(path, mode, stream); });
+  };
+  if (stream == nullptr || !holds_ours(stream)) return go_on();
+  if (path == nullptr) {
+    // What is behind it is opened again by its name in /proc, which leads to nothing to be opened.
+    close_stream(stream);
+    return with_errno<FILE*>(ENXIO);
+  }
+  // The name may be a pipe's and be waited for, so not in a section. In a full table, where there
+  // is no number for a copy, nothing can be opened and so nothing waited for.
+  const int copy = next::fcntl(fileno(stream), F_DUPFD_CLOEXEC, 0);
+  if (copy < 0) return close_watched(stream, [&] { return next::freopen(path, mode, stream); });
+  FILE* const again = go_on();
+  const int error = errno;
+  close_fd(copy);
+  errno = error;
+  return again;
 }
 
 int stat_at(int directory, const char* path, struct stat* out, int flags) {

@@ -33,6 +33,8 @@ ssize_t attributes_at(const char* path, char* to, size_t size, Link link);
 
 int close_fd(int fd);
 int close_stream(FILE* stream);
+// Is what the stream reads and writes ours?
+bool holds_ours(FILE* stream);
 int close_fds(unsigned first, unsigned last, int flags);
 int dup_to(int from, int to, int flags, bool dup3);
 

@@ -54,6 +54,15 @@ TEST(GuestMemfdFile, LeavesNothingOfAStormOfBindingsPunchesClosesAndChildren) {
   expect_case("storm", "6.12", "file_storm");
 }
 
+// By libc's own closes.
+TEST(GuestMemfdStream, IsClosedByWhatReopensIt) {
+  expect_case("closes", "6.12", "stream_closes");
+}
+TEST(GuestMemfdStream, IsClosedWithItsEndInAFullTable) {
+  expect_case("closes_full", "6.12", "stream_closes");
+  expect_case("reopens_full", "6.12", "stream_closes");
+}
+
 // One process looks at another's descriptors, which a machine may forbid.
 void expect_of_another(const std::string& which) {
   constexpr int kMayNotLook = 4;
