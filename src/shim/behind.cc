@@ -266,7 +266,36 @@ bool opening_refused(int directory, const char* path, int flags) {
   return (what == Behind::kMemory || what == Behind::kAnonymous) && refuse_with(ENXIO);
 }
 
+bool engines_refused(int fd) {
+  if (!awake()) return false;
+  const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
+  const bool engines = host::is_engine_fd(fd);
+  section.leave();
+  errno = error;
+  return engines && refuse_with(EBADF);
+}
+
+// Their file system encodes no handle, but for who only compares it. A place is asked as well.
+bool handle_refused(int directory, const char* path, int flags) {
+  constexpr int kUniqueMount = 1;  // AT_HANDLE_MNT_ID_UNIQUE
+  if (!awake() || (flags & ~(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH | kUniqueMount)) != 0) return false;
+  Behind what = Behind::kForeign;
+  if ((flags & AT_EMPTY_PATH) != 0 && path != nullptr && path[0] == '\0') {
+    const int error = errno;
+    host::EngineSection section(host::Touches::kNothing);
+    bool native = false;
+    what = find_behind(directory, &native);
+    section.leave();
+    errno = error;
+  } else if ((flags & AT_SYMLINK_FOLLOW) != 0) {
+    what = behind_name(directory, path);
+  }
+  return (what == Behind::kMemory || what == Behind::kAnonymous) && refuse_with(EOPNOTSUPP);
+}
+
 bool control_refused(int fd, int command, long argument) {
+  if (engines_refused(fd)) return true;
   if (command != F_ADD_SEALS && command != F_GET_SEALS && command != F_SETFL) return false;
   const Behind what = behind_fd(fd);
   if (what == Behind::kForeign) return false;

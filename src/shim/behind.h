@@ -79,7 +79,9 @@ bool syncing_refused(const void* at, size_t size, int flags);   // msync
 bool execution_refused(const void* at, size_t size, int prot);  // mprotect
 bool opening_refused(int directory, const char* path, int flags);
 bool control_refused(int fd, int command, long argument);  // fcntl
-bool copying_refused(int from, int to, unsigned flags);    // copy_file_range
+bool engines_refused(int fd);  // dup: the engine's own numbers are not open
+bool handle_refused(int directory, const char* path, int flags);  // name_to_handle_at
+bool copying_refused(int from, int to, unsigned flags);           // copy_file_range
 bool attribute_refused(Behind what, const char* name, int flags);
 // Lists of attributes are empty.
 [[nodiscard]] bool has_no_attributes(Behind what);

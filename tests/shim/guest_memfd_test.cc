@@ -63,6 +63,13 @@ TEST(GuestMemfdStream, IsClosedWithItsEndInAFullTable) {
   expect_case("reopens_full", "6.12", "stream_closes");
 }
 
+TEST(GuestMemfdFile, HasNoHandle) {
+  expect_case("handles", "6.12", "stream_closes");
+}
+TEST(EngineNumbers, AreNotOpenForTheProgram) {
+  expect_case("engines", "6.12", "stream_closes");
+}
+
 // One process looks at another's descriptors, which a machine may forbid.
 void expect_of_another(const std::string& which) {
   constexpr int kMayNotLook = 4;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Closes of a guest_memfd that libc makes itself: what reopens a stream, and a stream's end in a
-// full table. Each is the last close, and the guest's next access finds no file.
+// full table. Each is the last close, and the guest's next access finds no file. Also the engine's
+// numbers beside the program's, and an inode without handles.
 #define _GNU_SOURCE
 #include "abi/kvm/uapi.h"
 //
+#include <dirent.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #include "guest_file.h"
 
@@ -89,10 +92,44 @@ static void reopens_full(void) {
   closes_of_a_full_table(1);
 }
 
+// Descriptors that are in the table and not the program's.
+static void engines(void) {
+  make_guest();
+  DIR* const all = opendir("/proc/self/fd");
+  unsigned seen = 0;
+  for (struct dirent* one = readdir(all); one != NULL; one = readdir(all)) {
+    const int fd = atoi(one->d_name);
+    if (one->d_name[0] == '.' || fcntl(fd, F_GETFD) >= 0) continue;
+    REQUIRE(errno == EBADF);
+    seen++;
+    REFUSES(dup(fd), EBADF);
+    REFUSES(dup2(fd, 60), EBADF);
+    REFUSES(fcntl(fd, F_DUPFD, 0), EBADF);
+    REFUSES(syscall(SYS_dup, fd), EBADF);
+    REFUSES(close(fd), EBADF);
+  }
+  REQUIRE(seen >= 3);
+}
+
+// An inode without handles.
+static void handles(void) {
+  make_guest();
+  struct {
+    struct file_handle head;
+    char body[128];
+  } handle = {.head = {.handle_bytes = 128}};
+  int mount;
+  char name[32];
+  snprintf(name, sizeof name, "/proc/self/fd/%d", file);
+  REFUSES(name_to_handle_at(file, "", &handle.head, &mount, AT_EMPTY_PATH), EOPNOTSUPP);
+  REFUSES(name_to_handle_at(AT_FDCWD, name, &handle.head, &mount, AT_SYMLINK_FOLLOW), EOPNOTSUPP);
+  REFUSES(name_to_handle_at(open(name, O_PATH), "", &handle.head, &mount, AT_EMPTY_PATH),
+          EOPNOTSUPP);
+}
+
 int main(int argc, char** argv) {
-  static const struct test_case kCases[] = {{"closes", closes},
-                                            {"closes_full", closes_full},
-                                            {"reopens_full", reopens_full},
-                                            {NULL, NULL}};
+  static const struct test_case kCases[] = {
+      {"closes", closes},   {"closes_full", closes_full}, {"reopens_full", reopens_full},
+      {"engines", engines}, {"handles", handles},         {NULL, NULL}};
   return run_case(argc, argv, kCases);
 }
