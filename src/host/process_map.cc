@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/process_map.h"
 
+#include <algorithm>
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -243,7 +245,7 @@ void set_bits(u64 first, u64 count, u64* bits) {
 }
 
 // Runs of pages that are present and not the page of zeros, from *at on. False: an old kernel.
-bool scan_resident(HvaRange range, u64* bits, u64* count) {
+bool scan_resident(HvaRange range, u64* bits, u64* huge, u64* count) {
   constexpr unsigned kRuns = 256;
   const auto fd = pagemap_file();
   if (!fd) return false;
@@ -256,7 +258,7 @@ bool scan_resident(HvaRange range, u64* bits, u64* count) {
   scan.region_count = kRuns;
   scan.category_inverted = kScanZero;
   scan.category_mask = kScanPresent | kScanZero;
-  scan.return_mask = kScanPresent;
+  scan.return_mask = kScanPresent | (huge != nullptr ? kScanHuge : 0);
   while (scan.start < scan.end) {
     const auto found = sys::ioctl(*fd, kPageScan, reinterpret_cast<u64>(&scan));
     if (!found) return false;
@@ -264,6 +266,9 @@ bool scan_resident(HvaRange range, u64* bits, u64* count) {
       const u64 pages = (runs[i].end - runs[i].start) >> kPageShift;
       set_bits((runs[i].start - range.start().raw()) >> kPageShift, pages, bits);
       *count += pages;
+      if (huge == nullptr || (runs[i].categories & kScanHuge) == 0) continue;
+      const u64 first = huge_block(range, Hva(runs[i].start));
+      set_bits(first, huge_block(range, Hva(runs[i].end - 1)) + 1 - first, huge);
     }
     if (scan.walk_end <= scan.start) return false;
     scan.start = scan.walk_end;
@@ -308,15 +313,16 @@ Result<u64> cached_pages(HvaRange range, u64* bits) {
 
 }  // namespace
 
-Result<u64> resident_pages(HvaRange range, bool shared, u64* bits) {
+Result<u64> resident_pages(HvaRange range, bool shared, u64* bits, u64* huge) {
   const u64 words = ((range.size() >> kPageShift) + 63) / 64;
   const auto clear = [&] {
     for (u64 i = 0; i < words; ++i) bits[i] = 0;
+    if (huge != nullptr) std::fill_n(huge, huge_block(range, range.end() - 1) / 64 + 1, u64{0});
   };
   clear();
   if (shared) return cached_pages(range, bits);
   u64 count = 0;
-  if (scan_resident(range, bits, &count)) return count;
+  if (scan_resident(range, bits, huge, &count)) return count;
   clear();
   return read_resident(range, bits);
 }

@@ -73,10 +73,17 @@ struct PageState {
 inline constexpr unsigned kMaxPageStates = 64;
 [[nodiscard]] Result<void> page_states(Hva first, unsigned count, PageState* out);
 
+// The number of the huge page of memory (2 MiB) that `at` is in, from the range's first one on.
+[[nodiscard]] constexpr u64 huge_block(HvaRange range, Hva at) {
+  constexpr unsigned kHugeShift = 21;
+  return (at.raw() >> kHugeShift) - (range.start().raw() >> kHugeShift);
+}
+
 // Which pages of `range` have memory of their own: bit n is set for page n, the others are cleared.
 // Of a shared mapping, those of its file that are in memory, whether this process sees them or not;
 // else what the page table has, without the page of zeros. Answers how many. Context: above; may
 // take a millisecond a gigabyte. Failure: ENOMEM (part of it is not mapped), the kernel's.
-[[nodiscard]] Result<u64> resident_pages(HvaRange range, bool shared, u64* bits);
+[[nodiscard]] Result<u64> resident_pages(HvaRange range, bool shared, u64* bits,
+                                         u64* huge = nullptr);
 
 }  // namespace stagetwo::host

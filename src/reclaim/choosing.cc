@@ -15,6 +15,7 @@
 #include "host/memory_budget.h"
 #include "host/mmu_notifier.h"
 #include "host/page_owner.h"
+#include "host/process_map.h"
 #include "reclaim/guests.h"
 #include "sync/futex.h"
 
@@ -62,6 +63,31 @@ u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
   return *taken;
 }
 
+// A huge page is split by what goes of it. So all of it has to be old, and nobody may have used any
+// of it since the last pass; only when nothing else goes, a part of one does.
+bool Reclaimer::may_split(Span& span, u64 index, Age from) {
+  const u64 block = host::huge_block(span.range, span.at(index));
+  if ((span.huge[block / 64] >> (block % 64) & 1) == 0) return true;
+  const u64 first = span.block_start(index);
+  const u64 end = span.block_end(index);
+  bool all = true;
+  for (u64 i = first; i < end && all; ++i) all = span.ages[i].load(sync::kRelaxed) >= from;
+  if (all && from > kAnyAge) {
+    u64 young[8] = {};
+    host::collect_young(HvaRange(span.at(first), (end - first) << kPageShift), young);
+    for (u64 i = first; i < end; ++i) {
+      if ((young[(i - first) / 64] >> ((i - first) % 64) & 1) == 0) continue;
+      span.used[i / 64].fetch_or(u64{1} << (i % 64), sync::kRelaxed);
+      span.ages[i].store(0, sync::kRelaxed);
+      all = false;
+    }
+  }
+  if (!all && from > kAnyAge) return false;
+  span.huge[block / 64] &= ~(u64{1} << (block % 64));
+  ++huge_splits_;
+  return true;
+}
+
 u64 Reclaimer::take_private(Span& span, u64 first, HvaRange run) {
   const mem::private_pages::Taken taken = swapper_.take_private(run);
   const u64 pages = run.size() >> kPageShift;
@@ -92,8 +118,13 @@ u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
       ++i;
       continue;
     }
+    if (!may_split(span, i, from)) {
+      i = span.block_end(i);
+      continue;
+    }
     u64 end = i + 1;
-    while (end < span.pages && end - i < kMostAtOnce && old(end)) ++end;
+    const u64 last = std::min(span.block_end(i), i + kMostAtOnce);
+    while (end < last && old(end)) ++end;
     u64 young = 0;
     host::collect_young(HvaRange(span.at(i), (end - i) << kPageShift), &young);
     if (young != 0 && from > kAnyAge) {

@@ -42,9 +42,15 @@ u64 process_resident() {
   return pages << kPageShift;
 }
 
-// The kernel refuses to call a locked page cold, and else does nothing that could be noticed.
-bool is_locked(Hva at) {
-  const auto cold = sys::madvise(reinterpret_cast<void*>(at.raw()), kPageSize, MADV_COLD);
+// The kernel refuses to call locked memory cold, and else does nothing that could be noticed; but
+// of a huge page it splits a part off, so it is asked about a whole one.
+bool is_locked(HvaRange span) {
+  constexpr u64 kHuge = u64{2} << 20;
+  const Hva first((span.start().raw() + kHuge - 1) & ~(kHuge - 1));
+  const bool whole = first < span.end() && span.end() - first >= kHuge;
+  const Hva at = whole ? first : span.start();
+  const auto cold =
+      sys::madvise(reinterpret_cast<void*>(at.raw()), whole ? kHuge : kPageSize, MADV_COLD);
   return !cold && to_int(cold.error()) == EINVAL;
 }
 
@@ -52,7 +58,7 @@ Span::Kind kind_of(const host::Mapping& mapping, HvaRange span) {
   if (mapping.page_size != kPageSize) return Span::Kind::kHugetlb;
   // Several mappings of a file in one range: nothing that a VMM does often enough to be worth it.
   if (mapping.shared && mapping.range.end() < span.end()) return Span::Kind::kUnmapped;
-  return is_locked(span.start()) ? Span::Kind::kLocked : Span::Kind::kOrdinary;
+  return is_locked(span) ? Span::Kind::kLocked : Span::Kind::kOrdinary;
 }
 
 }  // namespace
@@ -67,7 +73,8 @@ void Reclaimer::look_at(Span& span) {
   }
   span.shared = mapping && mapping->shared;
   const bool whole = span.kind != Span::Kind::kUnmapped;
-  const auto count = host::resident_pages(span.range, span.shared && whole, span.resident);
+  const auto count =
+      host::resident_pages(span.range, span.shared && whole, span.resident, span.huge);
   span.resident_count = count ? *count : 0;
   if (!count) std::fill_n(span.resident, span.words(), u64{0});
 }

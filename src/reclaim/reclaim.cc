@@ -119,6 +119,7 @@ void Reclaimer::turn() {
   }
   const sync::MutexGuard guard(report_);
   shown_.resident = look_.resident;
+  shown_.huge_splits = huge_splits_;
 }
 
 u64 Reclaimer::period_ns() {

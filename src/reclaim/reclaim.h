@@ -114,7 +114,8 @@ struct Statistics {
   u64 not_stored = 0;        // pages put back, because there was no room for them
   u64 lost = 0;
   u64 write_errors = 0;
-  u64 passes = 0;  // of ageing
+  u64 huge_splits = 0;  // huge pages of which a part went
+  u64 passes = 0;       // of ageing
   u64 ages[kAgeBuckets] = {};
   u64 working_set = 0;  // bytes, of the last interval
   // Left alone: bytes that are resident,

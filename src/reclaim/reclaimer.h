@@ -81,6 +81,7 @@ class Reclaimer final : public host::WorkItem {
   [[nodiscard]] u64 evict(const Scope& scope, Age oldest_to, u64 wanted);
   [[nodiscard]] u64 evict_from(Span& span, u64* index, Age from, u64 wanted);
   [[nodiscard]] u64 take_run(Span& span, u64 first, u64 pages);
+  [[nodiscard]] bool may_split(Span& span, u64 index, Age from);
   [[nodiscard]] u64 take_private(Span& span, u64 first, HvaRange run);
   void give_budget(u64 used);
 
@@ -115,6 +116,7 @@ class Reclaimer final : public host::WorkItem {
   u64 last_measure_ = 0;
   Hva hand_{};
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
+  u64 huge_splits_ = 0;
   unsigned fruitless_ = 0;
   u64 unkept_until_ = 0;
   u64 followed_;  // of the session's words

@@ -8,15 +8,17 @@
 namespace stagetwo::reclaim {
 namespace {
 
-// What one span has of the engine's memory, in this order: slots, resident, used, ages.
+// What one span has of the engine's memory, in this order: slots, resident, used, huge, ages.
 struct Layout {
   explicit Layout(u64 pages)
       : resident(pages * sizeof(PageSlot)),
         used(resident + (pages + 63) / 64 * sizeof(u64)),
-        ages(used + (pages + 63) / 64 * sizeof(u64)),
+        huge(used + (pages + 63) / 64 * sizeof(u64)),
+        ages(huge + (pages / 512 / 64 + 2) * sizeof(u64)),
         bytes(ages + pages) {}
   u64 resident;
   u64 used;
+  u64 huge;
   u64 ages;
   u64 bytes;
 };
@@ -35,6 +37,7 @@ Result<Span*> Span::create(HvaRange range) {
   u8* const base = static_cast<u8*>(*memory);
   span->slots = reinterpret_cast<PageSlot*>(base);
   span->resident = reinterpret_cast<u64*>(base + layout.resident);
+  span->huge = reinterpret_cast<u64*>(base + layout.huge);
   span->used = reinterpret_cast<sync::Atomic<u64>*>(base + layout.used);
   span->ages = reinterpret_cast<sync::Atomic<Age>*>(base + layout.ages);
   return span;

@@ -65,6 +65,16 @@ struct Span {
     return (resident[index / 64] >> (index % 64) & 1) != 0;
   }
 
+  // The pages of the huge page that this one is in.
+  [[nodiscard]] u64 block_start(u64 index) const {
+    const u64 offset = at(index).raw() >> kPageShift & 511;
+    return index - (offset < index ? offset : index);
+  }
+  [[nodiscard]] u64 block_end(u64 index) const {
+    const u64 end = index + 512 - (at(index).raw() >> kPageShift & 511);
+    return end < pages ? end : pages;
+  }
+
   const HvaRange range;
   const u64 pages;
 
@@ -78,6 +88,7 @@ struct Span {
   sync::Atomic<Age>* ages = nullptr;
   sync::Atomic<u64>* used = nullptr;  // a bit a page: in this interval of the working set
   u64* resident = nullptr;            // a bit a page: as of the last look
+  u64* huge = nullptr;                // a bit a huge page that it touches: the same, mapped as one
   u64 resident_count = 0;             // bits in it
   bool shared = false;                // as of the last look: a mapping of a file
   // kPrivate: of a guest_memfd, at the engine's addresses (mem/private_swap.h). Where its pages are

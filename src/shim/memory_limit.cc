@@ -103,6 +103,7 @@ constexpr std::array kFigures = {
     Figure{"not_stored_pages", &reclaim::Statistics::not_stored},
     Figure{"lost_pages", &reclaim::Statistics::lost},
     Figure{"write_errors", &reclaim::Statistics::write_errors},
+    Figure{"huge_pages_split", &reclaim::Statistics::huge_splits},
     Figure{"ageing_passes", &reclaim::Statistics::passes},
     Figure{"hugetlb", &reclaim::Statistics::hugetlb},
     Figure{"locked", &reclaim::Statistics::locked},

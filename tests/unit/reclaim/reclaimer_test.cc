@@ -92,6 +92,37 @@ TEST_F(ReclaimerTest, TakesTheOldest) {
   EXPECT_LE(wrong, 16U) << "pages in use that were taken";
 }
 
+// Four huge pages, of which three are used at one page each: the fourth one goes.
+TEST_F(ReclaimerTest, AHugePageInUseIsNotSplitForItsColdParts) {
+  constexpr size_t kHuge = 512;
+  u8* const mapped = map(5 * kHuge);
+  const u64 first = (reinterpret_cast<u64>(mapped) + 2 * kMiB - 1) & ~(2 * kMiB - 1);
+  u8* const at = mapped + (first - reinterpret_cast<u64>(mapped));
+  ASSERT_EQ(0, ::madvise(at, 4 * kHuge << kPageShift, MADV_HUGEPAGE));
+  for (size_t i = 0; i < 4 * kHuge; ++i) fill(at + (i << kPageShift), i);
+  const auto is_huge = [&](size_t block) {
+    host::PageState state;
+    EXPECT_TRUE(host::page_states(Hva(first + block * 2 * kMiB), 1, &state));
+    return state.huge;
+  };
+  for (size_t block = 0; block < 4; ++block) {
+    if (!is_huge(block)) GTEST_SKIP() << "the kernel gives no huge pages now";
+  }
+  make(7 * kMiB + kMiB / 2);
+  ASSERT_TRUE(reclaimer_->spans().add(range_of(at, 4 * kHuge)));
+  test::FakeGuest guest(at, 4 * kHuge);
+  for (size_t i = 0; i < 4 * kHuge; ++i) guest.use(i);
+  for (int round = 0; round < 60 && reclaimer_->statistics().taken < 200; ++round) {
+    for (size_t block = 0; block < 3; ++block) guest.use(block * kHuge + 7);
+    turns(1);
+  }
+  EXPECT_GE(reclaimer_->statistics().taken, 200U);
+  EXPECT_EQ(1U, reclaimer_->statistics().huge_splits);
+  for (size_t block = 0; block < 3; ++block) EXPECT_TRUE(is_huge(block)) << block;
+  host::bring_back_range(range_of(at, 4 * kHuge));
+  reclaimer_->spans().remove(range_of(at, 4 * kHuge));
+}
+
 TEST_F(ReclaimerTest, HasNothingToDoBelowItsMark) {
   make(64 * kMiB);
   for (size_t i = 0; i < kPages; ++i) fill(memory_ + (i << kPageShift), i);
