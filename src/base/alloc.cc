@@ -106,22 +106,28 @@ size_t pages_of(size_t bytes) {
   return align_up(bytes, kPage);
 }
 
+// Known to be ours before it may be touched: who takes pages away looks at the mapping first.
 void* map_anonymous(size_t bytes, int prot, int flags) {
-  auto mapped = map_apart(bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags);
+  auto mapped = map_apart(bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | flags);
   if (!mapped) return nullptr;
-  if (!note_own_memory(*mapped, bytes)) {
-    static_cast<void>(sys::munmap(*mapped, bytes));
-    return nullptr;
+  const bool noted = note_own_memory(*mapped, bytes);
+  if (noted && (prot == PROT_NONE || sys::mprotect(*mapped, bytes, prot))) {
+    // No client's data: not dumped with it, and told apart by that from outside (smaps).
+    static_cast<void>(sys::madvise(*mapped, bytes, MADV_DONTDUMP));
+    return *mapped;
   }
-  // No client's data: not dumped with it, and told apart by that from outside (smaps).
-  static_cast<void>(sys::madvise(*mapped, bytes, MADV_DONTDUMP));
-  return *mapped;
+  if (noted) forget_own_memory(*mapped, bytes);
+  static_cast<void>(sys::munmap(*mapped, bytes));
+  return nullptr;
 }
 
-// Refused only where the arguments were never a mapping of ours.
+// Refused only where the arguments were never a mapping of ours. What is apart is ours until it is
+// gone, and not mapped again soon; elsewhere the place may be another thread's at once.
 void unmap_own(void* at, size_t bytes) {
-  forget_own_memory(at, bytes);
+  const bool apart = is_apart(at);
+  if (!apart) forget_own_memory(at, bytes);
   ST_CHECK(sys::munmap(at, bytes).has_value());
+  if (apart) forget_own_memory(at, bytes);
 }
 
 // Under the lock. nullptr: no chunk.

@@ -150,6 +150,12 @@ Result<void*> map_apart(size_t bytes, int prot, int flags, int fd, long offset) 
   return sys::mmap(nullptr, bytes, prot, flags, fd, offset);
 }
 
+bool is_apart(const void* at) {
+  const u64 start = __atomic_load_n(&apart_start, __ATOMIC_RELAXED);
+  const u64 place = reinterpret_cast<u64>(at);
+  return start > kNowhere && start <= place && place - start < kApart + kApart / 4;
+}
+
 Result<void*> map_again_apart(const void* page, size_t bytes) {
   void* const place =
       ST_TRY(map_apart(bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));

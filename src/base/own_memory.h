@@ -21,8 +21,10 @@ namespace stagetwo {
 // there meanwhile. Not noted.
 [[nodiscard]] Result<void*> map_apart(size_t bytes, int prot, int flags, int fd = -1,
                                       long offset = 0);
-// The same for a second mapping of pages of a shared mapping, with its rights. Failure: that of
-// mremap(2) of no bytes: EINVAL for private memory and for huge pages, EFAULT, ENOMEM.
+// Is it such a place? No other mapping of ours comes there for long after this one has gone.
+[[nodiscard]] bool is_apart(const void* at);
+// As map_apart() for a second mapping of pages of a shared mapping, with its rights. Failure: that
+// of mremap(2) of no bytes: EINVAL for private memory and for huge pages, EFAULT, ENOMEM.
 [[nodiscard]] Result<void*> map_again_apart(const void* page, size_t bytes);
 
 // False: no memory to remember it.

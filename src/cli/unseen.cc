@@ -79,14 +79,12 @@ constexpr Unseen kAll[] = {
      "EFAULT; syscall() and the functions of libc that take buffers bring theirs back and hold "
      "them, but for those below"},
     {Where::kWithoutUserfaultfd,
-     "absent pages that libc itself hands to the kernel: a futex, a stream's own buffer (setvbuf)",
-     "EFAULT inside libc: the stream fails, the lock ends the program"},
+     "absent pages that libc itself hands to the kernel: a futex, a stream's own buffer (setvbuf), "
+     "what it has from malloc (a DIR), words that printf writes in blocks",
+     "EFAULT inside libc: the stream or the call fails, the lock ends the program"},
     {Where::kWithoutUserfaultfd,
-     "absent pages as buffers of rare calls: swapon, keyctl, bpf, mount, chroot, acct, quotactl, "
-     "adjtimex, shmctl, msgctl, semctl, mq_getattr, mq_timedsend, name_to_handle_at, the names and "
-     "times of remove, mkfifo, lchown, lutimes and ftok, eventfd_read, sched_getparam, "
-     "sched_setscheduler, sched_rr_get_interval, getrlimit64, setrlimit64, prlimit64, the "
-     "processor-time clocks of clock_gettime",
+     "absent pages as buffers of aio_read, aio_write and lio_listio, of rcmd_af and rexec_af, of "
+     "forkpty, of the processor-time clocks of clock_gettime",
      "EFAULT"},
     {Where::kDenied, "absent pages of a stack the program switches to by itself (coroutines)",
      "the process ends by SIGSEGV; stacks of threads and alternate stacks are never taken"},
@@ -95,9 +93,6 @@ constexpr Unseen kAll[] = {
      "pthread_attr_setsigmask_np,"
      " setcontext, sighold or sigblock",
      "while there is one, no page is taken from the program"},
-    {Where::kDenied,
-     "completions of io_submit that a program takes from the ring itself, without io_getevents",
-     "no page is taken from the program until io_destroy"},
     {Where::kDenied, "a descriptor table that is full, or a RLIMIT_NOFILE that allows no more",
      "while no file of /proc can be opened, no page is taken from the program"},
     {Where::kDenied, "the signal mask that posix_spawn and system give to a child",

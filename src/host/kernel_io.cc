@@ -24,7 +24,9 @@ namespace {
 
 struct Context {
   u64 id = 0;
-  u64 requests = 0;
+  u64 requests = 0;  // under way, or not yet known to have ended
+  u32 tail = 0;      // of the ring when we last looked
+  u32 turn = 0;      // raised by every look
 };
 constexpr unsigned kMostContexts = 64;
 
@@ -44,32 +46,64 @@ Context context_at(unsigned place) {
   return contexts[place];
 }
 
-// How many of a context have ended and were not fetched. It stands in the ring that the kernel maps
-// into the process: the context's number is its address.
-u64 ended_in_ring(u64 context) {
-  struct Ring {
-    u32 id;
-    u32 events;
-    u32 head;
-    u32 tail;
-    u32 magic;
-  };
+// What the kernel maps into the process for a context, whose number is its address: where the next
+// ended request will stand.
+struct Ring {
+  u32 id;
+  u32 events;
+  u32 head;
+  u32 tail;
+  u32 magic;
+};
+bool read_ring(u64 context, Ring* ring) {
   constexpr u32 kMagic = 0xa10a10a1;
-  Ring ring{};
-  const bool read = read_struct(Hva(context), &ring);
-  if (!read || ring.magic != kMagic || ring.events == 0) return 0;
-  return (u64{ring.tail} + ring.events - ring.head) % ring.events;
+  return read_struct(Hva(context), ring) && ring->magic == kMagic && ring->events != 0;
+}
+
+// Those that have ended since the last look are under way no more, whoever has fetched them: the
+// program may take them from the ring by itself. Between two submissions fewer end than the ring
+// has room for (the kernel takes no more), so that its tail tells how many exactly; each submission
+// looks. False: there is no ring to look at.
+bool look_at_ring(u64 context) {
+  for (;;) {
+    Context before;
+    {
+      const sync::MutexGuard guard(requests_lock);
+      const Context* place = find(context);
+      if (place == nullptr) return true;
+      before = *place;
+    }
+    Ring ring{};
+    if (!read_ring(context, &ring)) return false;
+    const sync::MutexGuard guard(requests_lock);
+    Context* const place = find(context);
+    if (place == nullptr) return true;
+    if (place->turn != before.turn) continue;  // progress: another look has been taken
+    const u64 ended = (u64{ring.tail} + ring.events - before.tail % ring.events) % ring.events;
+    const u64 over = std::min(ended, place->requests);
+    place->requests -= over;
+    place->tail = ring.tail;
+    ++place->turn;
+    under_way.fetch_sub(over);
+    return true;
+  }
+}
+
+void subtract(u64 context, u64 count) {
+  const sync::MutexGuard guard(requests_lock);
+  Context* const place = find(context);
+  if (place == nullptr) return;
+  const u64 over = std::min(count, place->requests);
+  place->requests -= over;
+  under_way.fetch_sub(over);
 }
 
 bool any_under_way() {
-  u64 all = under_way.load();
-  for (unsigned i = 0; i < kMostContexts && all != 0; ++i) {
+  for (unsigned i = 0; i < kMostContexts; ++i) {
     const Context context = context_at(i);
-    if (context.requests == 0) continue;
-    if (context.requests > ended_in_ring(context.id)) return true;
-    all -= std::min(all, context.requests);
+    if (context.requests != 0) static_cast<void>(look_at_ring(context.id));
   }
-  return all != 0;
+  return under_way.load() != 0;
 }
 
 }  // namespace
@@ -81,20 +115,24 @@ bool kernel_pins_memory() {
 }
 
 void requests_begin(u64 context, u64 count) {
+  Ring ring{};
+  const bool has_ring = look_at_ring(context) && read_ring(context, &ring);
   const sync::MutexGuard guard(requests_lock);
   Context* place = find(context);
-  if (place == nullptr) place = find(0);
-  if (place != nullptr) *place = {context, place->requests + count};
+  if (place == nullptr) {
+    place = find(0);
+    if (place != nullptr) *place = {context, 0, has_ring ? ring.tail : 0, 0};
+  }
+  if (place != nullptr) place->requests += count;
   under_way.fetch_add(count);
 }
 
-void requests_end(u64 context, u64 count) {
-  const sync::MutexGuard guard(requests_lock);
-  Context* const place = find(context);
-  if (place == nullptr) return;
-  const u64 over = std::min(count, place->requests);
-  place->requests -= over;
-  under_way.fetch_sub(over);
+void requests_refused(u64 context, u64 count) {
+  subtract(context, count);
+}
+
+void requests_fetched(u64 context, u64 count) {
+  if (!look_at_ring(context)) subtract(context, count);
 }
 
 void requests_forget(u64 context) {

@@ -20,10 +20,12 @@ namespace stagetwo::host {
 // says nothing.
 [[nodiscard]] bool kernel_pins_memory();
 
-// Requests of an io_context: before the call that submits them; when that took fewer, or their ends
-// were fetched; when the context is no more.
+// Requests of an io_context: before the call that submits them; when that took fewer; when their
+// ends were fetched; when the context is no more. Which have ended is read from the ring that the
+// kernel shows the program, whether it fetches them by a call or from there.
 void requests_begin(u64 context, u64 count);
-void requests_end(u64 context, u64 count);
+void requests_refused(u64 context, u64 count);
+void requests_fetched(u64 context, u64 count);
 void requests_forget(u64 context);
 
 void requests_after_fork_child();

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <sys/sem.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -138,6 +139,12 @@ Buffers& Buffers::traced(int what, const void* data) {
   constexpr int kPutSet = 0x4205;
   const bool vector = what == kGetSet || what == kPutSet;
   return bytes(data, 512).parts(static_cast<const iovec*>(data), vector ? 1 : 0);
+}
+
+Buffers& Buffers::semaphores(int what, unsigned long data) {
+  constexpr u64 kMostSemaphores = 32000;  // of a set (kernel file: uapi/linux/sem.h)
+  const bool all = what == GETALL || what == SETALL;
+  return bytes(reinterpret_cast<const void*>(data), all ? kMostSemaphores * 2 : 128);
 }
 
 Buffers& Buffers::texts(char* const* at) {

@@ -46,6 +46,8 @@ class Buffers {
   Buffers& word(unsigned long at) { return bytes(reinterpret_cast<const void*>(at), 16); }
   // What ptrace reads or fills, the largest of its structs or a vector.
   Buffers& traced(int what, const void* data);
+  // What semctl reads or fills: a number for some of what it does, up to a word for each of a set.
+  Buffers& semaphores(int what, unsigned long data);
   // Pointers to texts up to a null one.
   Buffers& texts(char* const* at);
   // What a child reads before it is another program.

@@ -218,7 +218,7 @@ long submit(u64 context, long count, long requests) {
   const long taken =
       call_with_buffers(SYS_io_submit, {static_cast<long>(context), allowed, requests, 0, 0, 0});
   const u64 begun = taken > 0 ? static_cast<u64>(taken) : 0;
-  note_requests([&] { host::requests_end(context, most - begun); });
+  note_requests([&] { host::requests_refused(context, most - begun); });
   return taken;
 }
 
@@ -232,7 +232,7 @@ long by_context(long number, const long (&w)[6], bool* done) {
     case SYS_io_pgetevents: {
       const long ended = call_with_buffers(number, w);
       if (ended > 0) {
-        note_requests([&] { host::requests_end(context, static_cast<u64>(ended)); });
+        note_requests([&] { host::requests_fetched(context, static_cast<u64>(ended)); });
       }
       return ended;
     }

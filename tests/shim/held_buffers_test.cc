@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // System calls on pages that a device has, as the machine is and where userfaultfd is denied
-// (programs/held_buffers.c).
+// (programs/held_buffers.c, rare_buffers.c).
 #include <gtest/gtest.h>
 
 #include "tests/shim/run_program.h"
@@ -40,6 +40,10 @@ TEST(Buffers, OfCallsThatWaitAreBroughtBack) {
 }
 TEST(Buffers, OfCallsThatAskAreBroughtBack) {
   expect_in_both("asking");
+}
+TEST(Buffers, OfRareCallsAreBroughtBack) {
+  expect_in_both("rare", "rare_buffers");
+  expect_in_both("queues", "rare_buffers");
 }
 TEST(Buffers, NoMessageIsLostWhileADeviceTakesThem) {
   expect_in_both("nothing_is_lost");

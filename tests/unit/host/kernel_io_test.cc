@@ -3,12 +3,16 @@
 #include "host/kernel_io.h"
 
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <thread>
 #include <vector>
 
@@ -167,13 +171,103 @@ TEST(KernelRequests, AreUnderWayUntilTheirEndsAreFetched) {
   host::requests_begin(0x1000, 3);
   host::requests_begin(0x2000, 1);
   EXPECT_TRUE(host::kernel_pins_memory());
-  host::requests_end(0x1000, 2);
-  host::requests_end(0x2000, 1);
+  host::requests_fetched(0x1000, 2);
+  host::requests_fetched(0x2000, 1);
   EXPECT_TRUE(host::kernel_pins_memory());
   host::requests_forget(0x1000);
   EXPECT_FALSE(host::kernel_pins_memory());
-  host::requests_end(0x1000, 1);  // nobody's
+  host::requests_fetched(0x1000, 1);  // nobody's
   EXPECT_FALSE(host::kernel_pins_memory());
+}
+
+// A context of the kernel's, whose ends the test takes from the ring as libaio does.
+class Context {
+ public:
+  Context() { usable_ = ::syscall(SYS_io_setup, 8, &id_) == 0; }
+  ~Context() {
+    ::syscall(SYS_io_destroy, id_);
+    host::requests_forget(id_);
+  }
+  [[nodiscard]] bool usable() const { return usable_; }
+  // As the shim does it. Answers what the kernel took.
+  long submit(iocb* request, long count) {
+    std::vector<iocb*> list(static_cast<size_t>(count), request);
+    host::requests_begin(id_, static_cast<u64>(count));
+    const long taken = ::syscall(SYS_io_submit, id_, count, list.data());
+    host::requests_refused(id_, static_cast<u64>(count - std::max(taken, 0L)));
+    return taken;
+  }
+  // How many ended ones were there to take.
+  u32 take_ended() {
+    auto* const ring = reinterpret_cast<volatile u32*>(id_);  // id, events, head, tail
+    const u32 events = ring[1], tail = ring[3];
+    const u32 count = (tail + events - ring[2]) % events;
+    ring[2] = tail;
+    return count;
+  }
+
+ private:
+  unsigned long id_ = 0;
+  bool usable_ = false;
+};
+constexpr const char* kNoContext = "io_setup is not to be had here (fs.aio-max-nr?)";
+
+TEST(KernelRequests, TakenFromTheRingAreUnderWayNoMore) {
+  ASSERT_TRUE(host::backstop::install());
+  ASSERT_FALSE(host::kernel_pins_memory());
+  Context context;
+  if (!context.usable()) GTEST_SKIP() << kNoContext;
+  const int file = test::file_of(0x31, kPageSize);
+  char bytes[16];
+  iocb read{};
+  read.aio_lio_opcode = IOCB_CMD_PREAD;
+  read.aio_fildes = static_cast<u32>(file);
+  read.aio_buf = reinterpret_cast<u64>(bytes);
+  read.aio_nbytes = sizeof(bytes);
+  // Of a file in memory they have ended when the call returns; many times around the ring.
+  for (unsigned round = 0; round < 500; ++round) {
+    const long count = 1 + round % 7;
+    ASSERT_EQ(count, context.submit(&read, count));
+    if (round % 3 == 0) {
+      ASSERT_FALSE(host::kernel_pins_memory()) << round;
+    }
+    ASSERT_EQ(static_cast<u32>(count), context.take_ended());
+    if (round % 2 == 0) {
+      ASSERT_FALSE(host::kernel_pins_memory()) << round;
+    }
+  }
+  ::close(file);
+}
+
+TEST(KernelRequests, ThatHaveNotEndedAreUnderWayWhateverIsTaken) {
+  ASSERT_TRUE(host::backstop::install());
+  Context context;
+  if (!context.usable()) GTEST_SKIP() << kNoContext;
+  const int counter = ::eventfd(0, EFD_NONBLOCK);
+  iocb wait{};
+  wait.aio_lio_opcode = IOCB_CMD_POLL;
+  wait.aio_fildes = static_cast<u32>(counter);
+  wait.aio_buf = POLLIN;
+  const int file = test::file_of(0x31, kPageSize);
+  char bytes[16];
+  iocb read{};
+  read.aio_lio_opcode = IOCB_CMD_PREAD;
+  read.aio_fildes = static_cast<u32>(file);
+  read.aio_buf = reinterpret_cast<u64>(bytes);
+  read.aio_nbytes = sizeof(bytes);
+  ASSERT_EQ(1, context.submit(&wait, 1));
+  for (unsigned round = 0; round < 100; ++round) {
+    ASSERT_EQ(3, context.submit(&read, 3));
+    ASSERT_TRUE(host::kernel_pins_memory()) << round;
+    ASSERT_EQ(3u, context.take_ended());
+    ASSERT_TRUE(host::kernel_pins_memory()) << round;
+  }
+  ASSERT_EQ(0, ::eventfd_write(counter, 1));
+  EXPECT_FALSE(host::kernel_pins_memory());
+  EXPECT_EQ(1u, context.take_ended());
+  EXPECT_FALSE(host::kernel_pins_memory());
+  ::close(file);
+  ::close(counter);
 }
 
 TEST(KernelRequests, OfMoreContextsThanAreKnownGoOnForEver) {
