@@ -26,7 +26,7 @@ const std::vector<Race>& races() {
        "was initialised",
        {"ready_before_it_registers"},
        {"subscriber: registers, faults", "munmap, mmap"},
-       5'000,
+       20'000,
        &replay_race<ReadyAgainstChange>},
       {"fault-spins",
        "a fault waits in a loop for as long as a whole range is taken away",
@@ -59,7 +59,7 @@ const std::vector<Race>& races() {
        "none by hash: registration takes every lock of the mm, 2.6.27",
        {"register_waits"},
        {"subscriber: registers, faults", "munmap, mmap"},
-       5'000,
+       20'000,
        &replay_race<RegisterAgainstChange>},
       {"interval-reader",
        "who reads an interval's number in the middle of a change looks up what goes, and nothing "

@@ -112,6 +112,7 @@ struct BellWorld {
 // Weakness (a) of the posted design: it registers, and then makes ready what the callbacks use.
 struct ReadyAgainstChange : BellWorld {
   static constexpr unsigned kThreads = 2;
+  static constexpr unsigned kSteps = 8;
   void thread(unsigned me) {
     if (me == 1) return change();
     if (ST_GUARD(ready_before_it_registers, true)) {
@@ -119,6 +120,8 @@ struct ReadyAgainstChange : BellWorld {
       join();
     } else {
       join();
+      // A schedule that leaves it here for as long as a change takes to begin is rare without.
+      for (unsigned step = 0; step < kSteps; ++step) sync::sched::point();
       user.initialise();
     }
     user.fault(meaning);
