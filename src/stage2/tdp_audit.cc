@@ -17,8 +17,17 @@
 //   the mark; the read section ends         |
 //
 // So the walk writes the rights down (audit_right), and the marks are looked at when the read
-// sections of then have ended (GuestMemory::check_world). An old root that every line has left may
-// be half taken apart by who left it last. Its leaves are nobody's, and may be of slots that went.
+// sections of then have ended (GuestMemory::check_world).
+//
+// An old root that every line has left is nobody's, and its leaves may be of slots that went. It is
+// left when the epochs no longer have it, which is before whoever collects it comes to it:
+//
+//   vCPU, loads a root                      | slot update, then the audit
+//   collect: the old root leaves the ring   |
+//                                           | DELETE: a leaf of its slot there; flush; the slot
+//                                           | is gone; collect: nothing in the ring
+//                                           | the audit: a leaf of no slot
+//   root_is_left: takes it apart            |
 
 namespace stagetwo::stage2 {
 namespace {
@@ -96,7 +105,8 @@ void TdpMmu::check_world() {
     // The MMU's own, unless it is invalid and zapped.
     const bool valid = !root.invalid.load(sync::kRelaxed);
     ST_CHECK(!valid || root.refs.load(sync::kRelaxed) >= 1);
-    check_table(*root.page, !root.left, &found);
+    const bool left = ST_GUARD(audit_asks_epochs, !valid && !host_.epochs().is_waiting(&root));
+    check_table(*root.page, !left, &found);
   });
   u64 linked = 0;
   pool_.for_each([&linked](TablePage& page) {

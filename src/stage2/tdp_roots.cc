@@ -225,7 +225,6 @@ void TdpMmu::root_is_left(void* object) {
   TdpMmu& mmu = *root.mmu;
   {
     const sync::MutexGuard pages(mmu.pages_lock_);
-    root.left = true;
     mmu.waiting_roots_.store(mmu.waiting_roots_.load(sync::kRelaxed) - 1, sync::kRelaxed);
   }
   {

@@ -29,7 +29,6 @@ struct TdpRoot {
   sync::Atomic<bool> invalid{
       false};            // set under mmu_lock_ alone, relaxed: read under it, or a hint
   bool retired = false;  // invalid, and given to the epochs; under pages_lock_
-  bool left = false;     // and no line walks it any more; under pages_lock_
   ListNode link;         // under pages_lock_
 };
 

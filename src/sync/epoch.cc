@@ -80,6 +80,14 @@ void EpochDomain::synchronize() {
   release_up_to(ticket);
 }
 
+bool EpochDomain::is_waiting(const void* object) {
+  const MutexGuard guard(lock_);
+  for (u32 i = 0; i < count_; ++i) {
+    if (ring_[(first_ + i) % kCapacity].object == object) return true;
+  }
+  return false;
+}
+
 u32 EpochDomain::debug_waiting() {
   const MutexGuard guard(lock_);
   return count_;

@@ -35,8 +35,11 @@ class EpochDomain {
   void retire(void* object, Release release);
   // Releases what all lines have passed already. Returns how many. Waits for nobody.
   u32 collect();
-  // Post: everything retired before the call is released. Waits for a grace period.
+  // Post: everything retired before the call is released, or in the hands of a thread that is
+  // releasing it. Waits for a grace period.
   void synchronize();
+  // Does the object still wait for a line? Once no: for ever no, though it may not be released yet.
+  [[nodiscard]] bool is_waiting(const void* object);
   // Objects that wait. A racy hint.
   [[nodiscard]] u32 debug_waiting();
 

@@ -41,6 +41,10 @@ TEST(AuditWaits, WithoutTheWaitTheAuditMissesAMark) {
   EXPECT_TRUE(
       found_without("audit_waits", [] { return search<RestoreBesideTheAudit>(5000).found; }));
 }
+TEST(AuditAsksEpochs, WithoutItARootInACollectorsHandsIsHeldAgainstTheSlots) {
+  EXPECT_TRUE(found_without("audit_asks_epochs",
+                            [] { return search<SlotGoesBesideACollector>(20'000).found; }));
+}
 TEST(PassedIsKept, WithoutItARootStandsWithASlotThatWent) {
   EXPECT_TRUE(
       found_without("passed_is_kept", [] { return search<SlotAgainBesideTheAudit>(5000).found; }));

@@ -348,6 +348,23 @@ struct RestoreBesideTheAudit : SmallVm {
   }
 };
 
+// A slot goes while a vCPU has the root that it was in, which nobody walks any more, in its hands.
+struct SlotGoesBesideACollector : SmallVm {
+  static constexpr unsigned kThreads = 2;
+  SlotGoesBesideACollector() {
+    for (const unsigned vcpu : {0U, 1U}) guest_access(vcpu, [](u64) {});
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      guest_access(0, [](u64) {});
+      guest_access(0, [](u64) {});
+      return;
+    }
+    static_cast<void>(set(0, 0, 0));
+    memory->check_world();
+  }
+};
+
 // A slot goes beside a vCPU that used it and comes again with a log: no table that a vCPU may walk
 // has anything of the first any more.
 struct SlotAgainBesideTheAudit : SmallVm {

@@ -34,6 +34,9 @@ TEST(RestoreAgainstTableRelease, NothingIsWrittenToATableThatWasGivenBack) {
 TEST(RestoreBesideTheAudit, ARightIsNotMissedThatIsMarkedAfterIt) {
   expect_holds<RestoreBesideTheAudit>(1000);
 }
+TEST(SlotGoesBesideACollector, WhatWasLeftIsNotHeldAgainstTheSlots) {
+  expect_holds<SlotGoesBesideACollector>(3000);
+}
 TEST(SlotAgainBesideTheAudit, NothingIsLeftOfASlotThatWent) {
   expect_holds<SlotAgainBesideTheAudit>(500);
 }
