@@ -27,7 +27,8 @@ constexpr int kPunch = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
 struct PrivateVm {
   void* client = nullptr;
   int fd = -1;
-  mem::GuestMemfd object{kTwo};
+  sync::KeptNumber number{sync::KeptNumber::kNone};
+  mem::GuestMemfd object{kTwo, number};
   Box<GuestMemory> memory;
   Box<MmuContext> context;
   sync::AckLine line;
@@ -37,6 +38,7 @@ struct PrivateVm {
     client = mmap(nullptr, kTwo, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     static_cast<void>(madvise(client, kTwo, MADV_NOHUGEPAGE));
     fd = *sys::memfd_create("bench", MFD_CLOEXEC);
+    number.exchange(fd);
     static_cast<void>(sys::ftruncate(fd, kTwo));
     SlotPolicy policy;
     policy.private_memory = policy.guest_memfd = true;
@@ -47,7 +49,6 @@ struct PrivateVm {
     region.size = kTwo;
     region.hva = reinterpret_cast<u64>(client);
     region.file = &object;
-    region.file_fd = fd;
     if (!memory->slots().set_region(region)) std::abort();
     context = std::move(*memory->new_context());
     memory->lines().add(line);
@@ -81,7 +82,7 @@ struct PrivateVm {
     if (!memory->private_memory().set_attributes(frames, to_private)) std::abort();
   }
   void punch(u64 bytes) {
-    if (!object.fallocate(fd, kPunch, 0, bytes)) std::abort();
+    if (!object.fallocate(kPunch, 0, bytes)) std::abort();
   }
 };
 

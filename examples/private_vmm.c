@@ -233,7 +233,7 @@ static struct scan scan_own_memory(void) {
     if (sscanf(line, "%lx-%lx %4s", &first, &end, rights) != 3 || rights[0] != 'r') continue;
     if (strstr(line, "[vvar") != NULL || strstr(line, "[vsyscall]") != NULL) continue;
     // The engine's own mapping of the file: where a kernel would use its direct map.
-    scan_range(mem, first, end, strstr(line, "kvm-gmem") != NULL, &result);
+    scan_range(mem, first, end, strstr(line, "/memfd:stagetwo:pages:kvm-gmem") != NULL, &result);
   }
   fclose(maps);
   close(mem);

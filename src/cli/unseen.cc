@@ -25,7 +25,7 @@ constexpr Unseen kAll[] = {
      "a guest_memfd or a vCPU larger than a hard RLIMIT_FSIZE that the process may not raise",
      "it is not made: EFBIG"},
     {Where::kEverywhere,
-     "the engine's own descriptors count against RLIMIT_NOFILE: six or more a process, one a "
+     "the engine's own descriptors count against RLIMIT_NOFILE: six or more a process, two a "
      "guest_memfd, "
      "one for each descriptor that was closed while a copy or a mapping of it stays",
      "EMFILE so much earlier"},
@@ -40,7 +40,8 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere,
      "a descriptor of ours that comes to a process without devices past libc's recvmsg, recvmmsg, "
      "pidfd_getfd, open and exec (a seccomp supervisor adds it, io_uring receives it)",
-     "until that process opens a device, read, write and mmap show the memory of a guest"},
+     "until that process opens a device, of a guest_memfd mmap and pread answer zeroes where the "
+     "kernel refuses, and fallocate is EPERM"},
     {Where::kEverywhere,
      "reads under way of io_uring, and of io_submit by a program's own instruction, into pages "
      "that "
@@ -53,17 +54,17 @@ constexpr Unseen kAll[] = {
      "there; or before it",
      "where the files of /proc/self cannot be opened, pages do not go to a device: ENOENT, EACCES"},
     {Where::kEverywhere,
-     "a guest_memfd or a vCPU read or written by libc's own calls on its descriptor (fdopen and "
-     "fread, dprintf, aio_read, lio_listio), or by a program that exec started without the library "
-     "(another environment, a static or a setuid program)",
-     "they show and change the memory of a guest, where the kernel refuses"},
+     "a guest_memfd in a program that exec started without the library (another environment, a "
+     "static or a setuid program), by a program's own instruction, by io_uring",
+     "mmap and pread answer zeroes where the kernel refuses, rewind moves a stream; fallocate is "
+     "EPERM, and no page of the guest's is reached"},
     {Where::kEverywhere,
-     "a file that comes by dup2 to the number of an engine's descriptor while another thread uses "
-     "that in the engine",
-     "the engine's call, a hole in a guest_memfd among them, may reach that file"},
+     "fallocate of a guest_memfd in a program that inherited or received it and may not look into "
+     "/proc/PID/fd of the VM's process (another user, another pid namespace)",
+     "EIO; in another pid namespace 0, and no page goes"},
     {Where::kEverywhere,
-     "MADV_REMOVE on a mapping of a guest_memfd that was made with MMAP and without INIT_SHARED",
-     "0, and no page goes"},
+     "a file that comes by dup2 to a number that the engine has for the length of one call",
+     "the engine's call may be made on it, and closes it"},
     {Where::kEverywhere, "the lines of /proc/self/maps while a part of a mapping is with a device",
      "one mapping is shown as several, and counts as several for vm.max_map_count; the calls that "
      "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one"},

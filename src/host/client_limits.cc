@@ -122,7 +122,7 @@ Result<int> open_beyond_limit(Open open, const void* what) {
 }
 
 void keep_a_number() {
-  if (kept_number.get()) is_lent.store(false, sync::kRelaxed);
+  if (kept_number.keep()) is_lent.store(false, sync::kRelaxed);
 }
 
 void take_number_back() {

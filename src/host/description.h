@@ -51,14 +51,18 @@ class Description {
   // Post: on success the client's own mmap of the memfd is what the kernel would have mapped.
   virtual Result<void> check_mmap(const MapRequest&) { return refuse(ENODEV); }
   virtual void mapped(Hva /*at*/, u64 /*size*/) {}  // the client's mmap has succeeded
-  // Where in the memfd such a mapping begins.
+  // Where in the memfd such a mapping begins, and which offset was asked for of one that begins at
+  // `placed`.
   virtual off_t map_offset(const MapRequest& request) { return request.offset; }
+  [[nodiscard]] virtual off_t asked_offset(off_t placed) const { return placed; }
   // Checked by the caller: writable, offset >= 0, length > 0, no overflow, mode known to the VFS.
-  // A copy that fork made is asked, too; `fd` is then the child's.
+  // A copy that fork made is asked, too; `fd` is then the child's. -1: by a mapping.
   virtual Result<void> fallocate(int /*fd*/, int /*mode*/, off_t /*offset*/, off_t /*size*/) {
     return refuse(ENODEV);
   }
   [[nodiscard]] virtual bool native_read() const { return false; }  // from the memfd (stats)
+  // Does the kernel take it for a regular file, of which it answers some ioctls itself?
+  [[nodiscard]] virtual bool is_regular() const { return false; }
   // Has it a read and a write of its own? Then these are they: how many bytes, or a refusal. The
   // caller has looked at the access mode.
   [[nodiscard]] virtual bool moves_bytes() const { return false; }
@@ -82,8 +86,10 @@ class Backing {
   // `kind` is what comes after "stagetwo:1:", at most 200 characters; size may be 0.
   // Failure: EMFILE, ENFILE, ENOMEM; nothing is left behind.
   static Result<Backing> create(const char* kind, u64 size);
-  // The same for memory of the client's guest: its size is for ever, and nobody executes it.
-  static Result<Backing> create_memory(const char* kind, u64 size);
+  // The same for memory of the client's guest: its size is for ever, and nobody executes it. Of
+  // kEmpty the pages are elsewhere (host/guest_pages.h), and nobody puts any here.
+  enum class Pages : u8 { kHere, kEmpty };
+  static Result<Backing> create_memory(const char* kind, u64 size, Pages pages);
 
   // Shared engine mapping of [offset, offset + size), page aligned, the owner's to unmap().
   Result<void*> map(u64 offset, u64 size, int prot) const;

@@ -152,6 +152,7 @@ bool is_memory(const DescriptorSlot& slot) {
 }
 
 void watch(DescriptorSlot& slot, int watch_fd) TA_REQ(table_lock) {
+  note_engine_fd(watch_fd);
   slot.watch_fd = watch_fd;
   slot.next_watched = std::exchange(watched, &slot);
   watched_count.fetch_add(1, sync::kRelaxed);
@@ -257,8 +258,10 @@ bool is_held(int watch_fd) {
   return !asked || lock.l_type != F_UNLCK;
 }
 
-// The client's own open of the memfd, locked (I2).
-Result<int> open_for_client(int backing_fd, int flags) {
+// The client's own open of the memfd, locked (I2). Where the kernel's file has no position ours is
+// at the last one, from which the kernel reads and writes nothing and says EINVAL: what libc does
+// inside (streams, dprintf) is refused as it would be there.
+Result<int> open_for_client(int backing_fd, int flags, bool has_position) {
   const ProcPath path(backing_fd);
   const int keep = O_ACCMODE | O_CLOEXEC | O_NONBLOCK | O_APPEND;
   const int fd = ST_TRY(open_proc(path.c_str(), flags & keep));
@@ -269,6 +272,7 @@ Result<int> open_for_client(int backing_fd, int flags) {
     static_cast<void>(sys::close(fd));
     return refuse(locked.error());
   }
+  if (!has_position) sys::call(SYS_lseek, fd, INT64_MAX, SEEK_SET);
   return fd;
 }
 
@@ -324,10 +328,11 @@ Result<Backing> Backing::create(const char* kind, u64 size) {
   return make(kind, size, MFD_CLOEXEC);
 }
 
-Result<Backing> Backing::create_memory(const char* kind, u64 size) {
+Result<Backing> Backing::create_memory(const char* kind, u64 size, Pages pages) {
   auto backing = ST_TRY(make(kind, size, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   constexpr int kSizeStays = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
-  ST_TRY(sys::fcntl(backing.fd_, F_ADD_SEALS, kSizeStays));
+  const int seals = pages == Pages::kEmpty ? kSizeStays | F_SEAL_WRITE : kSizeStays;
+  ST_TRY(sys::fcntl(backing.fd_, F_ADD_SEALS, seals));
   constexpr long kNotExecutable = 0666;
   ST_TRY(sys::checked(sys::call(SYS_fchmod, backing.fd_, kNotExecutable)));
   return backing;
@@ -354,9 +359,10 @@ void Backing::unmap(void* at, u64 size) {
 Result<int> publish(Box<Description> description, Backing backing, const DescriptorSpec& spec) {
   struct ::stat behind{};
   ST_TRY(sys::fstat(backing.fd(), &behind));
+  const bool has_position = description->native_read();
   // The table first: whoever finds the descriptor finds the description.
   DescriptorSlot& slot = *ST_TRY(enter_made(std::move(description), spec, behind));
-  const auto fd = open_for_client(backing.fd(), spec.open_flags);
+  const auto fd = open_for_client(backing.fd(), spec.open_flags, has_position);
   if (!fd && forget(slot)) unref(slot);
   unref(slot);
   keep_a_number();
@@ -539,13 +545,13 @@ void sweep_closed_memory() {
 }
 
 bool is_engine_fd(int fd) {
-  if (watched_count.load(sync::kRelaxed) == 0 && !any_kept_fd()) [[likely]]
+  if (!may_be_engines(fd)) [[likely]]
     return false;
-  return fd >= 0 && next_engine_fd(fd) == fd;
+  return next_engine_fd(fd) == fd;
 }
 
 int next_engine_fd(int first) {
-  int lowest = any_kept_fd() ? next_kept_fd(first) : -1;
+  int lowest = next_kept_fd(first);
   if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
     return lowest;
   const sync::MutexGuard guard(table_lock);
@@ -555,21 +561,24 @@ int next_engine_fd(int first) {
   return lowest;
 }
 
-void vacate_engine_fd(int fd) {
-  if (any_kept_fd() && vacate_kept_fd(fd)) return;
+bool vacate_engine_fd(int fd) {
+  if (vacate_kept_fd(fd)) return true;
   const sync::MutexGuard guard(table_lock);
   for (DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {
     if (slot->watch_fd != fd) continue;
-    // raise_engine_fd closes the old number, which the client is about to take.
-    const auto moved = sys::raise_engine_fd(fd);
+    const auto copy = sys::fcntl(fd, F_DUPFD_CLOEXEC);
+    const Result<int> moved =
+        copy ? sys::raise_engine_fd(static_cast<int>(*copy)) : Result<int>(refuse(EMFILE));
     if (moved) {
+      note_engine_fd(*moved);
       slot->watch_fd = *moved;
     } else {
       slot->watch_fd = -1;
       take_off_list(*slot);
     }
-    return;
+    return true;
   }
+  return false;
 }
 
 void descriptors_after_fork_child() {

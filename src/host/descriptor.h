@@ -123,8 +123,9 @@ bool in_borrowed_memory();
 // Is `fd` one of the engine's own? The client must not see, close or replace it.
 bool is_engine_fd(int fd);
 int next_engine_fd(int first);  // the lowest one >= first, or -1
-// The client insists on this number: moves the engine's descriptor elsewhere.
-void vacate_engine_fd(int fd);
+// The client insists on this number: moves the engine's descriptor elsewhere. The number stays open
+// until the caller puts the client's file there, or closes it. False: it was none of the engine's.
+[[nodiscard]] bool vacate_engine_fd(int fd);
 
 struct DescriptorCounts {
   u64 live;

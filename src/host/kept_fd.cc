@@ -7,6 +7,8 @@
 #include <memory>
 
 #include "base/sys.h"
+#include "base/text.h"
+#include "host/client_limits.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::host {
@@ -15,13 +17,12 @@ namespace stagetwo::host {
 struct KeptFds {
   static sync::Mutex lock;
   static KeptFd* first;
-  static sync::Atomic<bool> any;
+  static sync::Atomic<int> lowest;  // below it there was never one
 
   static void add(KeptFd* kept) TA_REQ(lock) {
     kept->next_ = first;
     first = kept;
     kept->listed_ = true;
-    any.store(true, sync::kRelaxed);
   }
   static void remove(KeptFd* kept) TA_REQ(lock) {
     KeptFd** link = &first;
@@ -32,19 +33,19 @@ struct KeptFds {
   static void close_in_child() {
     for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) {
       if (kept->child_ == KeptFd::Child::kHasIt) continue;
-      const int fd = kept->fd_.exchange(-1, sync::kRelaxed);
+      const int fd = kept->number_.exchange(-1);
       if (fd >= 0) static_cast<void>(sys::close(fd));
     }
   }
   template <typename F>
   static void for_each(F&& fn) {
-    for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) fn(kept->fd_);
+    for (KeptFd* kept = first; kept != nullptr; kept = kept->next_) fn(kept->number_);
   }
 };
 
 constinit sync::Mutex KeptFds::lock{sync::Rank::kLeaf};
 constinit KeptFd* KeptFds::first = nullptr;
-constinit sync::Atomic<bool> KeptFds::any{false};
+constinit sync::Atomic<int> KeptFds::lowest{INT32_MAX};
 
 namespace {
 
@@ -57,66 +58,84 @@ constinit KeptFd folder(open_folder, KeptFd::Child::kHasIt);
 
 }  // namespace
 
-int proc_folder() {
-  return folder.get().value_or(-1);
-}
-
 Result<int> open_proc(const char* path, int flags) {
-  return sys::openat(ST_TRY(folder.get()), path + kProcLength, flags);
+  const FdUse proc = ST_TRY(folder.use());
+  return sys::openat(proc.get(), path + kProcLength, flags);
 }
 
-Result<int> KeptFd::get() {
-  if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) [[likely]]
-    return fd;
+Result<int> reopen_engine_file(int fd) {
+  FixedString<48> path;
+  path.append("/proc/self/fd/").append_int(fd);
+  return sys::raise_engine_fd(ST_TRY(open_proc(path.c_str(), O_RDWR | O_CLOEXEC)));
+}
+
+Result<FdUse> KeptFd::use() {
+  for (;;) {
+    {
+      FdUse open_one = number_.use();
+      if (open_one.get() >= 0) [[likely]]
+        return open_one;
+    }
+    ST_TRY(keep());
+  }
+}
+
+Result<void> KeptFd::keep() {
+  if (number_.peek() >= 0) [[likely]]
+    return {};
   const int fresh = path_ != nullptr ? ST_TRY(open_proc(path_, flags_ | O_CLOEXEC)) : -1;
   const sync::MutexGuard guard(KeptFds::lock);
-  if (const int fd = fd_.load(sync::kRelaxed); fd >= 0) {
+  if (number_.peek() >= 0) {
     if (fresh >= 0) static_cast<void>(sys::close(fresh));
-    return fd;
+    return {};
   }
   const int opened = path_ != nullptr ? fresh : ST_TRY(open_());
-  const int raised = ST_TRY(sys::raise_engine_fd(opened));
-  fd_.store(raised, sync::kRelaxed);
+  set(ST_TRY(sys::raise_engine_fd(opened)));
   if (!listed_) KeptFds::add(this);
-  return raised;
+  return {};
+}
+
+int KeptFd::set(int fd) {
+  note_engine_fd(fd);
+  return number_.exchange(fd);
 }
 
 bool KeptFd::lend() {
   const sync::MutexGuard guard(KeptFds::lock);
-  const int fd = fd_.exchange(-1, sync::kRelaxed);
+  const int fd = number_.exchange(-1);
   return fd >= 0 && sys::close(fd).has_value();
 }
 
 Result<void> HeldFd::hold(int fd) {
   const sync::MutexGuard guard(KeptFds::lock);
-  fd_.store(ST_TRY(sys::raise_engine_fd(fd)), sync::kRelaxed);
+  set(ST_TRY(sys::raise_engine_fd(fd)));
   KeptFds::add(this);
   return {};
-}
-
-Result<int> HeldFd::get() const {
-  const int fd = fd_.load(sync::kRelaxed);
-  if (fd < 0) return refuse(EBADF);
-  return fd;
 }
 
 void HeldFd::close() {
   if (!listed_) return;
   const sync::MutexGuard guard(KeptFds::lock);
   KeptFds::remove(this);
-  const int fd = fd_.exchange(-1, sync::kRelaxed);
+  const int fd = number_.exchange(-1);
   if (fd >= 0) static_cast<void>(sys::close(fd));
 }
 
-bool any_kept_fd() {
-  return KeptFds::any.load(sync::kRelaxed);
+bool may_be_engines(int fd) {
+  return fd >= KeptFds::lowest.load(sync::kRelaxed);
+}
+
+void note_engine_fd(int fd) {
+  int seen = KeptFds::lowest.load(sync::kRelaxed);
+  while (fd >= 0 && fd < seen && !KeptFds::lowest.compare_exchange_weak(seen, fd, sync::kRelaxed)) {
+  }
 }
 
 int next_kept_fd(int first) {
   const sync::MutexGuard guard(KeptFds::lock);
   int lowest = -1;
-  KeptFds::for_each([&](const sync::Atomic<int>& place) {
-    const int fd = place.load(sync::kRelaxed);
+  KeptFds::for_each([&](const sync::KeptNumber& place) {
+    const int fd = place.peek();
     if (fd >= first && (lowest < 0 || fd < lowest)) lowest = fd;
   });
   return lowest;
@@ -125,8 +144,8 @@ int next_kept_fd(int first) {
 int kept_fd_of(u64 device, u64 inode) {
   const sync::MutexGuard guard(KeptFds::lock);
   int found = -1;
-  KeptFds::for_each([&](const sync::Atomic<int>& place) {
-    const int fd = place.load(sync::kRelaxed);
+  KeptFds::for_each([&](const sync::KeptNumber& place) {
+    const int fd = place.peek();
     struct ::stat behind{};
     if (found >= 0 || fd < 0 || !sys::fstat(fd, &behind)) return;
     if (behind.st_dev == device && behind.st_ino == inode) found = fd;
@@ -135,19 +154,32 @@ int kept_fd_of(u64 device, u64 inode) {
 }
 
 bool vacate_kept_fd(int fd) {
-  const sync::MutexGuard guard(KeptFds::lock);
-  bool found = false;
-  KeptFds::for_each([&](sync::Atomic<int>& place) {
-    if (place.load(sync::kRelaxed) != fd) return;
-    // raise_engine_fd closes the old number, which the client is about to take.
-    place.store(sys::raise_engine_fd(fd).value_or(-1), sync::kRelaxed);
-    found = true;
-  });
-  return found;
+  if (fd < 0 || next_kept_fd(fd) != fd) return false;
+  // Without the lock: where no number is free the kept one is lent, and that takes it. What is
+  // behind `fd` may be another's by now; then nobody has the number any more, and the copy goes.
+  const auto fresh = open_beyond_limit(
+      [&]() -> Result<int> { return static_cast<int>(ST_TRY(sys::fcntl(fd, F_DUPFD_CLOEXEC))); });
+  const sync::Passage* users = nullptr;  // its owner may close it as soon as the lock is free
+  {
+    const sync::MutexGuard guard(KeptFds::lock);
+    KeptFds::for_each([&](sync::KeptNumber& place) {
+      if (place.peek() != fd) return;
+      note_engine_fd(fresh.value_or(-1));
+      place.exchange(fresh.value_or(-1));
+      users = &place.users();
+    });
+  }
+  if (users == nullptr) {
+    if (fresh) static_cast<void>(sys::close(*fresh));
+    return false;
+  }
+  sync::KeptNumber::wait_for(*users);
+  return true;
 }
 
 void kept_fds_after_fork_child() {
   std::construct_at(&KeptFds::lock, sync::Rank::kLeaf);
+  sync::KeptNumber::after_fork_child();
   KeptFds::close_in_child();
 }
 

@@ -23,8 +23,9 @@ enum class Support : u32 { kUnknown, kYes, kNo };
 constinit sync::Atomic<Support> scan_support{Support::kUnknown};
 constinit sync::Atomic<Support> query_support{Support::kUnknown};
 
-Result<long> ask(const Result<int>& file, unsigned long request, void* question) {
-  return sys::ioctl(ST_TRY(file), request, reinterpret_cast<u64>(question));
+Result<long> ask(const Result<FdUse>& file, unsigned long request, void* question) {
+  if (!file) return refuse(file.error());
+  return sys::ioctl(file->get(), request, reinterpret_cast<u64>(question));
 }
 
 constexpr u64 down(u64 address, u64 to) {

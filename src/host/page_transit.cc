@@ -129,7 +129,8 @@ bool PageTransit::copy_protected(Hva place) {
     hidden = hidden && sys::mprotect(pointer(view.at), kPageSize, PROT_NONE).has_value();
   }
   if (hidden && !ST_GUARD(owners_kernel_pins, kernel_pins_memory())) {
-    const auto got = sys::pread(*fd, pointer(place), kPageSize, static_cast<off_t>(at().raw()));
+    const auto got =
+        sys::pread(fd->get(), pointer(place), kPageSize, static_cast<off_t>(at().raw()));
     // Behind a private page's protection its old bytes stay; the file is made smaller.
     if (got && *got == kPageSize && (!shared() || drop())) return true;
   }
@@ -175,10 +176,10 @@ bool PageTransit::put_behind_protection(const void* page) {
     const auto fd = memory_file();
     if (!fd) return false;
     const off_t there = static_cast<off_t>(view->at.raw());
-    const auto put = sys::pwrite(*fd, page, kPageSize, there);
+    const auto put = sys::pwrite(fd->get(), page, kPageSize, there);
     // Not even to be read: the file ends before it by now. The client's touch is to find that out.
     char any = 0;
-    const bool gone = !put && !sys::pread(*fd, &any, 1, there);
+    const bool gone = !put && !sys::pread(fd->get(), &any, 1, there);
     if (!gone && (!put || *put != kPageSize)) return false;
   }
   if (shared()) {

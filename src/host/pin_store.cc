@@ -178,14 +178,14 @@ void drop_alias(const Alias& alias) {
 bool read_behind(Hva at, void* to, size_t size) {
   const auto fd = memory_file();
   if (!fd) return false;
-  const auto got = sys::pread(*fd, to, size, static_cast<off_t>(at.raw()));
+  const auto got = sys::pread(fd->get(), to, size, static_cast<off_t>(at.raw()));
   return got && *got == size;
 }
 
 bool write_behind(Hva at, const void* from, size_t size) {
   const auto fd = memory_file();
   if (!fd) return false;
-  const auto put = sys::pwrite(*fd, from, size, static_cast<off_t>(at.raw()));
+  const auto put = sys::pwrite(fd->get(), from, size, static_cast<off_t>(at.raw()));
   return put && *put == size;
 }
 

@@ -16,29 +16,30 @@ namespace {
 
 constinit KeptFd maps("/proc/self/maps");
 constinit KeptFd pagemap("/proc/self/pagemap");
-constinit KeptFd memory("/proc/self/mem", O_RDWR);
+constinit KeptFd memory("/proc/self/mem", O_RDWR, KeptFd::Calls::kMayWait);
 constinit KeptFd status("/proc/self/status");
 
 }  // namespace
 
 void open_process_files() {
-  for (KeptFd* const file : {&maps, &pagemap, &memory, &status}) static_cast<void>(file->get());
+  for (KeptFd* const file : {&maps, &pagemap, &memory, &status}) static_cast<void>(file->keep());
 }
 
-Result<int> maps_file() {
-  return maps.get();
+Result<FdUse> maps_file() {
+  return maps.use();
 }
-Result<int> pagemap_file() {
-  return pagemap.get();
+Result<FdUse> pagemap_file() {
+  return pagemap.use();
 }
-Result<int> memory_file() {
-  return memory.get();
+Result<FdUse> memory_file() {
+  return memory.use();
 }
 
 // "VmLck:      64 kB"
 Result<u64> status_kilobytes(const char* label) {
   char buffer[2048];
-  const size_t got = ST_TRY(sys::pread(ST_TRY(status.get()), buffer, sizeof(buffer), 0));
+  const FdUse file = ST_TRY(status.use());
+  const size_t got = ST_TRY(sys::pread(file.get(), buffer, sizeof(buffer), 0));
   std::string_view text(buffer, got);
   const size_t at = text.find(label);
   if (at == std::string_view::npos) return refuse(EINVAL);

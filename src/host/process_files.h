@@ -9,15 +9,16 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "host/kept_fd.h"
 
 namespace stagetwo::host {
 
 // Idempotent. What cannot be opened is tried again at its first use.
 void open_process_files();
 
-[[nodiscard]] Result<int> maps_file();
-[[nodiscard]] Result<int> pagemap_file();
-[[nodiscard]] Result<int> memory_file();  // /proc/self/mem, for reading and writing
+[[nodiscard]] Result<FdUse> maps_file();
+[[nodiscard]] Result<FdUse> pagemap_file();
+[[nodiscard]] Result<FdUse> memory_file();  // /proc/self/mem, for reading and writing
 
 // The number of a line of /proc/self/status, such as "VmLck:". Failure: EINVAL (no such line).
 [[nodiscard]] Result<u64> status_kilobytes(const char* label);

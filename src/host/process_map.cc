@@ -40,7 +40,8 @@ Result<Mapping> by_query(Hva at, u64 flags) {
   query.size = sizeof(query);
   query.flags = flags;
   query.address = at.raw();
-  const auto asked = sys::ioctl(ST_TRY(maps_file()), kProcmapQuery, reinterpret_cast<u64>(&query));
+  const FdUse maps = ST_TRY(maps_file());
+  const auto asked = sys::ioctl(maps.get(), kProcmapQuery, reinterpret_cast<u64>(&query));
   if (!asked) return refuse(asked.error());
   Mapping found;
   found.range = HvaRange(Hva(query.start), query.end - query.start);
@@ -175,7 +176,7 @@ void mark_scanned(Hva first, unsigned count, u64 category, PageState* out, Mark&
   scan.regions = reinterpret_cast<u64>(regions);
   scan.region_count = kMaxPageStates;
   scan.category_mask = scan.return_mask = category;
-  const auto found = sys::ioctl(*fd, kPageScan, reinterpret_cast<u64>(&scan));
+  const auto found = sys::ioctl(fd->get(), kPageScan, reinterpret_cast<u64>(&scan));
   if (!found) return;
   for (long i = 0; i < *found; ++i) {
     for (u64 at = regions[i].start; at < regions[i].end; at += kPageSize) {
@@ -211,7 +212,8 @@ Result<Mapping> mapping_at(Hva at) {
 Result<void> page_states(Hva first, unsigned count, PageState* out) {
   u64 words[kMaxPageStates] = {};
   const u64 bytes = u64{count} * sizeof(u64);
-  const auto got = sys::pread(ST_TRY(pagemap_file()), words, bytes,
+  const FdUse pagemap = ST_TRY(pagemap_file());
+  const auto got = sys::pread(pagemap.get(), words, bytes,
                               static_cast<off_t>(first.raw() / kPageSize * sizeof(u64)));
   if (!got) return refuse(got.error());
   bool any = false;
@@ -260,7 +262,7 @@ bool scan_resident(HvaRange range, u64* bits, u64* huge, u64* count) {
   scan.category_mask = kScanPresent | kScanZero;
   scan.return_mask = kScanPresent | (huge != nullptr ? kScanHuge : 0);
   while (scan.start < scan.end) {
-    const auto found = sys::ioctl(*fd, kPageScan, reinterpret_cast<u64>(&scan));
+    const auto found = sys::ioctl(fd->get(), kPageScan, reinterpret_cast<u64>(&scan));
     if (!found) return false;
     for (long i = 0; i < *found; ++i) {
       const u64 pages = (runs[i].end - runs[i].start) >> kPageShift;

@@ -24,6 +24,7 @@ struct Known {
   u64 id = 0;
   u32 fork_turn = 0;
   bool escaped = false;
+  KnownFile pages{};  // inode 0: its own
 };
 
 // A client that makes files for ever must not fill us: what comes later is not known.
@@ -56,15 +57,15 @@ Objects* make_objects() {
   return objects();
 }
 
-void note_made(KnownFile file) {
+void note_made(KnownFile file, KnownFile pages = {}) {
   Objects* all = make_objects();
   if (all == nullptr) return;
   const sync::MutexGuard guard(all->lock);
   // The number of a file that is gone may be used again: the newer one counts.
   if (Known* old = all->known.find(file)) {
-    *old = {++all->last_id, fork_turn.load(sync::kRelaxed), false};
+    *old = {++all->last_id, fork_turn.load(sync::kRelaxed), false, pages};
   } else if (all->known.size() < kMostKnown) {
-    const Known fresh{++all->last_id, fork_turn.load(sync::kRelaxed), false};
+    const Known fresh{++all->last_id, fork_turn.load(sync::kRelaxed), false, pages};
     static_cast<void>(all->known.insert(file, fresh));  // else it is not known
   }
 }
@@ -88,9 +89,12 @@ u64 id_of(KnownFile file, bool alone) {
 
 }  // namespace
 
-void shared_file_made(int fd) {
+void shared_file_made(int fd, int pages) {
   KnownFile file;
-  if (file_behind(fd, &file)) note_made(file);
+  KnownFile beneath{};
+  if (!file_behind(fd, &file)) return;
+  if (pages >= 0 && file_behind(pages, &beneath) && beneath != file) note_made(beneath);
+  note_made(file, beneath == file ? KnownFile{} : beneath);
 }
 
 void shared_memory_mapped(Hva at) {
@@ -105,7 +109,11 @@ void shared_file_escapes(int fd) {
   KnownFile file;
   if (all == nullptr || !file_behind(fd, &file)) return;
   const sync::MutexGuard guard(all->lock);
-  if (Known* known = all->known.find(file)) known->escaped = true;
+  Known* const known = all->known.find(file);
+  if (known == nullptr) return;
+  known->escaped = true;
+  if (known->pages.inode == 0) return;
+  if (Known* const pages = all->known.find(known->pages)) pages->escaped = true;
 }
 
 u64 alone_with(u64 device, u64 inode) {

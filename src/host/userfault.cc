@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
@@ -28,10 +29,10 @@ constinit sync::Atomic<Reach> reach{Reach::kUnknown};
 constinit sync::Atomic<bool> denied_by_test{false};
 
 Result<int> open_full() {
-  const long direct = sys::call(SYS_userfaultfd, O_CLOEXEC);
+  const long direct = sys::call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
   if (direct >= 0) return static_cast<int>(direct);
   const int device = ST_TRY(sys::openat(AT_FDCWD, "/dev/userfaultfd", O_RDWR | O_CLOEXEC));
-  const auto made = sys::ioctl(device, kNewFromDevice, O_CLOEXEC);
+  const auto made = sys::ioctl(device, kNewFromDevice, O_CLOEXEC | O_NONBLOCK);
   static_cast<void>(sys::close(device));
   if (!made) return refuse(made.error());
   return static_cast<int>(*made);
@@ -42,8 +43,8 @@ Result<int> open_any() {
     reach.store(Reach::kAll, sync::kRelaxed);
     return *full;
   }
-  const int made =
-      static_cast<int>(ST_TRY(sys::checked(sys::call(SYS_userfaultfd, O_CLOEXEC | kUserModeOnly))));
+  const int made = static_cast<int>(
+      ST_TRY(sys::checked(sys::call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | kUserModeOnly))));
   reach.store(Reach::kUserMode, sync::kRelaxed);
   return made;
 }
@@ -62,9 +63,9 @@ constinit KeptFd kept(make);
 
 template <typename Request>
 Result<void> ask(unsigned long number, Request* request) {
-  const int fd = ST_TRY(kept.get());
+  const FdUse fd = ST_TRY(kept.use());
   for (;;) {
-    const auto asked = sys::ioctl(fd, number, reinterpret_cast<u64>(request));
+    const auto asked = sys::ioctl(fd.get(), number, reinterpret_cast<u64>(request));
     if (asked) return {};
     // The address space is changing: whoever changes it gets on without us.
     if (to_int(asked.error()) != EAGAIN) return refuse(asked.error());
@@ -81,8 +82,7 @@ Result<void> watch_for(HvaRange range, u64 mode) {
 
 Result<void> open() {
   if (denied_by_test.load(sync::kRelaxed)) return refuse(EPERM);
-  ST_TRY(kept.get());
-  return {};
+  return kept.keep();
 }
 
 bool serves_kernel() {
@@ -148,14 +148,14 @@ Result<void> move(Hva to, Hva from) {
   return ask(kMove, &request);
 }
 u64 move_run(Hva to, Hva from, u64 pages) {
-  const auto fd = kept.get();
+  const auto fd = kept.use();
   if (!fd) return 0;
   u64 done = 0;
   while (done < pages) {
     const u64 offset = done * kPageSize;
     MoveRequest request{to.raw() + offset, from.raw() + offset, (pages - done) * kPageSize,
                         kDontWake | kMoveAllowsHoles, 0};
-    const auto asked = sys::ioctl(*fd, kMove, reinterpret_cast<u64>(&request));
+    const auto asked = sys::ioctl(fd->get(), kMove, reinterpret_cast<u64>(&request));
     if (asked) return pages;
     if (to_int(asked.error()) != EAGAIN) return done;
     // A part of it, or none because the address space is changing.
@@ -186,13 +186,33 @@ void wake(HvaRange range) {
   static_cast<void>(ask(UFFDIO_WAKE, &request));
 }
 
+namespace {
+
+// Nothing is read by a number that may have become the client's: the wait is a poll of it, which
+// takes nothing away, and the read that follows does not wait. A poll that began on the client's
+// file just when the number became the client's ends by its time.
+Result<size_t> read_messages(uffd_msg* to, size_t size) {
+  constexpr int kPollMs = 500;
+  for (;;) {
+    int number = -1;
+    {
+      const FdUse fd = ST_TRY(kept.use());
+      number = fd.get();
+      const auto got = sys::read(number, to, size);
+      if (got) return *got;
+    }
+    pollfd wait{number, POLLIN, 0};
+    static_cast<void>(sys::call(SYS_poll, sys::arg(&wait), 1, kPollMs));
+  }
+}
+
+}  // namespace
+
 unsigned wait_for_touches(Touch* out) {
   uffd_msg messages[kMaxTouches];
   for (;;) {
-    const auto fd = kept.get();
-    if (!fd) return 0;
-    const auto got = sys::read(*fd, messages, sizeof(messages));
-    if (!got) continue;  // interrupted, or the number was moved out of the client's way
+    const auto got = read_messages(messages, sizeof(messages));
+    if (!got) return 0;
     unsigned count = 0;
     for (size_t i = 0; i < *got / sizeof(uffd_msg); ++i) {
       if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;

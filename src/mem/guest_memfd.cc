@@ -57,6 +57,7 @@ Result<void> check_range(u64 file_size, u64 offset, u64 size) {
 
 Result<void> allocate(int fd, u64 file_size, u64 offset, u64 size) {
   ST_TRY(check_range(file_size, offset, size));
+  if (fd < 0) return {};
   if (failpoint::should_fail("mem.guest_memfd_pages")) return refuse(ENOMEM);
   const Result<void> done =
       sys::fallocate(fd, FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(size));
@@ -66,7 +67,7 @@ Result<void> allocate(int fd, u64 file_size, u64 offset, u64 size) {
 }
 
 Result<void> punch(int fd, u64 file_size, u64 offset, u64 size) {
-  if (offset >= file_size) return {};
+  if (offset >= file_size || fd < 0) return {};
   const u64 bytes = std::min(size, file_size - offset);
   return sys::fallocate(fd, kPunch, static_cast<off_t>(offset), static_cast<off_t>(bytes));
 }
@@ -91,14 +92,14 @@ void GuestMemfd::for_each_binding(PageRange pages, F&& fn) {
   });
 }
 
-Result<void> GuestMemfd::fallocate(int fd, int mode, u64 offset, u64 size) {
+Result<void> GuestMemfd::fallocate(int mode, u64 offset, u64 size) {
   ST_TRY(check_modes(mode, offset, size));
-  if (mode != kPunch) return allocate(fd, size_, offset, size);
+  if (mode != kPunch) return allocate(file_.use().get(), size_, offset, size);
   const PageRange pages{offset >> kPageShift, (offset + size) >> kPageShift};
-  if (!private_pages::is_open()) return punch_pages(fd, pages);
+  if (!private_pages::is_open()) return punch_pages(pages);
   // What is away of them dies with them, and nothing of them is taken meanwhile.
   const sync::MutexGuard guard(private_table.lock);
-  const Result<void> done = punch_pages(fd, pages);
+  const Result<void> done = punch_pages(pages);
   if (done) private_table.forget(*this, pages);
   return done;
 }
@@ -108,11 +109,12 @@ Result<void> GuestMemfd::check_allocation(u64 offset, u64 size) const {
   return check_range(size_, offset, size);
 }
 
-Result<void> GuestMemfd::punch_pages(int fd, PageRange pages) {
+Result<void> GuestMemfd::punch_pages(PageRange pages) {
   const sync::MutexGuard guard(lock_);
   for_each_binding(pages, [](Binding& b, PageRange part) { b.observer_->going(part); });
+  // The number is held for the system call alone: observers wait for threads that may want it.
   const Result<void> done =
-      punch(fd, size_, pages.first << kPageShift, pages.count() << kPageShift);
+      punch(file_.use().get(), size_, pages.first << kPageShift, pages.count() << kPageShift);
   for_each_binding(pages, [](Binding& b, PageRange part) { b.observer_->gone(part); });
   trace::emit(trace::Event::st_memfd_punch, trace::Room::mem, pages.first, pages.end);
   return done;
@@ -124,26 +126,26 @@ Result<void> GuestMemfd::fallocate_unbound(int fd, u64 file_size, int mode, u64 
                         : allocate(fd, file_size, offset, size);
 }
 
-Result<void> GuestMemfd::bind(int fd, u64 offset, u64 size, ObjectObserver& observer,
-                              Binding* binding, Pages under_limit) {
+Result<void> GuestMemfd::bind(u64 offset, u64 size, ObjectObserver& observer, Binding* binding,
+                              Pages under_limit) {
   ST_DCHECK(binding->object_ == nullptr && size != 0);
   if (((offset | size) & ~kPageMask) != 0 || offset + size < offset || offset + size > size_) {
     return refuse(EINVAL);
   }
   const PageRange pages{offset >> kPageShift, (offset + size) >> kPageShift};
   const sync::MutexGuard guard(private_table.lock);
-  ST_TRY(map(fd, pages, observer, binding));
-  if (under_limit == Pages::kMayLeave) private_table.enter(*this, fd, *binding);
+  ST_TRY(map(pages, observer, binding));
+  if (under_limit == Pages::kMayLeave) private_table.enter(*this, file_.use().get(), *binding);
   return {};
 }
 
-Result<void> GuestMemfd::map(int fd, PageRange pages, ObjectObserver& observer, Binding* binding) {
+Result<void> GuestMemfd::map(PageRange pages, ObjectObserver& observer, Binding* binding) {
   const u64 size = pages.count() << kPageShift;
   const sync::MutexGuard guard(lock_);
   if (bindings_.overlaps(pages.first, pages.end)) return refuse(EINVAL);
   ST_TRY(bindings_.reserve());
   void* const at =
-      ST_TRY(map_file(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+      ST_TRY(map_file(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file_.use().get(),
                       static_cast<long>(pages.first << kPageShift), "mem.guest_memfd_map"));
   // Where a kernel refuses, the pages are dumped, or inherited, and nothing else.
   static_cast<void>(sys::madvise(at, size, MADV_DONTDUMP));

@@ -20,6 +20,7 @@
 #include "base/types.h"
 #include "mem/page_store.h"
 #include "sync/atomic.h"
+#include "sync/kept_number.h"
 
 namespace stagetwo::mem {
 
@@ -37,8 +38,8 @@ class PrivateSwap {
   PrivateSwap(const PrivateSwap&) = delete;
   PrivateSwap& operator=(const PrivateSwap&) = delete;
 
-  // Of the store's disk; -1: there is none.
-  [[nodiscard]] virtual int file() const = 0;
+  // Of the store's disk, for one call on it; none: there is no disk.
+  [[nodiscard]] virtual sync::KeptNumber::Use file() const = 0;
   virtual void private_came_back(Hva at) = 0;
   virtual void private_lost(Hva at, int error) = 0;
   virtual void private_discarded(u64 pages) = 0;

@@ -102,8 +102,8 @@ Result<void> SealedPages::seal(u64 page, const u8* bytes, PrivateSwap::Bench* be
                                 bench->sealed, &record.seal);
   wipe(bench->clear, kPageSize);
   if (!done) return done;
-  record.stored =
-      ST_TRY(swap_.private_store().put_bytes(bench->sealed, size, bench->store, swap_.file()));
+  record.stored = ST_TRY(
+      swap_.private_store().put_bytes(bench->sealed, size, bench->store, swap_.file().get()));
   record.bytes = size;
   record.state = State::kSealed;
   return {};
@@ -132,7 +132,7 @@ Result<void> SealedPages::drop_from_file(u64 page) {
 
 void SealedPages::drop(u64 page) {
   Record& record = records_[page];
-  if (record.state != State::kLost) swap_.private_store().drop(record.stored, swap_.file());
+  if (record.state != State::kLost) swap_.private_store().drop(record.stored, swap_.file().get());
   record = Record();
   count_away(-1);
 }
@@ -151,7 +151,7 @@ u64 SealedPages::forget(PageRange pages) {
 
 Result<void> SealedPages::open(u64 page, u8* to) {
   const Record& record = records_[page];
-  ST_TRY(swap_.private_store().get_bytes(record.stored, scratch.sealed, swap_.file()));
+  ST_TRY(swap_.private_store().get_bytes(record.stored, scratch.sealed, swap_.file().get()));
   const bool whole = record.bytes == kWholePage;
   u8* const clear = whole ? to : scratch.clear;
   const auto opened = store_.open(identity(page, record.bytes), record.seal, scratch.sealed, clear);
@@ -171,7 +171,7 @@ Result<void> SealedPages::give(u64 page, u8* to) {
     std::memset(to, 0, kPageSize);
   } else if (const auto opened = open(page, to); !opened) {
     static_cast<void>(remove(to));
-    swap_.private_store().drop(record.stored, swap_.file());
+    swap_.private_store().drop(record.stored, swap_.file().get());
     record.state = State::kLost;
     swap_.private_lost(Hva(reinterpret_cast<u64>(to)), to_int(opened.error()));
     return opened;

@@ -30,9 +30,10 @@ constinit host::KeptFd statm("/proc/self/statm");
 
 // The second number of the line: resident pages. 0: the kernel does not say.
 u64 process_resident() {
-  const auto fd = statm.get();
+  const auto fd = statm.use();
   char line[128];
-  const auto got = fd ? sys::pread(*fd, line, sizeof(line), 0) : Result<size_t>(refuse(fd.error()));
+  const auto got =
+      fd ? sys::pread(fd->get(), line, sizeof(line), 0) : Result<size_t>(refuse(fd.error()));
   if (!got) return 0;
   const std::string_view text(line, *got);
   u64 pages = 0;

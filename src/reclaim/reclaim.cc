@@ -71,7 +71,7 @@ Result<void> Reclaimer::init(const Settings& settings) {
 // where there is none.
 void Reclaimer::set_limit(u64 bytes) {
   limit_.store(bytes, sync::kRelaxed);
-  const u64 share = swapper_.file() >= 0 ? 4 : 2;
+  const u64 share = swapper_.file().get() >= 0 ? 4 : 2;
   const u64 compressed = bytes == kNoLimit ? kNoLimit : bytes / share;
   swapper_.store().set_memory_limit(std::min(compressed_limit_, compressed));
   if (!listed_) return;

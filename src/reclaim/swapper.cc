@@ -209,10 +209,10 @@ int Swapper::settle() {
   for (u32 i = 0; i < count; ++i) {
     const Staged staged = list_[i];
     if (!begin_squeeze(staged)) continue;
-    const auto stored = store_.put(bytes_at(place_at(staged.place)), bench_, file());
+    const auto stored = store_.put(bytes_at(place_at(staged.place)), bench_, file().get());
     if (end_squeeze(staged, stored)) continue;
     if (stored) {
-      store_.drop(*stored, file());
+      store_.drop(*stored, file().get());
       continue;
     }
     refusal = to_int(stored.error());
@@ -261,7 +261,7 @@ void Swapper::end_return(Hva at, Return job, host::BringBack outcome) {
     dropped = gone && now == Where::kFetching;
     job.what = what;
   }
-  if (dropped) store_.drop(mem::StoredPage{job.what}, file());
+  if (dropped) store_.drop(mem::StoredPage{job.what}, file().get());
 }
 
 host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
@@ -273,7 +273,7 @@ host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
     return entry.from_bytes(bytes_at(place_at(job.what))) ? BringBack::kBack : BringBack::kRetry;
   }
   alignas(64) u8 page[kPageSize];
-  const auto got = store_.get(mem::StoredPage{job.what}, page, file());
+  const auto got = store_.get(mem::StoredPage{job.what}, page, file().get());
   if (!got) {
     say_lost(at, to_int(got.error()));
     return BringBack::kLost;

@@ -50,10 +50,8 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   [[nodiscard]] mem::PageStore& store() { return store_; }
   // Takes over a file of SwapFile::create(). Failure: EMFILE.
   [[nodiscard]] Result<void> use_file(int fd) { return file_.hold(fd); }
-  [[nodiscard]] int file() const override {
-    const auto fd = file_.get();
-    return fd ? *fd : -1;
-  }
+  // For one call on it: the client may want the number.
+  [[nodiscard]] sync::KeptNumber::Use file() const override { return file_.number().use(); }
 
   // Compresses what is in places; what the store refuses comes back. Answers 0, or the refusal.
   [[nodiscard]] int settle();

@@ -2,6 +2,7 @@
 #include "shim/behind.h"
 
 #include <errno.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -65,11 +66,9 @@ int ask_filesystem(const char* path, T* out, ByName& by_name, ByFd& by_fd) {
     return with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
                         [&] { return by_name(path, out); });
   }
-  const auto blank = sys::checked(sys::call(SYS_epoll_create1, O_CLOEXEC));
-  if (!blank) return static_cast<int>(as_libc(blank));
-  const int done = by_fd(static_cast<int>(*blank), out);
-  static_cast<void>(sys::close(static_cast<int>(*blank)));
-  return done;
+  const auto blank = blank_file();
+  if (!blank) return static_cast<int>(as_libc(-static_cast<long>(to_int(blank.error()))));
+  return by_fd(blank->get(), out);
 }
 
 }  // namespace
@@ -124,16 +123,20 @@ void ask_mapped(const void* at, F&& fn) {
   if (!awake() || !any_mapped.load(sync::kRelaxed)) [[likely]]
     return;
   const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
   const auto mapping = host::shown_mapping_at(Hva(reinterpret_cast<u64>(at)));
   if (mapping && mapping->shared && mapping->inode != 0) {
-    host::EngineSection section(host::Touches::kNothing);
     if (const host::DescriptionRef ref = mapped_at(*mapping)) fn(ref);
-    section.leave();
   }
+  section.leave();
   errno = error;
 }
 
 }  // namespace
+
+bool maps_ours() {
+  return any_mapped.load(sync::kRelaxed);
+}
 
 void note_mapped() {
   any_mapped.store(true, sync::kRelaxed);
@@ -154,6 +157,35 @@ size_t page_behind(const void* at, size_t size, size_t page) {
   return page;
 }
 
+namespace {
+
+// In the order of madvise_remove (kernel file: mm/madvise.c). The file's observers hear of it, so
+// it is the file that is asked.
+std::optional<int> remove_in_section(u64 at, u64 size) {
+  const auto mapping = host::shown_mapping_at(Hva(at));
+  if (!mapping || !mapping->shared || mapping->inode == 0) return std::nullopt;
+  const host::DescriptionRef ref = mapped_at(*mapping);
+  if (!ref || ref.spec().shape != host::FileShape::kMemory) return std::nullopt;
+  if (host::is_locked(HvaRange(Hva(at), size))) return EINVAL;
+  const u64 placed = mapping->offset + (at - mapping->range.start().raw());
+  const auto done =
+      ref->fallocate(-1, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+                     ref->asked_offset(static_cast<off_t>(placed)), static_cast<off_t>(size));
+  if (done) return 0;
+  // Another process's file: its pages are the mapping's own, or there are none.
+  if (to_int(done.error()) == ENODEV) return std::nullopt;
+  return to_int(done.error());
+}
+
+}  // namespace
+
+std::optional<int> remove_behind(u64 at, u64 size) {
+  host::EngineSection section(host::Touches::kNothing);
+  const std::optional<int> answer = remove_in_section(at, size);
+  section.leave();
+  return answer;
+}
+
 Behind behind_either(int directory, const char* path, int flags) {
   const bool itself = path == nullptr || ((flags & AT_EMPTY_PATH) != 0 && path[0] == '\0');
   if (itself) return behind_fd(directory);
@@ -165,22 +197,36 @@ Asked::Asked(int fd) : fd_(fd) {
     return;
   const int error = errno;
   host::EngineSection section(host::Touches::kNothing);
+  if (host::is_engine_fd(fd)) fd_ = -1;
   bool native = false;
   const Behind what = find_behind(fd, &native);
   if (what == Behind::kMemory || (what == Behind::kAnonymous && !native)) {
     const auto flags = sys::fcntl(fd, F_GETFL);
     if (flags && (*flags & O_PATH) == 0) {
-      const long made = sys::call(SYS_epoll_create1, O_CLOEXEC);
-      blank_ = made >= 0 ? static_cast<int>(made) : -1;
-      if (made < 0) fd_ = -1;  // none to spare: EBADF, before it reaches the stand-in
+      auto blank = blank_file();
+      if (blank) blank_.emplace(std::move(*blank));
+      if (!blank) fd_ = -1;  // none to spare: EBADF, before it reaches the stand-in
     }
   }
   section.leave();
   errno = error;
 }
 
-Asked::~Asked() {
-  if (blank_ >= 0) static_cast<void>(sys::close(blank_));
+Asked::~Asked() = default;
+
+namespace {
+
+Result<int> open_blank() {
+  return static_cast<int>(ST_TRY(sys::checked(sys::call(SYS_epoll_create1, O_CLOEXEC))));
+}
+// A call on it is in no section, and a handler of the client's may leave it for good.
+constinit host::KeptFd blank(open_blank, host::KeptFd::Child::kHasIt,
+                             host::KeptFd::Calls::kMayWait);
+
+}  // namespace
+
+Result<host::FdUse> blank_file() {
+  return blank.use();
 }
 
 AskedLock::AskedLock(int fd, int command, long argument) : client_(argument) {
@@ -194,6 +240,10 @@ AskedLock::AskedLock(int fd, int command, long argument) : client_(argument) {
           static_cast<bool>(sys::fstat(fd, &said));
   section.leave();
   if (!ours_) return;
+  // A file without a position stands at the last one (host/descriptor.cc).
+  if (lock_.l_whence == SEEK_CUR && sys::call(SYS_lseek, fd, 0, SEEK_CUR) == kOurByte) {
+    lock_.l_whence = SEEK_SET;
+  }
   off_t start = 0;
   const off_t base = lock_.l_whence == SEEK_END ? said.st_size : 0;
   if (__builtin_add_overflow(base, lock_.l_start, &start) || start < 0) return;  // refused
@@ -266,14 +316,8 @@ bool opening_refused(int directory, const char* path, int flags) {
   return (what == Behind::kMemory || what == Behind::kAnonymous) && refuse_with(ENXIO);
 }
 
-bool engines_refused(int fd) {
-  if (!awake()) return false;
-  const int error = errno;
-  host::EngineSection section(host::Touches::kNothing);
-  const bool engines = host::is_engine_fd(fd);
-  section.leave();
-  errno = error;
-  return engines && refuse_with(EBADF);
+bool seeking_refused(FILE* stream) {
+  return awake() && behind_fd(fileno(stream)) == Behind::kMemory && refuse_with(ESPIPE);
 }
 
 // Their file system encodes no handle, but for who only compares it. A place is asked as well.
@@ -328,6 +372,93 @@ bool has_no_attributes(Behind what) {
 }
 
 // --- answers ---
+
+namespace {
+
+// xfs_flock64 of the ioctls that allocate and punch (kernel file: include/linux/falloc.h).
+struct SpaceRequest {
+  s16 type;
+  s16 whence;
+  s64 start;
+  s64 size;
+  s32 sysid;
+  u32 pid;
+  s32 pad[4];
+};
+constexpr unsigned long kReserve = _IOW('X', 40, SpaceRequest);
+constexpr unsigned long kReserve64 = _IOW('X', 42, SpaceRequest);
+constexpr unsigned long kUnreserve = _IOW('X', 41, SpaceRequest);
+constexpr unsigned long kUnreserve64 = _IOW('X', 43, SpaceRequest);
+constexpr unsigned long kZero = _IOW('X', 57, SpaceRequest);
+constexpr unsigned long kAllocatedBytes = 0x5460;  // FIOQSIZE
+
+int mode_of(unsigned long request) {
+  const bool punches = request == kUnreserve || request == kUnreserve64;
+  if (punches) return FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+  return request == kZero ? FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE : FALLOC_FL_KEEP_SIZE;
+}
+
+// A guest_memfd that the kernel takes for a regular file; *size is then its own.
+bool is_regular(int fd, off_t* size) {
+  struct ::stat said{};
+  if (!may_be_ours(fd, &said)) return false;
+  host::EngineSection section(host::Touches::kNothing);
+  bool regular = false;
+  if (const host::DescriptionRef ref = host::find(fd, said)) {
+    const auto flags = sys::fcntl(fd, F_GETFL);
+    regular = flags && (*flags & O_PATH) == 0 && ref->is_regular();
+  }
+  section.leave();
+  *size = said.st_size;
+  return regular;
+}
+
+template <typename T>
+long give(unsigned long to, const T& value) {
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool given = host::write_struct(Hva(to), value);
+  section.leave();
+  return given ? 0 : -EFAULT;
+}
+
+long change_space(int fd, unsigned long request, unsigned long argument, off_t size) {
+  SpaceRequest asked{};
+  host::EngineSection section(host::Touches::kClientMemory);
+  const bool read = host::read_struct(Hva(argument), &asked);
+  section.leave();
+  if (!read) return -EFAULT;
+  if (asked.whence < SEEK_SET || asked.whence > SEEK_END) return -EINVAL;
+  if (asked.whence == SEEK_END) asked.start += size;
+  return fallocate_fd(fd, mode_of(request), asked.start, asked.size) == 0 ? 0 : -errno;
+}
+
+}  // namespace
+
+// In do_vfs_ioctl and file_ioctl (kernel file: fs/ioctl.c). Such a file has no position and no
+// bytes that count.
+bool ask_regular(int fd, unsigned long request, unsigned long argument, long* answer) {
+  off_t size = 0;
+  switch (request) {
+    case FIONREAD:
+      if (!is_regular(fd, &size)) return false;
+      *answer = give(argument, static_cast<int>(size));
+      return true;
+    case kAllocatedBytes:
+      if (!is_regular(fd, &size)) return false;
+      *answer = give(argument, off_t{0});
+      return true;
+    case kReserve:
+    case kReserve64:
+    case kUnreserve:
+    case kUnreserve64:
+    case kZero:
+      if (!is_regular(fd, &size)) return false;
+      *answer = change_space(fd, request, argument, size);
+      return true;
+    default:
+      return false;
+  }
+}
 
 int preallocate(int fd, off_t offset, off_t size) {
   if (behind_fd(fd) == Behind::kForeign) return next::posix_fallocate(fd, offset, size);

@@ -12,11 +12,16 @@
 // Context: the client's thread, awake or not; errno is the call's.
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/types.h>
 
+#include <optional>
+
+#include "base/result.h"
 #include "base/types.h"
+#include "host/kept_fd.h"
 
 namespace stagetwo::shim {
 
@@ -33,8 +38,11 @@ enum class Behind : u8 {
 // What of ours is mapped there. A load where nothing of ours was ever mapped.
 [[nodiscard]] Behind behind_address(const void* at);
 void note_mapped();
+[[nodiscard]] bool maps_ours();  // was anything ever
 // Where in the file the client's page `page` is, of what is mapped at `at`.
 [[nodiscard]] size_t page_behind(const void* at, size_t size, size_t page);
+// MADV_REMOVE of the bytes there: 0 or an errno; nothing: no guest_memfd is mapped there.
+[[nodiscard]] std::optional<int> remove_behind(u64 at, u64 size);
 // Of a call with AT_EMPTY_PATH among its flags, or whose name may be null.
 [[nodiscard]] Behind behind_either(int directory, const char* path, int flags);
 
@@ -46,12 +54,15 @@ class Asked {
   Asked(const Asked&) = delete;
   Asked& operator=(const Asked&) = delete;
   ~Asked();
-  operator int() const { return blank_ >= 0 ? blank_ : fd_; }
+  operator int() const { return blank_ ? blank_->get() : fd_; }
 
  private:
   int fd_;
-  int blank_ = -1;
+  std::optional<host::FdUse> blank_;
 };
+
+// That descriptor of the kernel's: opened once, and nobody can do anything with it.
+[[nodiscard]] Result<host::FdUse> blank_file();
 
 // A lock on a part of a file. Ours hold one byte of each file themselves (host/descriptor.h, I2),
 // the last, which the client's locks leave out.
@@ -79,7 +90,7 @@ bool syncing_refused(const void* at, size_t size, int flags);   // msync
 bool execution_refused(const void* at, size_t size, int prot);  // mprotect
 bool opening_refused(int directory, const char* path, int flags);
 bool control_refused(int fd, int command, long argument);  // fcntl
-bool engines_refused(int fd);  // dup: the engine's own numbers are not open
+bool seeking_refused(FILE* stream);
 bool handle_refused(int directory, const char* path, int flags);  // name_to_handle_at
 bool copying_refused(int from, int to, unsigned flags);           // copy_file_range
 bool attribute_refused(Behind what, const char* name, int flags);
@@ -87,6 +98,8 @@ bool attribute_refused(Behind what, const char* name, int flags);
 [[nodiscard]] bool has_no_attributes(Behind what);
 
 // The calls with an answer of their own.
+// An ioctl that the kernel answers of a regular file without asking it. False: none of them.
+bool ask_regular(int fd, unsigned long request, unsigned long argument, long* answer);
 int preallocate(int fd, off_t offset, off_t size);  // posix_fallocate: an errno
 int lock_part(int fd, int command, off_t size);     // lockf
 ssize_t list_attributes(int fd, char* to, size_t size);

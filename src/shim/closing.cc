@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 
 #include "base/sys.h"
+#include "host/kept_fd.h"
 #include "host/run_section.h"
 #include "shim/behind.h"
 #include "shim/closing.h"
@@ -51,7 +52,7 @@ int close_fd(int fd) {
   }
   if (!awake()) [[likely]]
     return next::close(fd);
-  if (host::is_engine_fd(fd)) return static_cast<int>(as_libc(-EBADF));
+  if (engines_refused(fd)) return -1;
   struct ::stat behind{};
   if (!may_be_ours(fd, &behind)) return next::close(fd);
   host::EngineSection section(host::Touches::kNothing);
@@ -114,16 +115,18 @@ int dup_to(int from, int to, int flags, bool dup3) {
   }
   if (!awake()) [[likely]]
     return call_next();
-  if (host::is_engine_fd(from)) return static_cast<int>(as_libc(-EBADF));
+  if (engines_refused(from)) return -1;
   if (from == to) return call_next();
   struct ::stat behind{};
-  const bool engines = host::is_engine_fd(to);
-  if (!engines && !may_be_ours(to, &behind)) return call_next();
+  if (!host::may_be_engines(to) && !may_be_ours(to, &behind)) return call_next();
   host::EngineSection section(host::Touches::kNothing);
   int result = 0;
-  if (engines) {
-    host::vacate_engine_fd(to);
+  if (host::is_engine_fd(to) && host::vacate_engine_fd(to)) {
+    // Until now the number was taken, so that no thread of the engine has it again.
     result = call_next();
+    const int error = errno;
+    if (result < 0) static_cast<void>(sys::close(to));
+    errno = error;
   } else {
     host::CloseWatch watch(to);
     result = call_next();

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 
 #include "host/run_section.h"
+#include "shim/aio_calls.h"
 #include "shim/behind.h"
 #include "shim/engine.h"
 #include "shim/files.h"
@@ -219,6 +220,26 @@ ST_ENTRY int ioctl(int fd, unsigned long request, ...) noexcept {
   const auto argument = va_arg(arguments, unsigned long);
   va_end(arguments);
   return static_cast<int>(shim::ioctl_fd(fd, request, argument));
+}
+
+// struct aiocb64 is struct aiocb here.
+ST_ENTRY int aio_read(aiocb* request) noexcept {
+  return shim::aio_transfer(request, false);
+}
+ST_ENTRY int aio_read64(aiocb64* request) noexcept {
+  return shim::aio_transfer(reinterpret_cast<aiocb*>(request), false);
+}
+ST_ENTRY int aio_write(aiocb* request) noexcept {
+  return shim::aio_transfer(request, true);
+}
+ST_ENTRY int aio_write64(aiocb64* request) noexcept {
+  return shim::aio_transfer(reinterpret_cast<aiocb*>(request), true);
+}
+ST_ENTRY int lio_listio(int mode, aiocb* const* list, int count, sigevent* when_all) noexcept {
+  return shim::aio_list(mode, list, count, when_all);
+}
+ST_ENTRY int lio_listio64(int mode, aiocb64* const* list, int count, sigevent* when_all) noexcept {
+  return shim::aio_list(mode, reinterpret_cast<aiocb* const*>(list), count, when_all);
 }
 
 #define ST_MOVE(io, to, size, at, call) \

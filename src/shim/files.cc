@@ -237,6 +237,7 @@ int stat_at(int directory, const char* path, struct stat* out, int flags) {
 }
 
 int stat_fd(int fd, struct stat* out) {
+  if (engines_refused(fd)) return -1;
   const int result = with_buffer(out, sizeof(*out), [&] { return next::fstat(fd, out); });
   if (result == 0) correct(fd, out);
   return result;
@@ -319,9 +320,13 @@ ssize_t attributes_at(const char* path, char* to, size_t size, Link link) {
 }
 
 long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
+  if (engines_refused(fd)) return -1;
   const bool letter = _IOC_TYPE(request) == kKvmLetter || _IOC_TYPE(request) == kIommufdLetter;
   if (awake() && _IOC_TYPE(request) == kUserfaultLetter) {
     return userfault_ioctl(fd, request, argument);
+  }
+  if (long answer = 0; awake() && ask_regular(fd, request, argument, &answer)) {
+    return as_libc(answer);
   }
   struct ::stat behind{};
   if ((!awake() && !letter) || is_the_kernels(request) || !may_be_ours(fd, &behind)) {
@@ -342,6 +347,7 @@ long ioctl_fd(int fd, unsigned long request, unsigned long argument) {
 
 bool io_refused(int fd, Io io, const off_t* offset) {
   struct ::stat behind{};
+  if (engines_refused(fd)) return true;
   if (io == Io::kWrite && host::hugetlb::any() && sys::fstat(fd, &behind) &&
       host::hugetlb::level_of_file(behind) != 0) {
     errno = EINVAL;  // hugetlbfs has no write
@@ -430,6 +436,7 @@ long requests_allowed(const iocb* const* requests, long count) {
 }
 
 off_t seek_fd(int fd, off_t offset, int whence) {
+  if (engines_refused(fd)) return -1;
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return next::lseek(fd, offset, whence);
@@ -437,11 +444,14 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   host::DescriptionRef found = host::find(fd, behind);
   const bool ours = static_cast<bool>(found);
   const bool seekable = ours && found.spec().shape != host::FileShape::kMemory;
+  const bool moves = ours && found->native_read();
   found.reset();
   section.leave();
   const bool known = whence >= SEEK_SET && whence <= SEEK_HOLE;
   if (ours && !seekable && known && behind_fd(fd) != Behind::kForeign) return as_libc(-ESPIPE);
-  // The kernel's files of this kind have a position that only reading moves.
+  // The kernel's files of this kind have a position that only reading moves; where nothing is read,
+  // it is the first one.
+  if (ours && seekable && known && !moves && behind_fd(fd) != Behind::kForeign) return 0;
   return ours && known ? next::lseek(fd, 0, SEEK_CUR) : next::lseek(fd, offset, whence);
 }
 
@@ -455,6 +465,7 @@ int truncate_at(const char* path, off_t size) {
 }
 
 int truncate_fd(int fd, off_t size) {
+  if (engines_refused(fd)) return -1;
   struct ::stat behind{};
   if (any_virtual_io() && virtual_behind(fd)) return 0;  // an attribute has no length to change
   if (host::hugetlb::any() && sys::fstat(fd, &behind)) {
@@ -469,6 +480,17 @@ int truncate_fd(int fd, off_t size) {
                     [&] { return next::ftruncate(fd, size); });
   };
   return behind_fd(fd) != Behind::kForeign ? static_cast<int>(as_libc(-EINVAL)) : go_on();
+}
+
+bool engines_refused(int fd) {
+  if (!awake() || !host::may_be_engines(fd)) [[likely]]
+    return false;
+  const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
+  const bool engines = host::is_engine_fd(fd);
+  section.leave();
+  errno = engines ? EBADF : error;
+  return engines;
 }
 
 namespace {
@@ -511,6 +533,7 @@ long allocate_ours(const host::DescriptionRef& ref, int fd, int mode, off_t offs
 }  // namespace
 
 int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
+  if (engines_refused(fd)) return -1;
   struct ::stat behind{};
   if (host::hugetlb::any() && sys::fstat(fd, &behind)) {
     round_to_huge_pages(host::hugetlb::level_of_file(behind), mode, &offset, &size);
@@ -523,18 +546,23 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
     const u64 taken = (mode & kMoves) != 0 ? host::FileChange::kToTheEnd : static_cast<u64>(size);
     return take_out(fd, offset, taken, call);
   };
-  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
-    return go_on();
-  host::EngineSection section(host::Touches::kNothing);
-  long answer = 0;
-  bool ours = false;
-  {
-    const host::DescriptionRef ref = host::find(fd, behind);
-    ours = static_cast<bool>(ref);
-    if (ours) answer = allocate_ours(ref, fd, mode, offset, size);
+  for (;;) {
+    bool ours = awake() && may_be_ours(fd, &behind);
+    if (ours) [[unlikely]] {
+      host::EngineSection section(host::Touches::kNothing);
+      long answer = 0;
+      {
+        const host::DescriptionRef ref = host::find(fd, behind);
+        ours = static_cast<bool>(ref);
+        if (ours) answer = allocate_ours(ref, fd, mode, offset, size);
+      }
+      section.leave();
+      if (ours) return static_cast<int>(as_libc(answer));
+    }
+    const int done = go_on();
+    // A stand-in is sealed: the number has come to mean one in between.
+    if (done == 0 || errno != EPERM || behind_fd(fd) != Behind::kMemory) return done;
   }
-  section.leave();
-  return ours ? static_cast<int>(as_libc(answer)) : go_on();
 }
 
 }  // namespace stagetwo::shim

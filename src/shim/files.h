@@ -38,6 +38,9 @@ bool holds_ours(FILE* stream);
 int close_fds(unsigned first, unsigned last, int flags);
 int dup_to(int from, int to, int flags, bool dup3);
 
+// fcntl, dup: the engine's own numbers are not open.
+bool engines_refused(int fd);
+
 long ioctl_fd(int fd, unsigned long request, unsigned long argument);
 
 enum class Io { kRead, kWrite };

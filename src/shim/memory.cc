@@ -21,6 +21,7 @@
 #include "shim/announce.h"
 #include "shim/behind.h"
 #include "shim/engine.h"
+#include "shim/files.h"
 #include "shim/next.h"
 #include "shim/shared_files.h"
 #include "shim/virtual_files.h"
@@ -117,11 +118,9 @@ long refusal_of_map(int fd, host::MapRequest* request) {
 // A map that the file refuses. What the kernel looks at before the file is asked of it, by the same
 // call on a file that nobody can map. Nothing is mapped or unmapped.
 void* refused_map(const hugetlb::MapCall& call, long refusal) {
-  const auto blank = sys::checked(sys::call(SYS_epoll_create1, O_CLOEXEC));
-  if (blank) {
+  if (const auto blank = blank_file()) {
     const auto asked =
-        sys::mmap(call.at, call.size, call.prot, call.flags, static_cast<int>(*blank), call.offset);
-    static_cast<void>(sys::close(static_cast<int>(*blank)));
+        sys::mmap(call.at, call.size, call.prot, call.flags, blank->get(), call.offset);
     const int error = asked ? ENODEV : to_int(asked.error());
     if (error != ENODEV && error != EPERM) refusal = -error;
   }
@@ -225,6 +224,30 @@ int collapse(const void* at, size_t size, F&& advise) {
   return result;
 }
 
+// MADV_REMOVE where files of ours may be mapped: a gap is an error when all the rest is done.
+int remove_parts(u64 start, u64 size, Via via) {
+  const auto native = [&](u64 at, u64 bytes) {
+    return do_advise(via, reinterpret_cast<void*>(at), bytes, MADV_REMOVE);
+  };
+  const auto range = host::pages_of(start, size);
+  if (!range || start != range->start().raw()) return native(start, size);
+  long gap = 0;
+  for (HvaRange left = *range; !left.empty();) {
+    const host::MappedPart part = host::first_part(left);
+    const u64 at = part.range.start().raw();
+    const u64 bytes = part.range.size();
+    if (!part.mapped) {
+      gap = -ENOMEM;
+    } else if (const auto error = remove_behind(at, bytes); error && *error != 0) {
+      return static_cast<int>(as_libc(-static_cast<long>(*error)));
+    } else if (!error && discard(reinterpret_cast<void*>(at), bytes, MADV_REMOVE, native) != 0) {
+      return -1;
+    }
+    left = HvaRange(part.range.end(), left.end() - part.range.end());
+  }
+  return static_cast<int>(as_libc(gap));
+}
+
 bool read_part(const iovec* at, iovec* part) {
   host::EngineSection section(host::Touches::kClientMemory);
   const bool read = host::read_struct(Hva(number_of(at)), part);
@@ -243,7 +266,9 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
   const auto go_on = [&] { return do_map(via, {at, size, prot, flags, fd, request.offset}); };
   if (!awake()) [[likely]]
     return forgetting(at, size, host::mmap_replaces(flags), go_on);
-  if (fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
+  // Libc's own: what comes here is the call below, judged and placed already.
+  if (via == Via::kNext && fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
+    if (engines_refused(fd)) return MAP_FAILED;
     const long refusal = refusal_of_map(fd, &request);
     if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
   }
@@ -330,6 +355,7 @@ int advise(void* at, size_t size, int advice, Via via) {
   if (advice == kCollapse) return collapse(at, size, go_on);
   if (!host::loss_by_madvise(advice)) [[likely]]
     return go_on();
+  if (advice == MADV_REMOVE && maps_ours()) return remove_parts(number_of(at), size, via);
   return discard(at, size, advice, [&](u64 start, u64 bytes) {
     return do_advise(via, reinterpret_cast<void*>(start), bytes, advice);
   });

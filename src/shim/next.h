@@ -8,6 +8,7 @@
 //
 // Context: any thread, constructors included.
 
+#include <aio.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -96,6 +97,9 @@ class Next<R(A...)> {
   X(sbrk, void*(ssize_t))                                                            \
   X(shmat, void*(int, const void*, int))                                             \
   X(shmdt, int(const void*))                                                         \
+  X(aio_read, int(aiocb*))                                                           \
+  X(aio_write, int(aiocb*))                                                          \
+  X(lio_listio, int(int, aiocb* const*, int, sigevent*))                             \
   X(close, int(int))                                                                 \
   X(close_range, int(unsigned, unsigned, int))                                       \
   X(dup2, int(int, int))                                                             \

@@ -9,14 +9,14 @@
 
 namespace stagetwo::stage2 {
 
-Result<FilePages*> FilePages::bind(PrivateMemory& memory, mem::GuestMemfd& object, int fd,
-                                   const Slot& slot, u64 offset, bool file_only) {
+Result<FilePages*> FilePages::bind(PrivateMemory& memory, mem::GuestMemfd& object, const Slot& slot,
+                                   u64 offset, bool file_only) {
   FilePages* const pages = ST_TRY(make<FilePages>("stage2.file_pages", memory, slot.base_gfn,
                                                   file_only ? Half::kBoth : Half::kPrivate));
   const u64 bytes = slot.page_count << kPageShift;
   using Pages = mem::GuestMemfd::Pages;
   const Pages under_limit = file_only ? Pages::kStay : Pages::kMayLeave;
-  if (const auto bound = object.bind(fd, offset, bytes, *pages, &pages->binding_, under_limit);
+  if (const auto bound = object.bind(offset, bytes, *pages, &pages->binding_, under_limit);
       !bound) {
     destroy(pages);
     return refuse(bound.error());

@@ -23,8 +23,7 @@ class FilePages final : public mem::ObjectObserver {
  public:
   // Failure: EINVAL, ENOMEM (mem::GuestMemfd::bind).
   [[nodiscard]] static Result<FilePages*> bind(PrivateMemory& memory, mem::GuestMemfd& object,
-                                               int fd, const Slot& slot, u64 offset,
-                                               bool file_only);
+                                               const Slot& slot, u64 offset, bool file_only);
   // Pre: nobody uses a translation of the slot. Null is allowed.
   static void unbind(FilePages* pages);
 

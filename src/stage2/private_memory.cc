@@ -61,8 +61,8 @@ FaultOutcome PrivateMemory::look_up(Fault& fault, const Slot& slot) {
 // --- the object's bell ---
 
 Result<void> PrivateMemory::bind(Slot* slot, const Region& region) {
-  slot->file = ST_TRY(FilePages::bind(*this, *region.file, region.file_fd, *slot,
-                                      region.memfd_offset, region.file_only));
+  slot->file =
+      ST_TRY(FilePages::bind(*this, *region.file, *slot, region.memfd_offset, region.file_only));
   slot->file_only = region.file_only;
   files_.fetch_add(1, sync::kRelease);
   return {};

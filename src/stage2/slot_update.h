@@ -34,7 +34,6 @@ struct Region {
   // The guest_memfd it names, found and held by the caller; null: file_error says why (EBADF,
   // EINVAL), and nobody asks unless everything else is right.
   mem::GuestMemfd* file = nullptr;
-  int file_fd = -1;
   int file_error = EBADF;
   bool file_only = false;      // every fault is served from it, shared ones too
   bool first_version = false;  // the ioctl without the 2

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/arch/forget.h"
+#include "base/guard.h"
 #include "stage2/address_space.h"
 #include "vcpu/block_cache.h"
 
@@ -24,7 +25,7 @@ void wipe_stale_code(Cpu& c) {
   if (c.private_given_up == given_up) [[likely]]
     return;
   c.private_given_up = given_up;
-  if (!c.blocks->holds_private()) return;
+  if (!ST_GUARD(stale_code_is_wiped, c.blocks->holds_private())) return;
   c.blocks->wipe();
   c.flush_tlb();
 }
@@ -33,6 +34,7 @@ void wipe_remains(Cpu& c) {
   if (!c.memory->private_memory().on()) [[likely]]
     return;
   wipe_stale_code(c);
+  if (!ST_GUARD(run_is_wiped, true)) return;
   c.blocks->wipe_scratch();
   c.flags.res = c.flags.a = c.flags.b = 0;
   wipe_stack();

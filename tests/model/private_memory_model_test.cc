@@ -32,6 +32,7 @@ constexpr unsigned kFiles = 2;  // of a VM, at a time
 struct ModelFile {
   std::unique_ptr<mem::GuestMemfd> object;
   int fd = -1;
+  sync::KeptNumber number{sync::KeptNumber::kNone};
   std::array<u64, kFilePages> words{};
 };
 
@@ -191,8 +192,9 @@ class ModelVm {
   void open_file() {
     ModelFile& file = files_[random_.below(kFiles)];
     if (file.object) return;
-    file.object = std::make_unique<mem::GuestMemfd>(kFilePages * kPageSize);
+    file.object = std::make_unique<mem::GuestMemfd>(kFilePages * kPageSize, file.number);
     file.fd = *sys::memfd_create("model", MFD_CLOEXEC);
+    file.number.exchange(file.fd);
     ASSERT_TRUE(sys::ftruncate(file.fd, kFilePages * kPageSize));
     file.words = {};
   }
@@ -210,7 +212,7 @@ class ModelVm {
     if (!file.object) return;
     const u64 first = random_.below(kFilePages);
     const u64 count = 1 + random_.below(kFilePages);  // also beyond the end
-    ASSERT_TRUE(file.object->fallocate(file.fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+    ASSERT_TRUE(file.object->fallocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
                                        first * kPageSize, count * kPageSize));
     for (u64 i = first; i < std::min(first + count, kFilePages); ++i) file.words[i] = 0;
   }
@@ -221,7 +223,7 @@ class ModelVm {
     const u64 count = 1 + random_.below(kFilePages);
     const bool fits = first + count <= kFilePages;
     const auto done =
-        file.object->fallocate(file.fd, FALLOC_FL_KEEP_SIZE, first * kPageSize, count * kPageSize);
+        file.object->fallocate(FALLOC_FL_KEEP_SIZE, first * kPageSize, count * kPageSize);
     EXPECT_EQ(fits, done.has_value());
   }
   bool is_bound(const ModelFile& file, u64 first, u64 pages) const {
@@ -255,7 +257,6 @@ class ModelVm {
       region.flags = kGuestMemfd;
       region.memfd_offset = random_.below(kFilePages) * kPageSize;
       region.file = file.object.get();
-      region.file_fd = file.fd;
     }
     const int expected = verdict(region, bound, pages);
     const auto done = memory_->slots().set_region(region);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guards of lines that let go, and of passages: without one, a schedule reaches what was borrowed.
-// With threads that really run: sync_guards_test.cc.
+// Guards of lines that let go, of passages, and of numbers that are kept: without one, a schedule
+// reaches what was borrowed. With threads that really run: sync_guards_test.cc.
 #include <gtest/gtest.h>
 
 #include "tests/mutation/broken_without.h"
+#include "tests/sched/kept_number_scenarios.h"
 #include "tests/sched/passage_scenarios.h"
 #include "tests/sched/restartable_scenarios.h"
 
@@ -38,6 +39,12 @@ TEST(PassageUsedAcquire, WithoutItTheSecondInACellReadsWhatWasTakenAway) {
   EXPECT_TRUE(broken_without({"passage_used_acquire"},
                              [] { return search<AcquiringSections<3>>(20000).found; }));
 }
+
+// Of numbers that are kept among the client's.
+TEST(NumberIsHeld, WithoutTheWaitACallIsMadeOnTheClientsFile) {
+  EXPECT_TRUE(broken_without({"number_is_held"}, [] { return search<NumbersTaken>(5000).found; }));
+}
+
 TEST(Guards, AreAllQuietWhenNoneIsRemoved) {
   EXPECT_FALSE(broken_without({}, [] { return search<AcquiringSections<3>>(500).found; }));
 }

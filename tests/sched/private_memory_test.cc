@@ -18,8 +18,10 @@ constexpr unsigned kRuns = 300;
 // A VM whose one page has both halves, and a file with a second page that a listener is bound to.
 struct PrivateSmallVm : mem::ObjectObserver {
   GuardedPages pages{2};
-  mem::GuestMemfd object{2 * kPageSize};
   int fd = *sys::memfd_create("sched", MFD_CLOEXEC);
+  sync::Passage users;
+  sync::KeptNumber number{fd, users};
+  mem::GuestMemfd object{2 * kPageSize, number};
   Box<stage2::GuestMemory> memory;
   AckLine line;
   Box<stage2::MmuContext> context;
@@ -35,7 +37,7 @@ struct PrivateSmallVm : mem::ObjectObserver {
     memory = std::move(*stage2::GuestMemory::create(policy));
     memory->set_slot_zap_all(false);
     static_cast<void>(set(kPageSize));
-    static_cast<void>(object.bind(fd, kPageSize, kPageSize, *this, &second));
+    static_cast<void>(object.bind(kPageSize, kPageSize, *this, &second));
     const GfnRange frame(gpa_to_gfn(Gpa(kGpa)), 1);
     if (begins_private) {
       static_cast<void>(memory->private_memory().set_attributes(frame, true));
@@ -58,7 +60,6 @@ struct PrivateSmallVm : mem::ObjectObserver {
     region.size = size;
     region.hva = pages.address();
     region.file = &object;
-    region.file_fd = fd;
     return memory->slots().set_region(region).has_value();
   }
   void convert(bool to_private) {
@@ -132,9 +133,9 @@ struct PunchAgainstFault : PrivateSmallVm {
   PunchAgainstFault() : PrivateSmallVm(true) {}
   void thread(unsigned me) {
     if (me == 0) return guest_access();
-    sched::expect(object.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 2 * kPageSize)
-                      .has_value(),
-                  "punched");
+    sched::expect(
+        object.fallocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, 0, 2 * kPageSize).has_value(),
+        "punched");
   }
 };
 

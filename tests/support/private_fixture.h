@@ -18,8 +18,9 @@ inline constexpr u64 kFilePages = 16;
 
 // A memfd and its object, as the descriptor's owner has them.
 struct TestFile {
-  explicit TestFile(u64 pages = kFilePages) : object(pages * kPageSize) {
+  explicit TestFile(u64 pages = kFilePages) : object(pages * kPageSize, number) {
     fd = *sys::memfd_create("test", MFD_CLOEXEC);
+    number.exchange(fd);
     EXPECT_TRUE(sys::ftruncate(fd, static_cast<off_t>(pages * kPageSize)));
   }
   ~TestFile() {
@@ -27,8 +28,8 @@ struct TestFile {
     static_cast<void>(sys::close(fd));
   }
   int punch(u64 page, u64 count) {
-    const auto done = object.fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
-                                       page * kPageSize, count * kPageSize);
+    const auto done = object.fallocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, page * kPageSize,
+                                       count * kPageSize);
     return done ? 0 : to_int(done.error());
   }
   u64 resident_pages() const {
@@ -37,6 +38,7 @@ struct TestFile {
     return static_cast<u64>(now.st_blocks) * 512 / kPageSize;
   }
   int fd = -1;
+  sync::KeptNumber number{sync::KeptNumber::kNone};
   mem::GuestMemfd object;
 };
 
@@ -51,7 +53,6 @@ class PrivateVm : public Memory {
     Region region = test::region_of(id, gpa, pages * kPageSize, hva, kGuestMemfd);
     region.memfd_offset = first_page * kPageSize;
     region.file = &file.object;
-    region.file_fd = file.fd;
     const auto done = memory_->slots().set_region(region);
     return done ? 0 : to_int(done.error());
   }

@@ -23,7 +23,10 @@ class TestSwap final : public mem::PrivateSwap {
   ~TestSwap() {
     if (fd >= 0) ::close(fd);
   }
-  void use_file() { fd = *mem::SwapFile::create(::testing::TempDir().c_str()); }
+  void use_file() {
+    fd = *mem::SwapFile::create(::testing::TempDir().c_str());
+    number.exchange(fd);
+  }
   mem::private_pages::Taken take(HvaRange range) {
     return mem::private_pages::take(range, bench_.get());
   }
@@ -36,12 +39,13 @@ class TestSwap final : public mem::PrivateSwap {
   }
   [[nodiscard]] const u8* clear() const { return bench_->clear; }
 
-  [[nodiscard]] int file() const override { return fd; }
+  [[nodiscard]] sync::KeptNumber::Use file() const override { return number.use(); }
   void private_came_back(Hva) override { ++back; }
   void private_lost(Hva, int error) override { lost.push_back(error); }
   void private_discarded(u64 pages) override { discarded += pages; }
 
   int fd = -1;
+  sync::KeptNumber number{sync::KeptNumber::kNone};
   std::atomic<u64> back{0};
   u64 discarded = 0;
   std::vector<int> lost;

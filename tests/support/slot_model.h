@@ -24,7 +24,8 @@ inline constexpr int kMemfdClosed = EBADF;
 inline constexpr int kMemfdForeign = EINVAL;
 
 inline void name_memfd(stagetwo::stage2::Region* region, int which) {
-  static stagetwo::mem::GuestMemfd good(u64{1} << 40);
+  static const stagetwo::sync::KeptNumber none;
+  static stagetwo::mem::GuestMemfd good(u64{1} << 40, none);
   region->file = which == kMemfdGood ? &good : nullptr;
   region->file_error = which;
 }

@@ -33,23 +33,26 @@ class GuestMemfdFile final : public host::Description {
   [[nodiscard]] static host::DescriptionRef find(Vm& vm, int fd, int* error);
 
   [[nodiscard]] mem::GuestMemfd& object() { return object_; }
-  // The engine's own descriptor of the same memfd.
-  [[nodiscard]] Result<int> fd() const { return fd_.get(); }
   [[nodiscard]] bool is_mappable() const;
 
   // host::Description
   long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
   Result<void> check_mmap(const host::MapRequest& request) override;
   off_t map_offset(const host::MapRequest& request) override;
+  [[nodiscard]] bool is_regular() const override;
+  [[nodiscard]] off_t asked_offset(off_t placed) const override;
   Result<void> fallocate(int fd, int mode, off_t offset, off_t size) override;
   void last_close() override;
 
  private:
   Vm* vm_;  // one reference
   const u64 flags_;
-  const u32 stamp_;  // the process it was made in
+  const u32 stamp_;     // the process it was made in
+  host::HeldFd pages_;  // the file that holds them; a child of fork has it, too
+  // Where the client's number leads to pages of nobody's: for its close in a full table, which has
+  // no number for a question about who else holds it (host/descriptor.cc, watch_late).
+  host::HeldFd stand_in_;
   mem::GuestMemfd object_;
-  host::HeldFd fd_;
 };
 
 // For a process that received the descriptor: `kind` as GuestMemfdFile::open named it; null: not

@@ -13,9 +13,9 @@ constexpr u64 kMappable = GUEST_MEMFD_FLAG_MMAP;
 constexpr u64 kShared = GUEST_MEMFD_FLAG_INIT_SHARED;
 
 constexpr std::array kLevels = {
-    Level{"6.12", 0, 0, false, false, false},
+    Level{"6.12", 0, 0, false, false, true, false},
     // Pages of a VM with private memory do not begin shared.
-    Level{"6.18", kMappable | kShared, kMappable, true, true, true},
+    Level{"6.18", kMappable | kShared, kMappable, true, true, false, true},
 };
 constinit sync::Atomic<const Level*> chosen{&kLevels[0]};
 

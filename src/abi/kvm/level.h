@@ -21,6 +21,8 @@ struct Level {
   bool memfd_for_all;
   // KVM_CAP_GUEST_MEMFD_FLAGS is a capability.
   bool says_memfd_flags;
+  // Its inode is a regular file's to the kernel's own ioctls (since 6.16 it is an anonymous one's).
+  bool memfd_is_regular;
   // The exit of KVM_HC_MAP_GPA_RANGE clears hypercall.ret; else it keeps what was there.
   bool clears_hypercall_answer;
 };

@@ -48,7 +48,6 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
   if (file) {
     auto& memfd = static_cast<GuestMemfdFile&>(*file.get());
     region.file = &memfd.object();
-    region.file_fd = ST_TRY(memfd.fd());
     region.file_only = memfd.is_mappable();
   }
   region.first_version = first_version;

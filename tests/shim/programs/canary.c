@@ -256,7 +256,7 @@ static int next_mapping(FILE* maps, struct mapping* m) {
       REQUIRE(sscanf(line, "%lx-%lx %4s", &m->first, &m->end, rights) == 3);
       const int kernels = strstr(line, "[vvar") != NULL || strstr(line, "[vsyscall]") != NULL;
       m->readable = rights[0] == 'r' && !kernels;
-      m->engines = strstr(line, "/memfd:stagetwo:1:kvm-gmem") != NULL ||
+      m->engines = strstr(line, "/memfd:stagetwo:pages:kvm-gmem") != NULL ||
                    strstr(line, "/memfd:stagetwo:1:vcpu") != NULL;
       begun = 1;
     } else if (strncmp(line, "VmFlags:", 8) == 0) {

@@ -18,7 +18,7 @@ TEST(ProcessFiles, AreOpenedOnce) {
   for (const auto file : {&maps_file, &pagemap_file, &memory_file}) {
     const auto fd = file();
     ASSERT_TRUE(fd);
-    EXPECT_EQ(*fd, *file());
+    EXPECT_EQ(fd->get(), file()->get());
   }
 }
 
@@ -44,7 +44,7 @@ TEST(ProcessFiles, OfAChildAreItsOwn) {
     u64 seen = 0;
     const auto fd = memory_file();
     const auto at = static_cast<off_t>(reinterpret_cast<u64>(&word));
-    const bool read = fd && sys::pread(*fd, &seen, sizeof(seen), at);
+    const bool read = fd && sys::pread(fd->get(), &seen, sizeof(seen), at);
     _exit(read && seen == 2 ? 0 : 1);
   }
   int status = -1;

@@ -44,6 +44,7 @@ class GuestMemfdTest : public testing::Test {
  protected:
   void SetUp() override {
     fd_ = *sys::memfd_create("test", MFD_CLOEXEC);
+    number_.exchange(fd_);
     ASSERT_TRUE(sys::ftruncate(fd_, kPages * kPageSize));
   }
   void TearDown() override {
@@ -51,11 +52,11 @@ class GuestMemfdTest : public testing::Test {
     static_cast<void>(sys::close(fd_));
   }
   int fallocate(int mode, u64 offset, u64 size) {
-    const auto done = object_.fallocate(fd_, mode, offset, size);
+    const auto done = object_.fallocate(mode, offset, size);
     return done ? 0 : to_int(done.error());
   }
   int bind(u64 offset, u64 size, Binding* binding) {
-    const auto done = object_.bind(fd_, offset, size, listener_, binding);
+    const auto done = object_.bind(offset, size, listener_, binding);
     return done ? 0 : to_int(done.error());
   }
   u64 resident() const {
@@ -68,7 +69,8 @@ class GuestMemfdTest : public testing::Test {
   }
 
   int fd_ = -1;
-  GuestMemfd object_{kPages * kPageSize};
+  sync::KeptNumber number_;
+  GuestMemfd object_{kPages * kPageSize, number_};
   Listener listener_;
 };
 

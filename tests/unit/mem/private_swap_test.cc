@@ -40,6 +40,7 @@ class PrivatePages : public testing::Test {
  protected:
   void SetUp() override {
     fd_ = *sys::memfd_create("private", MFD_CLOEXEC);
+    number_.exchange(fd_);
     ASSERT_TRUE(sys::ftruncate(fd_, kPages << kPageShift));
     ASSERT_TRUE(private_pages::open(&swap_));
     bind();
@@ -54,7 +55,7 @@ class PrivatePages : public testing::Test {
     ::close(fd_);
   }
   void bind() {
-    ASSERT_TRUE(object_.bind(fd_, 0, kPages << kPageShift, observer_, &binding_));
+    ASSERT_TRUE(object_.bind(0, kPages << kPageShift, observer_, &binding_));
     at_ = reinterpret_cast<u8*>(binding_.at().raw());
   }
   void unbind() { GuestMemfd::unbind(&binding_); }
@@ -95,13 +96,14 @@ class PrivatePages : public testing::Test {
     return done ? 0 : to_int(done.error());
   }
   int change(int mode, u64 first, u64 count) {
-    const auto done = object_.fallocate(fd_, mode, first << kPageShift, count << kPageShift);
+    const auto done = object_.fallocate(mode, first << kPageShift, count << kPageShift);
     return done ? 0 : to_int(done.error());
   }
 
   PageStore store_;
   test::TestSwap swap_{store_};
-  GuestMemfd object_{kPages << kPageShift};
+  sync::KeptNumber number_;
+  GuestMemfd object_{kPages << kPageShift, number_};
   Observer observer_;
   Binding binding_;
   int fd_ = -1;
@@ -235,7 +237,7 @@ TEST_F(PrivatePages, AreAllBackBeforeAForkAndStayUntilItIsOver) {
 TEST_F(PrivatePages, ThatTheClientMayMapStay) {
   unbind();
   ASSERT_TRUE(
-      object_.bind(fd_, 0, kPages << kPageShift, observer_, &binding_, GuestMemfd::Pages::kStay));
+      object_.bind(0, kPages << kPageShift, observer_, &binding_, GuestMemfd::Pages::kStay));
   at_ = reinterpret_cast<u8*>(binding_.at().raw());
   fill(0, 2);
   EXPECT_FALSE(private_pages::are_bound(HvaRange(hva(0), kPageSize)));

@@ -349,7 +349,6 @@ class FileOnly : public PrivateVm {
     region.size = kFilePages * kPageSize;
     region.hva = pages_.address();
     region.file = &file_.object;
-    region.file_fd = file_.fd;
     region.file_only = true;
     ASSERT_TRUE(memory_->slots().set_region(region));
   }

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/guest_pages.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <cstring>
+
+#include "base/sys.h"
+#include "base/text.h"
+#include "host/client_limits.h"
+#include "host/kept_fd.h"
+
+namespace stagetwo::host {
+namespace {
+
+// Not a name of the client's descriptors (host/descriptor.h): it is none.
+constexpr const char* kName = "stagetwo:pages:kvm-gmem";
+constexpr int kSizeStays = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+constexpr long kNotExecutable = 0666;
+
+Result<void> finish(int fd, u64 size) {
+  ST_TRY(set_file_size(fd, size));
+  ST_TRY(sys::fcntl(fd, F_ADD_SEALS, kSizeStays));
+  ST_TRY(sys::checked(sys::call(SYS_fchmod, fd, kNotExecutable)));
+  return {};
+}
+
+// Does the name in the folder lead to that file? Then it is opened.
+Result<int> open_if(int folder, const char* name, u64 device, u64 inode) {
+  struct ::stat behind{};
+  const long asked = sys::call(SYS_newfstatat, folder, sys::arg(name), sys::arg(&behind), 0);
+  if (asked != 0 || behind.st_dev != device || behind.st_ino != inode) return refuse(ENOENT);
+  return sys::openat(folder, name, O_RDWR | O_CLOEXEC);
+}
+
+Result<int> find_in(int folder, u64 device, u64 inode) {
+  struct Entry {
+    u64 inode;
+    s64 next;
+    u16 size;
+    u8 type;
+    char name[1];
+  };
+  alignas(Entry) char entries[2048];
+  for (;;) {
+    const long got = sys::call(SYS_getdents64, folder, sys::arg(entries), sizeof(entries));
+    if (got <= 0) return refuse(got == 0 ? ENOENT : EIO);
+    for (long at = 0; at < got;) {
+      u16 size = 0;
+      std::memcpy(&size, entries + at + offsetof(Entry, size), sizeof(size));
+      const char* const name = entries + at + offsetof(Entry, name);
+      if (const auto found = open_if(folder, name, device, inode)) return *found;
+      at += size;
+    }
+  }
+}
+
+}  // namespace
+
+Result<int> make_pages_file(u64 size) {
+  const int fd = ST_TRY(sys::memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const auto done = finish(fd, size);
+  if (done) return fd;
+  static_cast<void>(sys::close(fd));
+  return refuse(done.error());
+}
+
+Result<PagesPlace> place_of_pages(int pages_fd) {
+  struct ::stat behind{};
+  ST_TRY(sys::fstat(pages_fd, &behind));
+  return PagesPlace{static_cast<u32>(sys::getpid()), behind.st_ino};
+}
+
+Result<int> find_pages_file(const PagesPlace& place, int stand_in) {
+  struct ::stat behind{};
+  ST_TRY(sys::fstat(stand_in, &behind));
+  FixedString<48> path;
+  path.append("/proc/").append_int(static_cast<s64>(place.process)).append("/fd");
+  const auto folder = open_proc(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (!folder) return refuse(to_int(folder.error()) == ENOENT ? ENOENT : EIO);
+  HeldFd held;
+  ST_TRY(held.hold(*folder));
+  return find_in(held.number().use().get(), behind.st_dev, place.inode);
+}
+
+}  // namespace stagetwo::host
