@@ -67,7 +67,12 @@ constexpr Unseen kAll[] = {
      "the engine's call may be made on it, and closes it"},
     {Where::kEverywhere, "the lines of /proc/self/maps while a part of a mapping is with a device",
      "one mapping is shown as several, and counts as several for vm.max_map_count; the calls that "
-     "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one"},
+     "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one, but "
+     "where a hole between it and memory that was first touched apart was mapped meanwhile: there "
+     "EFAULT"},
+    {Where::kEverywhere,
+     "/proc/self/pagemap and /sys/kernel/mm/page_idle/bitmap by libc's streams (fopen and fread)",
+     "the kernel's own: read, pread, write and pwrite see the guest's"},
     {Where::kEverywhere,
      "memory of another thread's stack that goes to a device while that thread is in an ioctl of "
      "that device, changes memory or ends",
@@ -96,6 +101,10 @@ constexpr Unseen kAll[] = {
      "while there is one, no page is taken from the program"},
     {Where::kDenied, "a descriptor table that is full, or a RLIMIT_NOFILE that allows no more",
      "while no file of /proc can be opened, no page is taken from the program"},
+    {Where::kDenied, "io_submit to more than 64 contexts at once",
+     "from then on no page is taken from the program"},
+    {Where::kDenied, "mseal of memory of which a page is with a device",
+     "that page cannot come back: its touch ends the program"},
     {Where::kDenied, "the signal mask that posix_spawn and system give to a child",
      "SIGSTKFLT is blocked in place of SIGSEGV"},
 };
