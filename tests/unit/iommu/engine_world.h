@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A device that works by itself, on two IOASes of one page each (and a third page that is nobody's).
+// A device that works by itself, on two IOASes of one page each (and a third page that is
+// nobody's).
 
 #include "iommu/dma_engine.h"
 #include "tests/unit/iommu/device_world.h"
