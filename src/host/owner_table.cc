@@ -400,6 +400,7 @@ void OwnerTable::open_change(OwnedChange* change) {
   {
     const sync::MutexGuard guard(lock_);
     change->next_ = changes_;
+    change->open_ = true;
     changes_ = change;
   }
   change->refused_ = !fetch_for(*change);
@@ -413,6 +414,10 @@ void OwnerTable::open_change(OwnedChange* change) {
 }
 
 void OwnerTable::close_change(OwnedChange* change) {
+  {
+    const sync::MutexGuard guard(lock_);
+    change->open_ = false;
+  }
   if (change->met_pages_) settle_closing(*change);
   {
     const sync::MutexGuard guard(lock_);
@@ -440,11 +445,28 @@ void OwnerTable::wake(const Reach& reach) {
   }
 }
 
-// The pages that waited for the change's end.
+// Is there a change that the page dies with if it succeeds, and that is not ending in failure?
+// Changes of one range may overlap: between a call and its change's end, the addresses may be
+// somebody else's.
+bool OwnerTable::closes_too(PageKey key, Hva at) const {
+  for (const OwnedChange* other = changes_; other != nullptr; other = other->next_) {
+    const bool closes = other->what_ != Announced::kMoves && other->what_ != Announced::kProtects;
+    const bool leaves = other->what_ == Announced::kClears && key.object != kPrivateMemory;
+    const bool fails = !other->open_ && !other->succeeded_;
+    if (closes && !leaves && !fails && within(key, at, other->reach_)) return true;
+  }
+  return false;
+}
+
+// The pages that waited for the change's end. One that another change closes, too, is left to it if
+// this one has failed; else the first to come settles it.
 void OwnerTable::settle_closing(const OwnedChange& change) {
   PageKey keys[kBatch];
   for (;;) {
     const auto waits = [&](const PageKey& key, const PageRecord& record) {
+      lock_.assert_held();
+      const bool left = !change.succeeded_ && closes_too(key, record.at);
+      if (left && ST_GUARD(owners_closing, true)) return false;
       const bool dies = key.object == kPrivateMemory || change.what_ == Announced::kPunches;
       const bool lost = change.succeeded_ && dies && record.stage == PageStage::kLost;
       return record.stage == PageStage::kClosing || lost;
@@ -455,9 +477,11 @@ void OwnerTable::settle_closing(const OwnedChange& change) {
       PageJob job;
       {
         const sync::MutexGuard guard(lock_);
-        const PageRecord* record = pages_.find(keys[i]);
-        if (record == nullptr) continue;
+        PageRecord* record = pages_.find(keys[i]);
+        if (record == nullptr || !waits(keys[i], *record)) continue;  // another change has it
         job = {*record, views_at(keys[i], *record)};
+        const bool closing = record->stage == PageStage::kClosing;
+        if (closing && ST_GUARD(owners_settle, true)) record->stage = PageStage::kTaking;
       }
       settle_page(change, keys[i], job);
     }
@@ -470,13 +494,15 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
   PageTransit transit = transit_of(key, job);
   const bool closing = job.record.stage == PageStage::kClosing;
   const bool unmaps = change.what_ == Announced::kUnmaps;
-  const bool dies = change.succeeded_ || (unmaps && ST_GUARD(owners_failed, !transit.stands()));
+  const bool may_unmap = unmaps || change.what_ == Announced::kClears;  // or who was left to us
+  const bool dies = change.succeeded_ || (may_unmap && ST_GUARD(owners_failed, !transit.stands()));
   if (dies && closing && !job.record.in_place()) {
     job.record.owner->discard({key, job.record.at, job.record.writable});
   }
   if (dies && closing && !unmaps && job.record.hiding == Hiding::kProtection) transit.show();
   const sync::MutexGuard guard(lock_);
   PageRecord* record = pages_.find(key);
+  if (record == nullptr) return;  // it was lost, and somebody has found that it means nothing now
   if (dies) ++counts_.discarded;
   if (dies && !transit.is_hidden()) return erase(key);
   if (dies) record->owner = nullptr;

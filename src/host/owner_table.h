@@ -39,7 +39,6 @@ class OwnerTable final : public TransitWatcher {
   // The kernel shows private memory there, one mapping: a view of it was unmapped behind our back,
   // or private memory with absent pages.
   void note_private(HvaRange range);
-  // The views known of the object, at most `room`.
   unsigned views_of(u64 object, SharedView* out, unsigned room);
   // A mapping of the object was made; nobody has its address yet.
   void view_made(const Reach& reach);
@@ -130,6 +129,7 @@ class OwnerTable final : public TransitWatcher {
   bool settle_for(OwnedChange& change, u32* seen);
   [[nodiscard]] bool fetch_for(const OwnedChange& change);
   void settle_closing(const OwnedChange& change);
+  bool closes_too(PageKey key, Hva at) const TA_REQ(lock_);
   void settle_page(const OwnedChange& change, PageKey key, const PageJob& job);
   void wake(const Reach& reach);
 

@@ -327,9 +327,7 @@ OwnedChange::OwnedChange(const Reach& reach, Announced what) : reach_(reach), wh
   if (the_table.load() == nullptr) [[likely]]
     return;
   OwnerTable* table = owner_table();
-  if (table == nullptr) return;
-  open_ = true;
-  table->open_change(this);
+  if (table != nullptr) table->open_change(this);
 }
 
 OwnedChange::~OwnedChange() {

@@ -36,6 +36,12 @@ TEST(OwnersFilling, WithoutTheStageTwoTouchersBringThePageBack) {
 TEST(OwnersChange, WithoutTheRefusalOldBytesComeBack) {
   EXPECT_TRUE(found_without<ChangeAgainstTouchAndTake>("owners_change"));
 }
+TEST(OwnersSettle, WithoutTheClaimTwoChangesDiscardThePage) {
+  EXPECT_TRUE(found_without<ChangeAgainstChange>("owners_settle"));
+}
+TEST(OwnersClosing, WithoutTheLookAtTheOtherBytesComeBackThatItGaveUp) {
+  EXPECT_TRUE(found_without<ChangeAgainstFailure>("owners_closing"));
+}
 TEST(OwnersHold, WithoutTheRefusalAPageLeavesUnderASystemCall) {
   EXPECT_TRUE(found_without<HoldAgainstTaker>("owners_hold"));
 }

@@ -73,6 +73,13 @@ class OwnersWorld : public host::PageOwner {
     table_.close_change(&change);
   }
 
+  // One that fails and has done nothing.
+  void fail_to_give_up() {
+    host::OwnedChange change(host::page_at(at()), host::Announced::kUnmaps);
+    table_.open_change(&change);
+    table_.close_change(&change);
+  }
+
   GuardedPages page_{1};
   GuardedPages place_{1};
   host::OwnerTable table_;
@@ -123,6 +130,33 @@ struct ChangeAgainstTouchAndTake : OwnersWorld {
       take_once();
       table_.end_take();
     }
+  }
+};
+
+// Two changes of the same address: what the first has unmapped is another thread's by then, who
+// unmaps it, too, or fails to. It is touched meanwhile.
+struct ChangeAgainstChange : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) give_up();
+    if (me == 1) give_up();
+    if (me == 2) touch();
+  }
+};
+struct FailureAgainstFailure : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) fail_to_give_up();
+    if (me == 1) fail_to_give_up();
+    if (me == 2) touch();
+  }
+};
+struct ChangeAgainstFailure : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) give_up();
+    if (me == 1) fail_to_give_up();
+    if (me == 2) touch();
   }
 };
 

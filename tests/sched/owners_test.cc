@@ -14,6 +14,15 @@ TEST(Owners, TakingAndBringingBackNeverOverlap) {
 TEST(Owners, WhatTheClientGaveUpDoesNotComeBack) {
   expect_holds<ChangeAgainstTouchAndTake>();
 }
+TEST(Owners, WhatTwoChangesGiveUpIsDiscardedOnce) {
+  expect_holds<ChangeAgainstChange>();
+}
+TEST(Owners, AChangeThatFailsLeavesThePageToTheOneThatSucceeds) {
+  expect_holds<ChangeAgainstFailure>();
+}
+TEST(Owners, TwoChangesThatFailLeaveThePage) {
+  expect_holds<FailureAgainstFailure>();
+}
 TEST(Owners, AHeldPageIsNotTaken) {
   expect_holds<HoldAgainstTaker>();
 }
