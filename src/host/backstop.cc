@@ -12,6 +12,7 @@
 #include "base/trace.h"
 #include "host/blocked_faults.h"
 #include "host/page_owner.h"
+#include "host/run_section.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
 #include "sync/mutex.h"
@@ -143,8 +144,9 @@ void pass_to_client(int signal, siginfo_t* info, void* context) {
   reinterpret_cast<void (*)(int, siginfo_t*, void*)>(action.handler)(signal, info, context);
 }
 
-// Was it the touch of a page that an owner hides? Then it is there now. The lock this may take is
-// held by no code that touches client memory.
+// Was it the touch of a page that an owner hides? Then it is there now. The locks this may take are
+// held by no code that touches client memory. Other handlers wait meanwhile: one that touched
+// another hidden page would wait for a lock of its own thread's.
 bool touched_absent(int signal, const siginfo_t* info, const void* context) {
   constexpr greg_t kWriteBit = 2;
   constexpr greg_t kFetchBit = 16;
@@ -153,7 +155,11 @@ bool touched_absent(int signal, const siginfo_t* info, const void* context) {
   const Access access = (error & kFetchBit) != 0   ? Access::kExec
                         : (error & kWriteBit) != 0 ? Access::kWrite
                                                    : Access::kRead;
-  return resolve_signal(Hva(reinterpret_cast<std::uintptr_t>(info->si_addr)), access);
+  EngineSection section(Touches::kNothing);
+  const bool resolved =
+      resolve_signal(Hva(reinterpret_cast<std::uintptr_t>(info->si_addr)), access);
+  section.leave();
+  return resolved;
 }
 
 SignalMask mask_of(const void* context) {

@@ -2,6 +2,7 @@
 #include "host/blocked_faults.h"
 
 #include <fcntl.h>
+#include <link.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
 
@@ -27,6 +28,9 @@ struct Stack {
   HvaRange range;
   int thread = 0;
   Kind kind = Kind::kOwn;
+  // libc keeps it when its thread has ended, and gives it to the next one, which begins with every
+  // signal blocked: it stays one until it is unmapped.
+  bool kept = false;
 };
 constexpr unsigned kMostStacks = 1024;
 
@@ -36,18 +40,68 @@ constinit Stack stacks[kMostStacks] TA_GUARDED(stacks_lock);
 constinit unsigned known_stacks TA_GUARDED(stacks_lock) = 0;
 constinit sync::Atomic<u32> being_made{0};
 
+bool overlap(HvaRange one, HvaRange other) {
+  return one.start() < other.end() && other.start() < one.end();
+}
+
+void drop_stack(unsigned at) TA_REQ(stacks_lock) {
+  stacks[at] = stacks[--known_stacks];
+}
+
+// Those that libc keeps from threads that have ended, in `range` or, if that is null, anywhere.
+void drop_left(const HvaRange* range) TA_REQ(stacks_lock) {
+  for (unsigned i = 0; i < known_stacks;) {
+    const Stack& stack = stacks[i];
+    const bool meant = stack.kept && (range == nullptr || overlap(stack.range, *range));
+    // Not of one that is still ending: its stack would be learnt anew, and what is around it, too.
+    if (meant && !sys::thread_alive(stack.thread)) {
+      drop_stack(i);
+    } else {
+      ++i;
+    }
+  }
+}
+
+// Written while waking.
+constexpr unsigned kMostLibraryParts = 16;
+constinit HvaRange library_data[kMostLibraryParts];
+constinit sync::Atomic<u32> library_parts{0};
+
+int note_library(dl_phdr_info* info, size_t, void*) {
+  const std::string_view path(info->dlpi_name);
+  const std::string_view name = path.substr(path.rfind('/') + 1);
+  if (!name.starts_with("libc.so") && !name.starts_with("ld-linux")) return 0;
+  for (unsigned i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& part = info->dlpi_phdr[i];
+    const u32 known = library_parts.load(sync::kRelaxed);
+    const bool is_data = part.p_type == PT_LOAD && (part.p_flags & PF_W) != 0;
+    if (!is_data || known == kMostLibraryParts) continue;
+    const u64 start = info->dlpi_addr + part.p_vaddr;
+    const Hva first = page_floor(Hva(start));
+    const Hva end = page_floor(Hva(start + part.p_memsz - 1)) + kPageSize;
+    library_data[known] = HvaRange(first, end - first);
+    library_parts.store(known + 1, sync::kRelease);
+  }
+  return 0;
+}
+
 // False: there is no room for it.
 bool note(const Stack& fresh) {
   const sync::MutexGuard guard(stacks_lock);
   for (unsigned i = 0; i < known_stacks;) {
-    const bool replaced = stacks[i].thread == fresh.thread && stacks[i].kind == fresh.kind;
-    if (replaced || !sys::thread_alive(stacks[i].thread)) {
-      stacks[i] = stacks[--known_stacks];
+    // A number that another thread had before says nothing of the stack that one has left.
+    const bool replaced =
+        stacks[i].thread == fresh.thread && stacks[i].kind == fresh.kind && !stacks[i].kept;
+    if (replaced || (!stacks[i].kept && !sys::thread_alive(stacks[i].thread))) {
+      drop_stack(i);
     } else {
       ++i;
     }
   }
   if (fresh.range.empty()) return true;
+  if (fresh.kept) drop_left(&fresh.range);
+  // Rather one that libc may keep than that nothing may be hidden any more.
+  if (known_stacks == kMostStacks) drop_left(nullptr);
   if (known_stacks == kMostStacks) return false;
   stacks[known_stacks++] = fresh;
   return true;
@@ -179,8 +233,12 @@ bool touches_are_signals() {
   return are_signals.load(sync::kRelaxed);
 }
 
-void note_stack(HvaRange stack) {
-  static_cast<void>(note({stack, sys::current_tid(), Kind::kOwn}));
+void note_stack(HvaRange stack, bool kept) {
+  static_cast<void>(note({stack, sys::current_tid(), Kind::kOwn, kept}));
+}
+void forget_stacks(HvaRange range) {
+  const sync::MutexGuard guard(stacks_lock);
+  drop_left(&range);
 }
 void note_alternate_stack(HvaRange stack) {
   static_cast<void>(note({stack, sys::current_tid(), Kind::kAlternate}));
@@ -213,8 +271,17 @@ bool may_hide_pages() {
 bool is_stack(Hva page) {
   const sync::MutexGuard guard(stacks_lock);
   return std::any_of(stacks, stacks + known_stacks, [&](const Stack& stack) {
-    return stack.range.contains(page) && sys::thread_alive(stack.thread);
+    return stack.range.contains(page) && (stack.kept || sys::thread_alive(stack.thread));
   });
+}
+
+void note_library_data() {
+  if (library_parts.load() == 0) static_cast<void>(dl_iterate_phdr(note_library, nullptr));
+}
+bool is_library_data(Hva page) {
+  const u32 parts = library_parts.load(sync::kAcquire);
+  return std::any_of(library_data, library_data + parts,
+                     [&](const HvaRange& part) { return part.contains(page); });
 }
 
 bool is_own_data(Hva page) {

@@ -44,8 +44,10 @@ inline constexpr SignalMask kStandInBit = SignalMask{1} << (SIGSTKFLT - 1);
   return blocks ? others | kFaultBit | kStandInBit : others;
 }
 
-// Of the calling thread, until it ends.
-void note_stack(HvaRange stack);
+// Of the calling thread, until it ends; `kept`: libc keeps it then, for the next thread.
+void note_stack(HvaRange stack, bool kept);
+// Of threads that have ended: it is unmapped, or other memory.
+void forget_stacks(HvaRange range);
 void note_alternate_stack(HvaRange stack);
 // What of the calling thread's own data (TLS) no touch of the kernel's may find hidden: it writes
 // there before the thread runs on, and ends the process if it cannot. Part of a stack as far as
@@ -63,6 +65,10 @@ void end_thread();
 [[nodiscard]] bool is_stack(Hva page);
 // Is the page part of the calling thread's own data?
 [[nodiscard]] bool is_own_data(Hva page);
+// Data of libc and of the loader, which the engine runs under its locks and threads before they
+// have a handler: no owner takes it. Noted while waking.
+void note_library_data();
+[[nodiscard]] bool is_library_data(Hva page);
 // What of `range` is the calling thread's own stack. However a touch of it came, nobody could
 // answer it while this thread is in the engine.
 [[nodiscard]] HvaRange own_stack_in(HvaRange range);

@@ -8,6 +8,7 @@
 #include "base/guard.h"
 #include "base/sys.h"
 #include "base/trace.h"
+#include "host/blocked_faults.h"
 #include "host/pin.h"
 #include "sync/futex.h"
 
@@ -414,6 +415,9 @@ void OwnerTable::open_change(OwnedChange* change) {
 }
 
 void OwnerTable::close_change(OwnedChange* change) {
+  const bool private_memory = change->reach_.object == kPrivateMemory;
+  const bool unmapped = change->what_ == Announced::kUnmaps && change->succeeded_;
+  if (private_memory && unmapped && touches_are_signals()) forget_stacks(change->reach_.range);
   {
     const sync::MutexGuard guard(lock_);
     change->open_ = false;
@@ -421,11 +425,10 @@ void OwnerTable::close_change(OwnedChange* change) {
   if (change->met_pages_) settle_closing(*change);
   {
     const sync::MutexGuard guard(lock_);
-    if (change->reach_.object == kPrivateMemory && change->what_ != Announced::kClears &&
+    if (private_memory && change->what_ != Announced::kClears &&
         change->what_ != Announced::kPunches) {
       ++layout_;
       forget_views(change->reach_.range);
-      const bool unmapped = change->succeeded_ && change->what_ == Announced::kUnmaps;
       if (unmapped) static_cast<void>(cut_spans(change->reach_.range, false));
     }
     OwnedChange** link = &changes_;

@@ -149,7 +149,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
       }
       // What the client's own userfaultfd protects could not be put back as it was.
       if (behind_protection && states[i].guarded) continue;
-      if (is_own_data(at) || (!kernel_waits && is_stack(at))) continue;
+      if (is_own_data(at) || is_library_data(at) || (!kernel_waits && is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
       record.owner = taking.owner;

@@ -23,6 +23,7 @@
 #include <algorithm>
 
 #include "base/guard.h"
+#include "host/blocked_faults.h"
 #include "host/owner_table.h"
 #include "host/process_files.h"
 
@@ -220,6 +221,7 @@ void OwnerTable::join_watched(HvaRange range, bool fresh) {
 }
 
 void join_watched(HvaRange range, bool fresh) {
+  if (fresh && touches_are_signals()) forget_stacks(range);
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   if (table != nullptr) table->join_watched(range, fresh);
 }

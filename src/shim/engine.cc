@@ -133,6 +133,7 @@ Result<void> wake() {
   abi_iommufd::set_site_report(report_failed_sites);
   host::set_owner_warning(warn);
   host::choose_how_touches_come();
+  host::note_library_data();
   host::open_process_files();
   ST_TRY(host::backstop::install());
   adopt_mask();

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "base/sys.h"
+#include "host/blocked_faults.h"
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
 #include "shim/announce.h"
@@ -58,8 +59,9 @@ void* noted_mapping(void* at, size_t size, bool anonymous) {
 }
 
 void note_private(const void* at, size_t size, bool fresh) {
-  const auto range = awake() && host::owners_active() ? host::pages_of(number_of(at), size)
-                                                      : std::optional<HvaRange>{};
+  // Where touches are signals it may have been a stack of libc's before.
+  const bool matters = awake() && (host::owners_active() || host::touches_are_signals());
+  const auto range = matters ? host::pages_of(number_of(at), size) : std::optional<HvaRange>{};
   if (range) tell(host::Touches::kNothing, [&] { host::join_watched(*range, fresh); });
 }
 

@@ -71,6 +71,7 @@ int translated(int how, const void* set, void* old, F&& call) {
 struct Start {
   void* (*run)(void*);
   void* given;
+  bool own_stack;  // of the program's
 };
 void* start_thread(void* given) {
   auto* const start = static_cast<Start*>(given);
@@ -82,7 +83,7 @@ void* start_thread(void* given) {
     size_t size = 0;
     if (pthread_attr_getstack(&about, &at, &size) == 0) {
       if (const auto range = host::pages_of(reinterpret_cast<u64>(at), size)) {
-        host::note_stack(*range);
+        host::note_stack(*range, !copy.own_stack);
       }
     }
     pthread_attr_destroy(&about);
@@ -163,7 +164,9 @@ int create_thread(pthread_t* thread, const pthread_attr_t* about, void* (*run)(v
   void* at = nullptr;
   size_t size = 0;
   if (about != nullptr && pthread_attr_getstack(about, &at, &size) != 0) size = 0;
-  const auto made = make<Start>("shim.thread_start", run, given);
+  const bool own = reinterpret_cast<u64>(at) + size != 0;  // else a size at most
+  if (!own) size = 0;
+  const auto made = make<Start>("shim.thread_start", run, given, own);
   if (!made) return EAGAIN;
   host::begin_thread();
   const int error = with_buffers_and_error(

@@ -103,6 +103,10 @@ TEST(HiddenTouch, NeverMeetsAThreadsOwnStack) {
   // With userfaultfd stacks go, too, and a thread that ends, or changes memory, on one that is away
   // may wait for itself: a debt (src/host/README.md).
   expect_where_denied("hidden_touches", "of_threads_and_of_the_program");
+  expect_where_denied("hidden_touches", "of_threads_that_are_in_the_engine");
+}
+TEST(HiddenTouch, IsNotInterruptedByAHandlerThatMeetsAnother) {
+  expect_touches("handlers_in_between");
 }
 TEST(HiddenTouch, NeverMeetsAnAlternateStack) {
   expect_touches("alternate_ones");

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 
@@ -288,6 +289,94 @@ static void of_threads_and_of_the_program(void) {
   atomic_store(&stop, 1);
   REQUIRE(pthread_join(early, NULL) == 0 && pthread_join(late, NULL) == 0);
 }
+// Threads that change memory, ask the device and end, each on a stack that goes all the time, its
+// data and its alternate stack with it.
+static void* be_in_the_engine(void* given) {
+  const stack_t alternate = {.ss_sp = new_memory(), .ss_size = kBytes};
+  REQUIRE(sigaltstack(&alternate, NULL) == 0);
+  uint8_t* const own = new_memory();
+  for (unsigned round = 0; round < 20; round++) {
+    memset(own, (int)round, kBytes);
+    uint8_t bounce[kPage];
+    struct hmm_dmirror_cmd read = {.addr = (uintptr_t)own, .ptr = (uintptr_t)bounce, .npages = 1};
+    REQUIRE(ioctl(device, HMM_DMIRROR_READ, &read) == 0 && bounce[17] == (uint8_t)round);
+    void* const other =
+        mmap(NULL, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(other != MAP_FAILED && munmap(other, kBytes) == 0);
+    REQUIRE(madvise(own, kBytes, MADV_DONTNEED) == 0 && own[kPage] == 0);
+    void* large = malloc(1 << 20);
+    memset(large, 1, 1 << 20);
+    free(large);
+  }
+  REQUIRE(munmap(own, kBytes) == 0);
+  const stack_t none = {.ss_flags = SS_DISABLE};
+  REQUIRE(sigaltstack(&none, NULL) == 0 && munmap(alternate.ss_sp, kBytes) == 0);
+  return given;
+}
+static void* make_threads(void* given) {
+  for (unsigned round = 0; round < 15; round++) {
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, be_in_the_engine, NULL) == 0);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+  }
+  atomic_fetch_add(&stop, 1);
+  return given;
+}
+// All that may be written, as a program that goes through its own mappings gives it away.
+static void try_everything(void) {
+  FILE* const maps = fopen("/proc/self/maps", "r");
+  REQUIRE(maps != NULL);
+  char line[512];
+  uintptr_t from[256], to[256];
+  unsigned count = 0;
+  while (count < 256 && fgets(line, sizeof line, maps) != NULL) {
+    char rights[8];
+    if (sscanf(line, "%lx-%lx %7s", &from[count], &to[count], rights) != 3) continue;
+    if (strncmp(rights, "rw-p", 4) == 0 && strstr(line, "[v") == NULL) count++;
+  }
+  fclose(maps);
+  for (unsigned i = 0; i < count; i++) {
+    const uintptr_t most = 256 * kPage;
+    if (to[i] - from[i] > most) from[i] = to[i] - most;
+    for (uintptr_t at = from[i]; at < to[i]; at += kBytes) {
+      const uintptr_t left = (to[i] - at) / kPage;
+      move_range((void*)at, left < kPages ? (unsigned)left : kPages);
+    }
+  }
+}
+static void of_threads_that_are_in_the_engine(void) {
+  start();
+  pthread_t makers[2];
+  for (unsigned i = 0; i < 2; i++) {
+    REQUIRE(pthread_create(&makers[i], NULL, make_threads, NULL) == 0);
+  }
+  while (atomic_load(&stop) < 2) try_everything();
+  for (unsigned i = 0; i < 2; i++) REQUIRE(pthread_join(makers[i], NULL) == 0);
+}
+
+static uint8_t* others;
+static void touch_others(int signal) {
+  (void)signal;
+  for (unsigned i = 0; i < 8; i++) ((volatile uint8_t*)others)[i * kPage]++;
+  atomic_fetch_add(&handled, 1);
+}
+static void handlers_in_between(void) {
+  start();
+  others = new_memory();
+  const struct sigaction action = {.sa_handler = touch_others};
+  REQUIRE(sigaction(SIGALRM, &action, NULL) == 0);
+  const struct itimerval often = {{0, 200}, {0, 200}};
+  REQUIRE(setitimer(ITIMER_REAL, &often, NULL) == 0);
+  for (unsigned round = 0; round < 100; round++) {
+    memset(memory, 0x5A, kBytes);
+    try_range(others, 8);
+    try_range(memory, kPages);
+    all_is_there();
+  }
+  const struct itimerval never = {{0, 0}, {0, 0}};
+  REQUIRE(setitimer(ITIMER_REAL, &never, NULL) == 0);
+}
+
 static void alternate_ones(void) {
   start();
   uint8_t* const stack = new_memory();
@@ -318,6 +407,8 @@ int main(int argc, char** argv) {
       {"another_program_has_the_mask", another_program_has_the_mask},
       {"on_device_memory", on_device_memory},
       {"of_threads_and_of_the_program", of_threads_and_of_the_program},
+      {"of_threads_that_are_in_the_engine", of_threads_that_are_in_the_engine},
+      {"handlers_in_between", handlers_in_between},
       {"alternate_ones", alternate_ones},
       {NULL, NULL},
   };
