@@ -304,9 +304,28 @@ TEST_F(Private, PreFaultingMakesPrivatePages) {
   EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), 0);
   EXPECT_EQ(range.size, kPage);
   EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), -ENOENT);
+}
+
+// As if the guest had asked for the page: the exit says what is to be arranged.
+TEST_F(Private, PreFaultingWhatIsTheVmmsToArrangeShowsTheExit) {
+  const auto expect_exit = [&](u64 gpa, u64 pages, long answer) {
+    run_->exit_reason = KVM_EXIT_HLT;
+    run_->memory_fault = {};
+    kvm_pre_fault_memory range{};
+    range.gpa = gpa - (pages - 1) * kPage;
+    range.size = pages * kPage;
+    EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), answer);
+    EXPECT_EQ(range.gpa, gpa);
+    expect_memory_fault_shown(gpa, KVM_MEMORY_EXIT_FLAG_PRIVATE);
+  };
   ASSERT_EQ(make_private(0x20000), 0);
-  range.gpa = 0x20000;
-  EXPECT_EQ(call(vcpu_, KVM_PRE_FAULT_MEMORY, &range), -EFAULT);
+  expect_exit(0x20000, 1, -EFAULT);  // no slot
+  ASSERT_EQ(make_private(0x2000), 0);
+  expect_exit(0x2000, 1, -EFAULT);  // a slot without a file
+  expect_exit(0x2000, 2, 0);        // any progress is success; the exit is there all the same
+  ASSERT_EQ(make_private(kPrivateGpa), 0);
+  file_.close();
+  expect_exit(kPrivateGpa, 1, -EFAULT);
 }
 
 // --- the hypercall ---

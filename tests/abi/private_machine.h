@@ -127,6 +127,9 @@ class PrivateMachine : public Machine {
   }
   void expect_memory_fault(u64 gpa, u64 flags) {
     EXPECT_EQ(run(0x1000, 0, gpa), -EFAULT);
+    expect_memory_fault_shown(gpa, flags);
+  }
+  void expect_memory_fault_shown(u64 gpa, u64 flags) {
     EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_MEMORY_FAULT});
     EXPECT_EQ(run_->memory_fault.flags, flags);
     EXPECT_EQ(run_->memory_fault.gpa, gpa & ~(kPage - 1));

@@ -21,6 +21,7 @@
 #include "host/descriptor.h"
 #include "host/run_section.h"
 #include "stage2/dirty_ring.h"
+#include "stage2/fault.h"
 #include "sync/mutex.h"
 #include "vcpu/interrupt_unit.h"
 #include "vcpu/vcpu.h"
@@ -123,6 +124,7 @@ class Processor {
   Result<long> run(u64 arg);
   Result<long> pre_fault_memory(u64 arg);
   Result<void> pre_fault(kvm_pre_fault_memory* range);
+  int show_refusal(const stage2::Fault& fault);
   Result<u64> pre_fault_page(u64 gpa, unsigned known_level, host::RunSection& section);
   Result<long> enter(bool immediate, host::RunSection& section);
   Result<void> load_sync_regs();

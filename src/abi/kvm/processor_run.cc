@@ -336,6 +336,17 @@ Result<void> Processor::pre_fault(kvm_pre_fault_memory* range) {
   return {};
 }
 
+// What the VMM is to arrange stands in the run page, as when the guest had asked.
+int Processor::show_refusal(const stage2::Fault& fault) {
+  vcpu::Exit exit;
+  exit.kind = vcpu::ExitKind::kMemoryFault;
+  exit.memory_fault = {.flags = fault.is_private ? u64{KVM_MEMORY_EXIT_FLAG_PRIVATE} : 0,
+                       .gpa = Gpa(fault.gpa.raw() & kPageMask),
+                       .size = kPageSize};
+  show(exit);
+  return fault.error;
+}
+
 // The level of the entry that covers the page now.
 Result<u64> Processor::pre_fault_page(u64 gpa, unsigned known_level, host::RunSection& section) {
   for (;;) {
@@ -357,7 +368,7 @@ Result<u64> Processor::pre_fault_page(u64 gpa, unsigned known_level, host::RunSe
       case stage2::FaultOutcome::kToUser:
         return refuse(EFAULT);
       case stage2::FaultOutcome::kMemoryFault:
-        return refuse(fault.error);
+        return refuse(show_refusal(fault));
       case stage2::FaultOutcome::kPoison:
         return refuse(EHWPOISON);
       case stage2::FaultOutcome::kNoMemory:
