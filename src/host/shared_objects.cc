@@ -104,6 +104,18 @@ void shared_memory_mapped(Hva at) {
   }
 }
 
+void shared_file_gone(int fd) {
+  Objects* all = objects();
+  KnownFile file;
+  if (all == nullptr || !file_behind(fd, &file)) return;
+  const sync::MutexGuard guard(all->lock);
+  const Known* const known = all->known.find(file);
+  if (known == nullptr) return;
+  const KnownFile pages = known->pages;
+  static_cast<void>(all->known.erase(file));
+  if (pages.inode != 0) static_cast<void>(all->known.erase(pages));
+}
+
 void shared_file_escapes(int fd) {
   Objects* all = objects();
   KnownFile file;

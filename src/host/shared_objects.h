@@ -20,6 +20,8 @@ namespace stagetwo::host {
 // `pages`: the file that holds what `fd` stands for, which goes where that goes; -1: itself.
 void shared_file_made(int fd, int pages = -1);
 void shared_memory_mapped(Hva at);
+// Nobody has it any more, nor its pages: room for others. Pre: `fd` is still open; it may be none.
+void shared_file_gone(int fd);
 // Somebody else may have it from now on: sent by SCM_RIGHTS, or its close-on-exec flag taken off.
 void shared_file_escapes(int fd);
 

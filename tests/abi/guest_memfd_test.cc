@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "abi/kvm/level.h"
+#include "host/shared_objects.h"
 #include "tests/abi/private_machine.h"
 
 namespace kvm_client {
@@ -165,6 +166,17 @@ TEST_F(Private, FileVmAndSlotGoInAnyOrder) {
       }
     }
   } while (std::next_permutation(order.begin(), order.end()));
+}
+
+// A VMM may make files for as long as it runs: what is known of them goes with them.
+TEST_F(Private, NothingIsKnownOfAFileThatIsGone) {
+  if (on_oracle()) GTEST_SKIP() << "oracle: it is the engine's own knowledge";
+  Fd file(create(kPage));
+  struct ::stat behind{};
+  ASSERT_EQ(::fstat(file, &behind), 0);
+  EXPECT_NE(stagetwo::host::object_behind(behind.st_dev, behind.st_ino), 0U);
+  file.close();
+  EXPECT_EQ(stagetwo::host::object_behind(behind.st_dev, behind.st_ino), 0U);
 }
 
 // --- attributes and faults ---

@@ -140,7 +140,13 @@ GuestMemfdFile::GuestMemfdFile(Vm& vm, u64 size, u64 flags)
 
 // Without a last close: the descriptor could not be made.
 GuestMemfdFile::~GuestMemfdFile() {
+  forget_file();
   if (Vm* const vm = std::exchange(vm_, nullptr)) vm->put();
+}
+
+void GuestMemfdFile::forget_file() {
+  const host::HeldFd& named = shows_pages(flags_) ? pages_ : stand_in_;
+  host::shared_file_gone(named.number().use().get());
 }
 
 Result<long> GuestMemfdFile::open(Vm& vm, u64 size, u64 flags) {
@@ -224,6 +230,7 @@ void GuestMemfdFile::last_close() {
   constexpr int kPunch = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
   static_cast<void>(mem::GuestMemfd::fallocate_unbound(pages_.number().use().get(), object_.size(),
                                                        kPunch, 0, object_.size()));
+  forget_file();
   pages_.close();
   stand_in_.close();
   std::exchange(vm_, nullptr)->put();

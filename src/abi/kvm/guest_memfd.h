@@ -45,6 +45,8 @@ class GuestMemfdFile final : public host::Description {
   void last_close() override;
 
  private:
+  void forget_file();
+
   Vm* vm_;  // one reference
   const u64 flags_;
   const u32 stamp_;     // the process it was made in

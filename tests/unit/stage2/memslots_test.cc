@@ -12,6 +12,7 @@
 
 #include "base/failpoint.h"
 #include "tests/support/random_source.h"
+#include "tests/support/slot_violations.h"
 #include "tests/unit/stage2/slot_world.h"
 
 namespace stagetwo::stage2 {
@@ -28,82 +29,18 @@ struct Violation {
   std::function<void(World&, Region&)> make;
 };
 
-// The call the violations are applied to.
-enum class Base { kCreate, kDelete, kModify };
+using test::BaseCall;
+using test::kFileSlot;
+using test::kThere;
 
-constexpr u32 kThere = 5;            // a plain slot at 1 MiB
-constexpr u32 kFileSlot = 6;         // a guest_memfd slot at 2 MiB
 constexpr u64 kHigh = u64{1} << 46;  // slot 8 lies here, beyond a lowered highest frame
 
 void furnish(World& w) {
-  w.good(plain(kThere, kMiB));
-  w.good(plain(8, kHigh));
-  Region file = plain(kFileSlot, 2 * kMiB, 16 * 4096, kHva + kMiB, kGuestMemfd);
-  test::name_memfd(&file, test::kMemfdGood);
-  if (w.model.memfd) w.good(file);
-}
-
-Region base_call(Base base, bool memfd) {
-  Region region = base == Base::kCreate   ? plain(1, 16 * kMiB)
-                  : base == Base::kDelete ? erase(kThere)
-                                          : plain(kThere, 17 * kMiB);
-  test::name_memfd(&region, memfd ? test::kMemfdGood : test::kMemfdClosed);
-  return region;
+  for (const Region& region : test::furniture(w.model.memfd, kHigh)) w.good(region);
 }
 
 std::vector<Violation> violations() {
-  const auto with_file = [](Region& r) { r.flags |= kGuestMemfd; };
-  return {
-      {2, "old ioctl, unknown flag",
-       [](World&, Region& r) {
-         r.first_version = true;
-         r.flags |= 8;
-       }},
-      {2, "old ioctl, file flag",
-       [=](World&, Region& r) {
-         r.first_version = true;
-         with_file(r);
-       }},
-      {3, "id", [](World&, Region& r) { r.slot = (r.slot & ~0xffffU) | kUserSlots; }},
-      {4, "unknown flag", [](World&, Region& r) { r.flags |= 16; }},
-      {4, "file and logging",
-       [=](World&, Region& r) {
-         with_file(r);
-         r.flags |= kLogDirtyPages;
-       }},
-      {4, "file and read-only",
-       [=](World&, Region& r) {
-         with_file(r);
-         r.flags |= kReadonly;
-       }},
-      {4, "internal flag", [](World&, Region& r) { r.flags |= kInvalid; }},
-      {5, "size", [](World&, Region& r) { r.size += 1; }},
-      {6, "gpa", [](World&, Region& r) { r.gpa |= 8; }},
-      {7, "hva alignment", [](World&, Region& r) { r.hva |= 16; }},
-      {7, "hva in the kernel's half", [](World&, Region& r) { r.hva = u64{0xffff8} << 44; }},
-      {8, "file offset",
-       [=](World&, Region& r) {
-         with_file(r);
-         r.memfd_offset = 4095;
-       }},
-      {8, "file offset wraps",
-       [=](World&, Region& r) {
-         with_file(r);
-         r.memfd_offset = ~u64{0} & kPageMask;
-         r.size += 4096;
-       }},
-      {9, "address space", [](World&, Region& r) { r.slot |= 1U << 16; }},
-      {10, "gpa wraps", [](World&, Region& r) { r.gpa = (~u64{0} & kPageMask) | (r.gpa & 0xfff); }},
-      {11, "pages",
-       [](World&, Region& r) {
-         r.size += u64{1} << 43;
-         r.hva &= 0xffff000000000fff;
-       }},
-      {12, "no such slot",
-       [](World&, Region& r) {
-         r.slot = (r.slot & ~0xffffU) | 77;
-         r.size = 0;
-       }},
+  std::vector<Violation> all = {
       {13, "accounting",
        [](World& w, Region& r) {
          r.size = 0;
@@ -111,45 +48,7 @@ std::vector<Violation> violations() {
          w.set_total(3);
        }},
       {14, "total wraps", [](World& w, Region&) { w.set_total(~u64{0} - 3); }},
-      {15, "file flag on a slot",
-       [=](World&, Region& r) {
-         r.slot = kThere;
-         with_file(r);
-       }},
-      {15, "file slot again",
-       [=](World& w, Region& r) {
-         if (!w.model.memfd) return;
-         r = plain(kFileSlot, 2 * kMiB, 16 * 4096, kHva + kMiB, kGuestMemfd);
-         test::name_memfd(&r, test::kMemfdGood);
-       }},
-      {16, "other hva",
-       [](World&, Region& r) {
-         r.slot = kThere;
-         r.hva += 4096;
-       }},
-      {16, "other size",
-       [](World&, Region& r) {
-         r.slot = kThere;
-         r.size += 4096;
-       }},
-      {16, "read-only toggles",
-       [](World&, Region& r) {
-         r.slot = kThere;
-         r.flags ^= kReadonly;
-       }},
-      {17, "identical", [](World&, Region& r) { r = plain(kThere, kMiB); }},
-      {18, "overlap", [](World&, Region& r) { r.gpa = kHigh | (r.gpa & 0xfff); }},
       {19, "no memory", [](World& w, Region&) { w.run_out_of_memory(); }},
-      {20, "file not open",
-       [=](World&, Region& r) {
-         with_file(r);
-         test::name_memfd(&r, test::kMemfdClosed);
-       }},
-      {21, "not its file",
-       [=](World&, Region& r) {
-         with_file(r);
-         test::name_memfd(&r, test::kMemfdForeign);
-       }},
       {22, "beyond the highest frame",
        [](World& w, Region& r) {
          w.lower_max_gfn((u64{1} << 30) - 1);
@@ -157,6 +56,10 @@ std::vector<Violation> violations() {
        }},
       {23, "tracked move", [](World& w, Region&) { w.track_writes(); }},
   };
+  for (const auto& one : test::region_violations(kHigh)) {
+    all.push_back({one.line, one.how, [make = one.make](World&, Region& r) { make(r); }});
+  }
+  return all;
 }
 
 // Applies the violations to each base call and keeps the worlds in which all of them hold.
@@ -164,10 +67,10 @@ std::vector<Violation> violations() {
 int expect_first_wins(const std::vector<const Violation*>& chosen) {
   int constructed = 0;
   for (const bool memfd : {false, true}) {
-    for (const Base base : {Base::kCreate, Base::kDelete, Base::kModify}) {
+    for (const BaseCall base : test::kBaseCalls) {
       World w(memfd);
       furnish(w);
-      Region region = base_call(base, memfd);
+      Region region = test::base_call(base, memfd);
       for (const Violation* one : chosen) one->make(w, region);
       bool all = true;
       for (const Violation* one : chosen) all &= w.model.violates(one->line, region);
