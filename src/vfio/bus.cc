@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vfio/bus.h"
+
+#include <cstring>
+
+#include "sync/futex.h"
+#include "vfio/registry.h"
+#include "vfio/sysfs_tree.h"
+
+namespace stagetwo::vfio {
+namespace {
+
+constexpr u64 kLookAgainNs = 5'000'000;
+
+// Every change of a slot leaves it whole (I1 of registry.h), so a lock whose holder has died is
+// taken as any other.
+class Held {
+ public:
+  explicit Held(Registry& registry) : guard_(registry.lock, sync::Rank::kContainer) {}
+
+ private:
+  sync::ProcessMutexGuard guard_;
+};
+
+SlotState state_of(const Slot& slot) {
+  return slot.state.load(sync::kAcquire);
+}
+
+TypeRef type_of(const Slot& slot) {
+  const Parent* const parent = find_parent(slot.parent);
+  if (parent == nullptr || slot.type >= parent->types.size()) return {};
+  return {parent, slot.type};
+}
+
+Listed listed(const Registry& registry, u32 index) {
+  const Slot& slot = registry.slots[index];
+  return {index, slot.born, slot.uuid, type_of(slot), state_of(slot) == SlotState::kRemoving};
+}
+
+// Pre: the lock.
+void free_slot(Registry& registry, u32 index) {
+  const Listed gone = listed(registry, index);
+  registry.slots[index].state.store(SlotState::kFree, sync::kRelease);
+  tree_remove(registry, gone);
+}
+
+// Removals whose remover has gone.
+void finish_orphans(Registry& registry) {
+  for (u32 i = 0; i < kSlots; ++i) {
+    const Slot& slot = registry.slots[i];
+    if (state_of(slot) != SlotState::kRemoving) continue;
+    if (is_claimed(ClaimKind::kRemover, slot.born)) continue;
+    if (!is_claimed(ClaimKind::kDevice, slot.born)) free_slot(registry, i);
+  }
+}
+
+Slot* find_slot(Registry& registry, const Uuid& uuid) {
+  for (Slot& slot : registry.slots) {
+    if (state_of(slot) != SlotState::kFree && slot.uuid == uuid) return &slot;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Result<void> start_bus() {
+  Registry& shared = *ST_TRY(registry());
+  const Held held(shared);
+  finish_orphans(shared);
+  if (!tree_start(shared)) return {};
+  for (u32 i = 0; i < kSlots; ++i) {
+    if (state_of(shared.slots[i]) != SlotState::kFree) tree_add(shared, listed(shared, i));
+  }
+  return {};
+}
+
+Result<void> create_device(const TypeRef& type, const Uuid& uuid) {
+  Registry& shared = *ST_TRY(registry());
+  const Held held(shared);
+  finish_orphans(shared);
+  if (find_slot(shared, uuid) != nullptr) return refuse(EEXIST);
+  const Parent& parent = *type.parent;
+  const bool core = parent.counting == Counting::kCore;
+  const u32 wants = core ? 1 : type.get().units;
+  if (units_in_use(shared, parent) + wants > parent.units) return refuse(core ? EUSERS : ENOSPC);
+  u32 index = 0;
+  while (index < kSlots && state_of(shared.slots[index]) != SlotState::kFree) ++index;
+  if (index == kSlots) return refuse(ENOMEM);
+  Slot& slot = shared.slots[index];
+  slot.type = type.type;
+  slot.units = wants;
+  slot.uuid = uuid;
+  slot.born = ++shared.last_born;
+  std::memset(slot.parent, 0, sizeof(slot.parent));
+  std::memcpy(slot.parent, parent.name.data(), parent.name.size());
+  std::memset(slot.model, 0, sizeof(slot.model));
+  slot.state.store(SlotState::kActive, sync::kRelease);
+  tree_add(shared, listed(shared, index));
+  return {};
+}
+
+u32 available_instances(const TypeRef& type) {
+  const auto shared = registry();
+  if (!shared) return 0;
+  const Held held(**shared);
+  return instances_left(**shared, type);
+}
+
+std::optional<Listed> device_from(u32 slot) {
+  const auto shared = registry();
+  if (!shared) return {};
+  const Held held(**shared);
+  finish_orphans(**shared);
+  for (; slot < kSlots; ++slot) {
+    if (state_of((*shared)->slots[slot]) != SlotState::kFree) return listed(**shared, slot);
+  }
+  return {};
+}
+
+std::optional<Listed> find_device(const Uuid& uuid) {
+  for (u32 from = 0;;) {
+    const auto found = device_from(from);
+    if (!found || found->uuid == uuid) return found;
+    from = found->slot + 1;
+  }
+}
+
+std::optional<Listed> device_at(u32 slot) {
+  const auto found = device_from(slot);
+  if (!found || found->slot != slot || found->removing) return {};
+  return found;
+}
+
+Result<Removal> begin_removal(const Uuid& uuid) {
+  Registry& shared = *ST_TRY(registry());
+  const Held held(shared);
+  finish_orphans(shared);
+  Slot* const slot = find_slot(shared, uuid);
+  if (slot == nullptr) return refuse(ENODEV);
+  if (state_of(*slot) == SlotState::kRemoving) return refuse(EAGAIN);
+  Removal removal(static_cast<u32>(slot - shared.slots), slot->born,
+                  ST_TRY(claim(ClaimKind::kRemover, slot->born, Share::kOne)));
+  slot->state.store(SlotState::kRemoving, sync::kRelease);
+  return removal;
+}
+
+void finish_removal(Removal removal) {
+  const auto shared = registry();
+  if (!shared || !removal) return;
+  while (is_claimed(ClaimKind::kDevice, removal.born_)) {
+    sync::Atomic<u32> nobody_wakes{0};
+    sync::futex_wait(nobody_wakes, 0, kLookAgainNs);
+  }
+  const Held held(**shared);
+  const Slot& slot = (*shared)->slots[removal.slot_];
+  if (slot.born == removal.born_ && state_of(slot) == SlotState::kRemoving) {
+    free_slot(**shared, removal.slot_);
+  }
+}
+
+void bus_after_fork_child() {
+  registry_after_fork_child();
+}
+
+}  // namespace stagetwo::vfio

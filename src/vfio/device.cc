@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vfio/device.h"
+
+#include <memory>
+
+#include "vfio/registry.h"
+
+namespace stagetwo::vfio {
+namespace {
+
+// Those of this process, by slot. A row is its Device's from open() to its destruction, which takes
+// it out under the lock; one that is dying is passed over.
+constinit sync::Mutex opening{sync::Rank::kContainer};
+constinit Device* open_devices[kSlots] = {};
+
+}  // namespace
+
+// The lock of the model. Who died under it may have left half a change: the model starts afresh.
+class Device::Locked {
+ public:
+  explicit Locked(Device& device) : guard_(device.slot_->lock, sync::Rank::kDevice) {
+    if (guard_.died()) device.model_->reset();
+  }
+
+ private:
+  sync::ProcessMutexGuard guard_;
+};
+
+Result<sync::Ref<Device>> Device::open(const Listed& device) {
+  if (!device.type) return refuse(ENODEV);
+  Registry& shared = *ST_TRY(registry());
+  const sync::MutexGuard guard(opening);
+  Device* const known = open_devices[device.slot];
+  if (known != nullptr && known->which_.born == device.born && known->try_ref()) {
+    return sync::Ref<Device>::adopt(known);
+  }
+  auto held = ST_TRY(claim(ClaimKind::kDevice, device.born, Share::kMany));
+  auto made = ST_TRY(sync::Ref<Device>::make("vfio.device", device, std::move(held)));
+  ST_TRY(made->start(shared));
+  open_devices[device.slot] = made.get();
+  return made;
+}
+
+// Only after the claim: from here on nobody takes the slot away (I1).
+Result<void> Device::start(Registry& shared) {
+  slot_ = &shared.slots[which_.slot];
+  const bool there = slot_->state.load(sync::kAcquire) == SlotState::kActive;
+  if (!there || slot_->born != which_.born) return refuse(ENODEV);
+  const sync::ProcessMutexGuard lock(slot_->lock, sync::Rank::kDevice);
+  model_ =
+      ST_TRY(which_.type.parent->make(which_.type.get(), ModelContext{slot_->model, interrupts_}));
+  return {};
+}
+
+Device::~Device() {
+  if (!model_) return;  // it never started, and open() has the lock
+  const sync::MutexGuard guard(opening);
+  if (open_devices[which_.slot] == this) open_devices[which_.slot] = nullptr;
+}
+
+void Device::read(unsigned region, u64 offset, std::span<u8> to) {
+  const Locked locked(*this);
+  model_->read(region, offset, to);
+}
+
+void Device::write(unsigned region, u64 offset, std::span<const u8> from) {
+  const Locked locked(*this);
+  model_->write(region, offset, from);
+}
+
+void Device::reset() {
+  const Locked locked(*this);
+  model_->reset();
+}
+
+void devices_after_fork_child() {
+  std::construct_at(&opening, sync::Rank::kContainer);
+}
+
+}  // namespace stagetwo::vfio

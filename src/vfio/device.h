@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A device that is open in this process: its model, its interrupts, the bounds of its regions. All
+// descriptors of it here share one; other processes have their own, over the same model state.
+//
+// Analogue: struct vfio_device between its first open and its last close (kernel file:
+// drivers/vfio/vfio_main.c).
+// I1  While one lives, its mdev is not removed (it has a Claim of kDevice).
+// Locking: the slot's lock (rank kDevice) around every call of the model. Lifetime: the last Ref.
+
+#include "sync/ref.h"
+#include "vfio/bus.h"
+#include "vfio/interrupts.h"
+
+namespace stagetwo::vfio {
+
+class Device final : public sync::RefCounted {
+ public:
+  // The one of this process, made at the first call. Failure: ENODEV (gone, being removed, or of a
+  // parent that this process does not know), ENOMEM, EMFILE.
+  static Result<sync::Ref<Device>> open(const Listed& device);
+  Device(const Listed& which, Claim claim) : which_(which), claim_(std::move(claim)) {}
+
+  [[nodiscard]] const Listed& which() const { return which_; }
+  [[nodiscard]] const Shape& shape() const { return model_->shape(); }
+
+  // One access: 1, 2 or 4 bytes, aligned. Pre: in the region.
+  void read(unsigned region, u64 offset, std::span<u8> to);
+  void write(unsigned region, u64 offset, std::span<const u8> from);
+  void reset();
+  Result<void> set_irqs(const IrqSet& request) { return interrupts_.set(shape(), request); }
+
+ private:
+  friend void devices_after_fork_child();
+  class Locked;
+  ~Device() override;
+  Result<void> start(Registry& shared);
+
+  const Listed which_;
+  const Claim claim_;
+  Interrupts interrupts_;
+  Slot* slot_ = nullptr;
+  Box<Model> model_;
+};
+
+void devices_after_fork_child();
+
+}  // namespace stagetwo::vfio

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vfio/interrupts.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include <cstring>
+#include <string_view>
+
+#include "base/sys.h"
+#include "base/text.h"
+
+namespace stagetwo::vfio {
+namespace {
+
+// The engine's own copy of a client's eventfd. Failure: EBADF, EINVAL (another file), EMFILE.
+Result<Box<host::HeldFd>> copy_eventfd(int fd) {
+  static_cast<void>(ST_TRY(sys::fcntl(fd, F_GETFD)));
+  FixedString<48> link;
+  link.append("/proc/thread-self/fd/").append_int(fd);
+  char target[32];
+  const long size =
+      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(target), sizeof(target));
+  if (size <= 0 || std::string_view(target, static_cast<size_t>(size)) != "anon_inode:[eventfd]") {
+    return refuse(EINVAL);
+  }
+  auto held = ST_TRY(make_box<host::HeldFd>("vfio.eventfd", host::HeldFd::Child::kHasIt));
+  ST_TRY(
+      held->hold(static_cast<int>(ST_TRY(sys::fcntl(fd, F_DUPFD_CLOEXEC, sys::kFirstEngineFd)))));
+  return held;
+}
+
+bool bool_at(const IrqSet& request, u32 i) {
+  return (request.flags & IrqSet::kNoData) != 0 || request.data[i] != 0;
+}
+
+s32 eventfd_at(const IrqSet& request, u32 i) {
+  s32 fd = -1;
+  std::memcpy(&fd, request.data.data() + i * sizeof(fd), sizeof(fd));
+  return fd;
+}
+
+}  // namespace
+
+void Interrupts::ring(u32 vector) {
+  if (vector >= vectors_.size() || !vectors_[vector].bell) return;
+  const auto use = vectors_[vector].bell->number().use();
+  const u64 one = 1;
+  // A counter that is full has rung.
+  static_cast<void>(sys::write(use.get(), &one, sizeof(one)));
+}
+
+void Interrupts::ring_line() {
+  if (index_ == kIntxIndex) {
+    if (masked_) return;
+    masked_ = true;
+  }
+  ring(0);
+}
+
+void Interrupts::raise(u32 vector) {
+  const sync::MutexGuard guard(lock_);
+  if (index_ == kMsiIndex || index_ == kMsixIndex) ring(vector);
+}
+
+void Interrupts::set_line(bool up) {
+  const sync::MutexGuard guard(lock_);
+  const bool rises = up && !line_;
+  line_ = up;
+  if (rises || (up && index_ == kIntxIndex)) ring_line();
+}
+
+void Interrupts::drop_all() {
+  vectors_.clear();
+  index_ = kNone;
+  masked_ = false;
+}
+
+void Interrupts::disable() {
+  const sync::MutexGuard guard(lock_);
+  drop_all();
+}
+
+// Vectors get their eventfds, or lose them (-1).
+Result<void> Interrupts::take(const Shape& shape, const IrqSet& request) {
+  Vec<Vector> fresh{"vfio.vectors"};
+  ST_TRY(fresh.resize(request.count));
+  for (u32 i = 0; i < request.count; ++i) {
+    const s32 fd = eventfd_at(request, i);
+    if (fd >= 0) fresh[i].bell = ST_TRY(copy_eventfd(fd));
+  }
+  if (vectors_.size() != shape.vectors[request.index]) {
+    ST_TRY(vectors_.resize(shape.vectors[request.index]));
+  }
+  bool any = false;
+  for (u32 i = 0; i < request.count; ++i) vectors_[request.start + i] = std::move(fresh[i]);
+  for (const Vector& vector : vectors_) any = any || vector.bell;
+  if (!any) {
+    drop_all();
+    return {};
+  }
+  if (index_ != request.index) masked_ = false;
+  index_ = request.index;
+  if (index_ == kIntxIndex && line_) ring_line();
+  return {};
+}
+
+Result<void> Interrupts::trigger(const Shape& shape, const IrqSet& request) {
+  const bool in_use = index_ == request.index;
+  if (in_use && request.count == 0 && (request.flags & IrqSet::kNoData) != 0) {
+    drop_all();
+    return {};
+  }
+  if ((!in_use && index_ != kNone) || request.count == 0) return refuse(EINVAL);
+  if ((request.flags & IrqSet::kEventfds) != 0) return take(shape, request);
+  if (!in_use) return refuse(EINVAL);
+  for (u32 i = 0; i < request.count; ++i) {
+    if (!bool_at(request, i)) continue;
+    if (index_ == kIntxIndex) {
+      ring_line();
+    } else {
+      ring(request.start + i);
+    }
+  }
+  return {};
+}
+
+// Of INTx.
+Result<void> Interrupts::mask(const IrqSet& request) {
+  if (index_ != kIntxIndex || request.start != 0 || request.count != 1) return refuse(EINVAL);
+  if ((request.flags & IrqSet::kEventfds) != 0) return refuse(ENOTTY);
+  if (!bool_at(request, 0)) return {};
+  masked_ = (request.flags & IrqSet::kMask) != 0;
+  if (!masked_ && line_) ring_line();
+  return {};
+}
+
+Result<void> Interrupts::set(const Shape& shape, const IrqSet& request) {
+  const sync::MutexGuard guard(lock_);
+  if (shape.vectors[request.index] == 0) return refuse(ENOTTY);
+  switch (request.flags & IrqSet::kAction) {
+    case IrqSet::kTrigger:
+      return trigger(shape, request);
+    case IrqSet::kMask:
+    case IrqSet::kUnmask:
+      if (request.index != kIntxIndex) return refuse(ENOTTY);
+      return mask(request);
+    default:
+      return {};
+  }
+}
+
+}  // namespace stagetwo::vfio

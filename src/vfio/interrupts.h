@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The interrupts of one open device: which eventfd of the client's each vector rings. One index is
+// in use at a time. INTx is a line: it rings once and is masked until the client unmasks it, and
+// rings again then if the line is still up.
+//
+// Analogue: vfio_pci_intrs.c; what is answered for each request is mtty.c's.
+// Differs: masking and unmasking by eventfd are not there (ENOTTY), as in mtty.c.
+// I1  An eventfd is the engine's own copy: closing the client's takes no ring away.
+// I2  After set() returned, no eventfd that it took out rings.
+// Locking: a leaf. Lifetime: the open device's. A child of fork has its own copy of all this.
+
+#include <span>
+
+#include "base/alloc.h"
+#include "base/vec.h"
+#include "host/kept_fd.h"
+#include "sync/mutex.h"
+#include "vfio/model.h"
+
+namespace stagetwo::vfio {
+
+// A request, in the uapi's numbers (struct vfio_irq_set).
+struct IrqSet {
+  static constexpr u32 kNoData = 1, kBools = 2, kEventfds = 4;
+  static constexpr u32 kMask = 8, kUnmask = 16, kTrigger = 32;
+  static constexpr u32 kData = kNoData | kBools | kEventfds, kAction = kMask | kUnmask | kTrigger;
+  u32 flags;
+  u32 index, start, count;
+  std::span<const u8> data;  // count bytes, or count s32
+};
+
+class Interrupts {
+ public:
+  Interrupts() = default;
+  Interrupts(const Interrupts&) = delete;
+  Interrupts& operator=(const Interrupts&) = delete;
+
+  // Pre: the request is whole (abi has looked at its sizes), start + count within the index.
+  // Failure: EINVAL, ENOTTY, EBADF, ENOMEM, EMFILE.
+  Result<void> set(const Shape& shape, const IrqSet& request);
+  // All of them off; what is up stays up.
+  void disable();
+
+  // A message: of MSI or MSI-X. Nobody listens: nothing.
+  void raise(u32 vector);
+  // The level of what interrupts by a line; with MSI in use each rise is a message of vector 0.
+  void set_line(bool up);
+
+ private:
+  static constexpr u32 kNone = ~u32{0};
+  struct Vector {
+    Box<host::HeldFd> bell;
+  };
+  Result<void> trigger(const Shape& shape, const IrqSet& request) TA_REQ(lock_);
+  Result<void> mask(const IrqSet& request) TA_REQ(lock_);
+  Result<void> take(const Shape& shape, const IrqSet& request) TA_REQ(lock_);
+  void drop_all() TA_REQ(lock_);
+  void ring(u32 vector) TA_REQ(lock_);
+  void ring_line() TA_REQ(lock_);
+
+  sync::Mutex lock_{sync::Rank::kInterrupts};
+  Vec<Vector> vectors_ TA_GUARDED(lock_){"vfio.vectors"};
+  u32 index_ TA_GUARDED(lock_) = kNone;
+  bool masked_ TA_GUARDED(lock_) = false;
+  bool line_ TA_GUARDED(lock_) = false;
+};
+
+}  // namespace stagetwo::vfio

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Parents of mediated devices and the types they offer. A parent registers in each process; what
+// devices there are stands in the session (vfio/bus.h).
+//
+// Analogue: mdev_register_parent, struct mdev_type (kernel file: include/linux/mdev.h).
+// Locking: a leaf around the table. Lifetime: a registered parent is for ever.
+
+#include <string_view>
+
+#include "base/text.h"
+#include "vfio/model.h"
+
+namespace stagetwo::vfio {
+
+struct Type {
+  std::string_view name;    // "1"; its folder in sysfs is PARENT-name
+  std::string_view pretty;  // what `name` says there
+  u32 units;                // how many of the parent's it takes
+};
+
+// Who counts what is left: the core (over: EUSERS) or the parent's driver (over: ENOSPC).
+enum class Counting : u8 { kCore, kDriver };
+
+struct Parent {
+  static constexpr size_t kLongestName = 23;
+  std::string_view name;
+  std::string_view description;  // empty: the driver has none
+  u32 units;
+  Counting counting;
+  std::span<const Type> types;
+  Result<Box<Model>> (*make)(const Type& type, const ModelContext& context);
+};
+
+inline constexpr unsigned kMaxParents = 16;
+
+// Failure: EINVAL (a name that is too long, or no type), EEXIST, ENOSPC.
+[[nodiscard]] Result<void> register_parent(const Parent& parent);
+// The nth; nullptr: there are no more. Those of this room are there before any other.
+[[nodiscard]] const Parent* parent_at(unsigned index);
+[[nodiscard]] const Parent* find_parent(std::string_view name);
+struct TypeRef {
+  const Parent* parent = nullptr;
+  u32 type = 0;
+  explicit operator bool() const { return parent != nullptr; }
+  [[nodiscard]] const Type& get() const { return parent->types[type]; }
+};
+// "serial-1". Empty: there is none.
+[[nodiscard]] TypeRef find_type(std::string_view folder);
+void append_folder(const TypeRef& type, TextWriter& out);
+
+}  // namespace stagetwo::vfio

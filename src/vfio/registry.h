@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What all processes of a session share about mediated devices: a file of the session's directory,
+// mapped by each (docs/decisions/0040-where-mediated-devices-live.md). Without a session it is a
+// file of this process's own, which its children have, too. Not for other rooms.
+//
+// I1  A slot is in use iff its state is not kFree; what describes it was written before that.
+// I2  `born` is different for every device there ever was in the session.
+// Who holds what is no word in it but a lock on a byte of the file, of a description of its own: it
+// goes with the last process that has it, kill -9 included (Claim).
+
+#include "base/alloc.h"
+#include "host/kept_fd.h"
+#include "sync/process_mutex.h"
+#include "vfio/mdev.h"
+#include "vfio/uuid.h"
+
+namespace stagetwo::vfio {
+
+enum class SlotState : u32 { kFree, kActive, kRemoving };
+
+struct Slot {
+  sync::Atomic<SlotState> state;
+  u32 type;  // of the parent's
+  u64 born;
+  Uuid uuid;
+  char parent[Parent::kLongestName + 1];
+  u32 units;
+  sync::ProcessMutex lock;  // of the device's model
+  alignas(64) u8 model[Model::kStateBytes];
+  u8 unused[4096 - Model::kStateBytes - 64];
+};
+static_assert(sizeof(Slot) == 4096);
+
+inline constexpr unsigned kSlots = 48;
+
+struct Registry {
+  static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"
+  static constexpr u64 kVersion = 1;
+  u64 magic;
+  u64 version;
+  u64 last_born;
+  sync::ProcessMutex lock;  // of all but the models
+  u8 unused[4096 - 28];
+  Slot slots[kSlots];
+};
+static_assert(sizeof(Registry) == 4096 * (1 + kSlots));
+
+// Maps it. Failure: ENOMEM, EMFILE, EIO (not one of this version).
+[[nodiscard]] Result<Registry*> registry();
+
+// Pre: the registry's lock.
+[[nodiscard]] u32 units_in_use(const Registry& shared, const Parent& parent);
+[[nodiscard]] u32 instances_left(const Registry& shared, const TypeRef& type);
+
+// A byte of the file that is somebody's. kOne: nobody else's at the same time.
+enum class ClaimKind : u32 { kGroup, kDevice, kBound, kRemover };
+enum class Share : u8 { kOne, kMany };
+using Claim = Box<host::HeldFd>;
+// Failure: EBUSY (somebody has it), EMFILE, ENOMEM.
+[[nodiscard]] Result<Claim> claim(ClaimKind kind, u64 born, Share share);
+[[nodiscard]] bool is_claimed(ClaimKind kind, u64 born);
+
+void registry_after_fork_child();
+// For tests: the next registry() maps afresh.
+void debug_leave_registry();
+
+}  // namespace stagetwo::vfio

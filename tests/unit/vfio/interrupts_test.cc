@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vfio/interrupts.h"
+
+#include <gtest/gtest.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <vector>
+
+namespace stagetwo::vfio {
+namespace {
+
+class InterruptsTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    shape_.vectors[kIntxIndex] = shape_.vectors[kMsiIndex] = 1;
+    shape_.vectors[kMsixIndex] = 3;
+    for (int& bell : bells_) bell = eventfd(0, EFD_NONBLOCK);
+  }
+  void TearDown() override {
+    for (const int bell : bells_) close(bell);
+  }
+  int set(u32 flags, u32 index, u32 start, u32 count, std::vector<s32> fds = {}) {
+    const auto* const data = reinterpret_cast<const u8*>(fds.data());
+    const auto done =
+        interrupts_.set(shape_, {flags, index, start, count, {data, fds.size() * sizeof(s32)}});
+    return done ? 0 : to_int(done.error());
+  }
+  int listen(u32 index, int fd, u32 start = 0) {
+    return set(IrqSet::kEventfds | IrqSet::kTrigger, index, start, 1, {fd});
+  }
+  int plain(u32 action, u32 index, u32 count = 1) {
+    return set(IrqSet::kNoData | action, index, 0, count);
+  }
+  u64 rings(unsigned bell = 0) {
+    u64 count = 0;
+    return read(bells_[bell], &count, sizeof(count)) == sizeof(count) ? count : 0;
+  }
+
+  Shape shape_;
+  Interrupts interrupts_;
+  int bells_[3];
+};
+
+TEST_F(InterruptsTest, ALineRingsOnceAndIsMasked) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  interrupts_.set_line(true);
+  interrupts_.set_line(false);
+  interrupts_.set_line(true);
+  EXPECT_EQ(rings(), 1u);
+  EXPECT_EQ(plain(IrqSet::kUnmask, kIntxIndex), 0);  // the line is still up
+  EXPECT_EQ(rings(), 1u);
+  interrupts_.set_line(false);
+  EXPECT_EQ(plain(IrqSet::kUnmask, kIntxIndex), 0);
+  EXPECT_EQ(rings(), 0u);
+}
+
+TEST_F(InterruptsTest, AMaskedLineIsSilent) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  ASSERT_EQ(plain(IrqSet::kMask, kIntxIndex), 0);
+  interrupts_.set_line(true);
+  EXPECT_EQ(rings(), 0u);
+}
+
+TEST_F(InterruptsTest, EachRiseIsAMessage) {
+  ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
+  for (int i = 0; i < 3; ++i) {
+    interrupts_.set_line(true);
+    interrupts_.set_line(true);
+    interrupts_.set_line(false);
+  }
+  EXPECT_EQ(rings(), 3u);
+}
+
+TEST_F(InterruptsTest, VectorsRingTheirOwnBells) {
+  ASSERT_EQ(set(IrqSet::kEventfds | IrqSet::kTrigger, kMsixIndex, 1, 2, {bells_[1], bells_[2]}), 0);
+  interrupts_.raise(0);
+  interrupts_.raise(2);
+  EXPECT_EQ(rings(1), 0u);
+  EXPECT_EQ(rings(2), 1u);
+  EXPECT_EQ(listen(kMsixIndex, -1, 2), 0);
+  interrupts_.raise(2);
+  EXPECT_EQ(rings(2), 0u);
+  interrupts_.raise(1);
+  EXPECT_EQ(rings(1), 1u);
+}
+
+TEST_F(InterruptsTest, TheClientMayCloseItsOwn) {
+  const int copy = dup(bells_[0]);
+  ASSERT_EQ(listen(kMsiIndex, copy), 0);
+  close(copy);
+  interrupts_.raise(0);
+  EXPECT_EQ(rings(), 1u);
+}
+
+TEST_F(InterruptsTest, AClientMayTriggerThemItself) {
+  ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kMsiIndex), 0);
+  EXPECT_EQ(rings(), 1u);
+}
+
+TEST_F(InterruptsTest, OneIndexIsInUseAtATime) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  EXPECT_EQ(listen(kMsiIndex, bells_[1]), EINVAL);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex, 0), 0);  // all of them off
+  EXPECT_EQ(listen(kMsiIndex, bells_[1]), 0);
+  interrupts_.raise(0);
+  EXPECT_EQ(rings(0), 0u);
+  EXPECT_EQ(rings(1), 1u);
+}
+
+TEST_F(InterruptsTest, OtherRequestsAreRefusedAndChangeNothing) {
+  int pipes[2];
+  ASSERT_EQ(pipe(pipes), 0);
+  EXPECT_EQ(listen(kMsiIndex, pipes[0]), EINVAL);
+  EXPECT_EQ(listen(kMsiIndex, 1 << 20), EBADF);
+  EXPECT_EQ(listen(4, bells_[0]), ENOTTY);  // there is no such index
+  EXPECT_EQ(plain(IrqSet::kTrigger, kMsiIndex), EINVAL);
+  EXPECT_EQ(plain(IrqSet::kMask, kIntxIndex), EINVAL);
+  EXPECT_EQ(plain(IrqSet::kMask, kMsiIndex), ENOTTY);
+  ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
+  EXPECT_EQ(listen(kMsiIndex, pipes[0]), EINVAL);
+  interrupts_.raise(0);
+  EXPECT_EQ(rings(), 1u);
+  ASSERT_EQ(plain(IrqSet::kTrigger, kMsiIndex, 0), 0);
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  EXPECT_EQ(set(IrqSet::kEventfds | IrqSet::kUnmask, kIntxIndex, 0, 1, {bells_[1]}), ENOTTY);
+  close(pipes[0]);
+  close(pipes[1]);
+}
+
+}  // namespace
+}  // namespace stagetwo::vfio
