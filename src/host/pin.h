@@ -51,14 +51,15 @@ struct PinHow {
 struct PinBatch {
   u64 pages = 0;
   unsigned runs = 0;
+  bool shared = false;  // some of them are of shared memory
 };
 
 // Pins pages of `range`, whole pages, from the first on. Fewer than asked: the next cannot be
 // pinned (asking for it says why), or it would need more than `room` runs. Absent pages come back,
-// others are faulted in, a page that is shared copy-on-write becomes the client's own. Failure, of
-// the first page: EFAULT (no mapping, not permitted, special memory, for long writing a file that
-// is written back, hugetlb that cannot be mapped twice), ENOMEM. Context: outside every change and
-// section, no lock of rank pins or below. May sleep.
+// others are faulted in, a page that is shared copy-on-write becomes the client's own when it is
+// stored to at the latest. Failure, of the first page: EFAULT (no mapping, not permitted, special
+// memory, for long writing a file that is written back, hugetlb that cannot be mapped twice),
+// ENOMEM. Context: outside every change and section, no lock of rank pins or below. May sleep.
 [[nodiscard]] Result<PinBatch> pin_pages(HvaRange range, PinHow how, FrameRun* runs, unsigned room);
 // Pre: each page is pinned. Context: any, a change's callback too; no lock of rank pins or below.
 void unpin_pages(FrameRun run);

@@ -81,6 +81,10 @@ bool PinTable::meets(const PinnedChange& change) {
 void PinTable::open_change(PinnedChange* change) {
   {
     const sync::MutexGuard guard(lock_);
+    ++changes_begun_;
+    if (ST_GUARD(pins_known, change->file_.inode == 0 && known_.overlaps(change->range_))) {
+      known_ = {};
+    }
     change->met_ = meets(*change);
     change->next_ = changes_;
     changes_ = change;

@@ -16,6 +16,7 @@
 #include "host/faultin.h"
 #include "host/pin_walk.h"
 #include "host/shared_objects.h"
+#include "host/userfault.h"
 #include "sync/futex.h"
 
 // A pin against a change of the same addresses:
@@ -49,19 +50,8 @@
 namespace stagetwo::host {
 namespace {
 
-constexpr u32 kMostPins = ~u32{0};
-
 void* pointer(Hva at) {
   return reinterpret_cast<void*>(at.raw());
-}
-
-Frame frame_of(u32 number, u32 slot) {
-  return Frame{u64{number} * kBlockPages + slot};
-}
-
-// The page of the file that `mapping` has at `at`.
-u64 file_page(const Mapping& mapping, Hva at) {
-  return (mapping.offset + (at - mapping.range.start())) / kPageSize;
 }
 
 // Is it the memory of one of our own descriptors? Its alias must not keep the client's file.
@@ -97,6 +87,9 @@ void PinTable::begin(Attempt* attempt) {
         open = open || change->file_.inode != 0 || change->range_.overlaps(attempt->range);
       }
       if (!open) {
+        attempt->alone = changes_ == nullptr;
+        attempt->follows = attempt->range.start() == last_end_;
+        attempt->changes = changes_begun_;
         attempt->next = attempts_;
         attempts_ = attempt;
         return;
@@ -120,14 +113,27 @@ Result<void> PinTable::pin_some(HvaRange range, PinHow how, Sink* sink) {
   if (failpoint::should_fail("host.pin")) return refuse(ENOMEM);
   const u64 to_boundary = kBlockBytes - range.start().raw() % kBlockBytes;
   const HvaRange part(range.start(), std::min(range.size(), to_boundary));
+  if (pin_known(part, sink)) return {};
   for (;;) {
-    Attempt attempt{part, false, nullptr};
+    Attempt attempt{.range = part};
     begin(&attempt);
     const Result<bool> done = try_pin(&attempt, how, sink);
     const bool disturbed = end(&attempt);
     if (done && *done) return {};
     if (!done && !disturbed) return refuse(done.error());
   }
+}
+
+// What was looked at already is entered at once, all of it or nothing; the change that would make
+// it untrue takes the same lock first.
+bool PinTable::pin_known(HvaRange range, Sink* sink) {
+  const sync::MutexGuard guard(lock_);
+  if (range.start() < known_.start() || range.end() > known_.end()) return false;
+  if (owners_active()) return false;  // one that begins to take asks keeps() later than this
+  const Sink before = *sink;
+  const Hva end = enter_home(range, 0, sink);
+  last_end_ = end;
+  return sink->done.pages != before.done.pages;
 }
 
 // False: a change came between, and nothing was entered.
@@ -145,14 +151,37 @@ Result<bool> PinTable::try_pin(Attempt* attempt, PinHow how, Sink* sink) {
     size = std::min(size, (kBlockPages - page % kBlockPages) * kPageSize);
   }
   wanted.piece = HvaRange(start, size);
-  ST_TRY(make_present(&wanted));
+  ST_TRY(make_present(&wanted, *attempt));
   if (rules.breaks_cow && !wanted.mapping.prot.write) ST_TRY(make_own(wanted.piece, *attempt));
   if (rules.has_alias) ST_TRY(make_alias(&wanted));
   return commit(attempt, &wanted, sink);
 }
 
+// Asks for the pages without touching them: POPULATE of a page that is there costs ten times as
+// much. One that is still shared copy-on-write stays so: home is the client's address, and the
+// first store there, the device's too, makes it the client's own. Memory that only this process can
+// change is looked at ahead of who goes through it, and remembered.
+bool PinTable::is_present(Wanted* wanted, const Attempt& attempt) {
+  const Mapping& mapping = wanted->mapping;
+  if (!mapping.prot.read || (wanted->how.write && !mapping.prot.write)) return false;
+  const bool own = rules_of(kind_of(mapping)).breaks_cow;
+  const bool lasts = own && !mapping.file_backed && mapping.prot.write &&
+                     mapping.page_size == kPageSize && !owners_active() &&
+                     !userfault::client_watches(wanted->piece.start());
+  HvaRange look = wanted->piece;
+  if (lasts && attempt.follows) {
+    const u64 block_end = (look.start().raw() / kBlockBytes + 1) * kBlockBytes;
+    look = HvaRange(look.start(), std::min(Hva(block_end), mapping.range.end()) - look.start());
+  }
+  const u64 there = present_pages(look, own && mapping.file_backed) * kPageSize;
+  if (there < wanted->piece.size()) return false;
+  if (lasts) wanted->seen = HvaRange(look.start(), there);
+  return true;
+}
+
 // Cuts the piece to the pages that are there. Failure: the first is not.
-Result<void> PinTable::make_present(Wanted* wanted) {
+Result<void> PinTable::make_present(Wanted* wanted, const Attempt& attempt) {
+  if (is_present(wanted, attempt)) return {};
   const bool own = rules_of(kind_of(wanted->mapping)).breaks_cow && wanted->mapping.prot.write;
   const Access access = own || wanted->how.write ? Access::kWrite : Access::kRead;
   const int advice = access == Access::kWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
@@ -232,196 +261,14 @@ Result<bool> PinTable::commit(Attempt* attempt, Wanted* wanted, Sink* sink) {
     const sync::MutexGuard guard(lock_);
     if (!ST_GUARD(pins_disturbed, attempt->disturbed)) {
       const Result<void> entered = enter(wanted, sink);
+      last_end_ = wanted->piece.end();
+      const bool quiet = attempt->alone && attempt->changes == changes_begun_;
+      if (entered && quiet && !wanted->seen.empty()) known_ = wanted->seen;
       done = entered ? Result<bool>(true) : Result<bool>(refuse(entered.error()));
     }
   }
   if (wanted->alias.bytes != 0) pin_store::drop_alias(wanted->alias);  // nobody took it
   return done;
-}
-
-// ---- slots ----------------------------------------------------------------------------------
-
-bool PinTable::Sink::add(Frame frame) {
-  FrameRun* last = done.runs == 0 ? nullptr : &runs[done.runs - 1];
-  if (last != nullptr && last->first + last->pages == frame) {
-    ++last->pages;
-  } else {
-    if (done.runs == room) return false;
-    runs[done.runs++] = {frame, 1};
-  }
-  ++done.pages;
-  return true;
-}
-
-// Failure: not a page was entered. Fewer than asked is none.
-Result<void> PinTable::enter(Wanted* wanted, Sink* sink) {
-  const bool file = rules_of(kind_of(wanted->mapping)).has_alias;
-  const u64 before = sink->done.pages;
-  for (Hva at = wanted->piece.start(); at < wanted->piece.end(); at += kPageSize) {
-    Place place = file ? find_file(wanted->mapping, at) : find_home(at);
-    const bool is_new = place.block == nullptr || place.block->counts[place.slot] == 0;
-    if (is_new) {
-      PinKey key{0, 0, at.raw() / kBlockBytes};
-      u32 slot = static_cast<u32>(at.raw() / kPageSize % kBlockPages);
-      if (file) {
-        const u64 page = file_page(wanted->mapping, at);
-        key = {wanted->mapping.device, wanted->mapping.inode, page / kBlockPages};
-        slot = static_cast<u32>(page % kBlockPages);
-      }
-      const auto found = free_place(key, slot);
-      if (!found) return before == sink->done.pages ? refuse(found.error()) : Result<void>{};
-      place = *found;
-    }
-    PinBlock& block = *place.block;
-    const auto word = word_for(place, wanted, at);
-    const bool full = !word || block.counts[place.slot] == kMostPins ||
-                      !sink->add(frame_of(block.number, place.slot));
-    if (full) {
-      if (block.used == 0) free_block(&block);
-      const bool none = before == sink->done.pages && (!word || sink->done.runs < sink->room);
-      return none ? Result<void>(refuse(ENOMEM)) : Result<void>{};
-    }
-    if (is_new) {
-      ++block.used;
-      ++pinned_;
-    }
-    ++block.counts[place.slot];
-    if (block.words[place.slot].load(sync::kRelaxed) != *word) block.words[place.slot].store(*word);
-  }
-  return {};
-}
-
-// The word the slot has when it is pinned once more. Failure: ENOMEM, it has no alias that would
-// do; the one made for it is taken when it does.
-Result<u64> PinTable::word_for(const Place& place, Wanted* wanted, Hva at) {
-  PinBlock& block = *place.block;
-  const u64 now = block.words[place.slot].load(sync::kRelaxed);
-  if (!rules_of(kind_of(wanted->mapping)).has_alias) {
-    const u64 kind = wanted->mapping.file_backed ? kOfFile : 0;
-    return now != 0 ? now : at.raw() | rights_bits(wanted->mapping.prot) | kind;
-  }
-  const bool write = wanted->how.write;
-  if (now != 0 && (!write || (now & kNoWrite) == 0)) return now;
-  for (size_t i = block.aliases.size(); i > 0; --i) {
-    const PinAlias& alias = block.aliases[i - 1];
-    const u64 page = block.key.index * kBlockPages + place.slot;
-    const u64 offset = (page - alias.page) * kPageSize;
-    if (page < alias.page || offset >= alias.map.bytes) continue;
-    if (write && !alias.map.writable) continue;
-    return (alias.map.at.raw() + offset) | kAlias | (alias.map.writable ? 0 : kNoWrite);
-  }
-  if (wanted->alias.bytes == 0) return refuse(ENOMEM);
-  const u64 first = file_page(wanted->mapping, wanted->alias_page);
-  if (!block.aliases.push_back({wanted->alias, first})) return refuse(ENOMEM);
-  wanted->alias = {};
-  return word_for(place, wanted, at);  // ends: the alias begins no later than this page
-}
-
-PinTable::Place PinTable::find_home(Hva at) {
-  Place found;
-  each_home(HvaRange(at, kPageSize), [&](PinBlock* block, u32 slot) { found = {block, slot}; });
-  return found;
-}
-
-// A slot of the page in use, else a free one of a block that is there.
-PinTable::Place PinTable::find_file(const Mapping& mapping, Hva at) {
-  const u64 page = file_page(mapping, at);
-  const u32 slot = static_cast<u32>(page % kBlockPages);
-  PinBlock** chain = blocks_.find({mapping.device, mapping.inode, page / kBlockPages});
-  Place free;
-  for (PinBlock* block = chain == nullptr ? nullptr : *chain; block != nullptr;
-       block = block->next_same) {
-    const u64 word = block->words[slot].load(sync::kRelaxed);
-    if (is_at_client(word)) return {block, slot};
-    if (word == 0) free = {block, slot};
-  }
-  return free;
-}
-
-Result<PinTable::Place> PinTable::free_place(PinKey key, u32 slot) {
-  PinBlock** chain = blocks_.find(key);
-  for (PinBlock* block = chain == nullptr ? nullptr : *chain; block != nullptr;
-       block = block->next_same) {
-    if (block->words[slot].load(sync::kRelaxed) == 0) return Place{block, slot};
-  }
-  return Place{ST_TRY(make_block(key)), slot};
-}
-
-sync::Atomic<PinBlock*>& PinTable::entry_of(u32 number) const {
-  return directories_[number / kDirectoryBlocks]
-      .load(sync::kAcquire)
-      ->blocks[number % kDirectoryBlocks];
-}
-
-PinBlock* PinTable::block_of(u32 number) const {
-  return entry_of(number).load(sync::kAcquire);
-}
-
-Result<PinBlock*> PinTable::make_block(PinKey key) {
-  // Every number there is has room among the free ones: giving it back needs no memory.
-  if (free_numbers_.empty()) {
-    if (made_numbers_ == kDirectories * kDirectoryBlocks) return refuse(ENOMEM);
-    ST_TRY(free_numbers_.reserve(made_numbers_ + 1));
-    auto& directory = directories_[made_numbers_ / kDirectoryBlocks];
-    if (directory.load(sync::kRelaxed) == nullptr) {
-      directory.store(ST_TRY(make<Directory>("host.pin_directory")), sync::kRelease);
-    }
-    static_cast<void>(free_numbers_.push_back(made_numbers_++));
-  }
-  const Hva window = ST_TRY(windows_.take());
-  const u32 number = free_numbers_.back();
-  const auto block = make<PinBlock>("host.pin_block", key, number, window);
-  if (!block) {
-    windows_.give(window);
-    return block;
-  }
-  if (!key.is_private()) (*block)->object = alone_with(key.device, key.inode);
-  if (PinBlock** chain = blocks_.find(key)) {
-    (*block)->next_same = *chain;
-    *chain = *block;
-  } else if (const auto added = blocks_.insert(key, *block); !added) {
-    destroy(*block);
-    windows_.give(window);
-    return refuse(added.error());
-  }
-  free_numbers_.pop_back();
-  entry_of(number).store(*block, sync::kRelease);
-  return block;
-}
-
-void PinTable::unlink(PinBlock* block) {
-  PinBlock** link = blocks_.find(block->key);
-  if (*link == block && block->next_same == nullptr) {
-    blocks_.erase(block->key);
-    return;
-  }
-  while (*link != block) link = &(*link)->next_same;
-  *link = block->next_same;
-}
-
-// Pre: no slot of it is in use.
-void PinTable::free_block(PinBlock* block) {
-  unlink(block);
-  for (const PinAlias& alias : block->aliases) pin_store::drop_alias(alias.map);
-  windows_.give(block->window);
-  entry_of(block->number).store(nullptr, sync::kRelaxed);
-  static_cast<void>(free_numbers_.push_back(block->number));
-  destroy(block);
-}
-
-// Pre: its count is 0 and nobody holds it.
-void PinTable::release(PinBlock* block, u32 slot) {
-  const u64 word = block->words[slot].load(sync::kRelaxed);
-  if ((word & kStored) != 0) {
-    pin_store::drop(Hva(word & kPageMask), kPageSize);
-    --stored_;
-  } else if (is_stray(*block, slot, word)) {
-    --block->strays;
-    --strays_;
-  }
-  block->words[slot].store(0, sync::kRelaxed);
-  --pinned_;
-  if (--block->used == 0) free_block(block);
 }
 
 void PinTable::unpin(FrameRun run) {

@@ -3,74 +3,19 @@
 
 // The tables behind host/pin.h. Not for other rooms.
 //
-// A block stands for 2 MiB of the process's private memory, or of a file; it has 512 slots, a frame
-// each. A slot is found by its frame, without a lock, or by its key under the lock. One key may
-// have several blocks: a page that went to the store keeps its slot, and what is pinned at its
-// address afterwards is another page.
-//
-//   slot            word                                  who may change it
-//   free            0                                     a pin
-//   at home         the client's address                  pins and unpins (count), a change (held)
-//   held            the same, with the change's depth     the change that holds it
-//   in the store    its place in the window, kStored      the last unpin
-//   alias           the engine's address, kAlias          as at home; changes pass it by
-//
-// A device reads the word inside a section of `accesses_`; who makes a slot held waits for them.
+// Blocks and their slots: host/pin_block.h. A device reads a slot's word inside a section of
+// `accesses_`; who makes a slot held waits for them.
 
 #include "base/hash_map.h"
 #include "base/vec.h"
 #include "host/pin.h"
+#include "host/pin_block.h"
 #include "host/pin_kinds.h"
 #include "host/pin_store.h"
-#include "sync/atomic.h"
 #include "sync/mutex.h"
 #include "sync/passage.h"
 
 namespace stagetwo::host {
-
-inline constexpr u32 kBlockPages = 512;
-inline constexpr u64 kBlockBytes = kBlockPages * kPageSize;
-
-// The low bits of a slot's word.
-inline constexpr u64 kHeldDepth = 7;    // 0: not held
-inline constexpr u64 kStored = 1 << 3;  // its address is the store's
-inline constexpr u64 kNoRead = 1 << 4;  // not by a load
-inline constexpr u64 kNoWrite = 1 << 5;
-inline constexpr u64 kAlias = 1 << 6;
-inline constexpr u64 kAside = 1 << 7;     // held, and the page is in the store already
-inline constexpr u64 kCopied = 1 << 8;    // kAside, and the client's page is still there
-inline constexpr u64 kPageLost = 1 << 9;  // there was no memory to keep it
-
-struct PinKey {
-  u64 device = 0;  // 0, 0: private memory of the process
-  u64 inode = 0;
-  u64 index = 0;  // in units of kBlockBytes
-  friend constexpr bool operator==(PinKey, PinKey) = default;
-  [[nodiscard]] u64 hash() const { return hash_u64(index ^ hash_u64(device ^ hash_u64(inode))); }
-  [[nodiscard]] bool is_private() const { return inode == 0; }
-};
-
-// A second mapping of file pages, from `page` of the file on.
-struct PinAlias {
-  pin_store::Alias map;
-  u64 page;
-};
-
-struct PinBlock {
-  PinBlock(PinKey of, u32 n, Hva window_at) : key(of), number(n), window(window_at) {}
-
-  PinKey key;
-  u64 object = 0;  // of a file: its id where owners may take its pages (host/shared_objects.h)
-  u32 number;
-  u32 used = 0;    // slots that are not free
-  u32 strays = 0;  // at home, but not at the address of their slot: mremap
-  Hva window;
-  PinBlock* next_same = nullptr;  // of the same key, older
-  Vec<PinAlias> aliases{"host.pin_aliases"};
-  // Written under the lock; read by devices, seq_cst (see accesses_).
-  sync::Atomic<u64> words[kBlockPages] = {};
-  u32 counts[kBlockPages] = {};
-};
 
 class PinTable {
  public:
@@ -81,7 +26,7 @@ class PinTable {
     FrameRun* runs;
     unsigned room;
     PinBatch done;
-    [[nodiscard]] bool add(Frame frame);
+    [[nodiscard]] bool add(Frame frame, u64 pages = 1);
   };
 
   // Pins pages from range.start() on, up to the next boundary of a block or mapping.
@@ -108,6 +53,9 @@ class PinTable {
   struct Attempt {
     HvaRange range;
     bool disturbed = false;
+    bool alone = false;    // no change was open when it began,
+    bool follows = false;  // it begins where the one before ended,
+    u32 changes = 0;       // and so many had begun
     Attempt* next = nullptr;
   };
   struct Place {
@@ -128,16 +76,20 @@ class PinTable {
     PinHow how;
     pin_store::Alias alias;  // made for it, from alias_page on
     Hva alias_page;
+    HvaRange seen;  // what was found present, if it may be remembered
   };
 
   void begin(Attempt* attempt);
   bool end(Attempt* attempt);
   Result<bool> try_pin(Attempt* attempt, PinHow how, Sink* sink);
-  Result<void> make_present(Wanted* wanted);
+  bool pin_known(HvaRange range, Sink* sink);
+  bool is_present(Wanted* wanted, const Attempt& attempt);
+  Result<void> make_present(Wanted* wanted, const Attempt& attempt);
   Result<void> make_own(HvaRange piece, const Attempt& attempt);
   Result<void> make_alias(Wanted* wanted);
   Result<bool> commit(Attempt* attempt, Wanted* wanted, Sink* sink);
   Result<void> enter(Wanted* wanted, Sink* sink) TA_REQ(lock_);
+  Hva enter_home(HvaRange piece, u64 bits, Sink* sink) TA_REQ(lock_);
   Result<Place> free_place(PinKey key, u32 slot) TA_REQ(lock_);
   Result<u64> word_for(const Place& place, Wanted* wanted, Hva at) TA_REQ(lock_);
   Place find_home(Hva at) TA_REQ(lock_);
@@ -180,6 +132,11 @@ class PinTable {
   u64 strays_ TA_GUARDED(lock_) = 0;
   PinnedChange* changes_ TA_GUARDED(lock_) = nullptr;
   Attempt* attempts_ TA_GUARDED(lock_) = nullptr;
+  u32 changes_begun_ TA_GUARDED(lock_) = 0;
+  // Private anonymous memory of one mapping, readable and writable, of which every page was there
+  // when the kernel was asked last; it is not asked again. A change of any of it ends that.
+  HvaRange known_ TA_GUARDED(lock_);
+  Hva last_end_ TA_GUARDED(lock_);   // of the last pin: who goes through memory is asked for ahead
   int mover_ TA_GUARDED(lock_) = 0;  // the thread that has pinned pages to see to
   u32 mover_depth_ TA_GUARDED(lock_) = 0;
   // Raised under the lock; sleepers read it there and sleep on it (futex).

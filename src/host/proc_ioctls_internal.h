@@ -32,7 +32,9 @@ struct PageScan {
 };
 static_assert(sizeof(PageScan) == 96);
 inline constexpr unsigned long kPageScan = _IOWR('f', 16, PageScan);
-inline constexpr u64 kScanPresent = 1 << 3, kScanZero = 1 << 5, kScanHuge = 1 << 6;
+inline constexpr u64 kScanWritten = 1 << 1;  // no userfaultfd is told of the next store
+inline constexpr u64 kScanFile = 1 << 2, kScanPresent = 1 << 3, kScanZero = 1 << 5;
+inline constexpr u64 kScanHuge = 1 << 6;
 
 // PROCMAP_QUERY, of /proc/self/maps: the mapping at an address.
 struct ProcmapQuery {

@@ -232,6 +232,25 @@ Result<void> page_states(Hva first, unsigned count, PageState* out) {
   return {};
 }
 
+u64 present_pages(HvaRange range, bool own) {
+  const auto fd = pagemap_file();
+  if (!fd || range.empty()) return 0;
+  // Room for one run: the walk ends where a second one begins.
+  PageRegion run{};
+  PageScan scan{};
+  scan.size = sizeof(scan);
+  scan.start = range.start().raw();
+  scan.end = range.end().raw();
+  scan.regions = reinterpret_cast<u64>(&run);
+  scan.region_count = 1;
+  scan.category_inverted = kScanZero | (own ? kScanFile : 0);
+  scan.category_mask = kScanPresent | kScanWritten | scan.category_inverted;
+  scan.return_mask = kScanPresent;
+  const auto found = sys::ioctl(fd->get(), kPageScan, reinterpret_cast<u64>(&scan));
+  if (!found || *found != 1 || run.start != scan.start) return 0;
+  return (run.end - run.start) >> kPageShift;
+}
+
 namespace {
 
 void set_bits(u64 first, u64 count, u64* bits) {

@@ -73,6 +73,12 @@ struct PageState {
 inline constexpr unsigned kMaxPageStates = 64;
 [[nodiscard]] Result<void> page_states(Hva first, unsigned count, PageState* out);
 
+// How many pages of `range`, from the first on, are there: not the page of zeros, and nobody waits
+// for a store to them (userfaultfd). `own`: nor are they a file's. What the mapping permits goes
+// through there without bringing anything. One question, whatever the range. 0 also where the
+// kernel does not say (before Linux 6.7).
+[[nodiscard]] u64 present_pages(HvaRange range, bool own);
+
 // The number of the huge page of memory (2 MiB) that `at` is in, from the range's first one on.
 [[nodiscard]] constexpr u64 huge_block(HvaRange range, Hva at) {
   constexpr unsigned kHugeShift = 21;

@@ -200,6 +200,7 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
     ST_TRY(check_whole(HvaRange(Hva(set.start + first * kPageSize), count * kPageSize)));
   }
   Result<void> done_so_far;
+  bool any_shared = !own || first != 0;
   u64 done = 0;
   while (done < count) {
     HvaRange range(Hva(set.start + (first + done) * kPageSize), (count - done) * kPageSize);
@@ -217,6 +218,7 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
       done_so_far = refuse(some.error());
       break;
     }
+    any_shared = any_shared || some->shared;
     for (const host::FrameRun* run = runs; run != runs + some->runs; ++run) {
       const u64 number = static_cast<u64>(run->first);
       ST_CHECK(number + run->pages - 1 <= kFrameMask);
@@ -231,6 +233,7 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
     return done_so_far;
   }
   use_process(process, static_cast<s64>(count));
+  set.file_asked = set.file_asked || !any_shared;
   note_file(set);
   return {};
 }

@@ -114,6 +114,27 @@ TEST(ByMapping, WithoutItWhatStandsInTheGapOfAMoveIsLost) {
   EXPECT_TRUE(broken_without({"by_mapping"}, what_stands_in_a_gap_is_lost));
 }
 
+// Is memory pinned for writing that the client may only read by now?
+bool pins_what_it_once_saw() {
+  u8* at = pinned_area(0, 1);
+  // Not over the border of what is looked at at once.
+  if (reinterpret_cast<u64>(at) / kPageSize % 512 > 509) at = pinned_area(0, 1);
+  if (at == nullptr) return false;
+  const Hva start(reinterpret_cast<u64>(at));
+  host::FrameRun run;
+  if (!host::pin_pages(HvaRange(start + kPageSize, kPageSize), {.write = true}, &run, 1)) {
+    return false;
+  }
+  host::change(start.raw() + 2 * kPageSize, kPageSize, host::EventKind::kProtection,
+               [&] { return mprotect(at + 2 * kPageSize, kPageSize, PROT_READ); });
+  const HvaRange third(start + 2 * kPageSize, kPageSize);
+  return host::pin_pages(third, {.write = true}, &run, 1).has_value();
+}
+TEST(PinsKnown, WithoutItAPinBelievesWhatAChangeMadeUntrue) {
+  EXPECT_FALSE(broken_without({}, pins_what_it_once_saw));
+  EXPECT_TRUE(broken_without({"pins_known"}, pins_what_it_once_saw));
+}
+
 TEST(PinsUnpinHeld, WithoutItASlotIsGivenBackWhileAChangeHasIt) {
   EXPECT_TRUE(found_without<UnpinAgainstChange>("pins_unpin_held"));
 }

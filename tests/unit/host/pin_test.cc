@@ -208,6 +208,30 @@ TEST_F(Pins, WritingNeedsAMappingThatMayBeWrittenAndReadingOneThatMayBeRead) {
   EXPECT_TRUE(pin(memory.range(1, 1), kForReading).empty());
   EXPECT_EQ(errno, EFAULT);
 }
+TEST_F(Pins, WhatWasLookedAtAheadIsAskedAgainAfterAChange) {
+  const Memory memory(8);
+  // Who goes through memory is asked for once.
+  ASSERT_EQ(pin(memory.range(0, 1)).size(), 1u);
+  ASSERT_EQ(pin(memory.range(1, 1)).size(), 1u);
+  memory.protect(2, 1, PROT_READ);
+  EXPECT_TRUE(pin(memory.range(2, 1)).empty());
+  EXPECT_EQ(errno, EFAULT);
+  ASSERT_EQ(pin(memory.range(3, 1)).size(), 1u);
+  ASSERT_EQ(pin(memory.range(4, 1)).size(), 1u);
+  ASSERT_EQ(memory.unmap(5, 1), 0);
+  EXPECT_TRUE(pin(memory.range(5, 1)).empty());
+  EXPECT_EQ(errno, EFAULT);
+  ASSERT_EQ(memory.advise(6, 1, MADV_DONTNEED), 0);
+  const auto fresh = pin(memory.range(6, 1));
+  EXPECT_EQ(memory.unmap(6, 1), 0);
+  EXPECT_TRUE(is_filled(fresh.at(0), 0));
+}
+TEST_F(Pins, PagesThatAreNotThereYetArePinnedLikeOthers) {
+  const Memory memory(600, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  memory.page(0)[0] = memory.page(3)[0] = 7;  // between them, and behind, nothing
+  EXPECT_EQ(pin(memory.range(0, 600)).size(), 600u);
+  EXPECT_EQ(host::present_pages(memory.range(0, 600), true), 600u);
+}
 TEST_F(Pins, AFileThatIsWrittenBackTakesNoLongPinForWriting) {
   char name[] = "pin_test_XXXXXX";
   const int fd = ::mkstemp(name);

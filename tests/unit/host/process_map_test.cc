@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstring>
+
 namespace stagetwo {
 namespace {
 
@@ -38,6 +40,45 @@ TEST(ProcessMap, PrivateMemoryIsNoFiles) {
   EXPECT_EQ(mapping->inode, 0u);
   munmap(at, kPageSize);
   EXPECT_FALSE(host::mapping_at(hva(at)));
+}
+
+// Pages of a mapping, each as `letters` says: w stored to, r only read, - not touched.
+u8* touched(const char* letters, int flags, int fd = -1) {
+  const size_t pages = std::strlen(letters);
+  auto* at = static_cast<u8*>(
+      mmap(nullptr, pages * kPageSize, PROT_READ | PROT_WRITE, flags | MAP_PRIVATE, fd, 0));
+  for (size_t i = 0; i < pages; ++i) {
+    volatile u8* const byte = at + i * kPageSize;
+    if (letters[i] == 'w') *byte = 1;
+    if (letters[i] == 'r') static_cast<void>(*byte);
+  }
+  return at;
+}
+u64 present(u8* at, u64 first, u64 pages, bool own) {
+  return host::present_pages(HvaRange(hva(at) + first * kPageSize, pages * kPageSize), own);
+}
+
+TEST(ProcessMap, PresentPagesAreThoseUpToTheFirstThatIsNot) {
+  u8* const at = touched("ww-wrw", MAP_ANONYMOUS);
+  if (present(at, 0, 1, false) == 0) GTEST_SKIP() << "the kernel does not say";
+  EXPECT_EQ(present(at, 0, 2, true), 2u);
+  EXPECT_EQ(present(at, 0, 6, true), 2u);
+  EXPECT_EQ(present(at, 2, 4, true), 0u);
+  EXPECT_EQ(present(at, 3, 3, true), 1u) << "the page of zeros is nobody's";
+  EXPECT_EQ(present(at, 5, 1, false), 1u);
+  munmap(at, 6 * kPageSize);
+}
+TEST(ProcessMap, APageOfAFileIsPresentButNotTheProcesssOwn) {
+  const int fd = memfd_create("present", 0);
+  ASSERT_EQ(ftruncate(fd, 3 * kPageSize), 0);
+  ASSERT_EQ(pwrite(fd, "abc", 3, 0), 3);
+  u8* const at = touched("rww", 0, fd);
+  if (present(at, 0, 1, false) == 0) GTEST_SKIP() << "the kernel does not say";
+  EXPECT_EQ(present(at, 0, 3, false), 3u);
+  EXPECT_EQ(present(at, 0, 3, true), 0u);
+  EXPECT_EQ(present(at, 1, 2, true), 2u);
+  munmap(at, 3 * kPageSize);
+  close(fd);
 }
 
 }  // namespace
