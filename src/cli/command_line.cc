@@ -178,6 +178,17 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
       });
   sub->add_flag("--iommufd-test", run.iommufd_test,
                 "/dev/iommu has the kernel's test command, as with CONFIG_IOMMUFD_TEST");
+  sub->add_option(
+         "--secure", run.secure,
+         "guests may become secure, by POWER's calls: KVM_CAP_PPC_SECURE_GUEST is 1. SIZE\n"
+         "is the secure memory they share (256M if none is given)")
+      ->type_name("[SIZE]")
+      ->expected(0, 1)
+      ->default_str("256M")
+      ->check([](const std::string& text) {
+        const auto size = parse_size(text);
+        return size && *size != 0 ? "" : "wants a size: bytes, or a number with K, M, G or T";
+      });
   describe_memory(sub, run);
   sub->add_flag("-v,--verbose", run.verbose, "say what is done");
   return sub;

@@ -93,6 +93,7 @@ std::string options_text(const RunOptions& options, const Session& session) {
     text += (&param == options.params.data() ? ":param=" : ",") + param;
   }
   if (options.iommufd_test) text += ":iommufd-test=1";
+  if (!options.secure.empty()) text += ":secure=" + options.secure;
   text += memory_options(options);
   if (options.verbose) text += ":verbose=1";
   return text;

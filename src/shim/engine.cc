@@ -9,6 +9,7 @@
 #include "abi/iommufd/iommufd.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/level.h"
+#include "base/size_text.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/backstop.h"
@@ -48,6 +49,15 @@ void say_summary() {
   line.append("at exit: ");
   abi_kvm::append_summary(line);
   log_line(line.view());
+}
+
+// secure=SIZE: how much secure memory this machine has.
+void offer_secure_guests() {
+  const std::string_view text = option("secure");
+  if (text.empty()) return;
+  const auto bytes = parse_size(text);
+  if (!bytes) return warn("STAGETWO_OPTIONS: no size, ignored: ", "secure");
+  abi_kvm::offer_secure_guests(*bytes);
 }
 
 void say_what_is_seen() {
@@ -129,6 +139,7 @@ Result<void> wake() {
     warn("unknown ABI level, 6.12 is used: ", name);
   }
   host::set_attacher(attach_any);
+  offer_secure_guests();
   abi_iommufd::set_test_commands(!option("iommufd-test").empty());
   abi_iommufd::set_site_report(report_failed_sites);
   host::set_owner_warning(warn);

@@ -15,13 +15,15 @@
 namespace stagetwo::shim {
 namespace {
 
-constexpr std::array kNames = {
-    std::string_view("abi"),         std::string_view("session"),      std::string_view("log-file"),
-    std::string_view("verbose"),     std::string_view("hugetlb"),      std::string_view("param"),
-    std::string_view("libc"),        std::string_view("memory-limit"), std::string_view("swap"),
-    std::string_view("swap-size"),   std::string_view("wss"),          std::string_view("wss-file"),
-    std::string_view("stats"),       std::string_view("compressed"),   std::string_view("vm-limit"),
-    std::string_view("iommufd-test")};
+constexpr std::array kNames = {std::string_view("abi"),      std::string_view("session"),
+                               std::string_view("log-file"), std::string_view("verbose"),
+                               std::string_view("hugetlb"),  std::string_view("param"),
+                               std::string_view("libc"),     std::string_view("memory-limit"),
+                               std::string_view("swap"),     std::string_view("swap-size"),
+                               std::string_view("wss"),      std::string_view("wss-file"),
+                               std::string_view("stats"),    std::string_view("compressed"),
+                               std::string_view("vm-limit"), std::string_view("iommufd-test"),
+                               std::string_view("secure")};
 constexpr size_t kLongest = 4096;
 constexpr size_t kLongestLine = 2560;
 

@@ -103,6 +103,10 @@ FaultOutcome GuestMemory::look_up(Fault& fault, const Memslots::Reader& section)
     return fault.is_private ? PrivateMemory::refuse_fault(fault, EFAULT) : FaultOutcome::kMmio;
   }
   if ((slot->flags & kInvalid) != 0) return FaultOutcome::kRetry;
+  if (private_.is_kept() && !fault.own) [[unlikely]] {
+    const FaultOutcome kept = private_.look_up_kept(fault, *slot);
+    if (kept != FaultOutcome::kFixed || fault.home.raw() != 0) return kept;
+  }
   if (fault.is_private || (slot->file_only && !fault.own))
     return PrivateMemory::look_up(fault, *slot);
   if (fault.access == Access::kWrite && (slot->flags & kReadonly) != 0) return FaultOutcome::kMmio;
@@ -125,6 +129,9 @@ void GuestMemory::begin(Fault& fault) {
 
 FaultOutcome GuestMemory::make_resident(Fault& fault, ResidentCache& known, Mode mode,
                                         bool trust_cache, OwnedCount* populated) {
+  // A kept page is there; whether it still is the answer, who installs it asks.
+  if (fault.home.raw() != 0) [[unlikely]]
+    return FaultOutcome::kFixed;
   // A file's page is had or not; there is nothing to read before it is.
   const Access access = fault.from_file ? Access::kWrite : fault.access;
   const bool write = access == Access::kWrite;
@@ -203,7 +210,9 @@ FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
   }
   begin(fault);
   FaultOutcome outcome = FaultOutcome::kRetry;
-  if (decide_early(context, fault, &outcome)) return outcome;
+  if (decide_early(context, fault, &outcome)) {
+    return fault.is_later ? private_.bring(fault) : outcome;
+  }
   if (!context.top_up()) return FaultOutcome::kNoMemory;
   if (fault.slot != nullptr) {
     outcome = make_resident(fault, context.resident, Mode::kMayBlock, true, &context.populated);
@@ -238,6 +247,9 @@ FaultOutcome GuestMemory::handle_fault(MmuContext& context, Fault& fault) {
 }
 
 bool GuestMemory::must_retry(const Fault& fault, HvaRange range) {
+  // Changes name the frame, wherever its page is kept.
+  if (fault.home.raw() != 0) [[unlikely]]
+    range = HvaRange(fault.home, kPageSize);
   if (!gate_.must_retry(fault.snapshot, frame_of(range.start()), frame_of(range.end() - 1))) {
     return false;
   }
@@ -262,8 +274,11 @@ FaultOutcome GuestMemory::find_resident(Fault& fault, Mode mode, bool trust_cach
   {
     const Memslots::Reader section(slots_);
     const FaultOutcome found = look_up(fault, section);
-    if (found != FaultOutcome::kFixed) return found;
+    const bool can_wait = fault.is_later && mode == Mode::kMayBlock;
+    if (found != FaultOutcome::kFixed && !can_wait) return found;
   }
+  if (fault.is_later) [[unlikely]]
+    return private_.bring(fault);
   return make_resident(fault, resident_, mode, trust_cache);
 }
 

@@ -18,10 +18,15 @@
 //                                           | uses page 2: fills, sets A
 //
 // So a page may look colder than it is for that long, and never hotter (as the kernel allows).
+//
+// A guest whose frames are kept is not young and is left alone: which of them it uses is nobody's
+// to know (kernel file: book3s_64_mmu_radix.c, kvm_age_radix).
 
 namespace stagetwo::stage2 {
 
 bool GuestMemory::mark_old(HvaRange range) {
+  if (private_.keeps_frames()) [[unlikely]]
+    return false;
   return age_flush_.mark_old(lines_, [&] {
     return any_user(slots_, range,
                     [this](u32 space, GfnRange frames) { return tdp_.age(space, frames); });
@@ -44,6 +49,8 @@ bool GuestMemory::clear_flush_young(HvaRange range) {
 }
 
 bool GuestMemory::test_young(HvaRange range) {
+  if (private_.keeps_frames()) [[unlikely]]
+    return false;
   age_flush_.ask_if_due(lines_);
   return any_user(slots_, range,
                   [this](u32 space, GfnRange frames) { return tdp_.test_young(space, frames); });
@@ -51,6 +58,8 @@ bool GuestMemory::test_young(HvaRange range) {
 
 // The addresses are the client's, or the engine's own of private pages.
 void GuestMemory::collect_young(HvaRange range, u64* bits) {
+  if (private_.keeps_frames()) [[unlikely]]
+    return;
   static_cast<void>(age_flush_.mark_old(lines_, [&] {
     const auto collect = [&](u32 space, GfnRange frames) {
       return tdp_.collect_young(space, frames, range, bits);

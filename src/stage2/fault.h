@@ -39,6 +39,8 @@ struct Fault {
   bool map_writable = false;  // the host address permits stores, known for certain
   bool is_private = false;    // the frame is: the page is the guest's alone
   bool from_file = false;     // the page is a guest_memfd's
+  bool is_later = false;      // its keeper is to bring it first (stage2/frame_keeper.h)
+  Hva home{};                 // of a page that is kept: where the slot has its frame; else 0
   u8 max_level = 1;           // what slot, write tracking and the host's own mapping permit
 
   // Decided by the mapper.

@@ -199,6 +199,8 @@ Result<void> PrivateMemory::set_attributes(GfnRange frames, bool to_private) {
 }
 
 bool PrivateMemory::is_mixed(Gfn gfn, unsigned level) const {
+  // Of frames that are kept each is somewhere else.
+  if (is_kept()) return true;
   if (!on_) return false;
   const u64 span = pt::span_of<Format>(level);
   return ST_GUARD(mixed_is_small,

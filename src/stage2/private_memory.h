@@ -10,6 +10,7 @@
 //             I2  a notifier of a host address takes shared entries only, an object that gives
 //             pages
 //                 up those that lead to it only, a conversion those of the half that is left.
+//             I3  a kept frame's entry is gone before its keeper does anything with the page.
 // Locking: conversions and bindings under slots_lock; pages_going() under the object's lock; what a
 // fault asks takes the lock of the attributes, shared. Lifetime: as its GuestMemory.
 
@@ -17,6 +18,7 @@
 #include "base/result.h"
 #include "stage2/attributes.h"
 #include "stage2/fault.h"
+#include "stage2/frame_keeper.h"
 #include "stage2/slot_update.h"
 #include "stage2/tdp_types.h"
 
@@ -32,6 +34,8 @@ class PrivateMemory final : private MemfdBinder {
 
   // Have the frames of this VM attributes? Without, all are shared.
   [[nodiscard]] bool on() const { return on_; }
+  // Can the guest have bytes that are nobody else's?
+  [[nodiscard]] bool has_secrets() const { return on_ || is_kept(); }
   [[nodiscard]] const MemoryAttributes& attributes() const { return attributes_; }
 
   // KVM_SET_MEMORY_ATTRIBUTES: makes frames private, or shared. Pre: on().
@@ -71,6 +75,19 @@ class PrivateMemory final : private MemfdBinder {
   // Of a slot, or of none: where its private pages are, if they can leave memory.
   [[nodiscard]] static HvaRange pages_under_limit(const Slot* slot);
 
+  // Frames that somebody keeps (frame_keeper.h). Pre: no vCPU yet, no attributes.
+  void set_keeper(FrameKeeper* keeper) { keeper_ = keeper; }
+  [[nodiscard]] bool is_kept() const { return keeper_ != nullptr; }
+  [[nodiscard]] bool keeps_frames() const { return is_kept() && keeper_->keeps(); }
+  // kFixed and no fault.home: the page is the client's. Context: as look_up().
+  [[nodiscard]] FaultOutcome look_up_kept(Fault& fault, const Slot& slot);
+  // Of a fault that is_later. Context: as handle_fault().
+  [[nodiscard]] FaultOutcome bring(Fault& fault);
+  // The keeper's word that frames become others. Post of going: no translation of them is in use,
+  // nor made until gone. Nested, by several threads. Context: no lock; waits for vCPUs that run.
+  void frames_going(GfnRange frames);
+  void frames_gone();
+
   // For the slots of a VM that may have files; null otherwise.
   [[nodiscard]] SlotPolicy with_binder(SlotPolicy policy) {
     if (policy.guest_memfd) policy.binder = this;
@@ -84,6 +101,8 @@ class PrivateMemory final : private MemfdBinder {
   [[nodiscard]] bool find_user(u32 space, HvaRange pages, Gfn* at, GfnRange* frames) const;
   template <typename F>
   void for_each_slot(GfnRange frames, F&& fn);
+  template <typename F>
+  void for_each_part(GfnRange frames, F&& fn) const;
   [[nodiscard]] bool close_frames(GfnRange frames);
   void zap_half(GfnRange frames, Half half);
   void recover_shared(GfnRange frames);
@@ -91,6 +110,7 @@ class PrivateMemory final : private MemfdBinder {
 
   GuestMemory& vm_;
   const bool on_;
+  FrameKeeper* keeper_ = nullptr;  // immutable once there is a vCPU
   MemoryAttributes attributes_;
   sync::Atomic<u64> given_up_{0};
   sync::Atomic<u64> files_{0};  // slots that have one

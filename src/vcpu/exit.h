@@ -44,6 +44,12 @@ struct MmioExit {
   bool write;
 };
 
+// Calls of a guest that is or wants to be secure: POWER's numbers, H_SVM_* and UV_*
+// (asm/hvcall.h, asm/ultravisor-api.h). No number of KVM's own is near them.
+constexpr bool is_secure_call(u64 nr) {
+  return nr % 4 == 0 && ((nr >= 0xEF00 && nr <= 0xEF14) || (nr >= 0xF104 && nr <= 0xF150));
+}
+
 struct HypercallExit {
   u64 nr;
   u64 args[6];

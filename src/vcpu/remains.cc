@@ -31,7 +31,7 @@ void wipe_stale_code(Cpu& c) {
 }
 
 void wipe_remains(Cpu& c) {
-  if (!c.memory->private_memory().on()) [[likely]]
+  if (!c.memory->private_memory().has_secrets()) [[likely]]
     return;
   wipe_stale_code(c);
   if (!ST_GUARD(run_is_wiped, true)) return;

@@ -341,6 +341,7 @@ constexpr u64 kHcVapicPollIrq = 1;
 constexpr u64 kHcSchedYield = 11;  // a hint: who runs next is the host's business
 constexpr u64 kHcMapGpaRange = 12;
 constexpr u64 kErrNosys = static_cast<u64>(-1000), kErrPerm = static_cast<u64>(-1);
+constexpr u64 kPermission = static_cast<u64>(-11);  // U_PERMISSION
 }  // namespace
 
 namespace {
@@ -369,9 +370,21 @@ Step vmcall(Cpu& c, const Insn& insn) {
   };
   const u64 nr = arg(kRax);
   trace::emit(trace::Event::kvm_hypercall, trace::Room::vcpu, nr, arg(kRbx), arg(kRcx), arg(kRdx));
+  const auto leave = [&](const HypercallExit& call) {
+    c.exit.kind = ExitKind::kHypercall;
+    c.exit.error = 0;
+    c.exit.hypercall = call;
+    c.io = PendingIo{.kind = Pending::kHypercall, .length = insn.length};
+    return Step::kExit;
+  };
+  const bool is_secure = c.policy->secure_calls && is_secure_call(nr);
   u64 result = kErrNosys;
   if (c.cpl() != 0) {
-    result = kErrPerm;
+    result = is_secure ? kPermission : kErrPerm;
+  } else if (is_secure) {
+    return leave({.nr = nr,
+                  .args = {arg(kRbx), arg(kRcx), arg(kRdx), arg(kRsi), arg(kRdi), 0},
+                  .flags = wide ? u64{1} : 0});
   } else if (nr == kHcMapGpaRange && (c.policy->hypercall_exits >> nr & 1) != 0) {
     constexpr u64 kBadArgument = static_cast<u64>(-22);
     const u64 gpa = arg(kRbx), npages = arg(kRcx);
@@ -379,12 +392,8 @@ Step vmcall(Cpu& c, const Insn& insn) {
     if ((gpa & ~kPageMask) != 0 || npages == 0 || gfn + npages <= gfn) {
       result = kBadArgument;
     } else {
-      c.exit.kind = ExitKind::kHypercall;
-      c.exit.error = 0;
-      c.exit.hypercall = HypercallExit{
-          .nr = nr, .args = {gpa, npages, arg(kRdx), 0, 0, 0}, .flags = wide ? u64{1} : 0};
-      c.io = PendingIo{.kind = Pending::kHypercall, .length = insn.length};
-      return Step::kExit;
+      return leave(
+          {.nr = nr, .args = {gpa, npages, arg(kRdx), 0, 0, 0}, .flags = wide ? u64{1} : 0});
     }
   } else if (nr == kHcVapicPollIrq || nr == kHcSchedYield) {
     result = 0;

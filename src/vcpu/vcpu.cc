@@ -28,7 +28,7 @@ Result<void> make_caches(Cpu& c) {
     c.look_through(*c.views);
   }
   if (c.blocks == nullptr) {
-    auto blocks = BlockCache::create(c.memory->private_memory().on());
+    auto blocks = BlockCache::create(c.memory->private_memory().has_secrets());
     if (!blocks) return refuse(blocks.error());
     c.blocks = *blocks;
   }

@@ -51,9 +51,10 @@ struct VmPolicy {
   bool irqchip = false;                    // HLT waits instead of exiting
   u64 hypercall_exits = 0;                 // KVM_CAP_EXIT_HYPERCALL mask
   u64 disabled_quirks = 0;                 // KVM_CAP_DISABLE_QUIRKS2
-  u32 msr_exit_reasons = 0;  // KVM_CAP_X86_USER_SPACE_MSR: 1 inval, 2 unknown, 4 filter
-  u64 hlt_in_guest = 0;      // KVM_CAP_X86_DISABLE_EXITS bits
-  u32 physical_width = 0;    // of the processor below, in bits; 0: the guest's own is as wide
+  u32 msr_exit_reasons = 0;   // KVM_CAP_X86_USER_SPACE_MSR: 1 inval, 2 unknown, 4 filter
+  u64 hlt_in_guest = 0;       // KVM_CAP_X86_DISABLE_EXITS bits
+  bool secure_calls = false;  // H_SVM_* and UV_* numbers leave the guest as kHypercall
+  u32 physical_width = 0;     // of the processor below, in bits; 0: the guest's own is as wide
   u32 tsc_khz = 0;
   u64 tsc_origin = 0;  // the machine's counter when the guest's began at zero; 0: at vCPU creation
 

@@ -5,6 +5,7 @@
 #include "tests/support/guest_memory_access.h"
 #include "tests/support/installer.h"
 #include "tests/support/private_fixture.h"
+#include "tests/support/toy_keeper.h"
 
 namespace stagetwo::stage2 {
 namespace {
@@ -62,6 +63,19 @@ TEST_F(NamesItsHalf, WithoutItAChangeOfTheClientsAddressTakesAPrivatePage) {
   mutation::remove("names_its_half");
   host::change(pages_.address(), kPageSize, host::EventKind::kUnmap, [] {});
   EXPECT_EQ(Walk::Kind::kMiss, look(kGpa));
+}
+
+class KeptZap : public PrivateGuards {};
+TEST_F(KeptZap, WithoutItAFrameThatItsKeeperTookAwayIsStillMapped) {
+  test::ToyKeeper keeper;
+  memory_->private_memory().set_keeper(&keeper);
+  const Gfn frame = gpa_to_gfn(Gpa(kGpa + kPageSize));
+  keeper.kept[frame.raw()] = {FrameKeeper::Where::kKept, Hva(pages_.address())};
+  ASSERT_EQ(FaultOutcome::kFixed, fault(kGpa + kPageSize, Access::kRead));
+  mutation::remove("kept_zap");
+  memory_->private_memory().frames_going(GfnRange(frame, 1));
+  EXPECT_EQ(Walk::Kind::kHit, look(kGpa + kPageSize));
+  memory_->private_memory().frames_gone();
 }
 
 class MixedIsSmall : public PrivateGuards {};

@@ -7,6 +7,7 @@
 #include <array>
 
 #include "abi/kvm/level.h"
+#include "abi/kvm/secure_vm.h"
 #include "abi/kvm/uapi.h"
 #include "base/sys.h"
 
@@ -17,6 +18,7 @@ namespace {
 
 constexpr int kOnlineCpus = -1;  // the answer is a property of this machine
 constexpr int kOfLevel = -2;     // the answer is one of the ABI level
+constexpr int kSecure = -3;      // 1 where guests may become secure
 
 constexpr std::array kTable = {
     Capability{0, "IRQCHIP", 1, Enable::kNone, ""},
@@ -69,6 +71,7 @@ constexpr std::array kTable = {
     Capability{162, "COALESCED_PIO", 1, Enable::kNone, ""},
     Capability{164, "EXCEPTION_PAYLOAD", 1, Enable::kVm, ""},
     Capability{168, "MANUAL_DIRTY_LOG_PROTECT2", 3, Enable::kVm, "manual protect, initially set"},
+    Capability{181, "PPC_SECURE_GUEST", kSecure, Enable::kVm, "POWER's; 1 with `--secure`"},
     Capability{184, "LAST_CPU", 1, Enable::kNone, ""},
     Capability{185, "SMALLER_MAXPHYADDR", 1, Enable::kNone, ""},
     Capability{188, "X86_USER_SPACE_MSR", 1, Enable::kVm, ""},
@@ -127,6 +130,7 @@ int check_extension(u64 number) {
   if (row == kTable.end() || row->number != number) return 0;
   if (row->value == kOfLevel)
     return level().says_memfd_flags ? static_cast<int>(level().memfd_flags) : 0;
+  if (row->value == kSecure) return SecureVm::offered() ? 1 : 0;
   return row->value == kOnlineCpus ? online_cpus() : row->value;
 }
 
@@ -139,6 +143,9 @@ int check_vm_extension(u64 number, bool private_memory) {
     case KVM_CAP_GUEST_MEMFD_FLAGS:
       if (!level().says_memfd_flags || !private_memory) break;
       return static_cast<int>(level().private_memfd_flags);
+    case KVM_CAP_PPC_SECURE_GUEST:
+      if (private_memory) return 0;
+      break;
     default:
       break;
   }

@@ -26,6 +26,11 @@ namespace stagetwo::abi_kvm {
 // How the kind of a guest_memfd begins: what its descriptor shows, beneath us, is a guest's memory.
 inline constexpr std::string_view kGuestMemoryKind = "kvm-gmem-";
 
+// Guests may become secure (POWER's, for guests of ours: docs/howto-secure-guests.md), with a pool
+// of so many bytes for the pages that only they have; 0: they may not, and nothing of it is there.
+// Before a VM that is to have it.
+void offer_secure_guests(u64 pool_bytes);
+
 // What this process's vCPUs did so far: "3 vCPUs, exits 120, io_exits 117". Statistics that are 0
 // are left out. In a child of fork: not to be called, the parent's vCPUs are not its own.
 void append_summary(TextWriter& to);

@@ -136,6 +136,9 @@ class Processor {
   void save_after_run();
   Result<long> run_guest(bool immediate, host::RunSection& section);
   Result<long> wait_for_init(bool immediate, host::RunSection& section);
+  bool serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request);
+  bool begin_secure_run(host::RunSection& section);
+  Result<long> enter_secure(bool immediate, host::RunSection& section);
   bool signalled(host::RunSection& section);
   void nap(u32 ticket, host::RunSection& section);
 

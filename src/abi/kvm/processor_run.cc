@@ -17,6 +17,7 @@
 
 #include "abi/kvm/client.h"
 #include "abi/kvm/level.h"
+#include "abi/kvm/secure_vm.h"
 #include "abi/kvm/vm.h"
 #include "base/sys.h"
 #include "base/trace.h"
@@ -150,7 +151,8 @@ Result<long> Processor::run(u64 arg) {
   vm_.memory().before_run();
   host::work_without_thread();
   host::sweep_closed_memory();
-  auto result = enter(immediate, section);
+  auto result =
+      vm_.secure() == nullptr ? enter(immediate, section) : enter_secure(immediate, section);
   if (read_once(run_->kvm_valid_regs) != 0) store_sync_regs();
   save_after_run();
   section_ = nullptr;
@@ -207,6 +209,7 @@ Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
     }
     const vcpu::Exit& exit = wait ? interrupted_ : cpu_->run(request);
     count(exit);
+    if (exit.kind == vcpu::ExitKind::kHypercall && serve(exit.hypercall, &request)) continue;
     if (unit_ && unit_->absorb(exit, &request, pio_page())) continue;
     // A kick left over from an earlier run is nobody's: the client has had its answer.
     const bool stale = exit.kind == vcpu::ExitKind::kInterrupted && !exit.immediate && !immediate &&
@@ -219,6 +222,35 @@ Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
     if (exit.error != 0) return refuse(exit.error);
     return 0;
   }
+}
+
+// A call of a guest that is or wants to be secure. The client sees nothing of it.
+bool Processor::serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request) {
+  if (vm_.secure() == nullptr || !vcpu::is_secure_call(call.nr)) return false;
+  request->completion = {};
+  request->completion.hypercall_ret = vm_.secure()->call(call);
+  return true;
+}
+
+// While a guest's life changes no vCPU of it begins to run. False: a signal came first.
+bool Processor::begin_secure_run(host::RunSection& section) {
+  constexpr u64 kMillisecond = 1'000'000;
+  sync::Atomic<u32> nobody_wakes{0};
+  while (!vm_.secure()->run_begin()) {
+    if (signalled(section)) return false;
+    sync::futex_wait(nobody_wakes, 0, kMillisecond);
+  }
+  return true;
+}
+
+Result<long> Processor::enter_secure(bool immediate, host::RunSection& section) {
+  if (!begin_secure_run(section)) {
+    write_once(run_->exit_reason, u32{KVM_EXIT_INTR});
+    return refuse(EINTR);
+  }
+  const auto result = enter(immediate, section);
+  vm_.secure()->run_end();
+  return result;
 }
 
 // A processor that waits for INIT does not enter the guest. Whatever ends the wait, the client is

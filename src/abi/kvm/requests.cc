@@ -55,6 +55,7 @@ constexpr std::array kRequests = {
     ST_REQUEST(REGISTER_COALESCED_MMIO, kVm, ""),
     ST_REQUEST(UNREGISTER_COALESCED_MMIO, kVm, ""),
     ST_REQUEST(SET_BOOT_CPU_ID, kVm, ""),
+    ST_REQUEST(PPC_SVM_OFF, kVm, "POWER's; with `--secure`, else ENOTTY"),
     ST_REQUEST(SET_CLOCK, kVm, ""),
     ST_REQUEST(GET_CLOCK, kVm, ""),
     ST_REQUEST(SET_TSC_KHZ, kVm, ""),

@@ -1238,6 +1238,7 @@ struct kvm_sev_cmd {
 #define KVM_GET_XCRS _IOR(KVMIO, 0xa6, struct kvm_xcrs)
 #define KVM_SET_XCRS _IOW(KVMIO, 0xa7, struct kvm_xcrs)
 #define KVM_KVMCLOCK_CTRL _IO(KVMIO, 0xad)
+#define KVM_PPC_SVM_OFF _IO(KVMIO, 0xb3)
 #define KVM_SMI _IO(KVMIO, 0xb7)
 #define KVM_GET_NESTED_STATE _IOWR(KVMIO, 0xbe, struct kvm_nested_state)
 #define KVM_SET_NESTED_STATE _IOW(KVMIO, 0xbf, struct kvm_nested_state)
@@ -1350,6 +1351,7 @@ struct kvm_sev_cmd {
 #define KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 168
 #define KVM_CAP_PMU_EVENT_FILTER 173
 #define KVM_CAP_HYPERV_DIRECT_TLBFLUSH 175
+#define KVM_CAP_PPC_SECURE_GUEST 181
 #define KVM_CAP_HALT_POLL 182
 #define KVM_CAP_ASYNC_PF_INT 183
 #define KVM_CAP_LAST_CPU 184

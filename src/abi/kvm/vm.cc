@@ -9,6 +9,7 @@
 #include "abi/kvm/level.h"
 #include "abi/kvm/parameters.h"
 #include "abi/kvm/processor.h"
+#include "abi/kvm/secure_vm.h"
 #include "base/sys.h"
 #include "base/text.h"
 
@@ -56,6 +57,8 @@ Result<long> Vm::open(u64 type) {
   }
   Vm* const vm = *made;
   vm->by_id_ = static_cast<sync::Atomic<Processor*>*>(table);
+  if (SecureVm::offered() && !slots.private_memory) vm->secure_ = SecureVm::create(vm->memory());
+  vm->policy_.secure_calls = vm->secure() != nullptr;
   auto file = make_box<VmFile>("abi.vm_file", *vm);
   if (!file) {
     vm->put();
@@ -113,6 +116,7 @@ void Vm::walk_pages(void* context) {
 
 Vm::~Vm() {
   for (Processor* processor : vcpus_) destroy(processor);
+  secure_.reset();
   destroy(chip_.load());
   unmap_pages(by_id_, kTableBytes);
 }

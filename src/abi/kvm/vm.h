@@ -31,6 +31,7 @@
 namespace stagetwo::abi_kvm {
 
 class Processor;
+class SecureVm;
 
 class Vm {
  public:
@@ -51,6 +52,8 @@ class Vm {
   [[nodiscard]] stage2::GuestMemory& memory() { return *memory_; }
   // KVM_X86_SW_PROTECTED_VM?
   [[nodiscard]] bool has_private_memory() const { return memory_->private_memory().on(); }
+  // What makes its guest secure; null: it cannot become that.
+  [[nodiscard]] SecureVm* secure() const { return secure_.get(); }
   [[nodiscard]] const vcpu::VmPolicy& policy() const { return policy_; }
   [[nodiscard]] Stats<VmStat>& stats() { return stats_; }
   [[nodiscard]] GuestClock& clock() { return clock_; }
@@ -74,6 +77,7 @@ class Vm {
   void show_reclaim();
   // vm_memory.cc
   Result<long> set_region(u64 arg, bool first_version);
+  Result<void> change_slot(const stage2::Region& region);
   Result<long> set_attributes(u64 arg);
   Result<long> create_guest_memfd(u64 arg);
   Result<long> get_dirty_log(u64 arg);
@@ -116,6 +120,7 @@ class Vm {
 
   sync::Atomic<u32> refs_{1};
   Box<stage2::GuestMemory> memory_;  // immutable after construction
+  Box<SecureVm> secure_;             // the same; ends before the memory
   const u64 type_;
   vcpu::VmPolicy policy_;  // word-sized fields, written under lock_
   reclaim::Guest usage_;   // what a limit of memory may take

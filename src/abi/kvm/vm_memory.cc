@@ -9,6 +9,7 @@
 #include "abi/kvm/guest_memfd.h"
 #include "abi/kvm/level.h"
 #include "abi/kvm/parameters.h"
+#include "abi/kvm/secure_vm.h"
 
 namespace stagetwo::abi_kvm {
 
@@ -52,7 +53,7 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
   }
   region.first_version = first_version;
   memory_->set_eager_split(parameters::eager_page_split());
-  ST_TRY(memory_->slots().set_region(region));
+  ST_TRY(change_slot(region));
   // What has no memory to be known is not reclaimed.
   memory_->slots().with_slot(region.slot, [&](const stage2::Slot* now) {
     const HvaRange shared = now == nullptr ? HvaRange() : now->hvas();
@@ -61,6 +62,11 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
         usage_.use(region.slot | kPrivatePages, stage2::PrivateMemory::pages_under_limit(now)));
   });
   return 0;
+}
+
+Result<void> Vm::change_slot(const stage2::Region& region) {
+  if (secure_) return secure_->set_region(region);
+  return memory_->slots().set_region(region);
 }
 
 // Checks in the kernel's order (kernel file: kvm_main.c, kvm_vm_ioctl_set_mem_attributes).

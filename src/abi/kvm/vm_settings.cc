@@ -8,6 +8,7 @@
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/host_cpu.h"
+#include "abi/kvm/secure_vm.h"
 #include "base/sys.h"
 
 namespace stagetwo::abi_kvm {
@@ -111,6 +112,10 @@ Result<long> Vm::enable(const kvm_enable_cap& cap) {
       if ((value & ~u64{1}) != 0) return refuse(EINVAL);
       write_once(policy_.exit_on_emulation_failure, value != 0);
       return 0;
+    case KVM_CAP_PPC_SECURE_GUEST:
+      if (!secure_) return refuse(EINVAL);
+      ST_TRY(secure_->enable());
+      return 0;
     case KVM_CAP_MAX_VCPU_ID:
       return enable_max_vcpu_id(value);
     case KVM_CAP_X86_APIC_BUS_CYCLES_NS:
@@ -177,6 +182,10 @@ Result<long> Vm::arch_ioctl(u32 request, u64 arg) {
       return set_identity_map(arg);
     case KVM_SET_NR_MMU_PAGES:
       return set_nr_mmu_pages(arg);
+    case KVM_PPC_SVM_OFF:
+      if (!secure_) return refuse(ENOTTY);
+      ST_TRY(secure_->off());
+      return 0;
     case KVM_SET_BOOT_CPU_ID:
       return set_boot_cpu_id(arg);
     case KVM_SET_CLOCK:

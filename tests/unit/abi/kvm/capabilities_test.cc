@@ -60,6 +60,7 @@ std::string support_matrix() {
     out << "| " << row.number << " | " << row.name << " | "
         << (row.value == -1   ? std::string("processors")
             : row.value == -2 ? std::string("0 or 3")
+            : row.value == -3 ? std::string("0 or 1")
                               : std::to_string(row.value))
         << " | " << name_of(row.enable) << " | " << row.remark << " |\n";
   out << "\nKnown to the interface and not offered (0): ";

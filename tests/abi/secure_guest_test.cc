@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+// A secure guest from outside: the capability, the guest's calls by VMCALL, what the client sees of
+// its memory, slots, KVM_PPC_SVM_OFF.
+#include "tests/abi/secure_guest.h"
+
+#include <thread>
+
+namespace kvm_client {
+namespace {
+
+// ---- what is offered ----------------------------------------------------------------------------
+
+TEST_F(SecureGuest, TheCapabilityIsOneAndNotOfAVmWithPrivateMemory) {
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST), 1);
+  EXPECT_EQ(call(vm_, KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST), 1);
+  const Fd other(call(device_, KVM_CREATE_VM, KVM_X86_SW_PROTECTED_VM));
+  EXPECT_EQ(call(other, KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST), 0);
+  kvm_enable_cap cap{};
+  cap.cap = KVM_CAP_PPC_SECURE_GUEST;
+  EXPECT_EQ(call(other, KVM_ENABLE_CAP, &cap), -EINVAL);
+  EXPECT_EQ(call(other, KVM_PPC_SVM_OFF), -ENOTTY);
+  cap.flags = 1;
+  EXPECT_EQ(call(vm_, KVM_ENABLE_CAP, &cap), -EINVAL);
+  EXPECT_EQ(enable(), 0);
+  EXPECT_EQ(enable(), 0);
+}
+
+TEST_F(SecureGuest, AGuestWhoseVmmDoesNotAllowItStaysNormal) {
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kPermission);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_EQ(seen(kBase + kPage)[0], text(kPage));
+  EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
+}
+
+TEST_F(SecureGuest, CallsOfANormalGuestHaveTheirCodesAndChangeNothing) {
+  ASSERT_EQ(enable(), 0);
+  EXPECT_EQ(guest_call(kEsm, 0, 1), kP2);
+  EXPECT_EQ(guest_call(kEsm, 1, 0), kP3);
+  for (const u32 call : {kShare, kUnshare, kUnshareAll}) {
+    EXPECT_EQ(guest_call(call, 2, 1), kPermission) << std::hex << call;
+  }
+  for (const u32 call : {kUvPageIn, kTerminate}) {
+    EXPECT_EQ(guest_call(call, 1, 1), kPermission) << std::hex << call;
+  }
+  for (const u32 call : {kPageIn, kPageOut, kInitStart, kInitDone, kInitAbort}) {
+    EXPECT_EQ(guest_call(call), kUnsupported) << std::hex << call;
+  }
+  EXPECT_EQ(guest_call(0xF200), -1000);  // no number of POWER's
+  EXPECT_EQ(seen(kBase + kPage)[0], text(kPage));
+}
+
+// ---- a secure guest -----------------------------------------------------------------------------
+
+TEST_F(SecureGuest, BecomesSecureAndTheClientSeesSealedBytesOnly) {
+  become_secure();
+  for (u64 gpa = kBase; gpa < kBase + kBytes; gpa += kPage) EXPECT_FALSE(is_present(page(gpa)));
+  EXPECT_EQ(guest_word(kBase + 2 * kPage), text_word(kBase + 2 * kPage));
+  EXPECT_FALSE(is_present(page(kBase + 2 * kPage))) << "a guest's own access moves nothing";
+  const Bytes sealed = seen(kBase + 2 * kPage);
+  EXPECT_LT(bytes_of_text(sealed, kBase + 2 * kPage), kPage / 20);
+  // The code it runs, too, and it runs on.
+  EXPECT_NE(seen(kBase)[0], 0xba);
+  guest_stores(kBase + 2 * kPage, 0x12345678);
+  EXPECT_EQ(guest_word(kBase + 2 * kPage), 0x12345678u);
+  EXPECT_FALSE(is_present(page(kBase + 2 * kPage)));
+  EXPECT_NE(seen(kBase + 2 * kPage), sealed);
+  EXPECT_EQ(guest_word(kBase + 2 * kPage + 4), text_word(kBase + 2 * kPage + 4));
+}
+
+TEST_F(SecureGuest, CallsOfASecureGuestHaveTheirCodes) {
+  become_secure();
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kSuccess);
+  for (const u32 call : {kPageIn, kPageOut, kInitStart, kInitDone}) {
+    EXPECT_EQ(guest_call(call), kUnsupported) << "not the ultravisor: " << std::hex << call;
+  }
+  EXPECT_EQ(guest_call(kInitAbort), kState);
+  EXPECT_EQ(guest_call(kShare, 0x100, 1), kParameter);
+  EXPECT_EQ(guest_call(kShare, 3, 0x100), kP2);
+  EXPECT_EQ(guest_call(kShare, 3, 0), kP2);
+  EXPECT_EQ(guest_call(kTerminate, 1), kPermission);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
+TEST_F(SecureGuest, ASharedPageIsOneForBothAndAnUnsharedOneTheGuests) {
+  become_secure();
+  constexpr u64 kAt = 0x4000;
+  EXPECT_EQ(guest_call(kShare, kAt / kPage, 2), kSuccess);
+  EXPECT_EQ(seen(kAt), Bytes(kPage)) << "sharing publishes nothing";
+  guest_stores(kAt + 8, 0xabcd);
+  EXPECT_EQ(host_word(kAt + 8), 0xabcdu);
+  std::memcpy(page(kAt + kPage), "hello", 6);
+  EXPECT_EQ(guest_word(kAt + kPage), 0x6c6c6568u);
+  EXPECT_EQ(guest_call(kUnshare, kAt / kPage, 1), kSuccess);
+  EXPECT_EQ(guest_word(kAt + 8), 0u) << "unsharing imports nothing";
+  guest_stores(kAt + 8, 0x1111);
+  EXPECT_NE(host_word(kAt + 8), 0x1111u);
+  EXPECT_EQ(guest_call(kUnshareAll), kSuccess);
+  EXPECT_EQ(guest_word(kAt + kPage), 0u);
+}
+
+TEST_F(SecureGuest, ASystemCallOfTheClientSeesSealedBytes) {
+  become_secure();
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::pipe(ends.data()), 0);
+  ASSERT_EQ(::write(ends[1], page(0x3000), kPage), static_cast<ssize_t>(kPage));
+  Bytes got(kPage);
+  ASSERT_EQ(::read(ends[0], got.data(), kPage), static_cast<ssize_t>(kPage));
+  ::close(ends[0]);
+  ::close(ends[1]);
+  EXPECT_LT(bytes_of_text(got, 0x3000), kPage / 20);
+  EXPECT_EQ(guest_word(0x3000), text_word(0x3000));
+}
+
+TEST_F(SecureGuest, AnAlteredPageEndsTheGuestAndSaysWhere) {
+  become_secure();
+  page(0x5000)[77] ^= 1;
+  EXPECT_EQ(give(kLoad, 0x5000, 0), -EHWPOISON);
+  EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_MEMORY_FAULT));
+  EXPECT_EQ(run_->memory_fault.gpa, 0x5000u);
+  EXPECT_EQ(run_->memory_fault.size, kPage);
+  // For good: not even what nobody touched.
+  EXPECT_EQ(call(vcpu_, KVM_RUN), -EHWPOISON);
+  EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
+}
+
+TEST_F(SecureGuest, AnOlderCopyEndsTheGuest) {
+  become_secure();
+  const Bytes old = seen(0x5000);
+  guest_stores(0x5000, 7);
+  ASSERT_NE(seen(0x5000), old);
+  std::memcpy(page(0x5000), old.data(), kPage);
+  EXPECT_EQ(give(kLoad, 0x5000, 0), -EHWPOISON);
+  EXPECT_EQ(run_->memory_fault.gpa, 0x5000u);
+}
+
+// ---- reset --------------------------------------------------------------------------------------
+
+TEST_F(SecureGuest, SvmOffWipesAndTheGuestMayBecomeSecureAgain) {
+  become_secure();
+  EXPECT_EQ(guest_call(kShare, 4, 1), kSuccess);
+  guest_stores(0x4000, 5);
+  static_cast<void>(seen(0x6000));
+  EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
+  EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0) << "no more to do";
+  EXPECT_EQ(Bytes(ram_, ram_ + kBytes), Bytes(kBytes));
+  // The order that waited for its answer is done with; a new program.
+  load_guest();
+  run_->immediate_exit = 0;
+  ram_[3 * kPage] = 9;
+  EXPECT_EQ(guest_word(kBase + 3 * kPage), 9u);
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kSuccess);
+  EXPECT_EQ(guest_word(kBase + 3 * kPage), 9u);
+  EXPECT_NE(host_word(kBase + 3 * kPage), 9u);
+}
+
+TEST_F(SecureGuest, SvmOffIsBusyWhileAVcpuRuns) {
+  become_secure();
+  ASSERT_EQ(guest_call(kShare, 4, 1), kSuccess);
+  std::thread runner([&] { static_cast<void>(give(kCount, 0x4000, 0)); });
+  const auto* const counter = reinterpret_cast<const volatile u32*>(page(0x4000));
+  while (*counter == 0) ::usleep(100);
+  EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), -EBUSY);
+  page(0x4000)[4] = 1;  // enough
+  runner.join();
+  EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
+}
+
+// ---- memory that comes and goes
+// -------------------------------------------------------------------
+
+TEST_F(SecureGuest, PluggedMemoryIsTheGuestsAndZeros) {
+  become_secure();
+  u8* const more = map(kPlugBytes);
+  std::memset(more, 0x5a, kPlugBytes);
+  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0);
+  EXPECT_FALSE(is_present(more));
+  EXPECT_EQ(guest_word(kPlugged), 0u);
+  guest_stores(kPlugged + kPage, 0x600d);
+  EXPECT_NE(more[kPage], 0x0d);
+  EXPECT_EQ(guest_word(kPlugged + kPage), 0x600du);
+  // Unplugged: an access is the client's to answer, and nothing of it is left in the client's.
+  ASSERT_EQ(set_slot(1, kPlugged, 0, more), 0);
+  EXPECT_EQ(Bytes(more, more + kPlugBytes), Bytes(kPlugBytes));
+  EXPECT_EQ(give(kLoad, kPlugged, 0), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_MMIO));
+  EXPECT_EQ(run_->mmio.phys_addr, kPlugged);
+  // And once more.
+  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0);
+  EXPECT_EQ(give(0, 0, 0), 0);
+  EXPECT_EQ(guest_word(kPlugged + kPage), 0u);
+}
+
+TEST_F(SecureGuest, ASlotThatCannotBeTheGuestsIsRefused) {
+  u8* const more = map(kPlugBytes);
+  // The same memory twice: allowed, unless the guest is to be secure.
+  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, ram_), 0);
+  EXPECT_EQ(enable(), -EINVAL);
+  ASSERT_EQ(set_slot(1, kPlugged, 0, ram_), 0);
+  become_secure();
+  EXPECT_EQ(set_slot(1, kPlugged, kPlugBytes, ram_), -EINVAL);
+  EXPECT_EQ(set_slot(1, kPlugged, kPlugBytes, more + kPage), -EINVAL) << "not all of it is mapped";
+  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0) << "nothing is left of the refused one";
+  EXPECT_EQ(guest_word(kPlugged), 0u);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
+TEST_F(SecureGuest, TheDirtyLogKnowsSharedPagesAndShowsNothingInClear) {
+  ASSERT_EQ(set_slot(0, kBase, kBytes, ram_, KVM_MEM_LOG_DIRTY_PAGES), 0);
+  become_secure();
+  ASSERT_EQ(guest_call(kShare, 4, 2), kSuccess);
+  u64 bits = 0;
+  kvm_dirty_log log{};
+  log.dirty_bitmap = &bits;
+  ASSERT_EQ(call(vm_, KVM_GET_DIRTY_LOG, &log), 0);
+  guest_stores(0x4000, 1);  // shared
+  guest_stores(0x6000, 1);  // secure
+  EXPECT_EQ(guest_word(0x5000), 0u);
+  ASSERT_EQ(call(vm_, KVM_GET_DIRTY_LOG, &log), 0);
+  EXPECT_NE(bits & (1U << 3), 0u);
+  EXPECT_EQ(bits & (1U << 4), 0u);
+  EXPECT_FALSE(is_present(page(0x6000))) << "nobody looked";
+  EXPECT_FALSE(is_present(page(0x7000)));
+  EXPECT_LT(bytes_of_text(seen(0x6000), 0x6000), kPage / 20);
+  EXPECT_EQ(guest_word(0x6000), 1u);
+  // The right to write is taken back and given again.
+  guest_stores(0x4000, 2);
+  ASSERT_EQ(call(vm_, KVM_GET_DIRTY_LOG, &log), 0);
+  EXPECT_NE(bits & (1U << 3), 0u);
+  ASSERT_EQ(call(vm_, KVM_GET_DIRTY_LOG, &log), 0);
+  EXPECT_EQ(bits, 0u);
+}
+
+TEST_F(SecureGuest, ManyGuestsInTurnLeaveThePoolFull) {
+  for (int turn = 0; turn < 70; ++turn) {
+    const Fd vm(call(device_, KVM_CREATE_VM));
+    ASSERT_GE(vm, 0);
+    kvm_enable_cap cap{};
+    cap.cap = KVM_CAP_PPC_SECURE_GUEST;
+    ASSERT_EQ(call(vm, KVM_ENABLE_CAP, &cap), 0) << turn;
+  }
+  become_secure();
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
+}  // namespace
+}  // namespace kvm_client
