@@ -162,6 +162,7 @@ struct Root {
   u64 root_table;  // of the devices in device tables; 0: there is none
   InvalidationQueue queue;
   RelPtr<Ioas> vfio_ioas;
+  RelPtr<u64> above;  // what the room above keeps beside it, in blocks of its own
   RelPtr<PageSet> page_sets;
   u64 orphans;
   Process processes[kProcesses];

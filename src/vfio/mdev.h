@@ -29,6 +29,10 @@ struct Parent {
   std::string_view description;  // empty: the driver has none
   u32 units;
   Counting counting;
+  // What the IOMMU knows the parent by, when it can tell its devices' requests apart by PASID: a
+  // container they join has a domain then. 0 bits: isolation is the model's own business.
+  u16 source = 0;
+  u8 pasid_bits = 0;
   std::span<const Type> types;
   Result<Box<Model>> (*make)(const Type& type, const ModelContext& context);
 };

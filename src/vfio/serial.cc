@@ -239,6 +239,8 @@ constinit const Parent kSerial{.name = "serial",
                                .description = {},
                                .units = 24,
                                .counting = Counting::kDriver,
+                               .source = 0,
+                               .pasid_bits = 0,
                                .types = kTypes,
                                .make = make_serial};
 
