@@ -7,8 +7,9 @@
 #include "sync/futex.h"
 
 // One turn at a time makes room, whoever runs it. Those who find nothing left meanwhile sleep on
-// `grants` and look again; they come back also when the turns make no progress, after kMostTurns,
-// because a page that cannot be paid for is still the guest's.
+// `grants` and look again; they come back also when the turns make no progress, after kLongestNs,
+// because a page that cannot be paid for is still the guest's, and a guest whose store takes longer
+// is seen to stand still.
 
 namespace stagetwo::host::budget {
 
@@ -18,7 +19,7 @@ constinit sync::Atomic<bool> limited{false};
 
 namespace {
 
-constexpr int kMostTurns = 16;
+constexpr u64 kLongestNs = 4'000'000;
 constexpr s64 kDeepDebt = 256;
 constexpr u64 kLookAgainNs = 1'000'000;
 
@@ -33,8 +34,8 @@ constinit sync::Atomic<u32> grants{0};
 void detail::pay_slow(u64 pages) {
   const s64 wanted = static_cast<s64>(pages);
   if (pages_left.fetch_sub(wanted, sync::kRelaxed) >= wanted) return;
-  for (int turn = 0; turn < kMostTurns; ++turn) {
-    if (pages_left.load(sync::kRelaxed) > 0) return;
+  const u64 begun = sync::now_ns();
+  while (pages_left.load(sync::kRelaxed) <= 0 && sync::now_ns() - begun < kLongestNs) {
     WorkItem* const item = relief.load(sync::kAcquire);
     if (item == nullptr) return;
     static_cast<void>(run_turn(item));

@@ -53,4 +53,7 @@ class OwnedChange {
 // it, it is one mapping of the client's, as it would be without us, once that is watched no more.
 void join_watched(HvaRange range, bool fresh);
 
+// MADV_FREE: pages that are as on a swap device are given up, private ones that are absent.
+void free_absent_pages(HvaRange range);
+
 }  // namespace stagetwo::host

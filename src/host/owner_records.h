@@ -28,6 +28,7 @@ struct PageRecord {
   Hiding hiding = Hiding::kUserfault;
   Prot prot;  // of private memory; of shared memory each view has its own
   bool writable = false;
+  bool touched = false;  // while in transit: whoever ends that wakes the page
 
   [[nodiscard]] bool in_place() const { return owner == nullptr; }
 };

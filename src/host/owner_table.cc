@@ -50,13 +50,22 @@ PageTransit OwnerTable::transit_of(PageKey key, const PageJob& job) {
   return PageTransit(key, job.views, job.record.hiding, this);
 }
 
+// Nobody waits for most turns, and then there is no system call. Who is going to has said so under
+// the lock, with the turn that was then: sooner or later asleep, he is woken or finds another.
 void OwnerTable::turn_over() {
   turn_.fetch_add(1, sync::kRelease);
+  if (!awaited_) return;
+  awaited_ = false;
   sync::futex_wake(turn_, INT_MAX);
 }
 
-void OwnerTable::wait_turn(u32 seen) {
-  sync::futex_wait(turn_, seen);
+u32 OwnerTable::await_turn() {
+  awaited_ = true;
+  return turn_.load(sync::kAcquire);
+}
+
+void OwnerTable::wait_turn(u32 seen, u64 at_most_ns) {
+  sync::futex_wait(turn_, seen, at_most_ns);
 }
 
 // ---- taking ---------------------------------------------------------------------------------
@@ -71,10 +80,10 @@ void OwnerTable::begin_take() {
         ++takers_;
         return;
       }
-      seen = turn_.load(sync::kAcquire);
+      seen = await_turn();
     }
     // Nobody wakes us for a fork that was jumped out of.
-    sync::futex_wait(turn_, seen, kLookAgainNs);
+    wait_turn(seen, kLookAgainNs);
   }
 }
 
@@ -161,7 +170,7 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
         record->stage = PageStage::kTaking;
         absent = {*record, views_at(key, *record)};
       }
-      seen = turn_.load(sync::kAcquire);
+      seen = await_turn();
     }
     if (absent.record.owner == nullptr) {
       wait_turn(seen);
@@ -222,7 +231,7 @@ BringBack OwnerTable::bring_back_one(PageKey key) {
       mine = !lost && (record->stage == PageStage::kAbsent || !ST_GUARD(owners_filling, true));
       if (mine) record->stage = PageStage::kFilling;
       if (mine || lost) job = {*record, views_at(key, *record)};
-      seen = turn_.load(sync::kAcquire);
+      if (!mine && !lost) seen = await_turn();
     }
     if (mine) return fill(key, job);
     if (job.record.stage == PageStage::kLost) {
@@ -247,24 +256,28 @@ BringBack OwnerTable::fill(PageKey key, const PageJob& job) {
   const bool hidden = outcome == BringBack::kBack && transit.is_hidden();
   if (hidden || (outcome == BringBack::kRetry && transit.no_room())) outcome = BringBack::kStuck;
   if (outcome == BringBack::kLost) transit.make_lost();
-  finish(key, outcome, hidden);
-  transit.wake();
+  // Without one that the resolver knows of there is nobody to wake: it reads of a touch before, and
+  // marks the record, or after, and finds none.
+  if (finish(key, outcome, hidden)) transit.wake();
   return outcome;
 }
 
-void OwnerTable::finish(PageKey key, BringBack outcome, bool in_place) {
+bool OwnerTable::finish(PageKey key, BringBack outcome, bool in_place) {
   const sync::MutexGuard guard(lock_);
+  PageRecord* record = pages_.find(key);
+  const bool touched = record->touched || outcome == BringBack::kLost;
+  record->touched = false;
   if (outcome == BringBack::kBack) {
     ++counts_.back;
     erase(key);
   } else {
     const bool lost = outcome == BringBack::kLost;
     ++(lost ? counts_.lost : counts_.retries);
-    PageRecord* record = pages_.find(key);
     record->stage = lost ? PageStage::kLost : PageStage::kAbsent;
     if (in_place) record->owner = nullptr;
   }
   turn_over();
+  return touched;
 }
 
 // A lost page whose address means something else by now, which nobody announced. True: its record
@@ -305,6 +318,7 @@ void OwnerTable::resolve(const userfault::Touch& touch) {
       transit.make_lost();
       return transit.wake();
     }
+    record->touched = true;
     if (record->stage != PageStage::kAbsent) return;  // who has it wakes the page
     record->stage = PageStage::kFilling;
   }
@@ -350,7 +364,7 @@ bool OwnerTable::is_absent(PageKey key) {
       const PageRecord* record = pages_.find(key);
       if (record == nullptr) return false;
       if (!in_transit(record->stage)) return true;
-      seen = turn_.load(sync::kAcquire);
+      seen = await_turn();
     }
     wait_turn(seen);
   }
@@ -370,7 +384,10 @@ bool OwnerTable::settle_for(OwnedChange& change, u32* seen) {
     if (in_transit(record.stage)) settled = false;
     return false;
   };
-  *seen = turn_.load(sync::kAcquire);
+  {
+    const sync::MutexGuard guard(lock_);
+    *seen = await_turn();
+  }
   collect(change.reach_, nullptr, 1, look);
   return settled;
 }
@@ -531,7 +548,7 @@ void OwnerTable::before_fork() {
     bool takers = false;
     {
       const sync::MutexGuard guard(lock_);
-      seen = turn_.load(sync::kAcquire);
+      seen = await_turn();
       takers = takers_ != 0;
       pages_.for_each([&](const PageKey& key, const PageRecord& record) {
         if (count < kBatch && record.stage != PageStage::kLost) keys[count++] = key;

@@ -13,7 +13,7 @@
 #include "host/owner_records.h"
 #include "host/page_transit.h"
 #include "host/userfault.h"
-#include "sync/atomic.h"
+#include "sync/futex.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::host {
@@ -58,7 +58,7 @@ class OwnerTable final : public TransitWatcher {
   u64 bring_back_ahead(HvaRange range);
   // A touch reported by userfaultfd. Never waits for another thread of the table's.
   void resolve(const userfault::Touch& touch);
-
+  void free_swapped(HvaRange range);
   void open_change(OwnedChange* change);
   void close_change(OwnedChange* change);
   void before_fork();
@@ -81,10 +81,8 @@ class OwnerTable final : public TransitWatcher {
   bool find(PageKey key, PageRecord* out);
   // The record of the page at `at`, and the rights of the client there.
   bool find_hidden(Hva at, Prot* prot);
-  // Any record of private memory there.
-  bool has_private(HvaRange range);
-  // Waits for a page in transit.
-  bool is_absent(PageKey key);
+  bool has_private(HvaRange range);  // any record of private memory
+  bool is_absent(PageKey key);       // waits for a page in transit
   [[nodiscard]] PageKey key_of(Hva at);
   [[nodiscard]] u32 turn() const { return turn_.load(sync::kAcquire); }
   [[nodiscard]] bool ever_protected() const { return ever_protected_.load(sync::kRelaxed); }
@@ -103,7 +101,7 @@ class OwnerTable final : public TransitWatcher {
   unsigned bring_back_run(const PageKey* keys, unsigned count);
   u64 bring_back_keys(PageKey* keys, unsigned count, unsigned* asks);
   BringBack fill(PageKey key, const PageJob& job);
-  void finish(PageKey key, BringBack outcome, bool in_place);
+  [[nodiscard]] bool finish(PageKey key, BringBack outcome, bool in_place);
   enum class Refusal : u8 { kNone, kChange, kHeld };
   Refusal refusal(PageKey key, const PageViews& views) TA_REQ(lock_);
   bool refuses(PageKey key, const PageViews& views) TA_REQ(lock_);
@@ -115,7 +113,8 @@ class OwnerTable final : public TransitWatcher {
   void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
-  void wait_turn(u32 seen);
+  [[nodiscard]] u32 await_turn() TA_REQ(lock_);
+  void wait_turn(u32 seen, u64 at_most_ns = sync::kNoTimeout);
   // A page began or ceased to be absent. Its record is in the table, or was.
   void drop_unwatched(HvaRange piece);
   void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
@@ -147,6 +146,7 @@ class OwnerTable final : public TransitWatcher {
   OwnerCounts counts_ TA_GUARDED(lock_);
   // Raised under the lock; sleepers read it there and sleep on it (futex).
   sync::Atomic<u32> turn_{0};
+  bool awaited_ TA_GUARDED(lock_) = false;
   // Sticky: hidden pages may meet the signal handler.
   sync::Atomic<bool> ever_protected_{false};
 };

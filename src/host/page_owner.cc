@@ -323,6 +323,11 @@ bool resolve_signal(Hva at, Access access) {
   return mapping && mapping->prot.allows(access);
 }
 
+void free_absent_pages(HvaRange range) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  if (table != nullptr) table->free_swapped(range);
+}
+
 OwnedChange::OwnedChange(const Reach& reach, Announced what) : reach_(reach), what_(what) {
   if (the_table.load() == nullptr) [[likely]]
     return;

@@ -81,6 +81,8 @@ class PageEntry {
   [[nodiscard]] virtual bool from(Hva place) = 0;
   [[nodiscard]] virtual bool from_bytes(const void* page) = 0;
   [[nodiscard]] virtual unsigned run_from(Hva place) = 0;
+  // The first `pages` of a run at most, from bytes that stand one page after another.
+  [[nodiscard]] virtual unsigned run_from_bytes(const void* bytes, unsigned pages) = 0;
 
  protected:
   ~PageEntry() = default;
@@ -104,6 +106,8 @@ class PageOwner {
   virtual BringBack bring_back(const AbsentPage& page, PageEntry& entry) = 0;
   // The client gave it up.
   virtual void discard(const AbsentPage& page) = 0;
+  // Is it like one on a swap device, which MADV_FREE gives up at once? A device's page is not.
+  [[nodiscard]] virtual bool is_swap() const { return false; }
 
   // Both for `pages` neighbours of private memory in one go, with the run form of exit and entry,
   // where the kernel moves pages. Answers for how many, from the first one on, it is done; the
@@ -146,9 +150,7 @@ enum class Which : u8 {
 BringBack bring_back(Hva at);
 // A first touch where touches are reported: the page is there at once. False: ask the kernel.
 bool fill_first_touch(Hva at, Access access);
-// Every page of the range; answers how many came back.
-u64 bring_back_range(HvaRange range);
-
+u64 bring_back_range(HvaRange range);  // every page of it; answers how many came back
 // The pages from range.start() on that are absent and nobody's to wait for, up to the first that is
 // not. For an owner that expects the next pages to be wanted: it may call this in bring_back().
 u64 bring_back_ahead(HvaRange range);
@@ -156,14 +158,13 @@ u64 bring_back_ahead(HvaRange range);
 // What became of pages since the process began; each one is read by itself.
 struct OwnerCounts {
   u64 taken = 0, back = 0;
-  u64 retries = 0;  // an owner could not bring one back at once
-  u64 lost = 0;
-  u64 discarded = 0;       // given up by the client while absent
-  u64 refused_owner = 0;   // the owner did not want it, or it could not be moved or copied
-  u64 refused_held = 0;    // a call was using it
-  u64 refused_change = 0;  // its address was being changed
-  u64 refused_shared = 0;  // somebody else may map it, or it has too many addresses
-  u64 refused_watch = 0;   // for kReclaim: the client watches it by a userfaultfd of its own
+  u64 lost = 0, retries = 0;  // an owner could not bring one back, or not at once
+  u64 discarded = 0;          // given up by the client while absent
+  u64 refused_owner = 0;      // the owner did not want it, or it could not be moved or copied
+  u64 refused_held = 0;       // a call was using it
+  u64 refused_change = 0;     // its address was being changed
+  u64 refused_shared = 0;     // somebody else may map it, or it has too many addresses
+  u64 refused_watch = 0;      // for kReclaim: the client watches it by a userfaultfd of its own
 };
 [[nodiscard]] OwnerCounts owner_counts();
 
@@ -171,8 +172,7 @@ struct OwnerCounts {
 // does not have the address yet.
 void owners_see_mapping(HvaRange made);
 
-// Has any page ever been taken in this process? A relaxed load; false costs every path nothing.
-[[nodiscard]] bool owners_active();
+[[nodiscard]] bool owners_active();  // has any page ever been taken here? A relaxed load
 // Waits for a page that is on its way: whoever has touched a page finds it present.
 [[nodiscard]] bool is_absent(Hva at);
 // Of a page hidden behind PROT_NONE: what the client may do with it; *range becomes this page.

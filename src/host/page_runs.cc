@@ -258,4 +258,35 @@ u64 OwnerTable::bring_back_all(const Reach& reach) {
   return back;
 }
 
+// ---- given up lazily -------------------------------------------------------------------------
+
+// Who touches one meanwhile waits, and finds nothing: zeros. Nothing the client wrote after its
+// call is there to be lost, because a page it wrote is not absent.
+void OwnerTable::free_swapped(HvaRange range) {
+  PageKey keys[kBatch];
+  const auto is_swapped = [](const PageKey& key, PageRecord& record) {
+    const bool frees = key.object == kPrivateMemory && record.stage == PageStage::kAbsent &&
+                       record.hiding == Hiding::kUserfault && !record.in_place() &&
+                       record.owner->is_swap();
+    if (frees) record.stage = PageStage::kFilling;  // as a change and a taker wait for it
+    return frees;
+  };
+  for (;;) {
+    const unsigned count = collect({kPrivateMemory, range}, keys, kBatch, is_swapped);
+    if (count == 0) return;
+    for (unsigned i = 0; i < count; ++i) {
+      PageRecord record;
+      if (!find(keys[i], &record)) continue;
+      record.owner->discard({keys[i], record.at, record.writable});
+      {
+        const sync::MutexGuard guard(lock_);
+        ++counts_.discarded;
+        erase(keys[i]);
+        turn_over();
+      }
+      userfault::wake(page_at(record.at));
+    }
+  }
+}
+
 }  // namespace stagetwo::host

@@ -235,6 +235,11 @@ unsigned PageTransit::run_from(Hva place) {
   return static_cast<unsigned>(userfault::move_run(at(), place, pages_));
 }
 
+unsigned PageTransit::run_from_bytes(const void* bytes, unsigned pages) {
+  if (hiding_ == Hiding::kProtection || shared()) return 0;
+  return static_cast<unsigned>(userfault::copy_run(at(), bytes, pages));
+}
+
 void PageTransit::wake() {
   if (hiding_ == Hiding::kProtection) return;
   for (const PageView& view : views_) {

@@ -70,6 +70,7 @@ class PageTransit final : public PageExit, public PageEntry {
   bool from_bytes(const void* page) override;
   unsigned run_to(Hva place) override;
   unsigned run_from(Hva place) override;
+  unsigned run_from_bytes(const void* bytes, unsigned pages) override;
 
   // Has the page left? What to() said.
   [[nodiscard]] bool left() const { return left_; }

@@ -20,12 +20,13 @@ namespace stagetwo::host {
 namespace {
 
 // The pages nobody has pinned: the kernel frees no page that is. What is absent stays with its
-// owner, as a device's page does in the kernel.
+// owner, as a device's page does in the kernel, unless it is swapped.
 int free_lazily(const MappedPart& part, Discard* call) {
   const HvaRange all = part.range;
   if (part.mapping.file_backed || is_locked(all))
     return call->advise(all.start().raw(), all.size());
   const PinnedChange pinned(all, Announced::kProtects, kWholeRange);
+  free_absent_pages(all);
   for (HvaRange left = all; !left.empty();) {
     const HvaRange free = next_unpinned(left);
     const int answer = free.empty() ? 0 : call->advise(free.start().raw(), free.size());

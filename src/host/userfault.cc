@@ -168,6 +168,22 @@ Result<void> copy(Hva to, const void* bytes) {
   uffdio_copy request{to.raw(), reinterpret_cast<u64>(bytes), kPageSize, kDontWake, 0};
   return ask(UFFDIO_COPY, &request);
 }
+u64 copy_run(Hva to, const void* bytes, u64 pages) {
+  const auto fd = kept.use();
+  u64 done = 0;
+  while (fd && done < pages) {
+    const u64 offset = done * kPageSize;
+    uffdio_copy request{to.raw() + offset, reinterpret_cast<u64>(bytes) + offset,
+                        (pages - done) * kPageSize, kDontWake, 0};
+    const auto asked = sys::ioctl(fd->get(), UFFDIO_COPY, reinterpret_cast<u64>(&request));
+    if (asked) return pages;
+    if (to_int(asked.error()) != EAGAIN) return done;
+    // A part of it, or none because the address space is changing.
+    if (request.copy > 0) done += static_cast<u64>(request.copy) / kPageSize;
+    if (request.copy <= 0) sync::yield_thread();
+  }
+  return done;
+}
 Result<void> zero(Hva to) {
   uffdio_zeropage request{{to.raw(), kPageSize}, kDontWake, 0};
   return ask(UFFDIO_ZEROPAGE, &request);

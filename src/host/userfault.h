@@ -53,6 +53,8 @@ void bind_beside(HvaRange piece);
 [[nodiscard]] u64 move_run(Hva to, Hva from, u64 pages);
 // EEXIST: it is not missing; ENOENT: not watched.
 [[nodiscard]] Result<void> copy(Hva to, const void* bytes);
+// Neighbours; answers how many came, the first ones.
+[[nodiscard]] u64 copy_run(Hva to, const void* bytes, u64 pages);
 [[nodiscard]] Result<void> zero(Hva to);
 // Every touch of a missing page is SIGBUS from now on, EFAULT for a system call (Linux 6.6).
 [[nodiscard]] Result<void> poison(Hva page);

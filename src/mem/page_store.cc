@@ -261,7 +261,8 @@ Result<StoredPage> PageStore::put_somewhere(const void* bytes, u16 size, int fd)
   {
     const sync::MutexGuard guard(lock_);
     use_.incompressible += in_memory ? 0 : 1;
-    in_memory = in_memory && pool_.bytes() <= memory_limit_;
+    const bool has_room = memory_limit_ == 0 ? fd < 0 : pool_.bytes() <= memory_limit_;
+    in_memory = in_memory && has_room;
   }
   return in_memory ? put_in_memory(bytes, size) : put_on_disk(bytes, size, fd);
 }

@@ -24,6 +24,7 @@ namespace {
 
 constexpr u64 kLongestTurnNs = 3'000'000;
 constexpr u64 kFreshLookNs = 1'000'000;
+constexpr u64 kLookShare = 16;  // of the time at most one part goes into looking
 constexpr u64 kStaleLookNs = 100'000'000;
 // Passes this close tell nothing: the vCPUs' soft TLBs have not been flushed in between.
 constexpr u64 kPassesApartNs = 8'000'000;
@@ -254,7 +255,7 @@ void Reclaimer::keep_limits(u64 now) {
   if (limit != kNoLimit) {
     if (now - look_.at > kStaleLookNs) look();
     const u64 high = limit - limit / 32;
-    if (usage() > high && now - look_.at > std::max(kFreshLookNs, 4 * look_.took)) look();
+    if (usage() > high && now - look_.at > std::max(kFreshLookNs, kLookShare * look_.took)) look();
     // A look may take longer than a turn is to last: what it finds is still acted on.
     if (usage() > high && !unkept()) keep_under(limit, sync::now_ns() + kLongestTurnNs);
     const u64 used = usage();

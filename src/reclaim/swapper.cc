@@ -37,7 +37,8 @@ namespace stagetwo::reclaim {
 namespace {
 
 constexpr u32 kFirstRun = 3;  // pages in a row that make a sequence
-constexpr u32 kMostAhead = 16;
+constexpr u32 kMostAhead = kMostAtOnce;
+constexpr u64 kRunBytes = u64{kMostAtOnce} * kPageSize;
 constexpr u64 kClockStep = 256;  // evictions a tick of PageSlot::when
 
 const void* bytes_at(Hva place) {
@@ -54,12 +55,14 @@ Result<void> Swapper::init() {
   void* const places = ST_TRY(map_pages(bytes, "reclaim.places"));
   places_ = Hva(reinterpret_cast<u64>(places));
   host::prepare_places(HvaRange(places_, bytes));
+  run_bytes_ = static_cast<u8*>(ST_TRY(map_pages(kRunBytes, "reclaim.run")));
   return {};
 }
 
 Swapper::~Swapper() {
   destroy(bench_);
   if (private_bench_ != nullptr) destroy(private_bench_);
+  if (run_bytes_ != nullptr) unmap_pages(run_bytes_, kRunBytes);
   if (places_.raw() != 0) {
     unmap_pages(reinterpret_cast<void*>(places_.raw()), u64{kPlaces} * kPageSize);
   }
@@ -296,6 +299,57 @@ host::BringBack Swapper::bring_back(const host::AbsentPage& page, host::PageEntr
   return outcome;
 }
 
+// The pages from the first one on that are stored: they are being fetched now.
+unsigned Swapper::begin_run(Hva first, unsigned pages, u32* stored) {
+  const sync::MutexGuard guard(spans_.lock());
+  Span& span = *spans_.find(first);
+  const u64 index = span.index_of(first);
+  unsigned count = 0;
+  while (count < pages && index + count < span.pages) {
+    PageSlot& slot = span.slots[index + count];
+    if (slot.where != Where::kStored) break;
+    slot.where = Where::kFetching;
+    stored[count++] = slot.what;
+  }
+  return count;
+}
+
+void Swapper::end_run(Hva first, unsigned pages, unsigned back) {
+  const sync::MutexGuard guard(spans_.lock());
+  Span& span = *spans_.find(first);
+  const u64 index = span.index_of(first);
+  for (unsigned i = 0; i < pages; ++i) {
+    PageSlot& slot = span.slots[index + i];
+    if (i >= back) {
+      slot.where = Where::kStored;
+      continue;
+    }
+    static_cast<void>(note_touch(span, index + i));
+    slot = {};
+    --span.absent;
+  }
+}
+
+// Who finds the bytes of others in the buffer, or an error, is asked page by page.
+unsigned Swapper::bring_back_run(const host::AbsentPage& first, unsigned pages,
+                                 host::PageEntry& entry) {
+  if (run_busy_.exchange(true, sync::kAcquire)) return 0;
+  u32 stored[kMostAtOnce];
+  const unsigned count = begin_run(first.at, std::min(pages, u32{kMostAtOnce}), stored);
+  unsigned read = 0;
+  const auto file_use = file();
+  while (read < count &&
+         store_.get(mem::StoredPage{stored[read]}, run_bytes_ + read * kPageSize, file_use.get())) {
+    ++read;
+  }
+  const unsigned back = read == 0 ? 0 : entry.run_from_bytes(run_bytes_, read);
+  run_busy_.store(false, sync::kRelease);
+  if (count != 0) end_run(first.at, count, back);
+  if (back != 0) host::budget::owe(back);
+  for (unsigned i = 0; i < back; ++i) store_.drop(mem::StoredPage{stored[i]}, file_use.get());
+  return back;
+}
+
 // How many pages behind it are worth to come with it.
 u32 Swapper::note_touch(Span& span, u64 index) {
   span.used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
@@ -332,10 +386,12 @@ u32 Swapper::kept_behind(Hva after, u32 most) {
 }
 
 // One thread at a time; it waits for nobody: who has the next page in hand may be waiting for the
-// one that it was asked for. Where memory is short nothing comes that nobody wanted.
+// one that it was asked for. Where memory is short nothing comes that nobody wanted, but for a
+// sequence that has been long: its next pages will be wanted, and cost less together.
 void Swapper::read_ahead(Hva after, u32 most) {
   int nobody = 0;
-  if (host::budget::left() < s64{2} * kMostAhead) return;
+  const s64 needed = most < kMostAhead ? s64{2} * kMostAhead : -s64{2} * kMostAhead;
+  if (host::budget::left() < needed) return;
   if (!ahead_.compare_exchange(nobody, sys::current_tid(), sync::kRelaxed)) return;
   const u64 came = host::bring_back_ahead(HvaRange(after, kept_behind(after, most) * kPageSize));
   ahead_.store(0, sync::kRelaxed);
@@ -343,7 +399,9 @@ void Swapper::read_ahead(Hva after, u32 most) {
   // The sequence goes on behind them.
   const sync::MutexGuard guard(spans_.lock());
   Span* const span = spans_.find(after);
-  if (span != nullptr) span->last_touch = span->index_of(after) + came - 1;
+  if (span == nullptr) return;
+  span->last_touch = span->index_of(after) + came - 1;
+  span->row += static_cast<u32>(came);
 }
 
 void Swapper::discard(const host::AbsentPage& page) {

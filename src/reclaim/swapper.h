@@ -68,7 +68,10 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   bool take(const host::AbsentPage& page, host::PageExit& exit) override;
   unsigned take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) override;
   host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;
+  unsigned bring_back_run(const host::AbsentPage& first, unsigned pages,
+                          host::PageEntry& entry) override;
   void discard(const host::AbsentPage& page) override;
+  [[nodiscard]] bool is_swap() const override { return true; }
 
   // Pages of a guest_memfd, by the engine's addresses; what cannot be taken stays. Context: the
   // turn.
@@ -101,6 +104,8 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
       TA_EXCL(spans_.lock());
   [[nodiscard]] Return begin_return(Hva at) TA_EXCL(spans_.lock());
   void end_return(Hva at, Return job, host::BringBack outcome) TA_EXCL(spans_.lock());
+  [[nodiscard]] unsigned begin_run(Hva first, unsigned pages, u32* stored) TA_EXCL(spans_.lock());
+  void end_run(Hva first, unsigned pages, unsigned back) TA_EXCL(spans_.lock());
   [[nodiscard]] host::BringBack put_back(Hva at, Return job, host::PageEntry& entry);
   [[nodiscard]] u32 note_touch(Span& span, u64 index) TA_REQ(spans_.lock());
   void read_ahead(Hva after, u32 most) TA_EXCL(spans_.lock());
@@ -121,6 +126,9 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   SwapCounts counts_ TA_GUARDED(spans_.lock());
   sync::Atomic<u64> resident_{0};
   sync::Atomic<int> ahead_{0};  // the thread that reads ahead
+  // Pages on their way back together: of one thread at a time, which says so first.
+  u8* run_bytes_ = nullptr;
+  sync::Atomic<bool> run_busy_{false};
 };
 
 }  // namespace stagetwo::reclaim

@@ -59,7 +59,7 @@ TEST(MemoryBudget, WhereNoRoomCanBeMadeAPaymentReturnsAllTheSame) {
   Relief relief(0);
   budget::grant(0);
   budget::pay(1);
-  EXPECT_GT(relief.turns, 1);
+  EXPECT_GT(relief.turns, 0);
 }
 
 TEST(MemoryBudget, WhoMustNotWaitLeavesItToTheWorker) {

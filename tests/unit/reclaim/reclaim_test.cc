@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "host/piecewise.h"
 #include "host/pin.h"
 #include "tests/support/reclaimed_guest.h"
 
@@ -276,6 +277,16 @@ TEST_F(Absent, WhatTheClientGivesUpReadsZeroAndLeavesTheStore) {
   EXPECT_TRUE(soon([] { return reclaim::statistics().absent == 0; }));
   EXPECT_TRUE(soon([] { return reclaim::statistics().on_disk == 0; }));
   for (size_t i = 0; i < kFew * kPageSize; ++i) ASSERT_EQ(0, memory_[i]) << i;
+}
+
+// MADV_FREE gives a swapped page up at once, as the kernel does.
+TEST_F(Absent, WhatTheClientFreesReadsZeroAndLeavesTheStore) {
+  const u64 before = reclaim::statistics().discarded;
+  ASSERT_EQ(0, host::discard(at(100).raw(), 2 * kPageSize, MADV_FREE, [](u64 from, u64 size) {
+              return ::madvise(reinterpret_cast<void*>(from), size, MADV_FREE);
+            }));
+  EXPECT_EQ(before + 2, reclaim::statistics().discarded);
+  for (size_t i = 100 * kPageSize; i < 102 * kPageSize; ++i) ASSERT_EQ(0, memory_[i]) << i;
 }
 
 TEST_F(Absent, NeighboursComeWithPagesThatAreWantedOneAfterAnother) {
