@@ -529,60 +529,6 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
   record->stage = PageStage::kAbsent;
 }
 
-// ---- fork -----------------------------------------------------------------------------------
-//
-// Between the two ends of a fork no lock is held but a mark (host/fork_marks.h). A taker counts
-// itself under the lock if there is none; a fork marks itself, then looks for takers under the
-// lock. Should a fork have been slower than a mark is believed, the child finds out
-// (lose_in_child).
-//
-// A handler of the client's may itself have pages taken (a migration). They come back with the
-// others, because our first end is the last handler to run (shim/forks.h).
-
-void OwnerTable::before_fork() {
-  forks_.enter();
-  PageKey keys[kBatch];
-  for (unsigned asked = 0; asked < kMostAsks;) {
-    u32 seen = 0;
-    unsigned count = 0;
-    bool takers = false;
-    {
-      const sync::MutexGuard guard(lock_);
-      seen = await_turn();
-      takers = takers_ != 0;
-      pages_.for_each([&](const PageKey& key, const PageRecord& record) {
-        if (count < kBatch && record.stage != PageStage::kLost) keys[count++] = key;
-      });
-    }
-    if (count == 0 && !takers) return;
-    unsigned asks = 0;
-    static_cast<void>(bring_back_keys(keys, count, &asks));
-    if (takers && count == 0) wait_turn(seen);
-    if (asks != 0) sync::yield_thread();
-    asked += asks;
-  }
-}
-
-void OwnerTable::after_fork_parent() {
-  forks_.leave();
-  const sync::MutexGuard guard(lock_);
-  turn_over();
-}
-
-// One thread, which makes no other; the lock is as another thread of the parent had it, and what it
-// protects may then be half changed.
-void OwnerTable::lose_in_child() {
-  if (lock_.debug_locked()) return;
-  const sync::MutexGuard guard(lock_);
-  pages_.for_each([&](const PageKey& key, const PageRecord& record) {
-    lock_.assert_held();
-    for (const PageView& view : views_at(key, record)) {
-      const bool there = record.in_place() && allow_pages(page_at(view.at), view.prot);
-      if (!there) PageTransit::make_bus_error(view.at);
-    }
-  });
-}
-
 // ---- statistics -----------------------------------------------------------------------------
 
 OwnerCounts OwnerTable::counts() {
