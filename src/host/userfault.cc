@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "base/failpoint.h"
 #include "base/sys.h"
 #include "host/kept_fd.h"
 #include "host/process_map.h"
@@ -143,9 +144,41 @@ bool client_watches(Hva page) {
   return client_has_one.load(sync::kRelaxed) && is_watched(page);
 }
 
+namespace {
+
+// Of a move that it tried again, for a bit of an entry that a processor set meanwhile, Linux 6.18
+// keeps the first answer: it goes round once more, finds the pages moved, and says EEXIST of them.
+// (move_pages(), kernel file: mm/userfaultfd.c.)
+Result<void> ask_to_move(int fd, MoveRequest* request) {
+  const auto asked = sys::ioctl(fd, kMove, reinterpret_cast<u64>(request));
+  if (asked && failpoint::should_fail("host.move_answer")) return refuse(EEXIST);
+  if (asked) return {};
+  return refuse(asked.error());
+}
+
+// So many of the first pages are there, whatever the answer was.
+u64 came(Hva to, u64 pages, Errno answer) {
+  if (to_int(answer) != EEXIST) return 0;
+  return present_pages(HvaRange(to, pages * kPageSize), false);
+}
+
+}  // namespace
+
 Result<void> move(Hva to, Hva from) {
-  MoveRequest request{to.raw(), from.raw(), kPageSize, kDontWake, 0};
-  return ask(kMove, &request);
+  const FdUse fd = ST_TRY(kept.use());
+  for (;;) {
+    MoveRequest request{to.raw(), from.raw(), kPageSize, kDontWake, 0};
+    const auto asked = ask_to_move(fd.get(), &request);
+    if (asked) return {};
+    if (to_int(asked.error()) == EAGAIN) {
+      sync::yield_thread();
+      continue;
+    }
+    PageState left;
+    const bool is_empty = page_states(from, 1, &left).has_value() && !left.present && !left.swapped;
+    if (is_empty && came(to, 1, asked.error()) == 1) return {};
+    return refuse(asked.error());
+  }
 }
 u64 move_run(Hva to, Hva from, u64 pages) {
   const auto fd = kept.use();
@@ -155,9 +188,11 @@ u64 move_run(Hva to, Hva from, u64 pages) {
     const u64 offset = done * kPageSize;
     MoveRequest request{to.raw() + offset, from.raw() + offset, (pages - done) * kPageSize,
                         kDontWake | kMoveAllowsHoles, 0};
-    const auto asked = sys::ioctl(fd->get(), kMove, reinterpret_cast<u64>(&request));
+    const auto asked = ask_to_move(fd->get(), &request);
     if (asked) return pages;
-    if (to_int(asked.error()) != EAGAIN) return done;
+    if (to_int(asked.error()) != EAGAIN) {
+      return done + came(to + offset, pages - done, asked.error());
+    }
     // A part of it, or none because the address space is changing.
     if (request.moved > 0) done += static_cast<u64>(request.moved) / kPageSize;
     if (request.moved <= 0) sync::yield_thread();

@@ -46,10 +46,11 @@ void bind_beside(HvaRange piece);
 // missing page.
 //
 // One page: from `from`, which is empty then, to `to`, which was. ENOENT: `from` is empty or `to`
-// is not mapped; EEXIST: `to` is not; EBUSY, EINVAL: this page or these mappings cannot.
+// is not mapped; EEXIST: `to` is not, and `from` is still there; EBUSY, EINVAL: this page or these
+// mappings cannot.
 [[nodiscard]] Result<void> move(Hva to, Hva from);
 // The same for `pages` neighbours, holes in the source among them; answers how many, from the first
-// one on, are where they belong. Less than all says nothing of why.
+// one on, are where they belong: the others have not moved. Less than all says nothing of why.
 [[nodiscard]] u64 move_run(Hva to, Hva from, u64 pages);
 // EEXIST: it is not missing; ENOENT: not watched.
 [[nodiscard]] Result<void> copy(Hva to, const void* bytes);

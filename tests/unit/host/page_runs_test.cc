@@ -10,6 +10,7 @@
 
 #include <thread>
 
+#include "base/failpoint.h"
 #include "tests/support/absent_pages.h"
 
 namespace stagetwo {
@@ -68,6 +69,23 @@ TEST_P(WatchedPages, ARunGoesOnBehindAPageThatCannotBeMoved) {
   int status = 0;
   ::waitpid(child, &status, 0);
   ::close(ends[0]);
+}
+
+// Linux 6.18 may say EEXIST of pages that it has just moved.
+TEST_P(WatchedPages, ARunThatIsSaidToBeThereAlreadyHasGoneAllTheSame) {
+  failpoint::arm("host.move_answer", 1, failpoint::kForever);
+  EXPECT_EQ(kPages, take());
+  EXPECT_EQ(kPages, keeper_.in_runs);
+  EXPECT_EQ(kPages, host::bring_back_range(range()));
+  failpoint::disarm();
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+TEST_P(WatchedPages, APageThatIsSaidToBeThereAlreadyHasGoneAllTheSame) {
+  failpoint::arm("host.move_answer", 1, failpoint::kForever);
+  ASSERT_EQ(1U, take(3, 1));
+  EXPECT_EQ(BringBack::kBack, host::bring_back(at(3)));
+  failpoint::disarm();
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
 }
 
 class PagesAhead : public AbsentPages {};
