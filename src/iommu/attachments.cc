@@ -19,6 +19,10 @@ const Hwpt& paging_of(const Hwpt& hwpt) {
 
 PasidEntry entry_of(const Arena& arena, const Hwpt& hwpt) {
   const Domain& domain = paging_of(hwpt).domain;
+  if (hwpt.object.type == ObjectType::kProcess) {
+    return make_pasid_entry(TranslationType::kFirstLevel, domain.id)
+        .with_first(process_root(hwpt.process), kProcessLevels);
+  }
   const u64 root = arena.offset_of(domain.root.get());
   if (domain.format == FormatKind::kX86FirstLevel) {
     return make_pasid_entry(TranslationType::kFirstLevel, domain.id)
@@ -76,6 +80,7 @@ Result<Device*> Locked::make_vtd_device(const VtdHow& how) {
 
 void Locked::destroy_device(Device* device) {
   ST_DCHECK(device->own.hwpt.get() == nullptr && device->pasids.empty());
+  drop_partial(*device, 0);
   if (device->vtd) remove_context(arena(), &root().root_table, SourceId{device->source});
   remove(device);
 }
@@ -153,6 +158,7 @@ void Locked::take_down(Attachment& attachment) {
   const u32 pasid = attachment.pasid();
   Hwpt& hwpt = *attachment.hwpt;
   if (FaultQueue* const fault = hwpt.fault) answer_all(*fault, attachment.number);
+  drop_partial(device, attachment.number);
   if (device.vtd && ST_GUARD(iommu_hide_entry, true)) {
     const SourceId source{device.source};
     hide_pasid_entry(arena(), root().root_table, source, pasid);
@@ -179,6 +185,7 @@ Result<Hwpt*> Locked::do_replace(Device& device, u32 pasid, Hwpt& hwpt) {
     unreserve_for(device, pasid, *old);
   }
   if (FaultQueue* const fault = old->fault) answer_all(*fault, attachment->number);
+  drop_partial(device, attachment->number);
   if (device.vtd) {
     replace_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
                         entry_of(arena(), hwpt));
@@ -235,7 +242,7 @@ Result<void> Locked::attach(Device& device, u32* pt_id, u32 pasid) {
   Object* const object = ST_TRY(find(*pt_id));
   if (pasid == 0 && device.auxiliary) return refuse(EPERM);
   if (TypeOf<Hwpt>::is(object->type)) {
-    ST_TRY(do_attach(device, pasid, *reinterpret_cast<Hwpt*>(object)));
+    return attach_table(device, *reinterpret_cast<Hwpt*>(object), pasid);
   } else if (object->type != ObjectType::kIoas) {
     return refuse(EINVAL);
   } else if (pasid != 0) {
@@ -243,6 +250,12 @@ Result<void> Locked::attach(Device& device, u32* pt_id, u32 pasid) {
   } else {
     ST_TRY(attach_ioas(device, *reinterpret_cast<Ioas*>(object), pt_id));
   }
+  ++device.object.users;
+  return {};
+}
+
+Result<void> Locked::attach_table(Device& device, Hwpt& hwpt, u32 pasid) {
+  ST_TRY(do_attach(device, pasid, hwpt));
   ++device.object.users;
   return {};
 }

@@ -62,14 +62,20 @@ bool is_auxiliary_enabled(const Device& device) {
 
 Result<void> attach_auxiliary(Locked& locked, Device& device, Hwpt& hwpt) {
   if (!device.auxiliary) return refuse(EPERM);
+  return attach_by_number(locked, device, hwpt);
+}
+
+Result<void> attach_by_number(Locked& locked, Device& device, Hwpt& hwpt) {
   if (Attachment* const again = find_auxiliary(device, hwpt)) {
     ++again->auxiliary;
     return {};
   }
   const u32 pasid =
       hwpt.auxiliary_pasid != 0 ? hwpt.auxiliary_pasid : ST_TRY(choose_pasid(locked, device));
-  u32 pt_id = hwpt.object.id;
-  ST_TRY(locked.attach(device, &pt_id, pasid));
+  if (pasid >> device.max_pasid_lg2 != 0) {
+    return refuse(hwpt.object.type == ObjectType::kProcess ? ENOSPC : EINVAL);
+  }
+  ST_TRY(locked.attach_table(device, hwpt, pasid));
   Locked::find_attachment(device, pasid)->auxiliary = 1;
   hwpt.auxiliary_pasid = pasid;
   ++hwpt.auxiliary_devices;

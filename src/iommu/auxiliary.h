@@ -28,6 +28,8 @@ Result<void> disable_auxiliary(Device& device);
 // not for PASIDs, or not for this device, or its number is beyond the device's), EBUSY (its number
 // is another's here), ENOSPC (no number is left), ENOMEM.
 Result<void> attach_auxiliary(Locked& locked, Device& device, Hwpt& hwpt);
+// The same of any device: what binds a process does without being asked (sva.h).
+Result<void> attach_by_number(Locked& locked, Device& device, Hwpt& hwpt);
 // The last one of a device takes the attachment; the last one of a page table its number.
 // None: nothing to do.
 void detach_auxiliary(Locked& locked, Device& device, Hwpt& hwpt);

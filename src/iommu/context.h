@@ -18,6 +18,7 @@
 #include "base/alloc.h"
 #include "base/vec.h"
 #include "iommu/domain.h"
+#include "iommu/requests.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::iommu {
@@ -49,6 +50,15 @@ class Context {
   Result<void> unmap(u32 ioas_id, u64 start, u64 last, u64* unmapped);
   // Moves an access to another IOAS. Failure: ENOENT, EADDRINUSE. Context: not locked.
   Result<void> change_ioas(u32 access_id, u32 ioas_id);
+  // A device's access by (device, PASID, IOVA), page by page; `pasid` kNoPasid: a request of its
+  // own. Reads (`to`) or writes (`from`). The answer says how far it came, and where and why no
+  // further. `asks`: for a page that is not there the device makes a page request and waits for the
+  // response. It goes to the fault queue of the page table; a process's own pages (sva.h) are
+  // brought. Context: not locked.
+  DmaAnswer dma(u32 device_id, s64 pasid, u64 iova, u64 bytes, void* to, const void* from,
+                bool asks = false);
+  // The page request alone. False: nobody takes it, or the response was not "success".
+  bool ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted);
   // The access's maker lets go of everything and of the access. Context: not locked.
   void destroy_access(u32 access_id);
 
@@ -70,6 +80,7 @@ class Context {
   void remove_client(u32 access_id);
   AccessClient* begin_call(u32 access_id);
   void end_call(u32 access_id);
+  bool await_response(PageWait* wait);
   void call_clients(u32 ioas_id, u64 start, u64 last);
 
   Arena arena_;

@@ -5,12 +5,30 @@
 
 #include "host/pin.h"
 #include "iommu/locked.h"
+#include "iommu/process_space.h"
+#include "sync/futex.h"
 
 namespace stagetwo::iommu {
 namespace {
 
+constexpr unsigned kMostAsks = 1000;  // for one page that goes again and again
+constexpr u32 kGroups = 512;          // numbers of a device's groups of page requests
+
 Walked refused(FaultReason reason) {
   return {.reason = reason};
+}
+
+// The process's own tables are not in the arena, nor what is in them decided here.
+Walked walk_process(u64 iova, bool mine) {
+  if (iova >= kInterruptStart && iova <= kInterruptLast) {
+    return refused(FaultReason::kInterruptRange);
+  }
+  if (!mine) return refused(FaultReason::kFirstUnreadable);
+  if (iova >> 47 != 0) return refused(FaultReason::kNotCanonical);
+  return {.address = iova,
+          .page_bytes = kPageSize,
+          .rights = u32{kMayRead} | kMayWrite,
+          .of_process = true};
 }
 
 }  // namespace
@@ -26,6 +44,7 @@ bool Locked::touch_frame(u64 address, u64 bytes, void* to, const void* from) con
 }
 
 Walked Locked::walk_entry(const PasidEntry& entry, u64 iova, Rights wanted) {
+  if (entry.is_process()) return walk_process(iova, is_this_process(entry.process()));
   class Reader final : public FrameReader {
    public:
     explicit Reader(const Locked& of) : of_(of) {}
@@ -75,13 +94,93 @@ DmaAnswer Locked::dma(Device& device, s64 pasid, u64 iova, u64 bytes, void* to, 
     const u64 some = std::min(bytes - answer.done, page - found.address % page);
     u8* const into = to == nullptr ? nullptr : static_cast<u8*>(to) + answer.done;
     const u8* const out = from == nullptr ? nullptr : static_cast<const u8*>(from) + answer.done;
-    if (!touch_frame(found.address, some, into, out)) {
-      answer.reason = FaultReason::kSecondUnreadable;
+    if (!touch(found, some, into, out)) {
+      answer.reason =
+          found.of_process ? FaultReason::kFirstNotPresent : FaultReason::kSecondUnreadable;
       return answer;
     }
     answer.done += some;
   }
   return answer;
+}
+
+bool Locked::touch(const Walked& found, u64 bytes, void* to, const void* from) const {
+  if (!found.of_process) return touch_frame(found.address, bytes, to, from);
+  ProcessSpace* const space = process_space();
+  return space != nullptr && space->access(Hva(found.address), bytes, to, from);
+}
+
+// ---- with page requests -------------------------------------------------------------------------
+
+DmaAnswer Context::dma(u32 device_id, s64 pasid, u64 iova, u64 bytes, void* to, const void* from,
+                       bool asks) {
+  DmaAnswer answer;
+  for (unsigned asked = 0;; ++asked) {
+    u8* const into = to == nullptr ? nullptr : static_cast<u8*>(to) + answer.done;
+    const u8* const out = from == nullptr ? nullptr : static_cast<const u8*>(from) + answer.done;
+    {
+      Locked locked(*this);
+      const auto device = locked.ok() ? locked.find<Device>(device_id) : refuse(EIO);
+      if (!device) return {answer.done, FaultReason::kContextNotPresent, iova + answer.done};
+      const DmaAnswer some =
+          locked.dma(**device, pasid, iova + answer.done, bytes - answer.done, into, out);
+      if (some.done != 0) asked = 0;
+      answer = {answer.done + some.done, some.reason, some.iova};
+    }
+    if (!asks || !can_be_asked_for(answer.reason) || asked == kMostAsks) return answer;
+    if (!ask_for_page(device_id, pasid, answer.iova, to != nullptr ? kMayRead : kMayWrite)) {
+      return answer;
+    }
+  }
+}
+
+bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted) {
+  PageWait* wait = nullptr;
+  {
+    Locked locked(*this);
+    const auto found = locked.ok() ? locked.find<Device>(device_id) : refuse(EIO);
+    if (!found) return false;
+    Device& device = **found;
+    const u32 number = pasid < 0 ? 0 : static_cast<u32>(pasid);
+    const Attachment* const attachment = Locked::find_attachment(device, number);
+    const bool own = attachment != nullptr && attachment->hwpt->object.type == ObjectType::kProcess;
+    if (own && !locked.is_this_process(attachment->hwpt->process)) return false;
+    if (!own) {
+      const auto made = locked.arena().make<PageWait>("iommu.page_wait");
+      if (!made) return false;
+      wait = *made;
+      device.last_group = (device.last_group + 1) % kGroups;
+      const PageAsked asked{number, device.last_group, u32{wanted}, iova & kPageMask};
+      if (!locked.request_page(device, asked, wait)) {
+        locked.arena().destroy(wait);
+        return false;
+      }
+    }
+  }
+  if (wait != nullptr) return await_response(wait);
+  ProcessSpace* const space = process_space();
+  return space != nullptr && space->bring(Hva(iova), wanted).has_value();
+}
+
+// Whoever responds may be of another process, whose wake does not come here.
+bool Context::await_response(PageWait* wait) {
+  constexpr u64 kLookAgainNs = 1'000'000;
+  for (;;) {
+    sync::Atomic<u32>* responses = nullptr;
+    u32 seen = 0;
+    {
+      Locked locked(*this);
+      if (!locked.ok()) return false;
+      responses = &locked.root().responses;
+      seen = responses->load(sync::kAcquire);
+      if (wait->state != PageWait::State::kWaiting) {
+        const bool success = wait->state == PageWait::State::kSuccess;
+        locked.arena().destroy(wait);
+        return success;
+      }
+    }
+    sync::futex_wait(*responses, seen, kLookAgainNs);
+  }
 }
 
 }  // namespace stagetwo::iommu

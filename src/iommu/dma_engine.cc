@@ -16,6 +16,14 @@
 namespace stagetwo::iommu {
 namespace {
 
+constexpr unsigned kMostAsks = 1000;  // for one page that goes again and again
+
+// The byte of `iova` in the page that was found.
+Walked walked_at(Walked found, u64 iova) {
+  found.address += iova % kPageSize;
+  return found;
+}
+
 u32 number_of(s64 pasid) {
   return pasid < 0 ? 0 : static_cast<u32>(pasid);
 }
@@ -25,6 +33,14 @@ bool overlaps(const PageBlock& block, u64 page) {
 }
 
 }  // namespace
+
+// An access that is made where it is looked up.
+struct DmaEngine::Once {
+  u64 bytes;
+  void* to;
+  const void* from;
+  bool done = false;
+};
 
 class DmaEngine::Section {
  public:
@@ -47,6 +63,7 @@ Result<Box<DmaEngine>> DmaEngine::make(Context& context, u32 device_id) {
   const Device* const device = ST_TRY(locked.find<Device>(device_id));
   if (!device->vtd) return refuse(ENODEV);
   engine->source_ = SourceId{device->source};
+  engine->device_id_ = device_id;
   engine->queue_ = &locked.root().queue;
   engine->line_ = ST_TRY(locked.add_line());
   engine->context_ = &context;
@@ -132,7 +149,7 @@ FaultReason DmaEngine::find_entry(const Locked& locked, s64 pasid, PasidEntry* o
 }
 
 // Puts the page into the device's TLB, from the unit's caches or the tables.
-FaultReason DmaEngine::fill(s64 pasid, u64 iova, Rights wanted) {
+FaultReason DmaEngine::fill(s64 pasid, u64 iova, Rights wanted, Once* once) {
   Locked locked(*context_);
   if (!locked.ok()) return FaultReason::kSecondUnreadable;
   heed();
@@ -151,6 +168,10 @@ FaultReason DmaEngine::fill(s64 pasid, u64 iova, Rights wanted) {
     ++counts_.walks;
     const Walked walked = locked.walk_entry(entry, page, wanted);
     if (walked.reason != FaultReason::kNone) return walked.reason;
+    if (walked.of_process) {
+      once->done = locked.touch(walked_at(walked, iova), once->bytes, once->to, once->from);
+      return once->done ? FaultReason::kNone : FaultReason::kFirstNotPresent;
+    }
     // A right to write only where this walk has marked one.
     const u32 rights = wanted == kMayWrite ? walked.rights : u32{kMayRead};
     known = {true, entry.domain_id(), entry.type(), tag, rights, page, walked.address};
@@ -182,20 +203,28 @@ FaultReason DmaEngine::access_page(s64 pasid, u64 iova, u64 bytes, void* to, con
       }
     }
     ++counts_.misses;
-    const FaultReason reason = fill(pasid, iova, wanted);
-    if (reason != FaultReason::kNone) return reason;
+    Once once{bytes, to, from};
+    const FaultReason reason = fill(pasid, iova, wanted, &once);
+    if (reason != FaultReason::kNone || once.done) return reason;
   }
 }
 
-DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from) {
+DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from, bool asks) {
   DmaAnswer answer;
+  const Rights wanted = to != nullptr ? kMayRead : kMayWrite;
+  unsigned asked = 0;
   while (answer.done < bytes) {
     answer.iova = iova + answer.done;
     const u64 some = std::min(bytes - answer.done, kPageSize - answer.iova % kPageSize);
     u8* const into = to == nullptr ? nullptr : static_cast<u8*>(to) + answer.done;
     const u8* const out = from == nullptr ? nullptr : static_cast<const u8*>(from) + answer.done;
     answer.reason = access_page(pasid, answer.iova, some, into, out);
+    if (asks && can_be_asked_for(answer.reason) && asked++ < kMostAsks &&
+        context_->ask_for_page(device_id_, pasid, answer.iova, wanted)) {
+      continue;
+    }
     if (answer.reason != FaultReason::kNone) return answer;
+    asked = 0;
     answer.done += some;
   }
   return answer;

@@ -35,8 +35,9 @@ class DmaEngine {
   DmaEngine(const DmaEngine&) = delete;
   DmaEngine& operator=(const DmaEngine&) = delete;
 
-  // Reads (`to`) or writes (`from`), page by page. `pasid` kNoPasid: the device's own.
-  DmaAnswer access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
+  // Reads (`to`) or writes (`from`), page by page. `pasid` kNoPasid: the device's own. `asks`: as
+  // of Context::dma(). What a process's own addresses mean is not cached.
+  DmaAnswer access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from, bool asks = false);
 
   struct Counts {
     u64 hits = 0, misses = 0, iotlb_hits = 0, walks = 0;
@@ -65,7 +66,8 @@ class DmaEngine {
   void forget(const Invalidation* what);
   void heed();
   FaultReason access_page(s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
-  FaultReason fill(s64 pasid, u64 iova, Rights wanted);
+  struct Once;
+  FaultReason fill(s64 pasid, u64 iova, Rights wanted, Once* once);
   FaultReason find_entry(const class Locked& locked, s64 pasid, PasidEntry* out);
   u32 own_thread();
 
@@ -73,6 +75,7 @@ class DmaEngine {
   InvalidationQueue* queue_ = nullptr;
   DmaLine* line_ = nullptr;
   SourceId source_{};
+  u32 device_id_ = 0;
   const void* thread_ = nullptr;  // whose number tid_ is
   u32 tid_ = 0;
   Counts counts_;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Page requests of devices, and who answers them. kernel files: drivers/iommu/iommufd/fault.c,
 // drivers/iommu/io-pgfault.c.
+#include <climits>
+
 #include "iommu/locked.h"
+#include "sync/futex.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -15,7 +18,21 @@ void append(RelPtr<PageRequest>& list, PageRequest* request) {
   *link = request;
 }
 
-void drop(Arena& arena, RelPtr<PageRequest>& list, u64 attachment) {
+// A group that is out of every list.
+void respond(Locked& locked, PageRequest* group, bool success) {
+  if (PageWait* const wait = group->wait) {
+    wait->state = success ? PageWait::State::kSuccess : PageWait::State::kInvalid;
+    locked.root().responses.fetch_add(1, sync::kRelease);
+    sync::futex_wake(locked.root().responses, INT_MAX);
+  }
+  while (group != nullptr) {
+    PageRequest* const rest = group->rest;
+    locked.arena().destroy(group);
+    group = rest;
+  }
+}
+
+void respond_all(Locked& locked, RelPtr<PageRequest>& list, u64 attachment) {
   for (RelPtr<PageRequest>* link = &list; link->get() != nullptr;) {
     PageRequest* const request = *link;
     if (attachment != 0 && request->attachment != attachment) {
@@ -23,8 +40,33 @@ void drop(Arena& arena, RelPtr<PageRequest>& list, u64 attachment) {
       continue;
     }
     *link = request->next.get();
-    arena.destroy(request);
+    respond(locked, request, false);
   }
+}
+
+// The group of which `last` is the last, by its first.
+PageRequest* take_group(Device& device, PageRequest* last) {
+  PageRequest* first = last;
+  PageRequest* end = nullptr;
+  u32 count = 1;
+  for (RelPtr<PageRequest>* link = &device.partial; link->get() != nullptr;) {
+    PageRequest* const one = *link;
+    const bool mine = one->group == last->group && one->pasid == last->pasid &&
+                      one->attachment == last->attachment;
+    if (!mine) {
+      link = &one->next;
+      continue;
+    }
+    *link = one->next.get();
+    one->next = nullptr;
+    if (end == nullptr) first = one;
+    if (end != nullptr) end->rest = one;
+    end = one;
+    ++count;
+  }
+  if (end != nullptr) end->rest = last;
+  first->in_group = count;
+  return first;
 }
 
 }  // namespace
@@ -40,23 +82,38 @@ void Locked::destroy_fault_queue(FaultQueue* queue) {
 
 // A request with a PASID that nothing is attached to is the guest's own affair: its tables are
 // those of the nested page table of the device.
-void Locked::report(Device& device, u32 pasid, u32 group, u32 rights, u64 address) {
-  const Attachment* attachment = find_attachment(device, pasid);
-  if (attachment == nullptr && pasid != 0) {
+void Locked::report(Device& device, u32 pasid, u32 group, u32 rights, u64 address, bool last) {
+  static_cast<void>(request_page(device, {pasid, group, rights, address, last}, nullptr));
+}
+
+// What waits for a response waits on the group's first. A group is told when its last is there.
+bool Locked::request_page(Device& device, const PageAsked& asked, PageWait* wait) {
+  const Attachment* attachment = find_attachment(device, asked.pasid);
+  if (attachment == nullptr && asked.pasid != 0) {
     attachment = find_attachment(device, 0);
-    if (attachment == nullptr || attachment->hwpt->object.type != ObjectType::kHwptNested) return;
+    if (attachment == nullptr || attachment->hwpt->object.type != ObjectType::kHwptNested) {
+      return false;
+    }
   }
-  if (attachment == nullptr || attachment->hwpt->fault.get() == nullptr) return;
+  if (attachment == nullptr || attachment->hwpt->fault.get() == nullptr) return false;
   const auto request = arena().make<PageRequest>("iommu.page_request");
-  if (!request) return;
-  (*request)->device_id = device.object.id;
-  (*request)->pasid = pasid;
-  (*request)->group = group;
-  (*request)->rights = rights;
-  (*request)->flags = kLastPage | (pasid != 0 ? kPasidValid : 0);
-  (*request)->address = address;
-  (*request)->attachment = attachment->number;
-  append(attachment->hwpt->fault->delivered, *request);
+  if (!request) return false;
+  PageRequest* first = *request;
+  first->device_id = device.object.id;
+  first->pasid = asked.pasid;
+  first->group = asked.group;
+  first->rights = asked.rights;
+  first->flags = (asked.last ? kLastPage : 0) | (asked.pasid != 0 ? kPasidValid : 0);
+  first->address = asked.address;
+  first->attachment = attachment->number;
+  if (!asked.last) {
+    append(device.partial, first);
+    return true;
+  }
+  first = take_group(device, first);
+  first->wait = wait;
+  append(attachment->hwpt->fault->delivered, first);
+  return true;
 }
 
 void Locked::mark_read(FaultQueue& queue) {
@@ -84,20 +141,24 @@ void Locked::mark_unread(FaultQueue& queue, PageRequest* request) {
   queue.delivered = request;
 }
 
-Result<void> Locked::answer(FaultQueue& queue, u32 cookie) {
+Result<void> Locked::answer(FaultQueue& queue, u32 cookie, bool success) {
   for (RelPtr<PageRequest>* link = &queue.read; link->get() != nullptr; link = &link->get()->next) {
     PageRequest* const request = *link;
     if (request->cookie != cookie) continue;
     *link = request->next.get();
-    arena().destroy(request);
+    respond(*this, request, success);
     return {};
   }
   return refuse(EINVAL);
 }
 
 void Locked::answer_all(FaultQueue& queue, u64 attachment) {
-  drop(arena(), queue.delivered, attachment);
-  drop(arena(), queue.read, attachment);
+  respond_all(*this, queue.delivered, attachment);
+  respond_all(*this, queue.read, attachment);
+}
+
+void Locked::drop_partial(Device& device, u64 attachment) {
+  respond_all(*this, device.partial, attachment);
 }
 
 }  // namespace stagetwo::iommu

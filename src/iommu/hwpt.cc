@@ -11,11 +11,12 @@ constexpr u64 kMockLast = (u64{1} << 31) - 1;
 constexpr u64 kMockPage = 2048;
 constexpr u64 kMockHugePage = 512 * kMockPage;
 
-constexpr u32 kFirstDomainId = 2;  // 1 is everybody's first level
+constexpr u16 kFirstLevelDomain = 1;  // everybody's
+constexpr u32 kFirstDomainId = 2;
 constexpr u32 kLastDomainId = 0xffff;
 constexpr unsigned kFirstLevels = 4;
 
-Result<DomainShape> shape_of(const Device& device, const Locked::HwptHow& how) {
+Result<DomainShape> shape_of(const Device& device, const HwptHow& how) {
   if (how.first_level) {
     const bool can = device.vtd && device.levels >= kFirstLevels && !how.dirty && !how.nest_parent;
     if (!can) return refuse(EOPNOTSUPP);
@@ -29,7 +30,7 @@ Result<DomainShape> shape_of(const Device& device, const Locked::HwptHow& how) {
 // By the object's number, of which no other has it.
 Result<u16> domain_id_of(const Hwpt& hwpt, FormatKind format) {
   if (format == FormatKind::kMock) return u16{0};
-  if (format == FormatKind::kX86FirstLevel) return u16{1};
+  if (format == FormatKind::kX86FirstLevel) return kFirstLevelDomain;
   const u32 id = hwpt.object.id + kFirstDomainId - 1;
   if (id > kLastDomainId) return refuse(ENOSPC);
   return static_cast<u16>(id);
@@ -78,7 +79,47 @@ Result<Hwpt*> Locked::make_nested(Hwpt& parent, GuestTables guest) {
   return hwpt;
 }
 
+Hwpt* Locked::find_process_table() {
+  for (u64 id = 1; id < root().table_size; ++id) {
+    const auto object = find(static_cast<u32>(id));
+    if (!object || (*object)->type != ObjectType::kProcess) continue;
+    auto* const table = reinterpret_cast<Hwpt*>(*object);
+    if (is_this_process(table->process)) return table;
+  }
+  return nullptr;
+}
+
+// The addresses of this process: goes with the last device that is bound to them.
+Result<Hwpt*> Locked::process_table() {
+  if (Hwpt* const known = find_process_table()) return known;
+  const u32 process = ST_TRY(this_process());
+  Hwpt* const table = ST_TRY(add<Hwpt>(ObjectType::kProcess, "iommu.process"));
+  table->process = process;
+  use_process(process, 1);
+  table->automatic = true;
+  table->pasid_compatible = true;
+  table->domain.format = FormatKind::kX86FirstLevel;
+  table->domain.root_level = kProcessLevels;
+  table->domain.id = kFirstLevelDomain;
+  return table;
+}
+
+void Locked::detach_dead_processes() {
+  for (u64 id = 1; id < root().table_size; ++id) {
+    const auto object = find(static_cast<u32>(id));
+    if (!object || (*object)->type != ObjectType::kProcess) continue;
+    auto* const table = reinterpret_cast<Hwpt*>(*object);
+    if (is_alive(table->process)) continue;
+    for (bool more = true; more;) {  // the last one takes the table
+      const Attachment& one = *table->attachments;
+      more = one.next.get() != nullptr;
+      detach(*one.device, one.pasid());
+    }
+  }
+}
+
 void Locked::destroy_hwpt(Hwpt* hwpt) {
+  if (hwpt->object.type == ObjectType::kProcess) use_process(hwpt->process, -1);
   if (Ioas* const ioas = hwpt->ioas) {
     remove_domain(*ioas, *hwpt);
     --ioas->object.users;

@@ -334,7 +334,7 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   return {};
 }
 
-Result<Locked::UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
+Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
   while (Area* area = ioas.areas.first(*start, last)) {
     if (area->iova() < *start || area->last() > last) return refuse(ENOENT);
     const u64 area_last = area->last();
@@ -358,7 +358,7 @@ Result<void> Context::unmap(u32 ioas_id, u64 start, u64 last, u64* unmapped) {
   unsigned tries = 0;
   u64 asked_for = 0;
   for (;;) {
-    Locked::UnmapStep step;
+    UnmapStep step;
     {
       Locked locked(*this);
       if (!locked.ok()) return refuse(EIO);

@@ -60,16 +60,16 @@ class Locked {
   Result<void> set_large_pages(Ioas& ioas, bool on);
   // Cuts areas so that one ends at `iova`. Failure: EINVAL, EBUSY, ENOMEM.
   Result<void> cut(Ioas& ioas, u64 iova);
-  // One step of Context::unmap.
-  using UnmapStep = iommu::UnmapStep;
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
 
   // ---- page tables (hwpt.cc)
-  using HwptHow = iommu::HwptHow;
   // Failure: as attach(); EOPNOTSUPP (no such tables), ENOSPC (no domain id).
   Result<Hwpt*> make_hwpt(Ioas& ioas, Device& device, HwptHow how);
   Result<Hwpt*> make_nested(Hwpt& parent, GuestTables guest = {});
   void destroy_hwpt(Hwpt* hwpt);
+  Result<Hwpt*> process_table();  // this process's addresses, for PASIDs (sva.h)
+  Hwpt* find_process_table();
+  void detach_dead_processes();
 
   // ---- devices and their PASIDs (attachments.cc)
   Result<Device*> make_device(bool no_dirty, bool huge, u8 max_pasid_lg2);
@@ -80,7 +80,8 @@ class Locked {
   // the page table's. Failure: ENOENT, EINVAL, EBUSY, EADDRINUSE, EFAULT, ENOMEM.
   Result<void> attach(Device& device, u32* pt_id, u32 pasid = 0);
   Result<void> replace(Device& device, u32* pt_id, u32 pasid = 0);  // EINVAL: nothing attached
-  void detach(Device& device, u32 pasid = 0);                       // nothing: nothing to do
+  Result<void> attach_table(Device& device, Hwpt& hwpt, u32 pasid);
+  void detach(Device& device, u32 pasid = 0);  // nothing: nothing to do
   void detach_all(Device& device);
   static Attachment* find_attachment(Device& device, u32 pasid);  // null: none
 
@@ -90,7 +91,8 @@ class Locked {
   // Reads (`to`) or writes (`from`), page by page.
   DmaAnswer dma(Device& device, s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
 
-  // The walk below an entry. Is the frame one this process can reach?
+  // The walk below an entry; what it found, within a page. Is the frame one this process reaches?
+  bool touch(const Walked& found, u64 bytes, void* to, const void* from) const;
   Walked walk_entry(const PasidEntry& entry, u64 iova, Rights wanted);
   [[nodiscard]] bool reaches(u64 address) const;
   Result<DmaLine*> add_line();  // of an engine of this process; ENOSPC
@@ -113,13 +115,16 @@ class Locked {
 
   // ---- page requests (fault.cc)
   Result<FaultQueue*> make_fault_queue();
-  // Of a device; dropped where nobody takes it.
-  void report(Device& device, u32 pasid, u32 group, u32 rights, u64 address);
+  // Of a device; dropped where nobody takes it. `wait`: who is told of the response.
+  void report(Device& device, u32 pasid, u32 group, u32 rights, u64 address, bool last = true);
+  bool request_page(Device& device, const PageAsked& asked, PageWait* wait);
   // To the reader: it has a cookie from now on. Pre: the first delivered.
   static void mark_read(FaultQueue& queue);
   static void mark_unread(FaultQueue& queue, PageRequest* request);  // that could not be told
-  Result<void> answer(FaultQueue& queue, u32 cookie);                // EINVAL: no such cookie
+  // EINVAL: no such cookie.
+  Result<void> answer(FaultQueue& queue, u32 cookie, bool success = true);
   void answer_all(FaultQueue& queue, u64 attachment);  // of one attachment, as invalid
+  void drop_partial(Device& device, u64 attachment);   // groups whose last has not come
   void destroy_fault_queue(FaultQueue* queue);
 
   // The frame this process has at `at` now, as tables hold it; none: it is not pinned here.
@@ -148,11 +153,6 @@ class Locked {
   Result<IntervalSet<Allowed>*> make_allowed(std::span<const IovaRanges> ranges);
   void free_allowed(IntervalSet<Allowed>* set);
   Result<void> map_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapRequest* request);
-  struct Piece {
-    PageSet* set;
-    u64 start_byte;
-    u64 length;
-  };
   Result<void> add_piece(Ioas& to, const Piece& piece, u64 iova, u32 rights);
   Result<void> choose_iova(const Ioas& ioas, u64 user_address, u64 length, u64* iova) const;
   Result<void> check_iova(const Ioas& ioas, u64 iova, u64 length) const;

@@ -63,6 +63,7 @@ Result<void> Locked::destroy(u32 id) {
       break;
     case ObjectType::kHwptPaging:
     case ObjectType::kHwptNested:
+    case ObjectType::kProcess:
       destroy_hwpt(reinterpret_cast<Hwpt*>(object));
       break;
     case ObjectType::kDevice:

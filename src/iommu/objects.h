@@ -36,6 +36,7 @@ enum class ObjectType : u32 {
   kAccess,
   kFault,
   kTestDevice,  // a device that only the test command knows
+  kProcess,     // a page table that is the addresses of a process (sva.h)
 };
 
 struct Object {
@@ -75,8 +76,17 @@ struct Ioas {
   RelPtr<Access> accesses;
 };
 
+// A device that waits for the response to its page request.
+struct PageWait {
+  enum class State : u32 { kWaiting, kSuccess, kInvalid };
+  State state = State::kWaiting;
+};
+
 struct PageRequest {
   RelPtr<PageRequest> next;
+  RelPtr<PageRequest> rest;  // of its group: the others, in their order
+  RelPtr<PageWait> wait;     // of a group's first; null: nobody waits
+  u32 in_group = 1;
   u32 cookie = 0;  // 0: not yet read
   u32 device_id = 0;
   u32 pasid = 0;
@@ -122,6 +132,7 @@ struct Hwpt {
   // Of a nested one for VT-d: where in the parent the guest's first level is.
   u64 guest_table = 0;
   u32 guest_levels = 0;
+  u32 process = 0;                     // of a process's addresses: whose
   u32 cache_words[kNestedWords] = {};  // a test device's nested cache
 };
 
@@ -135,7 +146,9 @@ struct Device {
   bool vtd = false;  // in device tables, with page tables of `levels`
   u8 levels = 0;
   u16 source = 0;
-  bool auxiliary = false;  // takes auxiliary page tables, no primary one
+  bool auxiliary = false;       // takes auxiliary page tables, no primary one
+  u32 last_group = 0;           // of its page requests
+  RelPtr<PageRequest> partial;  // of groups whose last has not come
 };
 
 struct TestDevice {
@@ -161,6 +174,7 @@ struct Root {
   u64 last_attachment;
   u64 root_table;  // of the devices in device tables; 0: there is none
   InvalidationQueue queue;
+  sync::Atomic<u32> responses;  // raised with each; sleepers of this process wait on it
   RelPtr<Ioas> vfio_ioas;
   RelPtr<u64> above;  // what the room above keeps beside it, in blocks of its own
   RelPtr<PageSet> page_sets;

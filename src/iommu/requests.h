@@ -8,11 +8,20 @@
 
 namespace stagetwo::iommu {
 
+struct PageSet;
+
 struct MapRequest {
   bool fixed;
   u64 iova;  // in if fixed; out
   u64 length;
   u32 rights;
+};
+
+// A part of a page set.
+struct Piece {
+  PageSet* set;
+  u64 start_byte;
+  u64 length;
 };
 
 // Not done: pins of accesses are in the way of [notify_start, notify_last].
@@ -51,5 +60,20 @@ struct DmaAnswer {
   u64 iova = 0;  // of the fault
 };
 inline constexpr s64 kNoPasid = -1;
+
+// A page request.
+struct PageAsked {
+  u32 pasid = 0;
+  u32 group = 0;
+  u32 rights = 0;
+  u64 address = 0;
+  bool last = true;  // of its group
+};
+
+// Could the page still come?
+constexpr bool can_be_asked_for(FaultReason reason) {
+  return reason == FaultReason::kFirstNotPresent || reason == FaultReason::kSecondDenied ||
+         reason == FaultReason::kNoWrite;
+}
 
 }  // namespace stagetwo::iommu

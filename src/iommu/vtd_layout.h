@@ -81,6 +81,14 @@ enum class TranslationType : u8 {
   kPassThrough = 4,
 };
 
+// A first level that is not in the arena: the addresses of a process, by its number there. No table
+// stands so low.
+inline constexpr u64 kProcessRoots = u64{1} << 22;
+constexpr u64 process_root(u32 process) {
+  return (u64{process} + 1) << 12;
+}
+inline constexpr unsigned kProcessLevels = 4;
+
 // 512 bits: what one PASID of one device means.
 struct PasidEntry {
   u64 word[8];
@@ -100,6 +108,12 @@ struct PasidEntry {
     return static_cast<unsigned>(get_field(word[2], 3, 2)) + 4;
   }
   [[nodiscard]] constexpr u64 first_table() const { return word[2] & kEntryAddress; }
+  [[nodiscard]] constexpr bool is_process() const {
+    return type() == TranslationType::kFirstLevel && first_table() <= kProcessRoots;
+  }
+  [[nodiscard]] constexpr u32 process() const {
+    return static_cast<u32>((first_table() >> 12) - 1);
+  }
   [[nodiscard]] constexpr bool reserved_clear() const {
     return (word[0] & bit_mask(11, 10)) == 0 &&
            (word[3] | word[4] | word[5] | word[6] | word[7]) == 0;

@@ -24,6 +24,7 @@ struct Walked {
   u64 address = 0;     // of the byte: a frame's as tables hold it
   u64 page_bytes = 0;  // all of them lead to the same page
   u32 rights = 0;
+  bool of_process = false;  // `address` is one of this process's own, and may not be there
 };
 
 // Reads eight bytes of a frame. False: not to be reached from here.

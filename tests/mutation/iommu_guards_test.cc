@@ -1,12 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without its guards a device keeps what was taken from it, by its tables or by one of its caches,
 // or reaches by its own requests what was never meant for PASIDs.
+#include "iommu/process_space.h"
 #include "tests/mutation/broken_without.h"
 #include "tests/sched/dma_line_scenarios.h"
 #include "tests/unit/iommu/engine_world.h"
 
 namespace stagetwo::iommu {
 namespace {
+
+// A process's own addresses, of which one page is used, changed and used again.
+bool a_device_keeps_what_was_unmapped() {
+  if (!host::backstop::install()) return false;
+  auto space = *ProcessSpace::make();
+  const test::GuardedPages memory(1);
+  const Hva at(memory.address());
+  u8 byte = 0;
+  if (!space->bring(at, kMayRead)) return false;
+  const host::InvalidateSection section({HvaRange(at, kPageSize), host::EventKind::kUnmap});
+  return space->access(at, 1, &byte, nullptr);
+}
+bool a_page_is_entered_over_a_change() {
+  if (!host::backstop::install()) return false;
+  auto space = *ProcessSpace::make();
+  const test::GuardedPages memory(1);
+  const Hva at(memory.address());
+  const auto before = space->look();
+  {
+    const host::InvalidateSection section({HvaRange(at, kPageSize), host::EventKind::kUnmap});
+  }
+  const auto entered = space->enter(before, at, kMayRead);
+  return entered && *entered;
+}
+TEST(IommuSpaceZap, WithoutItADeviceKeepsWhatTheProcessUnmaps) {
+  EXPECT_FALSE(test::broken_without({}, a_device_keeps_what_was_unmapped));
+  EXPECT_TRUE(test::broken_without({"iommu_space_zap"}, a_device_keeps_what_was_unmapped));
+}
+TEST(IommuSpaceGate, WithoutItAPageIsEnteredThatHasChanged) {
+  EXPECT_FALSE(test::broken_without({}, a_page_is_entered_over_a_change));
+  EXPECT_TRUE(test::broken_without({"iommu_space_gate"}, a_page_is_entered_over_a_change));
+}
 
 using test::broken_without;
 

@@ -30,47 +30,52 @@ class FaultFile final : public host::Description {
   }
 
  private:
-  Result<bool> read_one(u64 to);
+  Result<u64> read_group(u64 to, u64 room);
 
   sync::Ref<Iommufd> iommufd_;
   u32 id_;
 };
 
-// False: there is none.
-Result<bool> FaultFile::read_one(u64 to) {
+// Tells all requests of the next group, or none for want of room; how many bytes.
+Result<u64> FaultFile::read_group(u64 to, u64 room) {
   iommu::Locked locked(iommufd_->context());
   if (!locked.ok()) return refuse(EIO);
   auto* const queue = ST_TRY(locked.find<iommu::FaultQueue>(id_));
-  if (queue->delivered.get() == nullptr) return false;
+  iommu::PageRequest* const first = queue->delivered;
+  if (first == nullptr || first->in_group * sizeof(iommu_hwpt_pgfault) > room) return u64{0};
   iommu::Locked::mark_read(*queue);
-  iommu::PageRequest* request = queue->read;
-  while (request->next.get() != nullptr) request = request->next;
-  const iommu_hwpt_pgfault fault{.flags = request->flags,
-                                 .dev_id = request->device_id,
-                                 .pasid = request->pasid,
-                                 .grpid = request->group,
-                                 .perm = request->rights,
-                                 .__reserved = 0,
-                                 .addr = request->address,
-                                 .length = 0,
-                                 .cookie = request->cookie};
-  const auto told = copy_out_bytes(to, &fault, sizeof(fault));
-  if (told) return true;
-  iommu::Locked::mark_unread(*queue, request);
-  return refuse(told.error());
+  u64 done = 0;
+  for (const iommu::PageRequest* one = first; one != nullptr; one = one->rest) {
+    const iommu_hwpt_pgfault fault{.flags = one->flags,
+                                   .dev_id = one->device_id,
+                                   .pasid = one->pasid,
+                                   .grpid = one->group,
+                                   .perm = one->rights,
+                                   .__reserved = 0,
+                                   .addr = one->address,
+                                   .length = 0,
+                                   .cookie = first->cookie};
+    const auto told = copy_out_bytes(to + done, &fault, sizeof(fault));
+    if (!told) {
+      iommu::Locked::mark_unread(*queue, first);
+      return refuse(told.error());
+    }
+    done += sizeof(fault);
+  }
+  return done;
 }
 
 Result<long> FaultFile::read_bytes(u64 to, u64 size) {
   if (size % sizeof(iommu_hwpt_pgfault) != 0) return refuse(ESPIPE);
   u64 done = 0;
   while (done < size) {
-    const auto one = read_one(to + done);
-    if (!one && done == 0) return refuse(one.error());
-    if (!one || !*one) break;
-    done += sizeof(iommu_hwpt_pgfault);
+    const auto group = read_group(to + done, size - done);
+    if (!group && done == 0) return refuse(group.error());
+    if (!group || *group == 0) break;
+    done += *group;
   }
-  // A request that waits for a reader without room.
-  if (size == 0) {
+  // A group that waits for a reader without room for it.
+  if (done == 0) {
     iommu::Locked locked(iommufd_->context());
     if (!locked.ok()) return refuse(EIO);
     const auto* const queue = ST_TRY(locked.find<iommu::FaultQueue>(id_));
@@ -90,7 +95,7 @@ Result<long> FaultFile::write_bytes(u64 from, u64 size) {
       iommu::Locked locked(iommufd_->context());
       if (!locked.ok()) return refuse(EIO);
       auto* const queue = ST_TRY(locked.find<iommu::FaultQueue>(id_));
-      answered = locked.answer(*queue, response.cookie);
+      answered = locked.answer(*queue, response.cookie, response.code == IOMMUFD_PAGE_RESP_SUCCESS);
     }
     if (!answered && done == 0) return refuse(answered.error());
     if (!answered) break;

@@ -87,6 +87,28 @@ TEST_F(FaultTest, DetachingAnswersWhatIsOutstanding) {
   EXPECT_EQ(read().first, 0u);
 }
 
+TEST_F(FaultTest, AGroupIsToldWhenItsLastHasComeAndAnsweredAsOne) {
+  replace(nested_);
+  {
+    Locked locked(*context_);
+    Device& device = **locked.find<Device>(a_.device);
+    locked.report(device, 0, 4, kMayRead, 0x1000, false);
+    locked.report(device, 0, 5, kMayRead, 0x9000, false);  // another one's
+    locked.report(device, 0, 4, kMayRead, 0x2000, false);
+    EXPECT_EQ((*locked.find<FaultQueue>(queue_))->delivered.get(), nullptr);
+    locked.report(device, 0, 4, kMayWrite, 0x3000);
+    const PageRequest* const first = (*locked.find<FaultQueue>(queue_))->delivered;
+    ASSERT_NE(first, nullptr);
+    EXPECT_EQ(first->in_group, 3u);
+    EXPECT_EQ(first->next.get(), nullptr);
+    EXPECT_EQ(first->address, 0x1000u);
+    EXPECT_EQ(first->rest->address, 0x2000u);
+    EXPECT_EQ(first->rest->rest->address, 0x3000u);
+  }
+  EXPECT_EQ(answer(read().first), 0);
+  EXPECT_EQ(read().first, 0u);  // what is left of the other goes with the attachment
+}
+
 TEST_F(FaultTest, WhatCouldNotBeToldComesAgain) {
   replace(nested_);
   request(0, 0x1000);

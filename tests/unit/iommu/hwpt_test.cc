@@ -18,7 +18,7 @@ class HwptTest : public IommufdWorld {
     EXPECT_EQ(destroy(ioas_), 0);
     IommufdWorld::TearDown();
   }
-  u32 make_hwpt(Locked::HwptHow how) {
+  u32 make_hwpt(HwptHow how) {
     Locked locked(*context_);
     return (*locked.make_hwpt(**locked.find<Ioas>(ioas_), **locked.find<Device>(a_.device), how))
         ->object.id;

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The addresses of this process as devices see them that it is bound to by a PASID: a processor's
+// tables of those pages that a device has used since the process last changed them. Nothing is
+// pinned. Analogue: iommu_sva_bind_device(), drivers/iommu/intel/svm.c. Differs: the kernel lends
+// the device the processor's own tables; here a page is entered when a device asks for it, and a
+// translation yields the address itself.
+//
+// I1  A page that stands in the tables was there, with that right, since the last change of it that
+//     was announced; a change takes it out before it happens, and waits for an access under way.
+// I2  Pages come by bring() alone, outside of every lock: the process's memory is faulted in as by
+//     its own touch, owners of absent pages and the client's userfaultfd included.
+//
+//   bring                                    change (the bell)
+//   takes a snapshot of the gate             lock: the gate begins; pages out; unlock
+//   faults the page in                       (its system call)
+//   lock: no change since, or again; enters  the gate ends
+//
+// Locking: one lock (rank kSecondary), held while a page is copied. Lifetime: the process's; in a
+// child of fork nothing of it is used. State of the process, not of an iommufd (DESIGN.md, rule
+// 11).
+
+#include "addr/addr.h"
+#include "base/alloc.h"
+#include "host/mmu_notifier.h"
+#include "iommu/memory_objects.h"
+#include "sync/invalidation_gate.h"
+#include "sync/mutex.h"
+
+namespace stagetwo::iommu {
+
+class ProcessSpace final : public host::MmuNotifier {
+ public:
+  // Listens from now on. Failure: ENOMEM, ESRCH (the process ends).
+  static Result<Box<ProcessSpace>> make();
+  ProcessSpace() = default;
+  ~ProcessSpace();
+  ProcessSpace(const ProcessSpace&) = delete;
+  ProcessSpace& operator=(const ProcessSpace&) = delete;
+
+  // Reads (`to`) or writes (`from`) within one page. False: it is not there, or not with that
+  // right. Context: as the bell's callbacks.
+  bool access(Hva at, u64 bytes, void* to, const void* from);
+  // The same by fn(context, at), which answers whether the page could be used.
+  using UseFn = bool (*)(void* context, Hva at);
+  bool use(Hva at, Rights wanted, UseFn fn, void* context);
+  // A page request. Failure: EFAULT (the process itself could not), ENOMEM. Context: no lock of
+  // this room; may sleep.
+  Result<void> bring(Hva at, Rights wanted);
+
+  // The two halves of bring(). False: a change came between, or is under way.
+  using Look = sync::InvalidationGate::Snapshot;
+  [[nodiscard]] Look look() const { return gate_.snapshot(); }
+  Result<bool> enter(Look look, Hva at, Rights right);
+
+  [[nodiscard]] u64 debug_pages();
+
+  bool invalidate_range_start(const host::InvalidateEvent& event) override;
+  host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override
+      TA_NO_ANALYSIS;
+  void invalidate_range_end(const host::InvalidateEvent& event) override;
+  void release() override;
+
+ private:
+  void begin(HvaRange range) TA_REQ(lock_);
+  bool take_out(HvaRange range) TA_REQ(lock_);
+
+  sync::Mutex lock_{sync::Rank::kSecondary};
+  void* root_ TA_GUARDED(lock_) = nullptr;  // made with the first page
+  u64 pages_ TA_GUARDED(lock_) = 0;
+  sync::InvalidationGate gate_;  // begun and asked under the lock
+  bool listens_ = false;
+};
+
+// The one of this process; null: nothing was bound yet.
+[[nodiscard]] ProcessSpace* process_space();
+// The same, made at the first use; it listens until the process ends. Failure: as make().
+Result<ProcessSpace*> make_process_space();
+
+}  // namespace stagetwo::iommu

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+// Goal: a device works on a process's own addresses by a PASID, and follows what the process does
+// to them.
+#include "iommu/sva.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+#include "base/failpoint.h"
+#include "host/change.h"
+#include "host/page_owner.h"
+#include "iommu/auxiliary.h"
+#include "iommu/process_space.h"
+#include "tests/support/one_place_owner.h"
+#include "tests/unit/iommu/engine_world.h"
+
+namespace stagetwo::iommu {
+namespace {
+
+class SvaTest : public EngineWorld {
+ protected:
+  void SetUp() override {
+    EngineWorld::SetUp();
+    // Tests before it have unmapped their memory without a word.
+    const host::InvalidateSection all({host::kWholeAddressSpace, host::EventKind::kUnmap});
+  }
+  u32 bind(u32 device) {
+    const auto pasid = bind_process(*context_, device);
+    error_ = error_of(pasid);
+    return pasid ? *pasid : 0;
+  }
+  void unbind(u32 device) { unbind_process(*context_, device); }
+  // 0: a fault, of reason_ at fault_.
+  u8 get(u32 device, u32 pasid, u64 at, bool asks = true) {
+    u8 value = 0;
+    const DmaAnswer done = context_->dma(device, pasid, at, 1, &value, nullptr, asks);
+    reason_ = done.reason;
+    fault_ = done.iova;
+    return done.done == 1 ? value : u8{0};
+  }
+  bool put(u32 device, u32 pasid, u64 at, u8 value) {
+    reason_ = context_->dma(device, pasid, at, 1, nullptr, &value, true).reason;
+    return reason_ == FaultReason::kNone;
+  }
+  int unmap_own(u64 at, u64 bytes) {
+    return host::change(at, bytes, host::EventKind::kUnmap,
+                        [&] { return munmap(reinterpret_cast<void*>(at), bytes); });
+  }
+  int error_ = 0;
+  std::atomic<FaultReason> reason_{};
+  std::atomic<u64> fault_ = 0;
+};
+
+TEST_F(SvaTest, ADeviceReadsAndWritesWhatTheProcessHas) {
+  const u32 pasid = bind(device_);
+  ASSERT_NE(pasid, 0u);
+  EXPECT_EQ(get(device_, pasid, page(1)), mark(1));
+  EXPECT_TRUE(put(device_, pasid, page(1), 0x77));
+  EXPECT_EQ(*memory_.bytes_at(kPageSize), 0x77);
+  // All of it, over the border of pages, and nothing is pinned for it.
+  u8 bytes[2 * kPageSize];
+  EXPECT_EQ(context_->dma(device_, pasid, page(0) + 1, sizeof(bytes), bytes, nullptr, true).done,
+            sizeof(bytes));
+  EXPECT_EQ(host::pin_use().pages, 2u) << "those of the two IOASes with page tables";
+  unbind(device_);
+}
+
+TEST_F(SvaTest, WithoutAPageRequestAnAbsentPageIsAFault) {
+  const u32 pasid = bind(device_);
+  EXPECT_EQ(get(device_, pasid, page(2), false), 0);
+  EXPECT_EQ(reason_, FaultReason::kFirstNotPresent);
+  EXPECT_EQ(fault_, page(2));
+  EXPECT_EQ(get(device_, pasid, page(2)), mark(2));
+  EXPECT_EQ(get(device_, pasid, page(2), false), mark(2)) << "it is known now";
+  EXPECT_EQ(get(device_, pasid, u64{1} << 50), 0);
+  EXPECT_EQ(reason_, FaultReason::kNotCanonical);
+  unbind(device_);
+}
+
+TEST_F(SvaTest, WhatTheProcessUnmapsIsGoneAndWhatItMapsThereIsSeen) {
+  void* const at =
+      mmap(nullptr, 2 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const u64 address = reinterpret_cast<u64>(at);
+  const u32 pasid = bind(device_);
+  ASSERT_TRUE(put(device_, pasid, address, 1));
+  ASSERT_EQ(unmap_own(address, kPageSize), 0);
+  EXPECT_EQ(get(device_, pasid, address), 0);
+  EXPECT_EQ(reason_, FaultReason::kFirstNotPresent);
+  ASSERT_EQ(mmap(at, kPageSize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), at);
+  EXPECT_FALSE(put(device_, pasid, address, 2));
+  EXPECT_EQ(get(device_, pasid, address), 0);
+  EXPECT_EQ(reason_, FaultReason::kNone) << "a page of zeros, which may be read";
+  unbind(device_);
+  munmap(at, 2 * kPageSize);
+}
+
+TEST_F(SvaTest, APageThatSomebodyHasTakenComesBackForTheDevice) {
+  const u32 pasid = bind(device_);
+  ASSERT_EQ(get(device_, pasid, page(2)), mark(2));
+  test::OnePlaceOwner owner;
+  const auto taken =
+      host::take_away(HvaRange(Hva(page(2)), kPageSize), &owner, &owner, host::Which::kAnonymous);
+  ASSERT_TRUE(taken);
+  ASSERT_EQ(*taken, 1u);
+  EXPECT_EQ(get(device_, pasid, page(2), false), 0);
+  EXPECT_EQ(get(device_, pasid, page(2)), mark(2));
+  unbind(device_);
+}
+
+TEST_F(SvaTest, AProcessHasOnePasidOnAllDevicesAndABindCounts) {
+  const u32 other = make_vtd(0x61);
+  const u32 pasid = bind(device_);
+  EXPECT_EQ(bind(other), pasid);
+  EXPECT_EQ(bind(device_), pasid);
+  unbind(device_);
+  EXPECT_EQ(get(device_, pasid, page(0)), mark(0));
+  unbind(device_);
+  EXPECT_EQ(get(device_, pasid, page(0)), 0);
+  EXPECT_EQ(reason_, FaultReason::kPasidNotPresent);
+  EXPECT_EQ(get(other, pasid, page(0)), mark(0));
+  unbind(other);
+  unbind(other);
+  EXPECT_EQ(destroy(other), 0);
+}
+
+TEST_F(SvaTest, ItIsOneMapWithAttachedPageTables) {
+  ASSERT_EQ(attach(device_, table_[0], 1), 0);
+  const u32 pasid = bind(device_);
+  EXPECT_EQ(pasid, 2u) << "1 is taken";
+  EXPECT_EQ(attach(device_, table_[1], pasid), EBUSY);
+  EXPECT_EQ(get(device_, 1, kIova), mark(0));
+  EXPECT_EQ(get(device_, 1, page(0)), 0) << "the other PASID's addresses";
+  EXPECT_EQ(get(device_, pasid, kIova), 0);
+  EXPECT_TRUE(entry(device_, pasid).entry.is_process());
+  unbind(device_);
+  EXPECT_EQ(attach(device_, table_[1], pasid), 0);
+  EXPECT_EQ(get(device_, pasid, kIova), mark(1));
+}
+
+TEST_F(SvaTest, NotEveryDeviceCan) {
+  const u32 plain = make_vtd(0x62, 0), narrow = make_vtd(0x63, 8, 3);
+  EXPECT_EQ(bind(plain), 0u);
+  EXPECT_EQ(error_, ENODEV);
+  EXPECT_EQ(bind(narrow), 0u);
+  EXPECT_EQ(error_, ENODEV);
+  EXPECT_EQ(bind(999), 0u);
+  EXPECT_EQ(error_, ENOENT);
+  EXPECT_EQ(destroy(plain), 0);
+  EXPECT_EQ(destroy(narrow), 0);
+}
+
+TEST_F(SvaTest, AnEngineWorksOnItToo) {
+  const u32 pasid = bind(device_);
+  u8 value = 0;
+  EXPECT_EQ(engine_->access(pasid, page(1), 1, &value, nullptr).reason,
+            FaultReason::kFirstNotPresent);
+  EXPECT_EQ(engine_->access(pasid, page(1), 1, &value, nullptr, true).done, 1u);
+  EXPECT_EQ(value, mark(1));
+  unbind(device_);
+  EXPECT_EQ(engine_->access(pasid, page(1), 1, &value, nullptr, true).reason,
+            FaultReason::kPasidNotPresent);
+}
+
+TEST_F(SvaTest, AChildOfForkDoesNotReachItsParent) {
+  const u32 pasid = bind(device_);
+  ASSERT_EQ(get(device_, pasid, page(0)), mark(0));
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    _exit(get(device_, pasid, page(0)) == 0 && reason_ == FaultReason::kFirstUnreadable ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  unbind(device_);
+}
+
+TEST_F(SvaTest, AProcessThatEndedIsBoundNoMore) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    auto context = *Context::attach(backing_->fd());
+    _exit(bind_process(*context, device_) ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_EQ(status, 0);
+  EXPECT_EQ(get(device_, 1, page(0)), 0);
+  EXPECT_EQ(reason_, FaultReason::kFirstUnreadable);
+  EXPECT_EQ(bind(device_), 1u) << "the number is free again";
+  unbind(device_);
+}
+
+TEST_F(SvaTest, WithoutMemoryNothingIsBound) {
+  failpoint::sweep([&] {
+    const u32 pasid = bind(device_);
+    if (pasid == 0) {
+      Locked locked(*context_);
+      EXPECT_EQ(locked.find_process_table(), nullptr);
+    }
+    unbind(device_);
+  });
+}
+
+// A page table with a fault queue: who reads it maps what is asked for, or says no.
+TEST_F(SvaTest, ADeviceThatAsksGoesOnWhenItIsAnswered) {
+  u32 queue = 0;
+  {
+    Locked locked(*context_);
+    auto* const made = *locked.make_fault_queue();
+    queue = made->object.id;
+    (*locked.find<Hwpt>(table_[0]))->fault = made;
+    ++made->object.users;
+  }
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  std::atomic<bool> stop{false};
+  std::thread reader([&] {
+    while (!stop) {
+      u32 cookie = 0;
+      u64 address = 0;
+      {
+        Locked locked(*context_);
+        FaultQueue& of = **locked.find<FaultQueue>(queue);
+        PageRequest* const first = of.delivered;
+        if (first != nullptr) {
+          Locked::mark_read(of);
+          cookie = first->cookie;
+          address = first->address;
+        }
+      }
+      if (cookie == 0) {
+        std::this_thread::yield();
+        continue;
+      }
+      const bool success = address == kIova + kPageSize;
+      if (success) {
+        EXPECT_EQ(map_at(ioas_[0], page(2), kPageSize, address), 0);
+      }
+      Locked locked(*context_);
+      EXPECT_TRUE(locked.answer(**locked.find<FaultQueue>(queue), cookie, success));
+    }
+  });
+  EXPECT_EQ(get(device_, 5, kIova + kPageSize), mark(2));
+  EXPECT_EQ(get(device_, 5, kIova + 2 * kPageSize), 0);
+  EXPECT_EQ(reason_, FaultReason::kSecondDenied);
+  EXPECT_EQ(get(device_, 5, kIova + 2 * kPageSize, false), 0);
+  stop = true;
+  reader.join();
+  // Who waits when the PASID goes is told.
+  std::thread waits([&] { EXPECT_EQ(get(device_, 5, kIova + 3 * kPageSize), 0); });
+  for (bool asked = false; !asked;) {
+    Locked locked(*context_);
+    asked = (*locked.find<FaultQueue>(queue))->delivered.get() != nullptr;
+  }
+  detach(device_, 5);
+  waits.join();
+  Locked locked(*context_);
+  (*locked.find<Hwpt>(table_[0]))->fault = nullptr;
+  --(*locked.find<FaultQueue>(queue))->object.users;
+  locked.destroy_fault_queue(*locked.find<FaultQueue>(queue));
+}
+
+// What is unmapped under a working device is never written again: the pages that come there are
+// another's.
+TEST_F(SvaTest, UnderADeviceThatNeverRestsNoWriteLandsAfterTheUnmap) {
+  const u32 pasid = bind(device_);
+  constexpr u64 kBytes = 4 * kPageSize;
+  void* const at =
+      mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const u64 address = reinterpret_cast<u64>(at);
+  std::atomic<bool> stop{false};
+  std::thread device([&] {
+    for (u64 i = 0; !stop; ++i) put(device_, pasid, address + i % 4 * kPageSize, 0xdd);
+  });
+  for (unsigned round = 0; round < 200; ++round) {
+    EXPECT_EQ(unmap_own(address, kBytes), 0);
+    // Nothing of it may be written now, whoever has it.
+    auto* const fresh = static_cast<volatile u8*>(
+        mmap(at, kBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+    for (u64 i = 0; i < kBytes; i += kPageSize) EXPECT_EQ(fresh[i], 0);
+    host::change(address, kBytes, host::EventKind::kUnmap, [&] {
+      return mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                  0);
+    });
+  }
+  stop = true;
+  device.join();
+  unbind(device_);
+  munmap(at, kBytes);
+}
+
+}  // namespace
+}  // namespace stagetwo::iommu
