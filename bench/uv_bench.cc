@@ -121,8 +121,12 @@ class World {
       workers.emplace_back([&, t] {
         for (u64 page = t; page < kPages; page += threads) {
           const Gpa gpa(page * kPageSize);
-          const auto done =
-              out ? ultravisor.ask_page_out(kLpid, gpa) : ultravisor.ask_page_in(kLpid, gpa);
+          const auto ask = [&] {
+            return out ? ultravisor.ask_page_out(kLpid, gpa) : ultravisor.ask_page_in(kLpid, gpa);
+          };
+          // Busy: it is on its way with its neighbours, which the other thread wants.
+          uv::Status done = ask();
+          while (uv::is_transient(done)) done = ask();
           if (done != uv::Status::kSuccess) good_ = false;
         }
       });

@@ -220,7 +220,7 @@ bool SecureGuest::take_all(const Slot* only) {
       return cell.status == Status::kSuccess ? cell.next : PageState::kNone;
     }
     u64 frame = 0;
-    switch (memory_.take(page, &frame)) {
+    switch (memory_.take(page, 1, &frame)) {
       case Taken::kHole:
       case Taken::kBusy:
         return PageState::kNone;
@@ -259,7 +259,7 @@ Status SecureGuest::init_done() {
 void SecureGuest::restore(Gpa page, PageState was) {
   u64 frame = 0;
   Taken taken = Taken::kUntouched;
-  if (was == PageState::kPagedOut) taken = memory_.take(page, &frame);
+  if (was == PageState::kPagedOut) taken = memory_.take(page, 1, &frame);
   if (frame == 0) frame = memory_.new_frame();
   const bool full = frame != 0 && taken != Taken::kHole && taken != Taken::kBusy &&
                     tell_page_out(page, frame) == Status::kSuccess;
@@ -303,6 +303,7 @@ Status SecureGuest::init_abort() {
     aborting_ = false;
   }
   let_pages_go(nullptr);
+  memory_.leave_none_ahead();
   return Status::kParameter;
 }
 
@@ -321,6 +322,7 @@ Result<void> SecureGuest::svm_off() {
     life.becomes(GuestState::kNormal);
   }
   let_pages_go(nullptr);
+  memory_.leave_none_ahead();
   if (told != Status::kSuccess) return refuse(EINVAL);
   return {};
 }

@@ -25,8 +25,11 @@ enum class Taken : u8 {
 
 class NormalMemory {
  public:
-  // The process has the page no more; *frame is the caller's.
-  [[nodiscard]] virtual Taken take(Gpa page, u64* frame) = 0;
+  // The process has the page no more; *frame is the caller's. The `alike` pages from it on may be
+  // wanted next, and be taken, too: a touch has them back as they were, and nobody is told.
+  [[nodiscard]] virtual Taken take(Gpa page, u64 alike, u64* frame) = 0;
+  // What was taken so, and was not asked for, is back. Context: as all.
+  virtual void leave_none_ahead() {}
   // A frame of zeros; 0: no memory.
   [[nodiscard]] virtual u64 new_frame() = 0;
   // The stand-in goes, the frame's bytes are there instead, and the frame is gone. False: no

@@ -225,11 +225,23 @@ Status SecureGuest::work_on(Gpa page, PageState was, PageWork work) {
   return Status::kHardware;
 }
 
+// The page, and how many behind it are in the same state and nobody's.
+u64 SecureGuest::alike_from(Gpa page, PageState state) {
+  constexpr u64 kMost = 16;
+  const sync::MutexGuard guard(lock_);
+  u64 pages = 1;
+  for (; pages < kMost; ++pages) {
+    const Word* const word = find(page + pages * page_bytes_);
+    if (word == nullptr || word->busy || word->state != state) break;
+  }
+  return pages;
+}
+
 // The process's bytes go, and come back if the ultravisor does not want them. kP3: they are not
 // those that were sealed.
 Status SecureGuest::move_in(Gpa page, PageState was) {
   u64 frame = 0;
-  switch (memory_.take(page, &frame)) {
+  switch (memory_.take(page, alike_from(page, was), &frame)) {
     case Taken::kHole:
       return Status::kParameter;
     case Taken::kBusy:

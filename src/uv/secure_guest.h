@@ -147,6 +147,7 @@ class SecureGuest {
     PageState next;
   };
   [[nodiscard]] Claim claim(u64 gpa, PageEvent event) TA_EXCL(lock_);
+  [[nodiscard]] u64 alike_from(Gpa page, PageState state) TA_EXCL(lock_);
   void release(Gpa page, PageState now, u64 GuestUse::* counter) TA_EXCL(lock_);
   [[nodiscard]] bool life_comes_first() const TA_REQ(lock_) { return living_ || wanted_ != 0; }
   [[nodiscard]] Word* find(Gpa page) TA_REQ(lock_);

@@ -88,7 +88,7 @@ class PlainNormalMemory final : public uv::NormalMemory {
     }
   }
 
-  uv::Taken take(Gpa page, u64* frame) override {
+  uv::Taken take(Gpa page, u64 /*alike*/, u64* frame) override {
     const std::lock_guard guard(lock_);
     Page& what = pages_[page.raw()];
     if (what.hole) return uv::Taken::kHole;

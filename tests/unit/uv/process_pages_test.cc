@@ -9,6 +9,7 @@
 #include <atomic>
 #include <thread>
 
+#include "host/change.h"
 #include "host/pin.h"
 #include "sync/futex.h"
 #include "tests/support/process_guest.h"
@@ -239,6 +240,71 @@ TEST_F(ProcessGuest, TouchesFromManyThreadsMeetTheGuestsOwn) {
   stop.store(true);
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(ultravisor.state(kLpid), SvmState::kSecure);
+}
+
+// ---- pages in order -----------------------------------------------------------------------------
+
+bool is_present(const u8* at) {
+  unsigned char there = 0;
+  EXPECT_EQ(::mincore(const_cast<u8*>(at), kPageSize, &there), 0);
+  return (there & 1) != 0;
+}
+
+TEST_F(ProcessGuest, PagesWantedInOrderLeaveTogetherAndATouchHasThemBackAsTheyWere) {
+  become_secure();
+  std::vector<Bytes> sealed;
+  for (u64 page = 0; page < kPages; ++page) sealed.push_back(seen(page));
+  const u64 outs = ultravisor.use(kLpid).page_outs, ins = ultravisor.use(kLpid).page_ins;
+  for (u64 page = 0; page < 4; ++page) EXPECT_EQ(guest_bytes(page), text(page));
+  EXPECT_FALSE(is_present(at(6))) << "it left with those before it";
+  EXPECT_EQ(guest->page(Gpa(6 * kPageSize)), PageState::kPagedOut);
+  EXPECT_EQ(ultravisor.page(kLpid, Gpa(6 * kPageSize)), PageState::kPagedOut);
+  EXPECT_EQ(seen(6), sealed[6]);
+  EXPECT_EQ(ultravisor.use(kLpid).page_outs, outs);
+  EXPECT_EQ(ultravisor.use(kLpid).page_ins, ins + 4);
+  at(7)[100] = static_cast<u8>(at(7)[100] ^ 1);
+  at(7)[100] = static_cast<u8>(at(7)[100] ^ 1);
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+}
+
+TEST_F(ProcessGuest, ThreadsThatWantNeighboursEachGetTheirOwnPages) {
+  become_secure();
+  for (int turn = 0; turn < 100; ++turn) {
+    for (u64 page = 0; page < kPages; ++page) static_cast<void>(seen(page));
+    std::vector<std::thread> threads;
+    for (u64 first = 0; first < 3; ++first) {
+      threads.emplace_back([this, first] {
+        for (u64 page = first; page + 1 < kPages; page += 3) {
+          Status done = Status::kBusy;
+          while (is_transient(done)) done = ultravisor.ask_page_in(kLpid, Gpa(page * kPageSize));
+          EXPECT_TRUE(done == Status::kSuccess ||
+                      guest->page(Gpa(page * kPageSize)) != PageState::kLost);
+        }
+      });
+    }
+    threads.emplace_back(
+        [this, turn] { static_cast<void>(seen(static_cast<u64>(turn) % kPages)); });
+    for (std::thread& thread : threads) thread.join();
+    ASSERT_EQ(ultravisor.use(kLpid).tampered, 0u) << turn;
+  }
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+}
+
+TEST_F(ProcessGuest, WhatLeftAheadMayBeAlteredSharedGivenUpAndReset) {
+  become_secure();
+  for (u64 page = 0; page < kPages; ++page) static_cast<void>(seen(page));
+  for (u64 page = 0; page < 4; ++page) EXPECT_EQ(guest_bytes(page), text(page));
+  ASSERT_FALSE(is_present(at(6)));
+  EXPECT_EQ(guest_call(Call::kUvSharePage, 6, 1), Status::kSuccess);
+  EXPECT_EQ(seen(6), Bytes(kPageSize));
+  host::change(hva(5).raw(), kPageSize, host::EventKind::kClear,
+               [&] { ::madvise(at(5), kPageSize, MADV_DONTNEED); });
+  EXPECT_EQ(seen(5), Bytes(kPageSize));
+  at(7)[100] = static_cast<u8>(at(7)[100] ^ 1);
+  EXPECT_EQ(guest_bytes(7), Bytes());
+  EXPECT_EQ(ultravisor.use(kLpid).tampered_gpa, 7 * kPageSize);
+  EXPECT_TRUE(guest->svm_off().has_value());
+  for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(seen(page), Bytes(kPageSize)) << page;
 }
 
 }  // namespace
