@@ -67,9 +67,7 @@ constexpr Unseen kAll[] = {
      "the engine's call may be made on it, and closes it"},
     {Where::kEverywhere, "the lines of /proc/self/maps while a part of a mapping is with a device",
      "one mapping is shown as several, and counts as several for vm.max_map_count; the calls that "
-     "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one, but "
-     "where a hole between it and memory that was first touched apart was mapped meanwhile: there "
-     "EFAULT"},
+     "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one"},
     {Where::kEverywhere,
      "/proc/self/pagemap and /sys/kernel/mm/page_idle/bitmap by libc's streams (fopen and fread)",
      "the kernel's own: read, pread, write and pwrite see the guest's"},

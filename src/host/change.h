@@ -98,6 +98,7 @@ auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call
             u64 kept = kWholeRange) {
   const std::optional<HvaRange> range = pages_of(start, size);
   if (!range) return std::forward<F>(system_call)();
+  const EvenSides sides(what == Announced::kProtects ? *range : HvaRange(), false);
   const InvalidateSection section(InvalidateEvent{*range, kind});
   OwnedChange absent(*range, what);
   using Answer = decltype(system_call());
@@ -122,11 +123,19 @@ auto change(u64 start, u64 size, EventKind kind, F&& system_call) {
   return change(start, size, kind, announced_by(kind), std::forward<F>(system_call));
 }
 
+// An mmap over what may be mapped there.
+template <typename F>
+auto replace(u64 start, u64 size, F&& system_call) {
+  const EvenSides sides(pages_of(start, size).value_or(HvaRange()), true);
+  return change(start, size, EventKind::kUnmap, std::forward<F>(system_call));
+}
+
 // A change that takes nothing from anybody, so that no bell rings: rights that are gained.
 template <typename F>
 auto gain(u64 start, u64 size, F&& system_call) {
   const std::optional<HvaRange> range = pages_of(start, size);
   if (!range || (!owners_active() && !pins_active())) return std::forward<F>(system_call)();
+  const EvenSides sides(*range, false);
   const OwnedChange absent(*range, Announced::kProtects);
   if (absent.refused()) return no_memory<decltype(system_call())>();
   const PinnedChange pinned(*range, Announced::kProtects, kWholeRange);

@@ -6,6 +6,8 @@
 // taken; what dies with the change waits, undecided, until it has succeeded or failed.
 // Context: as the change. Nothing absent ever: one load.
 
+#include <optional>
+
 #include "host/page_owner.h"
 
 namespace stagetwo::host {
@@ -44,6 +46,24 @@ class OwnedChange {
   bool met_pages_ = false;
   bool refused_ = false;
   OwnedChange* next_ = nullptr;  // of those open; under the table lock
+};
+
+// Would the kernel, of the mappings on both sides of the range, take one for another kind than the
+// other, which are the same to the client: for what is watched or hidden of them? What is mapped
+// between them (`fresh`), or gets its rights, it joins with the other then, for good. What is
+// watched or hidden itself has joined with somebody already.
+[[nodiscard]] bool sides_differ(HvaRange range, bool fresh);
+
+// While a mapping is made there, or gets its rights: the pages beside it, if that would be so, are
+// back, and neither watched nor hidden. Opened before the change of the range itself: that one's
+// pages wait for its end.
+class EvenSides {
+ public:
+  EvenSides(HvaRange range, bool fresh);  // empty: nothing
+
+ private:
+  std::optional<OwnedChange> left_;
+  std::optional<OwnedChange> right_;
 };
 
 // Is a page of the private memory there absent? Racy.

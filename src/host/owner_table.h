@@ -48,6 +48,7 @@ class OwnerTable final : public TransitWatcher {
   // See fill_first_touch().
   bool fill_first(Hva at, Access access);
   void join_watched(HvaRange range, bool fresh);
+  bool sides_differ(HvaRange range, bool fresh);
 
   BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
   BringBack bring_back(Hva at) { return bring_back(key_of(at)); }
@@ -119,6 +120,9 @@ class OwnerTable final : public TransitWatcher {
   void drop_unwatched(HvaRange piece);
   void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
   void forget_spans() TA_REQ(lock_);
+  [[nodiscard]] bool is_hidden(Hva at) TA_REQ(lock_);
+  [[nodiscard]] bool is_kept(Hva at) TA_REQ(lock_) { return in_span(at) || is_hidden(at); }
+  [[nodiscard]] bool in_span(Hva at) TA_REQ(lock_);
   [[nodiscard]] bool stop_watching(HvaRange range);
   bool cut_spans(HvaRange range, bool forget) TA_REQ(lock_);
   [[nodiscard]] u64 absent_in(HvaRange range, u64 object) TA_REQ(lock_);

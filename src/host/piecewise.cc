@@ -184,6 +184,11 @@ HvaRange source_of(const Remap& call, Remapping kind) {
   return HvaRange(Hva(call.from), stays ? 0 : call.size);
 }
 
+HvaRange growth_of(const Remap& call) {
+  const bool grows = call.new_size > call.size && is_there(call.from, call.new_size);
+  return HvaRange(Hva(call.from + call.size), grows ? call.new_size - call.size : 0);
+}
+
 // What the kernel refuses at once it is given as a whole: a gap at the beginning, one mapping
 // alone.
 bool goes_by_mapping(const Remap& call) {

@@ -74,6 +74,8 @@ enum class Remapping : u8 {
 [[nodiscard]] Remapping kind_of(const Remap& call);
 // What has to be one mapping of the client's; empty: nothing.
 [[nodiscard]] HvaRange source_of(const Remap& call, Remapping kind);
+// Where it grows if it stays in place.
+[[nodiscard]] HvaRange growth_of(const Remap& call);
 // Does the kernel take the source, of several mappings, one after the other? Pre: a change kMoves
 // of it is open.
 [[nodiscard]] bool goes_by_mapping(const Remap& call);
@@ -134,11 +136,15 @@ void* remap(const Remap& asked, F&& remap, G&& made) {
   if (kind == Remapping::kRefused) return remap(asked);
   const OwnedChange source(source_of(call, kind), Announced::kMoves);
   if (source.refused()) return no_memory<void*>();
-  if (kind != Remapping::kFixed || !goes_by_mapping(call)) {
+  const bool fixed = kind == Remapping::kFixed;
+  const HvaRange target_range(Hva(call.to), call.new_size);
+  const EvenSides target_sides(fixed ? target_range : HvaRange(), true);
+  const EvenSides grown_sides(growth_of(call), true);
+  if (!fixed || !goes_by_mapping(call)) {
     return remap_announced(call, kind, remap, made);
   }
   // What of the target is opposite a gap stays.
-  const OwnedChange target(HvaRange(Hva(call.to), call.new_size), Announced::kMoves);
+  const OwnedChange target(target_range, Announced::kMoves);
   if (target.refused()) return no_memory<void*>();
   if (pins_active()) return remap_parts(call, remap, made);
   void* const there = remap_announced(call, kind, remap, made);

@@ -16,7 +16,9 @@
 // makes one mapping of both sides only if all pages that were touched on either side belong
 // together (anon_vma). It sees to that by itself at the first touch, but not across a border of
 // ours: so a mapping is bound before there is a border in it, and what is mapped beside one, or
-// gets its rights, is bound to it.
+// gets its rights, is bound to it. Between memory of ours and memory that nobody watches it would
+// be made one with the latter at once, and stay so: then the page beside it on our side comes back
+// first.
 //
 // Tried and rejected: watching whole mappings, so that there is no border: what is mapped beside
 // one later would have been one mapping with it, and all first touches take the long way.
@@ -156,13 +158,36 @@ alignas(kPageSize) constinit const u8 zeros[kPageSize] = {};
 // Under the lock, as resolve() is: no taker comes between the look and the page.
 bool OwnerTable::fill_first(Hva at, Access access) {
   const sync::MutexGuard guard(lock_);
-  bool watched = false;
-  for (const WatchedSpan& span : spans_) watched = watched || span.range.contains(at);
-  if (!watched || pages_.find(key_at(at)) != nullptr) return false;
+  if (!in_span(at) || pages_.find(key_at(at)) != nullptr) return false;
   const Hva page = page_floor(at);
   const auto filled =
       access == Access::kRead ? userfault::zero(page) : userfault::copy(page, zeros);
   return filled.has_value();
+}
+
+bool OwnerTable::in_span(Hva at) {
+  return std::any_of(spans_.begin(), spans_.end(),
+                     [&](const WatchedSpan& span) { return span.range.contains(at); });
+}
+bool OwnerTable::is_hidden(Hva at) {
+  const PageRecord* record = pages_.find(private_key(at));
+  return record != nullptr && record->hiding == Hiding::kProtection;
+}
+
+bool OwnerTable::sides_differ(HvaRange range, bool fresh) {
+  if (range.empty() || range.start() < Hva(kPageSize)) return false;
+  const Hva left = range.start() - kPageSize;
+  {
+    const sync::MutexGuard guard(lock_);
+    if (!fresh && is_kept(range.start()) && is_kept(range.end() - kPageSize)) return false;
+    const bool hidden = is_hidden(left) || is_hidden(range.end());
+    if (!hidden && in_span(left) == in_span(range.end())) return false;
+  }
+  const auto is_one = [](Hva at) {
+    const auto mapping = shown_mapping_at(at);
+    return mapping && is_private(*mapping);
+  };
+  return is_one(left) && is_one(range.end());
 }
 
 bool OwnerTable::stop_watching(HvaRange range) {
@@ -224,6 +249,17 @@ void join_watched(HvaRange range, bool fresh) {
   if (fresh && touches_are_signals()) forget_stacks(range);
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   if (table != nullptr) table->join_watched(range, fresh);
+}
+
+bool sides_differ(HvaRange range, bool fresh) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table != nullptr && table->sides_differ(range, fresh);
+}
+
+EvenSides::EvenSides(HvaRange range, bool fresh) {
+  if (!sides_differ(range, fresh) || !ST_GUARD(owners_even_sides, true)) return;
+  left_.emplace(page_at(range.start() - kPageSize), Announced::kMoves);
+  right_.emplace(page_at(range.end()), Announced::kMoves);
 }
 
 }  // namespace stagetwo::host

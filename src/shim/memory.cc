@@ -255,6 +255,36 @@ bool read_part(const iovec* at, iovec* part) {
   return read;
 }
 
+// An mmap over what may be mapped there.
+template <typename F>
+void* map_over(void* at, size_t size, F&& system_call) {
+  host::EngineSection section(host::Touches::kNothing);
+  trace::enter_room(trace::Room::shim, 1, number_of(at));
+  void* const mapped = host::replace(number_of(at), size, system_call);
+  section.leave();
+  return mapped;
+}
+
+// What fell between two mappings of which we watch one is the kernel's one with the other now. It
+// is mapped once more, over itself, while it finds both alike: nobody has it yet.
+void* map_evenly(Via via, const hugetlb::MapCall& call, void* mapped) {
+  constexpr int kOtherKinds = MAP_GROWSDOWN | MAP_HUGETLB;
+  const bool anonymous = (call.flags & MAP_ANONYMOUS) != 0 && (call.flags & kOtherKinds) == 0;
+  if (mapped == MAP_FAILED || !anonymous || !host::owners_active()) return mapped;
+  const auto range = host::pages_of(number_of(mapped), call.size);
+  if (!range || !host::sides_differ(*range, true)) return mapped;
+  constexpr int kFixedNoreplace = 0x100000;
+  hugetlb::MapCall again = call;
+  again.at = mapped;
+  again.flags = (call.flags & ~kFixedNoreplace) | MAP_FIXED;
+  void* const made = map_over(mapped, call.size, [&] { return do_map(via, again); });
+  if (made != MAP_FAILED) return made;
+  // Whether the first one is still there is not known.
+  do_unmap(via, mapped, call.size);
+  as_libc(-ENOMEM);
+  return MAP_FAILED;
+}
+
 }  // namespace
 
 void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via via) {
@@ -272,13 +302,15 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
     const long refusal = refusal_of_map(fd, &request);
     if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
   }
-  void* const mapped = host::mmap_replaces(flags)
-                           ? announce(at, size, host::EventKind::kUnmap,
-                                      [&] { return forgetting(at, size, true, go_on); })
-                           : go_on();
+  void* mapped = host::mmap_replaces(flags)
+                     ? map_over(at, size, [&] { return forgetting(at, size, true, go_on); })
+                     : go_on();
   const bool anonymous = (flags & MAP_ANONYMOUS) != 0;
   if (fd >= 0 && !anonymous) tell_mapped(fd, mapped, size);
   if ((flags & MAP_TYPE) != MAP_PRIVATE) return noted_mapping(mapped, size, anonymous);
+  if (!host::mmap_replaces(flags)) {
+    mapped = map_evenly(via, {at, size, prot, flags, fd, offset}, mapped);
+  }
   if (mapped != MAP_FAILED) note_private(mapped, size, true);
   return mapped;
 }

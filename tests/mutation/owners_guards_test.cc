@@ -142,6 +142,35 @@ TEST(OwnersUndivided, WithoutTheEndOfWatchingMremapMeetsABorderOfOurs) {
   mutation::restore_all();
 }
 
+// Between two pieces touched apart a hole is filled while a page of the first is away: has that
+// become one mapping with the first?
+bool fills_a_hole_as_untaken() {
+  constexpr int kBoth = PROT_READ | PROT_WRITE;
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+  OneMapping memory;
+  // What was beside them would be what they have in common.
+  munmap(memory.at, OneMapping::kPages * kPageSize);
+  for (const u64 first : {u64{1}, u64{5}}) {
+    mmap(memory.page(first), 2 * kPageSize, kBoth, kFlags, -1, 0);
+    *memory.page(first) = *memory.page(first + 1) = 8;
+  }
+  OnePlaceOwner owner;
+  static_cast<void>(host::take_away(memory.range(2, 1), &owner, &owner, host::Which::kPresent));
+  host::replace(memory.range(3, 2).start().raw(), 2 * kPageSize,
+                [&] { return mmap(memory.page(3), 2 * kPageSize, kBoth, kFlags, -1, 0); });
+  host::join_watched(memory.range(3, 2), true);
+  host::bring_back_range(memory.range(2, 1));
+  const auto shown = host::shown_mapping_at(memory.range(3, 1).start());
+  return shown && shown->range == memory.range(1, 4);
+}
+
+TEST(OwnersEvenSides, WithoutThemAFilledHoleBecomesOneWithTheWrongSide) {
+  EXPECT_TRUE(fills_a_hole_as_untaken());
+  mutation::remove("owners_even_sides");
+  EXPECT_FALSE(fills_a_hole_as_untaken());
+  mutation::restore_all();
+}
+
 // Looks at the mapping while pages of it are taken, and takes none.
 class LookingOwner final : public host::PageOwner {
  public:

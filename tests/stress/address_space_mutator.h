@@ -203,8 +203,8 @@ class Mutator {
       return at == MAP_FAILED ? -1 : 0;
     };
     const auto here = [&] {
-      const long made = unmapping(mine_.address(pages.first), pages.bytes(),
-                                  [&] { return static_cast<int>(call(mine_)); });
+      const long made = host::replace(mine_.address(pages.first), pages.bytes(),
+                                      [&] { return static_cast<int>(call(mine_)); });
       host::join_watched(range_of(mine_, pages), true);
       return made == 0 ? touched(mine_, pages) : made;
     };
@@ -227,8 +227,8 @@ class Mutator {
       return in.map(pages.first, pages.count, MAP_SHARED, in.file(), *from) == MAP_FAILED ? -1 : 0;
     };
     both(text("mmap of a file", pages), pages, call, [&] {
-      return unmapping(mine_.address(pages.first), pages.bytes(),
-                       [&] { return static_cast<int>(call(mine_)); });
+      return host::replace(mine_.address(pages.first), pages.bytes(),
+                           [&] { return static_cast<int>(call(mine_)); });
     });
   }
   void protect(Pages pages) {

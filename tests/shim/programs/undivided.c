@@ -161,6 +161,26 @@ static void collapse(Call advise) {
   munmap(all, 2 * kHuge);
 }
 
+// Two pieces touched apart, a page of the first away; what is mapped in the hole between them is one
+// mapping with the first, and moves with it.
+static void fill_hole(int flags) {
+  char* const area = mapped(kPages * kPageBytes);
+  munmap(area, kPages * kPageBytes);
+  for (size_t first = 4; first <= 12; first += 8) {
+    const int fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    REQUIRE(mmap(page(area, first), 4 * kPageBytes, PROT_READ | PROT_WRITE, fixed, -1, 0) ==
+            page(area, first));
+    memset(page(area, first), 'a' + (int)first, 4 * kPageBytes);
+  }
+  to_device(page(area, 4), 4);
+  REQUIRE(mmap(page(area, 8), 4 * kPageBytes, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0) == page(area, 8));
+  memset(page(area, 8), 'i', 4 * kPageBytes);
+  char* const there = mremap(page(area, 6), 4 * kPageBytes, 8 * kPageBytes, MREMAP_MAYMOVE);
+  print("hole", flags, there == MAP_FAILED ? -1 : 0, there == MAP_FAILED ? NULL : there, 8);
+  munmap(area, kPages * kPageBytes);
+}
+
 static void run(bool denied) {
   for (int advice = 0; advice <= 25; advice++) {
     if (advice != kCollapse) over("madvise", call_madvise, advice, advice != MADV_FREE);
@@ -180,6 +200,9 @@ static void run(bool denied) {
   over("mremap", call_mremap_leaving, 0, false);
   over("mremap", call_mremap_leaving, 4, true);
   if (!denied) over("UFFDIO_MOVE", call_uffd_move, 0, false);
+  fill_hole(0);
+  fill_hole(MAP_FIXED);
+  fill_hole(MAP_FIXED_NOREPLACE);
   collapse(call_madvise);
   collapse(call_process_madvise);
 }

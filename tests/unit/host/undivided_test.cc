@@ -253,6 +253,70 @@ TEST_P(Undivided, WhatTheClientDividedStaysDivided) {
   expect_the_same({0, kPages, kPages, kFixedMove, Place::kTarget});
 }
 
+// Two pieces touched apart, a hole between them that is filled while pages of one are away: what of
+// it the kernel makes one mapping, and with which piece, is what it makes of it untaken.
+struct Filling {
+  const char* name;
+  void (*fill)(const Place&);
+};
+constexpr size_t kLeft = 8, kRight = 24, kHole = 16, kPiece = 8;
+void map_over_hole(const Place& place) {
+  const auto call = [&] {
+    return ::mmap(place.at(kHole), kPiece * kPageSize, kBoth, kAnonymous | MAP_FIXED, -1, 0);
+  };
+  ASSERT_EQ(place.at(kHole),
+            host::replace(place.range(kHole, kPiece).start().raw(), kPiece * kPageSize, call));
+  host::join_watched(place.range(kHole, kPiece), true);
+}
+void give_rights(const Place& place) {
+  place.protect(kHole, kPiece, kBoth);
+}
+void move_there(const Place& place) {
+  const Call call{Place::kTarget, kPiece, kPiece, kFixedMove, kHole};
+  ASSERT_EQ(place.at(kHole), by_library(place, call)) << errno;
+}
+void grow_into_it(const Place& place) {
+  const Call call{kLeft, kPiece, 2 * kPiece, 0};
+  ASSERT_EQ(place.at(kLeft), by_library(place, call)) << errno;
+}
+
+TEST_P(Undivided, WhatFillsAHoleBetweenTwoPiecesBecomesOneWithTheSameOfThem) {
+  constexpr Filling kFillings[] = {{"mmap", map_over_hole},
+                                   {"mprotect", give_rights},
+                                   {"mremap", move_there},
+                                   {"mremap in place", grow_into_it}};
+  const std::vector<Call> moves = {{12, 8, 8, kFixedMove, Place::kTarget + 32},
+                                   {12, 8, 16, MREMAP_MAYMOVE},
+                                   {20, 8, 8, kFixedMove, Place::kTarget + 32},
+                                   {20, 8, 16, MREMAP_MAYMOVE},
+                                   {8, 24, 32, MREMAP_MAYMOVE}};
+  for (const Filling& filling : kFillings) {
+    for (const size_t taken : {kLeft, kRight}) {
+      for (const bool first_right : {false, true}) {
+        for (const Call& call : moves) {
+          both([&](const Place& place) {
+            place.clear();
+            place.map(Place::kTarget, kPiece, kBoth);
+            for (const bool right : {first_right, !first_right}) {
+              place.map(right ? kRight : kLeft, kPiece, kBoth);
+              place.fill(right ? kRight : kLeft, kPiece);
+            }
+            if (filling.fill == give_rights) place.map(kHole, kPiece, PROT_NONE);
+          });
+          take(taken, kPiece);
+          both([&](const Place& place) {
+            filling.fill(place);
+            place.fill(kHole, kPiece);
+          });
+          SCOPED_TRACE(std::string(filling.name) + ", away from " + std::to_string(taken));
+          expect_the_same(call);
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
 // What is mapped there meanwhile is refused to be watched, and goes on being.
 TEST_P(Undivided, AForeignMappingInsideASpanLeavesNothingWatched) {
   both([](const Place& place) { place.fill(0, kPages); });
