@@ -99,10 +99,6 @@ constexpr Unseen kAll[] = {
      "while there is one, no page is taken from the program"},
     {Where::kDenied, "a descriptor table that is full, or a RLIMIT_NOFILE that allows no more",
      "while no file of /proc can be opened, no page is taken from the program"},
-    {Where::kDenied, "io_submit to more than 64 contexts at once",
-     "from then on no page is taken from the program"},
-    {Where::kDenied, "mseal of memory of which a page is with a device",
-     "that page cannot come back: its touch ends the program"},
     {Where::kDenied, "the signal mask that posix_spawn and system give to a child",
      "SIGSTKFLT is blocked in place of SIGSEGV"},
 };

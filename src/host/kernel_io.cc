@@ -2,8 +2,10 @@
 #include "host/kernel_io.h"
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 
+#include "base/alloc.h"
 #include "host/access.h"
 #include "host/process_files.h"
 #include "sync/atomic.h"
@@ -28,22 +30,50 @@ struct Context {
   u32 tail = 0;      // of the ring when we last looked
   u32 turn = 0;      // raised by every look
 };
-constexpr unsigned kMostContexts = 64;
+// Places of contexts, more of them when those are full. None is given back: whoever looks at all of
+// them lets go of the lock meanwhile.
+struct Places {
+  Context contexts[64];
+  sync::Atomic<Places*> more{nullptr};
+};
 
 constinit sync::Mutex requests_lock{sync::Rank::kLeaf};
-constinit Context contexts[kMostContexts] TA_GUARDED(requests_lock);
-// Of all contexts, those without a place in the table included: these never end.
+constinit Places places;  // the contexts under the lock; `more` by whoever has the lock, once
+// Of all contexts, those that no place could be made for included: these never end.
 constinit sync::Atomic<u64> under_way{0};
 
-Context* find(u64 id) TA_REQ(requests_lock) {
-  Context* const end = contexts + kMostContexts;
-  Context* const found = std::find_if(contexts, end, [&](const Context& c) { return c.id == id; });
-  return found == end ? nullptr : found;
+// What is behind it was published by a store that releases (add_places()).
+Places* next_of(const Places* one) {
+  return one->more.load(sync::kAcquire);
 }
 
-Context context_at(unsigned place) {
+// 0: a free place.
+Context* find(u64 id) TA_REQ(requests_lock) {
+  for (Places* some = &places; some != nullptr; some = next_of(some)) {
+    Context* const found = std::find_if(std::begin(some->contexts), std::end(some->contexts),
+                                        [&](const Context& c) { return c.id == id; });
+    if (found != std::end(some->contexts)) return found;
+  }
+  return nullptr;
+}
+
+bool is_full(u64 context) {
   const sync::MutexGuard guard(requests_lock);
-  return contexts[place];
+  return find(context) == nullptr && find(0) == nullptr;
+}
+
+void add_places() TA_EXCL(requests_lock) {
+  const auto made = make<Places>("host.io_contexts");
+  if (!made) return;
+  const sync::MutexGuard guard(requests_lock);
+  Places* last = &places;
+  while (Places* const after = next_of(last)) last = after;
+  last->more.store(*made, sync::kRelease);
+}
+
+Context copy_of(const Context& context) {
+  const sync::MutexGuard guard(requests_lock);
+  return context;
 }
 
 // What the kernel maps into the process for a context, whose number is its address: where the next
@@ -99,9 +129,11 @@ void subtract(u64 context, u64 count) {
 }
 
 bool any_under_way() {
-  for (unsigned i = 0; i < kMostContexts; ++i) {
-    const Context context = context_at(i);
-    if (context.requests != 0) static_cast<void>(look_at_ring(context.id));
+  for (const Places* some = &places; some != nullptr; some = next_of(some)) {
+    for (const Context& each : some->contexts) {
+      const Context context = copy_of(each);
+      if (context.requests != 0) static_cast<void>(look_at_ring(context.id));
+    }
   }
   return under_way.load() != 0;
 }
@@ -117,6 +149,7 @@ bool kernel_pins_memory() {
 void requests_begin(u64 context, u64 count) {
   Ring ring{};
   const bool has_ring = look_at_ring(context) && read_ring(context, &ring);
+  if (is_full(context)) add_places();
   const sync::MutexGuard guard(requests_lock);
   Context* place = find(context);
   if (place == nullptr) {
@@ -147,7 +180,9 @@ void requests_forget(u64 context) {
 void requests_after_fork_child() {
   std::construct_at(&requests_lock, sync::Rank::kLeaf);
   const sync::MutexGuard guard(requests_lock);
-  for (Context& context : contexts) context = {};
+  // The rest stands in the parent's arena, which is not ours to give back to.
+  for (Context& context : places.contexts) context = {};
+  places.more.store(nullptr, sync::kRelaxed);
   under_way.store(0);
 }
 

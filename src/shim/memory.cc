@@ -425,6 +425,21 @@ ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, un
   return advised;
 }
 
+// Libc knows it since 2.41 only.
+int seal(void* at, size_t size, unsigned long flags) {
+  constexpr long kSeal = 462;  // mseal, Linux 6.10
+  const auto go_on = [&] {
+    return static_cast<int>(
+        as_libc(sys::call(kSeal, sys::arg(at), static_cast<long>(size), static_cast<long>(flags))));
+  };
+  if (!awake()) [[likely]]
+    return go_on();
+  host::EngineSection section(host::Touches::kNothing);
+  const int result = host::gain(number_of(at), size, go_on);
+  section.leave();
+  return result;
+}
+
 int remap_pages(void* at, size_t size, int prot, size_t page, int flags) {
   const auto go_on = [&] { return next::remap_file_pages(at, size, prot, page, flags); };
   if (!awake()) [[likely]]

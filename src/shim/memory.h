@@ -28,5 +28,7 @@ int advise(void* at, size_t size, int advice, Via via = Via::kNext);
 ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, unsigned flags);
 // Another file offset at an address.
 int remap_pages(void* at, size_t size, int prot, size_t page, int flags);
+// What is absent behind PROT_NONE comes back first: afterwards nobody may give it rights.
+int seal(void* at, size_t size, unsigned long flags);
 
 }  // namespace stagetwo::shim

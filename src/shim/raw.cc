@@ -99,6 +99,8 @@ long by_name(long number, long a, long b, long c, long d, long e, bool* done) {
   }
 }
 
+constexpr long kSeal = 462;  // mseal, Linux 6.10
+
 // By the address it concerns, or the signal.
 long by_address(long number, long a, long b, long c, long d, long e, long f, bool* done) {
   *done = true;
@@ -123,6 +125,8 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
     case SYS_process_madvise:
       return advise_parts(integer(a), pointer<const iovec>(b), size_of(c), integer(d),
                           static_cast<unsigned>(e));
+    case kSeal:
+      return seal(pointer<void>(a), size_of(b), static_cast<unsigned long>(c));
     case SYS_remap_file_pages:
       return remap_pages(pointer<void>(a), size_of(b), integer(c), size_of(d), integer(e));
     case SYS_brk:

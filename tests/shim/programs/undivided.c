@@ -21,7 +21,7 @@
 #include "machine.h"
 
 enum { kPageBytes = 4096, kPages = 16, kFirst = 4, kCount = 8, kHuge = 2 << 20 };
-enum { kCollapse = 25, kUffdMove = 5 };
+enum { kCollapse = 25, kUffdMove = 5, kSeal = 462 };
 
 static int device = -1;
 
@@ -33,12 +33,15 @@ static char* mapped(size_t bytes) {
   REQUIRE(at != MAP_FAILED);
   return at;
 }
-static void to_device(char* at, size_t pages) {
-  if (device < 0) return;
+static bool goes_to_device(char* at, size_t pages) {
   char* const bounce = mapped(pages * kPageBytes);
   struct hmm_dmirror_cmd all = {.addr = (uintptr_t)at, .ptr = (uintptr_t)bounce, .npages = pages};
-  REQUIRE(ioctl(device, HMM_DMIRROR_MIGRATE_TO_DEV, &all) == 0);
+  const bool went = ioctl(device, HMM_DMIRROR_MIGRATE_TO_DEV, &all) == 0;
   munmap(bounce, pages * kPageBytes);
+  return went;
+}
+static void to_device(char* at, size_t pages) {
+  if (device >= 0) REQUIRE(goes_to_device(at, pages));
 }
 
 // A mapping of its own, each page another byte; half of what the calls are about is away. Its first
@@ -161,8 +164,8 @@ static void collapse(Call advise) {
   munmap(all, 2 * kHuge);
 }
 
-// Two pieces touched apart, a page of the first away; what is mapped in the hole between them is one
-// mapping with the first, and moves with it.
+// Two pieces touched apart, a page of the first away; what is mapped in the hole between them is
+// one mapping with the first, and moves with it.
 static void fill_hole(int flags) {
   char* const area = mapped(kPages * kPageBytes);
   munmap(area, kPages * kPageBytes);
@@ -179,6 +182,19 @@ static void fill_hole(int flags) {
   char* const there = mremap(page(area, 6), 4 * kPageBytes, 8 * kPageBytes, MREMAP_MAYMOVE);
   print("hole", flags, there == MAP_FAILED ? -1 : 0, there == MAP_FAILED ? NULL : there, 8);
   munmap(area, kPages * kPageBytes);
+}
+
+// Afterwards nobody gives rights to what has none: where pages are hidden so, none goes any more.
+static void seal(int how, bool denied) {
+  char* const area = area_with_absent_pages();
+  if (how == 2) to_device(page(area, 1), 14);
+  errno = 0;
+  const size_t first = how == 1 ? 4 : 1, pages = how == 1 ? 8 : 14;
+  const long sealed = syscall(kSeal, page(area, first), pages * kPageBytes, 0);
+  print("mseal", how, sealed, page(area, 1), 14);
+  if (device >= 0 && sealed == 0) REQUIRE(goes_to_device(page(area, first), pages) == !denied);
+  print("after mseal", how, mprotect(page(area, 6), kPageBytes, PROT_READ), page(area, 1), 14);
+  print("flags of mseal", how, syscall(kSeal, area, (size_t)kPageBytes, 1), NULL, 0);
 }
 
 static void run(bool denied) {
@@ -203,6 +219,7 @@ static void run(bool denied) {
   fill_hole(0);
   fill_hole(MAP_FIXED);
   fill_hole(MAP_FIXED_NOREPLACE);
+  for (int how = 0; how <= 2; how++) seal(how, denied);
   collapse(call_madvise);
   collapse(call_process_madvise);
 }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/alloc.h"
+#include "base/failpoint.h"
 #include "host/process_map.h"
 #include "tests/support/absent_pages.h"
 #include "tests/support/registered_buffer.h"
@@ -270,11 +271,27 @@ TEST(KernelRequests, ThatHaveNotEndedAreUnderWayWhateverIsTaken) {
   ::close(counter);
 }
 
-TEST(KernelRequests, OfMoreContextsThanAreKnownGoOnForEver) {
+TEST(KernelRequests, EndInHoweverManyContextsTheyAre) {
   ASSERT_TRUE(host::backstop::install());
-  constexpr u64 kMore = 65;
-  for (u64 i = 1; i <= kMore; ++i) host::requests_begin(i << 12, 1);
-  for (u64 i = 1; i <= kMore; ++i) host::requests_forget(i << 12);
+  constexpr u64 kMany = 1000;
+  for (u64 i = 1; i <= kMany; ++i) host::requests_begin(i << 12, 1);
+  for (u64 i = 1; i <= kMany; ++i) {
+    if (i % 200 == 0) ASSERT_TRUE(host::kernel_pins_memory());
+    host::requests_fetched(i << 12, 1);
+  }
+  EXPECT_FALSE(host::kernel_pins_memory());
+  for (u64 i = 1; i <= kMany; ++i) host::requests_forget(i << 12);
+  EXPECT_FALSE(host::kernel_pins_memory());
+}
+
+// Then nothing is known of its end.
+TEST(KernelRequests, OfAContextThatHasNoRoomNeverEnd) {
+  ASSERT_TRUE(host::backstop::install());
+  constexpr u64 kMany = 5000;
+  failpoint::arm("host.io_contexts", 1, failpoint::kForever);
+  for (u64 i = 1; i <= kMany; ++i) host::requests_begin(i << 12, 1);
+  failpoint::disarm();
+  for (u64 i = 1; i <= kMany; ++i) host::requests_forget(i << 12);
   EXPECT_TRUE(host::kernel_pins_memory());
   host::requests_after_fork_child();
   EXPECT_FALSE(host::kernel_pins_memory());
