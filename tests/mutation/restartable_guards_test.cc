@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guards of lines that let go, of passages, and of numbers that are kept: without one, a schedule
-// reaches what was borrowed. With threads that really run: sync_guards_test.cc.
+// Guards of lines that let go, of passages, of the big lock, and of numbers that are kept: without
+// one, a schedule reaches what was borrowed, or nobody is let in. With threads that really run:
+// sync_guards_test.cc.
 #include <gtest/gtest.h>
 
 #include "tests/mutation/broken_without.h"
+#include "tests/sched/big_reader_yields.h"
 #include "tests/sched/kept_number_scenarios.h"
 #include "tests/sched/passage_scenarios.h"
 #include "tests/sched/restartable_scenarios.h"
@@ -38,6 +40,10 @@ TEST(PassageUsedMarked, WithoutTheMarkTheFirstInACellReadsWhatWasTakenAway) {
 TEST(PassageUsedAcquire, WithoutItTheSecondInACellReadsWhatWasTakenAway) {
   EXPECT_TRUE(broken_without({"passage_used_acquire"},
                              [] { return search<AcquiringSections<3>>(20000).found; }));
+}
+
+TEST(BigWriterGivesWay, WithoutTheWaitAYieldLetsFewIn) {
+  EXPECT_TRUE(broken_without({"big_writer_gives_way"}, [] { return readers_let_in(500) < 250; }));
 }
 
 // Of numbers that are kept among the client's.

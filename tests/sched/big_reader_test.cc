@@ -4,6 +4,7 @@
 
 #include "sync/big_reader_mutex.h"
 
+#include "tests/sched/big_reader_yields.h"
 #include "tests/sched/sched_support.h"
 
 namespace stagetwo::test {
@@ -38,6 +39,12 @@ TEST(BigReaderMutex, ReadersSeeWholeWrites) {
 }
 TEST(BigReaderMutex, WritersExcludeEachOther) {
   expect_holds<ReadersAndWriters<1, 2>>();
+}
+
+// A holder that works long lets go and comes back at once. Who waits gets in between: else the
+// yield is none, and a fault waits for a whole zap.
+TEST(BigReaderMutex, AWriterThatYieldsLetsAWaitingReaderIn) {
+  EXPECT_EQ(readers_let_in(500), 500U);
 }
 
 // A reader whose announcement is not ordered before its look.

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "sync/futex.h"
-#include "tests/support/big_reader_yields.h"
 
 namespace stagetwo::sync {
 namespace {
@@ -89,14 +88,6 @@ TEST(BigReaderMutex, AGracePeriodWaitsForTheSectionsOfBeforeAndNotForLaterOnes) 
   waiter.join();
   const BigReaderGuard later(lock);
   EXPECT_EQ(step.load(), 4);
-}
-
-// A holder that works long lets go and comes back at once. Who waits gets in between: else the
-// yield is none, and a fault waits for a whole zap.
-TEST(BigReaderMutex, AWriterThatYieldsLetsAWaitingReaderIn) {
-  constexpr int kRounds = 200;
-  // A busy machine may keep the reader from running for longer than a writer is polite.
-  EXPECT_GT(test::readers_let_in(kRounds), kRounds * 3 / 4);
 }
 
 }  // namespace
