@@ -20,6 +20,12 @@
 namespace stagetwo::host {
 
 enum class PageStage : u8 { kTaking, kReading, kAbsent, kFilling, kClosing, kLost };
+constexpr bool in_transit(PageStage stage) {
+  return stage == PageStage::kTaking || stage == PageStage::kReading ||
+         stage == PageStage::kFilling;
+}
+// What the kernel sees of a page of private memory that the client's neighbour of it has not.
+enum class Mark : u8 { kNone, kWatched, kHidden, kInTransit };
 
 struct PageRecord {
   PageOwner* owner = nullptr;  // null: see above

@@ -35,11 +35,6 @@ namespace {
 
 constexpr u64 kLookAgainNs = 10'000'000;
 
-bool in_transit(PageStage stage) {
-  return stage == PageStage::kTaking || stage == PageStage::kReading ||
-         stage == PageStage::kFilling;
-}
-
 }  // namespace
 
 u64 PageKey::hash() const {

@@ -45,8 +45,7 @@ class OwnerTable final : public TransitWatcher {
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
   // nothing of it is absent and nobody takes. Failure: EAGAIN (under a change), there is no way.
   [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
-  // See fill_first_touch().
-  bool fill_first(Hva at, Access access);
+  bool fill_first(Hva at, Access access);  // see fill_first_touch()
   void join_watched(HvaRange range, bool fresh);
   bool sides_differ(HvaRange range, bool fresh);
 
@@ -55,8 +54,7 @@ class OwnerTable final : public TransitWatcher {
   // Everything of it; answers how many came back. A page that its owner cannot bring back now is
   // asked for kMostAsks times.
   u64 bring_back_all(const Reach& reach);
-  // Neighbours that nobody has in hand; waits for nobody.
-  u64 bring_back_ahead(HvaRange range);
+  u64 bring_back_ahead(HvaRange range);  // neighbours that nobody has in hand; waits for nobody
   // A touch reported by userfaultfd. Never waits for another thread of the table's.
   void resolve(const userfault::Touch& touch);
   void free_swapped(HvaRange range);
@@ -120,9 +118,7 @@ class OwnerTable final : public TransitWatcher {
   void drop_unwatched(HvaRange piece);
   void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
   void forget_spans() TA_REQ(lock_);
-  [[nodiscard]] bool is_hidden(Hva at) TA_REQ(lock_);
-  [[nodiscard]] bool is_kept(Hva at) TA_REQ(lock_) { return in_span(at) || is_hidden(at); }
-  [[nodiscard]] bool in_span(Hva at) TA_REQ(lock_);
+  [[nodiscard]] Mark mark_of(Hva at) TA_REQ(lock_);
   [[nodiscard]] bool stop_watching(HvaRange range);
   bool cut_spans(HvaRange range, bool forget) TA_REQ(lock_);
   [[nodiscard]] u64 absent_in(HvaRange range, u64 object) TA_REQ(lock_);

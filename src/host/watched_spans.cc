@@ -158,20 +158,21 @@ alignas(kPageSize) constinit const u8 zeros[kPageSize] = {};
 // Under the lock, as resolve() is: no taker comes between the look and the page.
 bool OwnerTable::fill_first(Hva at, Access access) {
   const sync::MutexGuard guard(lock_);
-  if (!in_span(at) || pages_.find(key_at(at)) != nullptr) return false;
+  if (mark_of(at) != Mark::kWatched || pages_.find(key_at(at)) != nullptr) return false;
   const Hva page = page_floor(at);
   const auto filled =
       access == Access::kRead ? userfault::zero(page) : userfault::copy(page, zeros);
   return filled.has_value();
 }
 
-bool OwnerTable::in_span(Hva at) {
-  return std::any_of(spans_.begin(), spans_.end(),
-                     [&](const WatchedSpan& span) { return span.range.contains(at); });
-}
-bool OwnerTable::is_hidden(Hva at) {
+Mark OwnerTable::mark_of(Hva at) {
   const PageRecord* record = pages_.find(private_key(at));
-  return record != nullptr && record->hiding == Hiding::kProtection;
+  if (record != nullptr && in_transit(record->stage)) return Mark::kInTransit;
+  if (record != nullptr && record->hiding == Hiding::kProtection) return Mark::kHidden;
+  const bool watched = std::any_of(spans_.begin(), spans_.end(), [&](const WatchedSpan& span) {
+    return span.range.contains(at);
+  });
+  return watched ? Mark::kWatched : Mark::kNone;
 }
 
 bool OwnerTable::sides_differ(HvaRange range, bool fresh) {
@@ -179,9 +180,14 @@ bool OwnerTable::sides_differ(HvaRange range, bool fresh) {
   const Hva left = range.start() - kPageSize;
   {
     const sync::MutexGuard guard(lock_);
-    if (!fresh && is_kept(range.start()) && is_kept(range.end() - kPageSize)) return false;
-    const bool hidden = is_hidden(left) || is_hidden(range.end());
-    if (!hidden && in_span(left) == in_span(range.end())) return false;
+    const Mark before = mark_of(left), after = mark_of(range.end());
+    // Hidden pages on both sides would be two kinds, too: they have no rights.
+    if (before == after && (before == Mark::kNone || before == Mark::kWatched)) return false;
+    // Who changes rights waits for no owner that takes a page beside them.
+    const bool waits = before == Mark::kInTransit || after == Mark::kInTransit;
+    const bool joined =
+        mark_of(range.start()) != Mark::kNone && mark_of(range.end() - kPageSize) != Mark::kNone;
+    if (!fresh && (waits || joined)) return false;
   }
   const auto is_one = [](Hva at) {
     const auto mapping = shown_mapping_at(at);

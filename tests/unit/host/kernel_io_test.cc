@@ -276,7 +276,9 @@ TEST(KernelRequests, EndInHoweverManyContextsTheyAre) {
   constexpr u64 kMany = 1000;
   for (u64 i = 1; i <= kMany; ++i) host::requests_begin(i << 12, 1);
   for (u64 i = 1; i <= kMany; ++i) {
-    if (i % 200 == 0) ASSERT_TRUE(host::kernel_pins_memory());
+    if (i % 200 == 0) {
+      ASSERT_TRUE(host::kernel_pins_memory());
+    }
     host::requests_fetched(i << 12, 1);
   }
   EXPECT_FALSE(host::kernel_pins_memory());
