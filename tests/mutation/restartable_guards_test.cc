@@ -42,7 +42,7 @@ TEST(PassageUsedAcquire, WithoutItTheSecondInACellReadsWhatWasTakenAway) {
                              [] { return search<AcquiringSections<3>>(20000).found; }));
 }
 
-TEST(BigWriterGivesWay, WithoutTheWaitAYieldLetsFewIn) {
+TEST(BigWriterGivesWay, WithoutTheWaitAYieldLetsNobodyIn) {
   EXPECT_TRUE(broken_without({"big_writer_gives_way"}, [] { return readers_let_in(500) < 250; }));
 }
 
