@@ -405,6 +405,8 @@ Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
   if (at.raw() == 0) return Taken::kHole;
   Taken taken = Taken::kFrame;
   Ahead ahead = take_ahead(at, {}, frame);
+  // On its way with those before it, which another thread wanted?
+  if (ahead == Ahead::kNo && host::is_absent(at)) ahead = take_ahead(at, {}, frame);
   if (ahead == Ahead::kNo) {
     u64 pages = 1;
     const u64 fresh = places(at, alike, &pages);

@@ -5,6 +5,8 @@
 
 #include <thread>
 
+#include "abi/kvm/level.h"
+
 namespace kvm_client {
 namespace {
 
@@ -202,6 +204,32 @@ TEST_F(SecureGuest, ASlotThatCannotBeTheGuestsIsRefused) {
   ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0) << "nothing is left of the refused one";
   EXPECT_EQ(guest_word(kPlugged), 0u);
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
+// Linux 6.18 has files for VMs of every type.
+TEST_F(SecureGuest, ASlotWithAGuestMemfdIsNotASecureGuests) {
+  ASSERT_TRUE(stagetwo::abi_kvm::set_level("6.18"));
+  const Fd vm(call(device_, KVM_CREATE_VM));
+  EXPECT_TRUE(stagetwo::abi_kvm::set_level("6.12"));
+  kvm_create_guest_memfd size{};
+  size.size = kPlugBytes;
+  const Fd file(call(vm, KVM_CREATE_GUEST_MEMFD, &size));
+  ASSERT_GE(file, 0);
+  kvm_userspace_memory_region2 region{};
+  region.flags = KVM_MEM_GUEST_MEMFD;
+  region.guest_phys_addr = kPlugged;
+  region.memory_size = kPlugBytes;
+  region.userspace_addr = reinterpret_cast<u64>(map(kPlugBytes));
+  region.guest_memfd = static_cast<u32>(static_cast<int>(file));
+  kvm_enable_cap cap{};
+  cap.cap = KVM_CAP_PPC_SECURE_GUEST;
+  EXPECT_EQ(call(vm, KVM_SET_USER_MEMORY_REGION2, &region), 0);
+  EXPECT_EQ(call(vm, KVM_ENABLE_CAP, &cap), -EINVAL);
+  region.memory_size = 0;
+  EXPECT_EQ(call(vm, KVM_SET_USER_MEMORY_REGION2, &region), 0);
+  EXPECT_EQ(call(vm, KVM_ENABLE_CAP, &cap), 0);
+  region.memory_size = kPlugBytes;
+  EXPECT_EQ(call(vm, KVM_SET_USER_MEMORY_REGION2, &region), -EINVAL);
 }
 
 TEST_F(SecureGuest, TheDirtyLogKnowsSharedPagesAndShowsNothingInClear) {
