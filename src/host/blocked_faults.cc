@@ -11,6 +11,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "base/directory_names.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/kept_fd.h"
@@ -197,27 +198,12 @@ template <typename F>
 bool all_threads(F&& see) {
   const auto folder = open_proc("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (!folder) return false;
-  struct Entry {
-    u64 inode;
-    s64 next;
-    u16 size;
-    u8 type;
-    char name[1];
-  };
-  alignas(Entry) char entries[2048];
+  DirectoryNames names(*folder);
   bool all = true;
-  for (;;) {
-    const long got = sys::call(SYS_getdents64, *folder, sys::arg(entries), sizeof(entries));
-    if (got <= 0) break;
-    for (long at = 0; at < got && all;) {
-      Entry entry;
-      std::memcpy(&entry, entries + at, offsetof(Entry, name));
-      const char* const name = entries + at + offsetof(Entry, name);
-      int thread = 0;
-      const auto number = std::from_chars(name, name + std::strlen(name), thread);
-      if (number.ec == std::errc()) all = see(thread);
-      at += entry.size;
-    }
+  while (const char* const name = all ? names.next() : nullptr) {
+    int thread = 0;
+    const auto number = std::from_chars(name, name + std::strlen(name), thread);
+    if (number.ec == std::errc()) all = see(thread);
   }
   static_cast<void>(sys::close(*folder));
   return all;

@@ -6,8 +6,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
-#include <cstring>
-
+#include "base/directory_names.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/client_limits.h"
@@ -37,25 +36,11 @@ Result<int> open_if(int folder, const char* name, u64 device, u64 inode) {
 }
 
 Result<int> find_in(int folder, u64 device, u64 inode) {
-  struct Entry {
-    u64 inode;
-    s64 next;
-    u16 size;
-    u8 type;
-    char name[1];
-  };
-  alignas(Entry) char entries[2048];
-  for (;;) {
-    const long got = sys::call(SYS_getdents64, folder, sys::arg(entries), sizeof(entries));
-    if (got <= 0) return refuse(got == 0 ? ENOENT : EIO);
-    for (long at = 0; at < got;) {
-      u16 size = 0;
-      std::memcpy(&size, entries + at + offsetof(Entry, size), sizeof(size));
-      const char* const name = entries + at + offsetof(Entry, name);
-      if (const auto found = open_if(folder, name, device, inode)) return *found;
-      at += size;
-    }
+  DirectoryNames names(folder);
+  while (const char* const name = names.next()) {
+    if (const auto found = open_if(folder, name, device, inode)) return *found;
   }
+  return refuse(names.error() == 0 ? ENOENT : EIO);
 }
 
 }  // namespace

@@ -4,20 +4,12 @@
 // The descriptors this process has now, as /proc names them. Allocates nothing.
 
 #include <fcntl.h>
-#include <sys/syscall.h>
 
+#include "base/directory_names.h"
 #include "base/sys.h"
 #include "base/types.h"
 
 namespace stagetwo::shim {
-
-struct [[gnu::packed]] DirectoryEntry {
-  u64 inode;
-  s64 offset;
-  u16 size;
-  u8 type;
-  char name[1];
-};
 
 // The number that is all of the text, or -1.
 inline int descriptor_number(const char* name) {
@@ -36,19 +28,12 @@ void for_each_open(unsigned first, unsigned last, F&& fn) {
   const auto directory =
       sys::openat(AT_FDCWD, "/proc/thread-self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (!directory) return;
-  alignas(8) char entries[4096];
-  for (;;) {
-    const long size = sys::call(SYS_getdents64, *directory, sys::arg(entries), sizeof(entries));
-    if (size <= 0) break;
-    for (long at = 0; at < size;) {
-      const auto* entry = reinterpret_cast<const DirectoryEntry*>(entries + at);
-      const int fd = descriptor_number(entry->name);
-      if (fd >= 0 && fd != *directory && static_cast<unsigned>(fd) >= first &&
-          static_cast<unsigned>(fd) <= last) {
-        fn(fd);
-      }
-      at += entry->size;
-    }
+  DirectoryNames names(*directory);
+  while (const char* const name = names.next()) {
+    const int fd = descriptor_number(name);
+    const bool wanted = fd >= 0 && fd != *directory && static_cast<unsigned>(fd) >= first &&
+                        static_cast<unsigned>(fd) <= last;
+    if (wanted) fn(fd);
   }
   static_cast<void>(sys::close(*directory));
 }

@@ -9,9 +9,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <cstring>
+#include <set>
+#include <string>
 #include <thread>
 
+#include "base/directory_names.h"
 #include "base/process_page.h"
 
 namespace stagetwo {
@@ -97,6 +101,30 @@ TEST(Sys, KnowsThatTheFirstThreadEndedBeforeTheOthers) {
   int status = 0;
   waitpid(child, &status, 0);
   EXPECT_EQ(status, 0);
+}
+
+TEST(DirectoryNames, AreAllOfThemOnce) {
+  char path[] = "/tmp/stagetwo-names-XXXXXX";
+  ASSERT_NE(nullptr, mkdtemp(path));
+  const int folder = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  constexpr int kFiles = 300;  // more than one call of the kernel's tells
+  for (int i = 0; i < kFiles; ++i) {
+    close(openat(folder, std::to_string(i).c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+  }
+  std::set<std::string> found;
+  DirectoryNames names(folder);
+  while (const char* const name = names.next()) EXPECT_TRUE(found.insert(name).second) << name;
+  EXPECT_EQ(0, names.error());
+  EXPECT_EQ(kFiles + 2u, found.size());  // "." and ".." too
+  for (int i = 0; i < kFiles; ++i) EXPECT_EQ(0, unlinkat(folder, std::to_string(i).c_str(), 0));
+  close(folder);
+  rmdir(path);
+}
+
+TEST(DirectoryNames, SayWhyThereAreNone) {
+  DirectoryNames names(-1);
+  EXPECT_EQ(nullptr, names.next());
+  EXPECT_EQ(EBADF, names.error());
 }
 
 TEST(ProcessPage, IsEmptyInAChild) {
