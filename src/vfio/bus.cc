@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "host/descriptor.h"
 #include "sync/futex.h"
 #include "vfio/registry.h"
 #include "vfio/sysfs_tree.h"
@@ -148,6 +149,8 @@ void finish_removal(Removal removal) {
   const auto shared = registry();
   if (!shared || !removal) return;
   while (is_claimed(ClaimKind::kDevice, removal.born_)) {
+    // A copy of this process's own, of a descriptor that another process has closed last.
+    host::sweep_closed();
     sync::Atomic<u32> nobody_wakes{0};
     sync::futex_wait(nobody_wakes, 0, kLookAgainNs);
   }

@@ -162,7 +162,7 @@ bool Container::has_group(const Listed& device) {
   return found && *found != nullptr && (*found)->members[device.slot].born == device.born;
 }
 
-std::optional<u32> Container::pasid_of(const Listed& device) {
+std::optional<Container::Tag> Container::tag_of(const Listed& device) {
   iommu::Locked locked(*context_);
   const auto found = state(locked, false);
   if (!found || *found == nullptr || (*found)->members[device.slot].born != device.born) return {};
@@ -170,7 +170,8 @@ std::optional<u32> Container::pasid_of(const Listed& device) {
   const auto hwpt = locked.find<iommu::Hwpt>((*found)->hwpt);
   if (!source || !hwpt) return {};
   const auto pasid = iommu::auxiliary_pasid(**source, **hwpt);
-  return pasid ? std::optional(*pasid) : std::nullopt;
+  if (!pasid) return {};
+  return Tag{(*source)->object.id, *pasid};
 }
 
 void Container::remove_group(const Listed& device) {

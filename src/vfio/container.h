@@ -65,8 +65,12 @@ class Container final : public sync::RefCounted {
   Result<void> add_group(const Listed& device);
   void remove_group(const Listed& device);
   [[nodiscard]] bool has_group(const Listed& device);
-  // By which PASID its requests are the container's; none: it has no IOMMU device.
-  [[nodiscard]] std::optional<u32> pasid_of(const Listed& device);
+  // As what its requests are the container's; none: it has no IOMMU device.
+  struct Tag {
+    u32 device;  // the iommu room's
+    u32 pasid;
+  };
+  [[nodiscard]] std::optional<Tag> tag_of(const Listed& device);
 
   // Pre: a type is set.
   Result<void> map(const Map& map);
@@ -87,7 +91,7 @@ class Container final : public sync::RefCounted {
   Result<void> read_dirty(u64 iova, u64 last, DirtyFn fn, void* context);
 
  private:
-  friend class AccessPort;
+  friend class Dma;
   ~Container() override;
   static Result<ContainerState*> state(iommu::Locked& locked, bool make);
   static Result<void> attach_group(iommu::Locked& locked, ContainerState& state, u32 slot);

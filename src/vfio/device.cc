@@ -47,8 +47,8 @@ Result<void> Device::start(Registry& shared) {
   const bool there = slot_->state.load(sync::kAcquire) == SlotState::kActive;
   if (!there || slot_->born != which_.born) return refuse(ENODEV);
   const sync::ProcessMutexGuard lock(slot_->lock, sync::Rank::kDevice);
-  model_ =
-      ST_TRY(which_.type.parent->make(which_.type.get(), ModelContext{slot_->model, interrupts_}));
+  model_ = ST_TRY(
+      which_.type.parent->make(which_.type.get(), ModelContext{slot_->model, interrupts_, dma_}));
   return {};
 }
 
@@ -56,6 +56,14 @@ Device::~Device() {
   if (!model_) return;  // it never started, and open() has the lock
   const sync::MutexGuard guard(opening);
   if (open_devices[which_.slot] == this) open_devices[which_.slot] = nullptr;
+}
+
+Result<void> Device::connect(sync::Ref<Container> container) {
+  const Locked locked(*this);
+  if (connected_) return {};
+  ST_TRY(dma_.connect(std::move(container), which_));
+  connected_ = true;
+  return {};
 }
 
 void Device::read(unsigned region, u64 offset, std::span<u8> to) {

@@ -11,6 +11,7 @@
 
 #include "sync/ref.h"
 #include "vfio/bus.h"
+#include "vfio/dma.h"
 #include "vfio/interrupts.h"
 
 namespace stagetwo::vfio {
@@ -24,6 +25,9 @@ class Device final : public sync::RefCounted {
 
   [[nodiscard]] const Listed& which() const { return which_; }
   [[nodiscard]] const Shape& shape() const { return model_->shape(); }
+
+  // To the memory of the container its group is in. Again: nothing. Failure: as Dma::connect().
+  Result<void> connect(sync::Ref<Container> container);
 
   // One access: 1, 2 or 4 bytes, aligned. Pre: in the region.
   void read(unsigned region, u64 offset, std::span<u8> to);
@@ -40,6 +44,8 @@ class Device final : public sync::RefCounted {
   const Listed which_;
   const Claim claim_;
   Interrupts interrupts_;
+  Dma dma_;
+  bool connected_ = false;  // under the slot's lock
   Slot* slot_ = nullptr;
   Box<Model> model_;
 };

@@ -20,6 +20,7 @@
 
 namespace stagetwo::vfio {
 
+class Dma;
 class Interrupts;
 
 // Regions and interrupt indexes of a PCI function, as the uapi numbers them.
@@ -40,6 +41,7 @@ struct Shape {
 struct ModelContext {
   std::span<u8> state;  // shared; zero in a new device; at least kStateBytes, aligned to 64
   Interrupts& interrupts;
+  Dma& dma;
 };
 
 class Model {

@@ -31,7 +31,7 @@ TEST_F(ContainerTest, AGroupWithoutAnIommuDeviceGetsNoDomainAndPinsNothing) {
   start(0);
   ASSERT_EQ(map(kIova, 4), 0);
   EXPECT_EQ(host::pin_use().pages, 0u);
-  EXPECT_FALSE(container_->pasid_of(group(0)));
+  EXPECT_FALSE(container_->tag_of(group(0)));
   EXPECT_FALSE(container_->info()->has_ranges);
 }
 
@@ -39,8 +39,8 @@ TEST_F(ContainerTest, AGroupWithOneGetsADomainByPasid) {
   start(4);
   ASSERT_EQ(map(kIova, 4), 0);
   EXPECT_EQ(host::pin_use().pages, 4u);
-  ASSERT_TRUE(container_->pasid_of(group(4)));
-  EXPECT_NE(*container_->pasid_of(group(4)), 0u);
+  ASSERT_TRUE(container_->tag_of(group(4)));
+  EXPECT_NE(container_->tag_of(group(4))->pasid, 0u);
   EXPECT_EQ(write(4, kIova, 0x5a), iommu::FaultReason::kNone);
   EXPECT_EQ(*memory_.bytes_at(0), 0x5a);
 }
@@ -76,7 +76,7 @@ TEST_F(ContainerTest, TwoGroupsOfOneParentShareTheDomainAndItsPasid) {
   start(4);
   ASSERT_EQ(add(5), 0);
   ASSERT_EQ(map(kIova), 0);
-  EXPECT_EQ(*container_->pasid_of(group(4)), *container_->pasid_of(group(5)));
+  EXPECT_EQ(container_->tag_of(group(4))->pasid, container_->tag_of(group(5))->pasid);
   container_->remove_group(group(4));
   EXPECT_EQ(write(5, kIova, 1), iommu::FaultReason::kNone);
 }

@@ -57,14 +57,12 @@ class ContainerWorld : public testing::Test {
   }
   // What a device of the group writes to `iova`.
   iommu::FaultReason write(u32 slot, u64 iova, u8 value) {
-    const auto pasid = container_->pasid_of(group(slot));
-    EXPECT_TRUE(pasid);
+    const auto tag = container_->tag_of(group(slot));
+    EXPECT_TRUE(tag);
     iommu::Locked locked(container_->context());
-    iommu::Device* device = nullptr;
-    for (u32 id = 1; device == nullptr && id < 16; ++id) {
-      if (const auto found = locked.find<iommu::Device>(id)) device = *found;
-    }
-    return locked.dma(*device, *pasid, iova, 1, nullptr, &value).reason;
+    return locked
+        .dma(**locked.find<iommu::Device>(tag->device), tag->pasid, iova, 1, nullptr, &value)
+        .reason;
   }
 
   test::GuardedPages memory_{8};
