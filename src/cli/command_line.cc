@@ -112,6 +112,26 @@ CLI::App* describe_limit(CLI::App& app, LimitOptions& limit) {
   return sub;
 }
 
+CLI::App* describe_mdev(CLI::App& app, MdevOptions& mdev) {
+  CLI::App* sub = app.add_subcommand("mdev", "the mediated devices of a session that runs");
+  sub->require_subcommand(1);
+  const auto action = [&](const char* name, const char* what, MdevAction which) {
+    CLI::App* const one = sub->add_subcommand(name, what);
+    one->add_option("--session", mdev.session, "the session's name")->required();
+    one->callback([&mdev, which] { mdev.action = which; });
+    return one;
+  };
+  action("list", "say which there are", MdevAction::kList);
+  action("types", "say which types there are, and how many of each are left", MdevAction::kTypes);
+  CLI::App* const create = action("create", "make one", MdevAction::kCreate);
+  create->add_option("TYPE", mdev.type, "as 'types' says it")->required();
+  create->add_option("UUID", mdev.uuid, "its name; without, a new one, which is printed");
+  CLI::App* const remove =
+      action("remove", "take one away, when nobody has it open any more", MdevAction::kRemove);
+  remove->add_option("UUID", mdev.uuid, "its name")->required();
+  return sub;
+}
+
 void describe_memory(CLI::App* sub, RunOptions& run) {
   sub->add_option("--memory-limit", run.memory_limit,
                   "guest memory of each process stays under SIZE (bytes, or with K, M, G, T);\n"
@@ -224,6 +244,7 @@ CommandLine parse_command_line(int argc, char** argv) {
   CLI::App* const doctor = app.add_subcommand("doctor", "say what this machine offers");
   doctor->add_flag("--json", line.doctor.json, "as JSON");
   CLI::App* const limit = describe_limit(app, line.limit);
+  CLI::App* const mdev = describe_mdev(app, line.mdev);
 
   try {
     app.parse(static_cast<int>(dashes - argv), argv);
@@ -246,6 +267,12 @@ CommandLine parse_command_line(int argc, char** argv) {
     if (dashes != end)
       return refuse_line("limit takes no program", "stagetwo limit --session=NAME SIZE");
     line.command = Command::kLimit;
+    return line;
+  }
+  if (mdev->parsed()) {
+    if (dashes != end)
+      return refuse_line("mdev takes no program", "stagetwo mdev list --session=NAME");
+    line.command = Command::kMdev;
     return line;
   }
   if (dashes == end || dashes + 1 == end) {

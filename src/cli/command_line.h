@@ -44,7 +44,16 @@ struct LimitOptions {
   std::string size;  // as RunOptions::memory_limit
 };
 
-enum class Command { kRun, kDoctor, kLimit, kDone };
+enum class MdevAction { kList, kTypes, kCreate, kRemove };
+
+struct MdevOptions {
+  MdevAction action = MdevAction::kList;
+  std::string session;
+  std::string type;  // of kCreate
+  std::string uuid;  // of kCreate (empty: a new one) and kRemove
+};
+
+enum class Command { kRun, kDoctor, kLimit, kMdev, kDone };
 
 struct CommandLine {
   Command command = Command::kDone;
@@ -52,6 +61,7 @@ struct CommandLine {
   RunOptions run;
   DoctorOptions doctor;
   LimitOptions limit;
+  MdevOptions mdev;
 };
 
 CommandLine parse_command_line(int argc, char** argv);

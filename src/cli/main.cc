@@ -9,6 +9,7 @@
 #include "cli/command_line.h"
 #include "cli/doctor.h"
 #include "cli/limit.h"
+#include "cli/mdev.h"
 #include "cli/run.h"
 
 int main(int argc, char** argv) {
@@ -22,6 +23,8 @@ int main(int argc, char** argv) {
         return cli::doctor(line.doctor);
       case cli::Command::kLimit:
         return cli::limit(line.limit);
+      case cli::Command::kMdev:
+        return cli::mdev(line.mdev);
       case cli::Command::kDone:
         return line.exit_status;
     }

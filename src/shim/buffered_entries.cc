@@ -6,6 +6,7 @@
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
+#include "shim/mdev_files.h"
 #include "shim/received.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"

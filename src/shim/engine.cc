@@ -9,6 +9,7 @@
 #include "abi/iommufd/iommufd.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/level.h"
+#include "abi/vfio/vfio.h"
 #include "base/size_text.h"
 #include "base/sys.h"
 #include "base/text.h"
@@ -69,6 +70,7 @@ void say_what_is_seen() {
 // A descriptor that another process made.
 Box<host::Description> attach_any(std::string_view kind, int fd, host::DescriptorSpec* spec) {
   auto found = abi_iommufd::attach(kind, fd, spec);
+  if (!found) found = abi_vfio::attach(kind, fd, spec);
   return found ? std::move(found) : abi_kvm::attach(kind, spec);
 }
 
@@ -117,6 +119,7 @@ void after_fork_in_child() {
   host::after_fork_child();
   reclaim::after_fork_child();
   abi_hmm::after_fork_child();
+  abi_vfio::after_fork_child();
   signals_after_fork_child();
 }
 

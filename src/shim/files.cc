@@ -13,12 +13,14 @@
 #include "base/text.h"
 #include "host/access.h"
 #include "host/hugetlb_standin.h"
+#include "host/placed_io.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/closing.h"
 #include "shim/engine.h"
+#include "shim/mdev_files.h"
 #include "shim/next.h"
 #include "shim/paths.h"
 #include "shim/shared_files.h"
@@ -157,7 +159,10 @@ constexpr unsigned kKvmLetter = 0xAE, kIommufdLetter = 0x3B;
 
 }  // namespace
 
-int open_at(int directory, const char* path, int flags, mode_t mode) {
+int open_at(int directory, const char* name, int flags, mode_t mode) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
+  if (moved.moved() && (flags & O_ACCMODE) != O_RDONLY) return open_of_bus(moved, flags);
   const Target target = target_of(directory, path);
   if (!target || target.kind == PathKind::kDirectory) [[likely]] {
     if (opening_refused(directory, path, flags)) return -1;
@@ -168,6 +173,13 @@ int open_at(int directory, const char* path, int flags, mode_t mode) {
 
 namespace {
 
+FILE* stream_over(int fd, const char* mode) {
+  if (fd < 0) return nullptr;
+  FILE* const stream = fdopen(fd, mode);
+  if (stream == nullptr) close_fd(fd);
+  return stream;
+}
+
 template <typename F>
 FILE* stream_of(const char* path, const char* mode, F&& call) {
   if (path == nullptr || mode[0] != 'w' || !truncates(flags_of_mode(mode))) return call();
@@ -176,7 +188,11 @@ FILE* stream_of(const char* path, const char* mode, F&& call) {
 
 }  // namespace
 
-FILE* open_stream(const char* path, const char* mode) {
+FILE* open_stream(const char* name, const char* mode) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
+  if (moved.moved() && mode[0] != 'r')
+    return stream_over(open_of_bus(moved, flags_of_mode(mode)), mode);
   const Target target = target_of(AT_FDCWD, path);
   const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
   if (!target || target.kind == PathKind::kDirectory || !known) {
@@ -185,11 +201,7 @@ FILE* open_stream(const char* path, const char* mode) {
         [&](Buffers& buffers) { buffers.text(path); },
         [&] { return stream_of(path, mode, [&] { return next::fopen(path, mode); }); });
   }
-  const int fd = static_cast<int>(as_libc(open_target(target, flags_of_mode(mode))));
-  if (fd < 0) return nullptr;
-  FILE* const stream = fdopen(fd, mode);
-  if (stream == nullptr) close_fd(fd);
-  return stream;
+  return stream_over(static_cast<int>(as_libc(open_target(target, flags_of_mode(mode)))), mode);
 }
 
 FILE* reopen_stream(const char* path, const char* mode, FILE* stream) {
@@ -217,7 +229,9 @@ FILE* reopen_stream(const char* path, const char* mode, FILE* stream) {
   return again;
 }
 
-int stat_at(int directory, const char* path, struct stat* out, int flags) {
+int stat_at(int directory, const char* name, struct stat* out, int flags) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
   if (asks_about_descriptor(path, flags)) {
     const int result = call_next_stat(directory, path, out, flags);
     if (result == 0) correct(directory, out);
@@ -243,7 +257,9 @@ int stat_fd(int fd, struct stat* out) {
   return result;
 }
 
-int statx_at(int directory, const char* path, int flags, unsigned mask, struct statx* out) {
+int statx_at(int directory, const char* name, int flags, unsigned mask, struct statx* out) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
   const bool about_fd = asks_about_descriptor(path, flags);
   const Target target = about_fd ? Target{} : target_of(directory, path);
   struct ::stat said{};
@@ -271,7 +287,9 @@ int statx_at(int directory, const char* path, int flags, unsigned mask, struct s
   return result;
 }
 
-int access_at(int directory, const char* path, int mode, int flags) {
+int access_at(int directory, const char* name, int mode, int flags) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
   const Target target = target_of(directory, path);
   if (target && !target.file.kernel_has_it()) {
     return static_cast<int>(as_libc(-access_refusal(target, mode, (flags & AT_EACCESS) != 0)));
@@ -285,7 +303,9 @@ int access_at(int directory, const char* path, int mode, int flags) {
                       });
 }
 
-ssize_t readlink_at(int directory, const char* path, char* buffer, size_t size) {
+ssize_t readlink_at(int directory, const char* name, char* buffer, size_t size) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
   if (target_of(directory, path)) return as_libc(-EINVAL);
   const ReadLink link(directory, path, size);
   return link.show(
@@ -393,12 +413,19 @@ bool io_described(int fd, Io io, const void* buffer, size_t size, const off_t* a
     const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
     const bool place = flags && (*flags & O_PATH) != 0;
     // An anonymous file has no places to ask at; a file of /proc or /sys takes any.
-    const bool placed = at == nullptr || ref.spec().shape == host::FileShape::kCharDevice;
+    auto* const places = at == nullptr ? nullptr : dynamic_cast<host::PlacedIo*>(ref.get());
+    const bool placed =
+        at == nullptr || places != nullptr || ref.spec().shape == host::FileShape::kCharDevice;
     ours = !ref.foreign() && ref->moves_bytes() && placed && !place &&
            access != (io == Io::kRead ? O_WRONLY : O_RDONLY);
     const u64 address = reinterpret_cast<u64>(buffer);
-    if (ours)
+    if (ours && places != nullptr) {
+      moved = *at < 0           ? Result<long>(refuse(EINVAL))
+              : io == Io::kRead ? places->read_at(address, size, *at)
+                                : places->write_at(address, size, *at);
+    } else if (ours) {
       moved = io == Io::kRead ? ref->read_bytes(address, size) : ref->write_bytes(address, size);
+    }
   }
   section.leave();
   if (!ours) return false;

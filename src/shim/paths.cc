@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "abi/hmm/hmm.h"
 #include "abi/iommufd/iommufd.h"
 #include "abi/kvm/kvm.h"
 #include "abi/kvm/parameters.h"
+#include "abi/vfio/vfio.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "shim/options.h"
@@ -39,6 +41,7 @@ bool has_fault_injection() {
 
 constexpr std::array kDevices = {
     Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
+    Device{"/dev/vfio/vfio", abi_vfio::kMiscMajor, abi_vfio::kMinor, abi_vfio::open_container},
     Device{"/dev/iommu", abi_iommufd::kMiscMajor, abi_iommufd::kMinor, abi_iommufd::open_device},
     Device{"/dev/hmm_dmirror0", abi_hmm::kMajor, 0, open_hmm<0>},
     Device{"/dev/hmm_dmirror1", abi_hmm::kMajor, 1, open_hmm<1>},
@@ -48,6 +51,20 @@ constexpr std::array kDevices = {
     Device{"/sys/kernel/debug/failslab/ignore-gfp-wait", 0, 0, abi_iommufd::open_fail_knob,
            has_fault_injection},
 };
+
+template <u32 group>
+Result<int> open_group(int flags) {
+  return abi_vfio::open_group(group, flags);
+}
+// /dev/vfio/<group>; the name is not looked at.
+template <size_t... kGroups>
+constexpr auto group_devices(std::index_sequence<kGroups...>) {
+  return std::array{
+      Device{"/dev/vfio/…", abi_vfio::kGroupMajor, u32{kGroups}, open_group<u32{kGroups}>}...};
+}
+constexpr std::array kGroups = group_devices(std::make_index_sequence<abi_vfio::kMostGroups>());
+constexpr std::string_view kGroupFolder = "/dev/vfio/";
+
 constexpr Device kFailNth{"/proc/self/task/…/fail-nth", 0, 0, abi_iommufd::open_fail_nth};
 constexpr std::string_view kTasks = "/proc/self/task/";
 constexpr std::string_view kFailNthName = "/fail-nth";
@@ -147,8 +164,24 @@ bool is_fail_nth(std::string_view name) {
          sys::call(SYS_tgkill, sys::getpid(), static_cast<long>(thread), 0) == 0;
 }
 
+// nullptr: no group of that number is there.
+const Device* group_named(std::string_view name) {
+  u64 group = 0;
+  if (!name.starts_with(kGroupFolder)) return nullptr;
+  const std::string_view digits = name.substr(kGroupFolder.size());
+  if (digits.empty() || digits[0] > '9' || (digits[0] == '0' && digits.size() != 1)) return nullptr;
+  if (!parse_u64(digits, &group) || group >= kGroups.size()) return nullptr;
+  enter_session();
+  return abi_vfio::has_group(static_cast<u32>(group)) ? &kGroups[group] : nullptr;
+}
+
 Target target_named(std::string_view name) {
   Target target;
+  if (const Device* const group = group_named(name)) {
+    target.kind = PathKind::kDevice;
+    target.device = group;
+    return target;
+  }
   if (is_fail_nth(name)) {
     target.kind = PathKind::kDevice;
     target.device = &kFailNth;

@@ -12,6 +12,7 @@
 #include "host/hugetlb_standin.h"
 #include "host/session.h"
 #include "shim/engine.h"
+#include "shim/mdev_files.h"
 #include "shim/options.h"
 #include "sync/mutex.h"
 
@@ -21,6 +22,7 @@ namespace {
 namespace hugetlb = host::hugetlb;
 
 constexpr std::string_view kModules = "/sys/module/";
+constexpr unsigned kFirstBusFile = 48;  // behind parameters and the pool
 constexpr std::string_view kHugePages = "/sys/kernel/mm/hugepages/hugepages-";
 constexpr std::string_view kPageIdle = "/sys/kernel/mm/page_idle/bitmap";
 constexpr std::string_view kMeminfo = "/proc/meminfo";
@@ -243,6 +245,8 @@ VirtualFile written_file(unsigned number) {
   if (number < abi_kvm::kMaxParameters) {
     file.parameter = abi_kvm::parameter_at(number);
     if (file.parameter) file.source = Source::kParameter;
+  } else if (number >= kFirstBusFile && number < kFirstBusFile + kMostTypes + kMostDevices) {
+    file = bus_file(number - kFirstBusFile);
   } else {
     for (const unsigned level : hugetlb::kLevels) {
       if (pool_file(level, PoolField::kTotal).number() != number) continue;
@@ -261,6 +265,8 @@ unsigned VirtualFile::mode() const {
     case Source::kPageIdle:
       return 0666;  // as the device: it tells of this process's own memory
     case Source::kClearRefs:
+    case Source::kMdevCreate:
+    case Source::kMdevRemove:
       return 0200;
     default:
       return 0444;
@@ -274,6 +280,10 @@ unsigned VirtualFile::number() const {
       return parameter.index();
     case Source::kPool:
       return kFirstPool + level * 4u + static_cast<unsigned>(field);
+    case Source::kMdevCreate:
+      return kFirstBusFile + level;
+    case Source::kMdevRemove:
+      return kFirstBusFile + kMostTypes + level;
     default:
       return kMaxVirtualFiles - 1 - static_cast<unsigned>(source);
   }
@@ -297,6 +307,7 @@ int store(const VirtualFile& file, std::string_view text) {
   if (file.source == Source::kPool && file.field == PoolField::kTotal) {
     return store_pool_size(file.level, text);
   }
+  if (file.of_bus()) return store_bus_file(file, text);
   if (file.source != Source::kParameter) return EACCES;
   const auto stored = file.parameter.store(text);
   return stored ? 0 : to_int(stored.error());

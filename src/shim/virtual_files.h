@@ -20,12 +20,14 @@ namespace stagetwo::shim {
 
 enum class Source : u8 {
   kNone,
-  kParameter,  // /sys/module/*/parameters/*
-  kPool,       // /sys/kernel/mm/hugepages/hugepages-*/*, /proc/sys/vm/nr_hugepages
-  kMeminfo,    // /proc/meminfo
-  kPageIdle,   // /sys/kernel/mm/page_idle/bitmap: no text (shim/frame_files.h)
-  kPagemap,    // /proc/<this process>/pagemap: the same
-  kClearRefs,  // /proc/<this process>/clear_refs: the same
+  kParameter,   // /sys/module/*/parameters/*
+  kPool,        // /sys/kernel/mm/hugepages/hugepages-*/*, /proc/sys/vm/nr_hugepages
+  kMeminfo,     // /proc/meminfo
+  kPageIdle,    // /sys/kernel/mm/page_idle/bitmap: no text (shim/frame_files.h)
+  kPagemap,     // /proc/<this process>/pagemap: the same
+  kClearRefs,   // /proc/<this process>/clear_refs: the same
+  kMdevCreate,  // `create` of a type of mediated devices: to be written (shim/mdev_files.h)
+  kMdevRemove,  // `remove` of one: the same
 };
 
 // What one of the pool's files counts.
@@ -34,7 +36,7 @@ enum class PoolField : u8 { kTotal, kFree, kReserved, kSurplus };
 struct VirtualFile {
   Source source = Source::kNone;
   PoolField field = PoolField::kTotal;  // of a kPool
-  u8 level = 0;                         // of a kPool
+  u8 level = 0;                         // of a kPool; of the bus's, which type or device
   abi_kvm::Parameter parameter;         // of a kParameter
 
   explicit operator bool() const { return source != Source::kNone; }
@@ -42,6 +44,9 @@ struct VirtualFile {
   [[nodiscard]] bool speaks_of_pages() const {
     return source == Source::kPageIdle || source == Source::kPagemap ||
            source == Source::kClearRefs;
+  }
+  [[nodiscard]] bool of_bus() const {
+    return source == Source::kMdevCreate || source == Source::kMdevRemove;
   }
   [[nodiscard]] unsigned mode() const;
   // Stable, different for different files, below kMaxVirtualFiles.
@@ -52,7 +57,7 @@ struct VirtualFile {
   }
 };
 
-inline constexpr unsigned kMaxVirtualFiles = 64;
+inline constexpr unsigned kMaxVirtualFiles = 128;
 inline constexpr size_t kLongestVirtualText = 8192;
 
 // Pre: `name` is absolute and normal. Asks for options where it must (shim/options.h).

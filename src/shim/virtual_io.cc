@@ -15,6 +15,7 @@
 #include "host/session.h"
 #include "shim/engine.h"
 #include "shim/frame_files.h"
+#include "shim/mdev_files.h"
 #include "shim/next.h"
 #include "shim/options.h"
 #include "sync/mutex.h"
@@ -131,7 +132,7 @@ sync::Atomic<u64>& taken_word(const VirtualFile& file) {
 
 // A write we see. Behind `fd` is a file of the session, or without one a memfd of this open. The
 // kernel copies, so a bad pointer is its EFAULT.
-long write_now(int fd, const VirtualFile& file, const iovec* parts, int count) {
+long write_locked(int fd, const VirtualFile& file, const iovec* parts, int count) {
   const host::SessionLock lock;
   const auto shared = open_appended(file, O_RDONLY);
   if (shared) static_cast<void>(take_from(*shared, file, taken_word(file)));  // what came before
@@ -147,6 +148,12 @@ long write_now(int fd, const VirtualFile& file, const iovec* parts, int count) {
   }
   if (shared) static_cast<void>(sys::close(*shared));
   return error == 0 ? written : -error;
+}
+
+long write_now(int fd, const VirtualFile& file, const iovec* parts, int count) {
+  const long written = write_locked(fd, file, parts, count);
+  if (file.source == Source::kMdevRemove) finish_removals();
+  return written;
 }
 
 // Of a descriptor open for reading and writing: the text as it is now.
@@ -202,7 +209,9 @@ Result<int> open_virtual(const VirtualFile& file, int flags) {
     note_open(opened, file);
     return opened;
   }
-  if (writes && ((file.mode() & 0222) == 0 || geteuid() != 0)) return refuse(EACCES);
+  // The bus is the session's, and so its user's.
+  const bool allowed = file.of_bus() || geteuid() == 0;
+  if (writes && ((file.mode() & 0222) == 0 || !allowed)) return refuse(EACCES);
   enter_session();
   take_appended(file);
   return writes ? open_to_write(file, flags) : open_text(file, flags);
@@ -242,12 +251,16 @@ bool virtual_io(int fd, Io io, const iovec* parts, int count, const off_t* at, s
 }
 
 int take_appended(const VirtualFile& file) {
-  if (file.source != Source::kParameter && file.source != Source::kPool) return 0;
-  const host::SessionLock lock;
-  const auto fd = open_appended(file, O_RDONLY);
-  if (!fd) return 0;
-  const int error = take_from(*fd, file, taken_word(file));
-  static_cast<void>(sys::close(*fd));
+  if (file.source != Source::kParameter && file.source != Source::kPool && !file.of_bus()) return 0;
+  int error = 0;
+  {
+    const host::SessionLock lock;
+    const auto fd = open_appended(file, O_RDONLY);
+    if (!fd) return 0;
+    error = take_from(*fd, file, taken_word(file));
+    static_cast<void>(sys::close(*fd));
+  }
+  if (file.source == Source::kMdevRemove) finish_removals();
   return error;
 }
 

@@ -440,5 +440,23 @@ TEST(Doctor, ReadsAsText) {
   EXPECT_NE(outcome.out.find("stagetwo can run programs here."), std::string::npos);
 }
 
+TEST(Mdev, DevicesOfASessionAreMadeAndRemovedFromOutside) {
+  const std::string name = "mdev-test-" + std::to_string(getpid());
+  const std::string mdev = tool() + " mdev ", of = " --session=" + name + "; ";
+  const std::string uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1003";
+  const Outcome outcome =
+      run_program({tool(), "run", "--session=" + name, "--", "bash", "-c",
+                   mdev + "create serial-2 " + uuid + of + mdev + "create serial-2 " + uuid + of +
+                       mdev + "list" + of + "cat /sys/bus/mdev/devices/*/mdev_type/name; " + mdev +
+                       "remove " + uuid + of + mdev + "types" + of});
+  EXPECT_EQ(outcome.out, uuid + "\n" + uuid +
+                             " serial-2         group 0\nDual port serial\n"
+                             "serial-1         Single port serial           24 left\n"
+                             "serial-2         Dual port serial             12 left\n");
+  EXPECT_NE(outcome.err.find("File exists"), std::string::npos) << outcome.err;
+  const Outcome none = run_program({tool(), "mdev", "list", "--session=nobody"});
+  EXPECT_EQ(none.status, 125);
+}
+
 }  // namespace
 }  // namespace stagetwo::test

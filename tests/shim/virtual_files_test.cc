@@ -149,5 +149,31 @@ TEST(StandIn, PoolIsTheSessions) {
   EXPECT_NE(run_with("echo x > " + pool).err.find("Invalid argument"), std::string::npos);
 }
 
+// Mediated devices: made, found, driven and removed by a plain program, and by the shell.
+TEST(MediatedDevice, IsAnOrdinaryClientsFromSysfsToItsInterrupts) {
+  const Outcome outcome = run_under("vfio_serial");
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+TEST(MediatedDevice, RefusesWithTheKernelsErrnos) {
+  const Outcome outcome = run_under("vfio_serial", {"errnos"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+TEST(MediatedDevice, IsMadeAndRemovedByTheShell) {
+  const std::string types =
+      "T=/sys/class/mdev_bus/serial/mdev_supported_types; "
+      "U=83b8f4f2-509f-382f-3c1e-e6bfe0fa1002; ";
+  EXPECT_EQ(run_shell(types + "echo $U > $T/serial-2/create; cat $T/*/available_instances; "
+                              "cat /sys/bus/mdev/devices/$U/mdev_type/name; "
+                              "echo 1 > /sys/bus/mdev/devices/$U/remove; "
+                              "cat $T/serial-1/available_instances; ls /sys/bus/mdev/devices")
+                .out,
+            "22\n11\nDual port serial\n24\n");
+  EXPECT_NE(run_shell(types + "echo $U > $T/serial-1/create; echo $U > $T/serial-1/create")
+                .err.find("File exists"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace stagetwo::test

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device's descriptor: what it is, its regions byte by byte, its interrupts. kernel files:
+// drivers/vfio/vfio_main.c, drivers/vfio/pci/vfio_pci_core.c; where these leave it to a driver,
+// samples/vfio-mdev/mtty.c.
+#include <fcntl.h>
+#include <linux/vfio.h>
+
+#include "abi/vfio/client_memory.h"
+#include "abi/vfio/files.h"
+#include "abi/vfio/requests.h"
+#include "abi/vfio/vfio.h"
+#include "base/vec.h"
+
+namespace stagetwo::abi_vfio {
+namespace {
+
+constexpr unsigned kOffsetBits = 40;  // of a region's place in the file
+constexpr u64 kOffsetMask = (u64{1} << kOffsetBits) - 1;
+static_assert(vfio::kRegions == VFIO_PCI_NUM_REGIONS && vfio::kIrqIndexes == VFIO_PCI_NUM_IRQS);
+static_assert(vfio::kConfigRegion == VFIO_PCI_CONFIG_REGION_INDEX);
+static_assert(vfio::kIntxIndex == VFIO_PCI_INTX_IRQ_INDEX &&
+              vfio::kMsiIndex == VFIO_PCI_MSI_IRQ_INDEX &&
+              vfio::kMsixIndex == VFIO_PCI_MSIX_IRQ_INDEX);
+static_assert(vfio::IrqSet::kNoData == VFIO_IRQ_SET_DATA_NONE &&
+              vfio::IrqSet::kBools == VFIO_IRQ_SET_DATA_BOOL &&
+              vfio::IrqSet::kEventfds == VFIO_IRQ_SET_DATA_EVENTFD &&
+              vfio::IrqSet::kMask == VFIO_IRQ_SET_ACTION_MASK &&
+              vfio::IrqSet::kUnmask == VFIO_IRQ_SET_ACTION_UNMASK &&
+              vfio::IrqSet::kTrigger == VFIO_IRQ_SET_ACTION_TRIGGER);
+
+class DeviceFile final : public host::Description, public host::PlacedIo {
+ public:
+  DeviceFile(sync::Ref<Group> group, sync::Ref<vfio::Device> device)
+      : group_(std::move(group)), device_(std::move(device)) {}
+  long ioctl(int fd, unsigned long request, unsigned long arg) override;
+  Result<void> check_mmap(const host::MapRequest&) override { return refuse(EINVAL); }
+  [[nodiscard]] bool moves_bytes() const override { return true; }
+  // Without an offset: at the file's own position.
+  Result<long> read_bytes(u64 to, u64 size) override { return advance(read_at(to, size, at_)); }
+  Result<long> write_bytes(u64 from, u64 size) override {
+    return advance(write_at(from, size, at_));
+  }
+  Result<long> read_at(u64 to, u64 size, off_t at) override;
+  Result<long> write_at(u64 from, u64 size, off_t at) override;
+
+ private:
+  Result<long> serve(u32 request, u64 arg);
+  Result<long> advance(Result<long> moved) {
+    if (moved) at_ += *moved;
+    return moved;
+  }
+
+  // The device goes first: its group's container is what it reaches memory by.
+  sync::Ref<Group> group_;
+  sync::Ref<vfio::Device> device_;
+  off_t at_ = 0;
+};
+
+// ---- what it is
+
+Result<long> get_info(u64 arg) {
+  vfio_device_info info{};
+  ST_TRY(copy_in(&info, arg, ST_SIZE_TO(vfio_device_info, num_irqs)));
+  info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
+  info.num_regions = VFIO_PCI_NUM_REGIONS;
+  info.num_irqs = VFIO_PCI_NUM_IRQS;
+  ST_TRY(copy_out_bytes(arg, &info, ST_SIZE_TO(vfio_device_info, num_irqs)));
+  return 0;
+}
+
+Result<long> get_region_info(const vfio::Shape& shape, u64 arg) {
+  vfio_region_info info{};
+  ST_TRY(copy_in(&info, arg));
+  if (info.index >= VFIO_PCI_NUM_REGIONS) return refuse(EINVAL);
+  info.offset = u64{info.index} << kOffsetBits;
+  info.size = shape.regions[info.index].size;
+  info.flags = info.size == 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+  ST_TRY(copy_out_bytes(arg, &info, sizeof(info)));
+  return 0;
+}
+
+Result<long> get_irq_info(const vfio::Shape& shape, u64 arg) {
+  vfio_irq_info info{};
+  ST_TRY(copy_in(&info, arg));
+  if (info.index >= VFIO_PCI_NUM_IRQS || shape.vectors[info.index] == 0) return refuse(EINVAL);
+  info.count = shape.vectors[info.index];
+  info.flags = VFIO_IRQ_INFO_EVENTFD;
+  info.flags |= info.index == VFIO_PCI_INTX_IRQ_INDEX
+                    ? VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED
+                    : VFIO_IRQ_INFO_NORESIZE;
+  ST_TRY(copy_out_bytes(arg, &info, sizeof(info)));
+  return 0;
+}
+
+// ---- interrupts
+
+// How many bytes come behind the struct. Failure: EINVAL.
+Result<size_t> irq_data_size(const vfio_irq_set& set, const vfio::Shape& shape) {
+  constexpr u32 kKnown = VFIO_IRQ_SET_DATA_TYPE_MASK | VFIO_IRQ_SET_ACTION_TYPE_MASK;
+  if (set.index >= VFIO_PCI_NUM_IRQS || set.count >= ~u32{0} - set.start ||
+      (set.flags & ~kKnown) != 0) {
+    return refuse(EINVAL);
+  }
+  // As mtty.c: an index without vectors is refused by its request, not by its size.
+  const u32 vectors = shape.vectors[set.index];
+  const u32 most = vectors == 0 ? u32{VFIO_PCI_NUM_IRQS} : vectors;
+  if (set.start >= most || set.start + set.count > most) return refuse(EINVAL);
+  size_t each = 0;
+  switch (set.flags & VFIO_IRQ_SET_DATA_TYPE_MASK) {
+    case VFIO_IRQ_SET_DATA_NONE:
+      break;
+    case VFIO_IRQ_SET_DATA_BOOL:
+      each = sizeof(u8);
+      break;
+    case VFIO_IRQ_SET_DATA_EVENTFD:
+      each = sizeof(s32);
+      break;
+    default:
+      return refuse(EINVAL);
+  }
+  if (set.argsz - sizeof(set) < set.count * each) return refuse(EINVAL);
+  return set.count * each;
+}
+
+Result<long> set_irqs(vfio::Device& device, u64 arg) {
+  vfio_irq_set set{};
+  ST_TRY(copy_in(&set, arg, sizeof(vfio_irq_set)));
+  const size_t bytes = ST_TRY(irq_data_size(set, device.shape()));
+  Vec<u8> data{"abi_vfio.irq_data"};
+  ST_TRY(data.resize(bytes));
+  ST_TRY(copy_in_bytes(data.data(), arg + sizeof(set), bytes));
+  ST_TRY(device.set_irqs({set.flags, set.index, set.start, set.count, data.span()}));
+  return 0;
+}
+
+// The flags are looked at before it is said that there is no feature.
+Result<long> feature(u64 arg) {
+  constexpr u32 kGet = VFIO_DEVICE_FEATURE_GET, kSet = VFIO_DEVICE_FEATURE_SET;
+  constexpr u32 kProbe = VFIO_DEVICE_FEATURE_PROBE;
+  vfio_device_feature asked{};
+  ST_TRY(copy_in(&asked, arg, sizeof(vfio_device_feature)));
+  if ((asked.flags & ~(VFIO_DEVICE_FEATURE_MASK | kGet | kSet | kProbe)) != 0) {
+    return refuse(EINVAL);
+  }
+  if ((asked.flags & kProbe) == 0 && (asked.flags & kGet) != 0 && (asked.flags & kSet) != 0) {
+    return refuse(EINVAL);
+  }
+  return refuse(ENOTTY);
+}
+
+Result<long> DeviceFile::serve(u32 request, u64 arg) {
+  switch (request) {
+    case VFIO_DEVICE_GET_INFO:
+      return get_info(arg);
+    case VFIO_DEVICE_GET_REGION_INFO:
+      return get_region_info(device_->shape(), arg);
+    case VFIO_DEVICE_GET_IRQ_INFO:
+      return get_irq_info(device_->shape(), arg);
+    case VFIO_DEVICE_SET_IRQS:
+      return set_irqs(*device_, arg);
+    case VFIO_DEVICE_RESET:
+      device_->reset();
+      return 0;
+    case VFIO_DEVICE_FEATURE:
+      return feature(arg);
+    default:
+      return refuse(ENOTTY);
+  }
+}
+
+long DeviceFile::ioctl(int, unsigned long request, unsigned long arg) {
+  return as_answer(serve(static_cast<u32>(request), arg));
+}
+
+// ---- regions
+
+struct Place {
+  unsigned region;
+  u64 offset;
+  u64 bytes;  // of the request that are in the region
+};
+
+Result<Place> place_of(const vfio::Shape& shape, u64 size, off_t at) {
+  const u64 index = static_cast<u64>(at) >> kOffsetBits;
+  const u64 offset = static_cast<u64>(at) & kOffsetMask;
+  if (index >= vfio::kRegions) return refuse(EINVAL);
+  const u64 whole = shape.regions[index].size;
+  if (offset >= whole) return refuse(EINVAL);
+  return Place{static_cast<unsigned>(index), offset, std::min(size, whole - offset)};
+}
+
+// The widest access that is aligned and not too long.
+unsigned width_at(u64 offset, u64 left) {
+  unsigned width = 4;
+  while (width > left || offset % width != 0) width /= 2;
+  return width;
+}
+
+Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
+  if (size == 0) return 0;
+  const Place place = ST_TRY(place_of(device_->shape(), size, at));
+  for (u64 done = 0; done < place.bytes;) {
+    const unsigned width = width_at(place.offset + done, place.bytes - done);
+    u8 bytes[4] = {};
+    device_->read(place.region, place.offset + done, {bytes, width});
+    ST_TRY(copy_out_bytes(to + done, bytes, width));
+    done += width;
+  }
+  return static_cast<long>(place.bytes);
+}
+
+Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
+  if (size == 0) return 0;
+  const Place place = ST_TRY(place_of(device_->shape(), size, at));
+  for (u64 done = 0; done < place.bytes;) {
+    const unsigned width = width_at(place.offset + done, place.bytes - done);
+    u8 bytes[4] = {};
+    ST_TRY(copy_in_bytes(bytes, from + done, width));
+    device_->write(place.region, place.offset + done, {bytes, width});
+    done += width;
+  }
+  return static_cast<long>(place.bytes);
+}
+
+}  // namespace
+
+Result<long> open_device(sync::Ref<Group> group) {
+  auto device = ST_TRY(vfio::Device::open(group->which()));
+  ST_TRY(group->connect(*device));
+  auto backing = ST_TRY(host::Backing::create("vfio-device", 0));
+  auto file =
+      ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(group), std::move(device)));
+  return ST_TRY(host::publish(std::move(file), std::move(backing),
+                              {.shape = host::FileShape::kAnonInode,
+                               .home = host::StateHome::kDescription,
+                               .open_flags = O_RDWR | O_CLOEXEC,
+                               .wants_last_close = true}));
+}
+
+}  // namespace stagetwo::abi_vfio

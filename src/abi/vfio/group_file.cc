@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// A group's requests. kernel file: drivers/vfio/group.c.
+#include <fcntl.h>
+#include <linux/vfio.h>
+
+#include "abi/vfio/client_memory.h"
+#include "abi/vfio/files.h"
+#include "abi/vfio/requests.h"
+#include "abi/vfio/vfio.h"
+#include "base/sys.h"
+#include "host/access.h"
+
+namespace stagetwo::abi_vfio {
+namespace {
+
+constexpr size_t kLongestName = 4096;
+
+class GroupFile final : public host::Description {
+ public:
+  explicit GroupFile(sync::Ref<Group> group) : group_(std::move(group)) {}
+  long ioctl(int fd, unsigned long request, unsigned long arg) override;
+
+ private:
+  Result<long> serve(u32 request, u64 arg);
+  sync::Ref<Group> group_;
+};
+
+// A name as the kernel takes it: it ends within a page. Failure: EFAULT, EINVAL.
+Result<bool> is_name(u64 from, std::string_view name) {
+  bool same = true;
+  for (size_t i = 0; i < kLongestName; ++i) {
+    char c = 0;
+    ST_TRY(copy_in_bytes(&c, from + i, 1));
+    if (c == '\0') return same && i == name.size();
+    same = same && i < name.size() && name[i] == c;
+  }
+  return refuse(EINVAL);
+}
+
+Result<long> get_device(sync::Ref<Group> group, u64 arg) {
+  FixedString<vfio::Uuid::kTextBytes + 1> name;
+  group->which().uuid.append(name);
+  const bool known = ST_TRY(is_name(arg, name.view()));
+  if (!known || group->is_gone()) return refuse(ENODEV);
+  // The container wants its type first.
+  if (!group->has_container() || !group->has_type()) return refuse(EINVAL);
+  return open_device(std::move(group));
+}
+
+Result<long> get_status(Group& group, u64 arg) {
+  vfio_group_status status{};
+  ST_TRY(copy_in(&status, arg));
+  if (group.is_gone()) return refuse(ENODEV);
+  status.flags = VFIO_GROUP_FLAGS_VIABLE;
+  if (group.has_container()) status.flags |= VFIO_GROUP_FLAGS_CONTAINER_SET;
+  ST_TRY(copy_out_bytes(arg, &status, sizeof(status)));
+  return 0;
+}
+
+Result<long> set_container(Group& group, u64 arg) {
+  s32 fd = -1;
+  ST_TRY(copy_in_bytes(&fd, arg, sizeof(fd)));
+  static_cast<void>(ST_TRY(sys::fcntl(fd, F_GETFD)));
+  if (group.has_container()) return refuse(EINVAL);
+  if (group.is_gone()) return refuse(ENODEV);
+  const auto file = host::find(fd);
+  const auto* const container = file ? dynamic_cast<const ContainerFile*>(file.get()) : nullptr;
+  if (container == nullptr) return refuse(EBADFD);
+  ST_TRY(group.join(container->container()));
+  return 0;
+}
+
+Result<long> GroupFile::serve(u32 request, u64 arg) {
+  switch (request) {
+    case VFIO_GROUP_GET_DEVICE_FD:
+      return get_device(group_.clone(), arg);
+    case VFIO_GROUP_GET_STATUS:
+      return get_status(*group_, arg);
+    case VFIO_GROUP_SET_CONTAINER:
+      return set_container(*group_, arg);
+    case VFIO_GROUP_UNSET_CONTAINER:
+      ST_TRY(group_->leave());
+      return 0;
+    default:
+      return refuse(ENOTTY);
+  }
+}
+
+long GroupFile::ioctl(int, unsigned long request, unsigned long arg) {
+  return as_answer(serve(static_cast<u32>(request), arg));
+}
+
+}  // namespace
+
+bool Group::is_gone() const {
+  const auto now = vfio::device_at(which_.slot);
+  return !now || now->born != which_.born;
+}
+
+bool Group::has_container() {
+  const sync::MutexGuard guard(lock_);
+  return container_ && container_->has_group(which_);
+}
+
+bool Group::has_type() {
+  const sync::MutexGuard guard(lock_);
+  return container_ && container_->type() != vfio::IommuType::kNone;
+}
+
+Result<void> Group::join(sync::Ref<vfio::Container> container) {
+  const sync::MutexGuard guard(lock_);
+  ST_TRY(container->add_group(which_));
+  container_ = std::move(container);
+  return {};
+}
+
+Result<void> Group::connect(vfio::Device& device) {
+  const sync::MutexGuard guard(lock_);
+  if (!container_) return refuse(EINVAL);
+  return device.connect(container_.clone());
+}
+
+Result<void> Group::leave() {
+  const sync::MutexGuard guard(lock_);
+  if (!container_ || !container_->has_group(which_)) return refuse(EINVAL);
+  if (vfio::is_claimed(vfio::ClaimKind::kDevice, which_.born)) return refuse(EBUSY);
+  container_->remove_group(which_);
+  container_.reset();
+  return {};
+}
+
+Group::~Group() {
+  const sync::MutexGuard guard(lock_);
+  if (container_) container_->remove_group(which_);
+}
+
+bool has_group(u32 group) {
+  return group < kMostGroups && vfio::start_bus().has_value() && vfio::device_at(group).has_value();
+}
+
+Result<int> open_group(u32 group, int flags) {
+  const auto which = vfio::device_at(group);
+  if (!which || !which->type) return refuse(ENODEV);
+  auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, which->born, vfio::Share::kOne));
+  auto backing = ST_TRY(host::Backing::create("vfio-group", 0));
+  auto made = ST_TRY(sync::Ref<Group>::make("abi_vfio.group", *which, std::move(claim)));
+  auto file = ST_TRY(make_box<GroupFile>("abi_vfio.group_file", std::move(made)));
+  return host::publish(std::move(file), std::move(backing),
+                       {.shape = host::FileShape::kCharDevice,
+                        .home = host::StateHome::kDescription,
+                        .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
+                        .device_major = kGroupMajor,
+                        .device_minor = group,
+                        .wants_last_close = true});
+}
+
+void after_fork_child() {
+  vfio::devices_after_fork_child();
+  vfio::bus_after_fork_child();
+}
+
+}  // namespace stagetwo::abi_vfio

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Parts of the container's requests. Not for other rooms.
+
+#include <linux/vfio.h>
+
+#include "vfio/container.h"
+
+namespace stagetwo::abi_vfio {
+
+inline long as_answer(const Result<long>& done) {
+  return done ? *done : -static_cast<long>(to_int(done.error()));
+}
+
+// INT_MAX pages.
+inline constexpr u64 kMostBitmapBytes = u64{1} << 28;
+
+// A client's bitmap of the pages in a range of IOVAs, the lowest one first.
+class DirtyBitmap {
+ public:
+  DirtyBitmap() = default;
+  // Failure: EFAULT, EINVAL (not in the client's half, too small or too large for the range).
+  static Result<DirtyBitmap> make(const vfio_bitmap& bitmap, u64 iova, u64 size);
+  static Result<DirtyBitmap> read(u64 at, u64 iova, u64 size);
+  // What the maps in the range have; bits of no map are left as they are. Failure: EINVAL, EFAULT.
+  Result<void> fill(vfio::Container& container);
+
+ private:
+  Result<void> set(u64 first_page, u64 last_page, bool value) const;
+  vfio_bitmap bitmap_{};
+  u64 iova_ = 0, size_ = 0;
+};
+
+}  // namespace stagetwo::abi_vfio

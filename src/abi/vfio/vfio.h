@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The façade of the room: /dev/vfio/vfio and /dev/vfio/<group>. Linux analogue: vfio_fops,
+// vfio_group_fops, vfio_device_fops (kernel files: drivers/vfio/{container,group,vfio_main}.c).
+//
+// The first check that fails answers, in the kernel's order.
+
+#include <string_view>
+
+#include "base/alloc.h"
+#include "base/result.h"
+#include "base/types.h"
+#include "host/descriptor.h"
+
+namespace stagetwo::abi_vfio {
+
+inline constexpr u32 kMiscMajor = 10;
+inline constexpr u32 kMinor = 196;       // VFIO_MINOR
+inline constexpr u32 kGroupMajor = 511;  // the kernel takes a free one
+inline constexpr unsigned kMostGroups = 48;
+
+// open("/dev/vfio/vfio", flags). Failure: EMFILE, ENFILE, ENOMEM.
+[[nodiscard]] Result<int> open_container(int flags);
+// Is there a node /dev/vfio/<group>?
+[[nodiscard]] bool has_group(u32 group);
+// Failure: ENODEV, EBUSY (it is open), EMFILE, ENFILE, ENOMEM.
+[[nodiscard]] Result<int> open_group(u32 group, int flags);
+
+// The description of a received descriptor (host::set_attacher); empty: not of this room, or a
+// group or device, which only its process and the children of that have.
+[[nodiscard]] Box<host::Description> attach(std::string_view kind, int fd,
+                                            host::DescriptorSpec* spec);
+
+void after_fork_child();
+
+}  // namespace stagetwo::abi_vfio

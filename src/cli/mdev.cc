@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/mdev.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+
+#include "cli/session.h"
+#include "host/session.h"
+#include "vfio/bus.h"
+
+namespace stagetwo::cli {
+namespace {
+
+std::string text_of(const vfio::Uuid& uuid) {
+  FixedString<vfio::Uuid::kTextBytes + 1> text;
+  uuid.append(text);
+  return std::string(text.view());
+}
+
+std::string folder_of(const vfio::TypeRef& type) {
+  if (!type) return "(of another program)";
+  FixedString<64> text;
+  vfio::append_folder(type, text);
+  return std::string(text.view());
+}
+
+int failed(const std::string& what, int error) {
+  fmt::print(stderr, "stagetwo: {}: {}\n", what, std::strerror(error));
+  return kExitToolFailed;
+}
+
+int print_types() {
+  for (unsigned i = 0; const vfio::Parent* parent = vfio::parent_at(i); ++i) {
+    for (u32 type = 0; type < parent->types.size(); ++type) {
+      const vfio::TypeRef ref{parent, type};
+      fmt::print("{:<16} {:<28} {} left\n", folder_of(ref), ref.get().pretty,
+                 vfio::available_instances(ref));
+    }
+  }
+  return 0;
+}
+
+int print_devices() {
+  for (u32 from = 0;;) {
+    const auto device = vfio::device_from(from);
+    if (!device) break;
+    fmt::print("{} {:<16} group {}{}\n", text_of(device->uuid), folder_of(device->type),
+               device->group(), device->removing ? " (being removed)" : "");
+    from = device->slot + 1;
+  }
+  return 0;
+}
+
+int create(const MdevOptions& options) {
+  const vfio::TypeRef type = vfio::find_type(options.type);
+  if (!type) {
+    fmt::print(stderr, "stagetwo: there is no type {}\nHint: see 'stagetwo mdev types'\n",
+               options.type);
+    return kExitToolFailed;
+  }
+  std::string name = options.uuid;
+  if (name.empty()) std::getline(std::ifstream("/proc/sys/kernel/random/uuid"), name);
+  const auto uuid = vfio::parse_uuid(name);
+  if (!uuid || name.size() != vfio::Uuid::kTextBytes) return failed(name, EINVAL);
+  if (const auto done = vfio::create_device(type, *uuid); !done) {
+    return failed(name, to_int(done.error()));
+  }
+  fmt::print("{}\n", text_of(*uuid));
+  return 0;
+}
+
+int remove(const MdevOptions& options) {
+  const auto uuid = vfio::parse_uuid(options.uuid);
+  if (!uuid) return failed(options.uuid, EINVAL);
+  auto removal = vfio::begin_removal(*uuid);
+  if (!removal) return failed(options.uuid, to_int(removal.error()));
+  vfio::finish_removal(std::move(*removal));
+  return 0;
+}
+
+}  // namespace
+
+int mdev(const MdevOptions& options) {
+  const std::string directory = Session::directory_of(options.session);
+  if (::access(directory.c_str(), F_OK) != 0) {
+    fmt::print(stderr, "stagetwo: no program of session {} runs: {}: {}\n", options.session,
+               directory, std::strerror(errno));
+    return kExitToolFailed;
+  }
+  auto ready = host::join_session(directory);
+  if (ready) ready = vfio::start_bus();
+  if (!ready) return failed(directory, to_int(ready.error()));
+  switch (options.action) {
+    case MdevAction::kList:
+      return print_devices();
+    case MdevAction::kTypes:
+      return print_types();
+    case MdevAction::kCreate:
+      return create(options);
+    case MdevAction::kRemove:
+      return remove(options);
+  }
+  return kExitToolFailed;
+}
+
+}  // namespace stagetwo::cli

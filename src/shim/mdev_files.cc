@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shim/mdev_files.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include "base/sys.h"
+#include "host/session.h"
+#include "shim/engine.h"
+#include "shim/options.h"
+#include "shim/virtual_io.h"
+#include "sync/mutex.h"
+#include "vfio/bus.h"
+
+namespace stagetwo::shim {
+namespace {
+
+constexpr std::string_view kSys = "/sys/";
+constexpr std::string_view kDevices = "/sys/devices/virtual/";
+constexpr std::string_view kFolders[] = {"/sys/class/mdev_bus", "/sys/bus/mdev",
+                                         "/sys/kernel/iommu_groups"};
+
+bool is_below(std::string_view name, std::string_view folder) {
+  return name.starts_with(folder) && (name.size() == folder.size() || name[folder.size()] == '/');
+}
+
+bool is_of_bus(std::string_view name) {
+  for (const std::string_view folder : kFolders) {
+    if (is_below(name, folder)) return true;
+  }
+  if (!name.starts_with(kDevices)) return false;
+  const std::string_view rest = name.substr(kDevices.size());
+  for (unsigned i = 0; const vfio::Parent* parent = vfio::parent_at(i); ++i) {
+    if (is_below(rest, parent->name)) return true;
+  }
+  return false;
+}
+
+// The tree of the session, made at the first look. False: there is none.
+bool has_tree() {
+  static constinit sync::Atomic<u32> started{0};
+  enter_session();
+  if (option("session").empty()) return false;
+  if (started.load(sync::kAcquire) == 0 && vfio::start_bus()) started.store(1, sync::kRelease);
+  return started.load(sync::kAcquire) != 0;
+}
+
+VirtualFile numbered(Source source, unsigned level) {
+  VirtualFile file;
+  file.source = source;
+  file.level = static_cast<u8>(level);
+  return file;
+}
+
+// Types of all parents, one after the other.
+vfio::TypeRef type_at(unsigned number) {
+  for (unsigned i = 0; const vfio::Parent* parent = vfio::parent_at(i); ++i) {
+    if (number < parent->types.size()) return {parent, number};
+    number -= static_cast<unsigned>(parent->types.size());
+  }
+  return {};
+}
+
+VirtualFile create_file(std::string_view folder) {
+  const vfio::TypeRef wanted = vfio::find_type(folder);
+  for (unsigned number = 0; wanted && number < kMostTypes; ++number) {
+    const vfio::TypeRef type = type_at(number);
+    if (type.parent == wanted.parent && type.type == wanted.type) {
+      return numbered(Source::kMdevCreate, number);
+    }
+  }
+  return {};
+}
+
+VirtualFile remove_file(std::string_view folder) {
+  const auto uuid = vfio::parse_uuid(folder);
+  if (!uuid || folder.size() != vfio::Uuid::kTextBytes) return {};
+  const auto device = vfio::find_device(*uuid);
+  return device ? numbered(Source::kMdevRemove, device->slot) : VirtualFile{};
+}
+
+// Removals that wait for a last close; begun under the session's lock, finished without.
+constinit sync::Mutex removals_lock{sync::Rank::kLeaf};
+// Never destroyed: the program's threads still run when exit() does.
+constinit union Removals {
+  constexpr Removals() : of{} {}
+  constexpr ~Removals() {}
+  vfio::Removal of[kMostDevices];
+} removals;
+
+int create(const VirtualFile& file, std::string_view text) {
+  if (text.size() < vfio::Uuid::kTextBytes || text.size() > vfio::Uuid::kTextBytes + 1) {
+    return EINVAL;
+  }
+  const auto uuid = vfio::parse_uuid(text);
+  if (!uuid) return to_int(uuid.error());
+  const vfio::TypeRef type = type_at(file.level);
+  const auto done = type ? vfio::create_device(type, *uuid) : Result<void>(refuse(ENODEV));
+  return done ? 0 : to_int(done.error());
+}
+
+int remove(const VirtualFile& file, std::string_view text) {
+  const auto value = parse_kernel_unsigned(text);
+  if (!value) return EINVAL;
+  if (*value == 0) return 0;
+  const auto device = vfio::device_from(file.level);
+  if (!device || device->slot != file.level) return ENODEV;
+  auto removal = vfio::begin_removal(device->uuid);
+  if (!removal) return to_int(removal.error());
+  const sync::MutexGuard guard(removals_lock);
+  std::swap(removals.of[file.level], *removal);
+  return 0;
+}
+
+}  // namespace
+
+MovedName::MovedName(const char* path) : path_(path) {
+  if (reinterpret_cast<u64>(path) < 4096 || path[0] != '/' || path[1] != 's') [[likely]]
+    return;
+  const std::string_view name(path);
+  if (!name.starts_with(kSys) || !is_of_bus(name) || !has_tree()) return;
+  TextWriter place(place_, sizeof(place_));
+  place.append(option("session")).append(name);  // the tree begins with "sys"
+  if (!place.cut()) path_ = place_;
+}
+
+Result<VirtualFile> MovedName::file() const {
+  const int place = ST_TRY(sys::openat(AT_FDCWD, path_, O_PATH | O_CLOEXEC));
+  FixedString<48> link;
+  link.append("/proc/thread-self/fd/").append_int(place);
+  char buffer[kLongest];
+  const long size =
+      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(buffer), sizeof(buffer));
+  static_cast<void>(sys::close(place));
+  if (size <= 0) return refuse(ENOENT);
+  std::string_view name(buffer, static_cast<size_t>(size));
+  const size_t slash = name.rfind('/');
+  const std::string_view last = name.substr(slash + 1);
+  name = name.substr(0, slash);
+  const std::string_view folder = name.substr(name.rfind('/') + 1);
+  VirtualFile file;
+  if (last == "create") file = create_file(folder);
+  if (last == "remove") file = remove_file(folder);
+  if (!file) return refuse(EACCES);
+  return file;
+}
+
+int open_of_bus(const MovedName& name, int flags) {
+  const auto file = name.file();
+  return static_cast<int>(
+      as_libc(file ? open_virtual(*file, flags) : Result<int>(refuse(file.error()))));
+}
+
+VirtualFile bus_file(unsigned number) {
+  if (number < kMostTypes) {
+    return type_at(number) ? numbered(Source::kMdevCreate, number) : VirtualFile{};
+  }
+  return numbered(Source::kMdevRemove, number - kMostTypes);
+}
+
+int store_bus_file(const VirtualFile& file, std::string_view text) {
+  return file.source == Source::kMdevCreate ? create(file, text) : remove(file, text);
+}
+
+void finish_removals() {
+  for (vfio::Removal& place : removals.of) {
+    vfio::Removal removal;
+    {
+      const sync::MutexGuard guard(removals_lock);
+      if (!place) continue;
+      std::swap(removal, place);
+    }
+    vfio::finish_removal(std::move(removal));
+  }
+}
+
+}  // namespace stagetwo::shim

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// sysfs as far as it tells of mediated devices: /sys/class/mdev_bus, /sys/bus/mdev,
+// /sys/kernel/iommu_groups and the parents' own folders are a tree of real files in the session's
+// directory (vfio/bus.h), and a name that begins so is rewritten to lead there. What is written to
+// `create` and `remove` is taken as of any virtual file (shim/virtual_io.h).
+//
+// Analogue: drivers/vfio/mdev/mdev_sysfs.c (create_store, remove_store).
+// Only names from their beginning, as they are spelt there; without a session none.
+// Context: any thread of the client, asleep or awake.
+
+#include <string_view>
+
+#include "shim/virtual_files.h"
+
+namespace stagetwo::shim {
+
+// A name, and where it leads. The common answer, itself, costs a comparison.
+class MovedName {
+ public:
+  explicit MovedName(const char* path);
+  MovedName(const MovedName&) = delete;
+  MovedName& operator=(const MovedName&) = delete;
+
+  [[nodiscard]] const char* path() const { return path_; }
+  [[nodiscard]] bool moved() const { return path_ == place_; }
+  // The file that takes what is written there. Failure: ENOENT and its kin; EACCES (it is read).
+  [[nodiscard]] Result<VirtualFile> file() const;
+
+ private:
+  static constexpr size_t kLongest = 512;
+  const char* path_;
+  char place_[kLongest];
+};
+
+// open() of a moved name for writing: what the bus takes is taken, the rest of its tree is for
+// reading. A descriptor, or -1 and errno.
+[[nodiscard]] int open_of_bus(const MovedName& name, int flags);
+
+// Of VirtualFile: which it is, by its number among these.
+[[nodiscard]] VirtualFile bus_file(unsigned number);
+inline constexpr unsigned kMostTypes = 8, kMostDevices = 48;
+
+// One write. 0 or the kernel's errno. Pre: host::SessionLock held.
+[[nodiscard]] int store_bus_file(const VirtualFile& file, std::string_view text);
+// Waits for the removals that this process began. Context: no lock.
+void finish_removals();
+
+}  // namespace stagetwo::shim
