@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// One iommufd under its lock: every operation on its objects (iommu/context.h says how it is used).
-// Pointers it yields are good while it lives.
+// One iommufd under its lock: every operation on its objects, good while it lives (context.h).
 
 #include <optional>
 #include <span>
@@ -42,6 +41,7 @@ class Locked {
   // Pins pages that nobody holds yet and holds all. Failure: EFAULT, ENOMEM.
   Result<void> hold_pages(PageSet& set, u64 first, u64 count);
   void release_pages(PageSet& set, u64 first, u64 count);
+  bool is_of_this_process(const PageSet& set) const { return is_this_process(set.process); }
   // Reads or writes bytes of the set, pinned or not. Failure: EFAULT.
   Result<void> copy_pages(PageSet& set, u64 byte, u64 length, void* to, const void* from);
   void release_process();  // pins and charges of this process

@@ -29,7 +29,8 @@ struct PageSet {
   bool no_charge = false;
   bool file_asked = false;
   bool file_known = false;
-  u64 start = 0;  // page aligned
+  bool engine_maps = false;  // `start` is a mapping of the engine's, of a file (file_map.h)
+  u64 start = 0;             // page aligned
   u64 pages = 0;
   RelPtr<u64> frames;  // (process << kFrameBits | frame), where holds != 0
   RelPtr<u32> holds;

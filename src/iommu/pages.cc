@@ -127,6 +127,10 @@ void Locked::free_page_set(PageSet* set) {
     previous->next = next;
   }
   if (next != nullptr) next->previous = previous;
+  // Of another process it stays until that one ends.
+  if (set->engine_maps && is_this_process(set->process)) {
+    unmap_pages(reinterpret_cast<void*>(set->start), set->pages * kPageSize);
+  }
   use_process(set->process, -1);
   arena().free(set->frames.get(), set->pages * sizeof(u64));
   arena().free(set->holds.get(), set->pages * sizeof(u32));

@@ -97,6 +97,13 @@ Outcome set_dirty_tracking(Call& call, iommu_hwpt_set_dirty_tracking& cmd);
 Outcome get_dirty_bitmap(Call& call, iommu_hwpt_get_dirty_bitmap& cmd);
 Outcome hwpt_invalidate(Call& call, iommu_hwpt_invalidate& cmd);
 Outcome fault_queue_alloc(Call& call, iommu_fault_alloc& cmd);  // fault_file.cc
+// ---- of later kernels (newer_calls.cc)
+Outcome ioas_map_file(Call& call, iommu_ioas_map_file& cmd);
+Outcome viommu_alloc(Call& call, iommu_viommu_alloc& cmd);
+Outcome vdevice_alloc(Call& call, iommu_vdevice_alloc& cmd);
+Outcome change_process(Call& call, iommu_ioas_change_process& cmd);
+Outcome veventq_alloc(Call& call, iommu_veventq_alloc& cmd);
+Outcome hw_queue_alloc(Call& call, iommu_hw_queue_alloc& cmd);
 
 // VFIO's own requests on an iommufd (vfio_compat.cc). >= 0 or a refusal.
 [[nodiscard]] Result<long> vfio_request(Iommufd& iommufd, u32 request, u64 arg);

@@ -16,6 +16,7 @@ constexpr std::string_view kKind = "iommufd";
 constexpr size_t kLargest = 80;  // of all structs
 
 sync::Atomic<bool> test_commands{false};
+sync::Atomic<bool> newer_requests{false};
 
 struct Row {
   u32 request;
@@ -53,15 +54,27 @@ constexpr Row kRows[] = {
     ST_ROW(IOMMU_HWPT_GET_DIRTY_BITMAP, iommu_hwpt_get_dirty_bitmap, data, get_dirty_bitmap),
     ST_ROW(IOMMU_HWPT_INVALIDATE, iommu_hwpt_invalidate, __reserved, hwpt_invalidate),
     ST_ROW(IOMMU_FAULT_QUEUE_ALLOC, iommu_fault_alloc, out_fault_fd, fault_queue_alloc),
+    ST_ROW(IOMMU_IOAS_MAP_FILE, iommu_ioas_map_file, iova, ioas_map_file),
+    ST_ROW(IOMMU_VIOMMU_ALLOC, iommu_viommu_alloc, out_viommu_id, viommu_alloc),
+    ST_ROW(IOMMU_VDEVICE_ALLOC, iommu_vdevice_alloc, virt_id, vdevice_alloc),
+    ST_ROW(IOMMU_IOAS_CHANGE_PROCESS, iommu_ioas_change_process, __reserved, change_process),
+    ST_ROW(IOMMU_VEVENTQ_ALLOC, iommu_veventq_alloc, out_veventq_fd, veventq_alloc),
+    ST_ROW(IOMMU_HW_QUEUE_ALLOC, iommu_hw_queue_alloc, length, hw_queue_alloc),
 };
 constexpr Row kTestRow = ST_ROW(IOMMU_TEST_CMD, iommu_test_cmd, last, test_command);
 #undef ST_ROW
-static_assert(std::size(kRows) == IOMMUFD_CMD_FAULT_QUEUE_ALLOC - IOMMUFD_CMD_BASE + 1);
+static_assert(std::size(kRows) == IOMMUFD_CMD_HW_QUEUE_ALLOC - IOMMUFD_CMD_BASE + 1);
+
+// The last number of the level's own table.
+u32 last_request() {
+  return newer_requests.load(sync::kRelaxed) ? IOMMUFD_CMD_HW_QUEUE_ALLOC
+                                             : IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
+}
 
 // Which request a number in the table's range is; none: an empty place.
 Result<const Row*> row_of(u32 request) {
   const u32 index = _IOC_NR(request) - IOMMUFD_CMD_BASE;
-  const Row* row = index < std::size(kRows) ? &kRows[index] : nullptr;
+  const Row* row = index <= last_request() - IOMMUFD_CMD_BASE ? &kRows[index] : nullptr;
   if (index == _IOC_NR(IOMMU_TEST_CMD) - IOMMUFD_CMD_BASE) row = &kTestRow;
   if (row == nullptr || row->request != request) return refuse(ENOTTY);
   return row;
@@ -70,8 +83,8 @@ Result<const Row*> row_of(u32 request) {
 // Does the table reach to this number? What is beyond it is VFIO's.
 bool in_table(u32 request) {
   const u32 number = _IOC_NR(request);
-  const u32 last = test_commands.load(sync::kRelaxed) ? u32{_IOC_NR(IOMMU_TEST_CMD)}
-                                                      : u32{IOMMUFD_CMD_FAULT_QUEUE_ALLOC};
+  const u32 last =
+      test_commands.load(sync::kRelaxed) ? u32{_IOC_NR(IOMMU_TEST_CMD)} : last_request();
   return number >= IOMMUFD_CMD_BASE && number <= last;
 }
 
@@ -128,6 +141,10 @@ Result<void> copy_in_struct(void* to, size_t known, u64 from, size_t size, int t
     at += some;
   }
   return {};
+}
+
+void set_newer_requests(bool on) {
+  newer_requests.store(on, sync::kRelaxed);
 }
 
 void set_test_commands(bool on) {

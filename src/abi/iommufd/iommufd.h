@@ -23,6 +23,9 @@ inline constexpr u32 kMinor = 122;  // the kernel takes a free one
 // Is IOMMU_TEST_CMD there (CONFIG_IOMMUFD_TEST)? Default: no. `stagetwo run --iommufd-test`.
 void set_test_commands(bool on);
 
+// Are the requests of 6.13 to 6.18 there? Default: no. `stagetwo run --abi=6.18`.
+void set_newer_requests(bool on);
+
 // open("/dev/iommu", flags). Failure: EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_device(int flags);
 

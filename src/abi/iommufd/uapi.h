@@ -32,6 +32,13 @@ enum {
   IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP = 0x8c,
   IOMMUFD_CMD_HWPT_INVALIDATE = 0x8d,
   IOMMUFD_CMD_FAULT_QUEUE_ALLOC = 0x8e,
+  /* from 6.13 to 6.17 on */
+  IOMMUFD_CMD_IOAS_MAP_FILE = 0x8f,
+  IOMMUFD_CMD_VIOMMU_ALLOC = 0x90,
+  IOMMUFD_CMD_VDEVICE_ALLOC = 0x91,
+  IOMMUFD_CMD_IOAS_CHANGE_PROCESS = 0x92,
+  IOMMUFD_CMD_VEVENTQ_ALLOC = 0x93,
+  IOMMUFD_CMD_HW_QUEUE_ALLOC = 0x94,
 };
 
 #define IOMMU_DESTROY _IO(IOMMUFD_TYPE, IOMMUFD_CMD_DESTROY)
@@ -49,6 +56,12 @@ enum {
 #define IOMMU_HWPT_GET_DIRTY_BITMAP _IO(IOMMUFD_TYPE, IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP)
 #define IOMMU_HWPT_INVALIDATE _IO(IOMMUFD_TYPE, IOMMUFD_CMD_HWPT_INVALIDATE)
 #define IOMMU_FAULT_QUEUE_ALLOC _IO(IOMMUFD_TYPE, IOMMUFD_CMD_FAULT_QUEUE_ALLOC)
+#define IOMMU_IOAS_MAP_FILE _IO(IOMMUFD_TYPE, IOMMUFD_CMD_IOAS_MAP_FILE)
+#define IOMMU_VIOMMU_ALLOC _IO(IOMMUFD_TYPE, IOMMUFD_CMD_VIOMMU_ALLOC)
+#define IOMMU_VDEVICE_ALLOC _IO(IOMMUFD_TYPE, IOMMUFD_CMD_VDEVICE_ALLOC)
+#define IOMMU_IOAS_CHANGE_PROCESS _IO(IOMMUFD_TYPE, IOMMUFD_CMD_IOAS_CHANGE_PROCESS)
+#define IOMMU_VEVENTQ_ALLOC _IO(IOMMUFD_TYPE, IOMMUFD_CMD_VEVENTQ_ALLOC)
+#define IOMMU_HW_QUEUE_ALLOC _IO(IOMMUFD_TYPE, IOMMUFD_CMD_HW_QUEUE_ALLOC)
 
 struct iommu_destroy {
   __u32 size;
@@ -319,6 +332,71 @@ struct iommu_fault_alloc {
   __u32 flags; /* 0 */
   __u32 out_fault_id;
   __u32 out_fault_fd;
+};
+
+/* ---- later kernels */
+
+struct iommu_ioas_map_file {
+  __u32 size;
+  __u32 flags; /* as of a map */
+  __u32 ioas_id;
+  __s32 fd;
+  __aligned_u64 start; /* in the file */
+  __aligned_u64 length;
+  __aligned_u64 iova; /* in where fixed, out */
+};
+
+enum iommu_viommu_type {
+  IOMMU_VIOMMU_TYPE_DEFAULT = 0,
+  IOMMU_VIOMMU_TYPE_ARM_SMMUV3 = 1,
+  IOMMU_VIOMMU_TYPE_TEGRA241_CMDQV = 2,
+};
+
+struct iommu_viommu_alloc {
+  __u32 size;
+  __u32 flags; /* 0 */
+  __u32 type;
+  __u32 dev_id;
+  __u32 hwpt_id; /* of a nesting parent */
+  __u32 out_viommu_id;
+  __u32 data_len;
+  __u32 __reserved;
+  __aligned_u64 data_uptr;
+};
+
+struct iommu_vdevice_alloc {
+  __u32 size;
+  __u32 viommu_id;
+  __u32 dev_id;
+  __u32 out_vdevice_id;
+  __aligned_u64 virt_id;
+};
+
+struct iommu_ioas_change_process {
+  __u32 size;
+  __u32 __reserved;
+};
+
+struct iommu_veventq_alloc {
+  __u32 size;
+  __u32 flags; /* 0 */
+  __u32 viommu_id;
+  __u32 type;
+  __u32 veventq_depth;
+  __u32 out_veventq_id;
+  __u32 out_veventq_fd;
+  __u32 __reserved;
+};
+
+struct iommu_hw_queue_alloc {
+  __u32 size;
+  __u32 flags; /* 0 */
+  __u32 viommu_id;
+  __u32 type;
+  __u32 index;
+  __u32 out_hw_queue_id;
+  __aligned_u64 nesting_parent_iova;
+  __aligned_u64 length;
 };
 
 #endif /* _UAPI_IOMMUFD_H */

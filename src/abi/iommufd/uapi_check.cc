@@ -31,6 +31,12 @@ ST_SIZE(iommu_hwpt_invalidate, 32);
 ST_SIZE(iommu_hwpt_pgfault, 40);
 ST_SIZE(iommu_hwpt_page_response, 8);
 ST_SIZE(iommu_fault_alloc, 16);
+ST_SIZE(iommu_ioas_map_file, 40);
+ST_SIZE(iommu_viommu_alloc, 40);
+ST_SIZE(iommu_vdevice_alloc, 24);
+ST_SIZE(iommu_ioas_change_process, 8);
+ST_SIZE(iommu_veventq_alloc, 32);
+ST_SIZE(iommu_hw_queue_alloc, 40);
 ST_SIZE(iommu_test_cmd, 72);
 ST_SIZE(iommu_test_hw_info, 8);
 ST_SIZE(iommu_hwpt_selftest, 4);
@@ -39,6 +45,10 @@ ST_SIZE(iommu_hwpt_invalidate_selftest, 8);
 ST_AT(iommu_ioas_iova_ranges, out_iova_alignment, 24);
 ST_AT(iommu_ioas_map, iova, 32);
 ST_AT(iommu_ioas_copy, src_iova, 32);
+ST_AT(iommu_ioas_map_file, start, 16);
+ST_AT(iommu_viommu_alloc, out_viommu_id, 20);
+ST_AT(iommu_veventq_alloc, out_veventq_fd, 24);
+ST_AT(iommu_hw_queue_alloc, length, 32);
 ST_AT(iommu_option, object_id, 12);
 ST_AT(iommu_option, val64, 16);
 ST_AT(iommu_hwpt_alloc, data_uptr, 32);
@@ -54,6 +64,7 @@ ST_AT(iommu_test_cmd, dirty.out_nr_dirty, 56);
 ST_AT(iommu_test_cmd, last, 64);
 
 static_assert(IOMMU_DESTROY == 0x3b80 && IOMMU_FAULT_QUEUE_ALLOC == 0x3b8e);
+static_assert(IOMMU_IOAS_MAP_FILE == 0x3b8f && IOMMU_HW_QUEUE_ALLOC == 0x3b94);
 static_assert(IOMMU_TEST_CMD == 0x3ba0);
 
 #undef ST_AT
