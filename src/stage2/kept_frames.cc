@@ -5,9 +5,10 @@
 #include "base/trace.h"
 #include "stage2/address_space.h"
 
-// Frames that somebody keeps (frame_keeper.h). A kept page has an address the client does not know,
-// and goes for reasons no notifier rings for; so its frame is named instead: the gate is closed for
-// the place the frame's slot has for it, and who installs a kept page asks for that place.
+// Frames that somebody keeps (docs/decisions/0042-frames-with-a-keeper.md). A kept page has an
+// address the client does not know, and goes for reasons no notifier rings for; so its frame is
+// named instead: the gate is closed for the place the frame's slot has for it, and who installs a
+// kept page asks for that place.
 //
 //   vCPU, fault                            | the keeper, about the frame
 //   snapshot s                             |

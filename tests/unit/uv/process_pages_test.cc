@@ -29,7 +29,7 @@ TEST_F(ProcessGuest, ALoadSeesSealedBytesAndTheGuestItsOwn) {
   EXPECT_EQ(guest_bytes(kPages - 1), Bytes(kPageSize)) << "never touched";
 }
 
-TEST_F(ProcessGuest, ASystemCallSeesSealedBytesToo) {
+TEST_F(ProcessGuest, S0_08_ASystemCallSeesSealedBytesToo) {
   become_secure();
   if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
   int ends[2];
@@ -43,7 +43,7 @@ TEST_F(ProcessGuest, ASystemCallSeesSealedBytesToo) {
   EXPECT_EQ(guest_bytes(2), text(2));
 }
 
-TEST_F(ProcessGuest, AnotherProcessSeesSealedBytesToo) {
+TEST_F(ProcessGuest, S0_08_AnotherProcessSeesSealedBytesToo) {
   if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
   ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
   int go[2], back[2];
