@@ -79,7 +79,7 @@ VirtualFile remove_file(std::string_view folder) {
   return device ? numbered(Source::kMdevRemove, device->slot) : VirtualFile{};
 }
 
-// Removals that wait for a last close; begun under the session's lock, finished without.
+// Removals that wait for a last close.
 constinit sync::Mutex removals_lock{sync::Rank::kLeaf};
 // Never destroyed: the program's threads still run when exit() does.
 constinit union Removals {

@@ -73,7 +73,7 @@ inline constexpr size_t kLongestVirtualText = 8192;
 void enter_session();
 
 void show(const VirtualFile& file, TextWriter& out);
-// One write. 0 or the kernel's errno. Pre: host::SessionLock held.
+// One write. 0 or the kernel's errno. Pre: host::SessionLock held; of the bus's: no lock.
 [[nodiscard]] int store(const VirtualFile& file, std::string_view text);
 
 }  // namespace stagetwo::shim

@@ -107,8 +107,11 @@ int store_lines(const VirtualFile& file, std::string_view text) {
   return error;
 }
 
+// What the bus is written has locks of its own, and is stored without the session's.
+using Later = FixedString<kTakenAtOnce>;
+
 // Pre: SessionLock held. `fd` reads what was appended; the word says how much is taken.
-int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken) {
+int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken, Later& later) {
   struct ::stat behind{};
   if (!sys::fstat(fd, &behind)) return 0;
   const u64 size = static_cast<u64>(behind.st_size);
@@ -119,7 +122,11 @@ int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken) {
   while (from < size) {
     const auto got = sys::pread(fd, buffer, sizeof(buffer), static_cast<off_t>(from));
     if (!got || *got == 0) break;
-    error = store_lines(file, {buffer, *got});
+    if (file.of_bus()) {
+      later.append({buffer, *got});
+    } else {
+      error = store_lines(file, {buffer, *got});
+    }
     from += *got;
   }
   taken.store(size, sync::kRelaxed);
@@ -130,19 +137,27 @@ sync::Atomic<u64>& taken_word(const VirtualFile& file) {
   return host::session_word(host::kAppendedWords + file.number());
 }
 
+// Context: no lock.
+int store_later(const VirtualFile& file, const Later& later) {
+  if (later.empty()) return 0;
+  const int error = store_lines(file, later.view());
+  finish_removals();
+  return error;
+}
+
 // A write we see. Behind `fd` is a file of the session, or without one a memfd of this open. The
 // kernel copies, so a bad pointer is its EFAULT.
-long write_locked(int fd, const VirtualFile& file, const iovec* parts, int count) {
+long write_locked(int fd, const VirtualFile& file, const iovec* parts, int count, Later& later) {
   const host::SessionLock lock;
   const auto shared = open_appended(file, O_RDONLY);
-  if (shared) static_cast<void>(take_from(*shared, file, taken_word(file)));  // what came before
+  if (shared) static_cast<void>(take_from(*shared, file, taken_word(file), later));  // came before
   const long written = sys::call(SYS_writev, fd, sys::arg(parts), count);
   int error = 0;
   if (written > 0 && shared) {
-    error = take_from(*shared, file, taken_word(file));
+    error = take_from(*shared, file, taken_word(file), later);
   } else if (const auto own = sys::reopen_engine_fd(fd, O_RDWR); written > 0 && own) {
     sync::Atomic<u64> none{0};
-    error = take_from(*own, file, none);
+    error = take_from(*own, file, none, later);
     static_cast<void>(sys::ftruncate(*own, 0));
     static_cast<void>(sys::close(*own));
   }
@@ -151,9 +166,10 @@ long write_locked(int fd, const VirtualFile& file, const iovec* parts, int count
 }
 
 long write_now(int fd, const VirtualFile& file, const iovec* parts, int count) {
-  const long written = write_locked(fd, file, parts, count);
-  if (file.source == Source::kMdevRemove) finish_removals();
-  return written;
+  Later later;
+  const long written = write_locked(fd, file, parts, count, later);
+  const int error = store_later(file, later);
+  return error == 0 ? written : -error;
 }
 
 // Of a descriptor open for reading and writing: the text as it is now.
@@ -252,16 +268,16 @@ bool virtual_io(int fd, Io io, const iovec* parts, int count, const off_t* at, s
 
 int take_appended(const VirtualFile& file) {
   if (file.source != Source::kParameter && file.source != Source::kPool && !file.of_bus()) return 0;
+  Later later;
   int error = 0;
   {
     const host::SessionLock lock;
     const auto fd = open_appended(file, O_RDONLY);
     if (!fd) return 0;
-    error = take_from(*fd, file, taken_word(file));
+    error = take_from(*fd, file, taken_word(file), later);
     static_cast<void>(sys::close(*fd));
   }
-  if (file.source == Source::kMdevRemove) finish_removals();
-  return error;
+  return file.of_bus() ? store_later(file, later) : error;
 }
 
 void take_all_appended() {
