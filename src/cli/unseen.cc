@@ -71,10 +71,6 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere,
      "/proc/self/pagemap and /sys/kernel/mm/page_idle/bitmap by libc's streams (fopen and fread)",
      "the kernel's own: read, pread, write and pwrite see the guest's"},
-    {Where::kEverywhere,
-     "memory of another thread's stack that goes to a device while that thread is in an ioctl of "
-     "that device, changes memory or ends",
-     "both wait for ever"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},

@@ -143,6 +143,8 @@ bool sees_faults(int thread) {
   return (hex_behind(status, "SigBlk:\t") & kFaultBit) == 0;
 }
 
+thread_local char some_data = 0;
+
 // As far as a stack may reach that has its pointer there: not far up, where it may have grown
 // together with other memory.
 HvaRange around(Hva pointer) {
@@ -155,17 +157,6 @@ HvaRange around(Hva pointer) {
   const Hva low = pointer - start > kDown ? page_floor(pointer - kDown) : start;
   const Hva high = end - pointer > kUp ? page_floor(pointer + kUp) : end;
   return HvaRange(low, high - low);
-}
-thread_local char some_data = 0;
-
-// What the kernel writes whenever it lets the calling thread run (restartable sequences), and our
-// handler before it can resolve anything: libc's record of the thread, and our variables of it.
-HvaRange data_of_thread() {
-  constexpr u64 kRecord = 2304;  // of libc's, above the thread's pointer
-  const u64 pointer = reinterpret_cast<u64>(__builtin_thread_pointer());
-  const u64 ours = reinterpret_cast<u64>(&some_data);
-  const Hva start = page_floor(Hva(std::min(pointer, ours)));
-  return HvaRange(start, page_floor(Hva(pointer + kRecord - 1)) + kPageSize - start);
 }
 
 // An empty one: the thread has moved on.
@@ -210,6 +201,15 @@ bool all_threads(F&& see) {
 }
 
 }  // namespace
+
+HvaRange data_of_thread() {
+  constexpr u64 kRecord = 2368;  // of libc's, above the thread's pointer; rseq is its end
+  constexpr u64 kOurs = 128;     // what we have at most, before and behind the one we know
+  const u64 pointer = reinterpret_cast<u64>(__builtin_thread_pointer());
+  const u64 ours = reinterpret_cast<u64>(&some_data) - kOurs;
+  const Hva start = page_floor(Hva(std::min(pointer, ours)));
+  return HvaRange(start, page_floor(Hva(pointer + kRecord - 1)) + kPageSize - start);
+}
 
 void choose_how_touches_come() {
   are_signals.store(!userfault::open(), sync::kRelaxed);

@@ -49,6 +49,9 @@ void note_stack(HvaRange stack, bool kept);
 // Of threads that have ended: it is unmapped, or other memory.
 void forget_stacks(HvaRange range);
 void note_alternate_stack(HvaRange stack);
+// What the kernel writes whenever it lets the calling thread run (restartable sequences), and our
+// handler before it can resolve anything: libc's record of the thread, and our variables of it.
+[[nodiscard]] HvaRange data_of_thread();
 // What of the calling thread's own data (TLS) no touch of the kernel's may find hidden: it writes
 // there before the thread runs on, and ends the process if it cannot. Part of a stack as far as
 // is_stack() is concerned.

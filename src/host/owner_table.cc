@@ -115,7 +115,8 @@ OwnerTable::Refusal OwnerTable::refusal(PageKey key, const PageViews& views) {
 }
 
 bool OwnerTable::refuses(PageKey key, const PageViews& views) {
-  const Refusal why = refusal(key, views);
+  Refusal why = refusal(key, views);
+  if (why == Refusal::kNone && stands_on(views)) why = Refusal::kHeld;
   counts_.refused_change += why == Refusal::kChange ? 1 : 0;
   counts_.refused_held += why == Refusal::kHeld ? 1 : 0;
   return why != Refusal::kNone;
@@ -148,6 +149,7 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
     PageJob absent;
     {
       const sync::MutexGuard guard(lock_);
+      footings_.count_taking();
       const bool looked_up = layout != kAnyLayout;
       if (looked_up && ST_GUARD(owners_layout, layout != layout_)) return false;
       job->views = views_at(key, fresh);
@@ -183,6 +185,7 @@ u32 OwnerTable::layout() {
 
 bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
   PageJob job{fresh, {}};
+  const Footings::Taking taking(footings_);
   if (!enter(key, layout, &job)) return false;
   PageTransit transit = transit_of(key, job);
   const bool taken = fresh.owner->take({key, fresh.at, fresh.writable}, transit);
@@ -437,6 +440,11 @@ void OwnerTable::close_change(OwnedChange* change) {
   if (change->met_pages_) settle_closing(*change);
   {
     const sync::MutexGuard guard(lock_);
+    // Nobody relies any more on what was there.
+    const bool watched = std::any_of(spans_.begin(), spans_.end(), [&](const WatchedSpan& span) {
+      return span.range.overlaps(change->reach_.range);
+    });
+    if (watched || !private_memory) footings_.count_taking();
     if (private_memory && change->what_ != Announced::kClears &&
         change->what_ != Announced::kPunches) {
       ++layout_;

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The records behind host/page_owner.h. Not for other rooms.
-//
-// What they are: host/owner_records.h. Whoever ends a state that others wait in raises `turn_`
-// under the lock and wakes it, and wakes the page's touchers in the kernel after unlocking.
+// The records behind host/page_owner.h (host/owner_records.h). Who ends a state that others wait in
+// raises `turn_` under the lock, and wakes the page's touchers in the kernel after unlocking.
 
 #include "base/hash_map.h"
 #include "base/vec.h"
+#include "host/footing.h"
 #include "host/fork_marks.h"
 #include "host/owned_change.h"
 #include "host/owner_records.h"
@@ -20,7 +19,7 @@ namespace stagetwo::host {
 
 class OwnerTable final : public TransitWatcher {
  public:
-  OwnerTable() = default;
+  explicit OwnerTable(Footings& footings = host::footings()) : footings_(footings) {}
 
   // A taker between these keeps fork out.
   void begin_take();
@@ -33,30 +32,26 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] u32 layout();
   // The same for neighbours of private memory whose touches are reported; how many were taken.
   unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
-  // All mappings of the object, in place of what was known. Answers the layout they belong to.
-  // Failure: ENOMEM, what kept the kernel from telling.
+  // All its mappings, in place of what was known; answers their layout. Failure: ENOMEM.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
-  // The kernel shows private memory there, one mapping: a view of it was unmapped behind our back,
-  // or private memory with absent pages.
+  // The kernel shows private memory there: what was unmapped behind our back is forgotten.
   void note_private(HvaRange range);
   unsigned views_of(u64 object, SharedView* out, unsigned room);
-  // A mapping of the object was made; nobody has its address yet.
+  // A mapping of it was made; nobody has its address yet.
   void view_made(const Reach& reach);
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
-  // nothing of it is absent and nobody takes. Failure: EAGAIN (under a change), there is no way.
+  // nothing of it is absent or taken. EAGAIN: under a change; EBUSY: somebody stands on it.
   [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
-  bool fill_first(Hva at, Access access);  // see fill_first_touch()
+  bool fill_first(Hva at, Access access);
   void join_watched(HvaRange range, bool fresh);
   bool sides_differ(HvaRange range, bool fresh);
 
   BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
   BringBack bring_back(Hva at) { return bring_back(key_of(at)); }
-  // Everything of it; answers how many came back. A page that its owner cannot bring back now is
-  // asked for kMostAsks times.
+  // Everything of it; answers how many came back. An owner is asked kMostAsks times.
   u64 bring_back_all(const Reach& reach);
-  u64 bring_back_ahead(HvaRange range);  // neighbours that nobody has in hand; waits for nobody
-  // A touch reported by userfaultfd. Never waits for another thread of the table's.
-  void resolve(const userfault::Touch& touch);
+  u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
+  void resolve(const userfault::Touch& touch);  // userfaultfd's; waits for none of our threads
   void free_swapped(HvaRange range);
   void open_change(OwnedChange* change);
   void close_change(OwnedChange* change);
@@ -67,6 +62,7 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] OwnerCounts counts();
   void count_refused_shared(u64 pages);
   void count_refused_pinned();
+  void count_refused_held(u64 pages);
   void count_refused_watch(u64 pages);
 
   // 0: no memory for the record. The caller then brings back what is absent.
@@ -81,7 +77,9 @@ class OwnerTable final : public TransitWatcher {
   // The record of the page at `at`, and the rights of the client there.
   bool find_hidden(Hva at, Prot* prot);
   bool has_private(HvaRange range);  // any record of private memory
-  bool is_absent(PageKey key);       // waits for a page in transit
+  // Those whose touch comes to us, a bit each, of at most 64.
+  u64 pages_of_owners(HvaRange range);
+  bool is_absent(PageKey key);  // waits for a page in transit
   [[nodiscard]] PageKey key_of(Hva at);
   [[nodiscard]] u32 turn() const { return turn_.load(sync::kAcquire); }
   [[nodiscard]] bool ever_protected() const { return ever_protected_.load(sync::kRelaxed); }
@@ -105,6 +103,7 @@ class OwnerTable final : public TransitWatcher {
   Refusal refusal(PageKey key, const PageViews& views) TA_REQ(lock_);
   bool refuses(PageKey key, const PageViews& views) TA_REQ(lock_);
   bool is_held(PageKey key, const PageViews& views) TA_REQ(lock_);
+  [[nodiscard]] bool stands_on(const PageViews& views) const;
   [[nodiscard]] PageKey key_at(Hva at) const TA_REQ(lock_);
   PageViews views_at(PageKey key, const PageRecord& record) const TA_REQ(lock_);
   [[nodiscard]] bool within(PageKey key, Hva at, const Reach& reach) const TA_REQ(lock_);
@@ -132,6 +131,7 @@ class OwnerTable final : public TransitWatcher {
   void settle_page(const OwnedChange& change, PageKey key, const PageJob& job);
   void wake(const Reach& reach);
 
+  Footings& footings_;
   sync::Mutex lock_{sync::Rank::kOwners};
   HashMap<PageKey, PageRecord> pages_ TA_GUARDED(lock_){"host.absent_pages"};
   Vec<WatchedSpan> spans_ TA_GUARDED(lock_){"host.watched_spans"};

@@ -10,6 +10,7 @@
 #include "base/sys.h"
 #include "host/blocked_faults.h"
 #include "host/change.h"
+#include "host/footing.h"
 #include "host/kernel_io.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
@@ -96,15 +97,15 @@ bool any_huge(const PageState* states, unsigned count) {
 }
 
 // Touches of the piece are seen from now on, as *hiding says. False: they are not, or the pages are
-// not to be taken.
+// not to be taken. Failure: EBUSY, somebody stands there since the piece was cut.
 Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taking,
                            const Mapping& mapping, Hiding* hiding) {
-  const HvaRange watched = part_of(taking.span, mapping);
+  const HvaRange watched = footings().clear_around(piece, part_of(taking.span, mapping));
   // Each time anew: memory that was mapped behind our back is registered with nobody.
   auto way = table.watch(watched, kPrivateMemory, mapping);
   const auto fails_with = [&](int error) { return !way && to_int(way.error()) == error; };
   if (fails_with(EAGAIN) && watched != piece) way = table.watch(piece, kPrivateMemory, mapping);
-  if (fails_with(ENOMEM)) return refuse(ENOMEM);
+  if (fails_with(ENOMEM) || fails_with(EBUSY)) return refuse(to_int(way.error()));
   if (!way) return false;
   *hiding = *way;
   if (may_hide(taking.which, *way)) return true;
@@ -126,7 +127,12 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
   *reached = piece.end();
   table.note_private(piece);
   Hiding hiding{};
-  if (!ST_TRY(watch_private(table, piece, taking, mapping, &hiding))) return u64{0};
+  const auto watched = watch_private(table, piece, taking, mapping, &hiding);
+  if (!watched && to_int(watched.error()) == EBUSY) {
+    *reached = piece.start();
+    return u64{0};
+  }
+  if (!ST_TRY(watched)) return u64{0};
   const bool behind_protection = hiding == Hiding::kProtection;
   if (behind_protection && !may_hide_pages()) return u64{0};
   const bool kernel_waits = !behind_protection && userfault::serves_kernel();
@@ -190,6 +196,14 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, const Taking& taking,
       continue;
     }
     if (!stack.empty()) end = stack.start();
+    // Nor what other threads stand on, and what is watched ends there.
+    const HvaRange stood = footings().first_in(HvaRange(at, end - at));
+    if (!stood.empty() && stood.start() == at) {
+      table.count_refused_held(stood.size() / kPageSize);
+      at = stood.end();
+      continue;
+    }
+    if (!stood.empty()) end = stood.start();
     const HvaRange piece(at, end - at);
     Hva reached = end;
     if (!mapping->shared) {

@@ -36,8 +36,12 @@ unsigned OwnerTable::take_run(const PageRecord* fresh, unsigned pages, u32 layou
   const PageKey first = private_key(fresh->at);
   PageViews views;
   views.view[views.count++] = {fresh->at, fresh->prot};
+  const Footings::Taking taking(footings_);
   {
     const sync::MutexGuard guard(lock_);
+    footings_.count_taking();
+    const HvaRange stood = footings_.first_in(HvaRange(fresh->at, pages * kPageSize));
+    if (!stood.empty()) pages = static_cast<unsigned>((stood.start() - fresh->at) / kPageSize);
     if (layout != kAnyLayout && layout != layout_) return 0;
     for (; entered < pages; ++entered) {
       const PageKey key = private_key(fresh[entered].at);

@@ -19,6 +19,7 @@
 // Context and errors: as host/change.h.
 
 #include "host/change.h"
+#include "host/footing.h"
 #include "host/process_map.h"
 
 namespace stagetwo::host {
@@ -49,7 +50,12 @@ template <typename F>
 int discard(u64 start, u64 size, int advice, F&& advise) {
   struct Call final : Discard {
     explicit Call(F& call) : call_(call) {}
-    int advise(u64 at, u64 bytes) override { return call_(at, bytes); }
+    int advise(u64 at, u64 bytes) override {
+      const int answer = call_(at, bytes);
+      // A thread that ends gives the lower part of its own stack back.
+      if (owners_active()) footing_discarded(at, bytes);
+      return answer;
+    }
     F& call_;
   };
   Call call(advise);

@@ -3,6 +3,7 @@
 
 #include "host/backstop.h"
 #include "host/client_limits.h"
+#include "host/footing.h"
 #include "host/hugetlb_standin.h"
 #include "host/kept_fd.h"
 #include "host/kernel_io.h"
@@ -23,6 +24,7 @@ void after_fork_child() {
   worker_after_fork_child();
   budget::after_fork_child();
   owners_after_fork_child();
+  footings_after_fork_child();
   pins_after_fork_child();
   pin_account_after_fork_child();
   kept_fds_after_fork_child();

@@ -76,6 +76,7 @@ EngineSection::EngineSection(Touches touches) {
   if (type == PTHREAD_CANCEL_ASYNCHRONOUS) [[unlikely]]
     await_cancel();
   current = this;
+  footing_.enter(__builtin_frame_address(0));
 }
 
 void EngineSection::await_cancel() {
@@ -100,6 +101,7 @@ void EngineSection::leave() {
     while (*link != this) link = &(*link)->next_;
     *link = next_;
   }
+  footing_.leave();
   current = nullptr;
   // A signal from here on runs its handler; what came before is in recorded_. A handler may spoil
   // errno: after a system call the kernel's would have run before errno was written.

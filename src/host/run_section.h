@@ -23,12 +23,14 @@
 //     accesses need them.
 // Locking: none; the sections a canceller may kick stand in a table with a leaf lock.
 // Context: one system call to enter for client memory, none else; more to leave when something was
-// recorded or is restored.
+// recorded or is restored. Where an owner takes pages, entering may wait for one
+// (host/footing.h).
 
 #include <pthread.h>
 #include <signal.h>
 
 #include "base/types.h"
+#include "host/footing.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::host {
@@ -78,6 +80,7 @@ class EngineSection {
   sync::Atomic<bool> cancelled_{false};
   pthread_t thread_{};  // of an asynchronous section, which stands in the table
   EngineSection* next_ = nullptr;
+  Footing footing_;
 };
 
 // The part of a section that a signal interrupts.

@@ -75,6 +75,9 @@ Result<Hiding> OwnerTable::watch(HvaRange span, u64 object, const Mapping& mappi
     const bool known = std::any_of(spans_.begin(), spans_.end(), [&](const WatchedSpan& each) {
       return covers(each, span, object);
     });
+    if (!known) footings_.count_taking();
+    const bool stood = !known && !footings_.first_in(span).empty();
+    if (ST_GUARD(footing_watch, stood)) return refuse(EBUSY);
     if (!known) ST_TRY(spans_.reserve(spans_.size() + 1));
     if (!known && object == kPrivateMemory) userfault::bind(span.start());
     if (userfault::watch(span)) {
@@ -194,6 +197,32 @@ bool OwnerTable::sides_differ(HvaRange range, bool fresh) {
     return mapping && is_private(*mapping);
   };
   return is_one(left) && is_one(range.end());
+}
+
+// Pre: count_taking() since the lock was taken.
+bool OwnerTable::stands_on(const PageViews& views) const {
+  const bool any = std::any_of(views.begin(), views.end(), [&](const PageView& view) {
+    return !footings_.first_in(page_at(view.at)).empty();
+  });
+  return ST_GUARD(footing_stands, any);
+}
+
+u64 OwnerTable::pages_of_owners(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  u64 ours = 0;
+  u64 bit = 1;
+  for (Hva at = range.start(); at < range.end() && bit != 0; at += kPageSize, bit <<= 1) {
+    const bool watched = std::any_of(spans_.begin(), spans_.end(), [&](const WatchedSpan& span) {
+      return span.range.contains(at);
+    });
+    if (watched || pages_.find(key_at(at)) != nullptr) ours |= bit;
+  }
+  return ours;
+}
+
+void OwnerTable::count_refused_held(u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  counts_.refused_held += pages;
 }
 
 bool OwnerTable::stop_watching(HvaRange range) {

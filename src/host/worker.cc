@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/sys.h"
+#include "host/footing.h"
 #include "sync/mutex.h"
 
 // The list and who runs what are under one leaf lock. A turn is run by whoever set `running_`: the
@@ -94,6 +95,8 @@ bool make_thread(void* (*entry)(void*), void* argument) {
 
 void* Worker::entry(void* self) {
   sys::call(SYS_prctl, PR_SET_NAME, sys::arg("stagetwo"));
+  Footing footing;
+  footing.enter(__builtin_frame_address(0));
   static_cast<Worker*>(self)->serve();
   return nullptr;
 }

@@ -86,6 +86,7 @@ void report_failed_sites(std::span<const char* const> sites) {
 [[gnu::destructor]] void end_address_space() {
   if (!awake() || sys::getpid() != waker) return;
   say_statistics();
+  const host::EngineSection section(host::Touches::kNothing);
   host::release_address_space();
   if (!option("verbose").empty()) log_line("address space released");
 }
@@ -105,10 +106,12 @@ void before_fork() {
 }
 
 void after_fork_in_parent() {
+  host::EngineSection section(host::Touches::kNothing);
   host::pins_after_fork_parent();
   reclaim::after_fork_parent();
   host::owners_after_fork_parent();
   abi_hmm::after_fork_parent();
+  section.leave();
 }
 
 // What another thread of the parent was in the middle of is gone; its memory is not ours to finish.

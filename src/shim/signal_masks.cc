@@ -11,6 +11,7 @@
 #include "host/access.h"
 #include "host/blocked_faults.h"
 #include "host/change.h"
+#include "host/footing.h"
 #include "shim/absent_buffers.h"
 #include "shim/engine.h"
 #include "shim/next.h"
@@ -185,6 +186,7 @@ int set_alternate_stack(const stack_t* set, stack_t* old) {
   const int result = with_buffers(
       [&](Buffers& buffers) { buffers.value(set).value(old).bytes(asked.ss_sp, asked.ss_size); },
       [&] { return next::sigaltstack(set, old); });
+  if (result == 0 && set != nullptr) host::alternate_stack_changed();
   if (result != 0 || set == nullptr || !translates()) return result;
   const bool off = (asked.ss_flags & SS_DISABLE) != 0;
   const auto range = host::pages_of(reinterpret_cast<u64>(asked.ss_sp), asked.ss_size);

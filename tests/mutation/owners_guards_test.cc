@@ -46,6 +46,16 @@ TEST(OwnersHold, WithoutTheRefusalAPageLeavesUnderASystemCall) {
   EXPECT_TRUE(found_without<HoldAgainstTaker>("owners_hold"));
 }
 
+TEST(FootingStands, WithoutTheRefusalAThreadsOwnStackGoes) {
+  EXPECT_TRUE(found_without<FootingAgainstFirstTaker>("footing_stands"));
+}
+TEST(FootingWaits, WithoutTheWaitATakerThatHadLookedTakesIt) {
+  EXPECT_TRUE(found_without<FootingAgainstTaker>("footing_waits"));
+}
+TEST(FootingCounts, WithoutTheCountItIsBelievedToBeThereStill) {
+  EXPECT_TRUE(found_without<FootingAgainstTaker>("footing_counts"));
+}
+
 // A taker that looked before a change must not take after it.
 struct StaleLook : OwnersWorld {
   static bool takes() {
@@ -65,6 +75,32 @@ TEST(OwnersLayout, WithoutTheSecondLookAPageOfAnotherMappingIsTaken) {
   EXPECT_FALSE(StaleLook::takes());
   mutation::remove("owners_layout");
   EXPECT_TRUE(StaleLook::takes());
+  mutation::restore_all();
+}
+
+// Is memory watched that a thread in the engine stands on, and that it may touch first of all with
+// a lock held?
+bool watches_what_is_stood_on() {
+  constexpr u64 kMany = 32;
+  GuardedPages memory(kMany);
+  *memory.bytes_at(0) = 1;
+  const HvaRange all(Hva(memory.address()), kMany * kPageSize);
+  const HvaRange stack(all.start() + 8 * kPageSize, 8 * kPageSize);
+  host::Footings footings;
+  host::OwnerTable table(footings);
+  const auto mapping = host::mapping_at(all.start());
+  u32 hint = 0;
+  static_cast<void>(footings.enter({host::packed(stack), 0, 0}, &hint));
+  table.begin_take();
+  const bool watched = table.watch(all, host::kPrivateMemory, *mapping).has_value();
+  table.end_take();
+  return watched;
+}
+TEST(FootingWatch, WithoutTheLookAFirstTouchUnderALockAsksUs) {
+  if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+  EXPECT_FALSE(watches_what_is_stood_on());
+  mutation::remove("footing_watch");
+  EXPECT_TRUE(watches_what_is_stood_on());
   mutation::restore_all();
 }
 

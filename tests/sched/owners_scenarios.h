@@ -82,7 +82,8 @@ class OwnersWorld : public host::PageOwner {
 
   GuardedPages page_{1};
   GuardedPages place_{1};
-  host::OwnerTable table_;
+  host::Footings footings_;
+  host::OwnerTable table_{footings_};
   sync::Atomic<u32> meaning_{0};   // raised by the change's system call
   sync::Atomic<u32> bytes_of_{0};  // what the taken bytes mean
   sync::Atomic<u32> taken_{0}, back_{0}, discarded_{0};
@@ -181,6 +182,55 @@ struct HoldAgainstTaker : OwnersWorld {
   }
 };
 
+// A thread comes into the engine on the page, twice. A touch of it goes through while it is there,
+// and brings it back when it is not; from then on it must not go until the thread leaves.
+struct FootingAgainstTaker : OwnersWorld {
+  static constexpr unsigned kThreads = 3;
+  void thread(unsigned me) {
+    if (me == 0) {
+      stand();
+      stand();
+    } else if (me == 1) {
+      touch();
+    } else {
+      table_.begin_take();
+      take_once();
+      take_once();
+      table_.end_take();
+    }
+  }
+
+ protected:
+  void stand() {
+    host::FootingSlot* const slot =
+        footings_.enter({host::packed(host::page_at(at())), 0, 0}, &hint_);
+    if (!footings_.is_known(*slot)) {
+      const u64 takings = footings_.wait_for_takers();
+      if (is_gone()) touch();
+      footings_.note_looked(*slot, takings);
+    }
+    sync::sched::expect(!is_gone(), "what a thread stands on is absent");
+    sync::sched::expect(!is_gone(), "what a thread stands on went");
+    footings_.leave(slot);
+  }
+
+ private:
+  bool is_gone() {
+    host::PageRecord record;
+    return table_.find(key(), &record) &&
+           (record.stage == host::PageStage::kAbsent || record.stage == host::PageStage::kFilling);
+  }
+  u32 hint_ = 0;
+};
+
+// The same before anything was ever taken.
+struct FootingAgainstFirstTaker : FootingAgainstTaker {
+  FootingAgainstFirstTaker() {
+    touch();
+    footings_.reset();
+  }
+};
+
 // Two neighbours taken in one go, while one is touched and both are brought back in one go.
 struct RunAgainstTouchers : host::PageOwner {
   static constexpr unsigned kThreads = 3;
@@ -227,7 +277,8 @@ struct RunAgainstTouchers : host::PageOwner {
   }
   Hva at(unsigned i) const { return Hva(pages_.address() + i * kPageSize); }
   GuardedPages pages_{2};
-  host::OwnerTable table_;
+  host::Footings footings_;
+  host::OwnerTable table_{footings_};
   sync::Atomic<u32> with_owner_[2];
 };
 

@@ -26,6 +26,12 @@ TEST(Owners, TwoChangesThatFailLeaveThePage) {
 TEST(Owners, AHeldPageIsNotTaken) {
   expect_holds<HoldAgainstTaker>();
 }
+TEST(Owners, WhatAThreadInTheEngineStandsOnIsNotTaken) {
+  expect_holds<FootingAgainstTaker>();
+}
+TEST(Owners, WhatAThreadStandsOnThatWasInTheEngineBeforeIsNotTaken) {
+  expect_holds<FootingAgainstFirstTaker>();
+}
 TEST(Owners, ARunComesBackOncePageByPage) {
   expect_holds<RunAgainstTouchers>();
 }
