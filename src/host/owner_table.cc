@@ -536,7 +536,9 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
 
 OwnerCounts OwnerTable::counts() {
   const sync::MutexGuard guard(lock_);
-  return counts_;
+  OwnerCounts counts = counts_;
+  counts.now = pages_.size();
+  return counts;
 }
 
 void OwnerTable::count_refused_pinned() {

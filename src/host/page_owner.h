@@ -157,14 +157,14 @@ u64 bring_back_ahead(HvaRange range);
 
 // What became of pages since the process began; each one is read by itself.
 struct OwnerCounts {
-  u64 taken = 0, back = 0;
-  u64 lost = 0, retries = 0;  // an owner could not bring one back, or not at once
-  u64 discarded = 0;          // given up by the client while absent
-  u64 refused_owner = 0;      // the owner did not want it, or it could not be moved or copied
-  u64 refused_held = 0;       // a call was using it
-  u64 refused_change = 0;     // its address was being changed
-  u64 refused_shared = 0;     // somebody else may map it, or it has too many addresses
-  u64 refused_watch = 0;      // for kReclaim: the client watches it by a userfaultfd of its own
+  u64 now = 0, taken = 0, back = 0;  // now: pages that owners have
+  u64 lost = 0, retries = 0;         // an owner could not bring one back, or not at once
+  u64 discarded = 0;                 // given up by the client while absent
+  u64 refused_owner = 0;   // the owner did not want it, or it could not be moved or copied
+  u64 refused_held = 0;    // a call was using it
+  u64 refused_change = 0;  // its address was being changed
+  u64 refused_shared = 0;  // somebody else may map it, or it has too many addresses
+  u64 refused_watch = 0;   // for kReclaim: the client watches it by a userfaultfd of its own
 };
 [[nodiscard]] OwnerCounts owner_counts();
 

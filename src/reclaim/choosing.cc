@@ -22,7 +22,7 @@
 namespace stagetwo::reclaim {
 namespace {
 
-constexpr u64 kLongestTurnNs = 3'000'000;
+constexpr u64 kLongestTurnNs = 1'000'000;  // a guest's store may be waiting
 constexpr u64 kFreshLookNs = 1'000'000;
 constexpr u64 kLookShare = 16;  // of the time at most one part goes into looking
 constexpr u64 kStaleLookNs = 100'000'000;
@@ -191,8 +191,8 @@ Age Reclaimer::choose_age(u64 wanted, u64 until) {
   }
   const u64 due = last_pass_ + kPassesApartNs;
   for (u64 now = sync::now_ns(); now < due; now = sync::now_ns()) {
-    if (due > until) return kNothing;
-    sync::futex_wait(pause_, 0, due - now);
+    if (now >= until) return kNothing;
+    sync::futex_wait(pause_, 0, std::min(due, until) - now);
   }
   look();
   pass();

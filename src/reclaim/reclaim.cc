@@ -152,7 +152,9 @@ Statistics Reclaimer::statistics() {
   now.absent = use.same_filled + use.in_memory + use.on_disk;
   now.private_absent = mem::private_pages::away();
   now.private_refaults = counts.private_refaults;
+  const u64 ours = spans_.absent_pages();
   const host::OwnerCounts owners = host::owner_counts();
+  now.with_others = owners.now - std::min(owners.now, ours);
   now.pinned = owners.refused_held;
   now.watched = owners.refused_watch;
   now.shared_away = owners.refused_shared;

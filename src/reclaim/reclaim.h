@@ -122,6 +122,7 @@ struct Statistics {
   u64 hugetlb = 0;
   u64 locked = 0;
   u64 private_shared = 0;  // of guest_memfds that another process may have
+  u64 with_others = 0;     // pages that a device has, or a secure guest
   // and refusals so far, in pages.
   u64 pinned = 0;        // pinned, or a buffer of a system call
   u64 watched = 0;       // by the client's own userfaultfd

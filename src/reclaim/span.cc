@@ -64,6 +64,13 @@ bool SpanTable::is_away(Hva page) {
   return span != nullptr && span->slots[span->index_of(page)].where != Where::kHere;
 }
 
+u64 SpanTable::absent_pages() {
+  const sync::MutexGuard guard(lock_);
+  u64 pages = 0;
+  spans_.for_each(0, ~u64{0}, [&](auto entry) { pages += (*entry.value)->absent; });
+  return pages;
+}
+
 // A span for each part of the range that has none.
 Result<void> SpanTable::fill_gaps(HvaRange range) {
   for (u64 at = range.start().raw(); at < range.end().raw();) {

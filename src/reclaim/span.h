@@ -123,6 +123,7 @@ class SpanTable {
 
   [[nodiscard]] Span* find(Hva at) TA_REQ(lock_);
   [[nodiscard]] bool is_away(Hva page) TA_EXCL(lock_);
+  [[nodiscard]] u64 absent_pages() TA_EXCL(lock_);
   [[nodiscard]] sync::Mutex& lock() TA_RETURN(lock_) { return lock_; }
 
  private:

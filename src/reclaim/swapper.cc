@@ -241,13 +241,16 @@ Swapper::Return Swapper::begin_return(Hva at) {
   return job;
 }
 
-void Swapper::end_return(Hva at, Return job, host::BringBack outcome) {
+// Answers how many neighbours are worth to come along.
+u32 Swapper::end_return(Hva at, Return job, host::BringBack outcome, Touch touch) {
   const bool gone = outcome != host::BringBack::kRetry;
   bool dropped = false;
+  u32 ahead = 0;
   {
     const sync::MutexGuard guard(spans_.lock());
     Span& span = *spans_.find(at);
     PageSlot& slot = span.slots[span.index_of(at)];
+    if (touch == Touch::kWanted) ahead = note_touch(span, span.index_of(at));
     const Where now = slot.where;
     const u32 what = slot.what;
     if (now == Where::kCopying) {
@@ -265,6 +268,7 @@ void Swapper::end_return(Hva at, Return job, host::BringBack outcome) {
     job.what = what;
   }
   if (dropped) store_.drop(mem::StoredPage{job.what}, file().get());
+  return ahead;
 }
 
 host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
@@ -287,14 +291,9 @@ host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
 host::BringBack Swapper::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
   const Return job = begin_return(page.at);
   const host::BringBack outcome = put_back(page.at, job, entry);
-  u32 ahead = 0;
-  if (outcome == host::BringBack::kBack) {
-    host::budget::owe(1);
-    const sync::MutexGuard guard(spans_.lock());
-    Span& span = *spans_.find(page.at);
-    ahead = note_touch(span, span.index_of(page.at));
-  }
-  end_return(page.at, job, outcome);
+  const bool back = outcome == host::BringBack::kBack;
+  if (back) host::budget::owe(1);
+  const u32 ahead = end_return(page.at, job, outcome, back ? Touch::kWanted : Touch::kNone);
   if (ahead != 0) read_ahead(page.at + kPageSize, ahead);
   return outcome;
 }
@@ -406,7 +405,7 @@ void Swapper::read_ahead(Hva after, u32 most) {
 
 void Swapper::discard(const host::AbsentPage& page) {
   const Return job = begin_return(page.at);
-  end_return(page.at, job, host::BringBack::kBack);
+  static_cast<void>(end_return(page.at, job, host::BringBack::kBack, Touch::kNone));
   const sync::MutexGuard guard(spans_.lock());
   ++counts_.discarded;
 }

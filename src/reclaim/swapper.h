@@ -103,7 +103,8 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   [[nodiscard]] bool end_squeeze(const Staged& staged, const Result<mem::StoredPage>& stored)
       TA_EXCL(spans_.lock());
   [[nodiscard]] Return begin_return(Hva at) TA_EXCL(spans_.lock());
-  void end_return(Hva at, Return job, host::BringBack outcome) TA_EXCL(spans_.lock());
+  enum class Touch : u8 { kNone, kWanted };
+  u32 end_return(Hva at, Return job, host::BringBack outcome, Touch touch) TA_EXCL(spans_.lock());
   [[nodiscard]] unsigned begin_run(Hva first, unsigned pages, u32* stored) TA_EXCL(spans_.lock());
   void end_run(Hva first, unsigned pages, unsigned back) TA_EXCL(spans_.lock());
   [[nodiscard]] host::BringBack put_back(Hva at, Return job, host::PageEntry& entry);

@@ -110,6 +110,7 @@ constexpr std::array kFigures = {
     Figure{"private_absent_pages", &reclaim::Statistics::private_absent},
     Figure{"private_refaults", &reclaim::Statistics::private_refaults},
     Figure{"private_shared", &reclaim::Statistics::private_shared},
+    Figure{"pages_of_other_owners", &reclaim::Statistics::with_others},
     Figure{"refused_pinned", &reclaim::Statistics::pinned},
     Figure{"refused_watched", &reclaim::Statistics::watched},
     Figure{"refused_shared", &reclaim::Statistics::shared_away},

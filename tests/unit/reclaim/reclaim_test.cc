@@ -9,8 +9,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <fstream>
+
 #include "host/piecewise.h"
 #include "host/pin.h"
+#include "tests/support/one_place_owner.h"
 #include "tests/support/reclaimed_guest.h"
 
 namespace stagetwo {
@@ -227,6 +230,47 @@ TEST_F(Reclaim, WhatTheClientWatchesItselfIsLeftAloneAndCounted) {
   EXPECT_EQ(0U, reclaim::statistics().taken);
   EXPECT_EQ(0U, wrong_pages(memory, 1024));
   ::close(fd);
+}
+
+// A device, or a secure guest, has one page: it is not here, so it cannot go.
+TEST_F(Reclaim, WhatAnotherOwnerHasIsLeftAloneAndCounted) {
+  test::OnePlaceOwner other;
+  u8* const memory = map(1024);
+  fill_all(memory, 1024);
+  const HvaRange page = range_of(memory + 8 * kPageSize, 1);
+  ASSERT_EQ(1U, *host::take_away(page, &other, &other, host::Which::kAnonymous));
+  start(kMiB);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, 1024)));
+  EXPECT_TRUE(soon([] { return kept() <= kMiB && reclaim::statistics().taken > 512; }));
+  EXPECT_TRUE(soon([] { return reclaim::statistics().with_others == 1; }));
+  EXPECT_EQ(0U, wrong_pages(memory, 1024));
+  EXPECT_TRUE(soon([] { return reclaim::statistics().with_others == 0; }));
+}
+
+// The pool has a page for the time of the test, where this user may say so.
+TEST_F(Reclaim, HugetlbIsCountedAndLeftAlone) {
+  constexpr u64 kHuge = 2 * kMiB;
+  const std::filesystem::path pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+  long before = 0;
+  std::ifstream(pool) >> before;
+  std::ofstream(pool) << before + 1;
+  void* const at = ::mmap(nullptr, kHuge, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  if (at != MAP_FAILED) {
+    std::memset(at, 7, kHuge);
+    start(kMiB);
+    u8* const memory = static_cast<u8*>(at);
+    EXPECT_TRUE(guest_->use(0, range_of(memory, kHuge / kPageSize)));
+    EXPECT_TRUE(soon([] { return reclaim::statistics().hugetlb == kHuge; }));
+    EXPECT_EQ(0U, reclaim::statistics().taken);
+    EXPECT_EQ(kHuge, static_cast<u64>(std::count(memory, memory + kHuge, 7)));
+    EXPECT_TRUE(guest_->use(0, {}));
+    guest_.reset();
+    reclaim::stop();
+    ::munmap(at, kHuge);
+  }
+  std::ofstream(pool) << before;
+  if (at == MAP_FAILED) GTEST_SKIP() << "needs root (a huge page)";
 }
 
 // ---- coming back ----------------------------------------------------------------------------
