@@ -228,11 +228,15 @@ constexpr Case kCases[] = {
     {"4KiB/8Idle", kPageBytes, 8, 0, 2000, 2},
     {"4KiB/8Foreign", kPageBytes, 8, 0, 2000, 2, true},
     {"4KiB/2Running", kPageBytes, 1, 2, 2000, 20},
+    {"4KiB/8And2Running", kPageBytes, 8, 2, 1000, 20},
+    {"4KiB/2RunningForeign", kPageBytes, 1, 2, 1000, 20, true},
     {"1GiB/NoSubscriber", kGigabyte, 0, 0, 2000, 2},
     {"1GiB/1Idle", kGigabyte, 1, 0, 2000, 2},
     {"1GiB/8Idle", kGigabyte, 8, 0, 1000, 2},
     {"1GiB/8Foreign", kGigabyte, 8, 0, 1000, 2, true},
     {"1GiB/2Running", kGigabyte, 1, 2, 1000, 20},
+    {"1GiB/8And2Running", kGigabyte, 8, 2, 1000, 20},
+    {"1GiB/2RunningForeign", kGigabyte, 1, 2, 1000, 20, true},
 };
 
 enum class Row { kWhole, kAdded, kAddedAtWorst };
