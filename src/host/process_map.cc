@@ -78,6 +78,11 @@ bool skip(std::string_view* text, char wanted) {
   return true;
 }
 
+// What the kernel maps for itself: [vdso], [vvar] and its like. A client's names have a colon.
+bool is_the_kernels(std::string_view name) {
+  return name.starts_with("[vdso]") || name.starts_with("[vvar") || name.starts_with("[uprobes]");
+}
+
 // "start-end rwxp offset major:minor inode   path"
 bool parse_line(std::string_view line, Mapping* out) {
   u64 start = 0, end = 0, major = 0, minor = 0;
@@ -94,6 +99,8 @@ bool parse_line(std::string_view line, Mapping* out) {
   if (!take_number(&line, 10, &out->inode)) return false;
   out->device = ::makedev(static_cast<unsigned>(major), static_cast<unsigned>(minor));
   out->file_backed = out->inode != 0;
+  const size_t name = line.find_first_not_of(' ');
+  out->special = name != std::string_view::npos && is_the_kernels(line.substr(name));
   // The only kind of memory with pages of its own size that a client makes without a file system.
   if (line.find("/anon_hugepage") != std::string_view::npos) out->page_size = kHugePage;
   return true;
@@ -159,6 +166,22 @@ Result<Mapping> next_file_mapping(Hva at, bool shared) {
   return look_up(at, flags, [&](const Mapping& line) {
     return line.range.end() > at && line.file_backed && (line.shared || !shared);
   });
+}
+
+bool is_special(Hva at) {
+  const auto fd = maps_file();
+  char name[32];
+  ProcmapQuery query{};
+  query.size = sizeof(query);
+  query.address = at.raw();
+  query.name_size = sizeof(name);
+  query.name = reinterpret_cast<u64>(name);
+  const auto asked = fd ? sys::ioctl(fd->get(), kProcmapQuery, reinterpret_cast<u64>(&query))
+                        : Result<long>(refuse(fd.error()));
+  if (asked) return query.name_size != 0 && is_the_kernels(std::string_view(name, query.name_size));
+  if (to_int(asked.error()) == ENAMETOOLONG) return false;
+  const auto line = by_text([&](const Mapping& one) { return one.range.contains(at); });
+  return line && line->special;
 }
 
 namespace {

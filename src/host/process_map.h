@@ -33,6 +33,7 @@ struct Mapping {
   u64 device = 0;
   u64 inode = 0;
   u64 offset = 0;
+  bool special = false;  // for is_special(): told by the text of maps alone
 };
 
 // The mapping that covers `at`, cut to the pages with the same answer. Failure: EFAULT (none), or
@@ -45,6 +46,10 @@ struct Mapping {
 // The first mapping of a file that ends above `at`, as the kernel shows it; of shared ones only, if
 // `shared`. Failure: EFAULT (there is none), or what kept the kernel from answering.
 [[nodiscard]] Result<Mapping> next_file_mapping(Hva at, bool shared);
+
+// Did the kernel map it for itself (the vdso and its data)? Such pages have no struct page, or may
+// not grow, and go nowhere (VM_SPECIAL, kernel file: include/linux/mm.h).
+[[nodiscard]] bool is_special(Hva at);
 
 // Is some of it locked in memory? It is if the kernel does not say.
 [[nodiscard]] bool is_locked(HvaRange range);

@@ -2,8 +2,6 @@
 // Pages between the process and the device. The page itself is moved by host::take_away; what is
 // here is which pages, and what the mirror's table says afterwards. kernel file: lib/test_hmm.c.
 
-#include <sys/auxv.h>
-
 #include <algorithm>
 
 #include "base/guard.h"
@@ -110,22 +108,13 @@ void Mirror::set_file(u64 device, u64 inode) {
 
 namespace {
 
-// The vdso, and what the kernel maps read-only right below it: pages without a struct page, or that
-// may not grow.
-bool is_the_kernels(const host::Mapping& mapping) {
-  constexpr u64 kMostBelow = 16 * kPageSize;
-  const Hva vdso(::getauxval(AT_SYSINFO_EHDR));
-  if (vdso == Hva() || mapping.file_backed || mapping.prot.write) return false;
-  if (mapping.range.contains(vdso)) return true;
-  return mapping.range.end() <= vdso && vdso - mapping.range.start() <= kMostBelow;
-}
-
 // Analogue: the checks of the driver and of migrate_vma_setup(). Failure: EINVAL.
 Result<host::Mapping> migratable_at(Hva at) {
   const auto mapping = host::mapping_at(at);
   if (!mapping || !mapping->prot.read || mapping->page_size != kPageSize) return refuse(EINVAL);
   if (own_memory_in(at.raw(), at.raw() + kPageSize).end != 0) return refuse(EINVAL);
-  if (mapping->file_backed ? Device::is_a_devices(*mapping) : is_the_kernels(*mapping)) {
+  const bool is_the_kernels = !mapping->prot.write && host::is_special(at);
+  if (mapping->file_backed ? Device::is_a_devices(*mapping) : is_the_kernels) {
     return refuse(EINVAL);
   }
   return *mapping;

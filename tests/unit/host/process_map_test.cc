@@ -3,10 +3,12 @@
 #include "host/process_map.h"
 
 #include <gtest/gtest.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 
 namespace stagetwo {
@@ -79,6 +81,27 @@ TEST(ProcessMap, APageOfAFileIsPresentButNotTheProcesssOwn) {
   EXPECT_EQ(present(at, 1, 2, true), 2u);
   munmap(at, 3 * kPageSize);
   close(fd);
+}
+
+// The kernel puts its own among what is mapped for the client, who may have memory right below.
+TEST(ProcessMap, WhatTheKernelMappedForItselfIsSpecialAndNothingBesideIt) {
+  const Hva vdso(::getauxval(AT_SYSINFO_EHDR));
+  ASSERT_NE(Hva(), vdso);
+  EXPECT_TRUE(host::is_special(vdso));
+  EXPECT_TRUE(host::is_special(vdso - kPageSize)) << "its data";
+  unsigned beside = 0;
+  for (u64 pages = 2; pages <= 64; ++pages) {
+    const Hva at = vdso - pages * kPageSize;
+    void* const wanted = reinterpret_cast<void*>(at.raw());
+    void* const made = ::mmap(wanted, kPageSize, PROT_READ,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (made != wanted) continue;
+    EXPECT_FALSE(host::is_special(at)) << pages;
+    ++beside;
+    ::munmap(made, kPageSize);
+  }
+  std::printf("%u pages beside it looked at\n", beside);
+  EXPECT_FALSE(host::is_special(Hva(0)));
 }
 
 }  // namespace
