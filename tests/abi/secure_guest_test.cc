@@ -3,9 +3,13 @@
 // its memory, slots, KVM_PPC_SVM_OFF.
 #include "tests/abi/secure_guest.h"
 
+#include <sys/resource.h>
+#include <sys/wait.h>
+
 #include <thread>
 
 #include "abi/kvm/level.h"
+#include "host/userfault.h"
 
 namespace kvm_client {
 namespace {
@@ -101,6 +105,7 @@ TEST_F(SecureGuest, ASharedPageIsOneForBothAndAnUnsharedOneTheGuests) {
 }
 
 TEST_F(SecureGuest, ASystemCallOfTheClientSeesSealedBytes) {
+  if (!stagetwo::host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
   become_secure();
   std::array<int, 2> ends{};
   ASSERT_EQ(::pipe(ends.data()), 0);
@@ -256,6 +261,28 @@ TEST_F(SecureGuest, TheDirtyLogKnowsSharedPagesAndShowsNothingInClear) {
   EXPECT_NE(bits & (1U << 3), 0u);
   ASSERT_EQ(call(vm_, KVM_GET_DIRTY_LOG, &log), 0);
   EXPECT_EQ(bits, 0u);
+}
+
+// In a process of its own: the pool is made once.
+TEST_F(SecureGuest, WhereLittleMemoryMayBeLockedThePoolIsSmallAndWhereNoneMayItIsNotOffered) {
+  const auto answer_under = [&](u64 limit) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const rlimit little{limit, limit};
+      if (::setrlimit(RLIMIT_MEMLOCK, &little) != 0 || ::setresuid(65534, 65534, 65534) != 0)
+        _exit(9);
+      stagetwo::abi_kvm::offer_secure_guests(u64{1} << 30);
+      const int kvm = open_kvm();
+      _exit(static_cast<int>(call(kvm, KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST)));
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status));
+    return WEXITSTATUS(status);
+  };
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root (another user's limit)";
+  EXPECT_EQ(answer_under(u64{8} << 20), 1);
+  EXPECT_EQ(answer_under(0), 0);
 }
 
 TEST_F(SecureGuest, ManyGuestsInTurnLeaveThePoolFull) {

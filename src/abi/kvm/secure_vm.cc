@@ -38,15 +38,18 @@ sync::Atomic<u64> offered_bytes{0};
 sync::Atomic<SecureMachine*> the_machine{nullptr};
 sync::Mutex machine_lock{sync::Rank::kVm};
 
-// As much of the pool as may be locked: half, and half again.
-Result<void> open_ultravisor(SecureMachine* machine, u64 bytes) {
+// As much of the pool as may be locked: half, and half again. Empty: not even a little.
+Box<SecureMachine> open_machine(u64 bytes) {
   constexpr u32 kFewestPages = 64;
-  uv::UltravisorOptions options;
   auto pages = static_cast<u32>(std::min<u64>(bytes / kPageSize, u64{1} << 30));
   for (;; pages /= 2) {
+    auto made = make_box<SecureMachine>("abi.secure_machine");
+    if (!made) return {};
+    uv::UltravisorOptions options;
     options.pool_pages = std::max(pages, kFewestPages);
-    const auto opened = machine->ultravisor.open(options, &machine->hypervisor, &machine->real);
-    if (opened || pages <= kFewestPages) return opened;
+    SecureMachine& fresh = **made;
+    if (fresh.ultravisor.open(options, &fresh.hypervisor, &fresh.real)) return std::move(*made);
+    if (pages <= kFewestPages) return {};
   }
 }
 
@@ -58,11 +61,11 @@ SecureMachine* machine() {
   const sync::MutexGuard guard(machine_lock);
   now = the_machine.load(sync::kRelaxed);
   if (now != nullptr && now->stamp == process_stamp()) return now;
-  auto made = make_box<SecureMachine>("abi.secure_machine");
-  if (!made || !open_ultravisor(made->get(), bytes)) return nullptr;
-  (*made)->stamp = process_stamp();
+  Box<SecureMachine> made = open_machine(bytes);
+  if (!made) return nullptr;
+  made->stamp = process_stamp();
   // Never ends: guests find it from everywhere.
-  the_machine.store(made->release(), sync::kRelease);
+  the_machine.store(made.release(), sync::kRelease);
   return the_machine.load(sync::kRelaxed);
 }
 
