@@ -190,9 +190,11 @@ Age Reclaimer::choose_age(u64 wanted, u64 until) {
     pass();
   }
   const u64 due = last_pass_ + kPassesApartNs;
-  for (u64 now = sync::now_ns(); now < due; now = sync::now_ns()) {
-    if (now >= until) return kNothing;
-    sync::futex_wait(pause_, 0, std::min(due, until) - now);
+  const u64 now = sync::now_ns();
+  if (now < due) {
+    // Nobody may have run meanwhile: the next turn asks.
+    if (now < until) sync::futex_wait(pause_, 0, std::min(due, until) - now);
+    return kNothing;
   }
   look();
   pass();
