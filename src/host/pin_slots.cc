@@ -19,13 +19,11 @@ u64 home_bits(const Mapping& mapping) {
 }  // namespace
 
 bool PinTable::Sink::add(Frame frame, u64 pages) {
-  FrameRun* last = done.runs == 0 ? nullptr : &runs[done.runs - 1];
-  if (last != nullptr && last->first + last->pages == frame) {
-    last->pages += pages;
-  } else {
-    if (done.runs == room) return false;
-    runs[done.runs++] = {frame, pages};
-  }
+  const bool follows =
+      done.runs != 0 && runs[done.runs - 1].first + runs[done.runs - 1].pages == frame;
+  if (!follows && done.runs == room) return false;
+  if (!follows) runs[done.runs++] = {frame, 0};
+  runs[done.runs - 1].pages += pages;
   done.pages += pages;
   return true;
 }
