@@ -63,8 +63,13 @@ constexpr Unseen kAll[] = {
      "/proc/PID/fd of the VM's process (another user, another pid namespace)",
      "EIO; in another pid namespace 0, and no page goes"},
     {Where::kEverywhere,
-     "a file that comes by dup2 to a number that the engine has for the length of one call",
-     "the engine's call may be made on it, and closes it"},
+     "a number that the program does not have and closes, or that a call on /dev/iommu needs for "
+     "itself and dup2 takes, while the engine has it for the length of one call",
+     "the engine's call fails, or is made on the file that comes there, and closes it"},
+    {Where::kEverywhere,
+     "each range of a guest_memfd that a slot is bound to is a mapping of the process, and counts "
+     "for vm.max_map_count",
+     "ENOMEM so much earlier"},
     {Where::kEverywhere, "the lines of /proc/self/maps while a part of a mapping is with a device",
      "one mapping is shown as several, and counts as several for vm.max_map_count; the calls that "
      "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one"},

@@ -20,6 +20,7 @@
 #include "sync/atomic.h"
 #include "sync/futex.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -119,6 +120,7 @@ bool has_said(int thread) {
 std::string_view ask(int thread, const char* file, char (&text)[2048]) {
   FixedString<64> path;
   path.append("/proc/self/task/").append_int(thread).append_char('/').append(file);
+  const sync::PassingNumber passing;
   const auto fd = open_proc(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (!fd) return {};
   const auto got = sys::read(*fd, text, sizeof(text));
@@ -187,6 +189,7 @@ bool learn_stack(int thread) {
 // Calls `see` for the threads of this process until it answers false. False: it did.
 template <typename F>
 bool all_threads(F&& see) {
+  const sync::PassingNumber passing;
   const auto folder = open_proc("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (!folder) return false;
   DirectoryNames names(*folder);

@@ -73,6 +73,10 @@ class Description {
   // The last holder is gone and no call on the description is running: called once, with the last
   // DescriptionRef, before destruction. Cannot fail.
   virtual void last_close() {}
+  // In a child of fork, whose copy of the object is never run again, nor destroyed: the child has
+  // closed the descriptor. Gives back the descriptors that the child has by it; nothing else of the
+  // object is whole.
+  virtual void let_go_in_child() {}
 };
 
 // The memfd before anybody can see it.

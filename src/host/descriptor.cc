@@ -3,7 +3,6 @@
 
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <new>
@@ -19,6 +18,7 @@
 #include "sync/atomic.h"
 #include "sync/futex.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 // The table is an array of buckets, each a chain of slots that is only ever extended: a reader
 // walks it without a lock, and a slot keeps its place for ever. A slot is used again for another
@@ -114,6 +114,8 @@ void unref(DescriptorSlot& slot) {
   if (!is_foreign(slot) || slot.stamp == 0) {
     if (closed) slot.object()->last_close();
     slot.object().~Box();
+  } else {
+    slot.object()->let_go_in_child();
   }
   slot.refs.store(0, sync::kRelease);  // pairs with free_slot
 }
@@ -242,6 +244,18 @@ struct ProcPath : FixedString<48> {
   explicit ProcPath(int fd) { append("/proc/thread-self/fd/").append_int(fd); }
 };
 
+// Ours until close_passing(), or until it is written down.
+int open_watch(int fd) {
+  const ProcPath path(fd);
+  const auto open = [&] { return open_proc(path.c_str(), O_RDONLY | O_CLOEXEC); };
+  return sync::PassingNumber::begin_with([&] { return open_beyond_limit(open); }).value_or(-1);
+}
+void close_passing(int fd) {
+  static_cast<void>(sys::close(fd));
+  sync::PassingNumber::end();
+  take_number_back();
+}
+
 struct flock held_byte(short type) {
   struct flock lock{};
   lock.l_type = type;
@@ -319,9 +333,7 @@ Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
 }  // namespace
 
 Backing::~Backing() {
-  if (fd_ < 0) return;
-  static_cast<void>(sys::close(fd_));
-  take_number_back();
+  if (fd_ >= 0) close_passing(fd_);
 }
 
 Result<Backing> Backing::create(const char* kind, u64 size) {
@@ -343,7 +355,9 @@ Result<Backing> Backing::make(const char* kind, u64 size, unsigned flags) {
   name.append(kNamePrefix).append(kind);
   Backing backing;
   // Out of the way, so that the client's descriptor is the lowest free number, also the last one.
-  backing.fd_ = ST_TRY(open_beyond_limit([&] { return sys::memfd_create(name.c_str(), flags); }));
+  // Ends with the backing, when the client has its own number.
+  backing.fd_ = ST_TRY(sync::PassingNumber::begin_with(
+      [&] { return open_beyond_limit([&] { return sys::memfd_create(name.c_str(), flags); }); }));
   if (size != 0) ST_TRY(set_file_size(backing.fd_, size));
   return backing;
 }
@@ -418,28 +432,6 @@ void set_attacher(Attacher attach) {
   attacher.store(attach, sync::kRelease);
 }
 
-void rewrite_stat(const DescriptionRef& ref, struct ::stat* out) {
-  const DescriptorSpec& spec = ref.spec();
-  if (spec.shape == FileShape::kMemory) {
-    out->st_mode = S_IFREG | 0600;
-    out->st_nlink = 1;
-    out->st_blocks = 0;
-    out->st_blksize = kPageSize;
-    return;
-  }
-  out->st_size = 0;
-  out->st_blocks = 0;
-  out->st_nlink = 1;
-  if (spec.shape == FileShape::kCharDevice) {
-    out->st_mode = S_IFCHR | 0666;
-    out->st_rdev = makedev(spec.device_major, spec.device_minor);
-    out->st_uid = 0;
-    out->st_gid = 0;
-  } else {
-    out->st_mode = 0600;
-  }
-}
-
 bool in_borrowed_memory() {
   return static_cast<u32>(sys::getpid()) != process_stamp();
 }
@@ -447,14 +439,11 @@ bool in_borrowed_memory() {
 CloseWatch::CloseWatch(int fd) : ref_(find(fd)) {
   if (ref_ && in_borrowed_memory()) ref_.reset();
   if (!ref_ || ref_.foreign() || !ends_with_holders(ref_.spec())) return;
-  const ProcPath path(fd);
-  const auto opened =
-      open_beyond_limit([&] { return open_proc(path.c_str(), O_RDONLY | O_CLOEXEC); });
-  if (opened) watch_fd_ = *opened;
+  watch_fd_ = open_watch(fd);
 }
 
 CloseWatch::~CloseWatch() {
-  if (watch_fd_ >= 0) static_cast<void>(sys::close(watch_fd_));
+  if (watch_fd_ >= 0) close_passing(watch_fd_);
   take_number_back();
 }
 
@@ -494,9 +483,9 @@ void CloseWatch::watch_late() {
   const int own = kept_fd_of(slot.device, slot.identity.load(sync::kRelaxed));
   if (own < 0) return;
   const ProcPath path(own);
-  if (const auto opened = open_proc(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    watch_fd_ = *opened;
-  }
+  watch_fd_ = sync::PassingNumber::begin_with([&] {
+                return open_proc(path.c_str(), O_RDONLY | O_CLOEXEC);
+              }).value_or(-1);
 }
 
 void CloseWatch::closed() {
@@ -514,6 +503,7 @@ void CloseWatch::closed() {
       const sync::MutexGuard guard(table_lock);
       if (slot.watch_fd < 0 && slot.identity.load(sync::kRelaxed) != 0) {
         watch(slot, std::exchange(watch_fd_, -1));
+        sync::PassingNumber::end();
       }
     }
   }
@@ -563,6 +553,7 @@ int next_engine_fd(int first) {
 
 bool vacate_engine_fd(int fd) {
   if (vacate_kept_fd(fd)) return true;
+  const sync::PassingNumber passing;
   const sync::MutexGuard guard(table_lock);
   for (DescriptorSlot* slot = watched; slot != nullptr; slot = slot->next_watched) {
     if (slot->watch_fd != fd) continue;

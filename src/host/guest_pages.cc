@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "host/client_limits.h"
 #include "host/kept_fd.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -45,12 +46,13 @@ Result<int> find_in(int folder, u64 device, u64 inode) {
 
 }  // namespace
 
-Result<int> make_pages_file(u64 size) {
-  const int fd = ST_TRY(sys::memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  const auto done = finish(fd, size);
-  if (done) return fd;
-  static_cast<void>(sys::close(fd));
-  return refuse(done.error());
+Result<void> make_pages_file(u64 size, HeldFd* pages) {
+  const sync::PassingNumber passing;
+  // Up where no number is the client's before anything is done with it.
+  ST_TRY(pages->hold(ST_TRY(sys::memfd_create(kName, MFD_CLOEXEC | MFD_ALLOW_SEALING))));
+  const auto done = finish(pages->number().use().get(), size);
+  if (!done) pages->close();
+  return done;
 }
 
 Result<PagesPlace> place_of_pages(int pages_fd) {
@@ -60,6 +62,7 @@ Result<PagesPlace> place_of_pages(int pages_fd) {
 }
 
 Result<int> find_pages_file(const PagesPlace& place, int stand_in) {
+  const sync::PassingNumber passing;
   struct ::stat behind{};
   ST_TRY(sys::fstat(stand_in, &behind));
   FixedString<48> path;

@@ -12,6 +12,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "host/kept_fd.h"
 
 namespace stagetwo::host {
 
@@ -21,9 +22,9 @@ struct PagesPlace {
   u64 inode = 0;  // 0: the client's own file has them
 };
 
-// Makes one; HeldFd takes it. The size is for ever, and nobody executes it. Failure: EMFILE,
-// ENFILE, EFBIG, ENOMEM.
-[[nodiscard]] Result<int> make_pages_file(u64 size);
+// Makes one that `pages` holds. The size is for ever, and nobody executes it. Failure: EMFILE,
+// ENFILE, EFBIG, ENOMEM; it holds none.
+[[nodiscard]] Result<void> make_pages_file(u64 size, HeldFd* pages);
 [[nodiscard]] Result<PagesPlace> place_of_pages(int pages_fd);
 
 // Opens the file of another process, which lies on the same file system as what is behind

@@ -15,6 +15,7 @@
 #include "base/vec.h"
 #include "host/session.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 #if !defined(MADV_POPULATE_READ)
 #define MADV_POPULATE_READ 22
@@ -198,6 +199,7 @@ unsigned level_of_flags(unsigned flags) {
 Result<int> make_file(const char* name, unsigned flags) {
   const unsigned level = level_of_flags(flags);
   if (level == 0) return refuse(EINVAL);
+  const sync::PassingNumber passing;
   const int fd = ST_TRY(sys::memfd_create(name, flags & ~(MFD_HUGETLB | kSizeMask << kSizeShift)));
   struct ::stat behind{};
   Result<void> noted = sys::fstat(fd, &behind);

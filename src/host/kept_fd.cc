@@ -2,14 +2,18 @@
 #include "host/kept_fd.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/client_limits.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 
@@ -56,6 +60,25 @@ Result<int> open_folder() {
 }
 constinit KeptFd folder(open_folder, KeptFd::Child::kHasIt);
 
+// As sys::raise_engine_fd(), but where no number is free up there it is a lower one, at last the
+// one it has: the client can have every number that the limit allows.
+Result<int> raise_as_far_as_can_be(int fd) {
+  struct ::rlimit limit{};
+  long low = sys::kFirstEngineFd;
+  if (sys::call(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, sys::arg(&limit)) == 0) {
+    low = std::min(low, static_cast<long>(std::min<u64>(limit.rlim_cur, 1u << 20) / 2));
+  }
+  for (; low > fd; low /= 2) {
+    const auto raised = sys::fcntl(fd, F_DUPFD_CLOEXEC, low);
+    if (!raised && to_int(raised.error()) == EMFILE) continue;
+    static_cast<void>(sys::close(fd));
+    if (!raised) return refuse(raised.error());
+    return static_cast<int>(*raised);
+  }
+  ST_TRY(sys::fcntl(fd, F_SETFD, FD_CLOEXEC));
+  return fd;
+}
+
 }  // namespace
 
 Result<int> open_proc(const char* path, int flags) {
@@ -64,9 +87,10 @@ Result<int> open_proc(const char* path, int flags) {
 }
 
 Result<int> reopen_engine_file(int fd) {
+  const sync::PassingNumber passing;
   FixedString<48> path;
   path.append("/proc/self/fd/").append_int(fd);
-  return sys::raise_engine_fd(ST_TRY(open_proc(path.c_str(), O_RDWR | O_CLOEXEC)));
+  return raise_as_far_as_can_be(ST_TRY(open_proc(path.c_str(), O_RDWR | O_CLOEXEC)));
 }
 
 Result<FdUse> KeptFd::use() {
@@ -83,6 +107,7 @@ Result<FdUse> KeptFd::use() {
 Result<void> KeptFd::keep() {
   if (number_.peek() >= 0) [[likely]]
     return {};
+  const sync::PassingNumber passing;
   const int fresh = path_ != nullptr ? ST_TRY(open_proc(path_, flags_ | O_CLOEXEC)) : -1;
   const sync::MutexGuard guard(KeptFds::lock);
   if (number_.peek() >= 0) {
@@ -90,7 +115,7 @@ Result<void> KeptFd::keep() {
     return {};
   }
   const int opened = path_ != nullptr ? fresh : ST_TRY(open_());
-  set(ST_TRY(sys::raise_engine_fd(opened)));
+  set(ST_TRY(raise_as_far_as_can_be(opened)));
   if (!listed_) KeptFds::add(this);
   return {};
 }
@@ -107,8 +132,9 @@ bool KeptFd::lend() {
 }
 
 Result<void> HeldFd::hold(int fd) {
+  const sync::PassingNumber passing;
   const sync::MutexGuard guard(KeptFds::lock);
-  set(ST_TRY(sys::raise_engine_fd(fd)));
+  set(ST_TRY(raise_as_far_as_can_be(fd)));
   KeptFds::add(this);
   return {};
 }
@@ -155,6 +181,7 @@ int kept_fd_of(u64 device, u64 inode) {
 
 bool vacate_kept_fd(int fd) {
   if (fd < 0 || next_kept_fd(fd) != fd) return false;
+  const sync::PassingNumber passing;
   // Without the lock: where no number is free the kept one is lent, and that takes it. What is
   // behind `fd` may be another's by now; then nobody has the number any more, and the copy goes.
   const auto fresh = open_beyond_limit(
@@ -180,6 +207,7 @@ bool vacate_kept_fd(int fd) {
 void kept_fds_after_fork_child() {
   std::construct_at(&KeptFds::lock, sync::Rank::kLeaf);
   sync::KeptNumber::after_fork_child();
+  sync::PassingNumber::after_fork_child();
   KeptFds::close_in_child();
 }
 

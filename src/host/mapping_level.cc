@@ -11,6 +11,7 @@
 #include "host/proc_ioctls_internal.h"
 #include "host/process_files.h"
 #include "sync/atomic.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -123,6 +124,7 @@ class SmapsSearch {
 };
 
 u64 page_size_by_smaps(u64 address) {
+  const sync::PassingNumber passing;
   const auto fd = open_proc("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
   if (!fd) return 0;
   SmapsSearch search(address);

@@ -15,6 +15,7 @@
 #include "host/owner_table.h"
 #include "host/process_files.h"
 #include "host/userfault.h"
+#include "sync/passing_number.h"
 
 #if !defined(MADV_POPULATE_WRITE)
 #define MADV_POPULATE_WRITE 23
@@ -256,6 +257,7 @@ void PageTransit::make_lost() {
 
 // Beyond the end of a file every touch is a bus error, and EFAULT for a system call.
 void PageTransit::make_bus_error(Hva page) {
+  const sync::PassingNumber passing;
   const auto made = sys::memfd_create("stagetwo:lost", MFD_CLOEXEC);
   if (!made) return;
   static_cast<void>(sys::mmap(pointer(page), kPageSize, PROT_READ | PROT_WRITE,

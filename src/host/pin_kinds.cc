@@ -11,6 +11,7 @@
 #include "base/sys.h"
 #include "host/kept_fd.h"
 #include "sync/atomic.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -23,6 +24,7 @@ u64 shared_memory_device() {
   static constinit sync::Atomic<u64> known{0};
   u64 device = known.load(sync::kRelaxed);
   if (device != 0) return device;
+  const sync::PassingNumber passing;
   const auto made = sys::memfd_create("stagetwo:probe", MFD_CLOEXEC);
   if (!made) return 0;
   struct ::stat file{};
@@ -66,6 +68,7 @@ bool is_memory_mount(std::string_view line, u64 device) {
 
 // Is a file system of `device` mounted that keeps its pages in memory only?
 bool is_memory_device(u64 device) {
+  const sync::PassingNumber passing;
   const auto fd = open_proc("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
   if (!fd) return false;
   char buffer[4096];

@@ -13,6 +13,7 @@
 #include "host/kept_fd.h"
 #include "host/process_files.h"
 #include "sync/atomic.h"
+#include "sync/passing_number.h"
 
 #if !defined(MREMAP_DONTUNMAP)
 #define MREMAP_DONTUNMAP 4
@@ -130,6 +131,7 @@ Result<int> open_again(const Mapping& mapping, int mode) {
 }
 
 Result<Alias> map_again(const Mapping& mapping, Hva page, u64 bytes) {
+  const sync::PassingNumber passing;
   bool writable = true;
   auto fd = open_again(mapping, O_RDWR);
   if (!fd) {

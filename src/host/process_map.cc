@@ -16,6 +16,7 @@
 #include "host/proc_ioctls_internal.h"
 #include "host/process_files.h"
 #include "sync/atomic.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -109,6 +110,7 @@ bool parse_line(std::string_view line, Mapping* out) {
 // The first one that `wanted` accepts; the lines are in order of address.
 template <typename F>
 Result<Mapping> by_text(F&& wanted) {
+  const sync::PassingNumber passing;
   const int fd = ST_TRY(open_proc("/proc/self/maps", O_RDONLY | O_CLOEXEC));
   char buffer[4096];
   size_t held = 0;

@@ -13,6 +13,7 @@
 #include "base/text.h"
 #include "host/client_limits.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -43,6 +44,7 @@ Result<int> open_below(std::string_view folder, std::string_view name, int flags
 }
 
 Result<Word*> map_values(std::string_view folder) {
+  const sync::PassingNumber passing;
   const int fd = ST_TRY(open_below(folder, kValues, O_RDWR | O_CREAT));
   Result<void*> mapped = refuse(EIO);
   if (const auto sized = set_file_size(fd, kPageBytes); sized) {

@@ -27,8 +27,10 @@ struct Known {
   KnownFile pages{};  // inode 0: its own
 };
 
-// A client that makes files for ever must not fill us: what comes later is not known.
+// A client that makes files for ever must not fill us: what comes later is not known. Of ours the
+// end is seen, so there is room for them.
 constexpr size_t kMostKnown = 1 << 16;
+constexpr size_t kMostOfClients = kMostKnown / 2;
 
 struct Objects {
   sync::Mutex lock{sync::Rank::kLeaf};
@@ -57,14 +59,14 @@ Objects* make_objects() {
   return objects();
 }
 
-void note_made(KnownFile file, KnownFile pages = {}) {
+void note_made(KnownFile file, size_t most, KnownFile pages = {}) {
   Objects* all = make_objects();
   if (all == nullptr) return;
   const sync::MutexGuard guard(all->lock);
   // The number of a file that is gone may be used again: the newer one counts.
   if (Known* old = all->known.find(file)) {
     *old = {++all->last_id, fork_turn.load(sync::kRelaxed), false, pages};
-  } else if (all->known.size() < kMostKnown) {
+  } else if (all->known.size() < most) {
     const Known fresh{++all->last_id, fork_turn.load(sync::kRelaxed), false, pages};
     static_cast<void>(all->known.insert(file, fresh));  // else it is not known
   }
@@ -93,14 +95,15 @@ void shared_file_made(int fd, int pages) {
   KnownFile file;
   KnownFile beneath{};
   if (!file_behind(fd, &file)) return;
-  if (pages >= 0 && file_behind(pages, &beneath) && beneath != file) note_made(beneath);
-  note_made(file, beneath == file ? KnownFile{} : beneath);
+  const size_t most = pages >= 0 ? kMostKnown : kMostOfClients;
+  if (pages >= 0 && file_behind(pages, &beneath) && beneath != file) note_made(beneath, most);
+  note_made(file, most, beneath == file ? KnownFile{} : beneath);
 }
 
 void shared_memory_mapped(Hva at) {
   const auto mapping = shown_mapping_at(at);
   if (mapping && mapping->shared && mapping->file_backed) {
-    note_made({mapping->device, mapping->inode});
+    note_made({mapping->device, mapping->inode}, kMostOfClients);
   }
 }
 

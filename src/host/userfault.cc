@@ -16,6 +16,7 @@
 #include "host/userfault_requests.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host::userfault {
 namespace {
@@ -52,6 +53,7 @@ Result<int> open_any() {
 
 Result<int> make() {
   if (denied_by_test.load(sync::kRelaxed)) return refuse(EPERM);
+  const sync::PassingNumber passing;
   const int fd = ST_TRY(open_any());
   uffdio_api api{UFFD_API, 0, 0};
   const auto shaken = sys::ioctl(fd, UFFDIO_API, reinterpret_cast<u64>(&api));

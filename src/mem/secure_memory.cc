@@ -11,6 +11,7 @@
 #include "base/alloc.h"
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "sync/passing_number.h"
 
 #if !defined(SYS_memfd_secret)
 #define SYS_memfd_secret 447
@@ -26,6 +27,7 @@ constexpr long kCloseOnExec = 02000000;
 
 // The descriptor is not kept: the mapping alone leads there.
 Result<void*> map_secret(size_t bytes, const char* site) {
+  const sync::PassingNumber passing;
   const int fd = static_cast<int>(ST_TRY(sys::checked(sys::call(SYS_memfd_secret, kCloseOnExec))));
   auto mapped = Result<void*>(refuse(ENOMEM));
   if (const auto sized = sys::ftruncate(fd, static_cast<off_t>(bytes)); !sized) {

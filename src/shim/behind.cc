@@ -23,6 +23,7 @@
 #include "shim/files.h"
 #include "shim/next.h"
 #include "shim/received.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -94,6 +95,7 @@ Behind behind_name(int directory, const char* path) {
     return Behind::kForeign;
   const int error = errno;
   host::EngineSection section(host::Touches::kNothing);
+  const sync::PassingNumber passing;
   Behind what = Behind::kForeign;
   if (const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC)) {
     bool native = false;

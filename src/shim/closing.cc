@@ -18,6 +18,8 @@
 #include "shim/next.h"
 #include "shim/open_descriptors.h"
 #include "shim/virtual_io.h"
+#include "sync/futex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -44,6 +46,36 @@ VirtualFile virtual_before(int fd) {
 
 }  // namespace
 
+namespace {
+
+enum class Stands : u8 { kNothing, kEngines, kClients };
+
+// What a number stands for that the client closes or puts a file on. The engine has some for a
+// moment only, which nobody knows but who opened them (sync/passing_number.h): the answer waits
+// until there is none, or gives up after a second, for a thread that does not run. `take` is called
+// where nothing stands: does that settle it?
+template <typename F>
+Stands behind_number(int fd, F&& take) {
+  constexpr u64 kPatienceNs = 1'000'000'000;
+  u64 until = 0;
+  for (;;) {
+    const auto look = sync::PassingNumber::look();
+    if (!sys::fcntl(fd, F_GETFD)) {
+      if (take()) return Stands::kNothing;
+    } else if (host::is_engine_fd(fd)) {
+      return Stands::kEngines;
+    } else if (look.holds()) {
+      return Stands::kClients;
+    }
+    const u64 now = sys::monotonic_ns();
+    if (until == 0) until = now + kPatienceNs;
+    if (now > until) return Stands::kClients;
+    sync::yield_thread();
+  }
+}
+
+}  // namespace
+
 int close_fd(int fd) {
   if (const VirtualFile file = virtual_before(fd)) {
     const int result = next::close(fd);
@@ -56,7 +88,8 @@ int close_fd(int fd) {
   struct ::stat behind{};
   if (!may_be_ours(fd, &behind)) return next::close(fd);
   host::EngineSection section(host::Touches::kNothing);
-  const long result = close_watched(fd);
+  const bool clients = behind_number(fd, [] { return true; }) == Stands::kClients;
+  const long result = clients ? close_watched(fd) : -EBADF;
   section.leave();
   return static_cast<int>(as_libc(result));
 }
@@ -106,6 +139,24 @@ int close_fds(unsigned first, unsigned last, int flags) {
   return result;
 }
 
+namespace {
+
+// dup2 onto a number that is free: the lowest one from there, if it is that one.
+bool dup_if_free(int from, int to, int flags, int* result) {
+  const sync::PassingNumber passing;
+  const int command = (flags & O_CLOEXEC) != 0 ? F_DUPFD_CLOEXEC : F_DUPFD;
+  const auto made = sys::fcntl(from, command, to);
+  if (!made) {
+    *result = -1;
+    return to_int(made.error()) != EMFILE;  // else it is taken by now
+  }
+  *result = static_cast<int>(*made);
+  if (*result != to) static_cast<void>(sys::close(*result));
+  return *result == to;
+}
+
+}  // namespace
+
 int dup_to(int from, int to, int flags, bool dup3) {
   const auto call_next = [&] { return dup3 ? next::dup3(from, to, flags) : next::dup2(from, to); };
   if (const VirtualFile file = from == to ? VirtualFile{} : virtual_before(to)) {
@@ -116,21 +167,30 @@ int dup_to(int from, int to, int flags, bool dup3) {
   if (!awake()) [[likely]]
     return call_next();
   if (engines_refused(from)) return -1;
-  if (from == to) return call_next();
-  struct ::stat behind{};
-  if (!host::may_be_engines(to) && !may_be_ours(to, &behind)) return call_next();
+  if (from == to || (flags & ~O_CLOEXEC) != 0) return call_next();
   host::EngineSection section(host::Touches::kNothing);
   int result = 0;
-  if (host::is_engine_fd(to) && host::vacate_engine_fd(to)) {
+  Stands stands = Stands::kEngines;
+  for (bool moved = false; stands == Stands::kEngines && !moved;) {
+    stands = behind_number(to, [&] { return dup_if_free(from, to, flags, &result); });
+    moved = stands == Stands::kEngines && host::vacate_engine_fd(to);
+  }
+  struct ::stat behind{};
+  if (stands == Stands::kNothing) {
+    if (result < 0) result = call_next();  // the kernel's own refusal
+  } else if (stands == Stands::kEngines) {
     // Until now the number was taken, so that no thread of the engine has it again.
     result = call_next();
     const int error = errno;
     if (result < 0) static_cast<void>(sys::close(to));
     errno = error;
-  } else {
+  } else if (may_be_ours(to, &behind)) {
     host::CloseWatch watch(to);
     result = call_next();
     if (result >= 0) watch.closed();
+  } else {
+    section.leave();
+    return call_next();
   }
   section.leave();
   return result;

@@ -27,6 +27,7 @@
 #include "shim/show.h"
 #include "shim/userfault_calls.h"
 #include "shim/virtual_io.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 // With O_PATH the kernel forgets the flag; who asks for a new file gets no other.
@@ -97,6 +98,7 @@ void correct(int fd, struct ::stat* said) {
 void correct_by_name(int directory, const char* path, struct ::stat* said) {
   if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
   if (behind_name(directory, path) == Behind::kForeign) return;
+  const sync::PassingNumber passing;
   const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC);
   if (!place) return;
   correct(*place, said);

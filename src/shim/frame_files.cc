@@ -19,6 +19,7 @@
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -34,6 +35,7 @@ constinit sync::Mutex backing_lock{sync::Rank::kLeaf};
 int backing = -1;
 
 Result<int> open_backing(int flags) {
+  const sync::PassingNumber passing;
   if (backing < 0) {
     const int made = ST_TRY(sys::memfd_create("page_idle", MFD_CLOEXEC));
     backing = ST_TRY(sys::raise_engine_fd(made));
@@ -49,6 +51,7 @@ Result<int> open_backing(int flags) {
 // A word of the machine's own bitmap. False: there is none, or it may not be used.
 bool real_bitmap(Io io, off_t at, u64* word) {
   const int flags = (io == Io::kRead ? O_RDONLY : O_WRONLY) | O_CLOEXEC;
+  const sync::PassingNumber passing;
   const auto fd = sys::openat(AT_FDCWD, kRealBitmap, flags);
   if (!fd) return false;
   const auto moved =

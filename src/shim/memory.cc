@@ -25,6 +25,7 @@
 #include "shim/next.h"
 #include "shim/shared_files.h"
 #include "shim/virtual_files.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -182,6 +183,7 @@ bool names_this_process(int pidfd) {
   constexpr int kSelf = -10001;        // PIDFD_SELF_THREAD_GROUP
   if (pidfd == kSelfThread || pidfd == kSelf) return true;
   FixedString<64> path;
+  const sync::PassingNumber passing;
   path.append("/proc/self/fdinfo/").append_int(pidfd);
   const auto fd = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
   if (!fd) return false;

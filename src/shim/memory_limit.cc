@@ -13,6 +13,7 @@
 #include "mem/swap_file.h"
 #include "reclaim/reclaim.h"
 #include "shim/options.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -50,6 +51,7 @@ int open_swap() {
 
 // The file is made anew by its first line; others are put behind.
 void append_to(std::string_view path, std::string_view text, int flags) {
+  const sync::PassingNumber passing;
   const FixedString<kLongestPath> name(path);
   const auto fd = sys::openat(AT_FDCWD, name.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0644);
   if (!fd) return;

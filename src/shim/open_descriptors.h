@@ -8,6 +8,7 @@
 #include "base/directory_names.h"
 #include "base/sys.h"
 #include "base/types.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 
@@ -25,6 +26,7 @@ inline int descriptor_number(const char* name) {
 // Calls fn(fd) for every open descriptor in [first, last].
 template <typename F>
 void for_each_open(unsigned first, unsigned last, F&& fn) {
+  const sync::PassingNumber passing;
   const auto directory =
       sys::openat(AT_FDCWD, "/proc/thread-self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (!directory) return;

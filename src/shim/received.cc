@@ -16,6 +16,7 @@
 #include "shim/engine.h"
 #include "shim/open_descriptors.h"
 #include "shim/rights.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -113,6 +114,7 @@ void will_be_opened(int directory, const char* path) {
   if (awake() || !could_name_descriptor(path)) [[likely]]
     return;
   wake_if(host::Touches::kNothing, [&](bool* seen) {
+    const sync::PassingNumber passing;
     const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC);
     if (!place) return;
     *seen = is_ours(*place);

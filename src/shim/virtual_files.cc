@@ -15,6 +15,7 @@
 #include "shim/mdev_files.h"
 #include "shim/options.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -125,6 +126,7 @@ bool is_huge_row(std::string_view line) {
 // The kernel's text without its rows of huge pages, then ours: they are its last but the direct
 // map.
 void show_meminfo(TextWriter& out) {
+  const sync::PassingNumber passing;
   const auto fd = sys::openat(AT_FDCWD, kMeminfo.data(), O_RDONLY | O_CLOEXEC);
   if (!fd) return;
   char buffer[kLongestVirtualText / 2];

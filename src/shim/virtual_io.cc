@@ -19,6 +19,7 @@
 #include "shim/next.h"
 #include "shim/options.h"
 #include "sync/mutex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -70,6 +71,7 @@ Result<int> make_memory_file(const char* name) {
 }
 
 Result<int> open_text(const VirtualFile& file, int flags) {
+  const sync::PassingNumber passing;
   FixedString<kLongestVirtualText> text;
   show(file, text);
   const int backing = ST_TRY(make_memory_file("sysfs"));
@@ -148,6 +150,7 @@ int store_later(const VirtualFile& file, const Later& later) {
 // A write we see. Behind `fd` is a file of the session, or without one a memfd of this open. The
 // kernel copies, so a bad pointer is its EFAULT.
 long write_locked(int fd, const VirtualFile& file, const iovec* parts, int count, Later& later) {
+  const sync::PassingNumber passing;
   const host::SessionLock lock;
   const auto shared = open_appended(file, O_RDONLY);
   if (shared) static_cast<void>(take_from(*shared, file, taken_word(file), later));  // came before
@@ -271,6 +274,7 @@ int take_appended(const VirtualFile& file) {
   Later later;
   int error = 0;
   {
+    const sync::PassingNumber passing;
     const host::SessionLock lock;
     const auto fd = open_appended(file, O_RDONLY);
     if (!fd) return 0;

@@ -4,7 +4,7 @@
 //
 //   resolve     TLB of the privilege, else walk (guest tables) and second_level (stage 2), fill
 //   piece       part of an access inside one page: host access, or a fragment for the client
-//   slow        one or two pieces; a store is probed on both pages before the first byte moves
+//   slow        one or two pieces; of two both pages are found before the first byte moves
 //
 // A host access that faults although stage 2 had answered means that the page was changed without
 // the bell (the backstop): the translation is dropped and stage 2 asked again, which ends in the
@@ -247,6 +247,27 @@ bool by_page(u64 linear, u32 size, F&& piece) {
   return true;
 }
 
+bool crosses(u64 linear, u32 size) {
+  return ((linear ^ (linear + size - 1)) & kPageMask) != 0 && size <= kPageSize;
+}
+
+// Both pages of an access that crosses, as they are at one moment: who converts them both, or takes
+// them, finds all of the access before or behind. kHost: both are the host's; kStopped; else they
+// are the pieces' to find.
+Second resolve_both(Cpu& c, u64 linear, Access access, Who who, Resolved (&out)[2]) {
+  const u64 next = wrap(c, (linear & kPageMask) + kPageSize);
+  for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
+    const Second first = resolve(c, linear, access, who, &out[0]);
+    if (first == Second::kStopped) return first;
+    const u64 section = c.section;
+    const Second second = resolve(c, next, access, who, &out[1]);
+    if (second == Second::kStopped) return second;
+    if (c.section != section) continue;  // the first may be another by now
+    return first == Second::kHost ? second : first;
+  }
+  return Second::kMmio;
+}
+
 bool probe(Cpu& c, u64 linear, u32 size, Access access, Who who) {
   return by_page(linear, size, [&](u32 offset, u32) {
     Resolved r;
@@ -274,6 +295,16 @@ bool misaligned(Cpu& c, u64 linear, u32 size) {
 
 bool load_bytes(Cpu& c, u64 linear, void* data, u32 size, Who who) {
   const Hold hold(c);
+  if (crosses(linear, size)) [[unlikely]] {
+    const u32 room = static_cast<u32>(kPageSize - (linear & ~kPageMask));
+    Resolved at[2];
+    const Second both = resolve_both(c, linear, Access::kRead, who, at);
+    if (both == Second::kStopped) return false;
+    if (both == Second::kHost && host_load(at[0].hva, data, room) &&
+        host_load(at[1].hva, static_cast<u8*>(data) + room, size - room)) {
+      return true;
+    }
+  }
   return by_page(linear, size, [&](u32 offset, u32 bytes) {
     return load_piece(c, wrap(c, linear + offset), static_cast<u8*>(data) + offset, bytes, who);
   });
@@ -281,8 +312,20 @@ bool load_bytes(Cpu& c, u64 linear, void* data, u32 size, Who who) {
 
 bool store_bytes(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
   const Hold hold(c);
-  const bool crosses = ((linear ^ (linear + size - 1)) & kPageMask) != 0;
-  if (crosses && !probe(c, linear, size, Access::kWrite, who)) return false;
+  if (crosses(linear, size)) [[unlikely]] {
+    const u32 room = static_cast<u32>(kPageSize - (linear & ~kPageMask));
+    Resolved at[2];
+    const Second both = resolve_both(c, linear, Access::kWrite, who, at);
+    if (both == Second::kStopped) return false;
+    if (both == Second::kHost) {
+      note_store(c, at[0].hva, room);
+      note_store(c, at[1].hva, size - room);
+      if (host_store(at[0].hva, data, room) &&
+          host_store(at[1].hva, static_cast<const u8*>(data) + room, size - room)) {
+        return true;
+      }
+    }
+  }
   return by_page(linear, size, [&](u32 offset, u32 bytes) {
     return store_piece(c, wrap(c, linear + offset), static_cast<const u8*>(data) + offset, bytes,
                        who);

@@ -8,10 +8,13 @@
 
 #include <array>
 #include <atomic>
+#include <filesystem>
 #include <thread>
 #include <vector>
 
 #include "abi/kvm/level.h"
+#include "base/sys.h"
+#include "host/kept_fd.h"
 #include "host/shared_objects.h"
 #include "tests/abi/private_machine.h"
 
@@ -252,6 +255,33 @@ TEST_F(Private, AChildPunchesTheSamePagesAndItsVmIsEio) {
   EXPECT_EQ(guest_load(kPrivateGpa), 0);
 }
 
+int open_pages_files() {
+  int found = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string name = std::filesystem::read_symlink(entry.path(), gone).string();
+    found += name.find("stagetwo:pages:kvm-gmem") != std::string::npos ? 1 : 0;
+  }
+  return found;
+}
+
+// Else the pages would outlive the VMM for as long as the child lives.
+TEST_F(Private, AChildThatClosesItsCopyLetsGoOfThePages) {
+  if (on_oracle()) GTEST_SKIP() << "oracle: it is the engine's own file";
+  const pid_t child = ::fork();
+  if (child == 0) {
+    stagetwo::host::kept_fds_after_fork_child();
+    stagetwo::host::descriptors_after_fork_child();
+    const int before = open_pages_files();
+    file_.close();
+    ::_exit(before == 1 && open_pages_files() == 0 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(open_pages_files(), 1);
+}
+
 // A process that holds the file and does nothing else, until it is let go.
 class Holder {
  public:
@@ -379,6 +409,63 @@ TEST_F(Private, MapGpaRangeAsksTheClientAndItsAnswerIsTheGuests) {
 }
 
 // --- beside each other ---
+
+// An access over two pages that one call converts meets one half, whichever.
+class TwoPages : public PrivateMachine {
+ protected:
+  static constexpr u64 kBoth = 2;  // pages
+  static constexpr u64 kAcross = kPrivateGpa + kPage - 2;
+
+  u16 shared_word(u64 offset) const {
+    u16 word = 0;
+    std::memcpy(&word, const_cast<const u8*>(shared_) + offset, sizeof(word));
+    return word;
+  }
+  // Runs `code` from 0x1040 beside changed(private?) after each conversion, and ends it by a fault.
+  template <typename F>
+  void convert_beside(const std::vector<u8>& code, F&& changed) {
+    std::memcpy(memory_ + 0x40, code.data(), code.size());
+    std::thread guest([this] {
+      EXPECT_EQ(run(0x1040, 0, kAcross), -EFAULT);
+      EXPECT_EQ(run_->exit_reason, u32{KVM_EXIT_MEMORY_FAULT}) << "12 would be a mixed access";
+    });
+    const u64 until = stagetwo::sys::monotonic_ns() + 500'000'000;
+    while (stagetwo::sys::monotonic_ns() < until) {
+      ASSERT_EQ(make_shared(kPrivateGpa, kBoth), 0);
+      ASSERT_EQ(make_private(kPrivateGpa, kBoth), 0);
+      changed();
+    }
+    file_.close();
+    guest.join();
+  }
+};
+
+TEST_F(TwoPages, ALoadOverBothIsOfOneHalf) {
+  ASSERT_EQ(make_private(kPrivateGpa, kBoth), 0);
+  ASSERT_TRUE(guest_store(kAcross, 0x1111));
+  ASSERT_TRUE(guest_store(kAcross + 2, 0x1111));
+  std::memset(shared_ + kPage - 2, 0x22, 4);
+  convert_beside({0x66, 0x8b, 0x07,        // again: eax = [bx]
+                  0x66, 0x89, 0xc2,        // edx = eax
+                  0x66, 0xc1, 0xea, 0x10,  // edx >>= 16
+                  0x39, 0xc2,              // dx = ax?
+                  0x74, 0xf2,              // again
+                  0xf4},
+                 [] {});
+}
+
+TEST_F(TwoPages, AStoreOverBothIsIntoOneHalf) {
+  ASSERT_EQ(make_private(kPrivateGpa, kBoth), 0);
+  int torn = 0;
+  convert_beside({0x41,                    // again: ++cx
+                  0x66, 0x89, 0xc8,        // eax = ecx
+                  0x66, 0xc1, 0xe0, 0x10,  // eax <<= 16
+                  0x89, 0xc8,              // ax = cx
+                  0x66, 0x89, 0x07,        // [bx] = eax
+                  0xeb, 0xf1},             // again
+                 [&] { torn += shared_word(kPage - 2) != shared_word(kPage) ? 1 : 0; });
+  EXPECT_EQ(torn, 0);
+}
 
 // Rounds until `seconds` are over: a stress test's length where it has one.
 u64 rounds(u64 most) {

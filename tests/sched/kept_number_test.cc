@@ -32,5 +32,20 @@ TEST(KeptNumberTwin, AReadBeforeTheSectionIsFound) {
   expect_found<ReadBeforeItIsCounted>();
 }
 
+TEST(PassingNumber, IsNotTakenFromWhoMakesACallOnIt) {
+  expect_holds<NumberPasses>(2500);
+}
+
+// That a number is taken does not say by whom.
+struct DoesNotLook : NumberPasses {
+  void thread(unsigned me) {
+    if (me != 0) return call();
+    if (number.load() != kNothing) number.store(kClients);
+  }
+};
+TEST(PassingNumberTwin, WhoDoesNotLookIsFound) {
+  expect_found<DoesNotLook>();
+}
+
 }  // namespace
 }  // namespace stagetwo::test

@@ -18,6 +18,7 @@
 #include "host/kept_fd.h"
 #include "host/memory_budget.h"
 #include "host/shared_objects.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::abi_kvm {
 namespace {
@@ -114,6 +115,7 @@ class ForeignGuestMemfd final : public host::Description {
     };
     if (named_.place.inode == 0) return fd < 0 ? Result<void>(refuse(ENODEV)) : change(fd);
     if (fd < 0) return refuse(ENODEV);
+    const sync::PassingNumber passing;
     host::HeldFd pages;
     if (const auto found = host::find_pages_file(named_.place, fd)) {
       ST_TRY(pages.hold(*found));
@@ -151,10 +153,11 @@ void GuestMemfdFile::forget_file() {
 
 Result<long> GuestMemfdFile::open(Vm& vm, u64 size, u64 flags) {
   mem::private_pages::prepare();
+  const sync::PassingNumber passing;
   auto file = ST_TRY(make_box<GuestMemfdFile>("abi.guest_memfd", vm, size, flags));
   Named named{flags, size, {}};
   if (!shows_pages(flags)) {
-    ST_TRY(file->pages_.hold(ST_TRY(host::make_pages_file(size))));
+    ST_TRY(host::make_pages_file(size, &file->pages_));
     named.place = ST_TRY(host::place_of_pages(file->pages_.number().use().get()));
   }
   auto backing = ST_TRY(make_backing(named));

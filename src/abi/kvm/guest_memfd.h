@@ -43,6 +43,7 @@ class GuestMemfdFile final : public host::Description {
   [[nodiscard]] off_t asked_offset(off_t placed) const override;
   Result<void> fallocate(int fd, int mode, off_t offset, off_t size) override;
   void last_close() override;
+  void let_go_in_child() override { pages_.close(); }
 
  private:
   void forget_file();

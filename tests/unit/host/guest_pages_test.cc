@@ -10,8 +10,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <utility>
-
 #include "base/sys.h"
 #include "host/descriptor.h"
 
@@ -23,13 +21,15 @@ constexpr u64 kSize = 4 * kPageSize;
 class GuestPages : public testing::Test {
  protected:
   void SetUp() override {
-    pages_ = *make_pages_file(kSize);
+    ASSERT_TRUE(make_pages_file(kSize, &held_));
+    pages_ = held_.number().peek();
     stand_in_ = memfd_create("stand-in", MFD_CLOEXEC);
   }
   void TearDown() override {
-    close(pages_);
+    held_.close();
     close(stand_in_);
   }
+  HeldFd held_{HeldFd::Child::kHasIt};
   int pages_ = -1;
   int stand_in_ = -1;
 };
@@ -61,7 +61,7 @@ TEST_F(GuestPages, AreFoundByAnotherProcess) {
 
 TEST_F(GuestPages, AreGoneWithTheirFileAndWithTheProcess) {
   PagesPlace place = *place_of_pages(pages_);
-  close(std::exchange(pages_, -1));
+  held_.close();
   EXPECT_EQ(ENOENT, to_int(find_pages_file(place, stand_in_).error()));
   const pid_t child = fork();
   if (child == 0) _exit(0);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -63,6 +64,28 @@ TEST(KeptFd, OfAChildSaysWhatTheChildIs) {
   ASSERT_EQ(child, waitpid(child, &status, 0));
   EXPECT_EQ(0, status);
   EXPECT_EQ(parents, number_of(status_file));
+}
+
+// Of a table without a free number in its upper half they take those below, to the last one.
+TEST(KeptFd, FillsATableToItsLastNumber) {
+  const pid_t child = fork();
+  if (child == 0) {
+    const struct rlimit limit{64, 64};
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0) _exit(1);
+    static HeldFd files[64];
+    size_t held = 0;
+    for (int fd = memfd_create("engine", 0); fd >= 0; fd = memfd_create("engine", 0)) {
+      if (!files[held].hold(fd)) _exit(2);
+      if (fcntl(files[held++].number().peek(), F_GETFD) != FD_CLOEXEC) _exit(3);
+    }
+    for (int fd = 0; fd < 64; ++fd) {
+      if (fcntl(fd, F_GETFD) < 0) _exit(4);
+    }
+    _exit(files[0].number().peek() >= 32 && files[held - 1].number().peek() < 32 ? 0 : 5);
+  }
+  int status = -1;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  EXPECT_EQ(0, status);
 }
 
 // Threads punch the engine's file while the client puts its own on every number that file has.

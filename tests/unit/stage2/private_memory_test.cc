@@ -176,9 +176,9 @@ TEST_F(HalvesDeathTest, AVmThatEndsBetweenABeginAndItsEndEndsTheProcess) {
                                               Half::kPrivate);
         memory_.reset();
       },
-      "");
+      "gate_.active");
   EXPECT_DEATH(memory_->private_memory().pages_gone(HvaRange(Hva(pages_.address()), kPageSize)),
-               "");
+               "left != ");
 }
 
 using Attributes = PrivateVm;
