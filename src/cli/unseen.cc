@@ -74,8 +74,8 @@ constexpr Unseen kAll[] = {
      "one mapping is shown as several, and counts as several for vm.max_map_count; the calls that "
      "take one mapping only (mremap, UFFDIO_MOVE, remap_file_pages, MADV_COLLAPSE) find one"},
     {Where::kEverywhere,
-     "/proc/self/pagemap and /sys/kernel/mm/page_idle/bitmap by libc's streams (fopen and fread)",
-     "the kernel's own: read, pread, write and pwrite see the guest's"},
+     "/proc/self/pagemap and /sys/kernel/mm/page_idle/bitmap by a stream that freopen opens again",
+     "the kernel's own: other streams, read, pread, write and pwrite see the guest's"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},

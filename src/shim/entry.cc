@@ -17,6 +17,7 @@
 #include "shim/segments.h"
 #include "shim/signal_masks.h"
 #include "shim/transfers.h"
+#include "shim/virtual_io.h"
 
 #define ST_ENTRY extern "C" __attribute__((visibility("default")))
 
@@ -76,6 +77,9 @@ ST_ENTRY FILE* fopen(const char* path, const char* mode) {
 }
 ST_ENTRY FILE* fopen64(const char* path, const char* mode) {
   return shim::open_stream(path, mode);
+}
+ST_ENTRY FILE* fdopen(int fd, const char* mode) noexcept {
+  return shim::stream_on(fd, mode);
 }
 ST_ENTRY int fclose(FILE* stream) {
   return shim::close_stream(stream);

@@ -177,7 +177,7 @@ namespace {
 
 FILE* stream_over(int fd, const char* mode) {
   if (fd < 0) return nullptr;
-  FILE* const stream = fdopen(fd, mode);
+  FILE* const stream = stream_on(fd, mode);
   if (stream == nullptr) close_fd(fd);
   return stream;
 }

@@ -62,6 +62,7 @@ class Next<R(A...)> {
   X(openat, int(int, const char*, int, mode_t))                                      \
   X(fopen, FILE*(const char*, const char*))                                          \
   X(freopen, FILE*(const char*, const char*, FILE*))                                 \
+  X(fdopen, FILE*(int, const char*))                                                 \
   X(fclose, int(FILE*))                                                              \
   X(fflush, int(FILE*))                                                              \
   X(stat, int(const char*, struct stat*))                                            \

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -300,6 +302,54 @@ int flush_stream(FILE* stream) {
   stream->_flags |= _IO_ERR_SEEN;  // as if write(2) had refused it
   errno = error;
   return EOF;
+}
+
+namespace {
+
+int number_in(void* cookie) {
+  return static_cast<int>(reinterpret_cast<intptr_t>(cookie));
+}
+ssize_t cookie_read(void* cookie, char* to, size_t size) {
+  ssize_t done = 0;
+  const int fd = number_in(cookie);
+  return virtual_io(fd, Io::kRead, to, size, nullptr, &done) ? done : next::read(fd, to, size);
+}
+ssize_t cookie_write(void* cookie, const char* from, size_t size) {
+  ssize_t done = 0;
+  const int fd = number_in(cookie);
+  if (!virtual_io(fd, Io::kWrite, from, size, nullptr, &done)) done = next::write(fd, from, size);
+  return done < 0 ? 0 : done;  // libc takes nothing written for an error
+}
+int cookie_seek(void* cookie, off64_t* offset, int whence) {
+  const off_t at = next::lseek(number_in(cookie), *offset, whence);
+  if (at >= 0) *offset = at;
+  return at >= 0 ? 0 : -1;
+}
+int cookie_close(void* cookie) {
+  return next::close(number_in(cookie));
+}
+
+// As fdopen refuses a mode that the descriptor does not allow.
+bool allows(int fd, const char* mode) {
+  const auto flags = sys::fcntl(fd, F_GETFL);
+  const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
+  const bool both = strchr(mode, '+') != nullptr;
+  return access == O_RDWR || (!both && (access == O_RDONLY) == (mode[0] == 'r'));
+}
+
+}  // namespace
+
+FILE* stream_on(int fd, const char* mode) {
+  if (!any_virtual_io() || !virtual_behind(fd).speaks_of_pages()) return next::fdopen(fd, mode);
+  if (!allows(fd, mode)) {
+    errno = EINVAL;
+    return nullptr;
+  }
+  void* const cookie = reinterpret_cast<void*>(intptr_t{fd});
+  FILE* const stream =
+      fopencookie(cookie, mode, {cookie_read, cookie_write, cookie_seek, cookie_close});
+  if (stream != nullptr) stream->_fileno = fd;
+  return stream;
 }
 
 }  // namespace stagetwo::shim

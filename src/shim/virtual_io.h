@@ -48,4 +48,8 @@ void take_all_appended();
 
 int flush_stream(FILE* stream);
 
+// fdopen. Of a file that speaks of pages the stream reads and writes through us, not by libc's own
+// calls; its fileno is the descriptor all the same.
+FILE* stream_on(int fd, const char* mode);
+
 }  // namespace stagetwo::shim

@@ -106,7 +106,7 @@ TEST_F(WrittenParameter, OutlivesWhatTheSessionBeganWith) {
 }
 
 TEST(PageIdle, SaysWhichPagesTheGuestUsed) {
-  for (const char* which : {"used_pages", "refusals", "other_memory", "asleep"}) {
+  for (const char* which : {"used_pages", "refusals", "other_memory", "asleep", "streams"}) {
     const Outcome outcome = run_under("page_idle", {which});
     EXPECT_EQ(outcome.status, 0) << which << outcome.err;
   }

@@ -90,6 +90,43 @@ static void refusals(void) {
   REFUSES(pread(pagemap, words, 4, 0), EINVAL);
 }
 
+static uint64_t word_of(FILE* stream, off_t at) {
+  uint64_t word = 0;
+  REQUIRE(fseeko(stream, at, SEEK_SET) == 0 && fread(&word, 8, 1, stream) == 1);
+  return word;
+}
+
+// What libc's streams show and write is what read and write do.
+static void streams(void) {
+  int bitmap, pagemap;
+  open_both(&bitmap, &pagemap);
+  m.memory[kData] = m.memory[kData + kPage] = 1;
+  REQUIRE(run_to_exit(&m) == KVM_EXIT_IO);
+  const off_t at = (off_t)((uintptr_t)(m.memory + kData) / kPage * 8);
+  uint64_t wanted = 0;
+  REQUIRE(pread(pagemap, &wanted, 8, at) == 8 && wanted << 9 != 0);
+  FILE* const named = fopen("/proc/self/pagemap", "r");
+  FILE* const opened = fdopen(open("/proc/self/pagemap", O_RDONLY), "rb");
+  REQUIRE(named != NULL && opened != NULL);
+  REQUIRE(word_of(named, at) == wanted && word_of(opened, at) == wanted);
+  uint64_t again = 0;
+  REQUIRE(pread(fileno(named), &again, 8, at) == 8 && again == wanted);
+  const uint64_t frame = frame_of(pagemap, m.memory + kData);
+  FILE* const idle = fopen(kBitmap, "r+");
+  const uint64_t word = 1ull << frame % 64;
+  REQUIRE(idle != NULL && fseeko(idle, (off_t)(frame / 64 * 8), SEEK_SET) == 0);
+  REQUIRE(fwrite(&word, 8, 1, idle) == 1 && fflush(idle) == 0);
+  REQUIRE(is_idle(bitmap, frame));
+  REQUIRE(run_to_exit(&m) == KVM_EXIT_IO);
+  REQUIRE((word_of(idle, (off_t)(frame / 64 * 8)) & word) == 0);
+  REQUIRE(fclose(idle) == 0 && fclose(named) == 0);
+  const int number = fileno(opened);
+  REQUIRE(fclose(opened) == 0);
+  REFUSES(close(number), EBADF);
+  REQUIRE(fdopen(pagemap, "w") == NULL && errno == EINVAL);
+  REQUIRE(fopen("/proc/self/pagemap", "w") == NULL && errno == EACCES);
+}
+
 // What is in no slot keeps what the kernel says of it.
 static void other_memory(void) {
   int bitmap, pagemap;
@@ -121,7 +158,7 @@ static void asleep(void) {
 int main(int argc, char** argv) {
   static const struct test_case kCases[] = {
       {"used_pages", used_pages}, {"refusals", refusals}, {"other_memory", other_memory},
-      {"asleep", asleep},         {NULL, NULL},
+      {"asleep", asleep},         {"streams", streams},   {NULL, NULL},
   };
   return run_case(argc, argv, kCases);
 }
