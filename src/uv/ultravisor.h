@@ -143,6 +143,7 @@ class Ultravisor final : public Port {
                                  u32* turn);
   [[nodiscard]] bool use_page(Svm* svm, PageRecord* record, const PageRecord& is, u64 offset,
                               void* bytes, u64 size, bool write);
+  [[nodiscard]] static GuestAccess refused(Svm* svm, u64 page);
   [[nodiscard]] Status use_shared(Svm* svm, u64 page);
   [[nodiscard]] Status come(Svm* svm, u64 page, const PageRecord& is);
   [[nodiscard]] Status give_room(Svm* svm, u64 page);

@@ -436,6 +436,15 @@ bool Ultravisor::use_page(Svm* svm, PageRecord* record, const PageRecord& is, u6
   return good;
 }
 
+// What a refusal means for the guest. Its slot may have gone since the page was looked at: then
+// there is nothing to refuse, and the next look says so.
+GuestAccess Ultravisor::refused(Svm* svm, u64 page) {
+  const sync::MutexGuard guard(svm->lock);
+  if (svm->state == SvmState::kStopped) return GuestAccess::kStopped;
+  const bool is_there = svm->state == SvmState::kSecure && svm->find_open(page) != nullptr;
+  return is_there ? GuestAccess::kFault : GuestAccess::kRetry;
+}
+
 // What is missing for the guest to use the page is asked for.
 Status Ultravisor::come(Svm* svm, u64 page, const PageRecord& is) {
   return is.state == PageState::kSecure   ? give_room(svm, page)
@@ -501,10 +510,7 @@ GuestAccess Ultravisor::bring(u32 lpid, Gpa page) {
   const Status done = come(svm, number_of(page), is);
   if (is_transient(done)) return GuestAccess::kRetry;
   if (done == Status::kSuccess) return GuestAccess::kDone;
-  const SvmState now = state(lpid);
-  return now == SvmState::kSecure    ? GuestAccess::kFault
-         : now == SvmState::kStopped ? GuestAccess::kStopped
-                                     : GuestAccess::kRetry;
+  return refused(svm, number_of(page));
 }
 
 GuestAccess Ultravisor::access_page(Svm* svm, Gpa at, void* bytes, u64 size, bool write) {
@@ -527,7 +533,7 @@ GuestAccess Ultravisor::access_page(Svm* svm, Gpa at, void* bytes, u64 size, boo
     const Status done = come(svm, page, is);
     if (is_transient(done)) {
       sync::yield_thread();
-    } else if (done != Status::kSuccess && state(svm->lpid) == SvmState::kSecure) {
+    } else if (done != Status::kSuccess && refused(svm, page) == GuestAccess::kFault) {
       return GuestAccess::kFault;
     }
   }
