@@ -9,7 +9,6 @@
 #include "shim/engine.h"
 #include "shim/options.h"
 #include "shim/virtual_io.h"
-#include "sync/mutex.h"
 #include "vfio/bus.h"
 
 namespace stagetwo::shim {
@@ -79,15 +78,6 @@ VirtualFile remove_file(std::string_view folder) {
   return device ? numbered(Source::kMdevRemove, device->slot) : VirtualFile{};
 }
 
-// Removals that wait for a last close.
-constinit sync::Mutex removals_lock{sync::Rank::kLeaf};
-// Never destroyed: the program's threads still run when exit() does.
-constinit union Removals {
-  constexpr Removals() : of{} {}
-  constexpr ~Removals() {}
-  vfio::Removal of[kMostDevices];
-} removals;
-
 int create(const VirtualFile& file, std::string_view text) {
   if (text.size() < vfio::Uuid::kTextBytes || text.size() > vfio::Uuid::kTextBytes + 1) {
     return EINVAL;
@@ -107,8 +97,7 @@ int remove(const VirtualFile& file, std::string_view text) {
   if (!device || device->slot != file.level) return ENODEV;
   auto removal = vfio::begin_removal(device->uuid);
   if (!removal) return to_int(removal.error());
-  const sync::MutexGuard guard(removals_lock);
-  std::swap(removals.of[file.level], *removal);
+  vfio::finish_removal(std::move(*removal));  // waits for the last close
   return 0;
 }
 
@@ -160,18 +149,6 @@ VirtualFile bus_file(unsigned number) {
 
 int store_bus_file(const VirtualFile& file, std::string_view text) {
   return file.source == Source::kMdevCreate ? create(file, text) : remove(file, text);
-}
-
-void finish_removals() {
-  for (vfio::Removal& place : removals.of) {
-    vfio::Removal removal;
-    {
-      const sync::MutexGuard guard(removals_lock);
-      if (!place) continue;
-      std::swap(removal, place);
-    }
-    vfio::finish_removal(std::move(removal));
-  }
 }
 
 }  // namespace stagetwo::shim

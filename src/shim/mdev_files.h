@@ -42,9 +42,7 @@ class MovedName {
 [[nodiscard]] VirtualFile bus_file(unsigned number);
 inline constexpr unsigned kMostTypes = 8, kMostDevices = 48;
 
-// One write. 0 or the kernel's errno. Context: no lock.
+// One write; a removal waits for the last close. 0 or the kernel's errno. Context: no lock.
 [[nodiscard]] int store_bus_file(const VirtualFile& file, std::string_view text);
-// Waits for the removals that this process began. Context: the same.
-void finish_removals();
 
 }  // namespace stagetwo::shim

@@ -17,7 +17,6 @@
 #include "host/session.h"
 #include "shim/engine.h"
 #include "shim/frame_files.h"
-#include "shim/mdev_files.h"
 #include "shim/next.h"
 #include "shim/options.h"
 #include "sync/mutex.h"
@@ -143,10 +142,7 @@ sync::Atomic<u64>& taken_word(const VirtualFile& file) {
 
 // Context: no lock.
 int store_later(const VirtualFile& file, const Later& later) {
-  if (later.empty()) return 0;
-  const int error = store_lines(file, later.view());
-  finish_removals();
-  return error;
+  return store_lines(file, later.view());
 }
 
 // A write we see. Behind `fd` is a file of the session, or without one a memfd of this open. The
