@@ -217,6 +217,14 @@ int discard(const void* at, size_t size, int advice, F&& advise) {
   return result;
 }
 
+template <typename F>
+int gain(const void* at, size_t size, F&& protect) {
+  host::EngineSection section(host::Touches::kNothing);
+  const int result = host::gain(number_of(at), size, protect);
+  section.leave();
+  return result;
+}
+
 // One that puts small pages together, in one mapping.
 template <typename F>
 int collapse(const void* at, size_t size, F&& advise) {
@@ -274,7 +282,11 @@ void* map_evenly(Via via, const hugetlb::MapCall& call, void* mapped) {
   const bool anonymous = (call.flags & MAP_ANONYMOUS) != 0 && (call.flags & kOtherKinds) == 0;
   if (mapped == MAP_FAILED || !anonymous || !host::owners_active()) return mapped;
   const auto range = host::pages_of(number_of(mapped), call.size);
-  if (!range || !host::sides_differ(*range, true)) return mapped;
+  if (!range) return mapped;
+  host::EngineSection section(host::Touches::kNothing);
+  const bool differ = host::sides_differ(*range, true);
+  section.leave();
+  if (!differ) return mapped;
   constexpr int kFixedNoreplace = 0x100000;
   hugetlb::MapCall again = call;
   again.at = mapped;
@@ -371,8 +383,7 @@ int protect(void* at, size_t size, int prot, int key, Via via) {
     return go_on();
   if (via == Via::kNext && execution_refused(at, size, prot)) return -1;
   const auto loss = host::loss_by_mprotect(prot);
-  const int result =
-      loss ? announce(at, size, *loss, go_on) : host::gain(number_of(at), size, go_on);
+  const int result = loss ? announce(at, size, *loss, go_on) : gain(at, size, go_on);
   if (result == 0) note_private(at, size, false);
   return result;
 }
