@@ -57,6 +57,7 @@ TEST(SecureGuestProgress, AChangeOfLifeHasItsTurnBeforeMessagesThatComeLater) {
   first.join();
   plug.join();
   EXPECT_EQ(m.h_page_in(1), Status::kParameter) << "it is secure: no longer busy";
+  m.to_uv.to = &m.ultravisor;  // the guest outlives the slow one
 }
 
 // Half a sharing is taken back by force where the hypervisor cannot follow: its page is in use. It
