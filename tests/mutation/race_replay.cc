@@ -195,11 +195,29 @@ const std::vector<Race>& races() {
   return all;
 }
 
+// How many threads the rows below the line of dashes are of.
+int columns_used(const std::string& shown) {
+  constexpr size_t kWidth = replay_detail::kColumn + 3;
+  bool used[sched::kMaxThreads] = {};
+  size_t at = shown.find("--\n");
+  while (at != std::string::npos && (at = shown.find('\n', at)) != std::string::npos) {
+    const size_t text = shown.find_first_not_of(" |", at + 1);
+    if (text == std::string::npos || shown.compare(text, 6, "broken") == 0) break;
+    used[std::min<size_t>((text - at - 1) / kWidth, sched::kMaxThreads - 1)] = true;
+    at = text;
+  }
+  return static_cast<int>(std::count(std::begin(used), std::end(used), true));
+}
+
 // Each breaks its scenario without its guard, and the schedule that did holds with it.
 class RaceReplay : public testing::TestWithParam<const Race*> {};
 
 TEST_P(RaceReplay, BreaksWithoutItsGuardAndNotWithIt) {
-  EXPECT_TRUE(GetParam()->replay(*GetParam(), false));
+  testing::internal::CaptureStdout();
+  const bool replayed = GetParam()->replay(*GetParam(), {.show = true, .others = 20});
+  const std::string shown = testing::internal::GetCapturedStdout();
+  EXPECT_TRUE(replayed) << shown;
+  EXPECT_LE(2, columns_used(shown)) << "one thread alone is no race\n" << shown;
 }
 std::vector<const Race*> all_of_them() {
   std::vector<const Race*> all;
@@ -236,7 +254,7 @@ int show(const char* name) {
     std::printf("%s: %s\nupstream: %s\nwithout ", race.name, race.what, race.upstream);
     for (const char* guard : race.guards) std::printf("ST_GUARD(%s) ", guard);
     std::printf("\n\n");
-    const bool replayed = race.replay(race, true);
+    const bool replayed = race.replay(race, {.show = true, .others = 200});
     std::printf("  with the guard: %s\n",
                 replayed ? "this schedule and 200 others hold" : "NOT REPLAYED");
     std::printf("%d passed, %d failed, 0 skipped\n", replayed ? 1 : 0, replayed ? 0 : 1);

@@ -33,6 +33,11 @@
 
 namespace stagetwo::test {
 
+struct Replay {
+  bool show;        // prints the schedule
+  unsigned others;  // schedules that are to hold beside it, with the guards
+};
+
 struct Race {
   const char* name;
   const char* what;
@@ -40,9 +45,8 @@ struct Race {
   std::vector<const char*> guards;
   std::vector<const char*> columns;  // what the threads are
   unsigned limit;                    // schedules to try
-  // Searches without the guards, replays what was found, and tries as many with them. `show`
-  // prints.
-  bool (*replay)(const Race& race, bool show);
+  // Searches without the guards, replays what was found, and tries others with them.
+  bool (*replay)(const Race& race, Replay how);
 };
 
 namespace replay_detail {
@@ -202,7 +206,7 @@ inline void be_quiet() {
 }  // namespace replay_detail
 
 template <typename Scenario>
-bool replay_race(const Race& race, bool show) {
+bool replay_race(const Race& race, Replay how) {
   namespace d = replay_detail;
   // Where the search is, known to the parent even when a schedule ends the child.
   auto* seed = static_cast<u64*>(
@@ -222,7 +226,7 @@ bool replay_race(const Race& race, bool show) {
   const u64 found = *seed;
   munmap(seed, sizeof(u64));
   if (survived == true) return false;
-  if (show) {
+  if (how.show) {
     const auto holds = d::in_child([&] {
       d::shown = &race;
       remove_guards();
@@ -245,7 +249,7 @@ bool replay_race(const Race& race, bool show) {
     d::be_quiet();
     const char* why = nullptr;
     if (!d::run_one<Scenario>(found, false, &why)) return false;
-    for (u64 i = 1; i <= (show ? 200U : 20U); ++i) {
+    for (u64 i = 1; i <= how.others; ++i) {
       if (!d::run_one<Scenario>(i, false, &why)) return false;
     }
     return true;

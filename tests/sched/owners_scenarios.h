@@ -27,6 +27,7 @@ class OwnersWorld : public host::PageOwner {
     if (!exit.to(Hva(place_.address()))) return false;
     bytes_of_.store(now);
     taken_.fetch_add(1);
+    sync::sched::note("takes the page");
     gone();
     return true;
   }
@@ -38,6 +39,7 @@ class OwnersWorld : public host::PageOwner {
                         "bytes of before the change come back");
     static_cast<void>(entry.from(Hva(place_.address())));
     back_.fetch_add(1);
+    sync::sched::note("brings the page back");
     sync::sched::expect(bytes_of_.load() == meaning_.load(), "the change went on during a fill");
     gone();
     return host::BringBack::kBack;
@@ -60,6 +62,7 @@ class OwnersWorld : public host::PageOwner {
     return table_.take(key(), record, layout);
   }
   void touch() {
+    sync::sched::note("touches the page");
     const auto outcome = table_.bring_back(key());
     sync::sched::expect(outcome == host::BringBack::kBack || outcome == host::BringBack::kNotAbsent,
                         "a touch is answered");
@@ -67,8 +70,10 @@ class OwnersWorld : public host::PageOwner {
   // An munmap and a mapping of something else, as the wrapper does it.
   void give_up() {
     host::OwnedChange change(host::page_at(at()), host::Announced::kUnmaps);
+    sync::sched::note("munmap begins");
     table_.open_change(&change);
     meaning_.fetch_add(1);
+    sync::sched::note("something else is mapped there");
     change.succeeded();
     table_.close_change(&change);
   }
@@ -167,6 +172,7 @@ struct HoldAgainstTaker : OwnersWorld {
   void thread(unsigned me) {
     if (me == 0) {
       const u64 id = table_.hold({host::kPrivateMemory, host::page_at(at())}, at().raw(), 0);
+      sync::sched::note("holds the page");
       touch();
       host::PageRecord record;
       sync::sched::expect(!table_.find(key(), &record), "a held page was taken");

@@ -31,29 +31,35 @@ class PinsWorld {
     host::PinTable::Sink sink{&run, 1, {}};
     const auto done = table_.pin_some(host::page_at(at()), {.write = true}, &sink);
     sync::sched::expect(done.has_value() && sink.done.pages == 1, "the page can be pinned");
+    sync::sched::note("has pinned the page");
     return run.first;
   }
   void unpin(host::Frame frame) { table_.unpin({frame, 1}); }
   u32 read(host::Frame frame) {
     u32 value = 0;
     sync::sched::expect(table_.transfer(frame, 0, &value, nullptr, sizeof(value)), "a pin is read");
+    sync::sched::note("reads what it has pinned");
     return value;
   }
   void write(host::Frame frame, u32 value) {
+    sync::sched::note("writes what it has pinned");
     sync::sched::expect(table_.transfer(frame, 0, nullptr, &value, sizeof(value)),
                         "a pin is written");
   }
   // A mapping of something else over it, as the wrapper does it; `fails`: the call is refused.
   void map_over(u32 new_meaning, bool fails = false) {
     host::PinnedChange change(host::page_at(at()), host::Announced::kUnmaps, 0);
+    sync::sched::note("the change is announced");
     table_.open_change(&change);
     if (!fails) {
       ::mmap(page_.pointer(), kPageSize, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
       meaning() = new_meaning;
       change.succeeded();
+      sync::sched::note("another page is mapped");
     }
     table_.close_change(&change);
+    sync::sched::note("the change is over");
   }
   void expect_empty() {
     const host::PinUse use = table_.use();
