@@ -155,6 +155,10 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
       }
       // What the client's own userfaultfd protects could not be put back as it was.
       if (behind_protection && states[i].guarded) continue;
+      // And what it is to fill is the client's to bring. (migrate_vma_insert_page(), kernel file:
+      // mm/migrate_device.c.)
+      const bool missing = !states[i].present && !states[i].swapped;
+      if (behind_protection && missing && userfault::client_watches(at)) continue;
       if (is_own_data(at) || is_library_data(at) || (!kernel_waits && is_stack(at))) continue;
       PageRecord& record = wanted[records++];
       record = {};
