@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What changes of the address space and forks do to pinned pages.
 #include "host/pin_table.h"
+#include "host/process_map.h"
 
 #include <algorithm>
 
@@ -136,9 +137,22 @@ bool refuses_to_move(u64 word, HvaRange pages) {
 
 }  // namespace
 
-// Puts the pages of a piece into the store: all at once, or, where they are of several mappings or
-// of a kind that does not move, one by one.
+// Puts the pages of a piece into the store, a mapping at a time: of several, Linux 6.17 moves some
+// and refuses the rest, and what was moved twice is gone.
 void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
+  for (u32 done = 0; done < piece.pages;) {
+    const u64 offset = u64{done} * kPageSize;
+    const Hva from = Hva(piece.word & kPageMask) + offset;
+    const u64 left = u64{piece.pages - done} * kPageSize;
+    const u64 bytes = in_one_mapping(from, left);
+    const u32 pages = static_cast<u32>(bytes / kPageSize);
+    keep_part(change, {piece.block, piece.first + done, pages, piece.word + offset});
+    done += pages;
+  }
+}
+
+// All at once, or, where they are of a kind that does not move, one by one.
+void PinTable::keep_part(const PinnedChange& change, const Piece& piece) {
   const Hva from(piece.word & kPageMask);
   const Hva place = piece.block->window + u64{piece.first} * kPageSize;
   const u64 bytes = u64{piece.pages} * kPageSize;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/pin_store.h"
+#include "host/process_map.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -96,10 +97,14 @@ bool copy_in(Hva page, Hva place, u64 bytes) {
 
 // What is left at the place is the moved mapping without pages.
 void move_back(Hva place, Hva page, u64 bytes) {
-  const bool all = remap_leaving(place, page, bytes);
-  for (u64 done = 0; !all && done < bytes; done += kPageSize) {
-    if (remap_leaving(place + done, page + done, kPageSize)) continue;
-    static_cast<void>(write_behind(page + done, pointer(place + done), kPageSize));
+  for (u64 done = 0; done < bytes;) {
+    const u64 part = in_one_mapping(place + done, bytes - done);
+    const bool all = remap_leaving(place + done, page + done, part);
+    for (u64 at = done; !all && at < done + part; at += kPageSize) {
+      if (remap_leaving(place + at, page + at, kPageSize)) continue;
+      static_cast<void>(write_behind(page + at, pointer(place + at), kPageSize));
+    }
+    done += part;
   }
   drop(place, bytes);
 }

@@ -110,6 +110,7 @@ class PinTable {
   void hold(PinnedChange& change);
   void put_aside(const PinnedChange& change);
   void keep_piece(const PinnedChange& change, const Piece& piece);
+  void keep_part(const PinnedChange& change, const Piece& piece);
   void settle_piece(const PinnedChange& change, const Piece& piece);
   void settle_failed(const PinnedChange& change, const Piece& piece);
   static u32 see_home(const Piece& piece, u32 done, bool* stands);

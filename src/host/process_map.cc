@@ -12,6 +12,7 @@
 
 #include "base/sys.h"
 #include "host/kept_fd.h"
+#include "host/owned_change.h"
 #include "host/page_owner.h"
 #include "host/proc_ioctls_internal.h"
 #include "host/process_files.h"
@@ -163,6 +164,11 @@ Result<Mapping> shown_mapping_from(Hva at) {
   return look_up(at, kThisOrNext, [&](const Mapping& line) { return line.range.end() > at; });
 }
 
+u64 in_one_mapping(Hva at, u64 bytes) {
+  const auto first = shown_mapping_at(at);
+  return std::min(bytes, first ? first->range.end() - at : kPageSize);
+}
+
 Result<Mapping> next_file_mapping(Hva at, bool shared) {
   const u64 flags = kThisOrNext | kOfFile | (shared ? kShared : 0);
   return look_up(at, flags, [&](const Mapping& line) {
@@ -229,8 +235,13 @@ Result<Mapping> mapping_at(Hva at) {
       found.offset += found.range.start() - start;
       return found;
     }
+    // What the client may not read may stand in one mapping with pages that an owner hides.
+    const bool joined = has_absent_pages(found.range);
     // Was it hidden when the kernel was asked, and back when the owners were?
-    if (owners_turn() == turn) return found;
+    if (owners_turn() != turn) continue;
+    if (joined) found.range = HvaRange(page_floor(at), kPageSize);
+    if (joined) found.offset += found.range.start() - start;
+    return found;
   }
 }
 

@@ -43,6 +43,8 @@ struct Mapping {
 [[nodiscard]] Result<Mapping> shown_mapping_at(Hva at);
 // The first mapping that ends above `at`, as the kernel shows it. Failure: as below.
 [[nodiscard]] Result<Mapping> shown_mapping_from(Hva at);
+// Of `bytes` from `at` on, those in its first one; a page where there is none.
+[[nodiscard]] u64 in_one_mapping(Hva at, u64 bytes);
 // The first mapping of a file that ends above `at`, as the kernel shows it; of shared ones only, if
 // `shared`. Failure: EFAULT (there is none), or what kept the kernel from answering.
 [[nodiscard]] Result<Mapping> next_file_mapping(Hva at, bool shared);

@@ -294,6 +294,19 @@ TEST_P(AbsentPages, MremapTakesTheBytesAlong) {
   ::munmap(moved, 2 * kPageSize);
 }
 
+// The kernel joins what the client may not read with what is hidden behind the same rights.
+TEST_P(AbsentPages, MemoryTheClientMayNotReadEndsWhereHiddenPagesBegin) {
+  ASSERT_EQ(0, ::mprotect(page(0), 4 * kPageSize, PROT_NONE));
+  ASSERT_EQ(4U, take(4, 4));
+  const auto unreadable = host::mapping_at(at(1));
+  ASSERT_TRUE(unreadable);
+  EXPECT_FALSE(unreadable->prot.read);
+  EXPECT_TRUE(unreadable->range.contains(at(1)));
+  EXPECT_FALSE(unreadable->range.contains(at(4)));
+  EXPECT_TRUE(host::mapping_at(at(4))->prot.read);
+  ASSERT_EQ(0, ::mprotect(page(0), 4 * kPageSize, PROT_READ | PROT_WRITE));
+}
+
 TEST_P(AbsentPages, MprotectKeepsTheBytesAndTheRightsAreTheClients) {
   ASSERT_EQ(kPages, take());
   const auto mapping = host::mapping_at(at(0));
