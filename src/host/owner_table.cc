@@ -188,6 +188,7 @@ bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
   const Footings::Taking taking(footings_);
   if (!enter(key, layout, &job)) return false;
   PageTransit transit = transit_of(key, job);
+  if (fresh.owner->takes_locked()) transit.take_locked();
   const bool taken = fresh.owner->take({key, fresh.at, fresh.writable}, transit);
   ST_DCHECK(taken == transit.left());
   {

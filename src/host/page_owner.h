@@ -98,6 +98,9 @@ enum class BringBack : u8 {
 
 class PageOwner {
  public:
+  // A device gets what the client has locked in memory (mlock) as anything else; who takes pages to
+  // save memory leaves it.
+  [[nodiscard]] virtual bool takes_locked() const { return true; }
   // The page is isolated. True: exit.to() succeeded and the bytes are this owner's. False: refused,
   // the page stays. Must not allocate what it cannot do without.
   virtual bool take(const AbsentPage& page, PageExit& exit) = 0;

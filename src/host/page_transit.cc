@@ -20,6 +20,9 @@
 #if !defined(MADV_POPULATE_WRITE)
 #define MADV_POPULATE_WRITE 23
 #endif
+#if !defined(MADV_DONTNEED_LOCKED)
+#define MADV_DONTNEED_LOCKED 24  // Linux 5.18
+#endif
 
 // A copy under userfaultfd, against a thread that writes the page meanwhile:
 //
@@ -92,9 +95,13 @@ bool PageTransit::protect(bool on) {
   return all;
 }
 
-// Dropping a page that is locked in memory, or of a sealed file, is refused.
+// A page of a sealed file cannot be dropped, and a locked one by this advice alone.
 bool PageTransit::drop() {
-  return sys::madvise(pointer(at()), kPageSize, shared() ? MADV_REMOVE : MADV_DONTNEED).has_value();
+  const auto drop_by = [&](int advice) {
+    return sys::madvise(pointer(at()), kPageSize, advice).has_value();
+  };
+  if (shared()) return drop_by(MADV_REMOVE);
+  return drop_by(MADV_DONTNEED) || (locked_too_ && drop_by(MADV_DONTNEED_LOCKED));
 }
 
 bool PageTransit::copy_and_drop(Hva place) {

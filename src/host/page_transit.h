@@ -72,6 +72,8 @@ class PageTransit final : public PageExit, public PageEntry {
   unsigned run_from(Hva place) override;
   unsigned run_from_bytes(const void* bytes, unsigned pages) override;
 
+  // Locked memory is its owner's, too.
+  void take_locked() { locked_too_ = true; }
   // Has the page left? What to() said.
   [[nodiscard]] bool left() const { return left_; }
   // The rights of a page whose bytes are in place, in every view that hides it. False: the kernel
@@ -108,6 +110,7 @@ class PageTransit final : public PageExit, public PageEntry {
   PageKey key_;
   PageViews views_;
   Hiding hiding_;
+  bool locked_too_ = false;
   TransitWatcher* watcher_;
   unsigned pages_;
   bool left_ = false;

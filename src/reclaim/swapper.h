@@ -65,6 +65,7 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   [[nodiscard]] SwapCounts counts() TA_EXCL(spans_.lock());
 
   // host::PageOwner
+  [[nodiscard]] bool takes_locked() const override { return false; }
   bool take(const host::AbsentPage& page, host::PageExit& exit) override;
   unsigned take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) override;
   host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;

@@ -294,6 +294,13 @@ TEST_P(AbsentPages, MremapTakesTheBytesAlong) {
   ::munmap(moved, 2 * kPageSize);
 }
 
+TEST_P(AbsentPages, LockedMemoryGoesAsAnyOther) {
+  ASSERT_EQ(0, ::mlock(page(0), kPages * kPageSize));
+  ASSERT_EQ(kPages, take());
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+  ASSERT_EQ(0, ::munlock(page(0), kPages * kPageSize));
+}
+
 // The kernel joins what the client may not read with what is hidden behind the same rights.
 TEST_P(AbsentPages, MemoryTheClientMayNotReadEndsWhereHiddenPagesBegin) {
   ASSERT_EQ(0, ::mprotect(page(0), 4 * kPageSize, PROT_NONE));
