@@ -24,7 +24,7 @@ TEST(SwapWaits, WithoutTheWaitAChangeEndsWithOtherSlotsThanItBeganWith) {
 }
 TEST(StaleAccess, WithoutTheTestAnOwnAccessUsesWhatChanges) {
   EXPECT_TRUE(
-      found_without("stale_access", [] { return search<OwnWriteAgainstChange>(5000).found; }));
+      found_without("stale_access", [] { return search<OwnWriteAgainstChange>(20000).found; }));
 }
 TEST(AckWait, WithoutTheWaitTheRangeChangesUnderAVcpu) {
   EXPECT_TRUE(found_without("ack_wait", [] { return search<LongBlockAgainstChange>(5000).found; }));
