@@ -98,11 +98,8 @@ enum class BringBack : u8 {
 
 class PageOwner {
  public:
-  // A device gets what the client has locked in memory (mlock) as anything else; who takes pages to
-  // save memory leaves it.
-  [[nodiscard]] virtual bool takes_locked() const { return true; }
-  // The page is isolated. True: exit.to() succeeded and the bytes are this owner's. False: refused,
-  // the page stays. Must not allocate what it cannot do without.
+  [[nodiscard]] virtual bool takes_locked() const { return true; }  // memory under mlock, too
+  // The page is isolated. True: exit.to() succeeded. False: it stays. Allocates nothing it needs.
   virtual bool take(const AbsentPage& page, PageExit& exit) = 0;
   // Somebody wants it. kBack only after an entry function succeeded; never kNotAbsent. The owner
   // has forgotten the page when it answers kBack or kLost. Allocates nothing.

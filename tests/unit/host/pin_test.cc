@@ -20,7 +20,6 @@
 #include "host/pin_kinds.h"
 #include "host/pin_store.h"
 #include "host/process_map.h"
-#include "host/userfault.h"
 #include "tests/support/failing_calls.h"
 
 namespace stagetwo {
@@ -380,33 +379,6 @@ TEST_P(StoredPins, PagesOfSeveralMappingsGoAtOnce) {
   ASSERT_EQ(frames.size(), 4u);
   ASSERT_EQ(memory.unmap(0, 4), 0);
   for (u8 i = 0; i < 4; ++i) EXPECT_TRUE(is_filled(frames[i], i + 1)) << int{i};
-}
-
-// A neighbour that went to a device leaves its part of the mapping watched: a mapping of its own.
-TEST_F(Pins, PagesOfTwoMappingsSurviveMunmap) {
-  const Memory memory(4);
-  const auto frames = pin(memory.range(0, 2));
-  ASSERT_TRUE(host::userfault::open());
-  ASSERT_TRUE(host::userfault::watch(memory.range(1, 2)));
-  ASSERT_EQ(memory.unmap(0, 4), 0);
-  EXPECT_TRUE(is_filled(frames[0], 1));
-  EXPECT_TRUE(is_filled(frames[1], 2));
-}
-TEST_F(Pins, PagesOfTwoMappingsComeBackWhenMunmapFails) {
-  const Memory memory(4);
-  const auto frames = pin(memory.range(0, 3));
-  ASSERT_TRUE(host::userfault::open());
-  ASSERT_TRUE(host::userfault::watch(memory.range(1, 1)));
-  EXPECT_EQ(-1, host::change(memory.hva(0).raw(), 4 * kPageSize, EventKind::kUnmap, [] {
-    errno = ENOMEM;
-    return -1;
-  }));
-  for (const size_t i : {0u, 1u, 2u}) {
-    EXPECT_TRUE(is_filled(frames[i], static_cast<u8>(i + 1))) << i;
-    EXPECT_EQ(static_cast<u8>(i + 1), memory.page(i)[9]);
-    memory.page(i)[9] = 99;
-    EXPECT_EQ(99, byte(frames[i], 9)) << "they are one page";
-  }
 }
 
 TEST_F(Pins, MovedPagesAreTheSamePages) {
