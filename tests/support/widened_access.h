@@ -2,8 +2,9 @@
 #pragma once
 
 // A restartable load whose window is wide on purpose: between the look at the request and the
-// access it counts to some thousands. Whoever changes the page behind a barrier that does not abort
-// it is then sure to be read. In a page that is "gone" stands kGone.
+// access it counts to a hundred thousand: longer than an interrupt takes from one virtual processor
+// to another. Whoever changes the page behind a barrier that does not abort it is then sure to be
+// read. In a page that is "gone" stands kGone.
 
 #include <sched.h>
 
@@ -22,7 +23,7 @@ ST_FOREIGN_ACCESS inline bool widened_load(const u64* from, u64* out, const arch
   u64 raw;
   u64 scratch;
   ST_ASM_GOTO(ST_RESTART_BEGIN
-              "mov $20000, %[scratch]\n"
+              "mov $120000, %[scratch]\n"
               "8: dec %[scratch]\n"
               "jnz 8b\n"
               "2: mov %[mem], %[out]\n" ST_RESTART_END
@@ -132,7 +133,7 @@ inline WidenedRounds run_widened(int rounds) {
     set.barrier();
     page = kGone;
     const u64 start = sync::now_ns();
-    while (sync::now_ns() - start < 20'000) sync::spin_hint();
+    while (sync::now_ns() - start < 60'000) sync::spin_hint();
     page = kAlive;
     closed = false;
     while (accesses == before && late == 0) processors.wait();
