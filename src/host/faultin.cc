@@ -125,7 +125,8 @@ Result<void> faultin(Hva at, Access access, Ask first) {
     if (owners == BringBack::kNotAbsent) static_cast<void>(fill_first_touch(page, access));
     const Result<void> done = ask(at, access, first);
     if (done || to_int(done.error()) == EHWPOISON || !kernel_meets_hidden_pages()) return done;
-    if (asked == kMaxAsks || (owners_turn() == turn && !is_absent(page))) return done;
+    // What was in transit is waited for first: its end is a turn, whoever had it.
+    if (asked == kMaxAsks || (!is_absent(page) && owners_turn() == turn)) return done;
   }
 }
 
