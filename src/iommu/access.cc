@@ -45,13 +45,14 @@ void Locked::leave_ioas(Access& access) {
   ST_CHECK(recompute_alignment(*ioas).has_value());  // it only falls
 }
 
-Result<Access*> Locked::make_access(Ioas& ioas, bool pins, AccessClient* client) {
+Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client) {
   const u32 process = ST_TRY(this_process());
   Access* const access = ST_TRY(add<Access>(ObjectType::kAccess, "iommu.access"));
   access->alignment = pins ? kPageSize : 1;
   access->process = process;
   access->object.users = 1;  // its maker, until destroy_access()
-  auto done = join_ioas(*access, ioas);
+  Result<void> done;
+  if (ioas != nullptr) done = join_ioas(*access, *ioas);
   if (done) done = c_.add_client(access->object.id, client);
   if (done) return access;
   leave_ioas(*access);
@@ -212,27 +213,36 @@ Result<void> Context::change_ioas(u32 access_id, u32 ioas_id) {
   {
     Locked locked(*this);
     if (!locked.ok()) return refuse(EIO);
-    Access* const access = ST_TRY(locked.find<Access>(access_id));
+    const Access* const access = ST_TRY(locked.find<Access>(access_id));
     if (access->ioas.get() == nullptr) return refuse(ENOENT);
-    Ioas* const ioas = ST_TRY(locked.find<Ioas>(ioas_id));
-    if (access->ioas.get() == ioas) return {};
-    if (access->alignment > ioas->alignment) {
-      ST_TRY(locked.check_alignment(*ioas, access->alignment));
+  }
+  return set_ioas(access_id, ioas_id);
+}
+
+Result<void> Context::set_ioas(u32 access_id, u32 ioas_id) {
+  // Twice: its maker is asked in between, without the lock.
+  for (const bool asked : {false, true}) {
+    {
+      Locked locked(*this);
+      if (!locked.ok()) return refuse(EIO);
+      Access* const access = ST_TRY(locked.find<Access>(access_id));
+      Ioas* const ioas = ioas_id == 0 ? nullptr : ST_TRY(locked.find<Ioas>(ioas_id));
+      if (access->ioas.get() == ioas) return {};
+      if (ioas != nullptr && access->alignment > ioas->alignment) {
+        ST_TRY(locked.check_alignment(*ioas, access->alignment));
+      }
+      if (asked || access->ioas.get() == nullptr) {
+        locked.leave_ioas(*access);
+        // What could refuse was looked at just now.
+        if (ioas != nullptr) ST_CHECK(locked.join_ioas(*access, *ioas).has_value());
+        return {};
+      }
+    }
+    if (AccessClient* const client = begin_call(access_id)) {
+      client->unmap(0, ~u64{0});
+      end_call(access_id);
     }
   }
-  if (AccessClient* const client = begin_call(access_id)) {
-    client->unmap(0, ~u64{0});
-    end_call(access_id);
-  }
-  Locked locked(*this);
-  if (!locked.ok()) return refuse(EIO);
-  Access* const access = ST_TRY(locked.find<Access>(access_id));
-  Ioas* const ioas = ST_TRY(locked.find<Ioas>(ioas_id));
-  if (access->alignment > ioas->alignment) {
-    ST_TRY(locked.check_alignment(*ioas, access->alignment));
-  }
-  locked.leave_ioas(*access);
-  ST_CHECK(locked.join_ioas(*access, *ioas).has_value());  // looked at just now
   return {};
 }
 

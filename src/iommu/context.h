@@ -50,6 +50,8 @@ class Context {
   Result<void> unmap(u32 ioas_id, u64 start, u64 last, u64* unmapped);
   // Moves an access to another IOAS. Failure: ENOENT, EADDRINUSE. Context: not locked.
   Result<void> change_ioas(u32 access_id, u32 ioas_id);
+  // The same where it may be in none, or is to be: 0.
+  Result<void> set_ioas(u32 access_id, u32 ioas_id);
   // A device's access by (device, PASID, IOVA), page by page; `pasid` kNoPasid: a request of its
   // own. Reads (`to`) or writes (`from`). The answer says how far it came, and where and why no
   // further. `asks`: for a page that is not there the device makes a page request and waits for the

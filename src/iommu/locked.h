@@ -106,8 +106,8 @@ class Locked {
   using DirtyFn = void (*)(void* context, u64 first, u64 last);
   bool read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
 
-  // ---- accesses (access.cc)
-  Result<Access*> make_access(Ioas& ioas, bool pins, AccessClient* client);
+  // ---- accesses (access.cc); one may be in no IOAS yet
+  Result<Access*> make_access(Ioas* ioas, bool pins, AccessClient* client);
   // Each page's frame goes to `frames`. Failure: ENOENT, EINVAL, EPERM, EFAULT.
   Result<void> pin(Access& access, u64 iova, u64 length, bool write, u64* frames);
   void unpin(Access& access, u64 iova, u64 length);

@@ -41,6 +41,7 @@ Listed listed(const Registry& registry, u32 index) {
 // Pre: the lock.
 void free_slot(Registry& registry, u32 index) {
   const Listed gone = listed(registry, index);
+  wipe_memory(index);
   registry.slots[index].state.store(SlotState::kFree, sync::kRelease);
   tree_remove(registry, gone);
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vfio/device.h"
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <memory>
 
 #include "vfio/registry.h"
@@ -47,15 +50,20 @@ Result<void> Device::start(Registry& shared) {
   const bool there = slot_->state.load(sync::kAcquire) == SlotState::kActive;
   if (!there || slot_->born != which_.born) return refuse(ENODEV);
   const sync::ProcessMutexGuard lock(slot_->lock, sync::Rank::kDevice);
-  model_ = ST_TRY(
-      which_.type.parent->make(which_.type.get(), ModelContext{slot_->model, interrupts_, dma_}));
+  memory_ = ST_TRY(map_memory(which_.slot));
+  model_ = ST_TRY(which_.type.parent->make(
+      which_.type.get(),
+      ModelContext{slot_->model, {memory_, Model::kMemoryBytes}, interrupts_, dma_}));
   return {};
 }
 
 Device::~Device() {
-  if (!model_) return;  // it never started, and open() has the lock
-  const sync::MutexGuard guard(opening);
-  if (open_devices[which_.slot] == this) open_devices[which_.slot] = nullptr;
+  if (model_) {  // else it never started, and open() has the lock
+    const sync::MutexGuard guard(opening);
+    if (open_devices[which_.slot] == this) open_devices[which_.slot] = nullptr;
+  }
+  model_.reset();  // what runs by itself in it stops
+  if (memory_ != nullptr) unmap_pages(memory_, Model::kMemoryBytes);
 }
 
 Result<void> Device::connect(sync::Ref<Container> container) {
@@ -74,6 +82,18 @@ void Device::read(unsigned region, u64 offset, std::span<u8> to) {
 void Device::write(unsigned region, u64 offset, std::span<const u8> from) {
   const Locked locked(*this);
   model_->write(region, offset, from);
+}
+
+Result<void> Device::show(unsigned region, u64 offset, u64 size, int prot, Hva at) {
+  for (const MappedArea& area : shape().regions[region].mapped) {
+    const u64 first = std::max(offset, area.offset);
+    const u64 end = std::min(offset + size, area.offset + area.size);
+    if (first >= end) continue;
+    const int rights = area.trapped ? prot & ~PROT_WRITE : prot;
+    ST_TRY(show_memory(which_.slot, area.memory + (first - area.offset), end - first, rights,
+                       at + (first - offset)));
+  }
+  return {};
 }
 
 void Device::reset() {

@@ -33,6 +33,10 @@ class Device final : public sync::RefCounted {
   void read(unsigned region, u64 offset, std::span<u8> to);
   void write(unsigned region, u64 offset, std::span<const u8> from);
   void reset();
+  // Puts the device's memory over [at, at + size), where a client has mapped `region` from `offset`
+  // on: plain areas as `prot` says, trapped ones without a right to write. Pre: the range is in
+  // areas that are mapped. Failure: ENOMEM.
+  Result<void> show(unsigned region, u64 offset, u64 size, int prot, Hva at);
   Result<void> set_irqs(const IrqSet& request) { return interrupts_.set(shape(), request); }
 
  private:
@@ -47,6 +51,7 @@ class Device final : public sync::RefCounted {
   Dma dma_;
   bool connected_ = false;  // under the slot's lock
   Slot* slot_ = nullptr;
+  u8* memory_ = nullptr;
   Box<Model> model_;
 };
 

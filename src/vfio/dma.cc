@@ -3,56 +3,181 @@
 
 #include <algorithm>
 
-#include "base/sys.h"
+#include "iommu/sva.h"
 #include "vfio/container_state.h"
 
 namespace stagetwo::vfio {
 
-Dma::~Dma() {
-  if (engine_ && process_ != sys::getpid()) static_cast<void>(engine_.release());  // the parent's
-  if (access_ != 0) container_->context().destroy_access(access_);
+namespace {
+
+// Bound to an iommufd, a device is a requester of its own; in a container it is its parent's.
+constexpr u16 kFirstSource = 0x8000;
+
+}  // namespace
+
+// ---- a channel
+
+DmaChannel::~DmaChannel() {
+  if (engine_ && !made_in_.is_creator()) static_cast<void>(engine_.release());  // the parent's
 }
 
-Result<void> Dma::connect(sync::Ref<Container> container, const Listed& device) {
-  ST_DCHECK(!container_);
-  iommu::Context& context = container->context();
-  if (!container->has_group(device)) return refuse(EINVAL);
-  if (const auto tag = container->tag_of(device)) {
-    engine_ = ST_TRY(iommu::DmaEngine::make(context, tag->device));
-    process_ = sys::getpid();
-    device_ = tag->device;
-    pasid_ = tag->pasid;
-  } else {
-    iommu::Locked locked(context);
-    const auto* const state = ST_TRY(Container::state(locked, false));
-    if (state == nullptr || state->type == IommuType::kNone) return refuse(EINVAL);
-    auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(state->ioas));
-    access_ = ST_TRY(locked.make_access(*ioas, true, this))->object.id;
-  }
-  container_ = std::move(container);
+void DmaChannel::forget() {
+  if (engine_ && !made_in_.is_creator()) static_cast<void>(engine_.release());
+  engine_.reset();
+}
+
+Result<void> DmaChannel::prepare() {
+  auto fresh = ST_TRY(iommu::DmaEngine::make(*dma_.context(), dma_.device_));
+  forget();
+  engine_ = std::move(fresh);
+  made_in_ = host::ProcessOwner();
   return {};
 }
 
 // In a child of fork the parent's is not to be touched. nullptr: none can be made.
-iommu::DmaEngine* Dma::engine() {
-  if (process_ == sys::getpid()) [[likely]]
+iommu::DmaEngine* DmaChannel::engine() {
+  if (engine_ && made_in_.is_creator()) [[likely]]
     return engine_.get();
-  auto fresh = iommu::DmaEngine::make(container_->context(), device_);
-  if (!fresh) return nullptr;
-  static_cast<void>(engine_.release());
-  engine_ = std::move(*fresh);
-  process_ = sys::getpid();
-  return engine_.get();
+  return prepare() ? engine_.get() : nullptr;
 }
 
-iommu::DmaAnswer Dma::access(u64 iova, u64 bytes, void* to, const void* from) {
-  iommu::DmaAnswer answer{0, iommu::FaultReason::kContextNotPresent, iova};
-  if (!container_) return answer;
-  if (pasid_) {
-    iommu::DmaEngine* const own = engine();
-    return own == nullptr ? answer : own->access(*pasid_, iova, bytes, to, from);
+iommu::DmaAnswer DmaChannel::access(u64 iova, u64 bytes, void* to, const void* from, DmaHow how) {
+  const iommu::DmaAnswer nowhere{0, iommu::FaultReason::kContextNotPresent, iova};
+  if (!dma_.is_connected()) return nowhere;
+  if (!dma_.is_isolated()) return dma_.access_external(iova, bytes, to, from);
+  const auto pasid = dma_.pasid_of(how);
+  if (!pasid) return {0, iommu::FaultReason::kPasidNotPresent, iova};
+  iommu::DmaEngine* const own = engine();
+  return own == nullptr ? nowhere : own->access(*pasid, iova, bytes, to, from, how.asks);
+}
+
+// ---- what it is connected to
+
+iommu::Context* Dma::context() const {
+  if (container_) return &container_->context();
+  return iommufd_ ? &iommufd_->context() : nullptr;
+}
+
+std::optional<s64> Dma::pasid_of(DmaHow how) const {
+  if (!how.pasid) return pasid_ ? s64{*pasid_} : iommu::kNoPasid;
+  const bool own = how.pasid == pasid_ || how.pasid == process_pasid_;
+  if (!iommufd_ && !own) return std::nullopt;
+  return s64{*how.pasid};
+}
+
+Dma::~Dma() {
+  disconnect();
+}
+
+Result<void> Dma::connect(sync::Ref<Container> container, const Listed& device) {
+  ST_DCHECK(!is_connected());
+  if (!container->has_group(device)) return refuse(EINVAL);
+  if (const auto tag = container->tag_of(device)) {
+    device_ = tag->device;
+    pasid_ = tag->pasid;
+    container_ = std::move(container);
+    const auto prepared = own_.prepare();
+    if (!prepared) disconnect();
+    return prepared;
   }
-  answer.reason = iommu::FaultReason::kNone;
+  iommu::Locked locked(container->context());
+  const auto* const state = ST_TRY(Container::state(locked, false));
+  if (state == nullptr || state->type == IommuType::kNone) return refuse(EINVAL);
+  auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(state->ioas));
+  access_ = ST_TRY(locked.make_access(ioas, true, this))->object.id;
+  container_ = std::move(container);
+  return {};
+}
+
+Result<u32> Dma::bind(sync::Ref<iommu::Iommufd> iommufd, const Listed& device) {
+  ST_DCHECK(!is_connected());
+  const u8 pasid_bits = device.type.parent->pasid_bits;
+  {
+    iommu::Locked locked(iommufd->context());
+    if (!locked.ok()) return refuse(EIO);
+    if (pasid_bits == 0) {
+      access_ = ST_TRY(locked.make_access(nullptr, true, this))->object.id;
+    } else {
+      const auto source = static_cast<u16>(kFirstSource + device.slot);
+      auto* const made =
+          ST_TRY(locked.make_vtd_device({.source = SourceId{source}, .max_pasid_lg2 = pasid_bits}));
+      made->object.users = 1;  // this: the client does not destroy it
+      device_ = made->object.id;
+    }
+  }
+  iommufd_ = std::move(iommufd);
+  if (access_ != 0) return access_;
+  if (const auto prepared = own_.prepare(); !prepared) {
+    disconnect();
+    return refuse(prepared.error());
+  }
+  return device_;
+}
+
+void Dma::disconnect() {
+  if (!is_connected()) return;
+  own_.forget();
+  const bool is_owner = owner_.is_creator();
+  if (is_owner) unbind_process();
+  if (is_owner && access_ != 0) context()->destroy_access(access_);
+  if (is_owner && iommufd_ && device_ != 0) {
+    iommu::Locked locked(iommufd_->context());
+    const auto device = locked.ok() ? locked.find<iommu::Device>(device_) : refuse(EIO);
+    if (device) {
+      locked.detach_all(**device);
+      (*device)->object.users = 0;
+      locked.destroy_device(*device);
+    }
+  }
+  access_ = device_ = 0;
+  pasid_.reset();
+  container_.reset();
+  iommufd_.reset();
+}
+
+Result<void> Dma::attach(u32* pt_id, u32 pasid) {
+  if (!iommufd_) return refuse(EINVAL);
+  if (device_ == 0) {
+    if (pasid != 0) return refuse(EOPNOTSUPP);
+    return iommufd_->context().set_ioas(access_, *pt_id);
+  }
+  iommu::Locked locked(iommufd_->context());
+  if (!locked.ok()) return refuse(EIO);
+  iommu::Device& device = *ST_TRY(locked.find<iommu::Device>(device_));
+  const iommu::Attachment* const now = iommu::Locked::find_attachment(device, pasid);
+  const bool attached = now != nullptr && now->hwpt.get() != nullptr;
+  return attached ? locked.replace(device, pt_id, pasid) : locked.attach(device, pt_id, pasid);
+}
+
+void Dma::detach(u32 pasid) {
+  if (!iommufd_) return;
+  if (device_ == 0) {
+    static_cast<void>(iommufd_->context().set_ioas(access_, 0));
+    return;
+  }
+  iommu::Locked locked(iommufd_->context());
+  if (!locked.ok()) return;
+  if (const auto device = locked.find<iommu::Device>(device_)) locked.detach(**device, pasid);
+}
+
+Result<u32> Dma::bind_process() {
+  if (!is_connected()) return refuse(ENOTCONN);
+  if (device_ == 0) return refuse(ENODEV);
+  if (process_pasid_) return *process_pasid_;
+  process_pasid_ = ST_TRY(iommu::bind_process(*context(), device_));
+  return *process_pasid_;
+}
+
+void Dma::unbind_process() {
+  if (!process_pasid_) return;
+  iommu::unbind_process(*context(), device_);
+  process_pasid_.reset();
+}
+
+// ---- the external domain
+
+iommu::DmaAnswer Dma::access_external(u64 iova, u64 bytes, void* to, const void* from) {
+  iommu::DmaAnswer answer{0, iommu::FaultReason::kNone, iova};
   while (answer.done < bytes) {
     answer.iova = iova + answer.done;
     const u64 some = std::min(bytes - answer.done, kPageSize - answer.iova % kPageSize);
@@ -65,15 +190,16 @@ iommu::DmaAnswer Dma::access(u64 iova, u64 bytes, void* to, const void* from) {
   return answer;
 }
 
-// Of the external domain; within a page.
+// Within a page.
 iommu::FaultReason Dma::access_page(u64 iova, u64 bytes, void* to, const void* from) {
-  iommu::Locked locked(container_->context());
-  const auto state = Container::state(locked, false);
-  if (!state || *state == nullptr) return iommu::FaultReason::kSecondUnreadable;
+  iommu::Locked locked(*context());
+  if (!locked.ok()) return iommu::FaultReason::kSecondUnreadable;
   const auto access = locked.find<iommu::Access>(access_);
   if (!access) return iommu::FaultReason::kSecondUnreadable;
   // Noted first: a page that cannot be noted is not written.
-  if (from != nullptr && (*access)->ioas.get() != nullptr) {
+  if (container_ && from != nullptr && (*access)->ioas.get() != nullptr) {
+    const auto state = Container::state(locked, false);
+    if (!state || *state == nullptr) return iommu::FaultReason::kSecondUnreadable;
     const bool mapped = (*access)->ioas->areas.first(iova, iova) != nullptr;
     if (mapped && !note_dirty(locked, **state, iova, iova + bytes - 1)) {
       return iommu::FaultReason::kSecondUnreadable;
@@ -86,8 +212,8 @@ iommu::FaultReason Dma::access_page(u64 iova, u64 bytes, void* to, const void* f
 }
 
 Result<void> Dma::hold(u64 iova, u64 bytes, bool write) {
-  if (!container_) return refuse(ENOTCONN);
-  if (pasid_) return {};
+  if (!is_connected()) return refuse(ENOTCONN);
+  if (is_isolated()) return {};
   if (bytes == 0 || iova + (bytes - 1) < iova) return refuse(EINVAL);
   const u64 first = iova & kPageMask;
   const Held held{first, ((iova + bytes - 1) | (kPageSize - 1)) - first + 1};
@@ -98,7 +224,7 @@ Result<void> Dma::hold(u64 iova, u64 bytes, bool write) {
     ST_TRY(held_.reserve(held_.size() + 1));
   }
   {
-    iommu::Locked locked(container_->context());
+    iommu::Locked locked(*context());
     if (!locked.ok()) return refuse(EIO);
     auto* const access = ST_TRY(locked.find<iommu::Access>(access_));
     ST_TRY(locked.pin(*access, held.iova, held.bytes, write, frames.data()));
@@ -108,7 +234,7 @@ Result<void> Dma::hold(u64 iova, u64 bytes, bool write) {
 }
 
 void Dma::unpin(const Held& held) {
-  iommu::Locked locked(container_->context());
+  iommu::Locked locked(*context());
   if (!locked.ok()) return;
   if (const auto access = locked.find<iommu::Access>(access_)) {
     locked.unpin(**access, held.iova, held.bytes);

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include <memory>
 
@@ -28,7 +29,7 @@ Result<int> open_file() {
 
 // Whoever comes first writes the head; a fresh file reads as zeros.
 Result<Registry*> map(int fd) {
-  ST_TRY(host::set_file_size(fd, sizeof(Registry)));
+  ST_TRY(host::set_file_size(fd, memory_of(kSlots)));
   auto* const found = static_cast<Registry*>(ST_TRY(
       map_file(sizeof(Registry), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0, "vfio.registry")));
   {
@@ -109,6 +110,27 @@ Result<Claim> claim(ClaimKind kind, u64 born, Share share) {
   }
   ST_TRY(held->hold(fd));
   return held;
+}
+
+Result<u8*> map_memory(u32 slot) {
+  const auto use = file.load(sync::kAcquire)->number().use();
+  return static_cast<u8*>(
+      ST_TRY(map_file(Model::kMemoryBytes, PROT_READ | PROT_WRITE, MAP_SHARED, use.get(),
+                      static_cast<long>(memory_of(slot)), "vfio.memory")));
+}
+
+Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at) {
+  const auto use = file.load(sync::kAcquire)->number().use();
+  static_cast<void>(
+      ST_TRY(sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot, MAP_SHARED | MAP_FIXED,
+                       use.get(), static_cast<off_t>(memory_of(slot) + offset))));
+  return {};
+}
+
+void wipe_memory(u32 slot) {
+  const auto use = file.load(sync::kAcquire)->number().use();
+  sys::call(SYS_fallocate, use.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+            static_cast<long>(memory_of(slot)), static_cast<long>(Model::kMemoryBytes));
 }
 
 u32 units_in_use(const Registry& shared, const Parent& parent) {

@@ -10,6 +10,7 @@
 // Who holds what is no word in it but a lock on a byte of the file, of a description of its own: it
 // goes with the last process that has it, kill -9 included (Claim).
 
+#include "addr/addr.h"
 #include "base/alloc.h"
 #include "host/kept_fd.h"
 #include "sync/process_mutex.h"
@@ -37,7 +38,7 @@ inline constexpr unsigned kSlots = 48;
 
 struct Registry {
   static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"
-  static constexpr u64 kVersion = 1;
+  static constexpr u64 kVersion = 2;
   u64 magic;
   u64 version;
   u64 last_born;
@@ -46,6 +47,17 @@ struct Registry {
   Slot slots[kSlots];
 };
 static_assert(sizeof(Registry) == 4096 * (1 + kSlots));
+
+// Behind it in the file: the memory of each device, zero where its slot is free.
+inline constexpr u64 kMemoryAt = sizeof(Registry);
+inline constexpr u64 memory_of(u32 slot) {
+  return kMemoryAt + u64{slot} * Model::kMemoryBytes;
+}
+// The engine's own mapping. Pre: registry() was there. Failure: ENOMEM.
+[[nodiscard]] Result<u8*> map_memory(u32 slot);
+// A part of it in the place of a client's mapping. Failure: ENOMEM; that mapping stands.
+[[nodiscard]] Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at);
+void wipe_memory(u32 slot);
 
 // Maps it. Failure: ENOMEM, EMFILE, EIO (not one of this version).
 [[nodiscard]] Result<Registry*> registry();

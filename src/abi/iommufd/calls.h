@@ -11,8 +11,8 @@
 #include "base/result.h"
 #include "base/types.h"
 #include "host/access.h"
+#include "iommu/iommufd.h"
 #include "iommu/locked.h"
-#include "sync/ref.h"
 
 namespace stagetwo::abi_iommufd {
 
@@ -43,22 +43,7 @@ inline Result<void> copy_out_bytes(u64 to, const void* from, size_t bytes,
 [[nodiscard]] Result<void> copy_in_struct(void* to, size_t known, u64 from, size_t size,
                                           int too_long);
 
-// An iommufd in this process: its own descriptor holds it, and every descriptor that came from it.
-// Lifetime: the last of them. If the description is closed for good by then, what this process has
-// pinned for it is given back.
-class Iommufd final : public sync::RefCounted {
- public:
-  explicit Iommufd(Box<iommu::Context> context) : context_(std::move(context)) {}
-  [[nodiscard]] iommu::Context& context() const { return *context_; }
-  void closed() { closed_.store(true, sync::kRelease); }
-
- private:
-  ~Iommufd() override {
-    if (closed_.load(sync::kAcquire)) context_->release_all();
-  }
-  Box<iommu::Context> context_;
-  sync::Atomic<bool> closed_{false};
-};
+using iommu::Iommufd;
 
 // One request: the struct as the kernel's own size has it.
 struct Call {

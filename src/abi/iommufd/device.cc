@@ -100,7 +100,7 @@ Result<long> serve(Iommufd& iommufd, u32 request, u64 arg) {
   return 0;
 }
 
-class DeviceFile final : public host::Description {
+class DeviceFile final : public host::Description, public iommu::IommufdFile {
  public:
   explicit DeviceFile(sync::Ref<Iommufd> iommufd) : iommufd_(std::move(iommufd)) {}
   long ioctl(int, unsigned long request, unsigned long arg) override {
@@ -108,6 +108,7 @@ class DeviceFile final : public host::Description {
     return done ? *done : -static_cast<long>(to_int(done.error()));
   }
   void last_close() override { iommufd_->closed(); }
+  [[nodiscard]] sync::Ref<Iommufd> iommufd() const override { return iommufd_.clone(); }
 
  private:
   sync::Ref<Iommufd> iommufd_;

@@ -138,7 +138,7 @@ Outcome create_access(Call& call, iommu_test_cmd& cmd) {
   {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(cmd.id));
-    access.set_id(ST_TRY(locked.make_access(*ioas, pins, &access))->object.id);
+    access.set_id(ST_TRY(locked.make_access(ioas, pins, &access))->object.id);
   }
   const u32 id = access.id();
   const auto fd =

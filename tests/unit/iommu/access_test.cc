@@ -46,7 +46,7 @@ class AccessTest : public IommufdWorld {
   void make_access(bool pins) {
     Locked locked(*context_);
     holder_.context = context_.get();
-    holder_.id = (*locked.make_access(**locked.find<Ioas>(ioas_), pins, &holder_))->object.id;
+    holder_.id = (*locked.make_access(*locked.find<Ioas>(ioas_), pins, &holder_))->object.id;
   }
   int pin(u64 iova, u64 length, bool write = true) {
     Locked locked(*context_);
@@ -160,7 +160,7 @@ TEST_F(AccessTest, PinningAccessesWantWholePages) {
   ASSERT_EQ(map_at(ioas_, memory_.address(), 77, kIova), 0);
   {
     Locked locked(*context_);
-    EXPECT_EQ(error_of(locked.make_access(**locked.find<Ioas>(ioas_), true, &holder_)), EADDRINUSE);
+    EXPECT_EQ(error_of(locked.make_access(*locked.find<Ioas>(ioas_), true, &holder_)), EADDRINUSE);
   }
   ASSERT_EQ(unmap_all(ioas_), 0);
   make_access(true);

@@ -2,6 +2,7 @@
 #include "vfio/device.h"
 
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,10 +20,21 @@ class Counter final : public Model {
   explicit Counter(const ModelContext& context)
       : state_(*reinterpret_cast<CounterState*>(context.state.data())) {
     shape_.regions[0].size = 4;
+    shape_.regions[2].size = 4 * kPageSize;
+    shape_.regions[2].mapped = kAreas;
+    memory_ = context.memory;
   }
+  static constexpr MappedArea kAreas[] = {{0, kPageSize, kPageSize, true},
+                                          {2 * kPageSize, kPageSize, 0, false}};
+  std::span<u8> memory_;
   [[nodiscard]] const Shape& shape() const override { return shape_; }
   void read(unsigned, u64, std::span<u8> to) override { to[0] = static_cast<u8>(state_.writes); }
-  void write(unsigned, u64, std::span<const u8> from) override {
+  void write(unsigned region, u64, std::span<const u8> from) override {
+    if (region == 2) {
+      memory_[0] = from[0];
+      memory_[kPageSize] = static_cast<u8>(from[0] + 1);
+      return;
+    }
     if (from[0] == 0xee) raise(SIGKILL);
     ++state_.writes;
   }
@@ -45,7 +57,10 @@ constinit const Parent kCounter{
 
 class OpenDevice : public BusWorld {
  protected:
-  static void SetUpTestSuite() { ASSERT_TRUE(register_parent(kCounter)); }
+  static void SetUpTestSuite() {
+    if (find_parent("counter") != nullptr) return;
+    ASSERT_TRUE(register_parent(kCounter));
+  }
   void SetUp() override {
     BusWorld::SetUp();
     ASSERT_EQ(create("counter-a", 0), 0);
@@ -110,6 +125,60 @@ TEST_F(OpenDevice, StartsAfreshWhenAProcessDiedInIt) {
   ASSERT_EQ(waitpid(child, &status, 0), child);
   ASSERT_TRUE(WIFSIGNALED(status));
   EXPECT_EQ(count(*device), 0);
+}
+
+// ---- memory that clients map
+
+class ShownMemory : public OpenDevice {
+ protected:
+  // What a client's mmap of region 2 leads to.
+  u8* show(Device& device) {
+    void* const at = mmap(nullptr, 4 * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    EXPECT_TRUE(device.show(2, 0, 4 * kPageSize, PROT_READ | PROT_WRITE,
+                            Hva(reinterpret_cast<std::uintptr_t>(at))));
+    return static_cast<u8*>(at);
+  }
+};
+
+TEST_F(ShownMemory, IsTheModelsAtThePlacesItsAreasName) {
+  auto device = open(0);
+  u8* const at = show(*device);
+  const u8 value = 7;
+  device->write(2, 0, {&value, 1});
+  EXPECT_EQ(at[2 * kPageSize], 7);
+  EXPECT_EQ(at[0], 8);
+  munmap(at, 4 * kPageSize);
+}
+
+TEST_F(ShownMemory, IsWrittenByTheClientWhereNoStoreIsTrapped) {
+  auto device = open(0);
+  u8* const at = show(*device);
+  at[2 * kPageSize] = 9;
+  u8* const other = show(*device);
+  EXPECT_EQ(other[2 * kPageSize], 9);
+  EXPECT_EXIT(at[0] = 1, testing::KilledBySignal(SIGSEGV), "");
+  munmap(at, 4 * kPageSize);
+  munmap(other, 4 * kPageSize);
+}
+
+TEST_F(ShownMemory, IsTheSameInAnotherProcessAndZeroInTheNextDevice) {
+  auto device = open(0);
+  u8* at = show(*device);
+  const pid_t child = fork();
+  if (child == 0) {
+    at[2 * kPageSize] = 5;
+    _exit(0);
+  }
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(at[2 * kPageSize], 5);
+  munmap(at, 4 * kPageSize);
+  device.reset();
+  ASSERT_EQ(remove(0), 0);
+  ASSERT_EQ(create("counter-a", 0), 0);
+  device = open(0);
+  at = show(*device);
+  EXPECT_EQ(at[2 * kPageSize], 0);
+  munmap(at, 4 * kPageSize);
 }
 
 }  // namespace
