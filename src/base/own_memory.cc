@@ -25,7 +25,7 @@ constexpr size_t kPage = 4096;
 // In no order; neighbours are one. In the process page, which a child of fork finds empty.
 struct List {
   u32 lock;
-  u32 unused;
+  u32 forgotten;
   u64 count;
   u64 room;
   OwnMemory* ranges;  // a mapping of its own, and in the list
@@ -159,11 +159,29 @@ bool is_apart(const void* at) {
 Result<void*> map_again_apart(const void* page, size_t bytes) {
   void* const place =
       ST_TRY(map_apart(bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE));
+  if (!note_own_memory(place, bytes)) {
+    static_cast<void>(sys::munmap(place, bytes));
+    return refuse(ENOMEM);
+  }
   // Of nothing: a second mapping of the same pages, with the same file behind it.
   const auto made =
       sys::mremap(const_cast<void*>(page), 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, place);
-  if (!made) static_cast<void>(sys::munmap(place, bytes));
+  if (!made) {
+    static_cast<void>(sys::munmap(place, bytes));
+    forget_own_memory(place, bytes);
+  }
   return made;
+}
+
+// While it is noted no other mapping may come there: where somebody else could, it is nothing
+// first.
+void unmap_again(void* at, size_t bytes) {
+  const bool emptied =
+      !is_apart(at) && sys::mmap(at, bytes, PROT_NONE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  if (emptied) forget_own_memory(at, bytes);
+  const bool gone = sys::munmap(at, bytes).has_value();
+  if (gone && !emptied) forget_own_memory(at, bytes);
 }
 
 bool note_own_memory(const void* at, size_t bytes) {
@@ -190,6 +208,14 @@ void forget_own_memory(const void* at, size_t bytes) {
   const u64 end = start + align_up(bytes, kPage);
   const LeafGuard guard(&all->lock);
   static_cast<void>(take_out(*all, start, end));
+  ++all->forgotten;
+}
+
+u32 own_memory_forgotten() {
+  List* const all = list();
+  if (all == nullptr) return 0;
+  const LeafGuard guard(&all->lock);
+  return all->forgotten;
 }
 
 OwnMemory own_memory_in(u64 start, u64 end) {

@@ -23,9 +23,11 @@ namespace stagetwo {
                                       long offset = 0);
 // Is it such a place? No other mapping of ours comes there for long after this one has gone.
 [[nodiscard]] bool is_apart(const void* at);
-// As map_apart() for a second mapping of pages of a shared mapping, with its rights. Failure: that
-// of mremap(2) of no bytes: EINVAL for private memory and for huge pages, EFAULT, ENOMEM.
+// As map_apart() for a second mapping of pages of a shared mapping, with its rights. Noted as long
+// as it is there. Failure: that of mremap(2) of no bytes: EINVAL for private memory and for huge
+// pages, EFAULT, ENOMEM.
 [[nodiscard]] Result<void*> map_again_apart(const void* page, size_t bytes);
+void unmap_again(void* at, size_t bytes);
 
 // False: no memory to remember it.
 [[nodiscard]] bool note_own_memory(const void* at, size_t bytes);
@@ -37,5 +39,8 @@ struct OwnMemory {
 };
 // The first part of [start, end) that is the engine's.
 [[nodiscard]] OwnMemory own_memory_in(u64 start, u64 end);
+// Raised with every part that is not the engine's any more: what somebody saw mapped before, and
+// what own_memory_in() says after, may be two things.
+[[nodiscard]] u32 own_memory_forgotten();
 
 }  // namespace stagetwo

@@ -167,7 +167,7 @@ bool PageTransit::put_through_alias(Hva at, const void* page) {
   if (!alias) return false;
   const bool put = sys::mprotect(*alias, kPageSize, PROT_READ | PROT_WRITE) &&
                    copy_to(Hva(reinterpret_cast<u64>(*alias)), page, kPageSize) == kPageSize;
-  static_cast<void>(sys::munmap(*alias, kPageSize));
+  unmap_again(*alias, kPageSize);
   return put;
 }
 

@@ -179,7 +179,7 @@ Result<Alias> make_alias(const Mapping& mapping, Hva page, u64 bytes, bool secon
 
 void drop_alias(const Alias& alias) {
   if (alias.opened) return unmap_pages(pointer(alias.at), alias.bytes);
-  static_cast<void>(sys::munmap(pointer(alias.at), alias.bytes));
+  unmap_again(pointer(alias.at), alias.bytes);
 }
 
 bool read_behind(Hva at, void* to, size_t size) {

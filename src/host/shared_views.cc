@@ -17,6 +17,7 @@
 
 #include <algorithm>
 
+#include "base/own_memory.h"
 #include "base/sys.h"
 #include "host/held_pages.h"
 #include "host/owner_table.h"
@@ -38,6 +39,28 @@ HvaRange common(HvaRange a, HvaRange b) {
 SharedView part_of(const SharedView& view, HvaRange part) {
   const u64 skipped = (part.start() - view.range.start()) >> kPageShift;
   return {part, view.object, view.first + skipped, view.prot};
+}
+
+// The engine's own second mappings (PageTransit::put_through_alias(), pins) are none of them. One
+// lasts as long as its copy, and then another thread's may stand there: hidden for a page of the
+// first, the second one's copy would wait for the page it has in hand.
+Result<void> find_views(u64 object, const Mapping& mapping, Vec<SharedView>* out) {
+  for (Hva at{};;) {
+    const u32 forgotten = own_memory_forgotten();
+    const auto next = next_file_mapping(at, true);
+    if (!next && to_int(next.error()) != EFAULT) return refuse(next.error());
+    if (!next) return {};
+    const Hva start = std::max(at, next->range.start());
+    Hva end = next->range.end();
+    const bool meant = next->device == mapping.device && next->inode == mapping.inode;
+    const OwnMemory own = meant ? own_memory_in(start.raw(), end.raw()) : OwnMemory{};
+    // It may have been ours when the kernel was asked.
+    if (meant && own_memory_forgotten() != forgotten) continue;
+    if (own.end != 0) end = Hva(own.start);
+    const SharedView view{next->range, object, next->offset >> kPageShift, next->prot};
+    if (meant && start < end) ST_TRY(out->push_back(part_of(view, HvaRange(start, end - start))));
+    at = own.end != 0 ? Hva(own.end) : end;
+  }
 }
 
 }  // namespace
@@ -107,14 +130,7 @@ Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
     layout = layout_;
   }
   Vec<SharedView> fresh{"host.shared_views"};
-  for (Hva at{};;) {
-    const auto next = next_file_mapping(at, true);
-    if (!next && to_int(next.error()) != EFAULT) return refuse(next.error());
-    if (!next) break;
-    at = next->range.end();
-    if (next->device != mapping.device || next->inode != mapping.inode) continue;
-    ST_TRY(fresh.push_back({next->range, object, next->offset >> kPageShift, next->prot}));
-  }
+  ST_TRY(find_views(object, mapping, &fresh));
   const sync::MutexGuard guard(lock_);
   keep_rights(&fresh);
   ST_TRY(views_.reserve(2 * views_.size() + fresh.size()));

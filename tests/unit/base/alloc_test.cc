@@ -252,7 +252,7 @@ TEST(OwnMemory, ASecondMappingDoesNotComeWhereTheClientHasUnmapped) {
   *page = 5;
   EXPECT_EQ(5, *static_cast<u8*>(*again));
   EXPECT_EQ(EINVAL, to_int(map_again_apart(hole - kHole, kPageBytes).error())) << "private";
-  munmap(*again, kPageBytes);
+  unmap_again(*again, kPageBytes);
   munmap(page, kPageBytes);
   munmap(hole - kHole, 3 * kHole);
   for (u8* one : before) munmap(one, kPageBytes);

@@ -71,6 +71,20 @@ TEST(OwnMemory, OfARangeTheFirstPartIsTold) {
   munmap(all, kPages * kPage);
 }
 
+// Whoever looked at the mappings before looks again.
+TEST(OwnMemory, ThatSomeIsForgottenIsSeen) {
+  void* const shared =
+      mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  const u32 before = own_memory_forgotten();
+  void* const again = *map_again_apart(shared, kPage);
+  EXPECT_TRUE(is_own(again));
+  EXPECT_EQ(before, own_memory_forgotten());
+  unmap_again(again, kPage);
+  EXPECT_FALSE(is_own(again));
+  EXPECT_NE(before, own_memory_forgotten());
+  munmap(shared, kPage);
+}
+
 TEST(OwnMemory, ManyPiecesAreKnownToo) {
   constexpr size_t kPieces = 3000;
   auto* const all = static_cast<u8*>(

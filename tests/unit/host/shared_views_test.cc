@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/failpoint.h"
+#include "base/own_memory.h"
 #include "host/access.h"
 #include "host/backstop.h"
 #include "host/change.h"
@@ -417,6 +418,20 @@ TEST_P(SharedPages, AnAddressUnmappedBehindOurBackIsFreeForOthers) {
   ASSERT_EQ(1u, *host::take_away(range(one_, 3, 1), &owner, this, host::Which::kAll));
   EXPECT_EQ(7, one(3)[1]);
   EXPECT_TRUE(all(two(3), 3));
+}
+
+// As whoever brings a page back makes one for its copy: hidden, that copy would wait for itself.
+TEST_P(SharedPages, ASecondMappingOfTheEnginesOwnIsNoView) {
+  void* const again = *map_again_apart(one(1), kPageSize);
+  ASSERT_EQ(0, ::mprotect(again, kPageSize, PROT_READ | PROT_WRITE));
+  ASSERT_EQ(kPages, take());
+  const Hva there(reinterpret_cast<u64>(again));
+  const auto shown = host::shown_mapping_at(there);
+  ASSERT_TRUE(shown);
+  EXPECT_TRUE(shown->prot.read) << "hidden";
+  EXPECT_FALSE(host::userfault::is_watched(there));
+  unmap_again(again, kPageSize);
+  EXPECT_TRUE(all(two(1), 1));
 }
 
 TEST_P(SharedPages, AnOwnerOfPrivatePagesAloneLeavesThem) {
