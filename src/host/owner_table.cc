@@ -285,6 +285,7 @@ bool OwnerTable::fell_away(PageKey key, const PageJob& lost) {
   if (key.object != kPrivateMemory || transit_of(key, lost).stands()) return false;
   const auto shown = shown_mapping_at(lost.record.at);
   if (shown && shown->file_backed) return false;  // what make_bus_error() maps
+  if (!shown && to_int(shown.error()) != EFAULT) return false;
   const sync::MutexGuard guard(lock_);
   const PageRecord* record = pages_.find(key);
   if (record != nullptr && record->stage == PageStage::kLost) erase(key);

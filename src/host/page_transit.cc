@@ -146,17 +146,22 @@ bool PageTransit::copy_protected(Hva place) {
   return false;
 }
 
-bool PageTransit::hides(const PageView& view) const {
+PageTransit::Told PageTransit::hides(const PageView& view) const {
+  if (failpoint::should_fail("host.page_shown")) return Told::kNothing;
   const auto shown = shown_mapping_at(view.at);
-  return shown && shown->shared == shared() && !shown->prot.read && !shown->prot.write;
+  if (!shown) return to_int(shown.error()) == EFAULT ? Told::kNo : Told::kNothing;
+  const bool hidden = shown->shared == shared() && !shown->prot.read && !shown->prot.write;
+  return hidden ? Told::kYes : Told::kNo;
 }
 
-bool PageTransit::stands(const PageView& view) const {
-  return hiding_ == Hiding::kUserfault ? userfault::is_watched(view.at) : hides(view);
+PageTransit::Told PageTransit::stands(const PageView& view) const {
+  if (hiding_ == Hiding::kProtection) return hides(view);
+  return userfault::is_watched(view.at) ? Told::kYes : Told::kNo;
 }
+// What the kernel does not say is taken to be as it was.
 bool PageTransit::stands() const {
   return std::any_of(views_.begin(), views_.end(),
-                     [&](const PageView& view) { return stands(view); });
+                     [&](const PageView& view) { return stands(view) != Told::kNo; });
 }
 
 // Behind the protection of shared memory the kernel writes for nobody: a second mapping of the page
@@ -172,11 +177,17 @@ bool PageTransit::put_through_alias(Hva at, const void* page) {
 }
 
 bool PageTransit::put_behind_protection(const void* page) {
-  const PageView* view =
-      std::find_if(views_.begin(), views_.end(), [&](const PageView& one) { return hides(one); });
+  const PageView* view = views_.begin();
+  Told told = Told::kNo;
+  for (; view != views_.end(); ++view) {
+    const Told here = hides(*view);
+    if (here != Told::kNo) told = here;
+    if (here == Told::kYes) break;
+  }
+  if (told == Told::kNothing) return false;
   // The client unmapped it behind our back. Nobody wants the bytes of private memory; a file may
   // still have a descriptor.
-  if (view == views_.end()) return !shared();
+  if (told == Told::kNo) return !shared();
   if (shared()) {
     no_room_ = !put_through_alias(view->at, page);
     if (no_room_) return false;
@@ -201,7 +212,10 @@ bool PageTransit::put_behind_protection(const void* page) {
 bool PageTransit::show() {
   hidden_ = false;
   for (const PageView& view : views_) {
-    if (hides(view) && !allow_pages(page_at(view.at), view.prot)) hidden_ = true;
+    const Told told = hides(view);
+    const bool shown =
+        told == Told::kNo || (told == Told::kYes && allow_pages(page_at(view.at), view.prot));
+    if (!shown) hidden_ = true;
   }
   return !hidden_;
 }
@@ -258,7 +272,7 @@ void PageTransit::wake() {
 void PageTransit::make_lost() {
   for (const PageView& view : views_) {
     if (hiding_ == Hiding::kUserfault && userfault::poison(view.at)) continue;
-    if (stands(view)) make_bus_error(view.at);
+    if (stands(view) == Told::kYes) make_bus_error(view.at);
   }
 }
 

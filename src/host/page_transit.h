@@ -104,8 +104,9 @@ class PageTransit final : public PageExit, public PageEntry {
   bool copy_protected(Hva place);
   bool put_behind_protection(const void* page);
   static bool put_through_alias(Hva at, const void* page);
-  [[nodiscard]] bool stands(const PageView& view) const;
-  [[nodiscard]] bool hides(const PageView& view) const;
+  enum class Told : u8 { kNo, kYes, kNothing };  // by the kernel, which may be out of memory
+  [[nodiscard]] Told stands(const PageView& view) const;
+  [[nodiscard]] Told hides(const PageView& view) const;
 
   PageKey key_;
   PageViews views_;

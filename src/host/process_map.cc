@@ -118,6 +118,7 @@ Result<Mapping> by_text(F&& wanted) {
   Result<Mapping> found = refuse(EFAULT);
   for (bool over = false; !over;) {
     const auto got = sys::read(fd, buffer + held, sizeof(buffer) - held);
+    if (!got) found = refuse(got.error());
     if (!got || *got == 0) break;
     held += *got;
     std::string_view text(buffer, held);

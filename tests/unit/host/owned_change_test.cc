@@ -277,6 +277,22 @@ TEST_P(HiddenChange, APageInPlaceThatIsStillHiddenDiesWithItsAddress) {
   EXPECT_EQ(0, keeper_.discarded) << "the owner had given all of them";
 }
 
+// As if its mapping were gone, its bytes would be lost, and the page hidden for good.
+TEST_P(HiddenChange, APageOfWhichTheKernelTellsNothingStaysWithItsOwner) {
+  ASSERT_EQ(kPages, take());
+  failpoint::arm("host.page_shown", 1);
+  EXPECT_EQ(host::BringBack::kRetry, host::bring_back(at(3)));
+  EXPECT_EQ(1u, failpoint::failed());
+  EXPECT_TRUE(host::is_absent(at(3)));
+  EXPECT_TRUE(is_page_of(3));
+  failpoint::arm("host.page_shown", 1, failpoint::kForever);
+  EXPECT_EQ(-1,
+            host::change(at(0).raw(), kPages * kPageSize, EventKind::kClear, [] { return -1; }));
+  failpoint::disarm();
+  EXPECT_EQ(0, keeper_.discarded) << "the call has failed";
+  EXPECT_TRUE(is_page_of(4));
+}
+
 TEST_P(HiddenChange, AMoveOfPagesThatCannotComeBackIsRefused) {
   ASSERT_EQ(kPages, take());
   failpoint::arm("host.page_rights", 1, failpoint::kForever);

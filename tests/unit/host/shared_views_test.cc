@@ -329,6 +329,20 @@ TEST_P(HiddenSharedPages, OneThatIsInPlaceAndHasNoRightsIsShownLater) {
   EXPECT_TRUE(all(two(0), 0));
 }
 
+TEST_P(HiddenSharedPages, AViewOfWhichTheKernelTellsNothingIsShownLater) {
+  constexpr u64 kAsked = 3;  // once for the bytes, and for each of the views
+  for (u64 nth = 1; nth <= kAsked; ++nth) {
+    ASSERT_EQ(1u, take(0, 1));
+    failpoint::arm("host.page_shown", nth);
+    EXPECT_EQ(nth == 1 ? BringBack::kBack : BringBack::kStuck,
+              host::bring_back(range(two_).start()));
+    EXPECT_EQ(1u, failpoint::failed());
+    failpoint::disarm();
+    EXPECT_TRUE(all(one(0), 0));
+    EXPECT_TRUE(all(two(0), 0));
+  }
+}
+
 TEST_P(SharedPages, LostForEveryView) {
   ASSERT_EQ(kPages, take());
   store_.loses = true;
