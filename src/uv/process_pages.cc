@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "uv/process_pages.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 
-#include "base/alloc.h"
 #include "base/check.h"
-#include "base/sys.h"
 #include "host/access.h"
 #include "host/faultin.h"
-#include "mem/secure_memory.h"
 #include "sync/futex.h"
 
 // A put and a touch of one page:
@@ -47,18 +42,8 @@
 //   due: takes what is                 |
 
 namespace stagetwo::uv {
-namespace {
-
-constexpr u64 kChunk = 64;  // frames mapped at once
-constexpr u64 kWarm = 64;   // frames that keep their memory
-
-}  // namespace
-
 ProcessPages::~ProcessPages() {
   if (hears_) host::unregister_notifier(this);
-  const sync::MutexGuard guard(lock_);
-  for (const u64 chunk : chunks_) unmap_pages(reinterpret_cast<void*>(chunk), kChunk * kPageSize);
-  if (runs_ != 0) unmap_pages(reinterpret_cast<void*>(runs_), kRuns * kRun * kPageSize);
 }
 
 // ---- where pages are --------------------------------------------------------------------------
@@ -115,11 +100,9 @@ HvaRange ProcessPages::part_at(Hva at) {
   const Part* const part = find(at);
   return part != nullptr ? part->at : HvaRange(at, kPageSize);
 }
-// What was due there; of an address that is nobody's, nothing.
-ProcessPages::Due ProcessPages::swap_due(Hva at, Due fresh) {
+void ProcessPages::set_due(Hva at, Due fresh) {
   const sync::MutexGuard guard(lock_);
-  Due* const due = due_at(at);
-  return due != nullptr ? std::exchange(*due, fresh) : Due();
+  if (Due* const due = due_at(at)) *due = fresh;
 }
 
 // ---- what the process gives up ------------------------------------------------------------------
@@ -189,129 +172,14 @@ bool ProcessPages::borrows(HvaRange range) {
 
 // ---- frames -----------------------------------------------------------------------------------
 
-// They hold pages in clear on their way to secure memory.
-Result<void> ProcessPages::more_frames() {
-  const auto pages = map_pages(kChunk * kPageSize, "uv.frames");
-  if (!pages) return refuse(pages.error());
-  const u64 start = reinterpret_cast<std::uintptr_t>(*pages);
-  static_cast<void>(sys::madvise(*pages, kChunk * kPageSize, MADV_DONTDUMP));
-  host::prepare_places(HvaRange(Hva(start), kChunk * kPageSize));
-  const sync::MutexGuard guard(lock_);
-  // Every frame there is can be free: drop_frame() is never refused.
-  auto good = chunks_.push_back(start);
-  if (good) good = free_.reserve(chunks_.size() * kChunk);
-  if (good) good = warm_.reserve(kWarm);
-  if (!good) {
-    if (chunks_.size() != 0 && chunks_.back() == start) chunks_.pop_back();
-    unmap_pages(*pages, kChunk * kPageSize);
-    return good;
-  }
-  for (u64 i = 0; i < kChunk; ++i) ST_CHECK(free_.push_back(start + i * kPageSize).has_value());
-  return {};
-}
-
 u64 ProcessPages::new_frame() {
-  {
-    const sync::MutexGuard guard(lock_);
-    if (!warm_.empty()) {
-      const u64 frame = warm_.back();
-      warm_.pop_back();
-      return frame;
-    }
-  }
-  return empty_frame();
+  return frames_.full();
 }
-
-// A place for a page to be moved to; as a frame, zeros.
-u64 ProcessPages::empty_frame() {
-  for (;;) {
-    {
-      const sync::MutexGuard guard(lock_);
-      if (!free_.empty()) {
-        const u64 frame = free_.back();
-        free_.pop_back();
-        return frame;
-      }
-    }
-    if (!more_frames()) return 0;
-  }
-}
-
 void ProcessPages::drop_frame(u64 frame) {
-  if (frame == 0 || frame == kZeros) return;
-  void* const at = reinterpret_cast<void*>(frame);
-  mem::wipe(at, kPageSize);
-  if (give_to_run(frame, 1)) return;
-  {
-    const sync::MutexGuard guard(lock_);
-    if (warm_.size() < kWarm) {
-      ST_CHECK(warm_.push_back(frame).has_value());
-      return;
-    }
-  }
-  // Empty, so that a page can be moved there.
-  static_cast<void>(sys::madvise(at, kPageSize, MADV_DONTNEED));
-  const sync::MutexGuard guard(lock_);
-  ST_CHECK(free_.push_back(frame).has_value());
+  frames_.drop(frame);
 }
-
 u64 ProcessPages::frames_in_use() {
-  const sync::MutexGuard guard(lock_);
-  u64 in_use = chunks_.size() * kChunk - free_.size() - warm_.size();
-  for (const u8 places : in_run_) in_use += places;
-  return in_use;
-}
-
-// The places of a run, all empty. 0: all runs are in use, or there is no memory for any.
-u64 ProcessPages::new_run() {
-  constexpr u64 kBytes = kRuns * kRun * kPageSize;
-  for (bool tried = false;; tried = true) {
-    {
-      const sync::MutexGuard guard(lock_);
-      for (u64 i = 0; runs_ != 0 && i < kRuns; ++i) {
-        if (in_run_[i] != 0) continue;
-        in_run_[i] = kRun;
-        return runs_ + i * kRun * kPageSize;
-      }
-      if (runs_ != 0 || tried) return 0;
-    }
-    const auto pages = map_pages(kBytes, "uv.frame_runs");
-    if (!pages) return 0;
-    const u64 start = reinterpret_cast<std::uintptr_t>(*pages);
-    static_cast<void>(sys::madvise(*pages, kBytes, MADV_DONTDUMP));
-    host::prepare_places(HvaRange(Hva(start), kBytes));
-    const sync::MutexGuard guard(lock_);
-    if (runs_ == 0) {
-      runs_ = start;
-    } else {
-      unmap_pages(*pages, kBytes);
-    }
-  }
-}
-
-// Wiped or empty. False: not of a run.
-bool ProcessPages::give_to_run(u64 frame, u64 count) {
-  u64 run = 0;
-  {
-    const sync::MutexGuard guard(lock_);
-    if (runs_ == 0 || frame - runs_ >= kRuns * kRun * kPageSize) return false;
-    run = (frame - runs_) / (kRun * kPageSize);
-    in_run_[run] = static_cast<u8>(in_run_[run] - count);
-    if (in_run_[run] != 0) return true;
-    in_run_[run] = 1;  // nobody's while it is emptied
-    frame = runs_ + run * kRun * kPageSize;
-  }
-  static_cast<void>(sys::madvise(reinterpret_cast<void*>(frame), kRun * kPageSize, MADV_DONTNEED));
-  const sync::MutexGuard guard(lock_);
-  in_run_[run] = 0;
-  return true;
-}
-
-// Empty places, of a run or one of the others.
-void ProcessPages::give_places(u64 first, u64 count) {
-  if (count == 0 || give_to_run(first, count)) return;
-  const sync::MutexGuard guard(lock_);
-  ST_CHECK(free_.push_back(first).has_value());
+  return frames_.in_use();
 }
 
 // ---- taking -----------------------------------------------------------------------------------
@@ -323,19 +191,16 @@ u64 ProcessPages::places(Hva at, u64 alike, u64* pages) {
   {
     const sync::MutexGuard guard(lock_);
     const u64 distance = at > last_taken_ ? at - last_taken_ : last_taken_ - at;
-    window_ = distance <= kNear ? std::min(window_ * 2, kRun) : 1;
+    window_ = distance <= kNear ? std::min(window_ * 2, ProcessFrames::kRun) : 1;
     last_taken_ = at;
     const Part* const part = find(at);
     const u64 left = part != nullptr ? (part->at.end() - at) / kPageSize : 1;
     *pages = std::min({window_, alike, left});
   }
-  const u64 run = *pages > 1 ? new_run() : 0;
-  if (run == 0) {
-    *pages = 1;
-    return empty_frame();
-  }
-  give_places(run + *pages * kPageSize, kRun - *pages);
-  return run;
+  const u64 run = *pages > 1 ? frames_.run(*pages) : 0;
+  if (run != 0) return run;
+  *pages = 1;
+  return frames_.empty();
 }
 
 // kYes: *frame has the page's bytes. kNo: `otherwise` is due there, if it is anything.
@@ -343,8 +208,8 @@ ProcessPages::Ahead ProcessPages::take_ahead(Hva at, const Due& otherwise, u64* 
   const sync::MutexGuard guard(lock_);
   Due* const due = due_at(at);
   if (due == nullptr) return Ahead::kNo;
-  if (due->in_hand) return Ahead::kInHand;
-  if (!due->ahead) {
+  if (due->what == Due::What::kInHand) return Ahead::kInHand;
+  if (due->what != Due::What::kAhead) {
     if (otherwise.frame != 0) *due = otherwise;
     return Ahead::kNo;
   }
@@ -354,22 +219,32 @@ ProcessPages::Ahead ProcessPages::take_ahead(Hva at, const Due& otherwise, u64* 
 }
 
 // Has the page left for `fresh`? If not, that may still be due, or the page have left, and be back,
-// with another.
-ProcessPages::Left ProcessPages::has_left(Hva at, u64 fresh) {
-  const sync::MutexGuard guard(lock_);
-  Due* const due = due_at(at);
-  if (due == nullptr) return Left::kNo;
-  if (due->gone) {
-    *due = {};
-    return Left::kYes;
+// with another. kStillDue, and `gives_up`: it is not due any more. It may be on its way there in
+// another's hand, whose run began with it, and the place must not be another's until that is over:
+//
+//   take of this page                  | take of a page before, whose run begins with this one
+//   due: a place                       |
+//                                      | leaving; moves it there
+//   does not have it itself: waits     |
+//                                      | gone
+ProcessPages::Left ProcessPages::has_left(Hva at, u64 fresh, bool gives_up) {
+  for (;;) {
+    {
+      const sync::MutexGuard guard(lock_);
+      Due* const due = due_at(at);
+      if (due == nullptr) return Left::kNo;
+      if (due->what == Due::What::kGone) {
+        *due = {};
+        return Left::kYes;
+      }
+      if (due->frame != fresh) return Left::kNo;
+      if (due->what != Due::What::kLeaving) {
+        if (gives_up) *due = {};
+        return Left::kStillDue;
+      }
+    }
+    sync::yield_thread();
   }
-  return due->frame == fresh ? Left::kStillDue : Left::kNo;
-}
-
-void ProcessPages::withdraw(Hva at, u64 fresh) {
-  const sync::MutexGuard guard(lock_);
-  Due* const due = due_at(at);
-  if (due != nullptr && due->frame == fresh) *due = {};
 }
 
 // The page leaves for `fresh`, and the next ones for the places behind it.
@@ -381,19 +256,18 @@ Taken ProcessPages::leave(Hva at, u64 fresh, u64 pages, u64* frame) {
                            &span);
   };
   auto taken = take(pages);
-  Left left = has_left(at, fresh);
+  Left left = has_left(at, fresh, false);
   // It may be one of the next ones that cannot be taken; or another owner has this one: it was
   // swapped, or is on a device.
   const bool by_itself = !taken && pages > 1;
   if (left == Left::kStillDue &&
       (by_itself || (taken && host::bring_back(at) == host::BringBack::kBack))) {
     taken = take(1);
-    left = has_left(at, fresh);
   }
+  if (left == Left::kStillDue) left = has_left(at, fresh, true);
   *frame = fresh;
   if (left == Left::kYes) return Taken::kFrame;
-  withdraw(at, fresh);
-  give_places(fresh, pages);
+  frames_.give_places(fresh, pages);
   const Ahead ahead = take_ahead(at, {}, frame);
   if (ahead == Ahead::kYes) return Taken::kFrame;
   const bool may_come = left == Left::kNo || ahead == Ahead::kInHand || taken.has_value();
@@ -411,11 +285,11 @@ Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
     u64 pages = 1;
     const u64 fresh = places(at, alike, &pages);
     if (fresh == 0) return Taken::kBusy;
-    ahead = take_ahead(at, {.frame = fresh, .places = static_cast<u8>(pages)}, frame);
+    ahead = take_ahead(at, {fresh, Due::What::kPlace, static_cast<u8>(pages)}, frame);
     if (ahead == Ahead::kNo) {
       taken = leave(at, fresh, pages, frame);
     } else {
-      give_places(fresh, pages);
+      frames_.give_places(fresh, pages);
     }
   }
   if (ahead == Ahead::kInHand) return Taken::kBusy;
@@ -427,37 +301,45 @@ Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
   return Taken::kUntouched;
 }
 
-// Nothing is due any more when the page has left: a touch may come before take() goes on, and must
-// not be given the bytes that have just been taken.
+// The place that was made ready for the page at `at`, if one was; the page is on its way from now
+// on. `pages`: of a run, which is to have places for all.
+ProcessPages::Due ProcessPages::begin_leaving(Hva at, u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  Due* const due = due_at(at);
+  if (due == nullptr || due->what != Due::What::kPlace || pages > due->places) return {};
+  due->what = Due::What::kLeaving;
+  return *due;
+}
+
+// `moved` pages have left, the first for who asked. Nothing is due there any more: a touch may come
+// before take() goes on, and must not be given the bytes that have just been taken.
+void ProcessPages::end_leaving(Hva at, Due due, u64 moved) {
+  {
+    const sync::MutexGuard guard(lock_);
+    due.what = Due::What::kPlace;
+    *due_at(at) = moved == 0 ? due : Due{0, Due::What::kGone};
+    for (u64 i = 1; i < moved; ++i) {
+      *due_at(at + i * kPageSize) = {due.frame + i * kPageSize, Due::What::kAhead};
+    }
+  }
+  if (moved != 0) frames_.give_places(due.frame + moved * kPageSize, due.places - moved);
+}
+
 bool ProcessPages::take(const host::AbsentPage& page, host::PageExit& exit) {
-  const Due due = swap_due(page.at, {});
+  const Due due = begin_leaving(page.at, 1);
   // Nobody of ours asked for this one.
   if (due.frame == 0) return false;
-  if (exit.to(Hva(due.frame))) {
-    static_cast<void>(swap_due(page.at, {.gone = true}));
-    give_places(due.frame + kPageSize, due.places - 1U);
-    return true;
-  }
-  static_cast<void>(swap_due(page.at, due));
-  return false;
+  const bool moved = exit.to(Hva(due.frame));
+  end_leaving(page.at, due, moved ? 1 : 0);
+  return moved;
 }
 
 unsigned ProcessPages::take_run(const host::AbsentPage& first, unsigned pages,
                                 host::PageExit& exit) {
-  const Due due = swap_due(first.at, {});
-  const unsigned moved = pages <= due.places && due.frame != 0 ? exit.run_to(Hva(due.frame)) : 0;
-  if (moved == 0) {
-    if (due.frame != 0) static_cast<void>(swap_due(first.at, due));
-    return 0;
-  }
-  {
-    const sync::MutexGuard guard(lock_);
-    *due_at(first.at) = {.gone = true};
-    for (unsigned i = 1; i < moved; ++i) {
-      *due_at(first.at + i * kPageSize) = {.frame = due.frame + i * kPageSize, .ahead = true};
-    }
-  }
-  give_places(due.frame + moved * kPageSize, due.places - moved);
+  const Due due = begin_leaving(first.at, pages);
+  if (due.frame == 0) return 0;
+  const unsigned moved = exit.run_to(Hva(due.frame));
+  end_leaving(first.at, due, moved);
   return moved;
 }
 
@@ -468,7 +350,7 @@ void ProcessPages::leave_none_ahead() {
       const sync::MutexGuard guard(lock_);
       for (; part < parts_.size(); ++part, page = 0) {
         const Vec<Due>& due = parts_[part].due;
-        while (page < due.size() && !due[page].ahead) ++page;
+        while (page < due.size() && !due[page].is_ahead()) ++page;
         if (page < due.size()) break;
       }
       if (part >= parts_.size()) return;
@@ -487,7 +369,7 @@ bool ProcessPages::put(Gpa page, u64 frame) {
   if (at.raw() == 0) return false;
   u64 ahead = 0;
   for (;;) {
-    const Ahead now = take_ahead(at, {.frame = frame}, &ahead);
+    const Ahead now = take_ahead(at, {frame, Due::What::kPut}, &ahead);
     if (now == Ahead::kNo) break;
     if (now == Ahead::kInHand) sync::yield_thread();
   }
@@ -504,7 +386,11 @@ bool ProcessPages::put(Gpa page, u64 frame) {
         break;
     }
     // Still due: nothing stands in there any more, the process gave it up.
-    return swap_due(at, {}).frame == 0;
+    const sync::MutexGuard guard(lock_);
+    Due* const due = due_at(at);
+    if (due == nullptr || due->what != Due::What::kPut || due->frame != frame) return true;
+    *due = {};
+    return false;
   }
 }
 
@@ -513,7 +399,7 @@ bool ProcessPages::put_back(Gpa page, u64 frame) {
 }
 
 void ProcessPages::discard(Gpa page) {
-  if (put(page, kZeros)) return;
+  if (put(page, ProcessFrames::kZeros)) return;
   // No stand-in: what is there is wiped, if anything is.
   const Hva at = address(page);
   static constexpr u8 kNothing[kPageSize] = {};
@@ -530,10 +416,10 @@ host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::Pag
     if (part == nullptr) return host::BringBack::kLost;
     gpa = part->base + (at - part->at.start());
     Due* const now = due_at(at);
-    now->in_hand = now->ahead;
+    if (now->what == Due::What::kAhead) now->what = Due::What::kInHand;
     due = *now;
   }
-  if (due.frame == 0) {
+  if (due.frame == 0 || due.what == Due::What::kPlace) {
     switch (guest_->touch_begin(gpa, &due.frame)) {
       case SecureGuest::Touch::kAgain:
       case SecureGuest::Touch::kNoStandIn:
@@ -543,23 +429,22 @@ host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::Pag
       case SecureGuest::Touch::kFrame:
         break;
     }
-    due.touched = true;
-    static_cast<void>(swap_due(at, due));
+    due.what = Due::What::kTouched;
+    set_due(at, due);
   }
   static constexpr u8 kNothing[kPageSize] = {};
   // Copied rather than moved: moving would leave a place without memory, to be wiped with a fault,
   // given to the kernel, and filled again for the next page that leaves.
   const void* const bytes =
-      due.frame == kZeros ? kNothing : reinterpret_cast<const void*>(due.frame);
+      due.frame == ProcessFrames::kZeros ? kNothing : reinterpret_cast<const void*>(due.frame);
   const bool put = entry.from_bytes(bytes);
   if (!put) {
-    due.in_hand = false;
-    if (due.ahead) static_cast<void>(swap_due(at, due));
+    if (due.what == Due::What::kInHand) set_due(at, {due.frame, Due::What::kAhead});
     return host::BringBack::kRetry;
   }
-  static_cast<void>(swap_due(at, {}));
+  set_due(at, {});
   drop_frame(due.frame);
-  if (due.touched) guest_->touch_end(gpa, 0, true);
+  if (due.what == Due::What::kTouched) guest_->touch_end(gpa, 0, true);
   return host::BringBack::kBack;
 }
 
@@ -575,10 +460,10 @@ void ProcessPages::discard(const host::AbsentPage& page) {
     if (part == nullptr) return;
     gpa = part->base + (at - part->at.start());
     Due* const found = due_at(at);
-    if (!found->touched && !found->ahead) return;
+    if (found->what != Due::What::kTouched && !found->is_ahead()) return;
     due = std::exchange(*found, Due());
   }
-  if (due.ahead) return drop_frame(due.frame);
+  if (due.is_ahead()) return drop_frame(due.frame);
   guest_->touch_end(gpa, due.frame, false);
 }
 

@@ -9,14 +9,13 @@
 // I1: a page has at most one frame waiting to be put there (`due`): a put's, a touch's, or that of
 // its
 //     own bytes, taken ahead of being asked for.
-// I2: a frame is wiped before anybody else has it. Some stay as pages of zeros, for what leaves
-// secure
-//     memory; the others go back to the kernel, because a page can only be moved to an empty place.
+// I2: a frame is one page's, from where it is made ready until the page's bytes are elsewhere
+//     (uv/process_frames.h).
 // I3: before the process gives up an address of the guest's, by whatever call, the guest has been
 //     told: the ultravisor uses no frame there any more (UV_PAGE_INVAL). It hears the bell for
 //     that.
 // I4: ageing touches nothing: nobody here says that a page is young.
-// Locking: lock_ (rank leaf), over frames and what is due; never across a call. Pages of 4 KiB.
+// Locking: lock_ (rank leaf), over what is due; never across a call. Pages of 4 KiB.
 // Lifetime: the guest has left (SecureGuest::svm_off) before its memory is forgotten, and outlives
 // this: the bell rings until the end.
 
@@ -25,6 +24,7 @@
 #include "host/page_owner.h"
 #include "sync/mutex.h"
 #include "uv/normal_memory.h"
+#include "uv/process_frames.h"
 #include "uv/secure_guest.h"
 
 namespace stagetwo::uv {
@@ -63,21 +63,27 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   bool borrows(HvaRange range) override;
 
   // Frames that hold something, for leak tests.
-  [[nodiscard]] u64 frames_in_use() TA_EXCL(lock_);
+  [[nodiscard]] u64 frames_in_use();
 
  private:
-  // What is to be put at a page. 0: nothing.
+  // What is due at a page. Whoever made it takes it back, or finds it gone; a frame is named by
+  // one.
   struct Due {
+    enum class What : u8 {
+      kNothing,
+      kPlace,    // the page is to leave for `frame`, its neighbours for the places behind it
+      kLeaving,  // it is on its way there, by the hand of whoever came first
+      kGone,     // it has left for who asked, who has not seen it yet
+      kPut,      // what is to stand there
+      kTouched,  // the same, of a touch: the guest waits for touch_end()
+      kAhead,    // its own bytes, until somebody asks for it
+      kInHand,   // of those: they are being put
+    };
     u64 frame = 0;
-    bool touched = false;  // of a touch: the guest waits for touch_end()
-    bool ahead = false;    // the page's own bytes, until somebody asks for it
-    bool in_hand = false;  // of those: they are being put
-    bool gone = false;     // nothing: the page left for who asked, who has not seen it yet
-    u8 places = 1;         // of a page that is to leave: how many there are from `frame` on
+    What what = What::kNothing;
+    u8 places = 1;
+    [[nodiscard]] bool is_ahead() const { return what == What::kAhead || what == What::kInHand; }
   };
-  // Places for neighbours that leave at once; they are emptied at once, too.
-  static constexpr u64 kRun = 16, kRuns = 32;
-  static constexpr u64 kZeros = 1;  // no frame: zeros
 
   struct Part {
     Gpa base;
@@ -89,34 +95,26 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] Due* due_at(Hva at) TA_REQ(lock_);
   [[nodiscard]] Hva address(Gpa page) TA_EXCL(lock_);
   [[nodiscard]] HvaRange part_at(Hva at) TA_EXCL(lock_);
-  [[nodiscard]] Due swap_due(Hva at, Due fresh) TA_EXCL(lock_);
+  void set_due(Hva at, Due fresh) TA_EXCL(lock_);
   [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
   enum class Ahead : u8 { kNo, kYes, kInHand };
   enum class Left : u8 { kNo, kYes, kStillDue };
   [[nodiscard]] Ahead take_ahead(Hva at, const Due& otherwise, u64* frame) TA_EXCL(lock_);
   [[nodiscard]] Taken leave(Hva at, u64 fresh, u64 pages, u64* frame) TA_EXCL(lock_);
-  [[nodiscard]] Left has_left(Hva at, u64 fresh) TA_EXCL(lock_);
-  void withdraw(Hva at, u64 fresh) TA_EXCL(lock_);
+  [[nodiscard]] Left has_left(Hva at, u64 fresh, bool gives_up) TA_EXCL(lock_);
+  [[nodiscard]] Due begin_leaving(Hva at, u64 pages) TA_EXCL(lock_);
+  void end_leaving(Hva at, Due due, u64 moved) TA_EXCL(lock_);
   [[nodiscard]] u64 places(Hva at, u64 alike, u64* pages) TA_EXCL(lock_);
-  [[nodiscard]] u64 new_run() TA_EXCL(lock_);
-  [[nodiscard]] bool give_to_run(u64 frame, u64 count) TA_EXCL(lock_);
-  void give_places(u64 first, u64 count) TA_EXCL(lock_);
   // The guest's memory that `range` has of part `index` or a later one. False: no more.
   [[nodiscard]] bool overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) TA_EXCL(lock_);
-  [[nodiscard]] u64 empty_frame() TA_EXCL(lock_);
-  [[nodiscard]] Result<void> more_frames() TA_EXCL(lock_);
 
   SecureGuest* guest_ = nullptr;  // set once
   bool hears_ = false;            // written by map() alone, one thread at a time
+  ProcessFrames frames_;
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Part> parts_ TA_GUARDED(lock_){"uv.parts"};
-  Vec<u64> free_ TA_GUARDED(lock_){"uv.free_frames"};  // without memory
-  Vec<u64> warm_ TA_GUARDED(lock_){"uv.warm_frames"};  // pages of zeros
-  Vec<u64> chunks_ TA_GUARDED(lock_){"uv.frame_chunks"};
-  u64 runs_ TA_GUARDED(lock_) = 0;           // the first of kRuns runs; 0: none yet
-  u8 in_run_[kRuns] TA_GUARDED(lock_) = {};  // places of each that are in use
-  Hva last_taken_ TA_GUARDED(lock_);         // by which order is seen
-  u64 window_ TA_GUARDED(lock_) = 1;         // pages that it is trusted for
+  Hva last_taken_ TA_GUARDED(lock_);  // by which order is seen
+  u64 window_ TA_GUARDED(lock_) = 1;  // pages that it is trusted for
 };
 
 }  // namespace stagetwo::uv

@@ -130,6 +130,25 @@ struct SlotGoesUnderTouch : UvWorld {
   }
 };
 
+// The same under a vCPU that has seen its page paged out, and now wishes for it (the wish was
+// refused as of a page that is there, and KVM_RUN answered EFAULT).
+struct SlotGoesUnderAWish : UvWorld {
+  static constexpr unsigned kThreads = 2;
+  SlotGoesUnderAWish() { vmm_reads(); }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) return m.guest.remove_slot(0);
+    auto done = uv::GuestAccess::kRetry;
+    for (unsigned i = 0; i < 8 && done == uv::GuestAccess::kRetry; ++i) {
+      done = m.ultravisor.bring(uv_lpid, m.gpa(0));
+      sched::expect(done != uv::GuestAccess::kFault, "a slot that goes is no fault of the page");
+    }
+    u64 word = 0;
+    const auto read = m.ultravisor.access(uv_lpid, m.gpa(1), &word, sizeof(word), false);
+    sched::expect(read != uv::GuestAccess::kFault, "nor of one that is read");
+  }
+};
+
 // Reset during the change of state.
 struct ResetAgainstEsm : UvWorld {
   static constexpr unsigned kThreads = 2;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The races that the kernel's version of secure guests lost once, under the scheduler.
+#include "tests/sched/uv_process_scenarios.h"
 #include "tests/sched/uv_scenarios.h"
 
 namespace stagetwo::test {
@@ -21,6 +22,9 @@ TEST(SecurePages, AReflectedFaultFindsTheFrameThatIsThere) {
 }
 TEST(SecurePages, ASlotGoesWhenNobodyIsAtItsPages) {
   expect_holds<SlotGoesUnderTouch>(kRuns);
+}
+TEST(SecurePages, ASlotThatGoesUnderAVcpusWishIsNoFault) {
+  expect_holds<SlotGoesUnderAWish>(kRuns);
 }
 TEST(SecurePages, AResetDuringTheChangeOfStateLeavesAGuestThatIsOneThing) {
   expect_holds<ResetAgainstEsm>(kRuns);
@@ -62,6 +66,33 @@ TEST(SecurePages, PagesThatLeaveAtOnceNeedOnePlaceOfTheCipherEach) {
 }
 TEST(SecurePages, AnAbortNeedsOnePlaceOfTheCipherBesideATouch) {
   expect_holds<TouchAgainstAbort>(kRuns);
+}
+
+// ---- pages that leave several at once -----------------------------------------------------------
+
+class PagesAhead : public testing::Test {
+ protected:
+  static constexpr unsigned kFew = 200;  // real pages and system calls
+  void SetUp() override {
+    ASSERT_TRUE(host::backstop::install().has_value());
+    if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
+  }
+};
+
+TEST_F(PagesAhead, ATouchOfOneAndTheGuestsWishForItGiveItOnce) {
+  expect_holds<TouchAgainstPagesAhead>(kFew);
+}
+TEST_F(PagesAhead, ThreeThatWantThemInOrderAllGetThem) {
+  expect_holds<ThreeWantPagesInOrder>(kFew);
+}
+TEST_F(PagesAhead, OneThatARunOfAnotherTakesIsWhoseItIs) {
+  expect_holds<RunTakesForAnother>(kFew);
+}
+TEST_F(PagesAhead, OneThatIsWantedOutAgainIsOut) {
+  expect_holds<PageOutAgainstPagesAhead>(kFew);
+}
+TEST_F(PagesAhead, AResetHasThemBackAndWipesThem) {
+  expect_holds<ResetAgainstPagesAhead>(kFew);
 }
 
 }  // namespace

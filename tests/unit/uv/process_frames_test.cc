@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Goal: a frame is one holder's, and holds nothing of the one before.
+#include "uv/process_frames.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <set>
+
+#include "addr/addr.h"
+#include "base/failpoint.h"
+
+namespace stagetwo::uv {
+namespace {
+
+u8* bytes(u64 frame) {
+  return reinterpret_cast<u8*>(frame);
+}
+
+TEST(ProcessFrames, OneThatComesAgainIsZeros) {
+  ProcessFrames frames;
+  for (const bool empty : {false, true, false}) {
+    std::set<u64> held;
+    for (int i = 0; i < 200; ++i) {
+      const u64 frame = empty ? frames.empty() : frames.full();
+      ASSERT_TRUE(held.insert(frame).second) << "another's";
+      for (u64 at = 0; at < kPageSize; ++at) ASSERT_EQ(bytes(frame)[at], 0);
+      std::memset(bytes(frame), 0x5a, kPageSize);
+    }
+    EXPECT_EQ(frames.in_use(), held.size());
+    for (const u64 frame : held) frames.drop(frame);
+    EXPECT_EQ(frames.in_use(), 0u);
+  }
+  frames.drop(0);
+  frames.drop(ProcessFrames::kZeros);
+}
+
+TEST(ProcessFrames, ARunIsGivenAgainWhenItsLastPlaceIsBack) {
+  ProcessFrames frames;
+  std::set<u64> runs;
+  u64 run = 0;
+  while ((run = frames.run(3)) != 0) ASSERT_TRUE(runs.insert(run).second);
+  EXPECT_EQ(frames.in_use(), 3 * runs.size());
+  const u64 first = *runs.begin();
+  std::memset(bytes(first), 0x5a, 3 * kPageSize);
+  frames.drop(first + kPageSize);
+  frames.give_places(first + 2 * kPageSize, 1);
+  EXPECT_EQ(frames.run(2), 0u) << "one of its places is somebody's";
+  frames.drop(first);
+  EXPECT_EQ(frames.run(ProcessFrames::kRun), first);
+  for (u64 at = 0; at < 3 * kPageSize; ++at) ASSERT_EQ(bytes(first)[at], 0);
+  for (u64 i = 0; i < ProcessFrames::kRun; ++i) frames.drop(first + i * kPageSize);
+  runs.erase(first);
+  for (const u64 other : runs) frames.give_places(other, 3);
+  EXPECT_EQ(frames.in_use(), 0u);
+}
+
+TEST(ProcessFrames, WithoutMemoryThereIsNone) {
+  ProcessFrames frames;
+  failpoint::arm(nullptr, 1, failpoint::kForever);
+  EXPECT_EQ(frames.full(), 0u);
+  EXPECT_EQ(frames.empty(), 0u);
+  EXPECT_EQ(frames.run(4), 0u);
+  failpoint::disarm();
+  const u64 frame = frames.empty();
+  EXPECT_NE(frame, 0u);
+  frames.drop(frame);
+}
+
+}  // namespace
+}  // namespace stagetwo::uv
