@@ -6,10 +6,10 @@
 #include "host/worker.h"
 #include "sync/futex.h"
 
-// One turn at a time makes room, whoever runs it. Those who find nothing left meanwhile sleep on
-// `grants` and look again; they come back also when the turns make no progress, after kLongestNs,
-// because a page that cannot be paid for is still the guest's, and a guest whose store takes longer
-// is seen to stand still.
+// One turn at a time makes room, the worker's as a rule: a turn may read a gigabyte's tables or
+// wait for a disk, which no guest's store should last. Who finds nothing left wakes the worker and
+// sleeps on `grants`, once; a page that cannot be paid for is still the guest's. Only if the worker
+// does not follow, by kDeepDebt, guests make room themselves, for kLongestNs at most.
 
 namespace stagetwo::host::budget {
 
@@ -20,12 +20,13 @@ constinit sync::Atomic<bool> limited{false};
 namespace {
 
 constexpr u64 kLongestNs = 4'000'000;
-constexpr s64 kDeepDebt = 256;
+constexpr s64 kDeepDebt = 512;
 constexpr u64 kLookAgainNs = 1'000'000;
 
 constinit sync::Atomic<WorkItem*> relief{nullptr};
 // Set by grant(), taken from by payments; an estimate, so relaxed.
 constinit sync::Atomic<s64> pages_left{0};
+constinit sync::Atomic<s64> reserved{0};
 // Raised by every grant(); sleepers wait on it.
 constinit sync::Atomic<u32> grants{0};
 
@@ -33,7 +34,15 @@ constinit sync::Atomic<u32> grants{0};
 
 void detail::pay_slow(u64 pages) {
   const s64 wanted = static_cast<s64>(pages);
-  if (pages_left.fetch_sub(wanted, sync::kRelaxed) >= wanted) return;
+  const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
+  if (before >= wanted) return;
+  if (before > -kDeepDebt && worker_runs()) {
+    const u32 seen = grants.load(sync::kAcquire);
+    if (pages_left.load(sync::kRelaxed) > 0) return;
+    kick_worker(true);
+    sync::futex_wait(grants, seen, kLookAgainNs);
+    return;
+  }
   const u64 begun = sync::now_ns();
   while (pages_left.load(sync::kRelaxed) <= 0 && sync::now_ns() - begun < kLongestNs) {
     WorkItem* const item = relief.load(sync::kAcquire);
@@ -50,12 +59,14 @@ void owe(u64 pages) {
   const s64 wanted = static_cast<s64>(pages);
   const u32 seen = grants.load(sync::kAcquire);
   const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
-  if (before > 0 && before <= wanted) kick_worker(true);
-  // So deep in debt the worker does not follow: it is given the time of a few pages.
-  if (before < -kDeepDebt) sync::futex_wait(grants, seen, kLookAgainNs);
+  const s64 kept = reserved.load(sync::kRelaxed);
+  if (before > kept && before - wanted <= kept) kick_worker(true);
+  // The worker does not follow: it is given the time of a few pages.
+  if (before < kept) sync::futex_wait(grants, seen, kLookAgainNs);
 }
 
-void limit(WorkItem* item) {
+void limit(WorkItem* item, s64 reserve) {
+  reserved.store(reserve, sync::kRelaxed);
   relief.store(item, sync::kRelease);
   detail::limited.store(true, sync::kRelaxed);
 }
@@ -75,6 +86,9 @@ void grant(s64 pages) {
 
 s64 left() {
   return pages_left.load(sync::kRelaxed);
+}
+s64 spare() {
+  return left() - reserved.load(sync::kRelaxed);
 }
 
 void after_fork_child() {

@@ -2,10 +2,16 @@
 #pragma once
 
 // How many more pages guests may get before somebody makes room: whoever is about to make one
-// present pays here first, and who finds nothing left makes room himself, by a turn of the work
-// item that said so, or waits for who is at it. Analogue: try_charge() of a memory cgroup and its
-// direct reclaim (kernel file: mm/memcontrol.c). Differs: what is paid is an estimate that each
-// turn corrects, and a payment is never refused: where no room can be made, the limit is not kept.
+// present pays here first, and who finds nothing left waits for room, a millisecond at most: the
+// worker makes it, by a turn of the work item that said so, or, deep in debt or without a worker,
+// who pays does himself. Analogue: try_charge() of a memory cgroup and its direct reclaim (kernel
+// file: mm/memcontrol.c). Differs: what is paid is an estimate that each turn corrects, and a
+// payment is never refused: where no room can be made, the limit is not kept.
+//
+// A store may need several pages (its table, its page), and a guest whose store takes 10 ms is
+// taken for one that stands still. So those who answer touches of the process, and can bring back
+// more in a millisecond than a turn takes away, wait before the last pages are gone: a guest finds
+// some left (the reserve) whatever the process has just read.
 //
 // Pressure is data, not a bell: docs/decisions/0024-memory-under-a-limit.md.
 //
@@ -30,20 +36,23 @@ inline void pay(u64 pages) {
   if (detail::limited.load(sync::kRelaxed)) [[unlikely]]
     detail::pay_slow(pages);
 }
-// The same for who must not wait for anybody: nothing left is the worker's to know. Deep in debt it
-// takes a millisecond.
+// The same for who must not wait for anybody: that only the reserve is left is the worker's to
+// know. Below it a call takes a millisecond.
 void owe(u64 pages);
 
 [[nodiscard]] inline bool is_limited() {
   return detail::limited.load(sync::kRelaxed);
 }
-// Pages are paid for from now on, and `item` makes room. Pre: it is in the worker's list.
-void limit(WorkItem* item);
+// Pages are paid for from now on, and `item` makes room; the last `reserve` are for those who pay
+// first. Pre: it is in the worker's list.
+void limit(WorkItem* item, s64 reserve = 0);
 // Nobody pays any more. Post: no turn runs on account of a payment. Pre: before remove_work().
 void clear();
 // What is left, in place of what was. Wakes those who wait.
 void grant(s64 pages);
 [[nodiscard]] s64 left();
+// Beyond the reserve.
+[[nodiscard]] s64 spare();
 
 void after_fork_child();
 

@@ -260,7 +260,7 @@ void work_without_thread() {
   worker.run_due();
 }
 
-bool debug_worker_runs() {
+bool worker_runs() {
   const Thread now = worker.thread();
   return now == Thread::kRuns || now == Thread::kStarting;
 }

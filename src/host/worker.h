@@ -59,8 +59,8 @@ bool run_turn(WorkItem* item);
 // Runs what is due if there is no thread to do it. One relaxed load when there is.
 void work_without_thread();
 
-// Does the thread exist? Racy: diagnostics and tests.
-[[nodiscard]] bool debug_worker_runs();
+// Does the thread exist? Racy: it may be about to end.
+[[nodiscard]] bool worker_runs();
 // For tests: the next attempts to make the thread fail.
 void debug_without_worker(bool without);
 void worker_after_fork_child();

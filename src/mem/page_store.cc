@@ -177,7 +177,7 @@ Result<SwapExtent> PageStore::write_out(const void* bytes, u16 size, int fd) {
   if (written) return extent;
   const sync::MutexGuard guard(lock_);
   ++use_.write_errors;
-  file_.release(fd, extent);
+  file_.release(extent);
   return refuse(written.error());
 }
 
@@ -186,7 +186,7 @@ Result<StoredPage> PageStore::put_on_disk(const void* bytes, u16 size, int fd) {
   const sync::MutexGuard guard(lock_);
   const auto entry = new_entry();
   if (!entry) {
-    file_.release(fd, extent);
+    file_.release(extent);
     return refuse(entry.error());
   }
   Entry& e = entries_[*entry];
@@ -220,7 +220,7 @@ bool PageStore::move_oldest(Bench* bench, int fd) {
   const sync::MutexGuard guard(lock_);
   Entry& e = entries_[entry];
   if (e.kind == Kind::kLeft) {
-    if (extent) file_.release(fd, *extent);
+    if (extent) file_.release(*extent);
     free_entry(entry);
   } else if (extent) {
     pool_.free(e.object);
@@ -314,7 +314,7 @@ Result<void> PageStore::get_bytes(StoredPage stored, void* to, int fd) {
   return get_entry(stored, to, Form::kBytes, fd);
 }
 
-void PageStore::drop(StoredPage stored, int fd) {
+void PageStore::drop(StoredPage stored) {
   if (stored == kZeros) {
     same_filled_.fetch_sub(1, sync::kRelaxed);
     return;
@@ -339,7 +339,7 @@ void PageStore::drop(StoredPage stored, int fd) {
       e.kind = Kind::kLeft;
       break;
     case Kind::kDisk:
-      file_.release(fd, e.extent);
+      file_.release(e.extent);
       --use_.on_disk;
       free_entry(entry);
       break;
@@ -348,6 +348,19 @@ void PageStore::drop(StoredPage stored, int fd) {
       ST_CHECK(false);
   }
   count_memory();
+}
+
+// Nothing is written to it meanwhile, and nobody waits for the lock while the disk is busy.
+void PageStore::give_back(int fd) {
+  SwapFile::Hole hole;
+  {
+    const sync::MutexGuard guard(lock_);
+    hole = file_.begin_hole();
+  }
+  if (hole.blocks == 0) return;
+  SwapFile::punch(fd, hole);
+  const sync::MutexGuard guard(lock_);
+  file_.end_hole(hole);
 }
 
 StoreUse PageStore::use() {

@@ -67,7 +67,10 @@ class PageStore {
   // Puts them at `page`; they stay stored. Failure: the bytes are lost: EBADMSG (they are not those
   // that were written), EIO and whatever the disk says.
   [[nodiscard]] Result<void> get(StoredPage stored, void* page, int fd) TA_EXCL(lock_);
-  void drop(StoredPage stored, int fd) TA_EXCL(lock_);
+  void drop(StoredPage stored) TA_EXCL(lock_);
+  // Blocks of the disk that nobody needs go back to it, some at a time; until then they are used
+  // again before others are. Context: may sleep for as long as a disk takes.
+  void give_back(int fd) TA_EXCL(lock_);
 
   // The same for bytes that somebody else has made of a page: kept as they are. Pre: size is at
   // most CompressedPool::kMaxObject, or a page's.

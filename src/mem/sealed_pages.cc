@@ -132,7 +132,7 @@ Result<void> SealedPages::drop_from_file(u64 page) {
 
 void SealedPages::drop(u64 page) {
   Record& record = records_[page];
-  if (record.state != State::kLost) swap_.private_store().drop(record.stored, swap_.file().get());
+  if (record.state != State::kLost) swap_.private_store().drop(record.stored);
   record = Record();
   count_away(-1);
 }
@@ -171,7 +171,7 @@ Result<void> SealedPages::give(u64 page, u8* to) {
     std::memset(to, 0, kPageSize);
   } else if (const auto opened = open(page, to); !opened) {
     static_cast<void>(remove(to));
-    swap_.private_store().drop(record.stored, swap_.file().get());
+    swap_.private_store().drop(record.stored);
     record.state = State::kLost;
     swap_.private_lost(Hva(reinterpret_cast<u64>(to)), to_int(opened.error()));
     return opened;

@@ -18,8 +18,9 @@
 #include "base/sys.h"
 
 // The map has a byte a block. An extent lies within one block, so looking for room is looking at
-// bytes. The search begins where the last extent was given back and gives up soon; only a file that
-// has reached its limit is looked through from end to end, once for whatever is given back.
+// bytes. The search begins where the last extent was given back and gives up soon; then 64 blocks
+// are used again of which none has an extent, before the file is made longer. Only a file that has
+// reached its limit is looked through from end to end, once for whatever is given back.
 //
 // The hash is seeded with the place: bytes that the disk put elsewhere do not pass for those that
 // belong here.
@@ -28,7 +29,8 @@ namespace stagetwo::mem {
 namespace {
 
 constexpr u64 kLookedAt = 64;     // before the file is made longer
-constexpr u64 kPunchBlocks = 64;  // given back to the disk together
+constexpr u64 kChunkBlocks = 64;  // given back to the disk together
+constexpr u64 kMostChunks = 64;   // in one hole
 
 constexpr unsigned units_of(u16 bytes) {
   return static_cast<unsigned>((bytes + kSwapUnit - 1) / kSwapUnit);
@@ -105,14 +107,32 @@ u8 SwapFile::search(unsigned units, u64 most) {
   return 0;
 }
 
+// A block more.
+Result<void> SwapFile::lengthen() {
+  const u64 count = blocks_.size();
+  if (count == blocks_.capacity()) ST_TRY(blocks_.reserve(2 * count + 1024));
+  if (chunks_.size() * kChunkBlocks == count) ST_TRY(chunks_.push_back({}));
+  return blocks_.push_back(0);
+}
+
+// Goes on at a chunk that the disk has for nothing, all of it free. False: there is none.
+bool SwapFile::find_waste() {
+  if (waste_ == 0) return false;
+  while (!chunks_[waste_next_].is_waste()) {
+    waste_next_ = waste_next_ + 1 < chunks_.size() ? waste_next_ + 1 : 0;
+  }
+  next_ = waste_next_ * kChunkBlocks;
+  return true;
+}
+
 // A block with room for `units`; *mask says where in it.
 Result<u32> SwapFile::find_block(unsigned units, u8* mask) {
   const u64 count = blocks_.size();
   *mask = search(units, std::min(count, kLookedAt));
+  if (*mask == 0 && find_waste()) *mask = search(units, 1);
   if (*mask != 0) return static_cast<u32>(next_);
   if ((count + 1) * kPageSize <= limit_ && count < ~u32{0} / kUnitsPerBlock) {
-    if (count == blocks_.capacity()) ST_TRY(blocks_.reserve(2 * count + 1024));
-    ST_TRY(blocks_.push_back(0));
+    ST_TRY(lengthen());
     next_ = count;
     *mask = mask_of(units, 0);
     return static_cast<u32>(count);
@@ -130,7 +150,13 @@ Result<SwapExtent> SwapFile::allocate(u16 bytes) {
   const unsigned units = units_of(bytes);
   u8 mask = 0;
   const u32 block = ST_TRY(find_block(units, &mask));
-  if (blocks_[block] == 0) ++used_blocks_;
+  if (blocks_[block] == 0) {
+    ++used_blocks_;
+    Chunk& chunk = chunks_[block / kChunkBlocks];
+    if (chunk.is_waste()) --waste_;
+    ++chunk.used;
+    chunk.on_disk = true;
+  }
   blocks_[block] |= mask;
   used_units_ += units;
   SwapExtent extent;
@@ -139,7 +165,7 @@ Result<SwapExtent> SwapFile::allocate(u16 bytes) {
   return extent;
 }
 
-void SwapFile::release(int fd, const SwapExtent& extent) {
+void SwapFile::release(const SwapExtent& extent) {
   const u64 block = extent.unit / kUnitsPerBlock;
   const unsigned units = units_of(extent.bytes);
   blocks_[block] &= static_cast<u8>(~mask_of(units, extent.unit % kUnitsPerBlock));
@@ -148,19 +174,35 @@ void SwapFile::release(int fd, const SwapExtent& extent) {
   no_room_for_ = kUnitsPerBlock + 1;
   if (blocks_[block] != 0) return;
   --used_blocks_;
-  punch_around(fd, block);
+  Chunk& chunk = chunks_[block / kChunkBlocks];
+  --chunk.used;
+  if (chunk.is_waste()) ++waste_;
 }
 
-// Refused: the disk keeps what nobody needs, and the blocks are used again all the same.
-void SwapFile::punch_around(int fd, u64 block) {
-  const u64 first = align_down(block, kPunchBlocks);
-  if (first + kPunchBlocks > blocks_.size()) return;
-  for (u64 i = first; i < first + kPunchBlocks; ++i) {
-    if (blocks_[i] != 0) return;
+SwapFile::Hole SwapFile::begin_hole() {
+  if (!find_waste()) return {};
+  const u64 first = waste_next_;
+  u64 end = first;
+  while (end < chunks_.size() && end < first + kMostChunks && chunks_[end].is_waste()) {
+    chunks_[end].on_disk = false;
+    --waste_;
+    ++end;
   }
+  Hole hole{first * kChunkBlocks, 0};
+  hole.blocks = std::min(end * kChunkBlocks, blocks_.size()) - hole.first;
+  std::fill_n(blocks_.data() + hole.first, hole.blocks, mask_of(kUnitsPerBlock, 0));
+  return hole;
+}
+
+void SwapFile::punch(int fd, const Hole& hole) {
   static_cast<void>(sys::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                                   static_cast<off_t>(first * kPageSize),
-                                   static_cast<off_t>(kPunchBlocks * kPageSize)));
+                                   static_cast<off_t>(hole.first * kPageSize),
+                                   static_cast<off_t>(hole.blocks * kPageSize)));
+}
+
+void SwapFile::end_hole(const Hole& hole) {
+  std::fill_n(blocks_.data() + hole.first, hole.blocks, u8{0});
+  no_room_for_ = kUnitsPerBlock + 1;
 }
 
 Result<void> SwapFile::write(int fd, SwapExtent* extent, const void* bytes) {

@@ -8,12 +8,14 @@
 //
 // Invariants: I1  no name leads to it: a process that dies in any way leaves nothing behind.
 //             I2  read() answers exactly the bytes of write(), or EBADMSG or the kernel's errno.
-//             I3  an extent given back is free for others at once, and its block leaves the disk
-//                 with its neighbours.
-// Locking: none for the map (allocate, release): the caller's. write() and read() take no lock and
-// may sleep.
-// Failure of allocate: ENOSPC (the limit), ENOMEM. Of write: ENOSPC, EDQUOT, EFBIG, EIO: the disk;
-// the extent is still the caller's to release.
+//             I3  an extent given back is free for others at once, and found before the file is
+//             made
+//                 longer; its block leaves the disk with its neighbours, when somebody has the
+//                 time.
+// Locking: none for the map (allocate, release, begin_hole, end_hole): the caller's. write(),
+// read() and punch() take no lock and may sleep: a file system may write out what it is to throw
+// away. Failure of allocate: ENOSPC (the limit), ENOMEM. Of write: ENOSPC, EDQUOT, EFBIG, EIO: the
+// disk; the extent is still the caller's to release.
 
 #include "addr/addr.h"
 #include "base/result.h"
@@ -47,27 +49,49 @@ class SwapFile {
 
   // Pre: 0 < bytes <= kPageSize. The bytes' place, not yet written.
   [[nodiscard]] Result<SwapExtent> allocate(u16 bytes);
-  void release(int fd, const SwapExtent& extent);
+  void release(const SwapExtent& extent);
   // Writes extent.bytes bytes; their hash goes into *extent.
   [[nodiscard]] static Result<void> write(int fd, SwapExtent* extent, const void* bytes);
   [[nodiscard]] static Result<void> read(int fd, const SwapExtent& extent, void* bytes);
+
+  // Blocks in a row that the disk has and nobody needs. From begin to end nobody is given one of
+  // them, so the hole is made without a lock. Refused by the disk: it keeps them.
+  struct Hole {
+    u64 first = 0;
+    u64 blocks = 0;  // 0: there are none
+  };
+  [[nodiscard]] Hole begin_hole();
+  static void punch(int fd, const Hole& hole);
+  void end_hole(const Hole& hole);
 
   // Bytes of extents in use; whole blocks that hold some.
   [[nodiscard]] u64 bytes() const { return used_units_ * kSwapUnit; }
   [[nodiscard]] u64 blocks() const { return used_blocks_; }
   // Of the map itself.
-  [[nodiscard]] u64 map_bytes() const { return blocks_.capacity(); }
+  [[nodiscard]] u64 map_bytes() const {
+    return blocks_.capacity() + chunks_.capacity() * sizeof(Chunk);
+  }
 
  private:
   static constexpr unsigned kUnitsPerBlock = static_cast<unsigned>(kPageSize / kSwapUnit);
   [[nodiscard]] static u8 room_in(u8 taken, unsigned units);
   [[nodiscard]] u8 search(unsigned units, u64 most);
   [[nodiscard]] Result<u32> find_block(unsigned units, u8* mask);
-  void punch_around(int fd, u64 block);
+  [[nodiscard]] Result<void> lengthen();
+  [[nodiscard]] bool find_waste();
 
   u64 limit_ = kSwapForever;
   // One byte a block of a page: which of its eight units are taken.
   Vec<u8> blocks_{"mem.swap_map"};
+  // 64 blocks.
+  struct Chunk {
+    u8 used = 0;           // blocks of it with an extent
+    bool on_disk = false;  // one was written to since the last hole
+    [[nodiscard]] bool is_waste() const { return used == 0 && on_disk; }
+  };
+  Vec<Chunk> chunks_{"mem.swap_chunks"};
+  u64 waste_ = 0;                              // chunks that are
+  u64 waste_next_ = 0;                         // where the search for one begins
   u64 next_ = 0;                               // where the next search begins
   unsigned no_room_for_ = kUnitsPerBlock + 1;  // so many units, since the last release
   u64 used_units_ = 0;

@@ -4,6 +4,7 @@
 // is, and the next turn goes on.
 //
 //   limit ------------------- a guest's fault waits here
+//   reserve 1/128 below ----- the process's own touches do
 //   high   1/32 below ------- the worker begins
 //   low    1/16 below ------- it stops
 
@@ -165,6 +166,7 @@ u64 Reclaimer::evict(const Scope& scope, Age from, u64 wanted) {
     }
     hand_ = index >= span->pages ? span->range.end() : span->at(index);
   }
+  if (taken != 0) last_taken_ = sync::now_ns();
   return taken;
 }
 

@@ -24,6 +24,9 @@ namespace {
 constexpr u64 kBusyNs = 0;
 constexpr u64 kNearNs = 1'000'000;
 constexpr u64 kFarNs = 10'000'000;
+constexpr u64 kQuietNs = 100'000'000;
+// Of the limit: a quarter of what is free when the worker begins (choosing.cc).
+constexpr u64 kReserveShare = 128;
 
 // Set under guests.lock; read there, or by who knows that it is active.
 constinit sync::Atomic<Reclaimer*> the_reclaimer{nullptr};
@@ -78,7 +81,7 @@ void Reclaimer::set_limit(u64 bytes) {
   if (bytes == kNoLimit) {
     host::budget::clear();
   } else {
-    host::budget::limit(this);
+    host::budget::limit(this, static_cast<s64>((bytes >> kPageShift) / kReserveShare));
   }
 }
 
@@ -116,6 +119,10 @@ void Reclaimer::turn() {
     last_measure_ = sync::now_ns();
     if (any_guest_limited()) look();
     measure_guests();
+  }
+  // A file system may write out first what it is to throw away: not while guests wait for pages.
+  if (!busy_ && now - last_taken_ > kQuietNs) {
+    swapper_.store().give_back(swapper_.file().get());
   }
   const sync::MutexGuard guard(report_);
   shown_.resident = look_.resident;

@@ -5,8 +5,8 @@
 // Part of reclaim; not for other rooms. Analogue: kswapd and direct reclaim, and the walks of MGLRU
 // (kernel file: mm/vmscan.c).
 //
-// One turn runs at a time, by the engine's worker or by the thread of a guest's fault that found
-// nothing left of the budget (host/memory_budget.h).
+// One turn runs at a time, by the engine's worker or, where that does not follow, by the thread of
+// a guest's fault that found nothing left of the budget (host/memory_budget.h).
 //
 //   look     which pages are resident: the kernel is asked, about 1 ms a gigabyte; in between the
 //            process's resident set says by how much that may have grown
@@ -114,6 +114,7 @@ class Reclaimer final : public host::WorkItem {
   u64 last_pass_ = 0;
   u64 last_sample_;
   u64 last_measure_ = 0;
+  u64 last_taken_ = 0;
   Hva hand_{};
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
   u64 huge_splits_ = 0;

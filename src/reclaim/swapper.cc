@@ -215,7 +215,7 @@ int Swapper::settle() {
     const auto stored = store_.put(bytes_at(place_at(staged.place)), bench_, file().get());
     if (end_squeeze(staged, stored)) continue;
     if (stored) {
-      store_.drop(*stored, file().get());
+      store_.drop(*stored);
       continue;
     }
     refusal = to_int(stored.error());
@@ -267,7 +267,7 @@ u32 Swapper::end_return(Hva at, Return job, host::BringBack outcome, Touch touch
     dropped = gone && now == Where::kFetching;
     job.what = what;
   }
-  if (dropped) store_.drop(mem::StoredPage{job.what}, file().get());
+  if (dropped) store_.drop(mem::StoredPage{job.what});
   return ahead;
 }
 
@@ -345,7 +345,7 @@ unsigned Swapper::bring_back_run(const host::AbsentPage& first, unsigned pages,
   run_busy_.store(false, sync::kRelease);
   if (count != 0) end_run(first.at, count, back);
   if (back != 0) host::budget::owe(back);
-  for (unsigned i = 0; i < back; ++i) store_.drop(mem::StoredPage{stored[i]}, file_use.get());
+  for (unsigned i = 0; i < back; ++i) store_.drop(mem::StoredPage{stored[i]});
   return back;
 }
 
@@ -389,8 +389,8 @@ u32 Swapper::kept_behind(Hva after, u32 most) {
 // sequence that has been long: its next pages will be wanted, and cost less together.
 void Swapper::read_ahead(Hva after, u32 most) {
   int nobody = 0;
-  const s64 needed = most < kMostAhead ? s64{2} * kMostAhead : -s64{2} * kMostAhead;
-  if (host::budget::left() < needed) return;
+  const s64 needed = most < kMostAhead ? s64{2} * kMostAhead : -s64{kMostAhead};
+  if (host::budget::spare() < needed) return;
   if (!ahead_.compare_exchange(nobody, sys::current_tid(), sync::kRelaxed)) return;
   const u64 came = host::bring_back_ahead(HvaRange(after, kept_behind(after, most) * kPageSize));
   ahead_.store(0, sync::kRelaxed);

@@ -116,7 +116,7 @@ TEST_F(NxHugePages, SplitByAFetchIsGivenBackAfterOneRecoveryPeriod) {
   boot();
   read_page(0);
   expect(1, 0);
-  EXPECT_FALSE(stagetwo::host::debug_worker_runs()) << "nothing to recover, no thread";
+  EXPECT_FALSE(stagetwo::host::worker_runs()) << "nothing to recover, no thread";
   fetch_page(0);
   expect(0, 1);
   fetch_page(1);

@@ -59,7 +59,7 @@ bool soon(F&& condition) {
 TEST(Worker, ExistsOnlyWhileThereIsWork) {
   std::thread([] {}).join();  // a sanitizer makes a thread of its own beside the first
   const size_t before = threads();
-  EXPECT_FALSE(debug_worker_runs());
+  EXPECT_FALSE(worker_runs());
   Counter item(5);
   add_work(&item);
   EXPECT_EQ(before + 1, threads());
@@ -67,10 +67,10 @@ TEST(Worker, ExistsOnlyWhileThereIsWork) {
   add_work(&second);
   EXPECT_EQ(before + 1, threads()) << "one thread, however many items";
   remove_work(&item);
-  EXPECT_TRUE(debug_worker_runs());
+  EXPECT_TRUE(worker_runs());
   remove_work(&second);
   EXPECT_TRUE(soon([&] { return threads() == before; }));
-  EXPECT_FALSE(debug_worker_runs());
+  EXPECT_FALSE(worker_runs());
 }
 
 TEST(Worker, TakesATurnEachPeriodInAThreadOfItsOwn) {
@@ -124,7 +124,7 @@ TEST(Worker, OfAChildIsItsOwn) {
   const pid_t child = fork();
   if (child == 0) {
     after_fork_child();
-    if (threads() != 1 || debug_worker_runs()) _exit(1);
+    if (threads() != 1 || worker_runs()) _exit(1);
     remove_work(&item);  // of the parent: left alone
     const int turns = item.turns;
     Counter own(1);
@@ -142,11 +142,11 @@ TEST(Worker, OfAChildIsItsOwn) {
 }
 
 TEST(Worker, ThatCannotBeMadeLeavesTheWorkToWhoPassesNext) {
-  ASSERT_TRUE(soon([] { return !debug_worker_runs(); })) << "of the test before";
+  ASSERT_TRUE(soon([] { return !worker_runs(); })) << "of the test before";
   debug_without_worker(true);
   Counter item(20);
   add_work(&item);
-  EXPECT_FALSE(debug_worker_runs());
+  EXPECT_FALSE(worker_runs());
   work_without_thread();
   EXPECT_EQ(0, item.turns) << "not due yet";
   std::this_thread::sleep_for(25ms);

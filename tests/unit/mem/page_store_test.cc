@@ -100,7 +100,7 @@ TEST_F(PageStoreTest, ARepeatedWordCostsNothing) {
   for (const u64 word : {u64{0}, ~u64{0}, u64{0x1234'5678'9abc'def0}}) {
     const StoredPage stored = *put(filled(word));
     EXPECT_TRUE(is(stored, filled(word)));
-    store_.drop(stored, fd_);
+    store_.drop(stored);
   }
   EXPECT_LE(store_.memory_bytes(), 64U) << "an entry of the account, and zeros not even that";
   Page nearly = filled(0);
@@ -116,7 +116,7 @@ TEST_F(PageStoreTest, WhatGetsSmallerStandsInMemory) {
   EXPECT_EQ(512U, store_.use().in_memory);
   EXPECT_LT(store_.memory_bytes(), 512 * kPageSize * 6 / 10 + 1024 * 1024);
   for (u64 i = 0; i < 512; ++i) EXPECT_TRUE(is(stored[i], text_like(i))) << i;
-  for (const StoredPage& one : stored) store_.drop(one, fd_);
+  for (const StoredPage& one : stored) store_.drop(one);
   EXPECT_EQ(0U, store_.use().in_memory);
 }
 
@@ -159,7 +159,7 @@ TEST_F(PageStoreTest, TheFileKeepsItsLimitAndIsUsedAgain) {
   std::vector<StoredPage> stored;
   for (u64 i = 0; i < 8; ++i) stored.push_back(*put(noise(i)));
   EXPECT_EQ(ENOSPC, refusal_of(noise(8)));
-  store_.drop(stored[3], fd_);
+  store_.drop(stored[3]);
   const StoredPage again = *put(noise(9));
   EXPECT_EQ(store_.debug_offset(again), static_cast<s64>(3 * kPageSize));
   EXPECT_TRUE(is(again, noise(9)));
@@ -172,9 +172,12 @@ TEST_F(PageStoreTest, BlocksThatNobodyNeedsLeaveTheDisk) {
   std::vector<StoredPage> stored;
   for (u64 i = 0; i < 256; ++i) stored.push_back(*put(noise(i)));
   EXPECT_GE(disk_blocks(), 256 * kPageSize);
-  for (const StoredPage& one : stored) store_.drop(one, fd_);
-  EXPECT_EQ(0U, disk_blocks());
+  for (const StoredPage& one : stored) store_.drop(one);
   EXPECT_EQ(0U, store_.use().disk_bytes);
+  EXPECT_GE(disk_blocks(), 256 * kPageSize) << "a drop does not wait for the disk";
+  store_.give_back(fd_);
+  EXPECT_EQ(0U, disk_blocks());
+  EXPECT_TRUE(is(*put(noise(1)), noise(1)));
 }
 
 TEST_F(PageStoreTest, ADamagedPageIsLostAndNoOther) {
@@ -188,7 +191,7 @@ TEST_F(PageStoreTest, ADamagedPageIsLostAndNoOther) {
   EXPECT_EQ(EBADMSG, to_int(got.error()));
   EXPECT_EQ(1U, store_.use().lost);
   for (const u64 i : {0U, 2U, 3U}) EXPECT_TRUE(is(stored[i], noise(i))) << i;
-  store_.drop(stored[1], fd_);
+  store_.drop(stored[1]);
 }
 
 TEST_F(PageStoreTest, BytesOfAnotherPlaceDoNotPassForItsOwn) {
@@ -260,7 +263,7 @@ TEST_F(PageStoreTest, EveryRefusalOfMemoryLeavesItAsItWas) {
       if (!stored) continue;
       Page back;
       EXPECT_TRUE(store.get(*stored, back.bytes, fd_) || failpoint::failed() != 0);
-      store.drop(*stored, fd_);
+      store.drop(*stored);
     }
     EXPECT_EQ(0U, store.use().in_memory + store.use().on_disk);
   });
@@ -289,7 +292,7 @@ TEST_F(PageStoreTest, ThreadsKeepTheirPagesWhileTheOldestAreMoved) {
           Page page;
           ASSERT_TRUE(store_.get(mine[i].stored, page.bytes, fd_));
           ASSERT_TRUE(page == text_like(mine[i].seed));
-          store_.drop(mine[i].stored, fd_);
+          store_.drop(mine[i].stored);
           mine[i] = mine.back();
           mine.pop_back();
         }
@@ -298,7 +301,7 @@ TEST_F(PageStoreTest, ThreadsKeepTheirPagesWhileTheOldestAreMoved) {
         ASSERT_TRUE(stored);
         mine.push_back({*stored, made_of});
       }
-      for (const Mine& one : mine) store_.drop(one.stored, fd_);
+      for (const Mine& one : mine) store_.drop(one.stored);
     });
   }
   for (std::thread& thread : threads) thread.join();

@@ -73,7 +73,7 @@ TEST_F(SwapFileTest, ExtentsNeverOverlapAndKeepToTheLimit) {
       auto victim = held.lower_bound(random.small(kBlocks * 8));
       if (victim == held.end()) victim = held.begin();
       units -= (victim->second.bytes + kSwapUnit - 1) / kSwapUnit;
-      file.release(fd, victim->second);
+      file.release(victim->second);
       held.erase(victim);
       continue;
     }
@@ -95,7 +95,7 @@ TEST_F(SwapFileTest, ExtentsNeverOverlapAndKeepToTheLimit) {
     units += wanted;
     ASSERT_EQ(units * kSwapUnit, file.bytes());
   }
-  for (const auto& [unit, extent] : held) file.release(fd, extent);
+  for (const auto& [unit, extent] : held) file.release(extent);
   EXPECT_EQ(0U, file.bytes());
   EXPECT_EQ(0U, file.blocks());
   static_cast<void>(sys::close(fd));
@@ -111,13 +111,42 @@ TEST_F(SwapFileTest, TheRoomThatWasGivenBackIsFoundInAFullFile) {
   for (u64 i = 0; i < kBlocks; ++i) held.push_back(*file.allocate(kPageSize));
   EXPECT_FALSE(file.allocate(1));
   for (const u64 i : {u64{17}, u64{4000}, u64{0}, kBlocks - 1}) {
-    file.release(fd, held[i]);
+    file.release(held[i]);
     const auto again = file.allocate(kPageSize);
     ASSERT_TRUE(again);
     EXPECT_EQ(held[i].unit, again->unit);
     EXPECT_FALSE(file.allocate(512));
   }
   static_cast<void>(sys::close(fd));
+}
+
+TEST_F(SwapFileTest, WhatNobodyNeedsIsUsedAgainBeforeTheFileGetsLonger) {
+  constexpr u64 kBlocks = 1024;
+  SwapFile file;
+  std::vector<SwapExtent> held;
+  for (u64 i = 0; i < kBlocks; ++i) held.push_back(*file.allocate(kPageSize));
+  for (u64 i = 128; i < 256; ++i) file.release(held[i]);
+  file.release(held[1000]);  // where the next search begins, and finds one
+  for (u64 i = 0; i < 129; ++i) EXPECT_LT(file.allocate(kPageSize)->unit, kBlocks * 8) << i;
+  EXPECT_EQ(kBlocks * 8, file.allocate(kPageSize)->unit);
+}
+
+TEST_F(SwapFileTest, NobodyIsGivenABlockThatIsBeingPunched) {
+  SwapFile file;
+  file.set_limit(192 * kPageSize);
+  std::vector<SwapExtent> held;
+  for (u64 i = 0; i < 192; ++i) held.push_back(*file.allocate(kPageSize));
+  EXPECT_EQ(0U, file.begin_hole().blocks);
+  for (u64 i = 64; i < 129; ++i) file.release(held[i]);
+  const SwapFile::Hole hole = file.begin_hole();
+  EXPECT_EQ(64U, hole.first);
+  EXPECT_EQ(64U, hole.blocks) << "of the last block's neighbours one is needed";
+  EXPECT_EQ(held[128].unit, file.allocate(kPageSize)->unit);
+  EXPECT_FALSE(file.allocate(1));
+  EXPECT_EQ(0U, file.begin_hole().blocks);
+  file.end_hole(hole);
+  EXPECT_EQ(held[64].unit, file.allocate(kPageSize)->unit);
+  EXPECT_EQ(129 * kPageSize, file.bytes());
 }
 
 }  // namespace

@@ -48,15 +48,15 @@ struct NxRecovery : ::testing::Test {
 };
 
 TEST_F(NxRecovery, HappensWhenThePeriodHasPassed) {
-  EXPECT_FALSE(host::debug_worker_runs());
+  EXPECT_FALSE(host::worker_runs());
   split(0);
-  EXPECT_TRUE(host::debug_worker_runs());
+  EXPECT_TRUE(host::worker_runs());
   EXPECT_TRUE(recovered());
   split(1);
   EXPECT_TRUE(recovered()) << "and again";
   recovery.stop();
-  for (int i = 0; i < 300 && host::debug_worker_runs(); ++i) std::this_thread::sleep_for(10ms);
-  EXPECT_FALSE(host::debug_worker_runs());
+  for (int i = 0; i < 300 && host::worker_runs(); ++i) std::this_thread::sleep_for(10ms);
+  EXPECT_FALSE(host::worker_runs());
 }
 
 TEST_F(NxRecovery, WaitsForAnHourDividedByTheRatioWherePeriodIsZero) {
