@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "base/size_text.h"
+#include "vfio/mdev.h"
 
 namespace stagetwo::cli {
 namespace {
@@ -198,6 +199,13 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
       });
   sub->add_flag("--iommufd-test", run.iommufd_test,
                 "/dev/iommu has the kernel's test command, as with CONFIG_IOMMUFD_TEST");
+  sub->add_option("--vfio-device", run.vfio_devices,
+                  "PCI functions of the session, bound to vfio-pci from the beginning; ioat:\n"
+                  "Intel I/OAT (8086:2021), at fffe:00:04.0. Several are separated by commas")
+      ->delimiter(',')
+      ->check([](const std::string& name) {
+        return vfio::find_function(name) ? std::string() : "there is no such device: " + name;
+      });
   sub->add_option(
          "--secure", run.secure,
          "guests may become secure, by POWER's calls: KVM_CAP_PPC_SECURE_GUEST is 1. SIZE\n"

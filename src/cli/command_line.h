@@ -25,6 +25,7 @@ struct RunOptions {
   std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
   std::vector<std::string> params;  // module.name=value
   bool iommufd_test = false;        // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
+  std::vector<std::string> vfio_devices;  // PCI functions, by the names of vfio/bus.h
   std::string secure;               // empty: not offered; the pool's SIZE
   std::string memory_limit;         // empty: none; SIZE[,vm=SIZE], each of them or "none"
   std::string swap;                 // FILE[,size=SIZE]

@@ -35,6 +35,7 @@ int failed(const std::string& what, int error) {
 
 int print_types() {
   for (unsigned i = 0; const vfio::Parent* parent = vfio::parent_at(i); ++i) {
+    if (parent->function != nullptr) continue;
     for (u32 type = 0; type < parent->types.size(); ++type) {
       const vfio::TypeRef ref{parent, type};
       fmt::print("{:<16} {:<28} {} left\n", folder_of(ref), ref.get().pretty,
@@ -48,7 +49,9 @@ int print_devices() {
   for (u32 from = 0;;) {
     const auto device = vfio::device_from(from);
     if (!device) break;
-    fmt::print("{} {:<16} group {}{}\n", text_of(device->uuid), folder_of(device->type),
+    FixedString<vfio::Uuid::kTextBytes + 1> name;
+    vfio::append_name(*device, name);
+    fmt::print("{:<36} {:<16} group {}{}\n", name.view(), folder_of(device->type),
                device->group(), device->removing ? " (being removed)" : "");
     from = device->slot + 1;
   }

@@ -93,6 +93,9 @@ std::string options_text(const RunOptions& options, const Session& session) {
     text += (&param == options.params.data() ? ":param=" : ",") + param;
   }
   if (options.iommufd_test) text += ":iommufd-test=1";
+  for (const std::string& device : options.vfio_devices) {
+    text += (&device == options.vfio_devices.data() ? ":vfio-device=" : ",") + device;
+  }
   if (!options.secure.empty()) text += ":secure=" + options.secure;
   text += memory_options(options);
   if (options.verbose) text += ":verbose=1";

@@ -37,7 +37,6 @@ bool truncates(int flags) {
 }
 
 namespace {
-
 Result<int> open_target(const Target& target, int flags) {
   if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) return refuse(EEXIST);
   if ((flags & O_DIRECTORY) != 0 || target.trailing_slash) return refuse(ENOTDIR);
@@ -319,7 +318,9 @@ ssize_t readlink_at(int directory, const char* name, char* buffer, size_t size) 
                            }));
 }
 
-ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, Link link) {
+ssize_t attribute_at(const char* given, const char* name, void* to, size_t size, Link link) {
+  const MovedName moved(given);
+  const char* const path = moved.path();
   const Target target = target_of(AT_FDCWD, path);
   if (target && !target.file.kernel_has_it()) return as_libc(-ENODATA);
   if (link == Link::kFollowed && attribute_refused(behind_name(AT_FDCWD, path), name, 0)) return -1;
@@ -330,7 +331,9 @@ ssize_t attribute_at(const char* path, const char* name, void* to, size_t size, 
                       });
 }
 
-ssize_t attributes_at(const char* path, char* to, size_t size, Link link) {
+ssize_t attributes_at(const char* given, char* to, size_t size, Link link) {
+  const MovedName moved(given);
+  const char* const path = moved.path();
   const Target target = target_of(AT_FDCWD, path);
   if (target && !target.file.kernel_has_it()) return 0;
   if (link == Link::kFollowed && has_no_attributes(behind_name(AT_FDCWD, path))) return 0;

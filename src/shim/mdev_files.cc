@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/sys.h"
 #include "host/session.h"
@@ -18,6 +19,13 @@ constexpr std::string_view kSys = "/sys/";
 constexpr std::string_view kDevices = "/sys/devices/virtual/";
 constexpr std::string_view kFolders[] = {"/sys/class/mdev_bus", "/sys/bus/mdev",
                                          "/sys/kernel/iommu_groups"};
+// These only where the session has PCI functions (vfio/pci_functions.h); the machine's own devices
+// and drivers are reached by its own names.
+constexpr std::string_view kOwnFolders[] = {"/sys/devices/pcifffe:00",
+                                            "/sys/bus/pci/drivers/vfio-pci", "/sys/module/vfio",
+                                            "/sys/module/vfio_pci"};
+constexpr std::string_view kLists[] = {"/sys/bus/pci/devices", "/sys/bus/pci/drivers"};
+constexpr std::string_view kFunctions = "/sys/bus/pci/devices/fffe:";
 
 bool is_below(std::string_view name, std::string_view folder) {
   return name.starts_with(folder) && (name.size() == folder.size() || name[folder.size()] == '/');
@@ -33,6 +41,19 @@ bool is_of_bus(std::string_view name) {
     if (is_below(rest, parent->name)) return true;
   }
   return false;
+}
+
+// Empty: not of the functions. Else what the tree has if there are any.
+std::string_view folder_of_functions(std::string_view name) {
+  for (const std::string_view folder : kOwnFolders) {
+    if (is_below(name, folder)) return folder;
+  }
+  std::string_view whole = name;
+  while (whole.ends_with('/')) whole.remove_suffix(1);
+  for (const std::string_view list : kLists) {
+    if (whole == list) return list;
+  }
+  return name.starts_with(kFunctions) ? kLists[0] : std::string_view();
 }
 
 // The tree of the session, made at the first look. False: there is none.
@@ -106,10 +127,18 @@ int remove(const VirtualFile& file, std::string_view text) {
 MovedName::MovedName(const char* path) : path_(path) {
   if (reinterpret_cast<u64>(path) < 4096 || path[0] != '/' || path[1] != 's') [[likely]]
     return;
-  const std::string_view name(path);
-  if (!name.starts_with(kSys) || !is_of_bus(name) || !has_tree()) return;
+  std::string_view name(path);
+  if (!name.starts_with(kSys)) return;
+  const std::string_view folder = folder_of_functions(name);
+  if ((folder.empty() && !is_of_bus(name)) || !has_tree()) return;
   TextWriter place(place_, sizeof(place_));
-  place.append(option("session")).append(name);  // the tree begins with "sys"
+  place.append(option("session"));  // the tree begins with "sys"
+  if (!folder.empty()) {
+    place.append(folder);
+    if (place.cut() || sys::call(SYS_faccessat, AT_FDCWD, sys::arg(place_), F_OK) != 0) return;
+    name.remove_prefix(folder.size());
+  }
+  place.append(name);
   if (!place.cut()) path_ = place_;
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// sysfs as far as it tells of mediated devices: /sys/class/mdev_bus, /sys/bus/mdev,
-// /sys/kernel/iommu_groups and the parents' own folders are a tree of real files in the session's
-// directory (vfio/bus.h), and a name that begins so is rewritten to lead there. What is written to
-// `create` and `remove` is taken as of any virtual file (shim/virtual_io.h).
+// sysfs as far as it tells of mediated devices and of the session's PCI functions:
+// /sys/class/mdev_bus, /sys/bus/mdev, /sys/kernel/iommu_groups, the parents' own folders, and where
+// there are functions these, the lists of PCI devices and drivers, and vfio-pci are a tree of real
+// files in the session's directory (vfio/bus.h), and a name that begins so is rewritten to lead
+// there. What is written to `create` and `remove` is taken as of any virtual file
+// (shim/virtual_io.h).
 //
 // Analogue: drivers/vfio/mdev/mdev_sysfs.c (create_store, remove_store).
 // Only names from their beginning, as they are spelt there; without a session none.

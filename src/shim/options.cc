@@ -23,7 +23,7 @@ constexpr std::array kNames = {std::string_view("abi"),      std::string_view("s
                                std::string_view("wss"),      std::string_view("wss-file"),
                                std::string_view("stats"),    std::string_view("compressed"),
                                std::string_view("vm-limit"), std::string_view("iommufd-test"),
-                               std::string_view("secure")};
+                               std::string_view("secure"),   std::string_view("vfio-device")};
 constexpr size_t kLongest = 4096;
 constexpr size_t kLongestLine = 2560;
 

@@ -16,6 +16,7 @@
 #include "shim/options.h"
 #include "sync/mutex.h"
 #include "sync/passing_number.h"
+#include "vfio/bus.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -226,6 +227,7 @@ void set_parameter(std::string_view setting) {
 
 void enter_session() {
   read_options();
+  vfio::want_functions(option("vfio-device"));
   if (!host::join_session(option("session"))) {
     log_line("the session directory cannot be used: parameters are this process's own");
   }

@@ -5,6 +5,7 @@
 
 #include "host/descriptor.h"
 #include "sync/futex.h"
+#include "vfio/pci_functions.h"
 #include "vfio/registry.h"
 #include "vfio/sysfs_tree.h"
 
@@ -12,6 +13,10 @@ namespace stagetwo::vfio {
 namespace {
 
 constexpr u64 kLookAgainNs = 5'000'000;
+
+// Written before its size is, always the same.
+constinit sync::Atomic<const char*> wanted{nullptr};
+constinit sync::Atomic<size_t> wanted_size{0};
 
 // Every change of a slot leaves it whole (I1 of registry.h), so a lock whose holder has died is
 // taken as any other.
@@ -65,14 +70,44 @@ Slot* find_slot(Registry& registry, const Uuid& uuid) {
 
 }  // namespace
 
+void want_functions(std::string_view names) {
+  wanted.store(names.data(), sync::kRelaxed);
+  wanted_size.store(names.size(), sync::kRelease);
+}
+
+namespace {
+
+// Those that are not there yet. What does not fit is left out.
+void add_functions() {
+  const size_t size = wanted_size.load(sync::kAcquire);
+  std::string_view rest(wanted.load(sync::kRelaxed), size);
+  for (unsigned number = 0; !rest.empty(); ++number) {
+    const size_t comma = rest.find(',');
+    const TypeRef type = find_function(rest.substr(0, comma));
+    rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
+    if (type) static_cast<void>(create_device(type, function_uuid(number)));
+  }
+}
+
+}  // namespace
+
+void append_name(const Listed& device, TextWriter& out) {
+  if (device.type && device.type.parent->function != nullptr) return append_address(device, out);
+  device.uuid.append(out);
+}
+
 Result<void> start_bus() {
   Registry& shared = *ST_TRY(registry());
-  const Held held(shared);
-  finish_orphans(shared);
-  if (!tree_start(shared)) return {};
-  for (u32 i = 0; i < kSlots; ++i) {
-    if (state_of(shared.slots[i]) != SlotState::kFree) tree_add(shared, listed(shared, i));
+  {
+    const Held held(shared);
+    finish_orphans(shared);
+    if (tree_start(shared)) {
+      for (u32 i = 0; i < kSlots; ++i) {
+        if (state_of(shared.slots[i]) != SlotState::kFree) tree_add(shared, listed(shared, i));
+      }
+    }
   }
+  add_functions();
   return {};
 }
 

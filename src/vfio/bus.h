@@ -29,7 +29,11 @@ struct Listed {
   [[nodiscard]] u32 number() const { return slot; }
 };
 
-// The tree of sysfs, and the registry. Failure: as registry(); without a session there is no tree.
+// Which PCI functions the session has: names of parents, separated by commas ("ioat,ioat"). Kept;
+// to be called before start_bus().
+void want_functions(std::string_view names);
+// The tree of sysfs, the registry, the functions wanted. Failure: as registry(); without a session
+// there is no tree.
 Result<void> start_bus();
 
 // Failure, in this order: EEXIST, EUSERS or ENOSPC (vfio/mdev.h), ENOMEM.
@@ -40,6 +44,9 @@ Result<void> create_device(const TypeRef& type, const Uuid& uuid);
 [[nodiscard]] std::optional<Listed> device_from(u32 slot);
 [[nodiscard]] std::optional<Listed> find_device(const Uuid& uuid);
 [[nodiscard]] std::optional<Listed> device_at(u32 slot);  // one that is not being removed
+
+// By which sysfs and VFIO_GROUP_GET_DEVICE_FD know it: a UUID, or a function's address on its bus.
+void append_name(const Listed& device, TextWriter& out);
 
 // From now on nobody opens it. Failure: ENODEV, EAGAIN (somebody does already).
 class Removal;

@@ -43,8 +43,11 @@ s32 eventfd_at(const IrqSet& request, u32 i) {
 }  // namespace
 
 void Interrupts::ring(u32 vector) {
-  if (vector >= vectors_.size() || !vectors_[vector].bell) return;
-  const auto use = vectors_[vector].bell->number().use();
+  if (vector < vectors_.size() && vectors_[vector].bell) ring(vectors_[vector]);
+}
+
+void Interrupts::ring(const Vector& vector) {
+  const auto use = vector.bell->number().use();
   const u64 one = 1;
   // A counter that is full has rung.
   static_cast<void>(sys::write(use.get(), &one, sizeof(one)));
@@ -135,9 +138,29 @@ Result<void> Interrupts::mask(const IrqSet& request) {
   return {};
 }
 
+// As vfio_pci_intrs.c: set, taken out, or rung to see that it does.
+Result<void> Interrupts::set_own(Vector* own, const IrqSet& request) {
+  if ((request.flags & IrqSet::kAction) != IrqSet::kTrigger) return refuse(ENOTTY);
+  if (request.start != 0 || request.count > 1) return refuse(EINVAL);
+  if ((request.flags & IrqSet::kNoData) != 0 && request.count == 0 && own->bell) {
+    own->bell.reset();
+    return {};
+  }
+  if (request.count == 0) return refuse(EINVAL);
+  if ((request.flags & IrqSet::kEventfds) != 0) {
+    const s32 fd = eventfd_at(request, 0);
+    own->bell = fd >= 0 ? ST_TRY(copy_eventfd(fd)) : Box<host::HeldFd>();
+    return {};
+  }
+  if ((request.flags & IrqSet::kNoData) != 0 && !own->bell) return refuse(EINVAL);
+  if (own->bell && bool_at(request, 0)) ring(*own);
+  return {};
+}
+
 Result<void> Interrupts::set(const Shape& shape, const IrqSet& request) {
   const sync::MutexGuard guard(lock_);
   if (shape.vectors[request.index] == 0) return refuse(ENOTTY);
+  if (request.index >= kErrorIndex) return set_own(&own_[request.index - kErrorIndex], request);
   switch (request.flags & IrqSet::kAction) {
     case IrqSet::kTrigger:
       return trigger(shape, request);

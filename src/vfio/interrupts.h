@@ -6,6 +6,7 @@
 // rings again then if the line is still up.
 //
 // Analogue: vfio_pci_intrs.c; what is answered for each request is mtty.c's.
+// Beside it stand the function's own two, errors and the request to give it back.
 // Differs: masking and unmasking by eventfd are not there (ENOTTY), as in mtty.c.
 // I1  An eventfd is the engine's own copy: closing the client's takes no ring away.
 // I2  After set() returned, no eventfd that it took out rings.
@@ -55,13 +56,16 @@ class Interrupts {
   };
   Result<void> trigger(const Shape& shape, const IrqSet& request) TA_REQ(lock_);
   Result<void> mask(const IrqSet& request) TA_REQ(lock_);
+  Result<void> set_own(Vector* own, const IrqSet& request) TA_REQ(lock_);
   Result<void> take(const Shape& shape, const IrqSet& request) TA_REQ(lock_);
   void drop_all() TA_REQ(lock_);
   void ring(u32 vector) TA_REQ(lock_);
+  static void ring(const Vector& vector);
   void ring_line() TA_REQ(lock_);
 
   sync::Mutex lock_{sync::Rank::kInterrupts};
   Vec<Vector> vectors_ TA_GUARDED(lock_){"vfio.vectors"};
+  Vector own_[2] TA_GUARDED(lock_);  // of kErrorIndex and kRequestIndex
   u32 index_ TA_GUARDED(lock_) = kNone;
   bool masked_ TA_GUARDED(lock_) = false;
   bool line_ TA_GUARDED(lock_) = false;

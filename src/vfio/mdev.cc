@@ -2,6 +2,7 @@
 #include "vfio/mdev.h"
 
 #include "sync/mutex.h"
+#include "vfio/ioat.h"
 #include "vfio/serial.h"
 
 namespace stagetwo::vfio {
@@ -11,7 +12,7 @@ namespace {
 constinit const Parent* parents[kMaxParents] = {};
 constinit sync::Atomic<u32> registered{0};
 constinit sync::Mutex registering{sync::Rank::kLeaf};
-constexpr const Parent* kOwn[] = {&kSerial};
+constexpr const Parent* kOwn[] = {&kSerial, &kIoat};
 constexpr u32 kOwnCount = std::size(kOwn);
 
 }  // namespace
@@ -46,7 +47,8 @@ Result<void> register_parent(const Parent& parent) {
 TypeRef find_type(std::string_view folder) {
   for (unsigned i = 0; const Parent* parent = parent_at(i); ++i) {
     const std::string_view name = parent->name;
-    if (!folder.starts_with(name) || folder.size() <= name.size() || folder[name.size()] != '-') {
+    if (parent->function != nullptr || !folder.starts_with(name) || folder.size() <= name.size() ||
+        folder[name.size()] != '-') {
       continue;
     }
     for (u32 type = 0; type < parent->types.size(); ++type) {
@@ -54,6 +56,11 @@ TypeRef find_type(std::string_view folder) {
     }
   }
   return {};
+}
+
+TypeRef find_function(std::string_view name) {
+  const Parent* const parent = find_parent(name);
+  return parent != nullptr && parent->function != nullptr ? TypeRef{parent, 0} : TypeRef{};
 }
 
 void append_folder(const TypeRef& type, TextWriter& out) {

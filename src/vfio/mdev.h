@@ -14,6 +14,8 @@
 
 namespace stagetwo::vfio {
 
+struct PciIdentity;
+
 struct Type {
   std::string_view name;    // "1"; its folder in sysfs is PARENT-name
   std::string_view pretty;  // what `name` says there
@@ -33,6 +35,9 @@ struct Parent {
   // container they join has a domain then. 0 bits: isolation is the model's own business.
   u16 source = 0;
   u8 pasid_bits = 0;
+  // Its devices are PCI functions of this identity and no mediated devices: they stand on the PCI
+  // bus of the session from its beginning (vfio/bus.h), not on the bus of mediated devices.
+  const PciIdentity* function = nullptr;
   std::span<const Type> types;
   Result<Box<Model>> (*make)(const Type& type, const ModelContext& context);
 };
@@ -50,8 +55,10 @@ struct TypeRef {
   explicit operator bool() const { return parent != nullptr; }
   [[nodiscard]] const Type& get() const { return parent->types[type]; }
 };
-// "serial-1". Empty: there is none.
+// "serial-1". Empty: there is none, or it is a function's.
 [[nodiscard]] TypeRef find_type(std::string_view folder);
+// "ioat". Empty: there is no such PCI function.
+[[nodiscard]] TypeRef find_function(std::string_view name);
 void append_folder(const TypeRef& type, TextWriter& out);
 
 }  // namespace stagetwo::vfio

@@ -28,6 +28,7 @@ class Interrupts;
 inline constexpr unsigned kBars = 6, kRomRegion = 6, kConfigRegion = 7, kVgaRegion = 8;
 inline constexpr unsigned kRegions = 9;
 inline constexpr unsigned kIntxIndex = 0, kMsiIndex = 1, kMsixIndex = 2;
+inline constexpr unsigned kErrorIndex = 3, kRequestIndex = 4;  // of the function, not its model's
 inline constexpr unsigned kIrqIndexes = 5;
 
 // A part of a region that a client may map: whole pages, which are the device's memory from

@@ -2,7 +2,7 @@
 #pragma once
 
 // The configuration space of a function whose model is software: what it says of itself, and which
-// bits of it a client may change. Analogue: vfio_pci_config.c, of a type 0 header without
+// bits of it a client may change. Analogue: vfio_pci_config.c, of a type 0 header with
 // capabilities.
 //
 // I1  Writing ones to a base address register reads back its size.
@@ -18,6 +18,14 @@ namespace stagetwo::vfio {
 struct PciBar {
   u32 size = 0;  // a power of two, 0: there is none
   bool io = false;
+  bool wide = false;  // of 64 bits: the next one is its upper half
+};
+// A capability: its place, what it says (the second byte, which names the next one, is the room's)
+// and which bits of that a client may change (none where it is shorter).
+struct PciCapability {
+  u8 at;
+  std::span<const u8> bytes;
+  std::span<const u8> writable;
 };
 struct PciIdentity {
   u16 vendor, device, sub_vendor, sub_device;
@@ -25,6 +33,7 @@ struct PciIdentity {
   u8 revision;
   u8 interrupt_pin;  // 1: INTA#
   PciBar bars[6];
+  std::span<const PciCapability> capabilities{};  // ascending
 };
 
 class PciConfig {
@@ -39,6 +48,7 @@ class PciConfig {
 
  private:
   void put(unsigned at, u32 value, unsigned bytes);
+  static u8 writable_in_bar(const PciIdentity& identity, unsigned at);
   static u8 writable(const PciIdentity& identity, unsigned at);
 
   u8 bytes_[kBytes];

@@ -160,6 +160,29 @@ TEST(MediatedDevice, RefusesWithTheKernelsErrnos) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+// A PCI function of the session stands beside the machine's own devices; without the option there
+// is none, and nothing is moved.
+TEST(PciFunction, IsListedBesideTheMachines) {
+  const std::string list = "ls /sys/bus/pci/devices/ 2>/dev/null";
+  const std::string machines = run_shell(list).out;
+  EXPECT_EQ(machines.find("fffe:"), std::string::npos);
+  const auto run_with = [](const std::string& script) {
+    return run_shell(script, {"--vfio-device=ioat"});
+  };
+  EXPECT_EQ(run_with(list).out, machines + "fffe:00:04.0\n");
+  const Outcome told = run_with(
+      "cd /; P=/sys/bus/pci/devices/fffe:00:04.0; cat $P/vendor $P/device; "
+      "basename $(readlink $P/driver); basename $(readlink $P/iommu_group); ls "
+      "$P/iommu_group/devices; "
+      "ls /sys/bus/pci/drivers/vfio-pci; ls -d /sys/module/vfio_pci; ls -l $P/ > /dev/null; "
+      "for d in /sys/bus/pci/devices/*; do cat $d/vendor > /dev/null || echo $d; done; "
+      "echo 1 > $P/enable");
+  EXPECT_EQ(told.out,
+            "0x8086\n0x2021\nvfio-pci\n0\nfffe:00:04.0\nfffe:00:04.0\n/sys/module/vfio_pci\n");
+  EXPECT_NE(told.err.find("Permission denied"), std::string::npos) << told.err;
+  EXPECT_EQ(told.err.find("No such file"), std::string::npos) << told.err;
+}
+
 TEST(MediatedDevice, IsMadeAndRemovedByTheShell) {
   const std::string types =
       "T=/sys/class/mdev_bus/serial/mdev_supported_types; "

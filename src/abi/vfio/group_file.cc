@@ -39,7 +39,7 @@ Result<bool> is_name(u64 from, std::string_view name) {
 
 Result<long> get_device(sync::Ref<Group> group, u64 arg) {
   FixedString<vfio::Uuid::kTextBytes + 1> name;
-  group->which().uuid.append(name);
+  vfio::append_name(group->which(), name);
   const bool known = ST_TRY(is_name(arg, name.view()));
   if (!known || group->is_gone()) return refuse(ENODEV);
   // The container wants its type first.

@@ -130,5 +130,24 @@ TEST_F(InterruptsTest, OtherRequestsAreRefusedAndChangeNothing) {
   close(pipes[1]);
 }
 
+// As vfio_pci_intrs.c: beside whatever index is in use, one eventfd, or none.
+TEST_F(InterruptsTest, TheFunctionsOwnAreApart) {
+  shape_.vectors[kRequestIndex] = 1;
+  ASSERT_EQ(listen(kMsixIndex, bells_[0]), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kRequestIndex), EINVAL) << "nobody listens";
+  ASSERT_EQ(listen(kRequestIndex, bells_[1]), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kRequestIndex), 0);
+  EXPECT_EQ(rings(1), 1u);
+  interrupts_.raise(0);
+  EXPECT_EQ(rings(0), 1u);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kRequestIndex, 0), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kRequestIndex, 0), EINVAL) << "it is out already";
+  EXPECT_EQ(plain(IrqSet::kMask, kRequestIndex), ENOTTY);
+  EXPECT_EQ(set(IrqSet::kEventfds | IrqSet::kTrigger, kRequestIndex, 0, 2, {bells_[1], bells_[2]}),
+            EINVAL);
+  EXPECT_EQ(listen(kRequestIndex, 0), EINVAL) << "no eventfd";
+  EXPECT_EQ(listen(kErrorIndex, bells_[1]), ENOTTY) << "it has none";
+}
+
 }  // namespace
 }  // namespace stagetwo::vfio

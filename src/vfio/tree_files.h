@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Files, folders and links of the tree that stands for sysfs (vfio/sysfs_tree.h). Not for other
+// rooms.
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+
+#include "base/sys.h"
+#include "host/session.h"
+#include "vfio/sysfs_tree.h"
+
+namespace stagetwo::vfio {
+
+// A path below the root. What is too long is cut, and then not there.
+class Path {
+ public:
+  Path() = default;
+  explicit Path(std::string_view text) { append(text); }
+  Path& append(std::string_view text) {
+    TextWriter out(text_ + size_, sizeof(text_) - size_);
+    size_ += out.append(text).size();
+    return *this;
+  }
+  [[nodiscard]] Path below(std::string_view name) const { return Path(*this).append(name); }
+  [[nodiscard]] std::string_view view() const { return {text_, size_}; }
+  [[nodiscard]] const char* c_str() const { return text_; }
+
+ private:
+  static constexpr size_t kLongest = 256;
+  char text_[kLongest] = {};
+  size_t size_ = 0;
+};
+
+// The root of the tree while something is changed in it.
+class Tree {
+ public:
+  Tree() {
+    const auto session = host::open_in_session(".", O_PATH | O_DIRECTORY);
+    if (!session) return;
+    sys::call(SYS_mkdirat, *session, sys::arg(kTreeFolder.data()), 0755);
+    if (const auto root = sys::openat(*session, kTreeFolder.data(),
+                                      O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)) {
+      root_ = *root;
+    }
+    static_cast<void>(sys::close(*session));
+  }
+  ~Tree() {
+    if (root_ >= 0) static_cast<void>(sys::close(root_));
+  }
+  Tree(const Tree&) = delete;
+  Tree& operator=(const Tree&) = delete;
+  explicit operator bool() const { return root_ >= 0; }
+
+  // With what is above it.
+  void folder(std::string_view path) const {
+    for (size_t end = 0; end != std::string_view::npos;) {
+      end = path.find('/', end + 1);
+      const Path part(path.substr(0, end));
+      sys::call(SYS_mkdirat, root_, sys::arg(part.c_str()), 0755);
+    }
+  }
+  void link(const Path& path, const Path& target) const {
+    sys::call(SYS_symlinkat, sys::arg(target.c_str()), root_, sys::arg(path.c_str()));
+  }
+  // A new file is put in the place of the old one: nobody reads half of one.
+  void file(const Path& path, std::string_view text, mode_t mode) const {
+    const Path fresh = path.below(".new");
+    const auto fd =
+        sys::openat(root_, fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    if (!fd) return;
+    static_cast<void>(sys::write(*fd, text.data(), text.size()));
+    static_cast<void>(sys::close(*fd));
+    sys::call(SYS_renameat, root_, sys::arg(fresh.c_str()), root_, sys::arg(path.c_str()));
+  }
+  void remove(const Path& path, bool is_folder = false) const {
+    sys::call(SYS_unlinkat, root_, sys::arg(path.c_str()), is_folder ? AT_REMOVEDIR : 0);
+  }
+
+ private:
+  int root_ = -1;
+};
+
+inline Path numbered(std::string_view before, u32 number) {
+  FixedString<16> digits;
+  digits.append_int(number);
+  return Path(before).append(digits.view());
+}
+
+}  // namespace stagetwo::vfio
