@@ -470,15 +470,22 @@ void OwnerTable::wake(const Reach& reach) {
   }
 }
 
+namespace {
+// Does the page die with it? One of a file, whoever unmaps it waits for; it ends with its hole
+// only.
+bool ends_with(Announced what, PageKey key) {
+  if (key.object != kPrivateMemory) return what == Announced::kPunches;
+  return what != Announced::kMoves && what != Announced::kProtects;
+}
+}  // namespace
+
 // Is there a change that the page dies with if it succeeds, and that is not ending in failure?
 // Changes of one range may overlap: between a call and its change's end, the addresses may be
 // somebody else's.
 bool OwnerTable::closes_too(PageKey key, Hva at) const {
   for (const OwnedChange* other = changes_; other != nullptr; other = other->next_) {
-    const bool closes = other->what_ != Announced::kMoves && other->what_ != Announced::kProtects;
-    const bool leaves = other->what_ == Announced::kClears && key.object != kPrivateMemory;
     const bool fails = !other->open_ && !other->succeeded_;
-    if (closes && !leaves && !fails && within(key, at, other->reach_)) return true;
+    if (ends_with(other->what_, key) && !fails && within(key, at, other->reach_)) return true;
   }
   return false;
 }
@@ -492,8 +499,8 @@ void OwnerTable::settle_closing(const OwnedChange& change) {
       lock_.assert_held();
       const bool left = !change.succeeded_ && closes_too(key, record.at);
       if (left && ST_GUARD(owners_closing, true)) return false;
-      const bool dies = key.object == kPrivateMemory || change.what_ == Announced::kPunches;
-      const bool lost = change.succeeded_ && dies && record.stage == PageStage::kLost;
+      const bool dies = change.succeeded_ && ends_with(change.what_, key);
+      const bool lost = dies && record.stage == PageStage::kLost;
       return record.stage == PageStage::kClosing || lost;
     };
     const unsigned count = collect(change.reach_, keys, kBatch, waits);
@@ -520,7 +527,9 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
   const bool closing = job.record.stage == PageStage::kClosing;
   const bool unmaps = change.what_ == Announced::kUnmaps;
   const bool may_unmap = unmaps || change.what_ == Announced::kClears;  // or who was left to us
-  const bool dies = change.succeeded_ || (may_unmap && ST_GUARD(owners_failed, !transit.stands()));
+  const bool changed =
+      change.succeeded_ || (may_unmap && ST_GUARD(owners_failed, !transit.stands()));
+  const bool dies = changed && ends_with(change.what_, key);
   if (dies && closing && !job.record.in_place()) {
     job.record.owner->discard({key, job.record.at, job.record.writable});
   }

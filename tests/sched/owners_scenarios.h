@@ -5,6 +5,9 @@
 // a fork. The records are the real ones; the owner notices when it is called twice at once, too
 // often, or for bytes the client has given up.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include "host/owner_table.h"
 #include "tests/sched/sched_support.h"
 #include "tests/support/pages.h"
@@ -286,6 +289,61 @@ struct RunAgainstTouchers : host::PageOwner {
   host::Footings footings_;
   host::OwnerTable table_{footings_};
   sync::Atomic<u32> with_owner_[2];
+};
+
+// A page of a file: a hole that is refused, while the page's only mapping goes. Who unmaps it waits
+// for the page, so that the hole's end must not leave it to him.
+struct FailedPunchAgainstUnmap : host::PageOwner {
+  static constexpr unsigned kThreads = 3;
+  FailedPunchAgainstUnmap() {
+    const int file = ::memfd_create("sched", MFD_CLOEXEC);
+    if (file < 0 || ::ftruncate(file, kPageSize) != 0) std::abort();
+    page_ = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    ::close(file);
+    *static_cast<u8*>(page_) = 1;
+    host::PageRecord record;
+    record.owner = this;
+    record.at = at();
+    record.hiding = host::Hiding::kProtection;
+    table_.begin_take();
+    const auto views = table_.note_views(kObject, *host::shown_mapping_at(at()));
+    if (!views || !table_.take(kKey, record, *views)) std::abort();
+    table_.end_take();
+  }
+  virtual ~FailedPunchAgainstUnmap() { ::munmap(page_, kPageSize); }
+  void thread(unsigned me) {
+    if (me == 0) {
+      host::OwnedChange hole({kObject, HvaRange(Hva(), kPageSize)}, host::Announced::kPunches);
+      table_.open_change(&hole);
+      sync::sched::note("the hole is refused");
+      table_.close_change(&hole);
+    } else if (me == 1) {
+      host::OwnedChange unmap(host::page_at(at()), host::Announced::kUnmaps);
+      table_.open_change(&unmap);
+      host::PageRecord record;
+      sync::sched::expect(!table_.find(kKey, &record), "the file's page is not back");
+      table_.close_change(&unmap);
+    } else {
+      static_cast<void>(table_.bring_back(kKey));
+    }
+  }
+  bool take(const host::AbsentPage&, host::PageExit& exit) override {
+    return exit.to(Hva(place_.address()));
+  }
+  host::BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
+    sync::sched::expect(entry.from(Hva(place_.address())), "the page has a place");
+    return host::BringBack::kBack;
+  }
+  void discard(const host::AbsentPage&) override { sync::sched::fail("the hole was refused"); }
+
+ private:
+  static constexpr u64 kObject = 7;
+  static constexpr host::PageKey kKey{kObject, 0};
+  Hva at() const { return Hva(reinterpret_cast<u64>(page_)); }
+  void* page_ = nullptr;
+  GuardedPages place_{1};
+  host::Footings footings_;
+  host::OwnerTable table_{footings_};
 };
 
 // A fork of one thread, a taker and a toucher.

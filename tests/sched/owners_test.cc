@@ -35,6 +35,9 @@ TEST(Owners, WhatAThreadStandsOnThatWasInTheEngineBeforeIsNotTaken) {
 TEST(Owners, ARunComesBackOncePageByPage) {
   expect_holds<RunAgainstTouchers>();
 }
+TEST(Owners, AHoleThatFailsLeavesNoPageToAnUnmapThatWaitsForIt) {
+  expect_holds<FailedPunchAgainstUnmap>();
+}
 TEST(Owners, AForkFindsEveryPageInItsPlace) {
   expect_holds<ForkAgainstTaker>();
 }
