@@ -3,8 +3,8 @@
 
 // The names of all trace events, in two sections. The first carries the kernel's tracepoint names
 // with the kernel's meaning (include/trace/events/kvm.h, arch/x86/kvm/trace.h,
-// arch/x86/kvm/mmu/mmutrace.h), so that whoever reads KVM traces reads ours. The second is the
-// engine's own; its names begin with st_.
+// arch/x86/kvm/mmu/mmutrace.h, of secure guests arch/powerpc/kvm/trace_hv.h), so that whoever reads
+// KVM traces reads ours. The second is the engine's own; its names begin with st_.
 //
 // The arguments of an event are up to four words; the comment names them.
 
@@ -73,7 +73,9 @@
   X(kvm_mmu_spte_requested)    /* gfn, pfn, level */                                \
   X(kvm_tdp_mmu_spte_changed)  /* gfn, level, old_spte, new_spte */                 \
   X(kvm_mmu_split_huge_page)   /* gfn, spte, level, errno */                        \
-  X(vcpu_match_mmio)           /* gva, gpa, write, gpa_match */
+  X(vcpu_match_mmio)           /* gva, gpa, write, gpa_match */                     \
+  X(kvm_hcall_enter)           /* lpid, req, gpr4, gpr5 */                          \
+  X(kvm_hcall_exit)            /* lpid, req, ret */
 
 #define ST_ENGINE_EVENTS(X)                                                         \
   X(st_room)                   /* a request enters a room: step, detail */          \
@@ -100,6 +102,8 @@
   X(st_fixup)                  /* fault address, pc */                              \
   X(st_owner_ask)              /* object, index */                                  \
   X(st_pin_aside)              /* hva, place, bytes */                              \
+  X(st_uv_call)                /* lpid, call, its first argument, answer */         \
+  X(st_uv_page)                /* lpid, gpa, state before, state */                 \
   X(st_page_dump)              /* index from 0, hva, pins, state */                 \
   X(st_signal)                 /* signal, in section */                             \
   X(st_block_decoded)          /* pc, instructions */                               \

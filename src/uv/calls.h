@@ -70,6 +70,11 @@ enum class Status : s32 {
   kState = -75,
 };
 
+// As it stands in a register.
+constexpr u64 to_word(Status status) {
+  return static_cast<u64>(static_cast<s64>(status));
+}
+
 // May the same call succeed later though nothing of it changes?
 constexpr bool is_transient(Status status) {
   return status == Status::kBusy || status == Status::kRetry;

@@ -3,6 +3,7 @@
 
 #include "base/check.h"
 #include "base/guard.h"
+#include "base/trace.h"
 
 // Pages of one guest, as the hypervisor moves them. Its life stands in guest_life.cc.
 //
@@ -114,6 +115,15 @@ void SecureGuest::release(Gpa page, PageState now, u64 GuestUse::* counter) {
 // ------------------------------------------------------------
 
 Status SecureGuest::service(const Message& message, Caller caller) {
+  const u64 request = static_cast<u64>(message.call);
+  trace::emit(trace::Event::kvm_hcall_enter, trace::Room::uv, lpid_, request, message.args[0],
+              message.args[1]);
+  const Status done = serve(message, caller);
+  trace::emit(trace::Event::kvm_hcall_exit, trace::Room::uv, lpid_, request, to_word(done));
+  return done;
+}
+
+Status SecureGuest::serve(const Message& message, Caller caller) {
   // ABORT is recognised by the guest's state alone: what is saved of the caller is the guest's.
   if (message.call == Call::kHSvmInitAbort) return init_abort();
   if (caller != Caller::kUltravisor) return Status::kUnsupported;

@@ -118,6 +118,7 @@ class SecureGuest {
   };
   class Life;
 
+  Status serve(const Message& message, Caller caller) TA_EXCL(lock_);
   Status init_start() TA_EXCL(lock_);
   Status init_done() TA_EXCL(lock_);
   Status init_abort() TA_EXCL(lock_);

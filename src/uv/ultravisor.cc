@@ -100,6 +100,13 @@ Result<void> Ultravisor::set_table(u32 lpid, GuestTable* table) {
 // ----------------------------------------------------------------------------
 
 Status Ultravisor::call(const Message& message, Caller caller) {
+  const Status done = answer(message, caller);
+  trace::emit(trace::Event::st_uv_call, trace::Room::uv, message.lpid,
+              static_cast<u64>(message.call), message.args[0], to_word(done));
+  return done;
+}
+
+Status Ultravisor::answer(const Message& message, Caller caller) {
   switch (caller) {
     case Caller::kHypervisor:
       return from_hypervisor(message);

@@ -106,6 +106,7 @@ class Ultravisor final : public Port {
   [[nodiscard]] u64 address_of(u64 page) const { return page * options_.page_bytes; }
 
   // Life (ultravisor.cc).
+  Status answer(const Message& message, Caller caller);
   Status from_hypervisor(const Message& message);
   Status from_guest(const Message& message, Caller caller);
   Status esm(u32 lpid, u64 kernel, u64 tree);

@@ -200,6 +200,7 @@ Status Ultravisor::page_in_of(Svm* svm, u64 page) {
     // Nothing was sent: it had never been touched, so the reserved page of zeros is it.
     if (answer == Status::kSuccess && record.state == PageState::kNormal) {
       record.state = PageState::kSecure;
+      note_page(svm->lpid, address_of(page), PageState::kNormal, record.state);
     }
     if (record.state != PageState::kSecure) {
       left = std::exchange(record.pool, mem::SecurePool::kNone);
@@ -309,6 +310,7 @@ Status Ultravisor::unshare_one(Svm* svm, u64 page, bool by_force) {
     if ((answer == Status::kSuccess || by_force) && record.state == PageState::kShared) {
       record.set_frame(0);
       record.state = PageState::kSecure;
+      note_page(svm->lpid, address_of(page), PageState::kShared, record.state);
     }
     record.asked = before;
   });

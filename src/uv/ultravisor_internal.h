@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/guard.h"
+#include "base/trace.h"
 #include "sync/futex.h"
 #include "uv/ultravisor.h"
 
@@ -45,6 +46,12 @@ class Ultravisor::Run {
 
 inline constexpr unsigned kLiving = 1U << static_cast<unsigned>(SvmState::kTransient) |
                                     1U << static_cast<unsigned>(SvmState::kSecure);
+
+inline void note_page(u32 lpid, u64 gpa, PageState was, PageState now) {
+  if (was == now) return;
+  trace::emit(trace::Event::st_uv_page, trace::Room::uv, lpid, gpa, static_cast<u64>(was),
+              static_cast<u64>(now));
+}
 
 // Pages become others while it lasts: no vCPU has a translation of them, or gets one that lasts.
 // Context: no lock.

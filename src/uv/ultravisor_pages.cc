@@ -53,8 +53,9 @@ PageRecord* claim(Svm* svm, u64 page, bool* taken = nullptr) {
   }
 }
 
-void settle(Svm* svm, PageRecord* record) {
+void settle(Svm* svm, PageRecord* record, u64 gpa, PageState was) {
   const sync::MutexGuard guard(svm->lock);
+  note_page(svm->lpid, gpa, was, record->state);
   record->busy = false;
   svm->turnstile.turn();
 }
@@ -104,7 +105,8 @@ Status Ultravisor::page_in(const Message& m) {
   PageRecord* const record = claim(svm, page);
   if (record == nullptr) return Status::kP3;
   Status done = Status::kSuccess;
-  const bool was_shared = record->state == PageState::kShared;
+  const PageState was = record->state;
+  const bool was_shared = was == PageState::kShared;
   std::optional<Going> going;
   if (is_used(*record)) going.emplace(svm, page, 1);
   if (record->asked == Asked::kUnshare && was_shared) {
@@ -123,7 +125,7 @@ Status Ultravisor::page_in(const Message& m) {
     if (cell.work == PageWork::kShareFrame) change(svm, record, PageState::kShared, frame);
     if (cell.work == PageWork::kMoveIn) done = move_in(svm, page, record, frame);
   }
-  settle(svm, record);
+  settle(svm, record, gpa, was);
   return done;
 }
 
@@ -211,6 +213,7 @@ Status Ultravisor::page_out(const Message& m) {
   const u64 page = number_of(Gpa(gpa));
   PageRecord* const record = claim(svm, page);
   if (record == nullptr) return Status::kP3;
+  const PageState was = record->state;
   // The hypervisor had nothing to give for a page it was asked for, and gave it up.
   if (record->state == PageState::kNormal && record->asked == Asked::kIn &&
       record->pool != mem::SecurePool::kNone) {
@@ -225,7 +228,7 @@ Status Ultravisor::page_out(const Message& m) {
     const PageCell& cell = page_cell(PageEvent::kUvPageOut, record->state);
     done = cell.work == PageWork::kMoveOut ? move_out(svm, page, record, frame) : cell.status;
   }
-  settle(svm, record);
+  settle(svm, record, gpa, was);
   return done;
 }
 
@@ -303,7 +306,7 @@ Status Ultravisor::page_inval(const Message& m) {
   if (record == nullptr) return taken ? Status::kBusy : Status::kP2;
   const PageCell& cell = page_cell(PageEvent::kUvPageInval, record->state);
   if (cell.work == PageWork::kForgetFrame) change(svm, record, PageState::kShared, 0);
-  settle(svm, record);
+  settle(svm, record, m.args[1], record->state);
   return cell.status;
 }
 

@@ -228,7 +228,7 @@ u64 SecureVm::call(const vcpu::HypercallExit& call) {
   const bool of_hypervisor = call.nr < static_cast<u64>(uv::Call::kUvWritePate);
   const uv::Status answer = of_hypervisor ? machine_.hypervisor.call(message, caller)
                                           : machine_.ultravisor.call(message, caller);
-  return static_cast<u64>(static_cast<s64>(answer));
+  return uv::to_word(answer);
 }
 
 // ---- the table --------------------------------------------------------------------------------

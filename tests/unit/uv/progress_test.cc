@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Goal: nobody waits for ever. A change of the guest's life comes to its turn however many messages
-// come; a page whose unsharing the hypervisor could not follow can be evicted later.
+// Goal: nobody waits for ever, and whoever looks can see what happens. A change of the guest's life
+// comes to its turn however many messages come; a page whose unsharing the hypervisor could not
+// follow can be evicted later.
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <chrono>
 #include <thread>
 
+#include "base/trace.h"
 #include "tests/support/secure_machine.h"
 
 namespace stagetwo::uv {
@@ -78,6 +80,44 @@ TEST(SecureGuestProgress, APageUnsharedByForceGivesItsRoomLater) {
   EXPECT_EQ(m.hv_page(0), PageState::kPagedOut);
   EXPECT_EQ(m.guest_bytes(0), m.text(0)) << "and nothing of it is lost";
   EXPECT_EQ(m.memory.stale(), 0u);
+}
+
+TEST(SecureGuestTrace, ACallAndWhatItMakesOfAPageAreEvents) {
+  using trace::Event;
+  SecureMachine m;
+  m.plug(0, 0, 3);
+  m.vmm_fill(0, 3);
+  ASSERT_TRUE(trace::start());
+  EXPECT_EQ(m.h_page_in(0), Status::kUnsupported);
+  EXPECT_EQ(m.esm(), Status::kSuccess);
+  static_cast<void>(m.vmm_read(1));
+  EXPECT_EQ(m.guest_call(Call::kUvSharePage, 2, 1), Status::kSuccess);
+  EXPECT_EQ(m.guest_call(Call::kUvUnsharePage, 9, 1), Status::kParameter);
+  trace::stop();
+  std::vector<std::string> seen;
+  trace::for_each([&](const trace::Record& r) {
+    const auto word = [&](int i) { return std::to_string(static_cast<s64>(r.arg[i])); };
+    const auto call = [&](u64 number) { return static_cast<u64>(number) == r.arg[1]; };
+    if (r.event == Event::st_uv_page) seen.push_back(word(1) + ": " + word(2) + " to " + word(3));
+    if (r.event == Event::kvm_hcall_exit && call(0xEF00)) seen.push_back("page-in " + word(2));
+    if (r.event == Event::st_uv_call && call(0xF134)) seen.push_back("unshare " + word(3));
+  });
+  const auto state = [](PageState s) { return std::to_string(static_cast<int>(s)); };
+  const auto becomes = [&](int page, PageState from, PageState to) {
+    return std::to_string(page * 4096) + ": " + state(from) + " to " + state(to);
+  };
+  std::vector<std::string> want{"page-in -67"};
+  for (int page = 0; page < 3; ++page) {
+    want.push_back(becomes(page, PageState::kNormal, PageState::kSecure));
+    want.push_back("page-in 0");
+  }
+  want.push_back(becomes(1, PageState::kSecure, PageState::kPagedOut));
+  want.push_back(becomes(2, PageState::kSecure, PageState::kShared));
+  want.push_back("page-in 0");
+  want.push_back("unshare -4");
+  EXPECT_EQ(seen, want);
+  EXPECT_EQ(trace::count(Event::kvm_hcall_enter), trace::count(Event::kvm_hcall_exit));
+  trace::release();
 }
 
 }  // namespace
