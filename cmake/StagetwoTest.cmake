@@ -7,21 +7,32 @@ add_custom_target(mutation_tests)
 if(STAGETWO_SANITIZE)
   add_library(sanitizer_options OBJECT ${CMAKE_SOURCE_DIR}/tests/support/sanitizer_options.cc)
 endif()
-# gtest's headers are a quarter of what a test costs to compile, so they are read once. Not beside a
-# compiler cache, which does that better, nor for clang, whose tools want the text.
+# How the tests themselves are compiled: they are two thirds of the build, half of that in the
+# optimiser and in debug information. What is tested is in the rooms, at their own optimisation; what
+# computes for seconds (models, schedules, stress) is worth the optimiser's first half.
+set(unit_options "")
+set(other_options "")
+if(CMAKE_BUILD_TYPE STREQUAL RelWithDebInfo AND NOT STAGETWO_SANITIZE)
+  set(unit_options -O0 -g1)
+  set(other_options -O1 -g1)
+endif()
+# gtest's headers are a quarter of what a test costs to compile, so they are read once for each of
+# the two. Not beside a compiler cache, which does that better, nor for clang, whose tools want the
+# text.
 if(NOT CMAKE_CXX_COMPILER_LAUNCHER AND NOT STAGETWO_SANITIZE AND
    CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   file(WRITE ${CMAKE_BINARY_DIR}/gtest_first.cc "")
-  add_library(gtest_first OBJECT ${CMAKE_BINARY_DIR}/gtest_first.cc)
-  # As the programs are compiled, or the compiler refuses it.
-  set_target_properties(gtest_first PROPERTIES POSITION_INDEPENDENT_CODE OFF)
-  target_compile_options(gtest_first PRIVATE -fPIE)
-  if(CMAKE_BUILD_TYPE STREQUAL RelWithDebInfo)
-    target_compile_options(gtest_first PRIVATE -O1 -g1)
-  endif()
-  target_link_libraries(gtest_first PRIVATE st_warnings GTest::gtest)
-  target_precompile_headers(gtest_first PRIVATE <gtest/gtest.h>)
+  foreach(kind unit other)
+    add_library(gtest_first_${kind} OBJECT ${CMAKE_BINARY_DIR}/gtest_first.cc)
+    # As the programs are compiled, or the compiler refuses it.
+    set_target_properties(gtest_first_${kind} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(gtest_first_${kind} PRIVATE -fPIE ${${kind}_options})
+    target_link_libraries(gtest_first_${kind} PRIVATE st_warnings GTest::gtest)
+    target_precompile_headers(gtest_first_${kind} PRIVATE <gtest/gtest.h>)
+  endforeach()
 endif()
+# The old linker reads the rooms' archives slowly, and there are two hundred programs.
+find_program(STAGETWO_GOLD ld.gold)
 function(stagetwo_test)
   cmake_parse_arguments(T "SCHED;MUTATION" "NAME" "SOURCES;ROOMS;LINK" ${ARGN})
   if(T_MUTATION AND NOT STAGETWO_MUTATION)
@@ -38,10 +49,13 @@ function(stagetwo_test)
   set_target_properties(${T_NAME} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_include_directories(${T_NAME} PRIVATE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR})
-  # What is tested is in the rooms, at their own optimisation. The tests themselves are two thirds
-  # of the build, half of that in the optimiser and in debug information.
-  if(CMAKE_BUILD_TYPE STREQUAL RelWithDebInfo AND NOT STAGETWO_SANITIZE)
-    target_compile_options(${T_NAME} PRIVATE -O1 -g1)
+  set(kind other)
+  if(CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/unit/")
+    set(kind unit)
+  endif()
+  target_compile_options(${T_NAME} PRIVATE ${${kind}_options})
+  if(STAGETWO_GOLD AND NOT STAGETWO_SANITIZE)
+    target_link_options(${T_NAME} PRIVATE -fuse-ld=gold)
   endif()
   foreach(room IN LISTS T_ROOMS)
     stagetwo_room_target(${room} target)
@@ -51,8 +65,8 @@ function(stagetwo_test)
     target_link_libraries(${T_NAME} PRIVATE ${target})
   endforeach()
   target_link_libraries(${T_NAME} PRIVATE st_warnings ${T_LINK} GTest::gtest GTest::gtest_main)
-  if(TARGET gtest_first)
-    target_precompile_headers(${T_NAME} REUSE_FROM gtest_first)
+  if(TARGET gtest_first_${kind})
+    target_precompile_headers(${T_NAME} REUSE_FROM gtest_first_${kind})
   endif()
   if(T_MUTATION)
     add_dependencies(mutation_tests ${T_NAME})
