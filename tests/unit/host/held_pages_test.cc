@@ -77,10 +77,12 @@ TEST_F(Held, AHoldOfAThreadThatIsGoneHoldsNothing) {
 }
 
 jmp_buf back_up;
+// From further down the stack than the next hold's own calls reach.
 [[gnu::noinline]] void hold_and_jump(HvaRange range) {
+  volatile char further[1024] = {};
   HeldPages held(range);
   held.fetch();
-  longjmp(back_up, 1);
+  longjmp(back_up, 1 + further[0]);
 }
 TEST_F(Held, AHoldThatWasJumpedOutOfEndsWithTheThreadsNext) {
   if (setjmp(back_up) == 0) hold_and_jump(range());
