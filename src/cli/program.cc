@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include "cli/command_line.h"
 
@@ -30,20 +31,12 @@ struct Head {
   bool is_of_go = false;    // of a kDynamic
 };
 
-// Calls see(segment) until it answers true. False: it never did.
-template <typename F>
-bool any_segment(int fd, const Elf64_Ehdr& head, F&& see) {
-  for (unsigned i = 0; i < head.e_phnum; ++i) {
-    Elf64_Phdr segment{};
-    const auto at = static_cast<off_t>(head.e_phoff + i * sizeof(segment));
-    if (pread(fd, &segment, sizeof(segment), at) != sizeof(segment)) return false;
-    if (see(segment)) return true;
-  }
-  return false;
-}
-
-bool has_interpreter(int fd, const Elf64_Ehdr& head) {
-  return any_segment(fd, head, [](const Elf64_Phdr& s) { return s.p_type == PT_INTERP; });
+std::vector<Elf64_Phdr> segments_of(int fd, const Elf64_Ehdr& head) {
+  std::vector<Elf64_Phdr> all(head.e_phnum);
+  const size_t size = all.size() * sizeof(Elf64_Phdr);
+  const ssize_t got = pread(fd, all.data(), size, static_cast<off_t>(head.e_phoff));
+  all.resize(got > 0 ? static_cast<size_t>(got) / sizeof(Elf64_Phdr) : 0);
+  return all;
 }
 
 // Go's linker leaves a note with its name.
@@ -89,9 +82,14 @@ Head read_head(const std::string& path) {
     if (elf.e_ident[EI_CLASS] != ELFCLASS64 || elf.e_machine != EM_X86_64) {
       result.loading = Loading::kForeignMachine;
     } else {
-      result.loading = has_interpreter(fd, elf) ? Loading::kDynamic : Loading::kStatic;
-      result.is_of_go = any_segment(
-          fd, elf, [&](const Elf64_Phdr& segment) { return has_note_of_go(fd, segment); });
+      const std::vector<Elf64_Phdr> segments = segments_of(fd, elf);
+      const bool has_interpreter =
+          std::any_of(segments.begin(), segments.end(),
+                      [](const Elf64_Phdr& segment) { return segment.p_type == PT_INTERP; });
+      result.loading = has_interpreter ? Loading::kDynamic : Loading::kStatic;
+      result.is_of_go = std::any_of(segments.begin(), segments.end(), [&](const auto& segment) {
+        return has_note_of_go(fd, segment);
+      });
     }
   } else if (size > 2 && start[0] == '#' && start[1] == '!') {
     result.loading = Loading::kScript;

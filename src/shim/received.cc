@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -56,16 +57,20 @@ u64 count_open() {
   return asked == 0 ? static_cast<u64>(directory.st_size) : 0;
 }
 
-// Has exec left us the memory of a guest? Most programs have three descriptors, and the lowest. A
-// device is left to many a program that has nothing to do with it, and shows nothing beneath us.
+// Has exec left us the memory of a guest? Most programs have three descriptors, and the lowest; one
+// question tells which of these are open. A device is left to many a program that has nothing to do
+// with it, and shows nothing beneath us.
 bool has_inherited() {
   constexpr int kProbed = 256;
+  pollfd numbers[kProbed];
+  for (int fd = 0; fd < kProbed; ++fd) numbers[fd] = {.fd = fd, .events = 0, .revents = 0};
   u64 left = count_open();
-  struct ::stat behind{};
-  for (int fd = 0; left != 0 && fd < kProbed; ++fd) {
-    if (!sys::fstat(fd, &behind)) continue;
-    if (is_ours(fd, abi_kvm::kGuestMemoryKind)) return true;
-    if (--left == 0) return false;
+  if (left != 0 && sys::call(SYS_poll, sys::arg(numbers), kProbed, 0) >= 0) {
+    for (const pollfd& number : numbers) {
+      if ((number.revents & POLLNVAL) != 0) continue;
+      if (is_ours(number.fd, abi_kvm::kGuestMemoryKind)) return true;
+      if (--left == 0) return false;
+    }
   }
   bool seen = false;
   for_each_open(0, ~0u, [&](int fd) { seen = seen || is_ours(fd, abi_kvm::kGuestMemoryKind); });
