@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "base/alloc.h"
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/sys.h"
@@ -74,7 +75,10 @@ void set_mask(const KernelSigset* set, KernelSigset* old) {
   sys::call(SYS_rt_sigprocmask, SIG_SETMASK, sys::arg(set), sys::arg(old), sizeof(KernelSigset));
 }
 
-bool make_thread(void* (*entry)(void*), void* argument) {
+// Where client memory is touched a fault has to come through.
+constexpr KernelSigset kFaults = KernelSigset{1} << (SIGSEGV - 1) | KernelSigset{1} << (SIGBUS - 1);
+
+bool make_thread(void* (*entry)(void*), void* argument, KernelSigset blocked) {
   if (refuse_threads.load(sync::kRelaxed) || failpoint::should_fail("host.worker_thread")) {
     return false;
   }
@@ -83,7 +87,7 @@ bool make_thread(void* (*entry)(void*), void* argument) {
   pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
   pthread_attr_setstacksize(&attributes, kStackBytes);
   KernelSigset before = 0;
-  set_mask(&kAllButLibcs, &before);  // inherited: no handler of the client ever runs in it
+  set_mask(&blocked, &before);  // inherited: no handler of the client ever runs in it
   pthread_t thread{};
   const int error = pthread_create(&thread, &attributes, entry, argument);
   set_mask(&before, nullptr);
@@ -181,7 +185,7 @@ void Worker::start_thread() {
     thread_.store(Thread::kStarting, sync::kRelaxed);
     mine = ++starts_;
   }
-  const bool made = make_thread(entry, this);
+  const bool made = make_thread(entry, this, kAllButLibcs);
   const sync::MutexGuard guard(lock_);
   // A thread that found nothing left to do has said so already, and another may be starting.
   if (thread() == Thread::kStarting && starts_ == mine) {
@@ -248,6 +252,33 @@ void remove_work(WorkItem* item) {
 
 void kick_worker(bool at_once) {
   worker.kick(at_once);
+}
+
+namespace {
+
+struct OwnThread {
+  void (*run)(void*);
+  void* argument;
+};
+
+void* enter_own_thread(void* start) {
+  const OwnThread what = *static_cast<OwnThread*>(start);
+  destroy(static_cast<OwnThread*>(start));
+  sys::call(SYS_prctl, PR_SET_NAME, sys::arg("stagetwo-device"));
+  Footing footing;
+  footing.enter(__builtin_frame_address(0));
+  what.run(what.argument);
+  return nullptr;
+}
+
+}  // namespace
+
+bool start_own_thread(void (*run)(void*), void* argument) {
+  const auto start = stagetwo::make<OwnThread>("host.own_thread", OwnThread{run, argument});
+  if (!start) return false;
+  if (make_thread(enter_own_thread, *start, kAllButLibcs & ~kFaults)) return true;
+  destroy(*start);
+  return false;
 }
 
 bool run_turn(WorkItem* item) {

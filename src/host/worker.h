@@ -59,6 +59,11 @@ bool run_turn(WorkItem* item);
 // Runs what is due if there is no thread to do it. One relaxed load when there is.
 void work_without_thread();
 
+// A thread of a room's own, detached, with a stack of 256 KiB: a device that works by itself. It
+// runs no code of the client (I3), and may touch client memory by host/access.h. False: none can be
+// made. In a child of fork it is not there.
+[[nodiscard]] bool start_own_thread(void (*run)(void*), void* argument);
+
 // Does the thread exist? Racy: it may be about to end.
 [[nodiscard]] bool worker_runs();
 // For tests: the next attempts to make the thread fail.

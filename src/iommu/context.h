@@ -59,8 +59,10 @@ class Context {
   // brought. Context: not locked.
   DmaAnswer dma(u32 device_id, s64 pasid, u64 iova, u64 bytes, void* to, const void* from,
                 bool asks = false);
-  // The page request alone. False: nobody takes it, or the response was not "success".
-  bool ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted);
+  // The page request alone. False: nobody takes it, or the response was not "success", or `cancel`
+  // is not 0: it is looked at while the response is waited for.
+  bool ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted,
+                    const sync::Atomic<u32>* cancel = nullptr);
   // The access's maker lets go of everything and of the access. Context: not locked.
   void destroy_access(u32 access_id);
 
@@ -82,7 +84,7 @@ class Context {
   void remove_client(u32 access_id);
   AccessClient* begin_call(u32 access_id);
   void end_call(u32 access_id);
-  bool await_response(PageWait* wait);
+  bool await_response(PageWait* wait, const sync::Atomic<u32>* cancel);
   void call_clients(u32 ioas_id, u64 start, u64 last);
 
   Arena arena_;

@@ -134,7 +134,9 @@ DmaAnswer Context::dma(u32 device_id, s64 pasid, u64 iova, u64 bytes, void* to, 
   }
 }
 
-bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted) {
+bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted,
+                           const sync::Atomic<u32>* cancel) {
+  if (cancel != nullptr && cancel->load(sync::kAcquire) != 0) return false;
   PageWait* wait = nullptr;
   {
     Locked locked(*this);
@@ -157,13 +159,14 @@ bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted) {
       }
     }
   }
-  if (wait != nullptr) return await_response(wait);
+  if (wait != nullptr) return await_response(wait, cancel);
   ProcessSpace* const space = process_space();
   return space != nullptr && space->bring(Hva(iova), wanted).has_value();
 }
 
-// Whoever responds may be of another process, whose wake does not come here.
-bool Context::await_response(PageWait* wait) {
+// Whoever responds may be of another process, whose wake does not come here. Who gives up leaves
+// the wait to the response that may still come.
+bool Context::await_response(PageWait* wait, const sync::Atomic<u32>* cancel) {
   constexpr u64 kLookAgainNs = 1'000'000;
   for (;;) {
     sync::Atomic<u32>* responses = nullptr;
@@ -179,6 +182,7 @@ bool Context::await_response(PageWait* wait) {
         return success;
       }
     }
+    if (cancel != nullptr && cancel->load(sync::kAcquire) != 0) return false;
     sync::futex_wait(*responses, seen, kLookAgainNs);
   }
 }

@@ -8,8 +8,10 @@
 #include "iommu/dma_engine.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/sys.h"
+#include "host/access.h"
 #include "host/pin.h"
 #include "iommu/locked.h"
 
@@ -100,6 +102,7 @@ void DmaEngine::forget(const Invalidation* what) {
   };
   if (what == nullptr) {
     drop_pages(device_tlb_, [](const Page&) { return true; });
+    for (Run& run : runs_) run.valid = false;
     drop_pages(iotlb_, [](const Page&) { return true; });
     for (Entry& entry : pasid_cache_) entry.valid = false;
     return;
@@ -133,6 +136,13 @@ void DmaEngine::forget(const Invalidation* what) {
         const u32 pasid = what->type() == InvalidationType::kDeviceTlb ? 0 : what->pasid();
         return page.pasid == pasid && overlaps(what->block(), page.iova);
       });
+      for (Run& run : runs_) {
+        const u32 pasid = what->type() == InvalidationType::kDeviceTlb ? 0 : what->pasid();
+        const PageBlock gone = what->block();
+        if (run.pasid == pasid && run.iova <= gone.last() && gone.start <= run.last) {
+          run.valid = false;
+        }
+      }
       break;
   }
 }
@@ -220,7 +230,7 @@ DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void
     const u8* const out = from == nullptr ? nullptr : static_cast<const u8*>(from) + answer.done;
     answer.reason = access_page(pasid, answer.iova, some, into, out);
     if (asks && can_be_asked_for(answer.reason) && asked++ < kMostAsks &&
-        context_->ask_for_page(device_id_, pasid, answer.iova, wanted)) {
+        context_->ask_for_page(device_id_, pasid, answer.iova, wanted, cancel_)) {
       continue;
     }
     if (answer.reason != FaultReason::kNone) return answer;
@@ -228,6 +238,124 @@ DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void
     answer.done += some;
   }
   return answer;
+}
+
+// ---- copies -------------------------------------------------------------------------------------
+
+namespace {
+
+// Where the bytes at `address` are while the section lives; *bytes is cut to those that are there
+// in one piece.
+std::optional<Hva> where(const host::FrameSection& frames, u64 address, stagetwo::Access access,
+                         u64* bytes) {
+  const host::Frame first{address / kPageSize & (bit(kFrameBits) - 1)};
+  const auto start = frames.at(first, access);
+  if (!start) return {};
+  const u64 offset = address % kPageSize;
+  u64 there = kPageSize - offset;
+  for (u64 page = 1; there < *bytes; ++page, there += kPageSize) {
+    const auto next = frames.at(first + page, access);
+    if (!next || *next != *start + page * kPageSize) break;
+  }
+  *bytes = std::min(*bytes, there);
+  return *start + offset;
+}
+
+// Answers how far it came. The guard of a long move covers both of its ends.
+u64 move_bytes(Hva to, Hva from, u64 bytes) {
+  u8 buffer[512];
+  if (bytes > sizeof(buffer)) return host::copy_to(to, reinterpret_cast<void*>(from.raw()), bytes);
+  return host::copy_to(to, buffer, host::copy_from(buffer, from, bytes));
+}
+
+}  // namespace
+
+const DmaEngine::Run* DmaEngine::find_run(u32 pasid, u64 iova, Rights wanted) const {
+  for (const Run& run : runs_) {
+    const bool in = run.valid && iova >= run.iova && iova <= run.last;
+    if (in && run.pasid == pasid && (run.rights & wanted) != 0) return &run;
+  }
+  return nullptr;
+}
+
+// 0: not both ends are known, or one is not to be touched directly now.
+u64 DmaEngine::copy_cached(u32 pasid, u64 to, u64 from, u64 bytes) {
+  const Section section(*this);
+  const Run* const source = find_run(pasid, from, kMayRead);
+  const Run* const target = find_run(pasid, to, kMayWrite);
+  if (source == nullptr || target == nullptr) return 0;
+  bytes = std::min({bytes, kLongestCopy, source->last - from + 1, target->last - to + 1});
+  const host::FrameSection frames;
+  const auto out =
+      where(frames, source->address + (from - source->iova), stagetwo::Access::kRead, &bytes);
+  const auto in =
+      where(frames, target->address + (to - target->iova), stagetwo::Access::kWrite, &bytes);
+  return out && in ? move_bytes(*in, *out, bytes) : 0;
+}
+
+// Walks as far as the access goes: a right to write is marked where it is used.
+bool DmaEngine::cache_run(s64 pasid, u64 iova, u64 bytes, Rights wanted) {
+  Locked locked(*context_);
+  if (!locked.ok()) return false;
+  heed();
+  PasidEntry entry;
+  if (find_entry(locked, pasid, &entry) != FaultReason::kNone) return false;
+  const u64 page = iova & kPageMask;
+  const u64 wants = iova - page + std::min(bytes, kLongestRun);
+  Run run{true, number_of(pasid), u32{kMayRead} | kMayWrite, page, page, 0};
+  for (u64 length = 0; length < wants;) {
+    const Walked walked = locked.walk_entry(entry, page + length, wanted);
+    const bool found = walked.reason == FaultReason::kNone && !walked.of_process;
+    if (length == 0) run.address = walked.address;
+    if (!found || walked.address != run.address + length || !locked.reaches(walked.address)) break;
+    run.rights &= wanted == kMayWrite ? walked.rights : u32{kMayRead};
+    length += walked.page_bytes - (page + length) % walked.page_bytes;
+    run.last = page + (length - 1);
+  }
+  if (run.last == page || run.last < iova) return false;
+  ++counts_.walks;
+  keep(run);
+  return true;
+}
+
+// One that continues another makes it longer.
+void DmaEngine::keep(const Run& run) {
+  for (Run& known : runs_) {
+    const bool same = known.valid && known.pasid == run.pasid && known.rights == run.rights &&
+                      known.address - known.iova == run.address - run.iova;
+    if (!same || run.iova > known.last + 1 || known.iova > run.last + 1) continue;
+    if (run.iova < known.iova) {
+      known.iova = run.iova;
+      known.address = run.address;
+    }
+    known.last = std::max(known.last, run.last);
+    return;
+  }
+  runs_[next_run_++ % kRuns] = run;
+}
+
+DmaEngine::CopyAnswer DmaEngine::copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks) {
+  const u32 number = number_of(pasid);
+  for (u64 done = 0; done < bytes;) {
+    const u64 left = bytes - done, out = from + done, in = to + done;
+    u64 some = copy_cached(number, in, out, left);
+    if (some == 0 && cache_run(pasid, out, left, kMayRead) &&
+        cache_run(pasid, in, left, kMayWrite)) {
+      some = copy_cached(number, in, out, left);
+    }
+    if (some == 0) {  // a page as the process has it, one that moves, or none
+      u8 buffer[kPageSize];
+      some = std::min({left, kPageSize - out % kPageSize, kPageSize - in % kPageSize});
+      DmaAnswer answer = access(pasid, out, some, buffer, nullptr, asks);
+      const bool write = answer.reason == FaultReason::kNone;
+      if (write) answer = access(pasid, in, some, nullptr, buffer, asks);
+      if (answer.reason != FaultReason::kNone) {
+        return {{done, answer.reason, answer.iova}, write};
+      }
+    }
+    done += some;
+  }
+  return {{bytes, FaultReason::kNone, to + bytes}, false};
 }
 
 }  // namespace stagetwo::iommu

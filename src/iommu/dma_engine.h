@@ -10,7 +10,8 @@
 //   PASID cache   PASID → its entry                        of the unit
 //
 // An access looks into the device's; a miss there asks the unit, under the lock, which walks what
-// its own two do not know. Linux has no such thing: this is the hardware's side.
+// its own two do not know. Linux has no such thing: this is the hardware's side. What copy() has
+// found of its two ends stands in the device's TLB as runs: frames that follow each other.
 //
 // I1  What is used is at most as old as the last invalidation that was waited for
 //     (iommu/invalidation_queue.h): after an unmap or a detach returns, no access lands.
@@ -39,6 +40,18 @@ class DmaEngine {
   // of Context::dma(). What a process's own addresses mean is not cached.
   DmaAnswer access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from, bool asks = false);
 
+  // From one of the PASID's addresses to another, without a buffer between where the caches know
+  // both. The answer is of whichever end had the fault. Pre: the ends do not overlap.
+  struct CopyAnswer {
+    DmaAnswer answer;
+    bool write = false;  // the fault's
+  };
+  CopyAnswer copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks = false);
+
+  // While the word is not 0 no page is asked for: who waits for a response gives up within some
+  // milliseconds. Any thread may set it; it outlives the engine.
+  void set_cancel(const sync::Atomic<u32>* cancel) { cancel_ = cancel; }
+
   struct Counts {
     u64 hits = 0, misses = 0, iotlb_hits = 0, walks = 0;
   };
@@ -60,6 +73,16 @@ class DmaEngine {
     u32 pasid = 0;
     PasidEntry entry{};
   };
+  struct Run {
+    bool valid = false;
+    u32 pasid = 0;
+    u32 rights = 0;
+    u64 iova = 0, last = 0;
+    u64 address = 0;  // of `iova`
+  };
+  // As long as a section may be: a client's unmap waits for it.
+  static constexpr u64 kLongestCopy = 64 * 1024, kLongestRun = 2 << 20;
+  static constexpr unsigned kRuns = 32;
   class Section;
 
   static Page& page_of(Page* pages, unsigned count, u32 pasid, u64 iova);
@@ -68,6 +91,10 @@ class DmaEngine {
   FaultReason access_page(s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
   struct Once;
   FaultReason fill(s64 pasid, u64 iova, Rights wanted, Once* once);
+  u64 copy_cached(u32 pasid, u64 to, u64 from, u64 bytes);
+  const Run* find_run(u32 pasid, u64 iova, Rights wanted) const;
+  bool cache_run(s64 pasid, u64 iova, u64 bytes, Rights wanted);
+  void keep(const Run& run);
   FaultReason find_entry(const class Locked& locked, s64 pasid, PasidEntry* out);
   u32 own_thread();
 
@@ -79,7 +106,10 @@ class DmaEngine {
   const void* thread_ = nullptr;  // whose number tid_ is
   u32 tid_ = 0;
   Counts counts_;
+  const sync::Atomic<u32>* cancel_ = nullptr;
   Page device_tlb_[kDevicePages];
+  Run runs_[kRuns];
+  u32 next_run_ = 0;  // to be replaced
   Page iotlb_[kUnitPages];
   Entry pasid_cache_[kEntries];
 };

@@ -30,6 +30,7 @@ Result<void> DmaChannel::prepare() {
   auto fresh = ST_TRY(iommu::DmaEngine::make(*dma_.context(), dma_.device_));
   forget();
   engine_ = std::move(fresh);
+  engine_->set_cancel(cancel_);
   made_in_ = host::ProcessOwner();
   return {};
 }
@@ -49,6 +50,23 @@ iommu::DmaAnswer DmaChannel::access(u64 iova, u64 bytes, void* to, const void* f
   if (!pasid) return {0, iommu::FaultReason::kPasidNotPresent, iova};
   iommu::DmaEngine* const own = engine();
   return own == nullptr ? nowhere : own->access(*pasid, iova, bytes, to, from, how.asks);
+}
+
+iommu::DmaEngine::CopyAnswer DmaChannel::copy(u64 to, u64 from, u64 bytes, DmaHow how) {
+  const auto pasid = dma_.pasid_of(how);
+  iommu::DmaEngine* const own = pasid && dma_.is_isolated() ? engine() : nullptr;
+  if (own != nullptr) return own->copy(*pasid, to, from, bytes, how.asks);
+  for (u64 done = 0; done < bytes;) {
+    u8 buffer[kPageSize];
+    const auto out = read(from + done, buffer, std::min(bytes - done, sizeof(buffer)), how);
+    if (out.reason != iommu::FaultReason::kNone && out.done == 0) {
+      return {{done, out.reason, out.iova}, false};
+    }
+    const auto in = write(to + done, buffer, out.done, how);
+    done += in.done;
+    if (in.done != out.done) return {{done, in.reason, in.iova}, true};
+  }
+  return {{bytes, iommu::FaultReason::kNone, to + bytes}, false};
 }
 
 // ---- what it is connected to

@@ -56,6 +56,11 @@ class DmaChannel {
   iommu::DmaAnswer write(u64 iova, const void* from, u64 bytes, DmaHow how = {}) {
     return access(iova, bytes, nullptr, from, how);
   }
+  // From one address to another; the answer is of whichever end had the fault. Pre: they do not
+  // overlap.
+  iommu::DmaEngine::CopyAnswer copy(u64 to, u64 from, u64 bytes, DmaHow how = {});
+  // While the word is not 0, nothing waits for the response to a page request. It outlives this.
+  void set_cancel(const sync::Atomic<u32>* cancel) { cancel_ = cancel; }
   // Made now, so that the first access need not. Pre: the device has an IOMMU device. Failure:
   // ENOSPC (too many engines), ENOMEM, EIO.
   Result<void> prepare();
@@ -68,6 +73,7 @@ class DmaChannel {
   Dma& dma_;
   Box<iommu::DmaEngine> engine_;
   host::ProcessOwner made_in_;
+  const sync::Atomic<u32>* cancel_ = nullptr;
 };
 
 class Dma final : public iommu::AccessClient {

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <cstring>
+#include <memory>
 #include <string_view>
 
 #include "base/sys.h"
@@ -64,6 +65,10 @@ void Interrupts::ring_line() {
 void Interrupts::raise(u32 vector) {
   const sync::MutexGuard guard(lock_);
   if (index_ == kMsiIndex || index_ == kMsixIndex) ring(vector);
+}
+
+void Interrupts::after_fork_child() {
+  std::construct_at(&lock_, sync::Rank::kInterrupts);
 }
 
 void Interrupts::set_line(bool up) {

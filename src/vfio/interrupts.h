@@ -46,6 +46,8 @@ class Interrupts {
 
   // A message: of MSI or MSI-X. Nobody listens: nothing.
   void raise(u32 vector);
+  // In a child of fork: another thread may have been in the middle of a ring.
+  void after_fork_child();
   // The level of what interrupts by a line; with MSI in use each rise is a message of vector 0.
   void set_line(bool up);
 

@@ -2,6 +2,7 @@
 #include "vfio/mdev.h"
 
 #include "sync/mutex.h"
+#include "vfio/dma_engine.h"
 #include "vfio/ioat.h"
 #include "vfio/serial.h"
 
@@ -12,7 +13,7 @@ namespace {
 constinit const Parent* parents[kMaxParents] = {};
 constinit sync::Atomic<u32> registered{0};
 constinit sync::Mutex registering{sync::Rank::kLeaf};
-constexpr const Parent* kOwn[] = {&kSerial, &kIoat};
+constexpr const Parent* kOwn[] = {&kSerial, &kIoat, &kDmaEngine};
 constexpr u32 kOwnCount = std::size(kOwn);
 
 }  // namespace

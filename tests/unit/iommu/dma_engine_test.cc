@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstring>
 #include <thread>
 #include <vector>
 
@@ -48,6 +49,53 @@ TEST_P(Engine, NothingIsReachedAfterAnUnmap) {
   ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, kIova), 0);
   EXPECT_EQ(seen(5), mark(2)) << "never the old page";
   EXPECT_EQ(seen(kNoPasid), mark(2));
+}
+
+TEST_P(Engine, ACopySaysWhichEndHadTheFaultAndHowFarItCame) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  const u64 second = kIova + kPageSize;
+  ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, second), 0);
+  u8* const from = memory_.bytes_at(0);
+  u8* const to = memory_.bytes_at(2 * kPageSize);
+  for (u64 i = 0; i < kPageSize; ++i) from[i] = static_cast<u8>(i * 7);
+  for (const u64 bytes : {u64{1}, u64{100}, u64{3000}, kPageSize - 8}) {
+    memset(to, 0, kPageSize);
+    const auto copied = engine_->copy(5, second + 8, kIova, bytes);
+    EXPECT_EQ(copied.answer.done, bytes);
+    EXPECT_EQ(copied.answer.reason, FaultReason::kNone);
+    EXPECT_EQ(memcmp(to + 8, from, bytes), 0);
+    EXPECT_EQ(to[7], 0);
+  }
+  const auto write = engine_->copy(5, second + 96, kIova, kPageSize);
+  EXPECT_EQ(write.answer.done, kPageSize - 96);
+  EXPECT_EQ(write.answer.iova, second + kPageSize);
+  EXPECT_TRUE(write.write);
+  const auto read = engine_->copy(5, kIova, second + 96, kPageSize);
+  EXPECT_EQ(read.answer.done, kPageSize - 96);
+  EXPECT_EQ(read.answer.iova, second + kPageSize);
+  EXPECT_FALSE(read.write);
+  EXPECT_EQ(unmap(ioas_[0], second, kPageSize), 0);
+}
+
+TEST_P(Engine, ACopyReachesNothingAfterAnUnmapOrADetach) {
+  const u64 second = kIova + kPageSize;
+  for (unsigned round = 0; round < 4; ++round) {
+    ASSERT_EQ(attach(device_, table_[0], 5), 0);
+    ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, second), 0);
+    ASSERT_EQ(engine_->copy(5, second, kIova, 64).answer.done, 64u);
+    ASSERT_EQ(*memory_.bytes_at(2 * kPageSize), mark(0));
+    *memory_.bytes_at(2 * kPageSize) = 0;
+    if (round % 2 == 0) {
+      ASSERT_EQ(unmap(ioas_[0], second, kPageSize), 0);
+      EXPECT_TRUE(engine_->copy(5, second, kIova, 64).write);
+    } else {
+      detach(device_, 5);
+      EXPECT_EQ(engine_->copy(5, second, kIova, 64).answer.done, 0u);
+      ASSERT_EQ(unmap(ioas_[0], second, kPageSize), 0);
+    }
+    EXPECT_EQ(*memory_.bytes_at(2 * kPageSize), 0);
+    detach(device_, 5);
+  }
 }
 
 TEST_P(Engine, NothingIsReachedAfterADetach) {
