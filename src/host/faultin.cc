@@ -88,13 +88,15 @@ bool may_touch_first(Ask first) {
   return first == Ask::kTouch && backstop::installed() && !kernel_meets_hidden_pages();
 }
 
-Result<void> ask(Hva at, Access access, Ask first) {
+// `runs_on`: the next page is on its way too, if it is there.
+Result<void> ask(Hva at, Access access, Ask first, bool runs_on) {
   if (!has_populate()) return touch(at, access);
   const Hva page = page_floor(at);
   if (may_touch_first(first)) {
     // The touch of a page that is there is a miss of every cache, four times as long as the rest of
-    // a fault. Who goes through memory finds the next one on its way.
-    prefetch(at + kPageSize, access);
+    // a fault. Who goes through memory finds the next one on its way; looking for one that is not
+    // there costs as much.
+    if (runs_on) prefetch(at + kPageSize, access);
     const Result<void> touched = touch(at, access);
     trace::emit(trace::Event::st_faultin, trace::Room::host, page.raw(), static_cast<u64>(access),
                 static_cast<u64>(touched ? 0 : to_int(touched.error())));
@@ -123,7 +125,7 @@ Result<void> faultin(Hva at, Access access, Ask first) {
     const BringBack owners = bring_back(page);
     if (owners == BringBack::kLost || owners == BringBack::kStuck) return refuse(EFAULT);
     if (owners == BringBack::kNotAbsent) static_cast<void>(fill_first_touch(page, access));
-    const Result<void> done = ask(at, access, first);
+    const Result<void> done = ask(at, access, first, owners == BringBack::kNotAbsent);
     if (done || to_int(done.error()) == EHWPOISON || !kernel_meets_hidden_pages()) return done;
     // What was in transit is waited for first: its end is a turn, whoever had it.
     if (asked == kMaxAsks || (!is_absent(page) && owners_turn() == turn)) return done;

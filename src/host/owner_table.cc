@@ -216,7 +216,13 @@ BringBack OwnerTable::bring_back(PageKey key) {
   return outcome == BringBack::kStuck ? show_run(key) : outcome;
 }
 
-BringBack OwnerTable::bring_back_one(PageKey key) {
+BringBack OwnerTable::bring_back(Hva at) {
+  PageKey key;
+  const BringBack outcome = bring_back_one(key, &at);
+  return outcome == BringBack::kStuck ? show_run(key) : outcome;
+}
+
+BringBack OwnerTable::bring_back_one(PageKey& key, const Hva* at) {
   bool waited = false;
   for (;;) {
     u32 seen = 0;
@@ -224,11 +230,14 @@ BringBack OwnerTable::bring_back_one(PageKey key) {
     bool mine = false;
     {
       const sync::MutexGuard guard(lock_);
+      if (at != nullptr && !waited) key = key_at(*at);
       PageRecord* record = pages_.find(key);
       if (record == nullptr) return waited ? BringBack::kBack : BringBack::kNotAbsent;
       const bool lost = record->stage == PageStage::kLost;
       mine = !lost && (record->stage == PageStage::kAbsent || !ST_GUARD(owners_filling, true));
       if (mine) record->stage = PageStage::kFilling;
+      // Its end looks at the cell behind it, which comes while the owner is asked.
+      __builtin_prefetch(record + 3);
       if (mine || lost) job = {*record, views_at(key, *record)};
       if (!mine && !lost) seen = await_turn();
     }

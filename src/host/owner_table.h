@@ -47,7 +47,7 @@ class OwnerTable final : public TransitWatcher {
   bool sides_differ(HvaRange range, bool fresh);
 
   BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
-  BringBack bring_back(Hva at) { return bring_back(key_of(at)); }
+  BringBack bring_back(Hva at);
   // Everything of it; answers how many came back. An owner is asked kMostAsks times.
   u64 bring_back_all(const Reach& reach);
   u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
@@ -89,7 +89,8 @@ class OwnerTable final : public TransitWatcher {
  private:
   bool drop_if_stale(PageKey key, const PageJob& job);
   bool enter(PageKey key, u32 layout, PageJob* job);
-  BringBack bring_back_one(PageKey key);
+  // `at`: the key is its.
+  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr);
   [[nodiscard]] unsigned keys_ahead(HvaRange range, PageKey* keys);
   bool fill_if_absent(PageKey key);
   BringBack show_run(PageKey key);

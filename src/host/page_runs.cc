@@ -152,7 +152,8 @@ BringBack OwnerTable::show_run(PageKey key) {
   const auto fetch = [&](Hva page) {
     PageRecord near;
     const bool hidden = find(private_key(page), &near) && near.hiding == Hiding::kProtection;
-    return hidden && is_there(bring_back_one(private_key(page)));
+    PageKey own = private_key(page);
+    return hidden && is_there(bring_back_one(own));
   };
   for (Hva at = record.at; at > mapping->range.start() && fetch(at - kPageSize);)
     at = at - kPageSize;

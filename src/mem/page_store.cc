@@ -92,6 +92,7 @@ Result<u32> PageStore::new_entry() {
     if (entries_ == nullptr) {
       entries_ = static_cast<Entry*>(
           ST_TRY(reserve_pages(u64{kMostEntries} * sizeof(Entry), "mem.store_space")));
+      hinted_.store(entries_, sync::kRelaxed);
     }
     if (committed_ == kMostEntries) return refuse(ENOMEM);
     ST_TRY(commit_pages(entries_ + committed_, kEntryStep * sizeof(Entry), "mem.store_entries"));
@@ -286,6 +287,9 @@ Result<void> PageStore::get_entry(StoredPage stored, void* to, Form form, int fd
       return {};
     }
     if (e.kind != Kind::kDisk) {
+      // drop() is next, and writes to its neighbours in the list: they come while it is expanded.
+      if (e.previous != kNone) __builtin_prefetch(entries_ + e.previous, 1);
+      if (e.next != kNone) __builtin_prefetch(entries_ + e.next, 1);
       if (put(pool_.at(e.object), e.bytes)) return {};
       ++use_.lost;
       return refuse(EBADMSG);

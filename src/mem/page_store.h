@@ -68,6 +68,11 @@ class PageStore {
   // that were written), EIO and whatever the disk says.
   [[nodiscard]] Result<void> get(StoredPage stored, void* page, int fd) TA_EXCL(lock_);
   void drop(StoredPage stored) TA_EXCL(lock_);
+  // A hint that get() of it is next.
+  void expect(StoredPage stored) const {
+    const Entry* const first = hinted_.load(sync::kRelaxed);
+    if (stored != kZeros && first != nullptr) __builtin_prefetch(first + static_cast<u32>(stored));
+  }
   // Blocks of the disk that nobody needs go back to it, some at a time; until then they are used
   // again before others are. Context: may sleep for as long as a disk takes.
   void give_back(int fd) TA_EXCL(lock_);
@@ -135,6 +140,7 @@ class PageStore {
   StoreUse use_ TA_GUARDED(lock_);
   sync::Atomic<u64> same_filled_{0};  // relaxed: a statistic
   sync::Atomic<u64> memory_bytes_{0};
+  sync::Atomic<const Entry*> hinted_{nullptr};  // entries_, relaxed: nobody reads what is there
 };
 
 }  // namespace stagetwo::mem

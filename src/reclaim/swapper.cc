@@ -236,7 +236,10 @@ Swapper::Return Swapper::begin_return(Hva at) {
   PageSlot& slot = span.slots[span.index_of(at)];
   const Return job{slot.where, slot.what};
   if (slot.where == Where::kPlaced) slot.where = Where::kReturning;
-  if (slot.where == Where::kStored) slot.where = Where::kFetching;
+  if (slot.where == Where::kStored) {
+    slot.where = Where::kFetching;
+    store_.expect(mem::StoredPage{slot.what});
+  }
   if (slot.where == Where::kSqueezing) slot.where = Where::kCopying;
   return job;
 }
