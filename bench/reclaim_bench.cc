@@ -19,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "bench/kernel_swap.h"
 #include "bench/report.h"
 #include "bench/timing.h"
 #include "host/backstop.h"
@@ -26,6 +27,7 @@
 #include "host/mmu_notifier.h"
 #include "host/page_owner.h"
 #include "host/userfault.h"
+#include "reclaim/reclaim.h"
 #include "reclaim/swapper.h"
 #include "stage2/address_space.h"
 #include "tests/support/region.h"
@@ -265,10 +267,11 @@ void RefaultOfTheProcess(benchmark::State& state) {
 }
 BENCHMARK(RefaultOfTheProcess)->Iterations(7);
 
-// The kernel's own swapping of the same pages, both ways, where a swap device is on
-// (bench/README.md says how to have one of compressed memory for the time of a run).
+// The kernel's own swapping of the same pages, both ways (bench/kernel_swap.h).
 void OutAndBackAgainstTheKernel(benchmark::State& state) {
   if (!host::userfault::open()) return state.SkipWithError("userfaultfd is denied here");
+  const bench::KernelSwap swap;
+  if (!swap.why().empty()) return state.SkipWithError(swap.why().c_str());
   Swapped guest;
   u8* const kernels = map(kBytes);
   std::vector<double> ours, bare;
@@ -281,7 +284,7 @@ void OutAndBackAgainstTheKernel(benchmark::State& state) {
     const auto left =
         std::count_if(there.begin(), there.end(), [](u8 bit) { return (bit & 1) != 0; });
     if (left > static_cast<long>(kPages / 8)) {
-      state.SkipWithError("no swap is on here, or it is full: see bench/README.md");
+      state.SkipWithError("the swap that is on takes no pages: is it full?");
       break;
     }
     for (const size_t i : here_and_there(kPages))
@@ -305,6 +308,88 @@ void OutAndBackAgainstTheKernel(benchmark::State& state) {
                         .yardstick_value = median(bare)});
 }
 BENCHMARK(OutAndBackAgainstTheKernel)->Iterations(5);
+
+// ---- a guest that has half of its memory --------------------------------------------------------
+
+// A store to each page, here and there, twice; nanoseconds a store. `reach` comes before it.
+template <typename F>
+double stores_here_and_there(u8* memory, size_t pages, F reach) {
+  const std::vector<size_t> order = here_and_there(pages);
+  const auto start = Clock::now();
+  for (int round = 0; round < 2; ++round) {
+    for (const size_t i : order) {
+      reach(i);
+      auto* const word = reinterpret_cast<volatile u64*>(memory + i * kPageSize);
+      *word = *word + 1;
+    }
+  }
+  return since_ns(start) / static_cast<double>(2 * pages);
+}
+
+double stores_of_a_guest(u8* memory, size_t pages) {
+  constexpr u64 kGpa = 0x100000;
+  Box<stage2::GuestMemory> guest = std::move(*stage2::GuestMemory::create(stage2::SlotPolicy{}));
+  stage2::Region region =
+      test::region_of(0, kGpa, pages * kPageSize, reinterpret_cast<u64>(memory));
+  if (!guest->slots().set_region(region)) std::abort();
+  Box<stage2::MmuContext> context = std::move(*guest->new_context());
+  return stores_here_and_there(memory, pages, [&](size_t i) {
+    stage2::Fault fault{};
+    fault.gpa = Gpa(kGpa + i * kPageSize);
+    fault.access = Access::kWrite;
+    while (guest->translate(*context, fault) != stage2::Walk::Kind::kHit) {
+      if (guest->handle_fault(*context, fault) == stage2::FaultOutcome::kToUser) std::abort();
+    }
+  });
+}
+
+// The kernel does not count what zram has of a group's pages, and we do: so our limit is that much
+// more than its.
+void HalfOfItsMemoryAgainstAMemoryCgroup(benchmark::State& state) {
+  if (!host::userfault::open()) return state.SkipWithError("userfaultfd is denied here");
+  constexpr size_t kAll = 4 * kPages;
+  constexpr size_t kAllBytes = kAll * kPageSize;
+  const bench::KernelSwap swap;
+  if (!swap.why().empty()) return state.SkipWithError(swap.why().c_str());
+  bench::MemoryCgroup group(kAllBytes / 2);
+  if (!group.why().empty()) return state.SkipWithError(group.why().c_str());
+  if (!host::backstop::install()) return state.SkipWithError("no backstop");
+  u8* const memory = map(kAllBytes);
+  madvise(memory, kAllBytes, MADV_NOHUGEPAGE);
+  const auto filled = [memory] {
+    for (size_t i = 0; i < kAll; i += kPages) fill(memory + i * kPageSize, kPages);
+  };
+  std::vector<double> ours, bare;
+  for (auto _ : state) {
+    bare.push_back(group.run([&] {
+      filled();
+      return stores_here_and_there(memory, kAll, [](size_t) {});
+    }));
+    if (bare.back() < 0) {
+      state.SkipWithError("no process of ours gets into the group, or lives there");
+      break;
+    }
+    filled();
+    const Squeezed sample(memory);
+    size_t squeezed = 0;
+    for (const int size : sample.sizes) squeezed += static_cast<size_t>(size);
+    Guest guest;
+    if (!guest.use(0, HvaRange(address(memory), kAllBytes)) ||
+        !start({.memory_limit = kAllBytes / 2 + squeezed * (kAll / kPages / 2)})) {
+      std::abort();
+    }
+    ours.push_back(stores_of_a_guest(memory, kAll));
+    if (statistics().refaults < kAll / 4) state.SkipWithError("nearly nothing was away");
+    stop();
+  }
+  munmap(memory, kAllBytes);
+  if (ours.empty()) return;
+  bench::report(state, {.unit = "ns",
+                        .value = median(ours),
+                        .yardstick = "the same in a memory cgroup, the kernel's swap",
+                        .yardstick_value = median(bare)});
+}
+BENCHMARK(HalfOfItsMemoryAgainstAMemoryCgroup)->Iterations(3);
 
 // The bell's question about a gigabyte that a guest has used all of, in pages of 4 KiB: marked old.
 void AgeingOfAGigabyte(benchmark::State& state) {
