@@ -89,8 +89,7 @@ class OwnerTable final : public TransitWatcher {
  private:
   bool drop_if_stale(PageKey key, const PageJob& job);
   bool enter(PageKey key, u32 layout, PageJob* job);
-  // `at`: the key is its.
-  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr);
+  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr);  // `at`: the key is its
   [[nodiscard]] unsigned keys_ahead(HvaRange range, PageKey* keys);
   bool fill_if_absent(PageKey key);
   BringBack show_run(PageKey key);
