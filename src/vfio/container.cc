@@ -109,7 +109,7 @@ Result<void> Container::attach_group(iommu::Locked& locked, ContainerState& foun
     device = ST_TRY(locked.make_vtd_device(
         {.source = SourceId{member.source}, .max_pasid_lg2 = member.pasid_bits}));
   }
-  const auto done = as_refusal(join_domain(locked, found, *device));
+  const auto done = as_refusal(join_domain(locked, found, *device, slot));
   if (done) {
     member.device = device->object.id;
   } else if (fresh) {
@@ -133,13 +133,16 @@ void Container::detach_group(iommu::Locked& locked, ContainerState& found, u32 s
   static_cast<void>(locked.destroy(std::exchange(found.hwpt, 0u)));
 }
 
-Result<void> join_domain(iommu::Locked& locked, ContainerState& found, iommu::Device& device) {
+// The number is that of the first slot, so that two containers' devices of one parent differ in it.
+Result<void> join_domain(iommu::Locked& locked, ContainerState& found, iommu::Device& device,
+                         u32 slot) {
   ST_TRY(iommu::enable_auxiliary(device));
   if (found.hwpt != 0) {
     return iommu::attach_auxiliary(locked, device, **locked.find<iommu::Hwpt>(found.hwpt));
   }
   iommu::Ioas& ioas = *ST_TRY(locked.find<iommu::Ioas>(found.ioas));
   iommu::Hwpt* const hwpt = ST_TRY(locked.make_hwpt(ioas, device, {.pasid = true}));
+  hwpt->auxiliary_pasid = slot + 1;
   auto done = locked.reserve(ioas, kMessages, kMessagesLast, hwpt->object.id);
   if (done) done = iommu::attach_auxiliary(locked, device, *hwpt);
   if (done) {

@@ -34,7 +34,8 @@ struct ContainerState {
   Member members[kSlots];
 };
 
-Result<void> join_domain(iommu::Locked& locked, ContainerState& found, iommu::Device& device);
+Result<void> join_domain(iommu::Locked& locked, ContainerState& found, iommu::Device& device,
+                         u32 slot);
 void leave_domain(iommu::Locked& locked, ContainerState& found, u32 device_id);
 
 // Whole pages. Failure: ENOMEM.
