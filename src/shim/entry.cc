@@ -2,6 +2,7 @@
 // The libc names we stand in front of: one line each, in the order of exports.map.
 
 #include <errno.h>
+#include <limits.h>
 #include <stdarg.h>
 
 #include "host/run_section.h"
@@ -11,6 +12,7 @@
 #include "shim/files.h"
 #include "shim/forks.h"
 #include "shim/libc_signals.h"
+#include "shim/mdev_files.h"
 #include "shim/memory.h"
 #include "shim/next.h"
 #include "shim/raw.h"
@@ -172,6 +174,15 @@ ST_ENTRY ssize_t __readlink_chk(const char* path, char* buffer, size_t size, siz
 ST_ENTRY ssize_t __readlinkat_chk(int directory, const char* path, char* buffer, size_t size,
                                   size_t room) {
   return shim::readlink_at(directory, path, buffer, size < room ? size : room);
+}
+ST_ENTRY char* realpath(const char* path, char* to) noexcept {
+  return shim::real_name(path, to);
+}
+ST_ENTRY char* __realpath_chk(const char* path, char* to, size_t room) noexcept {
+  return room < PATH_MAX ? next::__realpath_chk(path, to, room) : shim::real_name(path, to);
+}
+ST_ENTRY char* canonicalize_file_name(const char* path) noexcept {
+  return shim::real_name(path, nullptr);
 }
 ST_ENTRY ssize_t getxattr(const char* path, const char* name, void* to, size_t size) noexcept {
   return shim::attribute_at(path, name, to, size, shim::Link::kFollowed);

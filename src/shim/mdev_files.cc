@@ -2,12 +2,16 @@
 #include "shim/mdev_files.h"
 
 #include <fcntl.h>
+#include <limits.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/sys.h"
 #include "host/session.h"
+#include "shim/absent_buffers.h"
 #include "shim/engine.h"
+#include "shim/next.h"
 #include "shim/options.h"
 #include "shim/virtual_io.h"
 #include "vfio/bus.h"
@@ -161,6 +165,19 @@ Result<VirtualFile> MovedName::file() const {
   if (last == "remove") file = remove_file(folder);
   if (!file) return refuse(EACCES);
   return file;
+}
+
+char* real_name(const char* path, char* to) {
+  const MovedName moved(path);
+  char* const answer =
+      with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(to, PATH_MAX); },
+                   [&] { return next::realpath(moved.path(), to); });
+  if (answer == nullptr || !moved.moved()) return answer;
+  const std::string_view session = option("session");
+  const std::string_view name(answer);
+  if (!name.starts_with(session)) return answer;  // out of the tree, to the machine's own
+  memmove(answer, answer + session.size(), name.size() - session.size() + 1);
+  return answer;
 }
 
 int open_of_bus(const MovedName& name, int flags) {

@@ -9,7 +9,8 @@
 // (shim/virtual_io.h).
 //
 // Analogue: drivers/vfio/mdev/mdev_sysfs.c (create_store, remove_store).
-// Only names from their beginning, as they are spelt there; without a session none.
+// Only names from their beginning, as they are spelt there; without a session none. A program whose
+// working folder is below one sees the session's folder.
 // Context: any thread of the client, asleep or awake.
 
 #include <string_view>
@@ -35,6 +36,9 @@ class MovedName {
   const char* path_;
   char place_[kLongest];
 };
+
+// realpath(): the session's folder is not in the answer.
+char* real_name(const char* path, char* to);
 
 // open() of a moved name for writing: what the bus takes is taken, the rest of its tree is for
 // reading. A descriptor, or -1 and errno.

@@ -75,6 +75,8 @@ class Next<R(A...)> {
   X(faccessat, int(int, const char*, int, int))                                      \
   X(readlink, ssize_t(const char*, char*, size_t))                                   \
   X(readlinkat, ssize_t(int, const char*, char*, size_t))                            \
+  X(realpath, char*(const char*, char*))                                             \
+  X(__realpath_chk, char*(const char*, char*, size_t))                               \
   X(getxattr, ssize_t(const char*, const char*, void*, size_t))                      \
   X(lgetxattr, ssize_t(const char*, const char*, void*, size_t))                     \
   X(listxattr, ssize_t(const char*, char*, size_t))                                  \

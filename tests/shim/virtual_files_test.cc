@@ -172,13 +172,14 @@ TEST(PciFunction, IsListedBesideTheMachines) {
   EXPECT_EQ(run_with(list).out, machines + "fffe:00:04.0\n");
   const Outcome told = run_with(
       "cd /; P=/sys/bus/pci/devices/fffe:00:04.0; cat $P/vendor $P/device; "
-      "basename $(readlink $P/driver); basename $(readlink $P/iommu_group); ls "
+      "realpath $P/driver; basename $(readlink $P/driver); basename $(readlink $P/iommu_group); ls "
       "$P/iommu_group/devices; "
       "ls /sys/bus/pci/drivers/vfio-pci; ls -d /sys/module/vfio_pci; ls -l $P/ > /dev/null; "
       "for d in /sys/bus/pci/devices/*; do cat $d/vendor > /dev/null || echo $d; done; "
       "echo 1 > $P/enable");
   EXPECT_EQ(told.out,
-            "0x8086\n0x2021\nvfio-pci\n0\nfffe:00:04.0\nfffe:00:04.0\n/sys/module/vfio_pci\n");
+            "0x8086\n0x2021\n/sys/bus/pci/drivers/"
+            "vfio-pci\nvfio-pci\n0\nfffe:00:04.0\nfffe:00:04.0\n/sys/module/vfio_pci\n");
   EXPECT_NE(told.err.find("Permission denied"), std::string::npos) << told.err;
   EXPECT_EQ(told.err.find("No such file"), std::string::npos) << told.err;
 }
