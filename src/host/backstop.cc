@@ -72,6 +72,7 @@ constinit ClientAction client_actions[2];
 constinit sync::Atomic<u32> is_installed{0};
 constinit Range ranges[kMaxCodeRanges];
 constinit sync::Atomic<u64> fixed{0};
+constinit sync::Atomic<StoreTrap> store_trap{nullptr};
 // Written by the handler on the thread it belongs to.
 thread_local u64 poisoned_page = 0;
 
@@ -162,6 +163,22 @@ bool touched_absent(int signal, const siginfo_t* info, const void* context) {
   return resolved;
 }
 
+// Was it a store that a room above sees?
+bool trapped_store(int signal, const siginfo_t* info, void* context) {
+  constexpr greg_t kWriteBit = 2;
+  const StoreTrap trap = store_trap.load(sync::kAcquire);
+  if (trap == nullptr || signal != SIGSEGV || info->si_code != SEGV_ACCERR || in_engine()) {
+    return false;
+  }
+  if ((static_cast<const ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & kWriteBit) == 0) {
+    return false;
+  }
+  EngineSection section;
+  const bool answered = trap(Hva(reinterpret_cast<std::uintptr_t>(info->si_addr)), context);
+  section.leave();
+  return answered;
+}
+
 SignalMask mask_of(const void* context) {
   SignalMask mask = 0;
   __builtin_memcpy(&mask, &static_cast<const ucontext_t*>(context)->uc_sigmask, sizeof(mask));
@@ -185,6 +202,7 @@ void meet_blocked(int signal, siginfo_t* info, void* context) {
 void on_signal(int signal, siginfo_t* info, void* context) {
   if (touched_absent(signal, info, context)) return;
   if (handle(signal, info, context)) return;
+  if (trapped_store(signal, info, context)) return;
   if (!touches_are_signals()) return pass_to_client(signal, info, context);
   const SignalMask mask = mask_of(context);
   if (signal == SIGSEGV && (mask & kStandInBit) != 0) return meet_blocked(signal, info, context);
@@ -253,6 +271,10 @@ Result<void> exchange_client_action(int signal, const struct sigaction* set,
     __builtin_memcpy(&old->sa_mask, &before.mask, sizeof(before.mask));
   }
   return {};
+}
+
+void set_store_trap(StoreTrap trap) {
+  store_trap.store(trap, sync::kRelease);
 }
 
 bool installed() {

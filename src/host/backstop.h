@@ -51,6 +51,12 @@ inline constexpr unsigned kMaxCodeRanges = 16;
 // Post: no later fault uses the range. Pre: no thread executes in it.
 void remove_code_range(u64 start);
 
+// A store of the client's to memory it may read and not write. True: it was answered otherwise, and
+// `ucontext` is the processor after it. Called in a section of the engine, with its signal handled
+// and no other fault's held back; one for the process, for ever.
+using StoreTrap = bool (*)(Hva at, void* ucontext);
+void set_store_trap(StoreTrap trap);
+
 // The page of this thread's last fault if it was hardware poison; asking forgets it.
 [[nodiscard]] std::optional<Hva> take_poison();
 

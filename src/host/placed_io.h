@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "base/types.h"
+#include "host/description.h"
 
 namespace stagetwo::host {
 
@@ -20,6 +21,16 @@ class PlacedIo {
 
  protected:
   ~PlacedIo() = default;
+};
+
+// A file whose mappings are not of the memfd behind it: told of each with what was asked, it puts
+// there what the client is to see. Failure: the client's, and the mapping is taken away.
+class PlacedMaps {
+ public:
+  virtual Result<void> mapped_at(Hva at, const MapRequest& request) = 0;
+
+ protected:
+  ~PlacedMaps() = default;
 };
 
 }  // namespace stagetwo::host

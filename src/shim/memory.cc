@@ -16,6 +16,7 @@
 #include "host/hugetlb_standin.h"
 #include "host/piecewise.h"
 #include "host/pin.h"
+#include "host/placed_io.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
 #include "shim/announce.h"
@@ -129,15 +130,21 @@ void* refused_map(const hugetlb::MapCall& call, long refusal) {
   return MAP_FAILED;
 }
 
-// Tells what is behind `fd`, if it is ours, that it was mapped.
-void tell_mapped(int fd, const void* at, u64 size) {
+// Tells what is behind `fd`, if it is ours, that it was mapped. -errno: it takes that back.
+long tell_mapped(int fd, const void* at, const host::MapRequest& request) {
   struct ::stat behind{};
-  if (at == MAP_FAILED || !may_be_ours(fd, &behind)) return;
+  if (at == MAP_FAILED || !may_be_ours(fd, &behind)) return 0;
+  long answer = 0;
   host::EngineSection section;
   if (const host::DescriptionRef ref = host::find(fd, behind); ref && !ref.foreign()) {
-    ref->mapped(Hva(number_of(at)), size);
+    ref->mapped(Hva(number_of(at)), request.size);
+    if (auto* const maps = dynamic_cast<host::PlacedMaps*>(ref.get())) {
+      const auto placed = maps->mapped_at(Hva(number_of(at)), request);
+      if (!placed) answer = -static_cast<long>(to_int(placed.error()));
+    }
   }
   section.leave();
+  return answer;
 }
 
 // Would the call cut a page of the stand-in in two?
@@ -320,7 +327,11 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
                      ? map_over(at, size, [&] { return forgetting(at, size, true, go_on); })
                      : go_on();
   const bool anonymous = (flags & MAP_ANONYMOUS) != 0;
-  if (fd >= 0 && !anonymous) tell_mapped(fd, mapped, size);
+  if (const long refusal = fd >= 0 && !anonymous ? tell_mapped(fd, mapped, request) : 0) {
+    do_unmap(via, mapped, size);
+    as_libc(refusal);
+    return MAP_FAILED;
+  }
   if ((flags & MAP_TYPE) != MAP_PRIVATE) return noted_mapping(mapped, size, anonymous);
   if (!host::mmap_replaces(flags)) {
     mapped = map_evenly(via, {at, size, prot, flags, fd, offset}, mapped);

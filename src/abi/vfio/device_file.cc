@@ -4,9 +4,11 @@
 // samples/vfio-mdev/mtty.c.
 #include <fcntl.h>
 #include <linux/vfio.h>
+#include <sys/mman.h>
 
 #include "abi/vfio/client_memory.h"
 #include "abi/vfio/files.h"
+#include "abi/vfio/mappings.h"
 #include "abi/vfio/requests.h"
 #include "abi/vfio/vfio.h"
 #include "base/vec.h"
@@ -28,12 +30,12 @@ static_assert(vfio::IrqSet::kNoData == VFIO_IRQ_SET_DATA_NONE &&
               vfio::IrqSet::kUnmask == VFIO_IRQ_SET_ACTION_UNMASK &&
               vfio::IrqSet::kTrigger == VFIO_IRQ_SET_ACTION_TRIGGER);
 
-class DeviceFile final : public host::Description, public host::PlacedIo {
+class DeviceFile final : public host::Description, public host::PlacedIo, public host::PlacedMaps {
  public:
-  DeviceFile(sync::Ref<Group> group, sync::Ref<vfio::Device> device)
-      : group_(std::move(group)), device_(std::move(device)) {}
+  explicit DeviceFile(sync::Ref<OpenDevice> device) : device_(std::move(device)) {}
   long ioctl(int fd, unsigned long request, unsigned long arg) override;
-  Result<void> check_mmap(const host::MapRequest&) override { return refuse(EINVAL); }
+  Result<void> check_mmap(const host::MapRequest& request) override;
+  Result<void> mapped_at(Hva at, const host::MapRequest& request) override;
   [[nodiscard]] bool moves_bytes() const override { return true; }
   // Without an offset: at the file's own position.
   Result<long> read_bytes(u64 to, u64 size) override { return advance(read_at(to, size, at_)); }
@@ -50,9 +52,9 @@ class DeviceFile final : public host::Description, public host::PlacedIo {
     return moved;
   }
 
-  // The device goes first: its group's container is what it reaches memory by.
-  sync::Ref<Group> group_;
-  sync::Ref<vfio::Device> device_;
+  [[nodiscard]] vfio::Device& device() const { return device_->device(); }
+
+  sync::Ref<OpenDevice> device_;
   off_t at_ = 0;
 };
 
@@ -68,13 +70,61 @@ Result<long> get_info(u64 arg) {
   return 0;
 }
 
+// Where a region may be mapped in parts only.
+struct SparseAreas {
+  static constexpr size_t kMost = 16;
+  struct Head {  // struct vfio_region_info_cap_sparse_mmap without its array
+    vfio_info_cap_header header;
+    u32 nr_areas;
+    u32 reserved;
+  } head{};
+  vfio_region_sparse_mmap_area areas[kMost]{};
+  [[nodiscard]] size_t bytes() const { return sizeof(head) + head.nr_areas * sizeof(areas[0]); }
+};
+static_assert(sizeof(SparseAreas::Head) == sizeof(vfio_region_info_cap_sparse_mmap));
+static_assert(offsetof(SparseAreas, areas) == sizeof(SparseAreas::Head));
+
+// Areas that follow each other are one to a client, who does not see which stores are trapped.
+SparseAreas sparse_areas(const vfio::RegionShape& region) {
+  SparseAreas sparse;
+  sparse.head.header = {VFIO_REGION_INFO_CAP_SPARSE_MMAP, 1, 0};
+  for (const vfio::MappedArea& area : region.mapped) {
+    auto* const last =
+        sparse.head.nr_areas == 0 ? nullptr : &sparse.areas[sparse.head.nr_areas - 1];
+    if (last != nullptr && last->offset + last->size == area.offset) {
+      last->size += area.size;
+    } else if (sparse.head.nr_areas < SparseAreas::kMost) {
+      sparse.areas[sparse.head.nr_areas++] = {area.offset, area.size};
+    }
+  }
+  return sparse;
+}
+
 Result<long> get_region_info(const vfio::Shape& shape, u64 arg) {
   vfio_region_info info{};
   ST_TRY(copy_in(&info, arg));
   if (info.index >= VFIO_PCI_NUM_REGIONS) return refuse(EINVAL);
+  const vfio::RegionShape& region = shape.regions[info.index];
+  const size_t room = info.argsz;
   info.offset = u64{info.index} << kOffsetBits;
-  info.size = shape.regions[info.index].size;
+  info.size = region.size;
+  info.cap_offset = 0;
   info.flags = info.size == 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+  if (!region.mapped.empty()) {
+    info.flags |= VFIO_REGION_INFO_FLAG_MMAP;
+    const SparseAreas sparse = sparse_areas(region);
+    const bool whole = sparse.head.nr_areas == 1 && sparse.areas[0].offset == 0 &&
+                       sparse.areas[0].size >= region.size;
+    if (!whole) {
+      info.flags |= VFIO_REGION_INFO_FLAG_CAPS;
+      info.argsz = static_cast<u32>(sizeof(info) + sparse.bytes());
+      if (room >= info.argsz) {
+        ST_TRY(copy_out_bytes(arg + sizeof(info), &sparse, sparse.bytes()));
+        info.cap_offset = sizeof(info);
+        info.argsz = static_cast<u32>(room);
+      }
+    }
+  }
   ST_TRY(copy_out_bytes(arg, &info, sizeof(info)));
   return 0;
 }
@@ -153,13 +203,13 @@ Result<long> DeviceFile::serve(u32 request, u64 arg) {
     case VFIO_DEVICE_GET_INFO:
       return get_info(arg);
     case VFIO_DEVICE_GET_REGION_INFO:
-      return get_region_info(device_->shape(), arg);
+      return get_region_info(device().shape(), arg);
     case VFIO_DEVICE_GET_IRQ_INFO:
-      return get_irq_info(device_->shape(), arg);
+      return get_irq_info(device().shape(), arg);
     case VFIO_DEVICE_SET_IRQS:
-      return set_irqs(*device_, arg);
+      return set_irqs(device(), arg);
     case VFIO_DEVICE_RESET:
-      device_->reset();
+      device().reset();
       return 0;
     case VFIO_DEVICE_FEATURE:
       return feature(arg);
@@ -198,11 +248,11 @@ unsigned width_at(u64 offset, u64 left) {
 
 Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
   if (size == 0) return 0;
-  const Place place = ST_TRY(place_of(device_->shape(), size, at));
+  const Place place = ST_TRY(place_of(device().shape(), size, at));
   for (u64 done = 0; done < place.bytes;) {
     const unsigned width = width_at(place.offset + done, place.bytes - done);
     u8 bytes[4] = {};
-    device_->read(place.region, place.offset + done, {bytes, width});
+    device().read(place.region, place.offset + done, {bytes, width});
     ST_TRY(copy_out_bytes(to + done, bytes, width));
     done += width;
   }
@@ -211,15 +261,38 @@ Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
 
 Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
   if (size == 0) return 0;
-  const Place place = ST_TRY(place_of(device_->shape(), size, at));
+  const Place place = ST_TRY(place_of(device().shape(), size, at));
   for (u64 done = 0; done < place.bytes;) {
     const unsigned width = width_at(place.offset + done, place.bytes - done);
     u8 bytes[4] = {};
     ST_TRY(copy_in_bytes(bytes, from + done, width));
-    device_->write(place.region, place.offset + done, {bytes, width});
+    device().write(place.region, place.offset + done, {bytes, width});
     done += width;
   }
   return static_cast<long>(place.bytes);
+}
+
+// ---- mappings
+
+// Whole pages of the region that may be mapped, and nothing beside them.
+Result<void> DeviceFile::check_mmap(const host::MapRequest& request) {
+  const u64 index = static_cast<u64>(request.offset) >> kOffsetBits;
+  if (index >= vfio::kRegions || (request.flags & MAP_TYPE) == MAP_PRIVATE) return refuse(EINVAL);
+  u64 at = static_cast<u64>(request.offset) & kOffsetMask;
+  const u64 size = (request.size + kPageSize - 1) & kPageMask;
+  const u64 end = at + size;
+  if (size == 0 || end > kOffsetMask) return refuse(EINVAL);
+  for (const vfio::MappedArea& area : device().shape().regions[index].mapped) {
+    if (area.offset <= at && at - area.offset < area.size) at = area.offset + area.size;
+  }
+  if (at < end) return refuse(EINVAL);
+  return {};
+}
+
+Result<void> DeviceFile::mapped_at(Hva at, const host::MapRequest& request) {
+  return note_mapping(device_, at, (request.size + kPageSize - 1) & kPageMask, request.prot,
+                      static_cast<unsigned>(static_cast<u64>(request.offset) >> kOffsetBits),
+                      static_cast<u64>(request.offset) & kOffsetMask);
 }
 
 }  // namespace
@@ -228,8 +301,9 @@ Result<long> open_device(sync::Ref<Group> group) {
   auto device = ST_TRY(vfio::Device::open(group->which()));
   ST_TRY(group->connect(*device));
   auto backing = ST_TRY(host::Backing::create("vfio-device", 0));
-  auto file =
-      ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(group), std::move(device)));
+  auto opened = ST_TRY(
+      sync::Ref<OpenDevice>::make("abi_vfio.open_device", std::move(group), std::move(device)));
+  auto file = ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(opened)));
   return ST_TRY(host::publish(std::move(file), std::move(backing),
                               {.shape = host::FileShape::kAnonInode,
                                .home = host::StateHome::kDescription,

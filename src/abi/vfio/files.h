@@ -40,6 +40,20 @@ class Group final : public sync::RefCounted {
   sync::Ref<vfio::Container> container_ TA_GUARDED(lock_);
 };
 
+// A device that is open. Lifetime: its descriptor, and its mappings.
+class OpenDevice final : public sync::RefCounted {
+ public:
+  OpenDevice(sync::Ref<Group> group, sync::Ref<vfio::Device> device)
+      : group_(std::move(group)), device_(std::move(device)) {}
+  [[nodiscard]] vfio::Device& device() const { return *device_; }
+
+ private:
+  ~OpenDevice() override = default;
+  // The device goes first: its group's container is what it reaches memory by.
+  sync::Ref<Group> group_;
+  sync::Ref<vfio::Device> device_;
+};
+
 class ContainerFile final : public host::Description {
  public:
   explicit ContainerFile(sync::Ref<vfio::Container> container) : container_(std::move(container)) {}

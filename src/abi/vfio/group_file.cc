@@ -5,6 +5,7 @@
 
 #include "abi/vfio/client_memory.h"
 #include "abi/vfio/files.h"
+#include "abi/vfio/mappings.h"
 #include "abi/vfio/requests.h"
 #include "abi/vfio/vfio.h"
 #include "base/sys.h"
@@ -155,6 +156,7 @@ Result<int> open_group(u32 group, int flags) {
 }
 
 void after_fork_child() {
+  mappings_after_fork_child();
   vfio::devices_after_fork_child();
   vfio::bus_after_fork_child();
 }

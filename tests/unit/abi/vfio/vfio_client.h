@@ -26,7 +26,7 @@ class VfioClient : public testing::Test {
   void SetUp() override {
     ASSERT_TRUE(host::backstop::install());
     ASSERT_TRUE(host::join_session({}));  // a registry of this process's own
-    ASSERT_TRUE(vfio::create_device(vfio::find_type("serial-1"), uuid()));
+    ASSERT_TRUE(vfio::create_device(vfio::find_type(type_), uuid()));
     container_ = *abi_vfio::open_container(O_RDWR | O_CLOEXEC);
     group_ = *abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
   }
@@ -69,6 +69,7 @@ class VfioClient : public testing::Test {
 
   static constexpr const char* kName = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
   test::GuardedPages memory_{4};
+  const char* type_ = "serial-1";
   int container_ = -1, group_ = -1, device_ = -1;
 };
 

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "abi/vfio/mappings.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "abi/vfio/trapped_store.h"
+#include "base/process_page.h"
+#include "base/vec.h"
+#include "host/backstop.h"
+#include "host/mmu_notifier.h"
+
+namespace stagetwo::abi_vfio {
+namespace {
+
+struct Mapping {
+  HvaRange range;
+  sync::Ref<OpenDevice> device;
+  unsigned region = 0;
+  u64 offset = 0;  // of the range's start in the region
+  bool going = false;
+};
+
+class Mappings final : public host::MmuNotifier {
+ public:
+  Result<void> add(Mapping mapping);
+  bool store(Hva at, ucontext_t* context);
+  [[nodiscard]] size_t count();
+
+  bool invalidate_range_start(const host::InvalidateEvent& event) override;
+  host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override {
+    return event.kind != host::EventKind::kUnmap ? host::TryStart::kNotMine
+           : invalidate_range_start(event)       ? host::TryStart::kEngaged
+                                                 : host::TryStart::kNotMine;
+  }
+  void invalidate_range_end(const host::InvalidateEvent& event) override { forget(event.range); }
+  void forget(HvaRange range);
+
+  // In a child: nobody subscribes, and the lock may have been another thread's.
+  void after_fork_child() {
+    std::construct_at(&lock_, sync::Rank::kLeaf);
+    std::construct_at(&changing_, sync::Rank::kVm);
+  }
+
+ private:
+  // The lower and the upper end of what stays; false: nothing, or not one piece.
+  static bool trim(const Mapping& mapping, HvaRange gone, HvaRange* left);
+  sync::Ref<OpenDevice> take_gone(HvaRange range);
+
+  sync::Mutex changing_{sync::Rank::kVm};
+  u32 subscribed_ TA_GUARDED(changing_) = 0;  // the process that did
+  sync::Mutex lock_{sync::Rank::kLeaf};
+  Vec<Mapping> rows_ TA_GUARDED(lock_){"abi_vfio.mappings"};
+  sync::Atomic<u32> used_{0};  // rows; changes of a process without any look no further
+};
+
+// Never destroyed: handlers ask it until the process is gone.
+alignas(Mappings) constinit u8 storage[sizeof(Mappings)] = {};
+constinit sync::Atomic<Mappings*> made{nullptr};
+constinit sync::Mutex making{sync::Rank::kStats};
+
+Mappings& mappings() {
+  if (Mappings* const known = made.load(sync::kAcquire)) return *known;
+  const sync::MutexGuard guard(making);
+  if (made.load(sync::kRelaxed) == nullptr) {
+    made.store(std::construct_at(reinterpret_cast<Mappings*>(storage)), sync::kRelease);
+  }
+  return *made.load(sync::kRelaxed);
+}
+
+bool on_store(Hva at, void* context) {
+  Mappings* const known = made.load(sync::kAcquire);
+  return known != nullptr && known->store(at, static_cast<ucontext_t*>(context));
+}
+
+Result<void> Mappings::add(Mapping mapping) {
+  const sync::MutexGuard changing(changing_);
+  if (subscribed_ != process_stamp()) {
+    if (const auto done = host::register_notifier(this); !done) return refuse(ENOMEM);
+    subscribed_ = process_stamp();
+    host::backstop::set_store_trap(on_store);
+  }
+  const sync::MutexGuard guard(lock_);
+  ST_TRY(rows_.push_back(std::move(mapping)));
+  used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
+  return {};
+}
+
+size_t Mappings::count() {
+  const sync::MutexGuard guard(lock_);
+  return rows_.size();
+}
+
+bool Mappings::invalidate_range_start(const host::InvalidateEvent& event) {
+  if (event.kind != host::EventKind::kUnmap || used_.load(sync::kAcquire) == 0) return false;
+  const sync::MutexGuard guard(lock_);
+  bool any = false;
+  for (const Mapping& row : rows_) any = any || row.range.overlaps(event.range);
+  return any;
+}
+
+bool Mappings::trim(const Mapping& mapping, HvaRange gone, HvaRange* left) {
+  const u64 start = mapping.range.start().raw(), end = start + mapping.range.size();
+  const u64 from = gone.start().raw(), to = from + gone.size();
+  const bool below = from > start, above = to < end;
+  if (below == above) return false;
+  *left = below ? HvaRange(Hva(start), from - start) : HvaRange(Hva(to), end - to);
+  return true;
+}
+
+// One of the rows that the range takes; what it takes a part of becomes smaller. Empty: no more.
+sync::Ref<OpenDevice> Mappings::take_gone(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    Mapping& row = rows_[i];
+    if (!row.range.overlaps(range)) continue;
+    HvaRange left;
+    if (trim(row, range, &left)) {
+      row.offset += left.start() - row.range.start();
+      row.range = left;
+      continue;
+    }
+    sync::Ref<OpenDevice> device = std::move(row.device);
+    rows_.swap_erase(i);
+    used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
+    return device;
+  }
+  return {};
+}
+
+void Mappings::forget(HvaRange range) {
+  while (take_gone(range)) {
+  }
+}
+
+struct Told {
+  vfio::Device& device;
+  const Mapping& row;
+};
+
+// The model sees registers: pieces of at most eight bytes, aligned.
+void tell_model(void* who, Hva at, std::span<const u8> bytes) {
+  const Told& told = *static_cast<Told*>(who);
+  u64 offset = told.row.offset + (at - told.row.range.start());
+  while (!bytes.empty()) {
+    size_t width = 8;
+    while (width > bytes.size() || offset % width != 0) width /= 2;
+    told.device.write(told.row.region, offset, bytes.first(width));
+    bytes = bytes.subspan(width);
+    offset += width;
+  }
+}
+
+bool Mappings::store(Hva at, ucontext_t* context) {
+  Mapping found;
+  {
+    const sync::MutexGuard guard(lock_);
+    for (const Mapping& row : rows_) {
+      if (row.range.contains(at)) {
+        found = {row.range, row.device.clone(), row.region, row.offset};
+      }
+    }
+  }
+  if (!found.device) return false;
+  const u64 offset = found.offset + (at - found.range.start());
+  vfio::Device& device = found.device->device();
+  for (const vfio::MappedArea& area : device.shape().regions[found.region].mapped) {
+    if (!area.trapped || offset < area.offset || offset - area.offset >= area.size) continue;
+    // As far as the area and the mapping go.
+    const u64 first = std::max(area.offset, found.offset);
+    const u64 end = std::min(area.offset + area.size, found.offset + found.range.size());
+    Told told{device, found};
+    return emulate_store(context,
+                         HvaRange(found.range.start() + (first - found.offset), end - first),
+                         tell_model, &told);
+  }
+  return false;
+}
+
+}  // namespace
+
+Result<void> note_mapping(const sync::Ref<OpenDevice>& device, Hva at, u64 size, int prot,
+                          unsigned region, u64 offset) {
+  ST_TRY(mappings().add({HvaRange(at, size), device.clone(), region, offset}));
+  const auto shown = device->device().show(region, offset, size, prot, at);
+  if (!shown) mappings().forget(HvaRange(at, size));
+  return shown;
+}
+
+size_t debug_mappings() {
+  return mappings().count();
+}
+
+void mappings_after_fork_child() {
+  std::construct_at(&making, sync::Rank::kStats);
+  if (Mappings* const known = made.load(sync::kRelaxed)) known->after_fork_child();
+}
+
+}  // namespace stagetwo::abi_vfio
