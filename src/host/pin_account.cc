@@ -17,6 +17,10 @@ namespace {
 constinit sync::Atomic<u64> pinned{0};
 constinit sync::Atomic<u64> of_process{0};
 
+// Who may lock what it likes, as far as was found last: its number above, pages below.
+constexpr u64 kBelievedPages = 256;
+constinit sync::Atomic<u64> believed{0};
+
 sync::Atomic<u64>& of_user() {
   return session_word(kPinnedWord);
 }
@@ -53,8 +57,17 @@ Result<void> charge(sync::Atomic<u64>& counter, u64 pages, u64 others) {
 
 }  // namespace
 
-PinCharge pin_charge(PinCharge wanted) {
-  return may_lock_all() ? PinCharge::kNone : wanted;
+// Two threads that write at once lose pages of what they may still have, never win any.
+PinCharge pin_charge(PinCharge wanted, u64 pages) {
+  const u64 self = static_cast<u64>(static_cast<u32>(sys::current_tid())) << 32;
+  const u64 now = believed.load(sync::kRelaxed);
+  if (now >= self && now - self <= kBelievedPages && pages <= now - self) {
+    believed.store(now - pages, sync::kRelaxed);
+    return PinCharge::kNone;
+  }
+  if (!may_lock_all()) return wanted;
+  believed.store(self | kBelievedPages, sync::kRelaxed);
+  return PinCharge::kNone;
 }
 
 Result<void> charge_pins(PinCharge mode, u64 pages) {
@@ -82,6 +95,7 @@ PinCharged pins_charged() {
 void pin_account_after_fork_child() {
   pinned.store(0);
   of_process.store(0);
+  believed.store(0);
 }
 
 }  // namespace stagetwo::host

@@ -75,6 +75,10 @@ void* Arena::carve(unsigned order) {
 }
 
 void* Arena::alloc(u64 bytes, const char* site) {
+  return take(bytes, site, true);
+}
+
+void* Arena::take(u64 bytes, const char* site, bool clear) {
   if (failpoint::should_fail(site) || bytes > kFileBytes) return nullptr;
   Header& h = header();
   const unsigned order = order_of(bytes);
@@ -82,7 +86,7 @@ void* Arena::alloc(u64 bytes, const char* site) {
   if (const u64 offset = h.free_lists[order]; offset != 0) {
     block = base_ + offset;
     memcpy(&h.free_lists[order], block, sizeof(u64));
-    memset(block, 0, order < kReturned ? u64{1} << order : sizeof(u64));
+    if (clear) memset(block, 0, order < kReturned ? u64{1} << order : sizeof(u64));
   } else {
     block = static_cast<u8*>(carve(order));
     if (block == nullptr) return nullptr;

@@ -78,7 +78,7 @@ class Arena {
   void free(void* block, u64 bytes);
   template <typename T>
   [[nodiscard]] Result<T*> make(const char* site) {
-    void* block = alloc(sizeof(T), site);
+    void* block = take(sizeof(T), site, false);
     if (block == nullptr) return refuse(ENOMEM);
     return ::new (block) T();
   }
@@ -111,6 +111,8 @@ class Arena {
   static constexpr u64 kPageBytes = 4096, kNodeBytes = 8;
 
   Header& header() const;
+  // `clear` false: its first bytes may be anything.
+  void* take(u64 bytes, const char* site, bool clear);
   void* carve(unsigned order);
 
   u8* base_ = nullptr;
@@ -118,7 +120,7 @@ class Arena {
 
 struct Arena::Header {
   static constexpr u64 kMagic = 0x756d6d6f69327473;  // "st2iommu"
-  static constexpr u64 kVersion = 1;
+  static constexpr u64 kVersion = 2;
   static constexpr unsigned kOrders = 34;
   u64 magic;
   u64 version;

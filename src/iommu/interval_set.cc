@@ -18,21 +18,31 @@ void pull(IntervalNode* node) {
   }
 }
 
-// What stands before `at`, and the rest.
+void set_left(IntervalNode* node, IntervalNode* child) {
+  node->left = child;
+  if (child != nullptr) child->parent = node;
+}
+void set_right(IntervalNode* node, IntervalNode* child) {
+  node->right = child;
+  if (child != nullptr) child->parent = node;
+}
+
+// What stands before `at`, and the rest. Whose they are is the caller's to say.
 void split(IntervalNode* tree, const IntervalNode* at, IntervalNode** before,
            IntervalNode** behind) {
-  if (tree == nullptr) {
-    *before = *behind = nullptr;
+  if (tree == nullptr || tree->max_last < at->start) {
+    *before = tree;
+    *behind = nullptr;
     return;
   }
   IntervalNode* between = nullptr;
   if (is_before(tree, at)) {
     split(tree->right, at, &between, behind);
-    tree->right = between;
+    set_right(tree, between);
     *before = tree;
   } else {
     split(tree->left, at, before, &between);
-    tree->left = between;
+    set_left(tree, between);
     *behind = tree;
   }
   pull(tree);
@@ -42,58 +52,73 @@ void split(IntervalNode* tree, const IntervalNode* at, IntervalNode** before,
 IntervalNode* merge(IntervalNode* a, IntervalNode* b) {
   if (a == nullptr) return b;
   if (b == nullptr) return a;
-  if (a->priority > b->priority) {
-    a->right = merge(a->right, b);
-    pull(a);
-    return a;
-  }
-  b->left = merge(a, b->left);
-  pull(b);
-  return b;
-}
-
-IntervalNode* insert_below(IntervalNode* tree, IntervalNode* node) {
-  if (tree == nullptr) return node;
-  if (node->priority > tree->priority) {
-    IntervalNode *before = nullptr, *behind = nullptr;
-    split(tree, node, &before, &behind);
-    node->left = before;
-    node->right = behind;
-    pull(node);
-    return node;
-  }
-  if (is_before(node, tree)) {
-    tree->left = insert_below(tree->left, node);
+  IntervalNode* const above = a->priority > b->priority ? a : b;
+  if (above == a) {
+    set_right(a, merge(a->right, b));
   } else {
-    tree->right = insert_below(tree->right, node);
+    set_left(b, merge(a, b->left));
   }
-  pull(tree);
-  return tree;
-}
-
-IntervalNode* erase_below(IntervalNode* tree, IntervalNode* node) {
-  if (tree == node) return merge(node->left, node->right);
-  if (is_before(node, tree)) {
-    tree->left = erase_below(tree->left, node);
-  } else {
-    tree->right = erase_below(tree->right, node);
-  }
-  pull(tree);
-  return tree;
+  pull(above);
+  return above;
 }
 
 }  // namespace
 
-void IntervalTree::insert(IntervalNode* node) {
-  node->priority = hash_u64(++random_);
-  node->left = nullptr;
-  node->right = nullptr;
-  node->max_last = node->last;
-  root_ = insert_below(root_, node);
+void IntervalTree::replace(IntervalNode* parent, const IntervalNode* child, IntervalNode* by) {
+  if (by != nullptr) by->parent = parent;
+  if (parent == nullptr) {
+    root_ = by;
+  } else if (parent->left.get() == child) {
+    parent->left = by;
+  } else {
+    parent->right = by;
+  }
 }
 
+// Who is on the way to the new node will be above it.
+void IntervalTree::insert(IntervalNode* node) {
+  node->priority = hash_u64(++random_);
+  IntervalNode *parent = nullptr, *below = root_;
+  IntervalNode *previous = nullptr, *next = nullptr;
+  bool is_left = false;
+  while (below != nullptr && below->priority >= node->priority) {
+    if (below->max_last < node->last) below->max_last = node->last;
+    parent = below;
+    is_left = is_before(node, below);
+    (is_left ? next : previous) = below;
+    below = is_left ? below->left : below->right;
+  }
+  IntervalNode *before = nullptr, *behind = nullptr;
+  split(below, node, &before, &behind);
+  set_left(node, before);
+  set_right(node, behind);
+  pull(node);
+  for (; before != nullptr; before = before->right) previous = before;
+  for (; behind != nullptr; behind = behind->left) next = behind;
+  node->previous = previous;
+  node->next = next;
+  if (previous != nullptr) previous->next = node;
+  if (next != nullptr) next->previous = node;
+  node->parent = parent;
+  if (parent == nullptr) {
+    root_ = node;
+  } else if (is_left) {
+    parent->left = node;
+  } else {
+    parent->right = node;
+  }
+}
+
+// Who reaches further than the node stays as it is, and so does everybody above.
 void IntervalTree::erase(IntervalNode* node) {
-  root_ = erase_below(root_, node);
+  IntervalNode *const previous = node->previous, *const next = node->next;
+  if (previous != nullptr) previous->next = next;
+  if (next != nullptr) next->previous = previous;
+  IntervalNode* const parent = node->parent;
+  replace(parent, node, merge(node->left, node->right));
+  for (IntervalNode* at = parent; at != nullptr && at->max_last == node->last; at = at->parent) {
+    pull(at);
+  }
 }
 
 IntervalNode* IntervalTree::first(u64 start, u64 last) const {
@@ -109,19 +134,6 @@ IntervalNode* IntervalTree::first(u64 start, u64 last) const {
     node = node->right;
   }
   return nullptr;
-}
-
-IntervalNode* IntervalTree::next(const IntervalNode* node) const {
-  IntervalNode* found = nullptr;
-  for (IntervalNode* at = root_; at != nullptr;) {
-    if (is_before(node, at)) {
-      found = at;
-      at = at->left;
-    } else {
-      at = at->right;
-    }
-  }
-  return found;
 }
 
 }  // namespace stagetwo::iommu

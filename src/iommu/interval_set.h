@@ -8,6 +8,7 @@
 // Analogue: the interval tree of the kernel (include/linux/interval_tree_generic.h). Differs: a
 // treap, so that no colour has to be right; O(log n) expected.
 // I1  max_last is the greatest last below and at a node. I2  Order: start, then address.
+// I3  Who goes through them in order, erasing or not, follows one link each.
 // Locking: the arena's. Nothing is allocated.
 
 #include "base/types.h"
@@ -20,7 +21,8 @@ struct IntervalNode {
   u64 last = 0;
   u64 max_last = 0;
   u64 priority = 0;
-  RelPtr<IntervalNode> left, right;
+  RelPtr<IntervalNode> left, right, parent;
+  RelPtr<IntervalNode> previous, next;  // in the order
 };
 
 // An interval set without the types of its members.
@@ -31,7 +33,7 @@ class IntervalTree {
   // The first that has something in common with [start, last], or null.
   [[nodiscard]] IntervalNode* first(u64 start, u64 last) const;
   // The next one after `node` in the order, or null.
-  [[nodiscard]] IntervalNode* next(const IntervalNode* node) const;
+  [[nodiscard]] static IntervalNode* next(const IntervalNode* node) { return node->next; }
   [[nodiscard]] bool empty() const { return root_.get() == nullptr; }
   void swap(IntervalTree& other) {
     IntervalNode* const mine = root_;
@@ -40,6 +42,8 @@ class IntervalTree {
   }
 
  private:
+  void replace(IntervalNode* parent, const IntervalNode* child, IntervalNode* by);
+
   RelPtr<IntervalNode> root_;
   u64 random_ = 0;
 };

@@ -141,6 +141,7 @@ Result<Area*> Locked::insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_
 }
 
 void Locked::erase_area(Ioas& ioas, Area* area) {
+  if (ioas.behind_unmapped.get() == area) ioas.behind_unmapped = nullptr;
   ioas.areas.erase(area);
   arena().destroy(area);
 }
@@ -334,8 +335,19 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   return {};
 }
 
+namespace {
+
+// The first area in [start, last]. Who unmaps one after the other is not made to search.
+Area* first_area(const Ioas& ioas, u64 start, u64 last) {
+  Area* const next = ioas.behind_unmapped;
+  if (next != nullptr && next->iova() <= start && start <= next->last()) return next;
+  return ioas.areas.first(start, last);
+}
+
+}  // namespace
+
 Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
-  while (Area* area = ioas.areas.first(*start, last)) {
+  while (Area* area = first_area(ioas, *start, last)) {
     if (area->iova() < *start || area->last() > last) return refuse(ENOENT);
     const u64 area_last = area->last();
     if (area->accesses != 0) {
@@ -344,8 +356,10 @@ Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unma
     }
     *unmapped += area->length();
     PageSet* const set = area->pages;
+    Area* const next = ioas.areas.next(area);
     unfill_area(ioas, *area);
     erase_area(ioas, area);
+    ioas.behind_unmapped = next;
     put_page_set(set);
     if (area_last >= last) break;
     *start = area_last + 1;

@@ -21,6 +21,8 @@ struct Process {
 inline constexpr unsigned kFrameBits = 29;
 inline constexpr u32 kProcesses = 512;
 
+inline constexpr u64 kFewPages = 2;  // a page, wherever it begins
+
 struct PageSet {
   u32 users = 0;    // areas, and calls under way
   u32 process = 0;  // whose addresses
@@ -40,7 +42,10 @@ struct PageSet {
   u64 inode = 0;
   u64 file_page = 0;
   RelPtr<PageSet> previous, next;  // all of the arena
+  u64 few_frames[kFewPages] = {};  // what `frames` and `holds` lead to where there are so few
+  u32 few_holds[kFewPages] = {};
 };
+static_assert(sizeof(PageSet) <= 128, "a block of the arena");
 
 enum Rights : u32 { kMayRead = 1, kMayWrite = 2 };
 

@@ -74,6 +74,7 @@ struct Ioas {
   bool no_large_pages = false;
   RelPtr<Hwpt> hwpts;  // in the order of their making
   RelPtr<Access> accesses;
+  RelPtr<Area> behind_unmapped;  // the one after that unmapped last; null: not known
 };
 
 // A device that waits for the response to its page request.

@@ -103,7 +103,7 @@ Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writab
   set->start = user_address & kPageMask;
   set->pages = div_ceil(length + (user_address - set->start), kPageSize);
   set->process_charge = root().process_accounting;
-  set->no_charge = host::pin_charge(host::PinCharge::kUser) == host::PinCharge::kNone;
+  set->no_charge = host::pin_charge(host::PinCharge::kUser, set->pages) == host::PinCharge::kNone;
   PageSet* const next = root().page_sets;
   set->next = next;
   if (next != nullptr) next->previous = set;
@@ -132,8 +132,10 @@ void Locked::free_page_set(PageSet* set) {
     unmap_pages(reinterpret_cast<void*>(set->start), set->pages * kPageSize);
   }
   use_process(set->process, -1);
-  arena().free(set->frames.get(), set->pages * sizeof(u64));
-  arena().free(set->holds.get(), set->pages * sizeof(u32));
+  if (set->pages > kFewPages) {
+    arena().free(set->frames.get(), set->pages * sizeof(u64));
+    arena().free(set->holds.get(), set->pages * sizeof(u32));
+  }
   arena().destroy(set);
 }
 
@@ -168,6 +170,11 @@ void Locked::hold_again(PageSet& set, u64 page) {
 
 Result<void> Locked::make_frames(PageSet& set) {
   if (set.holds.get() != nullptr) return {};
+  if (set.pages <= kFewPages) {
+    set.frames = set.few_frames;
+    set.holds = set.few_holds;
+    return {};
+  }
   if (set.pages > Arena::kFileBytes / sizeof(u64)) return refuse(ENOMEM);
   auto* const frames = static_cast<u64*>(arena().alloc(set.pages * sizeof(u64), "iommu.frames"));
   if (frames == nullptr) return refuse(ENOMEM);
@@ -195,6 +202,25 @@ Result<void> check_whole(HvaRange range) {
 
 }  // namespace
 
+namespace {
+
+// Pins pages of `range` from its first one on, and names them with the process. One page is asked
+// for often, and its room is not the whole list.
+template <unsigned kRoom>
+Result<host::PinBatch> pin_some(HvaRange range, bool write, u32 process, u64* frames) {
+  host::FrameRun runs[kRoom];
+  const auto some =
+      ST_TRY(host::pin_pages(range, {.write = write}, runs, std::min(kRoom, runs_at_once())));
+  for (const host::FrameRun* run = runs; run != runs + some.runs; ++run) {
+    const u64 number = static_cast<u64>(run->first);
+    ST_CHECK(number + run->pages - 1 <= kFrameMask);
+    for (u64 i = 0; i < run->pages; ++i) *frames++ = u64{process} << kFrameBits | (number + i);
+  }
+  return some;
+}
+
+}  // namespace
+
 // Pins pages that nobody holds, all or none. They are not yet held.
 Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
   const u32 process = ST_TRY(this_process());
@@ -216,20 +242,16 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
       }
       range = HvaRange(*here, kPageSize);
     }
-    host::FrameRun runs[kMostRuns];
-    const auto some = host::pin_pages(range, {.write = set.writable}, runs, runs_at_once());
+    u64* const frames = set.frames + (first + done);
+    const auto some = range.size() == kPageSize
+                          ? pin_some<1>(range, set.writable, process, frames)
+                          : pin_some<kMostRuns>(range, set.writable, process, frames);
     if (!some) {
       done_so_far = refuse(some.error());
       break;
     }
     any_shared = any_shared || some->shared;
-    for (const host::FrameRun* run = runs; run != runs + some->runs; ++run) {
-      const u64 number = static_cast<u64>(run->first);
-      ST_CHECK(number + run->pages - 1 <= kFrameMask);
-      for (u64 i = 0; i < run->pages; ++i) {
-        set.frames[first + done++] = u64{process} << kFrameBits | (number + i);
-      }
-    }
+    done += some->pages;
   }
   if (done_so_far) done_so_far = host::charge_pins(charge_of(set), count);
   if (!done_so_far) {

@@ -50,6 +50,7 @@ auto Mapper<F, Source, M>::entry_for(u64 frame, unsigned level) -> Result<Entry<
 
 template <Format F, TableSource<F> Source, Memory<typename F::Word> M>
 bool Mapper<F, Source, M>::is_free(u64 first, u64 frames) const {
+  if (frames == 1) return find<F>(root_, root_level_, first, 1, memory_).word == F::kNonpresent;
   for (Cursor<F, M> at(root_, root_level_, 1, first, first + frames, memory_); at.valid();
        at.next()) {
     if (at.old() != F::kNonpresent && !at.is_table()) return false;
@@ -116,6 +117,13 @@ template <Format F, TableSource<F> Source, Memory<typename F::Word> M>
 u64 Mapper<F, Source, M>::unmap(u64 first, u64 frames, Gather& gather) {
   const u64 end = first + frames;
   u64 mapped = 0;
+  if (frames == 1) {  // by far the most frequent number: a leaf of its own, or none
+    const auto [entry, word, level] = find<F>(root_, root_level_, first, 1, memory_);
+    if (!F::is_leaf(word, level) || leaf_span_lg2<F>(word, level) != 0) return 0;
+    memory_.exchange(entry, F::kNonpresent);
+    gather.add_range(first, 1);
+    return 1;
+  }
   for (Cursor<F, M> at(root_, root_level_, 1, first, end, memory_); at.valid(); at.next()) {
     if (at.is_table()) {
       if (at.frame() < first || at.frame() + at.frames() > end) continue;

@@ -36,7 +36,7 @@ bool is_thread_gone(u32 tid) {
 }
 
 bool ProcessMutex::acquire() {
-  const u32 self = static_cast<u32>(sys::gettid());
+  const u32 self = static_cast<u32>(sys::current_tid());
   u32 seen = 0;
   if (word_.compare_exchange(seen, self, kAcquire)) [[likely]]
     return false;

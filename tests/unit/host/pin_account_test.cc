@@ -17,21 +17,31 @@ using host::PinCharge;
 
 constexpr u64 kLimit = 16;  // pages
 
-// Runs `body` without capabilities under a limit of kLimit pages; true: it said so.
+// Runs `body` in a child; true: it said so.
 template <typename F>
-bool in_limited_process(F&& body) {
+bool in_process(F&& body) {
   const pid_t child = ::fork();
-  if (child == 0) {
-    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
-    struct rlimit limit{kLimit * 4096, kLimit * 4096};
-    if (::setrlimit(RLIMIT_MEMLOCK, &limit) != 0) ::_exit(2);
-    if (::syscall(SYS_capset, &header, none) != 0) ::_exit(2);
-    ::_exit(body() ? 0 : 1);
-  }
+  if (child == 0) ::_exit(body() ? 0 : 1);
   int status = 0;
   ::waitpid(child, &status, 0);
   return status == 0;
+}
+
+void give_up_capabilities() {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
+  if (::syscall(SYS_capset, &header, none) != 0) ::_exit(2);
+}
+
+// The same without capabilities and under a limit of kLimit pages.
+template <typename F>
+bool in_limited_process(F&& body) {
+  return in_process([&] {
+    struct rlimit limit{kLimit * 4096, kLimit * 4096};
+    if (::setrlimit(RLIMIT_MEMLOCK, &limit) != 0) ::_exit(2);
+    give_up_capabilities();
+    return body();
+  });
 }
 
 bool is_refused(PinCharge mode, u64 pages) {
@@ -41,7 +51,7 @@ bool is_refused(PinCharge mode, u64 pages) {
 
 TEST(PinAccount, TheUserMayPinUpToTheLimitAndNotAPageMore) {
   EXPECT_TRUE(in_limited_process([] {
-    const PinCharge mode = host::pin_charge(PinCharge::kUser);
+    const PinCharge mode = host::pin_charge(PinCharge::kUser, 1);
     bool well = mode == PinCharge::kUser && host::charge_pins(mode, kLimit - 1).has_value();
     well = well && is_refused(mode, 2) && host::pins_charged().user == kLimit - 1;
     well = well && host::charge_pins(mode, 1).has_value() && is_refused(mode, 1);
@@ -68,11 +78,26 @@ TEST(PinAccount, NumbersThatWrapAreOverTheLimit) {
 }
 TEST(PinAccount, WhoMayLockWhatTheyLikeIsNotCharged) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root (CAP_IPC_LOCK)";
-  ASSERT_EQ(host::pin_charge(PinCharge::kUser), PinCharge::kNone);
+  ASSERT_EQ(host::pin_charge(PinCharge::kUser, 1), PinCharge::kNone);
   ASSERT_TRUE(host::charge_pins(PinCharge::kNone, u64{1} << 40));
   EXPECT_EQ(host::pins_charged().pinned, u64{1} << 40);
   EXPECT_EQ(host::pins_charged().user, 0u);
   host::uncharge_pins(PinCharge::kNone, u64{1} << 40);
+}
+
+TEST(PinAccount, WhoGivesUpTheRightIsChargedFromAMebibyteOnAtTheLatest) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root (CAP_IPC_LOCK)";
+  ASSERT_EQ(host::pin_charge(PinCharge::kUser, 1), PinCharge::kNone);
+  EXPECT_TRUE(in_limited_process([] {
+    return host::pin_charge(PinCharge::kUser, 1) == PinCharge::kUser;
+  })) << "a child inherits no belief";
+  EXPECT_TRUE(in_process([] {
+    bool well = host::pin_charge(PinCharge::kUser, 1) == PinCharge::kNone;
+    give_up_capabilities();
+    well = well && host::pin_charge(PinCharge::kUser, 257) == PinCharge::kUser;
+    for (int i = 0; i < 256; ++i) static_cast<void>(host::pin_charge(PinCharge::kUser, 1));
+    return well && host::pin_charge(PinCharge::kUser, 1) == PinCharge::kUser;
+  }));
 }
 
 }  // namespace

@@ -77,8 +77,36 @@ TEST(IntervalSet, AgreesWithAList) {
     }
   }
   size_t count = 0;
-  for (const Item* one = set.first(); one != nullptr; one = set.next(one)) ++count;
+  const Item* before = nullptr;
+  for (const Item* one = set.first(); one != nullptr; one = set.next(one)) {
+    if (before != nullptr) {
+      EXPECT_LE(before->node.start, one->node.start);
+    }
+    before = one;
+    ++count;
+  }
   EXPECT_EQ(count, list.size());
+}
+
+// Whoever goes through them may erase what is behind, from either end.
+TEST(IntervalSet, IsEmptiedInOrderAndAgainstIt) {
+  for (const bool from_the_end : {false, true}) {
+    IntervalSet<Item> set;
+    std::vector<std::unique_ptr<Item>> list;
+    for (u64 i = 0; i < 1000; ++i) {
+      list.push_back(item(i * 10, i * 10 + 9));
+      set.insert(list.back().get());
+    }
+    for (u64 i = 0; i < 1000; ++i) {
+      const u64 at = from_the_end ? 999 - i : i;
+      Item* const next = set.next(list[at].get());
+      EXPECT_EQ(next, !from_the_end && at != 999 ? list[at + 1].get() : nullptr);
+      set.erase(list[at].get());
+      EXPECT_EQ(set.first(at * 10, at * 10 + 9), nullptr);
+      EXPECT_EQ(set.first(), i == 999 ? nullptr : from_the_end ? list[0].get() : next);
+    }
+    EXPECT_TRUE(set.empty());
+  }
 }
 
 }  // namespace

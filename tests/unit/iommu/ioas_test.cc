@@ -169,5 +169,20 @@ TEST_F(IoasTest, IsCutOnRequest) {
   EXPECT_EQ(unmap(ioas_, 0x12000, 0x2000), 0);
 }
 
+// The area behind the one that went is known; whatever becomes of it is heeded.
+TEST_F(IoasTest, UnmapsInOrderWhatChangesMeanwhile) {
+  const auto map_page = [&](u64 i) { return map_at(ioas_, kAddress, 0x1000, i * 0x1000); };
+  for (u64 i = 16; i < 24; ++i) ASSERT_EQ(map_page(i), 0);
+  EXPECT_EQ(unmap(ioas_, 0x10000, 0x1000), 0);
+  ASSERT_EQ(map_page(16), 0);                   // before it
+  EXPECT_EQ(unmap(ioas_, 0x11000, 0x1000), 0);  // itself
+  EXPECT_EQ(unmap(ioas_, 0x10000, 0x1000), 0);
+  EXPECT_EQ(unmap(ioas_, 0x12000, 0x800), ENOENT);
+  EXPECT_EQ(unmap(ioas_, 0x13000, 0x1000), 0);
+  EXPECT_EQ(unmap(ioas_, 0x12000, 0x1000), 0);
+  EXPECT_EQ(unmap(ioas_, 0x17000, 0x1000), 0);
+  EXPECT_EQ(unmap_all(ioas_), 0);
+}
+
 }  // namespace
 }  // namespace stagetwo::iommu
