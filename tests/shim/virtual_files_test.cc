@@ -184,6 +184,12 @@ TEST(PciFunction, IsListedBesideTheMachines) {
   EXPECT_EQ(told.err.find("No such file"), std::string::npos) << told.err;
 }
 
+TEST(PciFunction, IsDrivenThroughItsMappedRegisters) {
+  const Outcome outcome =
+      run_program({tool(), "run", "--vfio-device=ioat", "--", program("pci_function")});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 TEST(MediatedDevice, IsMadeAndRemovedByTheShell) {
   const std::string types =
       "T=/sys/class/mdev_bus/serial/mdev_supported_types; "

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// A driver in user space: finds Intel I/OAT among the PCI devices by its numbers, opens it through
+// VFIO type 1, maps its registers and has it copy. Nothing here knows of stagetwo.
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define REQUIRE(condition)                                            \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      printf("%d: %s (%s)\n", __LINE__, #condition, strerror(errno)); \
+      exit(1);                                                        \
+    }                                                                 \
+  } while (0)
+
+enum { kPage = 4096, kPages = 64 };
+static const char kDevices[] = "/sys/bus/pci/devices";
+static const uint64_t kIova = 0x40000000;
+
+struct descriptor {
+  uint32_t size, control;
+  uint64_t source, destination, next, unused[4];
+};
+struct memory {
+  struct descriptor ring[64];
+  volatile uint64_t completion;
+  uint8_t rest[kPage - 8];
+  uint8_t source[16 * kPage], target[16 * kPage];
+};
+
+static volatile uint8_t* registers;
+static volatile uint8_t* reg8(unsigned at) {
+  return registers + at;
+}
+static volatile uint16_t* reg16(unsigned at) {
+  return (volatile uint16_t*)(registers + at);
+}
+static volatile uint32_t* reg32(unsigned at) {
+  return (volatile uint32_t*)(registers + at);
+}
+static volatile uint64_t* reg64(unsigned at) {
+  return (volatile uint64_t*)(registers + at);
+}
+
+static long attribute(const char* device, const char* name) {
+  char path[256], text[32] = "";
+  snprintf(path, sizeof path, "%s/%s/%s", kDevices, device, name);
+  FILE* const file = fopen(path, "r");
+  REQUIRE(file != NULL && fgets(text, sizeof text, file) != NULL);
+  fclose(file);
+  return strtol(text, NULL, 0);
+}
+
+static void find_device(char* name) {
+  DIR* const folder = opendir(kDevices);
+  REQUIRE(folder != NULL);
+  name[0] = '\0';
+  for (struct dirent* entry; (entry = readdir(folder)) != NULL;) {
+    if (entry->d_name[0] == '.') continue;
+    if (attribute(entry->d_name, "vendor") == 0x8086 &&
+        attribute(entry->d_name, "device") == 0x2021) {
+      strcpy(name, entry->d_name);
+    }
+  }
+  closedir(folder);
+  REQUIRE(name[0] != '\0');
+}
+
+static const char* last_of_link(const char* device, const char* name) {
+  static char path[256], text[256];
+  snprintf(path, sizeof path, "%s/%s/%s", kDevices, device, name);
+  const ssize_t size = readlink(path, text, sizeof text - 1);
+  REQUIRE(size > 0);
+  text[size] = '\0';
+  return strrchr(text, '/') + 1;
+}
+
+static int open_device(const char* name, struct memory* memory, int* container) {
+  char path[64];
+  REQUIRE(strcmp(last_of_link(name, "driver"), "vfio-pci") == 0);
+  snprintf(path, sizeof path, "/dev/vfio/%s", last_of_link(name, "iommu_group"));
+  *container = open("/dev/vfio/vfio", O_RDWR);
+  const int group = open(path, O_RDWR);
+  REQUIRE(*container >= 0 && group >= 0);
+  REQUIRE(ioctl(group, VFIO_GROUP_SET_CONTAINER, container) == 0);
+  REQUIRE(ioctl(*container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
+  struct vfio_iommu_type1_dma_map map = {.argsz = sizeof map,
+                                         .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+                                         .vaddr = (uintptr_t)memory,
+                                         .iova = kIova,
+                                         .size = kPages * kPage};
+  REQUIRE(ioctl(*container, VFIO_IOMMU_MAP_DMA, &map) == 0);
+  errno = 0;
+  REQUIRE(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, "0000:ff:1f.7") == -1 && errno == ENODEV);
+  const int device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
+  REQUIRE(device >= 0);
+  close(group);
+  return device;
+}
+
+static void map_registers(int device) {
+  struct vfio_region_info bar = {.argsz = sizeof bar, .index = VFIO_PCI_BAR0_REGION_INDEX};
+  REQUIRE(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &bar) == 0);
+  REQUIRE(bar.size == 0x4000 && (bar.flags & VFIO_REGION_INFO_FLAG_MMAP) != 0);
+  void* const at =
+      mmap(NULL, bar.size, PROT_READ | PROT_WRITE, MAP_SHARED, device, (off_t)bar.offset);
+  REQUIRE(at != MAP_FAILED);
+  registers = at;
+  struct vfio_region_info config = {.argsz = sizeof config, .index = VFIO_PCI_CONFIG_REGION_INDEX};
+  REQUIRE(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &config) == 0 && config.size == 4096);
+  REQUIRE((config.flags & VFIO_REGION_INFO_FLAG_MMAP) == 0);
+  uint16_t command = 0;
+  const off_t place = (off_t)config.offset + 4;
+  REQUIRE(pread(device, &command, 2, place) == 2);
+  command |= 4;  // a master of the bus
+  REQUIRE(pwrite(device, &command, 2, place) == 2);
+  REQUIRE(ioctl(device, VFIO_DEVICE_RESET) == 0);
+  REQUIRE(*reg8(0x08) == 0x33 && *reg8(0x00) == 1 && (*reg64(0x88) & 7) == 3);
+}
+
+static uint64_t iova_of(struct memory* memory, const volatile void* what) {
+  return kIova + (uint64_t)((const volatile uint8_t*)what - (const uint8_t*)memory);
+}
+
+// As a driver of the hardware starts a channel.
+static void begin(struct memory* memory) {
+  *reg32(0xa8) = *reg32(0xa8);
+  *reg8(0x84) = 0x20;
+  REQUIRE(*reg8(0x84) == 0 && (*reg64(0x88) & 7) == 3);
+  memory->completion = 0;
+  *reg64(0x98) = iova_of(memory, &memory->completion);
+  *reg64(0x90) = iova_of(memory, memory->ring);
+  *reg16(0x80) = 0x000d;  // errors complete and stop; interrupts are armed
+  REQUIRE(*reg64(0x88) == 4);
+}
+
+static void copies(struct memory* memory) {
+  for (unsigned i = 0; i < 64; ++i) {
+    memory->ring[i] =
+        (struct descriptor){.size = kPage / 4,
+                            .control = i % 8 == 7 ? 8 : 0,
+                            .source = iova_of(memory, memory->source + i * kPage / 4),
+                            .destination = iova_of(memory, memory->target + i * kPage / 4),
+                            .next = iova_of(memory, &memory->ring[(i + 1) % 64])};
+  }
+  begin(memory);
+  for (unsigned count = 1; count <= 64; ++count) {
+    *reg16(0x86) = (uint16_t)count;
+    REQUIRE(*reg64(0x88) == (iova_of(memory, &memory->ring[count - 1]) | 1));
+    if (count % 8 == 0) REQUIRE(memory->completion == *reg64(0x88));
+  }
+  REQUIRE(memcmp(memory->source, memory->target, sizeof memory->source) == 0);
+}
+
+static void rings(int device, struct memory* memory) {
+  const int bell = eventfd(0, EFD_NONBLOCK);
+  struct {
+    struct vfio_irq_set head;
+    int32_t fd;
+  } set = {{.argsz = sizeof set,
+            .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+            .index = VFIO_PCI_MSIX_IRQ_INDEX,
+            .count = 1},
+           bell};
+  REQUIRE(ioctl(device, VFIO_DEVICE_SET_IRQS, &set) == 0);
+  memory->ring[0].control = 1;
+  begin(memory);
+  *reg8(0x03) = 0x09;
+  *reg16(0x86) = 1;
+  struct pollfd wait = {.fd = bell, .events = POLLIN};
+  REQUIRE(poll(&wait, 1, 10000) == 1);
+  close(bell);
+}
+
+int main(void) {
+  char name[256];
+  int container = -1;
+  struct memory* const memory =
+      mmap(NULL, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(memory != MAP_FAILED && sizeof *memory <= kPages * kPage);
+  for (unsigned i = 0; i < sizeof memory->source; ++i)
+    memory->source[i] = (uint8_t)(i * 5 + i / 251);
+  find_device(name);
+  const int device = open_device(name, memory, &container);
+  map_registers(device);
+  copies(memory);
+  rings(device, memory);
+  // What is mapped no longer is not reached.
+  struct vfio_iommu_type1_dma_unmap unmap = {
+      .argsz = sizeof unmap, .iova = kIova, .size = kPages * kPage};
+  begin(memory);
+  REQUIRE(ioctl(container, VFIO_IOMMU_UNMAP_DMA, &unmap) == 0 && unmap.size == kPages * kPage);
+  memset(memory->target, 0, sizeof memory->target);
+  *reg16(0x86) = 1;
+  REQUIRE((*reg64(0x88) & 7) == 3 && (*reg32(0xa8) & 0x100) != 0 && memory->target[0] == 0);
+  // The mapping keeps the device.
+  close(device);
+  *reg32(0xa8) = *reg32(0xa8);
+  REQUIRE((*reg32(0xa8) & 0x100) == 0);
+  REQUIRE(munmap((void*)registers, 0x4000) == 0);
+  close(container);
+  puts("done");
+  return 0;
+}
