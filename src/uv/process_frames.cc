@@ -13,34 +13,34 @@
 namespace stagetwo::uv {
 namespace {
 
-constexpr u64 kChunk = 64;  // frames mapped at once
-constexpr u64 kWarm = 64;   // frames that keep their memory
+constexpr u64 kChunk = 64;                  // frames mapped at once
+constexpr u64 kWarmBytes = 64 * kPageSize;  // of frames that keep their memory
 
 }  // namespace
 
 ProcessFrames::~ProcessFrames() {
   const sync::MutexGuard guard(lock_);
-  for (const u64 chunk : chunks_) unmap_pages(reinterpret_cast<void*>(chunk), kChunk * kPageSize);
+  for (const u64 chunk : chunks_) unmap_pages(reinterpret_cast<void*>(chunk), kChunk * bytes_);
   if (runs_ != 0) unmap_pages(reinterpret_cast<void*>(runs_), kRuns * kRun * kPageSize);
 }
 
 Result<void> ProcessFrames::more() {
-  const auto pages = map_pages(kChunk * kPageSize, "uv.frames");
+  const auto pages = map_pages(kChunk * bytes_, "uv.frames");
   if (!pages) return refuse(pages.error());
   const u64 start = reinterpret_cast<std::uintptr_t>(*pages);
-  static_cast<void>(sys::madvise(*pages, kChunk * kPageSize, MADV_DONTDUMP));
-  host::prepare_places(HvaRange(Hva(start), kChunk * kPageSize));
+  static_cast<void>(sys::madvise(*pages, kChunk * bytes_, MADV_DONTDUMP));
+  host::prepare_places(HvaRange(Hva(start), kChunk * bytes_));
   const sync::MutexGuard guard(lock_);
   // Every frame there is can be free: drop_frame() is never refused.
   auto good = chunks_.push_back(start);
   if (good) good = free_.reserve(chunks_.size() * kChunk);
-  if (good) good = warm_.reserve(kWarm);
+  if (good) good = warm_.reserve(kWarmBytes / bytes_);
   if (!good) {
     if (chunks_.size() != 0 && chunks_.back() == start) chunks_.pop_back();
-    unmap_pages(*pages, kChunk * kPageSize);
+    unmap_pages(*pages, kChunk * bytes_);
     return good;
   }
-  for (u64 i = 0; i < kChunk; ++i) ST_CHECK(free_.push_back(start + i * kPageSize).has_value());
+  for (u64 i = 0; i < kChunk; ++i) ST_CHECK(free_.push_back(start + i * bytes_).has_value());
   return {};
 }
 
@@ -73,17 +73,17 @@ u64 ProcessFrames::empty() {
 void ProcessFrames::drop(u64 frame) {
   if (frame == 0 || frame == kZeros) return;
   void* const at = reinterpret_cast<void*>(frame);
-  mem::wipe(at, kPageSize);
+  mem::wipe(at, bytes_);
   if (give_to_run(frame, 1)) return;
   {
     const sync::MutexGuard guard(lock_);
-    if (warm_.size() < kWarm) {
+    if (warm_.size() < kWarmBytes / bytes_) {
       ST_CHECK(warm_.push_back(frame).has_value());
       return;
     }
   }
   // Empty, so that a page can be moved there.
-  static_cast<void>(sys::madvise(at, kPageSize, MADV_DONTNEED));
+  static_cast<void>(sys::madvise(at, bytes_, MADV_DONTNEED));
   const sync::MutexGuard guard(lock_);
   ST_CHECK(free_.push_back(frame).has_value());
 }

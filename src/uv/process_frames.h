@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Frames of a guest's pages on their way out of the process and into it: a page's bytes between the
-// process's memory and the ultravisor. A page can only be moved to an empty place, and what leaves
-// secure memory is copied to one that has memory: both kinds are kept.
+// Frames for a guest's pages on their way out of the process and into it: a page's bytes between
+// the process's memory and the ultravisor. A page can only be moved to an empty place, and what
+// leaves secure memory is copied to one that has memory: both kinds are kept.
 //
 // I1: a frame is wiped before anybody else has it. Some stay as pages of zeros; the others go back
 //     to the kernel.
@@ -23,17 +23,17 @@ class ProcessFrames {
   // Places for neighbours that leave at once; they are emptied at once, too.
   static constexpr u64 kRun = 16;
 
-  ProcessFrames() = default;
+  explicit ProcessFrames(u64 page_bytes) : bytes_(page_bytes) {}
   ProcessFrames(const ProcessFrames&) = delete;
   ProcessFrames& operator=(const ProcessFrames&) = delete;
   ~ProcessFrames();
 
-  // A page of zeros, for bytes; 0: no memory.
+  // A frame is a page of the guest. One of zeros, for bytes; 0: no memory.
   [[nodiscard]] u64 full() TA_EXCL(lock_);
-  // A place for a page to be moved to; 0: no memory.
+  // One without memory, for a page to be moved to; 0: no memory.
   [[nodiscard]] u64 empty() TA_EXCL(lock_);
-  // Places for `count` neighbours, 2 to kRun. 0: all runs are in use, or there is no memory for
-  // any.
+  // Places for `count` neighbours of 4 KiB, 2 to kRun. 0: all runs are in use, or there is no
+  // memory for any.
   [[nodiscard]] u64 run(u64 count) TA_EXCL(lock_);
   // Wipes it. 0 and kZeros are allowed.
   void drop(u64 frame) TA_EXCL(lock_);
@@ -48,6 +48,7 @@ class ProcessFrames {
   [[nodiscard]] u64 whole_run() TA_EXCL(lock_);
   [[nodiscard]] bool give_to_run(u64 frame, u64 count) TA_EXCL(lock_);
 
+  const u64 bytes_;
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<u64> free_ TA_GUARDED(lock_){"uv.free_frames"};  // without memory
   Vec<u64> warm_ TA_GUARDED(lock_){"uv.warm_frames"};  // pages of zeros

@@ -49,8 +49,8 @@ ProcessPages::~ProcessPages() {
 // ---- where pages are --------------------------------------------------------------------------
 
 Result<void> ProcessPages::map(Gpa base, HvaRange at) {
-  if (page_offset(base) != 0 || page_offset(at.start()) != 0 || at.size() % kPageSize != 0 ||
-      at.empty()) {
+  if (base.raw() % page_bytes_ != 0 || page_offset(at.start()) != 0 ||
+      at.size() % page_bytes_ != 0 || at.empty()) {
     return refuse(EINVAL);
   }
   Part part{base, at, Vec<Due>("uv.due")};
@@ -277,6 +277,7 @@ Taken ProcessPages::leave(Hva at, u64 fresh, u64 pages, u64* frame) {
 Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
   const Hva at = address(page);
   if (at.raw() == 0) return Taken::kHole;
+  if (pieces() != 1) return zeros_or(take_pieces(at, frame), frame);
   Taken taken = Taken::kFrame;
   Ahead ahead = take_ahead(at, {}, frame);
   // On its way with those before it, which another thread wanted?
@@ -292,11 +293,14 @@ Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
       frames_.give_places(fresh, pages);
     }
   }
-  if (ahead == Ahead::kInHand) return Taken::kBusy;
+  return ahead == Ahead::kInHand ? Taken::kBusy : zeros_or(taken, frame);
+}
+
+// Never touched, or zeros: nobody can tell, and nothing is to be moved.
+Taken ProcessPages::zeros_or(Taken taken, u64* frame) {
   if (taken != Taken::kFrame) return taken;
-  // Never touched, or zeros: nobody can tell, and nothing is to be moved.
   const auto* const bytes = reinterpret_cast<const u8*>(*frame);
-  if (bytes[0] != 0 || std::memcmp(bytes, bytes + 1, kPageSize - 1) != 0) return taken;
+  if (bytes[0] != 0 || std::memcmp(bytes, bytes + 1, page_bytes_ - 1) != 0) return taken;
   drop_frame(std::exchange(*frame, 0));
   return Taken::kUntouched;
 }
@@ -311,18 +315,23 @@ ProcessPages::Due ProcessPages::begin_leaving(Hva at, u64 pages) {
   return *due;
 }
 
-// `moved` pages have left, the first for who asked. Nothing is due there any more: a touch may come
-// before take() goes on, and must not be given the bytes that have just been taken.
+// `moved` pages have left, the first for who asked, and the pieces of one page, too. Nothing is due
+// there any more: a touch may come before take() goes on, and must not be given the bytes that have
+// just been taken.
 void ProcessPages::end_leaving(Hva at, Due due, u64 moved) {
   {
     const sync::MutexGuard guard(lock_);
     due.what = Due::What::kPlace;
     *due_at(at) = moved == 0 ? due : Due{0, Due::What::kGone};
     for (u64 i = 1; i < moved; ++i) {
-      *due_at(at + i * kPageSize) = {due.frame + i * kPageSize, Due::What::kAhead};
+      const u64 place = due.frame + i * kPageSize;
+      Due* const next = due_at(at + i * kPageSize);
+      const bool asked = next->what == Due::What::kPlace && next->frame == place;
+      *next = asked ? Due{0, Due::What::kGone} : Due{place, Due::What::kAhead};
     }
   }
-  if (moved != 0) frames_.give_places(due.frame + moved * kPageSize, due.places - moved);
+  if (moved != 0 && pieces() == 1)
+    frames_.give_places(due.frame + moved * kPageSize, due.places - moved);
 }
 
 bool ProcessPages::take(const host::AbsentPage& page, host::PageExit& exit) {
@@ -367,6 +376,7 @@ void ProcessPages::leave_none_ahead() {
 bool ProcessPages::put(Gpa page, u64 frame) {
   const Hva at = address(page);
   if (at.raw() == 0) return false;
+  if (pieces() != 1) return put_whole(at, frame);
   u64 ahead = 0;
   for (;;) {
     const Ahead now = take_ahead(at, {frame, Due::What::kPut}, &ahead);
@@ -403,11 +413,14 @@ void ProcessPages::discard(Gpa page) {
   // No stand-in: what is there is wiped, if anything is.
   const Hva at = address(page);
   static constexpr u8 kNothing[kPageSize] = {};
-  if (at.raw() != 0) static_cast<void>(host::copy_to(at, kNothing, kPageSize));
+  for (u64 i = 0; at.raw() != 0 && i < pieces(); ++i) {
+    static_cast<void>(host::copy_to(at + i * kPageSize, kNothing, kPageSize));
+  }
 }
 
 host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
   const Hva at = page_floor(page.at);
+  if (pieces() != 1) return touch_pieces(at, entry);
   Gpa gpa;
   Due due;
   {
@@ -461,15 +474,19 @@ void ProcessPages::discard(const host::AbsentPage& page) {
     gpa = part->base + (at - part->at.start());
     Due* const found = due_at(at);
     if (found->what != Due::What::kTouched && !found->is_ahead()) return;
-    due = std::exchange(*found, Due());
+    due = pieces() == 1 ? std::exchange(*found, Due()) : *found;
   }
+  if (pieces() != 1) return end_put(at, 1);
   if (due.is_ahead()) return drop_frame(due.frame);
   guest_->touch_end(gpa, due.frame, false);
 }
 
 u64 ProcessPages::address_of(Gpa page) {
   const Hva at = address(page);
-  if (at.raw() == 0 || !host::faultin(at, Access::kWrite)) return 0;
+  if (at.raw() == 0) return 0;
+  for (u64 i = 0; i < pieces(); ++i) {
+    if (!host::faultin(at + i * kPageSize, Access::kWrite)) return 0;
+  }
   return at.raw();
 }
 

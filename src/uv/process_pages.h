@@ -15,7 +15,9 @@
 //     told: the ultravisor uses no frame there any more (UV_PAGE_INVAL). It hears the bell for
 //     that.
 // I4: ageing touches nothing: nobody here says that a page is young.
-// Locking: lock_ (rank leaf), over what is due; never across a call. Pages of 4 KiB.
+// I5: a page of 64 KiB is sixteen of the process's, which leave and come together; what of them is
+//     still due after a touch is there at the next one (process_pieces.cc).
+// Locking: lock_ (rank leaf), over what is due; never across a call. Pages of 4 or of 64 KiB.
 // Lifetime: the guest has left (SecureGuest::svm_off) before its memory is forgotten, and outlives
 // this: the bell rings until the end.
 
@@ -31,7 +33,8 @@ namespace stagetwo::uv {
 
 class ProcessPages final : public NormalMemory, public host::PageOwner, public host::MmuNotifier {
  public:
-  ProcessPages() = default;
+  explicit ProcessPages(u64 page_bytes = kPageSize)
+      : page_bytes_(page_bytes), frames_(page_bytes) {}
   ProcessPages(const ProcessPages&) = delete;
   ProcessPages& operator=(const ProcessPages&) = delete;
   ~ProcessPages();
@@ -56,6 +59,8 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   unsigned take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) override;
   host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;
   void discard(const host::AbsentPage& page) override;
+  unsigned bring_back_run(const host::AbsentPage& first, unsigned pages,
+                          host::PageEntry& entry) override;
 
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
   host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override;
@@ -104,12 +109,25 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] Left has_left(Hva at, u64 fresh, bool gives_up) TA_EXCL(lock_);
   [[nodiscard]] Due begin_leaving(Hva at, u64 pages) TA_EXCL(lock_);
   void end_leaving(Hva at, Due due, u64 moved) TA_EXCL(lock_);
+  [[nodiscard]] Taken zeros_or(Taken taken, u64* frame);
+  // Of pages that are several of the process's: `at` is the first one's address.
+  [[nodiscard]] u64 pieces() const { return page_bytes_ / kPageSize; }
+  [[nodiscard]] Hva first_piece(Hva at) TA_EXCL(lock_);
+  void set_pieces(Hva at, u64 frame, Due::What what, u64 but) TA_EXCL(lock_);
+  void end_put(Hva at, u64 count) TA_EXCL(lock_);
+  void settle(Hva at) TA_EXCL(lock_);
+  void put_pieces(Hva at);
+  [[nodiscard]] Taken take_pieces(Hva at, u64* frame) TA_EXCL(lock_);
+  [[nodiscard]] bool leave_pieces(Hva at, u64 frame, u64* left) TA_EXCL(lock_);
+  [[nodiscard]] bool put_whole(Hva at, u64 frame) TA_EXCL(lock_);
+  [[nodiscard]] host::BringBack touch_pieces(Hva at, host::PageEntry& entry) TA_EXCL(lock_);
   [[nodiscard]] u64 places(Hva at, u64 alike, u64* pages) TA_EXCL(lock_);
   // The guest's memory that `range` has of part `index` or a later one. False: no more.
   [[nodiscard]] bool overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) TA_EXCL(lock_);
 
   SecureGuest* guest_ = nullptr;  // set once
   bool hears_ = false;            // written by map() alone, one thread at a time
+  const u64 page_bytes_;
   ProcessFrames frames_;
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Part> parts_ TA_GUARDED(lock_){"uv.parts"};

@@ -27,21 +27,23 @@ namespace sched = sync::sched;
 
 class UvProcessWorld {
  public:
-  UvProcessWorld() {
-    memory = static_cast<u8*>(::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE,
+  explicit UvProcessWorld(u64 bytes_of_page = kPageSize)
+      : page_bytes(bytes_of_page), pages(bytes_of_page) {
+    memory = static_cast<u8*>(::mmap(nullptr, kPages * page_bytes, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    for (u64 page = 0; page < kPages; ++page) std::memset(at(page), text(page), kPageSize);
+    for (u64 page = 0; page < kPages; ++page) std::memset(at(page), text(page), page_bytes);
     uv::UltravisorOptions options;
+    options.page_bytes = page_bytes;
     options.pool_pages = kPages + 2;
     options.cipher_runs = 4;
     options.memory = mem::SecureMemory::Want::kWhatThereIs;
     sched::expect(ultravisor.open(options, &hypervisor, &real).has_value(), "there is memory");
-    guest = std::make_unique<uv::SecureGuest>(kLpid, kPageSize, &pages, &ultravisor);
+    guest = std::make_unique<uv::SecureGuest>(kLpid, page_bytes, &pages, &ultravisor);
     pages.set_guest(guest.get());
     guest->enable();
-    const HvaRange range(hva(0), kPages * kPageSize);
+    const HvaRange range(hva(0), kPages * page_bytes);
     sched::expect(hypervisor.add(guest.get()) && pages.map(Gpa(0), range) &&
-                      guest->add_slot(0, Gpa(0), kPages * kPageSize),
+                      guest->add_slot(0, Gpa(0), kPages * page_bytes),
                   "plugged");
     sched::expect(ultravisor.call({uv::Call::kUvEsm, kLpid, {1, 1}}, uv::Caller::kGuest) ==
                       uv::Status::kSuccess,
@@ -51,13 +53,13 @@ class UvProcessWorld {
       const u64 page = (i + kPages / 2) % kPages;
       sched::expect(host::bring_back(hva(page)) == host::BringBack::kBack, "a touch is served");
     }
-    std::memcpy(sealed, memory, sizeof(sealed));
+    for (u64 page = 0; page < kPages; ++page) std::memcpy(sealed[page], at(page), kPageSize);
   }
   virtual ~UvProcessWorld() {
     static_cast<void>(guest->svm_off());
     pages.forget(Gpa(0));
     hypervisor.remove(guest.get());
-    ::munmap(memory, kPages * kPageSize);
+    ::munmap(memory, kPages * page_bytes);
   }
 
   // Whoever is done last looks at what is left. Not of the model: one thread runs at a time.
@@ -72,26 +74,35 @@ class UvProcessWorld {
     for (u64 page = 0; page < kPages; ++page) touch(page);
     sched::expect(guest->svm_off().has_value(), "no vCPU runs");
     sched::expect(pages.frames_in_use() == 0, "no frame is forgotten");
-    for (u64 page = 0; page < kPages; ++page) touch(page);
-    for (u64 i = 0; i < kPages * kPageSize; ++i) sched::expect(memory[i] == 0, "wiped");
+    for (u64 page = 0; page < kPages; ++page) touch_all(page);
+    expect_zeros();
   }
 
  protected:
   static constexpr u64 kPages = 6;
   static constexpr u32 kLpid = 3;
 
-  [[nodiscard]] u8* at(u64 page) const { return memory + page * kPageSize; }
+  [[nodiscard]] u8* at(u64 page) const { return memory + page * page_bytes; }
   [[nodiscard]] Hva hva(u64 page) const { return Hva(reinterpret_cast<std::uintptr_t>(at(page))); }
   static u8 text(u64 page) { return static_cast<u8>(0x51 + page); }
-  void touch(u64 page) const {
-    while (host::bring_back(hva(page)) == host::BringBack::kRetry) sync::yield_thread();
+  void touch(u64 page, u64 piece = 0) const {
+    const Hva at = hva(page) + piece * kPageSize;
+    while (host::bring_back(at) == host::BringBack::kRetry) sync::yield_thread();
+  }
+  void touch_all(u64 page) const {
+    for (u64 piece = 0; piece < page_bytes / kPageSize; ++piece) touch(page, piece);
+  }
+  void expect_zeros() const {
+    const bool zeros =
+        memory[0] == 0 && std::memcmp(memory, memory + 1, kPages * page_bytes - 1) == 0;
+    sched::expect(zeros, "wiped");
   }
   // The guest's pages from `first` on, in order: the later ones leave ahead of being asked for.
   void wants(u64 first, u64 end) {
     for (u64 page = first; page < end; ++page) {
       auto done = uv::Status::kBusy;
       while (uv::is_transient(done)) {
-        done = ultravisor.ask_page_in(kLpid, Gpa(page * kPageSize));
+        done = ultravisor.ask_page_in(kLpid, Gpa(page * page_bytes));
         if (uv::is_transient(done)) sync::yield_thread();
       }
       sched::expect(done == uv::Status::kSuccess, "a page that is wanted comes");
@@ -101,12 +112,13 @@ class UvProcessWorld {
     u8 bytes[kPageSize];
     auto done = uv::GuestAccess::kRetry;
     while (done == uv::GuestAccess::kRetry) {
-      done = ultravisor.access(kLpid, Gpa(page * kPageSize), bytes, sizeof(bytes), false);
+      done = ultravisor.access(kLpid, Gpa(page * page_bytes), bytes, sizeof(bytes), false);
     }
     sched::expect(done == uv::GuestAccess::kDone, "the guest has its page");
     for (const u8 byte : bytes) sched::expect(byte == text(page), "the guest reads what it wrote");
   }
 
+  const u64 page_bytes;
   u8* memory = nullptr;
   u8 sealed[kPages][kPageSize] = {};
   uv::ProcessMemory real;
@@ -170,7 +182,7 @@ struct RunTakesForAnother : UvProcessWorld {
     for (const u64 page : {u64{0}, u64{1}, u64{4}, u64{5}}) {
       const auto* const bytes = reinterpret_cast<const u8*>(frames[page]);
       sched::expect(std::memcmp(bytes, sealed[page], kPageSize) == 0, "a frame is one page's");
-      sched::expect(pages.put_back(Gpa(page * kPageSize), frames[page]), "put back");
+      sched::expect(pages.put_back(Gpa(page * page_bytes), frames[page]), "put back");
     }
     pages.leave_none_ahead();
     UvProcessWorld::check();
@@ -178,7 +190,7 @@ struct RunTakesForAnother : UvProcessWorld {
   void takes(u64 page) {
     auto done = uv::Taken::kBusy;
     while (done == uv::Taken::kBusy) {
-      done = pages.take(Gpa(page * kPageSize), page == 0 ? 4 : 1, &frames[page]);
+      done = pages.take(Gpa(page * page_bytes), page == 0 ? 4 : 1, &frames[page]);
     }
     sched::expect(done == uv::Taken::kFrame, "it leaves");
   }
@@ -195,8 +207,22 @@ struct PageOutAgainstPagesAhead : UvProcessWorld {
       wants(0, kPages);
     } else {
       for (u64 page = 1; page < kPages; ++page) {
-        static_cast<void>(ultravisor.ask_page_out(kLpid, Gpa(page * kPageSize)));
+        static_cast<void>(ultravisor.ask_page_out(kLpid, Gpa(page * page_bytes)));
       }
+    }
+  }
+};
+
+// A page of sixteen of the process's, whose pieces are touched while it is wanted in and out.
+struct TouchesOfPieces : UvProcessWorld {
+  static constexpr unsigned kThreads = 4;
+  TouchesOfPieces() : UvProcessWorld(16 * kPageSize) {}
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) wants(0, 2);
+    if (me == 1) static_cast<void>(ultravisor.ask_page_out(kLpid, Gpa(0)));
+    if (me >= 2) {
+      for (const u64 piece : {u64{3}, u64{15}, u64{0}}) touch(0, (piece + me) % 16);
     }
   }
 };
@@ -208,7 +234,7 @@ struct ResetAgainstPagesAhead : UvProcessWorld {
   void play(unsigned me) {
     if (me == 0) {
       for (u64 page = 0; page < kPages; ++page) {
-        static_cast<void>(ultravisor.ask_page_in(kLpid, Gpa(page * kPageSize)));
+        static_cast<void>(ultravisor.ask_page_in(kLpid, Gpa(page * page_bytes)));
       }
     } else if (me == 1) {
       sched::expect(guest->svm_off().has_value(), "no vCPU runs");
@@ -218,8 +244,8 @@ struct ResetAgainstPagesAhead : UvProcessWorld {
     }
   }
   void check() {
-    for (u64 page = 0; page < kPages; ++page) touch(page);
-    for (u64 i = 0; i < kPages * kPageSize; ++i) sched::expect(memory[i] == 0, "wiped");
+    for (u64 page = 0; page < kPages; ++page) touch_all(page);
+    expect_zeros();
     sched::expect(pages.frames_in_use() == 0, "no frame is forgotten");
   }
 };

@@ -91,6 +91,9 @@ TEST_F(PagesAhead, OneThatARunOfAnotherTakesIsWhoseItIs) {
 TEST_F(PagesAhead, OneThatIsWantedOutAgainIsOut) {
   expect_holds<PageOutAgainstPagesAhead>(kFew);
 }
+TEST_F(PagesAhead, PiecesOfOnePageLeaveAndComeTogether) {
+  expect_holds<TouchesOfPieces>(kFew);
+}
 TEST_F(PagesAhead, AResetHasThemBackAndWipesThem) {
   expect_holds<ResetAgainstPagesAhead>(kFew);
 }

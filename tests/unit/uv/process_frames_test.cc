@@ -17,15 +17,15 @@ u8* bytes(u64 frame) {
   return reinterpret_cast<u8*>(frame);
 }
 
-TEST(ProcessFrames, OneThatComesAgainIsZeros) {
-  ProcessFrames frames;
+void expect_zeros_again(u64 page_bytes, int count) {
+  ProcessFrames frames(page_bytes);
   for (const bool empty : {false, true, false}) {
     std::set<u64> held;
-    for (int i = 0; i < 200; ++i) {
+    for (int i = 0; i < count; ++i) {
       const u64 frame = empty ? frames.empty() : frames.full();
       ASSERT_TRUE(held.insert(frame).second) << "another's";
-      for (u64 at = 0; at < kPageSize; ++at) ASSERT_EQ(bytes(frame)[at], 0);
-      std::memset(bytes(frame), 0x5a, kPageSize);
+      for (u64 at = 0; at < page_bytes; ++at) ASSERT_EQ(bytes(frame)[at], 0);
+      std::memset(bytes(frame), 0x5a, page_bytes);
     }
     EXPECT_EQ(frames.in_use(), held.size());
     for (const u64 frame : held) frames.drop(frame);
@@ -35,8 +35,13 @@ TEST(ProcessFrames, OneThatComesAgainIsZeros) {
   frames.drop(ProcessFrames::kZeros);
 }
 
+TEST(ProcessFrames, OneThatComesAgainIsZeros) {
+  expect_zeros_again(kPageSize, 200);
+  expect_zeros_again(16 * kPageSize, 70);
+}
+
 TEST(ProcessFrames, ARunIsGivenAgainWhenItsLastPlaceIsBack) {
-  ProcessFrames frames;
+  ProcessFrames frames(kPageSize);
   std::set<u64> runs;
   u64 run = 0;
   while ((run = frames.run(3)) != 0) ASSERT_TRUE(runs.insert(run).second);
@@ -56,7 +61,7 @@ TEST(ProcessFrames, ARunIsGivenAgainWhenItsLastPlaceIsBack) {
 }
 
 TEST(ProcessFrames, WithoutMemoryThereIsNone) {
-  ProcessFrames frames;
+  ProcessFrames frames(kPageSize);
   failpoint::arm(nullptr, 1, failpoint::kForever);
   EXPECT_EQ(frames.full(), 0u);
   EXPECT_EQ(frames.empty(), 0u);
