@@ -35,15 +35,16 @@ void FileChange::begin(FileId file, u64 offset, u64 size) {
   if (first < last) absent_.emplace(Reach{object, {Hva(first), last - first}}, Announced::kPunches);
 }
 
+// Absent pages first, of all copies: whoever changes one of them has its pages in hand before it
+// waits for the change that has pinned pages to see to, which would be this one.
 void FileChange::ring(FileId file, HvaRange bytes, bool ends) {
   HvaRange rest;  // of those we have no bell left for
+  HvaRange copied[kMaxRung];
   unsigned rung = 0;
   const auto announce = [&](HvaRange range, bool copies) {
     bells_[rung].emplace(InvalidateEvent{range, EventKind::kClear});
     if (copies && owners_active()) copies_[rung].emplace(range, Announced::kMoves);
-    if (copies && ends && pins_active()) {
-      pinned_copies_[rung].emplace(range, Announced::kUnmaps, range.size(), true);
-    }
+    if (copies) copied[rung] = range;
     ++rung;
   };
   for (Hva at{};;) {
@@ -65,6 +66,11 @@ void FileChange::ring(FileId file, HvaRange bytes, bool ends) {
     }
   }
   if (!rest.empty()) announce(rest, true);
+  for (unsigned i = 0; i < rung && ends && pins_active(); ++i) {
+    const HvaRange range = copied[i];
+    if (range.empty()) continue;
+    pinned_copies_[i].emplace(range, Announced::kUnmaps, range.size(), true);
+  }
 }
 
 }  // namespace stagetwo::host
