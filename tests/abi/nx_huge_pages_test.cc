@@ -8,7 +8,7 @@
 #include "host/hugetlb_standin.h"
 #include "host/session.h"
 #include "host/worker.h"
-#include "tests/abi/kvm_client.h"
+#include "tests/abi/stats_by_name.h"
 
 namespace kvm_client {
 namespace {
@@ -82,27 +82,7 @@ class NxHugePages : public Machine {
   void read_page(u64 n) { run_with(0, 0x1000, kBase + n * kHuge); }
   void fetch_page(u64 n) { run_with(kBase + n * kHuge, 0, 0); }
 
-  u64 stat(const char* name) {
-    {
-      const auto ref = stagetwo::host::find(stats_);
-      ref->refresh();  // what a read through the shim does
-    }
-    kvm_stats_header header{};
-    EXPECT_EQ(pread(stats_, &header, sizeof(header), 0), static_cast<ssize_t>(sizeof(header)));
-    const size_t row = sizeof(kvm_stats_desc) + header.name_size;
-    for (u32 i = 0; i < header.num_desc; ++i) {
-      char text[128] = {};
-      kvm_stats_desc desc;
-      EXPECT_GT(pread(stats_, text, row, static_cast<off_t>(header.desc_offset + i * row)), 0);
-      std::memcpy(&desc, text, sizeof(desc));
-      if (std::string(text + sizeof(desc)) != name) continue;
-      u64 value = 0;
-      EXPECT_EQ(pread(stats_, &value, 8, header.data_offset + desc.offset), 8);
-      return value;
-    }
-    ADD_FAILURE() << name;
-    return 0;
-  }
+  u64 stat(const char* name) { return stat_of(stats_, name); }
   void expect(u64 pages_2m, u64 splits) {
     EXPECT_EQ(stat("pages_2m"), pages_2m);
     EXPECT_EQ(stat("nx_lpage_splits"), splits);
