@@ -79,8 +79,6 @@ constexpr Unseen kAll[] = {
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},
-    {Where::kWithUserfaultfd, "mincore of a page that is with a device, or away by a limit",
-     "0, where the kernel says 1 of a page that a device has"},
     {Where::kWithoutUserfaultfd,
      "absent pages as buffers of a program's own system-call instructions and of io_uring",
      "EFAULT; syscall() and the functions of libc that take buffers bring theirs back and hold "

@@ -69,6 +69,11 @@ class EvenSides {
 // Is a page of the private memory there absent? Racy.
 [[nodiscard]] bool has_absent_pages(HvaRange range);
 
+// Private pages of the range, of 64 at most, that an owner has as a device has them and not as
+// swap, a bit each. Racy. Of what a driver has for itself the kernel says that it is there
+// (mincore).
+[[nodiscard]] u64 pages_with_devices(HvaRange range);
+
 // Private memory was mapped there (`fresh`), or has other rights now. With what is watched beside
 // it, it is one mapping of the client's, as it would be without us, once that is watched no more.
 void join_watched(HvaRange range, bool fresh);

@@ -171,10 +171,11 @@ bool OwnerTable::enter(PageKey key, u32 layout, PageJob* job) {
     }
     if (absent.record.owner == nullptr) {
       wait_turn(seen);
-    } else if (!drop_if_stale(key, absent)) {
-      transit_of(key, absent).wake();  // who touched it meanwhile
-      return false;
+      continue;
     }
+    const bool dropped = drop_if_stale(key, absent);
+    transit_of(key, absent).wake();  // who touched it meanwhile
+    if (!dropped) return false;
   }
 }
 

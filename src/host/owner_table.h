@@ -76,10 +76,9 @@ class OwnerTable final : public TransitWatcher {
   bool find(PageKey key, PageRecord* out);
   // The record of the page at `at`, and the rights of the client there.
   bool find_hidden(Hva at, Prot* prot);
-  bool has_private(HvaRange range);  // any record of private memory
-  // Those whose touch comes to us, a bit each, of at most 64.
-  u64 pages_of_owners(HvaRange range);
-  bool is_absent(PageKey key);  // waits for a page in transit
+  bool has_private(HvaRange range);     // any record of private memory
+  u64 pages_of_owners(HvaRange range);  // whose touch comes to us, a bit each, of at most 64
+  bool is_absent(PageKey key);          // waits for a page in transit
   [[nodiscard]] PageKey key_of(Hva at);
   [[nodiscard]] u32 turn() const { return turn_.load(sync::kAcquire); }
   [[nodiscard]] bool ever_protected() const { return ever_protected_.load(sync::kRelaxed); }
@@ -113,8 +112,9 @@ class OwnerTable final : public TransitWatcher {
   void turn_over() TA_REQ(lock_);
   [[nodiscard]] u32 await_turn() TA_REQ(lock_);
   void wait_turn(u32 seen, u64 at_most_ns = sync::kNoTimeout);
-  // A page began or ceased to be absent. Its record is in the table, or was.
   void drop_unwatched(HvaRange piece);
+  void discard_each(const PageKey* keys, unsigned count);
+  // A page began or ceased to be absent. Its record is in the table, or was.
   void count_in_spans(PageKey key, Hva at, bool absent) TA_REQ(lock_);
   void forget_spans() TA_REQ(lock_);
   [[nodiscard]] Mark mark_of(Hva at) TA_REQ(lock_);

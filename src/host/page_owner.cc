@@ -285,6 +285,22 @@ bool has_absent_pages(HvaRange range) {
   return table != nullptr && table->has_private(range);
 }
 
+u64 pages_with_devices(HvaRange range) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  if (table == nullptr) return 0;
+  u64 with_devices = 0;
+  const u64 first = range.start().raw() >> kPageShift;
+  table->collect({kPrivateMemory, range}, nullptr, 1,
+                 [&](const PageKey& key, const PageRecord& record) {
+                   const bool is_private = key.object == kPrivateMemory;
+                   const bool has = !record.in_place() && record.stage != PageStage::kLost;
+                   if (is_private && has && !record.owner->is_swap() && key.index - first < 64)
+                     with_devices |= u64{1} << (key.index - first);
+                   return false;
+                 });
+  return with_devices;
+}
+
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot) {
   if (!owners_active() || owner_table() == nullptr) return false;
   if (!owner_table()->find_hidden(at, prot)) return false;

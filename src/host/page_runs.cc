@@ -333,18 +333,23 @@ void OwnerTable::free_swapped(HvaRange range) {
   for (;;) {
     const unsigned count = collect({kPrivateMemory, range}, keys, kBatch, is_swapped);
     if (count == 0) return;
-    for (unsigned i = 0; i < count; ++i) {
-      PageRecord record;
-      if (!find(keys[i], &record)) continue;
-      record.owner->discard({keys[i], record.at, record.writable});
-      {
-        const sync::MutexGuard guard(lock_);
-        ++counts_.discarded;
-        erase(keys[i]);
-        turn_over();
-      }
-      userfault::wake(page_at(record.at));
+    discard_each(keys, count);
+  }
+}
+
+// Pre: this thread put them in transit.
+void OwnerTable::discard_each(const PageKey* keys, unsigned count) {
+  for (unsigned i = 0; i < count; ++i) {
+    PageRecord record;
+    if (!find(keys[i], &record)) continue;
+    record.owner->discard({keys[i], record.at, record.writable});
+    {
+      const sync::MutexGuard guard(lock_);
+      ++counts_.discarded;
+      erase(keys[i]);
+      turn_over();
     }
+    userfault::wake(page_at(record.at));
   }
 }
 

@@ -106,15 +106,7 @@ void OwnerTable::drop_unwatched(HvaRange piece) {
     };
     const unsigned count = collect({kPrivateMemory, piece}, keys, kBatch, is_stale);
     if (count == 0) return;
-    for (unsigned i = 0; i < count; ++i) {
-      PageRecord record;
-      if (!find(keys[i], &record)) continue;
-      record.owner->discard({keys[i], record.at, record.writable});
-      const sync::MutexGuard guard(lock_);
-      ++counts_.discarded;
-      erase(keys[i]);
-      turn_over();
-    }
+    discard_each(keys, count);
   }
 }
 

@@ -379,6 +379,9 @@ ST_ENTRY int pkey_mprotect(void* at, size_t size, int prot, int key) noexcept {
 ST_ENTRY int madvise(void* at, size_t size, int advice) noexcept {
   return shim::advise(at, size, advice);
 }
+ST_ENTRY int mincore(void* at, size_t size, unsigned char* to) noexcept {
+  return shim::say_resident(at, size, to);
+}
 ST_ENTRY ssize_t process_madvise(int pidfd, const iovec* parts, size_t count, int advice,
                                  unsigned flags) noexcept {
   return shim::advise_parts(pidfd, parts, count, advice, flags);

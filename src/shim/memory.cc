@@ -7,6 +7,9 @@
 #include <linux/memfd.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+#include <bit>
+
 #include "base/sys.h"
 #include "base/text.h"
 #include "base/trace.h"
@@ -462,6 +465,26 @@ int seal(void* at, size_t size, unsigned long flags) {
   const int result = host::gain(number_of(at), size, go_on);
   section.leave();
   return result;
+}
+
+int say_resident(void* at, size_t size, unsigned char* to) {
+  constexpr u64 kAtOnce = 64 * kPageSize;
+  const auto call = [&] { return next::mincore(at, size, to); };
+  const int answer = with_buffer(to, size / kPageSize + 1, call);
+  const auto range = host::pages_of(reinterpret_cast<u64>(at), size);
+  if (answer != 0 || !range || !host::owners_active()) [[likely]]
+    return answer;
+  host::EngineSection section(host::Touches::kClientMemory);
+  for (u64 done = 0; done < range->size(); done += kAtOnce) {
+    const u64 bytes = std::min(kAtOnce, range->size() - done);
+    u64 kept = host::pages_with_devices(HvaRange(range->start() + done, bytes));
+    for (; kept != 0; kept &= kept - 1) {
+      const u64 page = done / kPageSize + static_cast<u64>(std::countr_zero(kept));
+      static_cast<void>(host::store(Hva(reinterpret_cast<u64>(to) + page), u8{1}));
+    }
+  }
+  section.leave();
+  return 0;
 }
 
 int remap_pages(void* at, size_t size, int prot, size_t page, int flags) {

@@ -26,6 +26,8 @@ int advise(void* at, size_t size, int advice, Via via = Via::kNext);
 
 // madvise on several ranges of the process `pidfd` names; only those of this one ring.
 ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, unsigned flags);
+// mincore: a page that a device has is there, as in the kernel; one on a swap device is not.
+int say_resident(void* at, size_t size, unsigned char* to);
 // Another file offset at an address.
 int remap_pages(void* at, size_t size, int prot, size_t page, int flags);
 // What is absent behind PROT_NONE comes back first: afterwards nobody may give it rights.

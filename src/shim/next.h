@@ -94,6 +94,7 @@ class Next<R(A...)> {
   X(mprotect, int(void*, size_t, int))                                               \
   X(pkey_mprotect, int(void*, size_t, int, int))                                     \
   X(madvise, int(void*, size_t, int))                                                \
+  X(mincore, int(void*, size_t, unsigned char*))                                     \
   X(process_madvise, ssize_t(int, const iovec*, size_t, int, unsigned))              \
   X(remap_file_pages, int(void*, size_t, int, size_t, int))                          \
   X(brk, int(void*))                                                                 \

@@ -125,6 +125,8 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
     case SYS_process_madvise:
       return advise_parts(integer(a), pointer<const iovec>(b), size_of(c), integer(d),
                           static_cast<unsigned>(e));
+    case SYS_mincore:
+      return say_resident(pointer<void>(a), size_of(b), pointer<unsigned char>(c));
     case kSeal:
       return seal(pointer<void>(a), size_of(b), static_cast<unsigned long>(c));
     case SYS_remap_file_pages:

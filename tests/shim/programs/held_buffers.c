@@ -426,6 +426,11 @@ static void memory_calls(void) {
   AWAY(madvise(page(0), 2 * kPage, kPopulateRead) == 0);
   AWAY(madvise(page(0), 2 * kPage, kPopulateWrite) == 0);
   REQUIRE(*(uint8_t*)page(1) == 1);
+  // Of a page that a driver has for itself the kernel says that it is there, and asks for nothing.
+  uint8_t there[4] = {0};
+  AWAY(mincore(page(2), 2 * kPage, there) == 0 && there[0] == 1 && there[1] == 1);
+  AWAY(syscall(SYS_mincore, page(3), kPage, there + 2) == 0 && there[2] == 1);
+  REQUIRE(on_device(2) && on_device(3) && there[3] == 0);
   // The other side of a copy between processes, where that is this one.
   static uint8_t copied[2 * kPage];
   const struct iovec near = {copied, sizeof copied};
