@@ -132,6 +132,44 @@ struct Statistics {
 };
 [[nodiscard]] Statistics statistics();
 
+// What each is called by whoever shows them all; the ages come behind.
+enum class Counts : u8 { kBytes, kNow, kSoFar };
+struct Figure {
+  const char* name;
+  u64 Statistics::* value;
+  Counts counts;
+};
+inline constexpr Figure kFigures[] = {
+    {"limit", &Statistics::limit, Counts::kBytes},
+    {"resident", &Statistics::resident, Counts::kBytes},
+    {"compressed", &Statistics::compressed, Counts::kBytes},
+    {"on_disk", &Statistics::on_disk, Counts::kBytes},
+    {"working_set", &Statistics::working_set, Counts::kBytes},
+    {"absent_pages", &Statistics::absent, Counts::kNow},
+    {"same_filled_pages", &Statistics::same_filled, Counts::kNow},
+    {"taken_pages", &Statistics::taken, Counts::kSoFar},
+    {"refaults", &Statistics::refaults, Counts::kSoFar},
+    {"refaults_too_early", &Statistics::too_early, Counts::kSoFar},
+    {"read_ahead_pages", &Statistics::ahead, Counts::kSoFar},
+    {"discarded_pages", &Statistics::discarded, Counts::kSoFar},
+    {"not_stored_pages", &Statistics::not_stored, Counts::kSoFar},
+    {"lost_pages", &Statistics::lost, Counts::kSoFar},
+    {"write_errors", &Statistics::write_errors, Counts::kSoFar},
+    {"huge_pages_split", &Statistics::huge_splits, Counts::kSoFar},
+    {"ageing_passes", &Statistics::passes, Counts::kSoFar},
+    {"hugetlb", &Statistics::hugetlb, Counts::kBytes},
+    {"locked", &Statistics::locked, Counts::kBytes},
+    {"private_absent_pages", &Statistics::private_absent, Counts::kNow},
+    {"private_refaults", &Statistics::private_refaults, Counts::kSoFar},
+    {"private_shared", &Statistics::private_shared, Counts::kBytes},
+    {"pages_of_other_owners", &Statistics::with_others, Counts::kNow},
+    {"refused_pinned", &Statistics::pinned, Counts::kSoFar},
+    {"refused_watched", &Statistics::watched, Counts::kSoFar},
+    {"refused_shared", &Statistics::shared_away, Counts::kSoFar},
+    {"refused_changing", &Statistics::under_change, Counts::kSoFar},
+    {"refused_by_kernel", &Statistics::not_movable, Counts::kSoFar},
+};
+
 // The samples from number `first` on, at most `room`; answers how many. Old ones may be gone.
 [[nodiscard]] unsigned samples(u64* first, Sample* out, unsigned room);
 

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 
-#include <array>
 #include <string_view>
 
 #include "base/size_text.h"
@@ -85,44 +84,9 @@ void on_sample(const reclaim::Sample& sample) {
   append_to(option("wss-file"), json.view(), O_APPEND);
 }
 
-struct Figure {
-  const char* name;  // of the JSON, and with spaces of the line
-  u64 reclaim::Statistics::* value;
-};
-constexpr std::array kFigures = {
-    Figure{"limit", &reclaim::Statistics::limit},
-    Figure{"resident", &reclaim::Statistics::resident},
-    Figure{"compressed", &reclaim::Statistics::compressed},
-    Figure{"on_disk", &reclaim::Statistics::on_disk},
-    Figure{"working_set", &reclaim::Statistics::working_set},
-    Figure{"absent_pages", &reclaim::Statistics::absent},
-    Figure{"same_filled_pages", &reclaim::Statistics::same_filled},
-    Figure{"taken_pages", &reclaim::Statistics::taken},
-    Figure{"refaults", &reclaim::Statistics::refaults},
-    Figure{"refaults_too_early", &reclaim::Statistics::too_early},
-    Figure{"read_ahead_pages", &reclaim::Statistics::ahead},
-    Figure{"discarded_pages", &reclaim::Statistics::discarded},
-    Figure{"not_stored_pages", &reclaim::Statistics::not_stored},
-    Figure{"lost_pages", &reclaim::Statistics::lost},
-    Figure{"write_errors", &reclaim::Statistics::write_errors},
-    Figure{"huge_pages_split", &reclaim::Statistics::huge_splits},
-    Figure{"ageing_passes", &reclaim::Statistics::passes},
-    Figure{"hugetlb", &reclaim::Statistics::hugetlb},
-    Figure{"locked", &reclaim::Statistics::locked},
-    Figure{"private_absent_pages", &reclaim::Statistics::private_absent},
-    Figure{"private_refaults", &reclaim::Statistics::private_refaults},
-    Figure{"private_shared", &reclaim::Statistics::private_shared},
-    Figure{"pages_of_other_owners", &reclaim::Statistics::with_others},
-    Figure{"refused_pinned", &reclaim::Statistics::pinned},
-    Figure{"refused_watched", &reclaim::Statistics::watched},
-    Figure{"refused_shared", &reclaim::Statistics::shared_away},
-    Figure{"refused_changing", &reclaim::Statistics::under_change},
-    Figure{"refused_by_kernel", &reclaim::Statistics::not_movable},
-};
-
 void append_json(TextWriter& to, const reclaim::Statistics& now) {
   to.append("{");
-  for (const Figure& figure : kFigures) {
+  for (const reclaim::Figure& figure : reclaim::kFigures) {
     const u64 value = now.*figure.value;
     to.append("\"").append(figure.name).append("\": ");
     if (value == reclaim::kNoLimit) {
@@ -140,7 +104,7 @@ void append_json(TextWriter& to, const reclaim::Statistics& now) {
 
 void append_words(TextWriter& to, const reclaim::Statistics& now) {
   to.append("guest memory:");
-  for (const Figure& figure : kFigures) {
+  for (const reclaim::Figure& figure : reclaim::kFigures) {
     const u64 value = now.*figure.value;
     if (value == 0 || value == reclaim::kNoLimit) continue;
     to.append_char(' ').append(figure.name).append_char(' ').append_int(value).append_char(',');

@@ -56,11 +56,17 @@ TEST_F(Stats, WhatALimitDidToGuestMemoryIsThereBehindTheKernels) {
   const Fd fd(call(vm_, KVM_GET_STATS_FD));
   ASSERT_GE(fd, 0);
   const Read stats = read(fd);
-  for (const char* name :
-       {"guest_resident_bytes", "guest_limit_bytes", "reclaim_limit_bytes",
-        "reclaim_resident_bytes", "reclaim_compressed_bytes", "reclaim_disk_bytes",
-        "reclaim_absent_pages", "reclaim_refaults", "reclaim_lost_pages", "reclaim_pages_age_0",
-        "reclaim_pages_age_1", "reclaim_pages_age_2_to_7", "reclaim_pages_older"}) {
+  for (const char* name : {"guest_resident_bytes",      "guest_limit_bytes",
+                           "reclaim_limit_bytes",       "reclaim_resident_bytes",
+                           "reclaim_compressed_bytes",  "reclaim_on_disk_bytes",
+                           "reclaim_working_set_bytes", "reclaim_absent_pages",
+                           "reclaim_refaults",          "reclaim_read_ahead_pages",
+                           "reclaim_lost_pages",        "reclaim_private_absent_pages",
+                           "reclaim_private_refaults",  "reclaim_hugetlb_bytes",
+                           "reclaim_locked_bytes",      "reclaim_pages_of_other_owners",
+                           "reclaim_refused_pinned",    "reclaim_refused_watched",
+                           "reclaim_pages_age_0",       "reclaim_pages_age_1",
+                           "reclaim_pages_age_2_to_7",  "reclaim_pages_older"}) {
     ASSERT_TRUE(stats.value.contains(name)) << name;
     EXPECT_EQ(0U, stats.value.at(name)) << name << ": nothing is limited here";
   }

@@ -27,7 +27,7 @@ constexpr u32 kLogHistogram =
     KVM_STATS_TYPE_LOG_HIST | KVM_STATS_UNIT_SECONDS | KVM_STATS_BASE_POW10;
 constexpr u32 kBoolean = KVM_STATS_TYPE_INSTANT | KVM_STATS_UNIT_BOOLEAN | KVM_STATS_BASE_POW10;
 
-constexpr std::array kVmTable = {
+constexpr std::array kFirstVmRows = {
     StatDescriptor{"remote_tlb_flush", kCounter, 0, 1, 0},
     StatDescriptor{"remote_tlb_flush_requests", kCounter, 0, 1, 1},
     StatDescriptor{"mmu_shadow_zapped", kCounter, 0, 1, 2},
@@ -45,19 +45,47 @@ constexpr std::array kVmTable = {
     StatDescriptor{"max_mmu_page_hash_collisions", kPeak, 0, 1, 14},
     StatDescriptor{"guest_resident_bytes", kBytes, 0, 1, 15},
     StatDescriptor{"guest_limit_bytes", kBytes, 0, 1, 16},
-    StatDescriptor{"reclaim_limit_bytes", kBytes, 0, 1, 17},
-    StatDescriptor{"reclaim_resident_bytes", kBytes, 0, 1, 18},
-    StatDescriptor{"reclaim_compressed_bytes", kBytes, 0, 1, 19},
-    StatDescriptor{"reclaim_disk_bytes", kBytes, 0, 1, 20},
-    StatDescriptor{"reclaim_absent_pages", kInstant, 0, 1, 21},
-    StatDescriptor{"reclaim_refaults", kCounter, 0, 1, 22},
-    StatDescriptor{"reclaim_lost_pages", kCounter, 0, 1, 23},
-    StatDescriptor{"reclaim_pages_age_0", kInstant, 0, 1, 24},
-    StatDescriptor{"reclaim_pages_age_1", kInstant, 0, 1, 25},
-    StatDescriptor{"reclaim_pages_age_2_to_7", kInstant, 0, 1, 26},
-    StatDescriptor{"reclaim_pages_older", kInstant, 0, 1, 27},
 };
-static_assert(kVmTable.size() == static_cast<u32>(VmStat::kCount), "one value a descriptor");
+
+// The names of what reclaim counts, in the order of its table, and of the ages behind.
+struct ReclaimName {
+  char text[kNameSize] = {};
+  constexpr void append(const char* more) {
+    size_t end = 0;
+    while (text[end] != 0) ++end;
+    while (*more != 0) text[end++] = *more++;
+  }
+};
+constexpr size_t kFigureCount = std::size(reclaim::kFigures);
+constexpr auto kReclaimNames = [] {
+  std::array<ReclaimName, kFigureCount + reclaim::kAgeBuckets> names{};
+  for (ReclaimName& name : names) name.append("reclaim_");
+  for (size_t i = 0; i < kFigureCount; ++i) {
+    names[i].append(reclaim::kFigures[i].name);
+    if (reclaim::kFigures[i].counts == reclaim::Counts::kBytes) names[i].append("_bytes");
+  }
+  constexpr const char* kAges[] = {"pages_age_0", "pages_age_1", "pages_age_2_to_7", "pages_older"};
+  static_assert(std::size(kAges) == reclaim::kAgeBuckets);
+  for (size_t i = 0; i < reclaim::kAgeBuckets; ++i) names[kFigureCount + i].append(kAges[i]);
+  return names;
+}();
+
+constexpr auto kVmTable = [] {
+  std::array<StatDescriptor, static_cast<size_t>(VmStat::kCount)> table{};
+  u32 n = 0;
+  for (const StatDescriptor& row : kFirstVmRows) table[n++] = row;
+  for (size_t i = 0; i < kReclaimNames.size(); ++i, ++n) {
+    using reclaim::Counts;
+    const Counts counts = i < kFigureCount ? reclaim::kFigures[i].counts : Counts::kNow;
+    const u32 flags = counts == Counts::kBytes ? kBytes
+                      : counts == Counts::kNow ? kInstant
+                                               : kCounter;
+    table[n] = {kReclaimNames[i].text, flags, 0, 1, n};
+  }
+  return table;
+}();
+static_assert(kFirstVmRows.size() == static_cast<size_t>(VmStat::kReclaim),
+              "the enumeration and the table tell the same order");
 
 constexpr const char* kPlainVcpuCounters[] = {"pf_taken",
                                               "pf_fixed",

@@ -15,12 +15,14 @@
 // Locking: counters are atomics; the list of files has a lock of its own (rank: leaf of the room).
 // Lifetime: a file holds a reference on the VM, so it outlives the VM's descriptor.
 
+#include <iterator>
 #include <span>
 
 #include "base/alloc.h"
 #include "base/result.h"
 #include "base/vec.h"
 #include "host/descriptor.h"
+#include "reclaim/reclaim.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
 
@@ -49,16 +51,9 @@ enum class VmStat : u32 {
   // the VM's, the others those of all VMs of the process, which share the store.
   kGuestResident,
   kGuestLimit,
-  kReclaimLimit,
-  kReclaimResident,
-  kReclaimCompressed,
-  kReclaimOnDisk,
-  kReclaimAbsent,
-  kReclaimRefaults,
-  kReclaimLost,
-  kReclaimAge,
-  kReclaimAgeEnd = kReclaimAge + 4,
-  kCount = kReclaimAgeEnd
+  kReclaim,
+  kReclaimAge = kReclaim + std::size(reclaim::kFigures),
+  kCount = kReclaimAge + reclaim::kAgeBuckets
 };
 
 enum class VcpuStat : u32 {

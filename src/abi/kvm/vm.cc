@@ -89,18 +89,14 @@ void Vm::show_reclaim() {
   const auto limit_of = [](u64 limit) { return limit == reclaim::kNoLimit ? 0 : limit; };
   stats_.set(VmStat::kGuestResident, usage_.resident_bytes());
   stats_.set(VmStat::kGuestLimit, limit_of(usage_.limit()));
-  stats_.set(VmStat::kReclaimLimit, limit_of(now.limit));
-  stats_.set(VmStat::kReclaimResident, now.resident);
-  stats_.set(VmStat::kReclaimCompressed, now.compressed);
-  stats_.set(VmStat::kReclaimOnDisk, now.on_disk);
-  stats_.set(VmStat::kReclaimAbsent, now.absent);
-  stats_.set(VmStat::kReclaimRefaults, now.refaults);
-  stats_.set(VmStat::kReclaimLost, now.lost);
-  static_assert(reclaim::kAgeBuckets ==
-                static_cast<u32>(VmStat::kReclaimAgeEnd) - static_cast<u32>(VmStat::kReclaimAge));
-  for (u32 i = 0; i < reclaim::kAgeBuckets; ++i) {
-    stats_.set(static_cast<VmStat>(static_cast<u32>(VmStat::kReclaimAge) + i), now.ages[i]);
+  const auto set = [&](VmStat first, u32 i, u64 value) {
+    stats_.set(static_cast<VmStat>(static_cast<u32>(first) + i), value);
+  };
+  u32 n = 0;
+  for (const reclaim::Figure& figure : reclaim::kFigures) {
+    set(VmStat::kReclaim, n++, limit_of(now.*figure.value));
   }
+  for (u32 i = 0; i < reclaim::kAgeBuckets; ++i) set(VmStat::kReclaimAge, i, now.ages[i]);
 }
 
 // pages_* and nx_lpage_splits are counted nowhere: whoever reads them pays for a walk.

@@ -83,7 +83,9 @@ TEST(VmLife, ManyThreadsMakeVcpusAndEveryIdIsThereOnce) {
 }
 
 TEST(Statistics, TablesAndEnumerationsAgree) {
-  EXPECT_EQ(vm_stat_descriptors().size(), 15U + 13U) << "the kernel's, and ours";
+  EXPECT_EQ(vm_stat_descriptors().size(),
+            15U + 2U + std::size(reclaim::kFigures) + reclaim::kAgeBuckets)
+      << "the kernel's, and ours";
   EXPECT_EQ(vcpu_stat_descriptors().size(), 45U);
   u32 next = 0;
   for (const StatDescriptor& row : vm_stat_descriptors()) {
@@ -91,8 +93,10 @@ TEST(Statistics, TablesAndEnumerationsAgree) {
     next += row.size;
   }
   EXPECT_EQ(next, static_cast<u32>(VmStat::kCount));
-  EXPECT_STREQ(vm_stat_descriptors()[22].name, "reclaim_refaults");
-  EXPECT_EQ(vm_stat_descriptors()[22].offset, static_cast<u32>(VmStat::kReclaimRefaults));
+  const u32 first = static_cast<u32>(VmStat::kReclaim);
+  EXPECT_STREQ(vm_stat_descriptors()[first].name, "reclaim_limit_bytes");
+  EXPECT_EQ(vm_stat_descriptors()[first].offset, first);
+  EXPECT_STREQ(vm_stat_descriptors().back().name, "reclaim_pages_older");
   next = 0;
   for (const StatDescriptor& row : vcpu_stat_descriptors()) {
     EXPECT_EQ(row.offset, next) << row.name;
