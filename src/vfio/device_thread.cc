@@ -58,11 +58,13 @@ void DeviceThread::stop() {
 
 void DeviceThread::serve() {
   work_.begins();
+  work_.wakes_up();
   for (;;) {
     const u32 order = order_.load();
     if (order == kStop) break;
     if (order == kPause) {
       rest();
+      work_.wakes_up();
     } else if (!work_.work()) {
       idle();
     }

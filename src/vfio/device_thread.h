@@ -26,7 +26,7 @@ class DeviceThread {
    public:
     virtual bool work() = 0;  // false: there is nothing to do
     virtual void begins() {}  // once, in the thread
-    // It is about to sleep, and was woken. Work may come meanwhile: say so between the two.
+    // It is about to sleep, and has woken or begun. Work may come between the two: say so.
     virtual void falls_asleep() {}
     virtual void wakes_up() {}
     virtual void in_child() {}  // what was under way is the parent's

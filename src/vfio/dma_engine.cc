@@ -91,9 +91,10 @@ class Engine final : public Model, DeviceThread::Work {
   // ---- the thread's
   void begins() override;
   bool work() override;
-  void falls_asleep() override;
-  void wakes_up() override { ring_word(&RingHead::asleep).store(0, sync::kRelaxed); }
+  void falls_asleep() override { say_asleep(1); }
+  void wakes_up() override { say_asleep(0); }
   void in_child() override { std::construct_at(&lock_, sync::Rank::kLeaf), discard(); }
+  void say_asleep(u32 value);
   bool work_queue();
   bool work_ring();
   bool execute(const Descriptor& descriptor, bool in_batch = false);
@@ -247,6 +248,7 @@ void Engine::reset() {
   thread_.pause();
   state_.config.start(kIdentity);
   std::memset(ring_, 0, kRingBytes);
+  ring_word(&RingHead::asleep).store(1, sync::kRelease);  // nobody serves it before a doorbell
   state_.server.store(process_stamp(), sync::kRelease);
   state_.cause.store(0, sync::kRelease);
   state_.command_status.store(0, sync::kRelease);
@@ -338,9 +340,9 @@ bool Engine::work_ring() {
   return true;
 }
 
-void Engine::falls_asleep() {
+void Engine::say_asleep(u32 value) {
   const bool serves = state_.server.load(sync::kRelaxed) == process_stamp();
-  if (serves) ring_word(&RingHead::asleep).store(1);
+  if (serves) ring_word(&RingHead::asleep).store(value);
 }
 
 // False: it failed, or was dropped.
