@@ -269,15 +269,16 @@ static void check_dirty(struct machine* m) {
   struct kvm_dirty_log log = {.slot = 0};
   log.dirty_bitmap = guest;
   must(ioctl(m->vm, KVM_GET_DIRTY_LOG, &log) == 0, "KVM_GET_DIRTY_LOG");
-  struct {
-    struct vfio_iommu_type1_dirty_bitmap head;
-    struct vfio_iommu_type1_dirty_bitmap_get get;
-  } ask = {{.argsz = sizeof ask, .flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP},
-           {.size = kMemorySize}};
-  ask.get.bitmap.pgsize = kPage;
-  ask.get.bitmap.size = sizeof device;
-  ask.get.bitmap.data = (void*)device;
-  must(ioctl(m->container, VFIO_IOMMU_DIRTY_PAGES, &ask) == 0, "dirty pages: get");
+  uint64_t room[8] = {0};
+  struct vfio_iommu_type1_dirty_bitmap* const ask = (void*)room;
+  struct vfio_iommu_type1_dirty_bitmap_get* const get = (void*)ask->data;
+  ask->argsz = sizeof *ask + sizeof *get;
+  ask->flags = VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+  get->size = kMemorySize;
+  get->bitmap.pgsize = kPage;
+  get->bitmap.size = sizeof device;
+  get->bitmap.data = (void*)device;
+  must(ioctl(m->container, VFIO_IOMMU_DIRTY_PAGES, ask) == 0, "dirty pages: get");
   for (uint64_t at = 0; at < kMoved; at += kPage) {
     must(bit_of(guest, kSource + at), "what the guest wrote is in KVM's log");
     must(!bit_of(guest, kTarget + at), "what the device wrote is not");
