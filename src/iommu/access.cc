@@ -53,11 +53,16 @@ Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client)
   access->object.users = 1;  // its maker, until destroy_access()
   Result<void> done;
   if (ioas != nullptr) done = join_ioas(*access, *ioas);
-  if (done) done = c_.add_client(access->object.id, client);
+  if (done && client != nullptr) done = c_.add_client(access->object.id, client);
   if (done) return access;
   leave_ioas(*access);
   remove(access);
   return refuse(done.error());
+}
+
+void Locked::destroy_access(Access* access) {
+  leave_ioas(*access);
+  remove(access);
 }
 
 namespace {
@@ -256,8 +261,7 @@ void Context::destroy_access(u32 access_id) {
   if (!locked.ok()) return;
   const auto access = locked.find<Access>(access_id);
   if (!access) return;
-  locked.leave_ioas(**access);
-  locked.remove(*access);
+  locked.destroy_access(*access);
 }
 
 void Context::release_all() {

@@ -7,7 +7,7 @@
 #include "base/check.h"
 #include "base/guard.h"
 #include "iommu/device_tables.h"
-#include "iommu/locked.h"
+#include "iommu/viommu.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -101,9 +101,12 @@ void Locked::unreserve_for(Device& device, u32 pasid, const Hwpt& hwpt) {
 }
 
 Result<void> Locked::check_takes(Device& device, u32 pasid, const Hwpt& hwpt) {
-  if (pasid >> device.max_pasid_lg2 != 0 || !accepts(device, hwpt)) return refuse(EINVAL);
+  // The kernel's test device without PASIDs takes any, as from 6.16 on, and sends none.
+  const bool limited = pasid == 0 || device.max_pasid_lg2 != 0 || !device.side.possible;
+  if (limited && pasid >> device.max_pasid_lg2 != 0) return refuse(EINVAL);
+  if (!accepts(device, hwpt)) return refuse(EINVAL);
   if (ST_GUARD(iommu_pasid_fits, !fits_the_others(device, pasid, hwpt))) return refuse(EINVAL);
-  return {};
+  return pasid == 0 ? check_has_number(device, hwpt) : Result<void>();
 }
 
 void Locked::link(Attachment& attachment, Hwpt& hwpt) {
@@ -112,6 +115,7 @@ void Locked::link(Attachment& attachment, Hwpt& hwpt) {
   hwpt.attachments = &attachment;
   attachment.number = ++root().last_attachment;
   ++hwpt.object.users;
+  if (attachment.pasid() == 0) note_viommu(*attachment.device, &hwpt);
 }
 
 void Locked::unlink(Attachment& attachment) {
@@ -143,6 +147,7 @@ Result<void> Locked::do_attach(Device& device, u32 pasid, Hwpt& hwpt) {
                            entry_of(arena(), hwpt));
     if (!done) unreserve_for(device, pasid, hwpt);
   }
+  if (done) done = set_pasid_table(device, pasid);
   if (!done) {
     if (pasid != 0) arena().destroy(fresh);
     return done;
@@ -167,7 +172,8 @@ void Locked::take_down(Attachment& attachment) {
   }
   unreserve_for(device, pasid, hwpt);
   unlink(attachment);
-  if (pasid == 0) return;
+  if (pasid == 0) return note_viommu(device, nullptr);
+  if (pasid == device.side.refusing_pasid) device.side.refuses_next = false;
   device.pasids.erase(&attachment);
   arena().destroy(&attachment);
 }
@@ -179,6 +185,7 @@ Result<Hwpt*> Locked::do_replace(Device& device, u32 pasid, Hwpt& hwpt) {
   Hwpt* const old = attachment->hwpt;
   if (old == &hwpt) return nullptr;
   ST_TRY(check_takes(device, pasid, hwpt));
+  ST_TRY(set_pasid_table(device, pasid));
   const bool moves = paging_of(*old).ioas.get() != paging_of(hwpt).ioas.get();
   if (moves) {
     ST_TRY(reserve_for(device, pasid, hwpt));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Page tables. kernel file: drivers/iommu/iommufd/hw_pagetable.c.
 #include "base/check.h"
-#include "iommu/locked.h"
+#include "iommu/viommu.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -125,7 +125,11 @@ void Locked::destroy_hwpt(Hwpt* hwpt) {
     --ioas->object.users;
   }
   destroy_domain(arena(), hwpt->domain);
-  if (Hwpt* const parent = hwpt->parent) --parent->object.users;
+  if (Viommu* const viommu = hwpt->viommu) {
+    --viommu->object.users;
+  } else if (Hwpt* const parent = hwpt->parent) {
+    --parent->object.users;
+  }
   if (FaultQueue* const fault = hwpt->fault) --fault->object.users;
   remove(hwpt);
 }

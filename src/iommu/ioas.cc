@@ -348,6 +348,7 @@ Area* first_area(const Ioas& ioas, u64 start, u64 last) {
 
 Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
   while (Area* area = first_area(ioas, *start, last)) {
+    if (area->locks != 0) return refuse(EBUSY);
     if (area->iova() < *start || area->last() > last) return refuse(ENOENT);
     const u64 area_last = area->last();
     if (area->accesses != 0) {

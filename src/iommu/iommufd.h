@@ -10,6 +10,7 @@
 
 #include "host/descriptor.h"
 #include "iommu/context.h"
+#include "iommu/viommu_pages.h"
 #include "sync/ref.h"
 
 namespace stagetwo::iommu {
@@ -19,6 +20,7 @@ class Iommufd final : public sync::RefCounted {
   explicit Iommufd(Box<Context> context) : context_(std::move(context)) {}
   [[nodiscard]] Context& context() const { return *context_; }
   void closed() { closed_.store(true, sync::kRelease); }
+  ViommuPages& viommu_pages() { return viommu_pages_; }
 
  private:
   ~Iommufd() override {
@@ -26,6 +28,7 @@ class Iommufd final : public sync::RefCounted {
   }
   Box<Context> context_;
   sync::Atomic<bool> closed_{false};
+  ViommuPages viommu_pages_;
 };
 
 // What the description of an iommufd is, beside what it answers.

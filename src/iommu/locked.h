@@ -32,8 +32,8 @@ class Locked {
   // Takes it out of the table and frees it; what it leaned on is the caller's. Pre: users == 0.
   template <typename T>
   void remove(T* object);
-  // IOMMU_DESTROY. Failure: ENOENT, EBUSY.
-  Result<void> destroy(u32 id);
+  void keep_number(u32 id);      // an object had it: nobody gets it any more
+  Result<void> destroy(u32 id);  // IOMMU_DESTROY. Failure: ENOENT, EBUSY
 
   // ---- page sets (pages.cc)
   Result<PageSet*> make_page_set(u64 user_address, u64 length, bool writable);
@@ -101,13 +101,13 @@ class Locked {
 
   // ---- dirty tracking (dirty.cc)
   Result<void> set_dirty_tracking(Hwpt& hwpt, bool on);
-  // fn(context, first, last): IOVAs of a page that was written. False: a hole
-  // ended the walk, as in the kernel.
+  // fn(context, first, last): a page that was written. False: a hole ended the walk.
   using DirtyFn = void (*)(void* context, u64 first, u64 last);
   bool read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
 
-  // ---- accesses (access.cc); one may be in no IOAS yet
+  // ---- accesses (access.cc); one may be in no IOAS yet, or have no client
   Result<Access*> make_access(Ioas* ioas, bool pins, AccessClient* client);
+  void destroy_access(Access* access);  // pre: it has no pins, nor a client
   // Each page's frame goes to `frames`. Failure: ENOENT, EINVAL, EPERM, EFAULT.
   Result<void> pin(Access& access, u64 iova, u64 length, bool write, u64* frames);
   void unpin(Access& access, u64 iova, u64 length);

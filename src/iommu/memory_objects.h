@@ -55,6 +55,7 @@ struct Area {
   u64 start_byte = 0;  // in the page set
   u32 rights = 0;
   u32 accesses = 0;  // pins of accesses
+  u32 locks = 0;     // hardware queues in it: not to be unmapped
   bool prevent_access = false;
   bool filled = false;  // its pages are held for domains
   [[nodiscard]] u64 iova() const { return node.start; }

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The objects of an iommufd by number. kernel file: drivers/iommu/iommufd/main.c.
 #include "base/check.h"
-#include "iommu/locked.h"
+#include "iommu/event_queue.h"
+#include "iommu/hardware_queue.h"
 
 namespace stagetwo::iommu {
 namespace {
 
 constexpr u64 kFirstSize = 64;
 constexpr u32 kMostObjects = 1u << 30;
+constexpr u64 kKept = 1;  // in the table: a number that nobody gets any more
 
 }  // namespace
 
@@ -18,7 +20,7 @@ Result<Box<Context>> Context::attach(int fd) {
 }
 
 Result<Object*> Locked::find(u32 id) const {
-  if (id == 0 || id >= root().table_size || root().table[id] == 0) return refuse(ENOENT);
+  if (id == 0 || id >= root().table_size || root().table[id] <= kKept) return refuse(ENOENT);
   return static_cast<Object*>(arena().at(root().table[id]));
 }
 
@@ -52,6 +54,13 @@ void Locked::erase_object(Object* object) {
   --r.objects;
 }
 
+// As the kernel's entry that says neither yes nor no, it counts as an object.
+void Locked::keep_number(u32 id) {
+  ST_DCHECK(root().table[id] == 0);
+  root().table[id] = kKept;
+  ++root().objects;
+}
+
 Result<void> Locked::destroy(u32 id) {
   Object* const object = ST_TRY(find(id));
   if (object->users != 0) return refuse(EBUSY);
@@ -73,6 +82,7 @@ Result<void> Locked::destroy(u32 id) {
       auto* const test = reinterpret_cast<TestDevice*>(object);
       Device* const device = test->device;
       detach_all(*device);
+      if (Vdevice* const vdevice = device->side.vdevice) bury_vdevice(*this, vdevice);
       --device->object.users;
       destroy_device(device);
       remove(test);
@@ -84,6 +94,18 @@ Result<void> Locked::destroy(u32 id) {
       break;
     case ObjectType::kFault:
       destroy_fault_queue(reinterpret_cast<FaultQueue*>(object));
+      break;
+    case ObjectType::kViommu:
+      destroy_viommu(*this, reinterpret_cast<Viommu*>(object));
+      break;
+    case ObjectType::kVdevice:
+      destroy_vdevice(*this, reinterpret_cast<Vdevice*>(object));
+      break;
+    case ObjectType::kEventQueue:
+      destroy_event_queue(*this, reinterpret_cast<EventQueue*>(object));
+      break;
+    case ObjectType::kHardwareQueue:
+      destroy_hardware_queue(*this, reinterpret_cast<HardwareQueue*>(object));
       break;
   }
   return {};

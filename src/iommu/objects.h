@@ -24,6 +24,7 @@
 
 #include "iommu/invalidation_queue.h"
 #include "iommu/memory_objects.h"
+#include "iommu/virtual_side.h"
 
 namespace stagetwo::iommu {
 
@@ -37,6 +38,10 @@ enum class ObjectType : u32 {
   kFault,
   kTestDevice,  // a device that only the test command knows
   kProcess,     // a page table that is the addresses of a process (sva.h)
+  kViommu,      // viommu.h, event_queue.h, hardware_queue.h:
+  kVdevice,
+  kEventQueue,
+  kHardwareQueue,
 };
 
 struct Object {
@@ -119,9 +124,10 @@ struct Attachment {
 
 struct Hwpt {
   Object object;
-  RelPtr<Ioas> ioas;    // of a paging one
-  RelPtr<Hwpt> next;    // in the IOAS
-  RelPtr<Hwpt> parent;  // of a nested one
+  RelPtr<Ioas> ioas;      // of a paging one
+  RelPtr<Hwpt> next;      // in the IOAS
+  RelPtr<Hwpt> parent;    // of a nested one
+  RelPtr<Viommu> viommu;  // it is on; null: on the parent itself
   RelPtr<FaultQueue> fault;
   Domain domain;
   RelPtr<Attachment> attachments;
@@ -147,7 +153,8 @@ struct Device {
   bool vtd = false;  // in device tables, with page tables of `levels`
   u8 levels = 0;
   u16 source = 0;
-  bool auxiliary = false;       // takes auxiliary page tables, no primary one
+  bool auxiliary = false;  // takes auxiliary page tables, no primary one
+  VirtualSide side;
   u32 last_group = 0;           // of its page requests
   RelPtr<PageRequest> partial;  // of groups whose last has not come
 };

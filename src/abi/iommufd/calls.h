@@ -82,13 +82,18 @@ Outcome set_dirty_tracking(Call& call, iommu_hwpt_set_dirty_tracking& cmd);
 Outcome get_dirty_bitmap(Call& call, iommu_hwpt_get_dirty_bitmap& cmd);
 Outcome hwpt_invalidate(Call& call, iommu_hwpt_invalidate& cmd);
 Outcome fault_queue_alloc(Call& call, iommu_fault_alloc& cmd);  // fault_file.cc
-// ---- of later kernels (newer_calls.cc)
+// ---- of later kernels (newer_calls.cc, viommu_calls.cc, event_file.cc)
 Outcome ioas_map_file(Call& call, iommu_ioas_map_file& cmd);
 Outcome viommu_alloc(Call& call, iommu_viommu_alloc& cmd);
 Outcome vdevice_alloc(Call& call, iommu_vdevice_alloc& cmd);
 Outcome change_process(Call& call, iommu_ioas_change_process& cmd);
 Outcome veventq_alloc(Call& call, iommu_veventq_alloc& cmd);
 Outcome hw_queue_alloc(Call& call, iommu_hw_queue_alloc& cmd);
+// An invalidation that names a virtual IOMMU; *done: how many entries were.
+Outcome invalidate_by_viommu(Call& call, const iommu_hwpt_invalidate& cmd, u32* done);
+// Failure: EBUSY, a client of this process has mapped what it has of a virtual IOMMU.
+[[nodiscard]] Result<void> check_not_mapped(iommu::Locked& locked, Iommufd& iommufd, u32 id);
+[[nodiscard]] bool has_newer_requests();  // set_newer_requests()
 
 // VFIO's own requests on an iommufd (vfio_compat.cc). >= 0 or a refusal.
 [[nodiscard]] Result<long> vfio_request(Iommufd& iommufd, u32 request, u64 arg);

@@ -67,8 +67,7 @@ static_assert(std::size(kRows) == IOMMUFD_CMD_HW_QUEUE_ALLOC - IOMMUFD_CMD_BASE 
 
 // The last number of the level's own table.
 u32 last_request() {
-  return newer_requests.load(sync::kRelaxed) ? IOMMUFD_CMD_HW_QUEUE_ALLOC
-                                             : IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
+  return has_newer_requests() ? IOMMUFD_CMD_HW_QUEUE_ALLOC : IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
 }
 
 // Which request a number in the table's range is; none: an empty place.
@@ -107,6 +106,13 @@ class DeviceFile final : public host::Description, public iommu::IommufdFile {
     const auto done = serve(*iommufd_, static_cast<u32>(request), arg);
     return done ? *done : -static_cast<long>(to_int(done.error()));
   }
+  Result<void> check_mmap(const host::MapRequest& request) override {
+    if (!has_newer_requests()) return refuse(ENODEV);
+    iommu::Locked locked(iommufd_->context());
+    if (!locked.ok()) return refuse(EIO);
+    return iommu::ViommuPages::check(locked, request);
+  }
+  void mapped(Hva at, u64) override { iommufd_->viommu_pages().note(at); }
   void last_close() override { iommufd_->closed(); }
   [[nodiscard]] sync::Ref<Iommufd> iommufd() const override { return iommufd_.clone(); }
 
@@ -142,6 +148,10 @@ Result<void> copy_in_struct(void* to, size_t known, u64 from, size_t size, int t
     at += some;
   }
   return {};
+}
+
+bool has_newer_requests() {
+  return newer_requests.load(sync::kRelaxed);
 }
 
 void set_newer_requests(bool on) {

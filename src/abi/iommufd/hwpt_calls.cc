@@ -3,6 +3,7 @@
 // device.c (iommufd_get_hw_info), selftest.c (what the test device answers).
 #include "abi/iommufd/calls.h"
 #include "abi/iommufd/test_uapi.h"
+#include "iommu/viommu.h"
 
 namespace stagetwo::abi_iommufd {
 namespace {
@@ -18,24 +19,33 @@ Result<void> copy_in_payload(void* to, size_t known, size_t least, u64 from, siz
 Result<iommu::Hwpt*> alloc_paging(iommu::Locked& locked, iommu::Ioas& ioas, iommu::Device& device,
                                   const iommu_hwpt_alloc& cmd) {
   constexpr u32 kKnown = IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING;
-  if ((cmd.flags & ~kKnown) != 0) return refuse(EOPNOTSUPP);
+  constexpr u32 kNewer = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
+  const u32 known = has_newer_requests() ? kKnown | kNewer : kKnown;
+  if ((cmd.flags & ~known) != 0) return refuse(EOPNOTSUPP);
   const bool dirty = (cmd.flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING) != 0;
   if (dirty && device.no_dirty) return refuse(EOPNOTSUPP);
+  const bool nest_parent = (cmd.flags & IOMMU_HWPT_ALLOC_NEST_PARENT) != 0;
+  if (nest_parent && (cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) != 0) return refuse(EOPNOTSUPP);
   if (cmd.data_len != 0) return refuse(EOPNOTSUPP);
-  return locked.make_hwpt(
-      ioas, device,
-      {.nest_parent = (cmd.flags & IOMMU_HWPT_ALLOC_NEST_PARENT) != 0, .dirty = dirty});
+  return locked.make_hwpt(ioas, device,
+                          {.nest_parent = nest_parent,
+                           .dirty = dirty,
+                           .pasid = (cmd.flags & IOMMU_HWPT_ALLOC_PASID) != 0});
 }
 
-Result<iommu::Hwpt*> alloc_nested(iommu::Locked& locked, iommu::Hwpt& parent,
+// On a parent, or on a virtual IOMMU (whose parent is one).
+Result<iommu::Hwpt*> alloc_nested(iommu::Locked& locked, iommu::Hwpt* parent, iommu::Viommu* viommu,
                                   const iommu_hwpt_alloc& cmd, Result<u32> word) {
-  if ((cmd.flags & ~u32{IOMMU_HWPT_FAULT_ID_VALID}) != 0 || cmd.data_len == 0) {
-    return refuse(EOPNOTSUPP);
-  }
-  if (parent.automatic || !parent.nest_parent) return refuse(EINVAL);
+  constexpr u32 kNewer = IOMMU_HWPT_FAULT_ID_VALID | IOMMU_HWPT_ALLOC_PASID;
+  const u32 known = has_newer_requests() ? kNewer : u32{IOMMU_HWPT_FAULT_ID_VALID};
+  if ((cmd.flags & ~known) != 0 || cmd.data_len == 0) return refuse(EOPNOTSUPP);
+  if (viommu == nullptr && (parent->automatic || !parent->nest_parent)) return refuse(EINVAL);
   if (cmd.data_type != IOMMU_HWPT_DATA_SELFTEST) return refuse(EOPNOTSUPP);
   const u32 first = ST_TRY(std::move(word));
-  iommu::Hwpt* const hwpt = ST_TRY(locked.make_nested(parent));
+  const bool pasid = (cmd.flags & IOMMU_HWPT_ALLOC_PASID) != 0;
+  iommu::Hwpt* const hwpt = viommu != nullptr
+                                ? ST_TRY(iommu::make_nested_on(locked, *viommu, pasid))
+                                : ST_TRY(locked.make_nested(*parent, {.pasid = pasid}));
   std::fill(std::begin(hwpt->cache_words), std::end(hwpt->cache_words), first);
   return hwpt;
 }
@@ -49,8 +59,11 @@ Result<void> alloc_locked(Call& call, iommu_hwpt_alloc& cmd, Result<u32> word) {
   if ((*object)->type == iommu::ObjectType::kIoas) {
     hwpt = ST_TRY(alloc_paging(locked, *ST_TRY(locked.find<iommu::Ioas>(cmd.pt_id)), *device, cmd));
   } else if ((*object)->type == iommu::ObjectType::kHwptPaging) {
-    hwpt = ST_TRY(
-        alloc_nested(locked, *ST_TRY(locked.find<iommu::Hwpt>(cmd.pt_id)), cmd, std::move(word)));
+    auto* const parent = ST_TRY(locked.find<iommu::Hwpt>(cmd.pt_id));
+    hwpt = ST_TRY(alloc_nested(locked, parent, nullptr, cmd, std::move(word)));
+  } else if ((*object)->type == iommu::ObjectType::kViommu && device->side.possible) {
+    auto* const viommu = ST_TRY(locked.find<iommu::Viommu>(cmd.pt_id));
+    hwpt = ST_TRY(alloc_nested(locked, nullptr, viommu, cmd, std::move(word)));
   } else {
     return refuse(EINVAL);
   }
@@ -216,15 +229,21 @@ Result<iommu::Hwpt*> find_nested(iommu::Locked& locked, u32 id) {
   return hwpt;
 }
 
+// Else a nested page table. Failure: ENOENT; EINVAL (another object), of 6.12 ENOENT.
+Result<bool> names_viommu(Call& call, u32 id) {
+  ST_LOCK_IOMMUFD(locked, call);
+  const auto type = ST_TRY(locked.find(id))->type;
+  if (type == iommu::ObjectType::kHwptNested) return false;
+  if (type == iommu::ObjectType::kViommu) return true;
+  return refuse(has_newer_requests() ? EINVAL : ENOENT);
+}
+
 Result<void> invalidate(Call& call, const iommu_hwpt_invalidate& cmd, u32* done) {
   if (cmd.__reserved != 0) return refuse(EOPNOTSUPP);
   const bool bad = cmd.data_uptr == 0 || cmd.entry_len == 0 || cmd.entry_len > kPageSize ||
                    cmd.entry_num > kMostEntries;
   if (cmd.entry_num != 0 && bad) return refuse(EINVAL);
-  {
-    ST_LOCK_IOMMUFD(locked, call);
-    ST_TRY(find_nested(locked, cmd.hwpt_id));
-  }
+  if (ST_TRY(names_viommu(call, cmd.hwpt_id))) return invalidate_by_viommu(call, cmd, done);
   if (cmd.data_type != IOMMU_HWPT_INVALIDATE_DATA_SELFTEST) return refuse(EINVAL);
   for (; *done < cmd.entry_num; ++*done) {
     const auto entry = ST_TRY(read_entry(cmd, *done));

@@ -30,6 +30,7 @@ bool may_set_resources() {
 Outcome destroy(Call& call, iommu_destroy& cmd) {
   ST_TRY(may_fail("abi_iommufd.find_object", ENOENT));
   ST_LOCK_IOMMUFD(locked, call);
+  ST_TRY(check_not_mapped(locked, call.iommufd, cmd.id));
   return locked.destroy(cmd.id);
 }
 

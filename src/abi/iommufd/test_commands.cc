@@ -42,6 +42,9 @@ Result<iommu::TestDevice*> make_test_device(iommu::Locked& locked, u32 flags, u3
     return refuse(device.error());
   }
   (*device)->object.users = 1;  // the test device
+  (*device)->side.possible = true;
+  (*device)->side.refusing_pasid = IOMMU_TEST_PASID_RESERVED;
+  for (u32& word : (*device)->side.cache_words) word = IOMMU_TEST_DEV_CACHE_DEFAULT;
   test->device = *device;
   if (const auto attached = locked.attach(**device, pt_id); !attached) {
     locked.remove(*device);
@@ -217,7 +220,7 @@ Outcome test_command(Call& call, iommu_test_cmd& cmd) {
     case IOMMU_TEST_OP_TRIGGER_IOPF:
       return trigger_fault(call, cmd);
     default:
-      return refuse(EOPNOTSUPP);
+      return has_newer_requests() ? newer_test_command(call, cmd) : refuse(EOPNOTSUPP);
   }
 }
 

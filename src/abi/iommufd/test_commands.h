@@ -11,6 +11,8 @@
 namespace stagetwo::abi_iommufd {
 
 Outcome test_command(Call& call, iommu_test_cmd& cmd);
+// Of later kernels, with set_newer_requests(true) (test_pasids.cc).
+Outcome newer_test_command(Call& call, iommu_test_cmd& cmd);
 
 // The descriptor of an access (test_access.cc), and the operations on one.
 Outcome create_access(Call& call, iommu_test_cmd& cmd);

@@ -7,6 +7,7 @@
 #ifndef STAGETWO_IOMMUFD_TEST_UAPI_H
 #define STAGETWO_IOMMUFD_TEST_UAPI_H
 
+#include "abi/iommufd/test_newer_uapi.h"
 #include "abi/iommufd/uapi.h"
 
 enum {
@@ -156,6 +157,12 @@ struct iommu_test_cmd {
     struct iommu_test_dirty dirty;
     struct iommu_test_check_iotlb check_iotlb;
     struct iommu_test_trigger_iopf trigger_iopf;
+    struct iommu_test_check_dev_cache check_dev_cache;
+    struct iommu_test_trigger_vevent trigger_vevent;
+    struct iommu_test_pasid pasid_attach;
+    struct iommu_test_pasid pasid_replace;
+    struct iommu_test_pasid pasid_detach;
+    struct iommu_test_pasid_check pasid_check;
   };
   __u32 last;
 };

@@ -165,6 +165,7 @@ enum iommufd_hwpt_alloc_flags {
   IOMMU_HWPT_ALLOC_NEST_PARENT = 1 << 0, /* others may be nested on it */
   IOMMU_HWPT_ALLOC_DIRTY_TRACKING = 1 << 1,
   IOMMU_HWPT_FAULT_ID_VALID = 1 << 2,
+  IOMMU_HWPT_ALLOC_PASID = 1 << 3, /* later kernels: a PASID may be attached to it */
 };
 
 enum iommu_hwpt_vtd_s1_flags {
@@ -377,6 +378,22 @@ struct iommu_ioas_change_process {
   __u32 __reserved;
 };
 
+enum iommu_veventq_flag {
+  IOMMU_VEVENTQ_FLAG_LOST_EVENTS = 1u << 0, /* a header without data: some did not fit */
+};
+
+/* What is read from the descriptor of an event queue: this, then the data of the event's type. */
+struct iommufd_vevent_header {
+  __u32 flags;
+  __u32 sequence;
+};
+
+enum iommu_veventq_type {
+  IOMMU_VEVENTQ_TYPE_DEFAULT = 0,
+  IOMMU_VEVENTQ_TYPE_ARM_SMMUV3 = 1,
+  IOMMU_VEVENTQ_TYPE_TEGRA241_CMDQV = 2,
+};
+
 struct iommu_veventq_alloc {
   __u32 size;
   __u32 flags; /* 0 */
@@ -386,6 +403,11 @@ struct iommu_veventq_alloc {
   __u32 out_veventq_id;
   __u32 out_veventq_fd;
   __u32 __reserved;
+};
+
+enum iommu_hw_queue_type {
+  IOMMU_HW_QUEUE_TYPE_DEFAULT = 0,
+  IOMMU_HW_QUEUE_TYPE_TEGRA241_CMDQV = 1,
 };
 
 struct iommu_hw_queue_alloc {

@@ -105,36 +105,5 @@ TEST_F(NewerCalls, AProcessIsChangedOnlyOfFiles) {
   EXPECT_EQ(change_process(), -EINVAL);
 }
 
-TEST_F(NewerCalls, NoDeviceHereHasAVirtualIommu) {
-  const u32 ioas = ioas_alloc();
-  const MockDevice device = mock_device(ioas);
-  iommu_viommu_alloc viommu{};
-  viommu.dev_id = device.device;
-  EXPECT_EQ(call(IOMMU_VIOMMU_ALLOC, &viommu), -EOPNOTSUPP);
-  viommu.type = IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
-  EXPECT_EQ(call(IOMMU_VIOMMU_ALLOC, &viommu), -EOPNOTSUPP);
-  viommu.dev_id = 999;
-  EXPECT_EQ(call(IOMMU_VIOMMU_ALLOC, &viommu), -ENOENT);
-  iommu_vdevice_alloc vdevice{};
-  vdevice.viommu_id = ioas;
-  EXPECT_EQ(call(IOMMU_VDEVICE_ALLOC, &vdevice), -ENOENT);
-  iommu_veventq_alloc events{};
-  events.viommu_id = ioas;
-  events.type = 1;
-  EXPECT_EQ(call(IOMMU_VEVENTQ_ALLOC, &events), -EINVAL);
-  events.veventq_depth = 2;
-  EXPECT_EQ(call(IOMMU_VEVENTQ_ALLOC, &events), -ENOENT);
-  iommu_hw_queue_alloc queue{};
-  queue.viommu_id = ioas;
-  queue.type = 1;
-  EXPECT_EQ(call(IOMMU_HW_QUEUE_ALLOC, &queue), -EINVAL);
-  queue.length = 2;
-  queue.nesting_parent_iova = ~u64{0};
-  EXPECT_EQ(call(IOMMU_HW_QUEUE_ALLOC, &queue), -EOVERFLOW);
-  queue.nesting_parent_iova = 0;
-  EXPECT_EQ(call(IOMMU_HW_QUEUE_ALLOC, &queue), -ENOENT);
-  EXPECT_EQ(destroy(device.test_device), 0);
-}
-
 }  // namespace
 }  // namespace stagetwo

@@ -29,19 +29,23 @@ constexpr Request kRequests[] = {
     {"IOMMU_IOAS_UNMAP", 0x86, ""},
     {"IOMMU_OPTION", 0x87, "RLIMIT_MODE, HUGE_PAGES"},
     {"IOMMU_VFIO_IOAS", 0x88, ""},
-    {"IOMMU_HWPT_ALLOC", 0x89, "nesting with the test device's payload only"},
+    {"IOMMU_HWPT_ALLOC", 0x89,
+     "nesting with the test device's payload only; with `--abi=6.18` for PASIDs, and on a viommu"},
     {"IOMMU_GET_HW_INFO", 0x8a, "with the input type of later kernels"},
     {"IOMMU_HWPT_SET_DIRTY_TRACKING", 0x8b, ""},
     {"IOMMU_HWPT_GET_DIRTY_BITMAP", 0x8c, ""},
-    {"IOMMU_HWPT_INVALIDATE", 0x8d, "nested page tables of the test device"},
+    {"IOMMU_HWPT_INVALIDATE", 0x8d,
+     "nested page tables of the test device; with `--abi=6.18` by a viommu, too"},
     {"IOMMU_FAULT_QUEUE_ALLOC", 0x8e, ""},
     {"IOMMU_IOAS_MAP_FILE", 0x8f, "with `--abi=6.18`: of shared memory"},
-    {"IOMMU_VIOMMU_ALLOC", 0x90, "with `--abi=6.18`: refused, no device has a virtual IOMMU"},
-    {"IOMMU_VDEVICE_ALLOC", 0x91, "with `--abi=6.18`: refused, no device has a virtual IOMMU"},
+    {"IOMMU_VIOMMU_ALLOC", 0x90, "with `--abi=6.18`: of test devices, with a page to map"},
+    {"IOMMU_VDEVICE_ALLOC", 0x91, "with `--abi=6.18`: of test devices"},
     {"IOMMU_IOAS_CHANGE_PROCESS", 0x92, "with `--abi=6.18`: nothing of another process's moves"},
-    {"IOMMU_VEVENTQ_ALLOC", 0x93, "with `--abi=6.18`: refused, no device has a virtual IOMMU"},
-    {"IOMMU_HW_QUEUE_ALLOC", 0x94, "with `--abi=6.18`: refused, no device has a virtual IOMMU"},
-    {"IOMMU_TEST_CMD", 0xa0, "`stagetwo run --iommufd-test`; sub-operations 1 to 15"},
+    {"IOMMU_VEVENTQ_ALLOC", 0x93, "with `--abi=6.18`: its descriptor is read; poll says always"},
+    {"IOMMU_HW_QUEUE_ALLOC", 0x94,
+     "with `--abi=6.18`: of test devices; it pins, and what it is in stays mapped"},
+    {"IOMMU_TEST_CMD", 0xa0,
+     "`stagetwo run --iommufd-test`; sub-operations 1 to 15; with `--abi=6.18` 16 to 21"},
     {"VFIO_GET_API_VERSION", 0x64, ""},
     {"VFIO_CHECK_EXTENSION", 0x65, "TYPE1, TYPE1v2, UNMAP_ALL"},
     {"VFIO_SET_IOMMU", 0x66, ""},
@@ -104,9 +108,9 @@ TEST_F(SupportMatrix, IsWhatTheDescriptorSays) {
          "## Requests of `/dev/iommu`\n\n"
          "| request | there | remark |\n|---|---|---|\n";
   append_requests(out);
-  out << "\nDevices to attach are the test command's. PASIDs, VT-d's tables, auxiliary domains and "
-         "devices that work by\n"
-         "themselves are the library's (`src/iommu/README.md`): no request leads to them.\n\n"
+  out << "\nDevices to attach are the test command's. VT-d's tables, auxiliary domains and devices "
+         "that work by themselves\n"
+         "are the library's (`src/iommu/README.md`): no request leads to them.\n\n"
          "## Files of fault injection\n\n"
          "With `--iommufd-test`: `/proc/self/task/TID/fail-nth`, and of debugfs "
          "`failslab/ignore-gfp-wait`. Every allocation,\n"
