@@ -15,6 +15,7 @@ namespace stagetwo::host::budget {
 
 namespace detail {
 constinit sync::Atomic<bool> limited{false};
+constinit sync::Passage reaching;
 }  // namespace detail
 
 namespace {
@@ -22,6 +23,9 @@ namespace {
 constexpr u64 kLongestNs = 4'000'000;
 constexpr s64 kDeepDebt = 512;
 constexpr u64 kLookAgainNs = 1'000'000;
+constexpr u64 kLandingNs = 50'000'000;
+// A store may reach for the page of a table, for its own and, if that was read first, once more.
+constexpr int kReachesOfAStore = 4;
 
 constinit sync::Atomic<WorkItem*> relief{nullptr};
 // Set by grant(), taken from by payments; an estimate, so relaxed.
@@ -65,6 +69,15 @@ void owe(u64 pages) {
   if (before < kept) sync::futex_wait(grants, seen, kLookAgainNs);
 }
 
+void let_stores_land() {
+  if (!is_limited()) return;
+  const u64 until = sync::now_ns() + kLandingNs;
+  for (int i = 0; i < kReachesOfAStore; ++i) {
+    const u64 now = sync::now_ns();
+    if (now >= until || !detail::reaching.wait_at_most(until - now)) return;
+  }
+}
+
 void limit(WorkItem* item, s64 reserve) {
   reserved.store(reserve, sync::kRelaxed);
   relief.store(item, sync::kRelease);
@@ -93,6 +106,7 @@ s64 spare() {
 
 void after_fork_child() {
   clear();
+  detail::reaching.reset();
 }
 
 }  // namespace stagetwo::host::budget

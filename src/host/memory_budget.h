@@ -19,6 +19,7 @@
 
 #include "base/types.h"
 #include "sync/atomic.h"
+#include "sync/passage.h"
 
 namespace stagetwo::host {
 
@@ -28,6 +29,7 @@ namespace budget {
 
 namespace detail {
 extern sync::Atomic<bool> limited;  // relaxed
+extern constinit sync::Passage reaching;
 void pay_slow(u64 pages);
 }  // namespace detail
 
@@ -43,6 +45,29 @@ void owe(u64 pages);
 [[nodiscard]] inline bool is_limited() {
   return detail::limited.load(sync::kRelaxed);
 }
+// A guest's access reaches for its page, under a limit: from before it pays until it may go on.
+class Reach {
+ public:
+  Reach() : counted_(is_limited()) {
+    if (counted_) [[unlikely]]
+      ticket_ = detail::reaching.enter();
+  }
+  ~Reach() {
+    if (counted_) [[unlikely]]
+      detail::reaching.leave(ticket_);
+  }
+  Reach(const Reach&) = delete;
+  Reach& operator=(const Reach&) = delete;
+
+ private:
+  const bool counted_;
+  sync::Passage::Ticket ticket_ = 0;
+};
+// Accesses that have begun get what they reach for, 50 ms at most: who collects what guests have
+// stored finds no store held up by us that a machine with memory enough had done long ago. Context:
+// no lock, outside of every Reach.
+void let_stores_land();
+
 // Pages are paid for from now on, and `item` makes room; the last `reserve` are for those who pay
 // first. Pre: it is in the worker's list.
 void limit(WorkItem* item, s64 reserve = 0);

@@ -128,7 +128,17 @@ Result<void> detail::fetch_slow(Hva page) {
   const u64 number = binding.pages().first + ((page - binding.at()) >> kPageShift);
   if (!sealed.is_away(number)) return {};
   ST_TRY(sealed.give(number, reinterpret_cast<u8*>(page.raw())));
-  sealed.swap().private_came_back(page);
+  PrivateSwap& swap = sealed.swap();
+  const u64 wanted = std::min(
+      {swap.private_came_back(page), PrivateSwap::kMostAlong, binding.pages().end - number - 1});
+  // One that cannot come now is somebody's to find out who wants it.
+  u64 along = 0;
+  while (along < wanted && sealed.is_away(number + along + 1)) {
+    const Hva next = page + (along + 1) * kPageSize;
+    if (!sealed.give(number + along + 1, reinterpret_cast<u8*>(next.raw()))) break;
+    ++along;
+  }
+  if (along != 0) swap.private_came_along(HvaRange(page + kPageSize, along * kPageSize));
   return {};
 }
 

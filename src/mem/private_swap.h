@@ -34,13 +34,17 @@ class PrivateSwap {
     alignas(64) u8 sealed[kPageSize];
   };
 
+  static constexpr u64 kMostAlong = 16;  // whoever wants another page waits for these
+
   explicit PrivateSwap(PageStore& store) : private_store_(store) {}
   PrivateSwap(const PrivateSwap&) = delete;
   PrivateSwap& operator=(const PrivateSwap&) = delete;
 
   // Of the store's disk, for one call on it; none: there is no disk.
   [[nodiscard]] virtual sync::KeptNumber::Use file() const = 0;
-  virtual void private_came_back(Hva at) = 0;
+  // Answers how many pages behind it are worth to come along, at most kMostAlong.
+  virtual u64 private_came_back(Hva at) = 0;
+  virtual void private_came_along(HvaRange pages) = 0;
   virtual void private_lost(Hva at, int error) = 0;
   virtual void private_discarded(u64 pages) = 0;
   [[nodiscard]] PageStore& private_store() { return private_store_; }

@@ -367,6 +367,10 @@ u32 Swapper::note_touch(Span& span, u64 index) {
   const bool too_early = distance <= resident_.load(sync::kRelaxed);
   counts_.too_early += too_early ? 1 : 0;
   span.ages[index].store(too_early ? Age{0} : Age{1}, sync::kRelaxed);
+  return note_in_row(span, index);
+}
+
+u32 Swapper::note_in_row(Span& span, u64 index) {
   span.row = span.last_touch + 1 == index ? span.row + 1 : 0;
   span.last_touch = index;
   return span.row >= kFirstRun ? std::min(span.row, kMostAhead) : 0;
@@ -424,15 +428,34 @@ mem::private_pages::Taken Swapper::take_private(HvaRange run) {
 }
 
 // Its age says how long it had not been used when it went.
-void Swapper::private_came_back(Hva at) {
+u64 Swapper::private_came_back(Hva at) {
+  u32 along = 0;
+  {
+    const sync::MutexGuard guard(spans_.lock());
+    ++counts_.refaults;
+    ++counts_.private_refaults;
+    Span* const span = spans_.find(at);
+    if (span == nullptr) return 0;
+    const u64 index = span->index_of(at);
+    span->used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
+    span->ages[index].store(Age{1}, sync::kRelaxed);
+    along = note_in_row(*span, index);
+  }
+  return host::budget::spare() < s64{2} * kMostAtOnce ? 0 : along;
+}
+
+void Swapper::private_came_along(HvaRange pages) {
+  const u64 count = pages.size() >> kPageShift;
+  host::budget::owe(count);
   const sync::MutexGuard guard(spans_.lock());
-  ++counts_.refaults;
-  ++counts_.private_refaults;
-  Span* const span = spans_.find(at);
+  counts_.ahead += count;
+  Span* const span = spans_.find(pages.start());
   if (span == nullptr) return;
-  const u64 index = span->index_of(at);
-  span->used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
-  span->ages[index].store(Age{1}, sync::kRelaxed);
+  const u64 first = span->index_of(pages.start());
+  for (u64 i = first; i < first + count; ++i) span->ages[i].store(Age{0}, sync::kRelaxed);
+  // The sequence goes on behind them.
+  span->last_touch = first + count - 1;
+  span->row += static_cast<u32>(count);
 }
 
 void Swapper::private_lost(Hva at, int error) {

@@ -78,7 +78,8 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   // turn.
   [[nodiscard]] mem::private_pages::Taken take_private(HvaRange run) TA_EXCL(spans_.lock());
   // mem::PrivateSwap
-  void private_came_back(Hva at) override;
+  u64 private_came_back(Hva at) override;
+  void private_came_along(HvaRange pages) override;
   void private_lost(Hva at, int error) override;
   void private_discarded(u64 pages) override;
 
@@ -110,6 +111,7 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   void end_run(Hva first, unsigned pages, unsigned back) TA_EXCL(spans_.lock());
   [[nodiscard]] host::BringBack put_back(Hva at, Return job, host::PageEntry& entry);
   [[nodiscard]] u32 note_touch(Span& span, u64 index) TA_REQ(spans_.lock());
+  [[nodiscard]] static u32 note_in_row(Span& span, u64 index);
   void read_ahead(Hva after, u32 most) TA_EXCL(spans_.lock());
   [[nodiscard]] u32 kept_behind(Hva after, u32 most) TA_EXCL(spans_.lock());
   void say_lost(Hva at, int error);

@@ -205,6 +205,7 @@ bool GuestMemory::decide_early(MmuContext& context, Fault& fault, FaultOutcome* 
 }
 
 FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
+  const host::budget::Reach reach;
   if (!context.has_root(fault.address_space) || fault.prefetch) {
     if (!tdp_.load_root(context, fault.address_space)) return FaultOutcome::kNoMemory;
   }

@@ -279,13 +279,13 @@ int main(int argc, char** argv) {
   printf("memory %p %zu\n", (void*)memory, pages * kPage);
   int pipe_fds[2];
   check(pipe2(pipe_fds, O_CLOEXEC) == 0, "pipe");
-  const unsigned long end = now_ms() + (unsigned long)atoi(argv[2]);
   // The private halves of the second slot, to be left alone for a while.
   convert(pages, all_pages - pages, 1);
   guest_goes_through(pages, kWrite);
   convert(pages, all_pages - pages, 0);
   // Everything once, then here and there until the time is over, then everything again.
   for (size_t done = 0; done < all_pages; done += kAtMost) guest_round(1);
+  const unsigned long end = now_ms() + (unsigned long)atoi(argv[2]);
   for (unsigned long round = 0; now_ms() < end; ++round) {
     guest_round(round % 4 == 0);
     host_round(pipe_fds[1], pipe_fds[0]);

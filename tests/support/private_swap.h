@@ -40,13 +40,19 @@ class TestSwap final : public mem::PrivateSwap {
   [[nodiscard]] const u8* clear() const { return bench_->clear; }
 
   [[nodiscard]] sync::KeptNumber::Use file() const override { return number.use(); }
-  void private_came_back(Hva) override { ++back; }
+  u64 private_came_back(Hva) override {
+    ++back;
+    return ahead;
+  }
+  void private_came_along(HvaRange pages) override { along += pages.size() >> kPageShift; }
   void private_lost(Hva, int error) override { lost.push_back(error); }
   void private_discarded(u64 pages) override { discarded += pages; }
 
   int fd = -1;
   sync::KeptNumber number{sync::KeptNumber::kNone};
   std::atomic<u64> back{0};
+  u64 ahead = 0;  // that are to come along
+  u64 along = 0;  // that did
   u64 discarded = 0;
   std::vector<int> lost;
 

@@ -10,6 +10,7 @@
 #include "abi/kvm/level.h"
 #include "abi/kvm/parameters.h"
 #include "abi/kvm/secure_vm.h"
+#include "host/memory_budget.h"
 
 namespace stagetwo::abi_kvm {
 
@@ -92,6 +93,7 @@ Result<long> Vm::create_guest_memfd(u64 arg) {
 
 Result<long> Vm::get_dirty_log(u64 arg) {
   const auto log = ST_TRY(copy_in<kvm_dirty_log>(arg));
+  host::budget::let_stores_land();
   ST_TRY(memory_->slots().get_dirty_log(log.slot, Hva(log.padding2)));
   return 0;
 }

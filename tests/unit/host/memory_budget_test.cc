@@ -151,6 +151,38 @@ TEST(MemoryBudget, ManyWhoPayAreAllLetGo) {
   EXPECT_TRUE(soon([&] { return relief.turns > 0; }));
 }
 
+TEST(MemoryBudget, AStoreThatReachesForItsPageIsWaitedFor) {
+  std::atomic<bool> reaches{false}, has_it{false}, may_go{false};
+  const auto store = [&] {
+    const budget::Reach reach;
+    reaches = true;
+    while (!may_go) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    has_it = true;
+  };
+  {
+    std::thread guest(store);
+    EXPECT_TRUE(soon([&] { return reaches.load(); }));
+    budget::let_stores_land();
+    EXPECT_FALSE(has_it) << "nothing is limited, so nothing holds it up";
+    may_go = true;
+    guest.join();
+  }
+  Relief relief(10);
+  reaches = has_it = false;
+  std::thread guest(store);
+  EXPECT_TRUE(soon([&] { return reaches.load(); }));
+  budget::let_stores_land();
+  EXPECT_TRUE(has_it);
+  guest.join();
+}
+
+TEST(MemoryBudget, AStoreThatNeverGetsItsPageIsNotWaitedForForEver) {
+  Relief relief(10);
+  const budget::Reach reach;
+  std::thread([] { budget::let_stores_land(); }).join();
+}
+
 // The item may die when clear() and remove_work() have returned.
 TEST(MemoryBudget, NoTurnRunsAfterTheLimitIsGone) {
   for (int round = 0; round < 50; ++round) {

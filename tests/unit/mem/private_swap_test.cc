@@ -131,6 +131,23 @@ TEST_F(PrivatePages, GoAndComeBackWithTheirBytes) {
   EXPECT_EQ(32U, swap_.back);
 }
 
+TEST_F(PrivatePages, BringTheirNeighboursAlongAsFarAsThoseAreAway) {
+  use_file();
+  fill(0, 32);
+  ASSERT_EQ(30U, take(0, 5).pages + take(7, 25).pages);
+  swap_.ahead = 4;
+  EXPECT_TRUE(is_right(2));
+  EXPECT_EQ(2U, swap_.along) << "the two behind it are away, and then one is here";
+  EXPECT_TRUE(is_right(10));
+  EXPECT_EQ(6U, swap_.along);
+  swap_.ahead = 1000;
+  EXPECT_TRUE(is_right(15));
+  EXPECT_EQ(6U + 16U, swap_.along) << "others wait for the lock";
+  EXPECT_EQ(3U, swap_.back);
+  swap_.ahead = 0;
+  for (u64 i = 0; i < 32; ++i) EXPECT_TRUE(is_right(i)) << i;
+}
+
 TEST_F(PrivatePages, AreNotReadableWhereTheyWait) {
   use_file();
   std::memset(page(0), 'S', kPageSize);
