@@ -33,15 +33,24 @@ def resident_of(pid, start, size):
     return total
 
 
-def swap_blocks(pid, folder):
-    """Bytes on the disk of the file without a name."""
+def swap_file(pid, folder):
+    """The file without a name, as what the process has of it; None: there is none."""
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            if os.readlink(fd).startswith(str(folder) + "/"):
-                return fd.stat().st_blocks * 512
+            if re.fullmatch(re.escape(str(folder)) + r"/#\d+ \(deleted\)", os.readlink(fd)):
+                return fd
         except OSError:
             pass
-    return 0
+    return None
+
+
+def swap_blocks(pid, folder):
+    """Bytes on the disk of it."""
+    try:
+        file = swap_file(pid, folder)
+        return file.stat().st_blocks * 512 if file else 0
+    except OSError:
+        return 0
 
 
 def child_of(pid):
@@ -125,6 +134,21 @@ class SwappingVmm(unittest.TestCase):
             run.wait()
         left = [p for p in self.folder.iterdir() if p.name not in ("samples.jsonl", "log")]
         self.assertEqual([], left)
+
+    def test_OtherBytesThanWereWrittenAreNeverRead(self):
+        with self.start(32, "8M", options=["--compressed=0"], ms=60000) as run:
+            pid = child_of(run.pid)
+            for _ in range(1000):
+                if swap_blocks(pid, self.folder) > MIB:
+                    break
+                time.sleep(0.01)
+            with open(swap_file(pid, self.folder), "r+b") as file:
+                file.write(os.urandom(os.stat(file.fileno()).st_size))
+            told = run.stdout.read()
+        self.assertNotEqual(0, run.returncode)
+        self.assertNotRegex(told, "other bytes|what the guest wrote", "a page that is not right was read")
+        self.assertIn("a page of guest memory is lost: the swap file has other bytes than were written to it",
+                      (self.folder / "log").read_text())
 
     def test_AFullDiskIsSaidAndNothingIsLost(self):
         with self.start(32, "8M", size=",size=1M") as run:
