@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "host/access.h"
 #include "host/faultin.h"
+#include "host/process_map.h"
 #include "sync/futex.h"
 
 // A put and a touch of one page:
@@ -247,6 +248,14 @@ ProcessPages::Left ProcessPages::has_left(Hva at, u64 fresh, bool gives_up) {
   }
 }
 
+// A page that has not been taken: may it be later? Shared memory is never moved, as by the kernel
+// (migrate_vma).
+bool ProcessPages::may_leave(Hva at, const Result<u64>& taken) {
+  if (!taken) return taken.error() == Errno{ENOMEM};
+  const auto mapping = host::mapping_at(at);
+  return !mapping || !mapping->shared;
+}
+
 // The page leaves for `fresh`, and the next ones for the places behind it.
 Taken ProcessPages::leave(Hva at, u64 fresh, u64 pages, u64* frame) {
   // The slot's memory is watched as one: it was for each page.
@@ -270,8 +279,8 @@ Taken ProcessPages::leave(Hva at, u64 fresh, u64 pages, u64* frame) {
   frames_.give_places(fresh, pages);
   const Ahead ahead = take_ahead(at, {}, frame);
   if (ahead == Ahead::kYes) return Taken::kFrame;
-  const bool may_come = left == Left::kNo || ahead == Ahead::kInHand || taken.has_value();
-  return may_come || taken.error() == Errno{ENOMEM} ? Taken::kBusy : Taken::kHole;
+  const bool may_come = left == Left::kNo || ahead == Ahead::kInHand;
+  return may_come || may_leave(at, taken) ? Taken::kBusy : Taken::kHole;
 }
 
 Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {

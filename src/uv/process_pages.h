@@ -109,6 +109,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] Left has_left(Hva at, u64 fresh, bool gives_up) TA_EXCL(lock_);
   [[nodiscard]] Due begin_leaving(Hva at, u64 pages) TA_EXCL(lock_);
   void end_leaving(Hva at, Due due, u64 moved) TA_EXCL(lock_);
+  [[nodiscard]] static bool may_leave(Hva at, const Result<u64>& taken);
   [[nodiscard]] Taken zeros_or(Taken taken, u64* frame);
   // Of pages that are several of the process's: `at` is the first one's address.
   [[nodiscard]] u64 pieces() const { return page_bytes_ / kPageSize; }

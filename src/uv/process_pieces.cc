@@ -105,7 +105,7 @@ bool ProcessPages::leave_pieces(Hva at, u64 frame, u64* left) {
     if ((*left >> i & 1) != 0 || has_left(at + i * kPageSize, place, true) != Left::kYes) continue;
     *left |= u64{1} << i;
   }
-  return taken.has_value() || taken.error() == Errno{ENOMEM};
+  return may_leave(at, taken);
 }
 
 Taken ProcessPages::take_pieces(Hva at, u64* frame) {

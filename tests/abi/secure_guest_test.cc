@@ -240,6 +240,25 @@ TEST_F(SecureGuest, ASlotWithAGuestMemfdIsNotASecureGuests) {
   EXPECT_EQ(call(vm, KVM_SET_USER_MEMORY_REGION2, &region), -EINVAL);
 }
 
+// As the kernel moves anonymous memory only to a device's (migrate_vma): the guest is told, and
+// goes on as it was.
+TEST_F(SecureGuest, AGuestWithSharedMemoryIsToldThatItCannotBecomeSecure) {
+  const Fd file(::memfd_create("slot", 0));
+  ASSERT_EQ(::ftruncate(file, static_cast<off_t>(kPlugBytes)), 0);
+  void* const shared = ::mmap(nullptr, kPlugBytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  ASSERT_NE(shared, MAP_FAILED);
+  mapped_.emplace_back(shared, kPlugBytes);
+  std::memset(shared, 0x11, kPlugBytes);
+  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, shared), 0);
+  ASSERT_EQ(enable(), 0);
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kParameter);
+  EXPECT_EQ(guest_word(kPlugged), 0x11111111u);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_EQ(seen(kBase + kPage)[0], text(kPage));
+  ASSERT_EQ(set_slot(1, kPlugged, 0, shared), 0);
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kSuccess);
+}
+
 TEST_F(SecureGuest, TheDirtyLogKnowsSharedPagesAndShowsNothingInClear) {
   ASSERT_EQ(set_slot(0, kBase, kBytes, ram_, KVM_MEM_LOG_DIRTY_PAGES), 0);
   become_secure();

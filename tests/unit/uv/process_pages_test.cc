@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Goal: a secure guest in this process's own memory: a load, a system call and another process see
 // sealed bytes, the guest sees its own, and what is shared is one page for both.
+#include <fcntl.h>
 #include <sys/prctl.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <fstream>
 #include <thread>
 
 #include "host/change.h"
@@ -130,6 +132,87 @@ TEST_F(ProcessGuest, AChildOfForkHasSealedBytesAndTheGuestGoesOn) {
 }
 
 // A device has the page: it can be neither moved nor copied under it.
+// ---- a core dump --------------------------------------------------------------------------------
+
+// The words of a secret. They are in no variable: whoever looks for them must not find his own.
+u64 secret_word(u64 index) {
+  static const volatile u64 key = 0x1d5a0c3b9e8f2764;
+  return (index + 1) * 0x9e3779b97f4a7c15 ^ key;
+}
+bool has_secret(const void* page) {
+  const auto* const words = static_cast<const volatile u64*>(page);
+  for (u64 i = 0; i + 4 <= kPageSize / 8; ++i) {
+    if (words[i] == secret_word(0) && words[i + 1] == secret_word(1) &&
+        words[i + 2] == secret_word(2) && words[i + 3] == secret_word(3)) {
+      return true;
+    }
+  }
+  return false;
+}
+// Pages with the secret that a core dump of this process would have. What the kernel does not even
+// read for the process itself (memory for secrets) is in none.
+u64 secrets_in_a_dump() {
+  std::ifstream smaps("/proc/self/smaps");
+  const int self = ::open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+  const int pagemap = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  unsigned long long start = 0, end = 0, resident = 0;
+  u64 found = 0;
+  for (std::string line; std::getline(smaps, line);) {
+    unsigned long long from = 0, to = 0;
+    char rights[8] = {};
+    if (std::sscanf(line.c_str(), "%llx-%llx %7s", &from, &to, rights) == 3) {
+      start = from;
+      end = rights[0] == 'r' ? to : from;
+    }
+    static_cast<void>(std::sscanf(line.c_str(), "Rss: %llu kB", &resident));
+    if (!line.starts_with("VmFlags:") || line.find(" dd") != std::string::npos) continue;
+    // Of reserves only what is there.
+    u64 left = resident / 4;
+    for (u64 at = start; left != 0 && at < end; at += kPageSize) {
+      u64 entry = 0;
+      const auto of_page = static_cast<off_t>(at / kPageSize * 8);
+      if (::pread(pagemap, &entry, 8, of_page) != 8 || entry >> 63 == 0) continue;
+      --left;
+      alignas(8) u8 page[kPageSize];
+      const ssize_t got = ::pread(self, page, kPageSize, static_cast<off_t>(at));
+      if (got == static_cast<ssize_t>(kPageSize) && has_secret(page)) ++found;
+    }
+  }
+  ::close(self);
+  ::close(pagemap);
+  return found;
+}
+
+TEST_F(ProcessGuest, NothingInClearIsWhereACoreDumpHasIt) {
+  become_secure();
+  {
+    Bytes secret(kPageSize);
+    for (u64 i = 0; i < kPageSize / 8; ++i) {
+      const u64 word = secret_word(i);
+      std::memcpy(secret.data() + 8 * i, &word, 8);
+    }
+    EXPECT_EQ(secrets_in_a_dump(), 1u) << "the test finds what is there";
+    for (u64 page = 0; page < 6; ++page) {
+      ASSERT_EQ(ultravisor.access(kLpid, Gpa(page * kPageSize), secret.data(), kPageSize, true),
+                GuestAccess::kDone);
+    }
+    explicit_bzero(secret.data(), secret.size());
+  }
+  EXPECT_EQ(secrets_in_a_dump(), 0u) << "secure";
+  for (u64 page = 0; page < 4; ++page) static_cast<void>(seen(page));
+  EXPECT_EQ(secrets_in_a_dump(), 0u) << "sealed";
+  u64 word = 0;
+  for (u64 page = 0; page < 2; ++page) {
+    ASSERT_EQ(ultravisor.access(kLpid, Gpa(page * kPageSize), &word, 8, false), GuestAccess::kDone);
+    ASSERT_EQ(word, secret_word(0));
+  }
+  ASSERT_EQ(guest_call(Call::kUvSharePage, 1, 1), Status::kSuccess);
+  ASSERT_EQ(guest_call(Call::kUvUnsharePage, 1, 1), Status::kSuccess);
+  EXPECT_EQ(secrets_in_a_dump(), 0u) << "taken back, shared, hidden";
+  ASSERT_TRUE(guest->svm_off().has_value());
+  EXPECT_EQ(secrets_in_a_dump(), 0u) << "reset";
+}
+
 TEST_F(ProcessGuest, APinnedPageKeepsTheGuestFromBecomingSecure) {
   host::FrameRun run;
   const HvaRange page(Hva(reinterpret_cast<std::uintptr_t>(at(3))), kPageSize);

@@ -391,6 +391,44 @@ TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
   EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kState);
 }
 
+// One message of the change refused, each in turn: what the guest had is there, and it may try
+// again.
+TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas) {
+  using test::Wire;
+  const auto refused_at = [&](Wire SecureMachine::* wire, Call call, unsigned nth) {
+    SecureMachine m(GetParam());
+    m.plug(0, 0, 3);  // the third page is never touched
+    m.plug(1, 8, 2);
+    m.vmm_fill(0, 2);
+    m.vmm_fill(8, 2);
+    constexpr u64 kFull[] = {0, 1, 8, 9};
+    (m.*wire).refuse(call, nth, Status::kParameter);
+    const Status done = m.esm();
+    if (done == Status::kSuccess) return false;
+    SCOPED_TRACE(testing::Message() << std::hex << static_cast<u32>(call) << ", message " << nth);
+    EXPECT_EQ(done, Status::kParameter);
+    EXPECT_EQ(m.guest.state(), GuestState::kNormal);
+    EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kNone);
+    EXPECT_EQ(m.ultravisor.pool_free(), 64u);
+    EXPECT_EQ(m.vmm_read(2), zeros());
+    for (const u64 page : kFull) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
+    EXPECT_EQ(m.esm(), Status::kSuccess);
+    for (const u64 page : kFull) EXPECT_EQ(m.guest_bytes(page), m.text(page)) << page;
+    EXPECT_EQ(m.guest_bytes(2), zeros());
+    return true;
+  };
+  const auto refusals = [&](Wire SecureMachine::* wire, Call call) {
+    unsigned nth = 1;
+    while (refused_at(wire, call, nth)) ++nth;
+    return nth - 1;
+  };
+  EXPECT_EQ(refusals(&SecureMachine::to_hv, Call::kHSvmInitStart), 1u);
+  EXPECT_EQ(refusals(&SecureMachine::to_uv, Call::kUvRegisterMemSlot), 2u);
+  EXPECT_EQ(refusals(&SecureMachine::to_hv, Call::kHSvmPageIn), 5u);
+  EXPECT_EQ(refusals(&SecureMachine::to_uv, Call::kUvPageIn), 4u) << "one has nothing to send";
+  EXPECT_EQ(refusals(&SecureMachine::to_hv, Call::kHSvmInitDone), 1u);
+}
+
 TEST_P(SecureGuestCheck, S0_20_SvmOffWipesAndMayBeRepeated) {
   const auto m = secure(4);
   ASSERT_EQ(m->h_page_out(1), Status::kSuccess);
