@@ -63,6 +63,27 @@ class Resident(unittest.TestCase):
                                                             r"open|close|ioctl|read|write|pread|pwrite|ftruncate|"
                                                             r"fcntl)\s*\(", h)])
 
+    def test_TheTableOfAbsentPagesIsMetInAnEngineSection(self):
+        # Else the stack of the thread that has its lock may be absent (host/footing.h). The room alone that
+        # calls come in by: what is below it is in their section. tell() makes one around what it is given.
+        meets = re.compile(
+            r"\bhost::(change|replace|gain|undivided|discard|remap|owners_see_mapping|join_watched|take_away|"
+            r"pages_with_devices|owners_before_fork|owners_after_fork_parent|bring_back\w*)\s*[(<]|"
+            r"\bhost::(FileChange|OwnedChange)\s+\w+\s*[({]")
+        offences, met = [], 0
+        for path in (p for p in house.code("src") if p.parts[1] == "shim"):
+            begun = 0  # A function begins where a line does that is not indented.
+            lines = house.bare(path).splitlines()
+            for number, line in enumerate(lines):
+                if re.match(r"[\w\[]", line) and not re.match(r"(public|private|protected)\b", line):
+                    begun = number
+                if meets.search(line):
+                    met += 1
+                    if not re.search(r"\bEngineSection\s+\w+\s*[({]|\btell\(", "\n".join(lines[begun:number + 1])):
+                        offences.append(f"{path}:{number + 1}: {line.strip()}")
+        house.report(self, offences)
+        self.assertGreater(met, 10, "the calls have other names by now")
+
 
 if __name__ == "__main__":
     unittest.main()
