@@ -11,6 +11,7 @@
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/blocked_faults.h"
+#include "host/footing.h"
 #include "host/page_owner.h"
 #include "host/run_section.h"
 #include "sync/atomic.h"
@@ -152,6 +153,7 @@ bool touched_absent(int signal, const siginfo_t* info, const void* context) {
   constexpr greg_t kWriteBit = 2;
   constexpr greg_t kFetchBit = 16;
   if (signal != SIGSEGV || info->si_code != SEGV_ACCERR || !owners_active()) return false;
+  if (PagesInHand::any()) return false;
   const greg_t error = static_cast<const ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR];
   const Access access = (error & kFetchBit) != 0   ? Access::kExec
                         : (error & kWriteBit) != 0 ? Access::kWrite

@@ -28,6 +28,7 @@ constinit Footings all;
 struct Own {
   u32 hint = 0;
   bool knows_alternate = false;
+  u8 pages_in_hand = 0;         // how many times over
   FootingSlot* slot = nullptr;  // while the thread is in the engine
   u64 alternate = 0;
   u64 data = 0;  // 0: not asked for yet
@@ -259,6 +260,16 @@ void Footing::leave() {
   entered_ = false;
   own.slot = nullptr;
   all.leave(slot_);
+}
+
+PagesInHand::PagesInHand() {
+  ++own.pages_in_hand;
+}
+PagesInHand::~PagesInHand() {
+  --own.pages_in_hand;
+}
+bool PagesInHand::any() {
+  return own.pages_in_hand != 0;
 }
 
 void alternate_stack_changed() {

@@ -138,6 +138,18 @@ class Footing {
   bool entered_ = false;
 };
 
+// While it lives its thread has pages in hand, which it takes or brings back. Others wait for them,
+// so it waits for nobody: what it touches by a guarded access and finds hidden is refused. That is
+// the page itself, which has lost its rights meanwhile.
+class PagesInHand {
+ public:
+  PagesInHand();
+  ~PagesInHand();
+  PagesInHand(const PagesInHand&) = delete;
+  PagesInHand& operator=(const PagesInHand&) = delete;
+  [[nodiscard]] static bool any();
+};
+
 // The calling thread has another alternate stack, or none.
 void alternate_stack_changed();
 // The calling thread has discarded memory that its own stack may be in: what it stands on is there

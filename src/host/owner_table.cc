@@ -188,6 +188,7 @@ bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
   PageJob job{fresh, {}};
   const Footings::Taking taking(footings_);
   if (!enter(key, layout, &job)) return false;
+  const PagesInHand in_hand;
   PageTransit transit = transit_of(key, job);
   if (fresh.owner->takes_locked()) transit.take_locked();
   const bool taken = fresh.owner->take({key, fresh.at, fresh.writable}, transit);
@@ -255,6 +256,7 @@ BringBack OwnerTable::bring_back_one(PageKey& key, const Hva* at) {
 BringBack OwnerTable::fill(PageKey key, const PageJob& job) {
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, key.object, key.index);
   const PageRecord& record = job.record;
+  const PagesInHand in_hand;
   PageTransit transit = transit_of(key, job);
   BringBack outcome = BringBack::kBack;
   if (record.in_place()) {

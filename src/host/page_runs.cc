@@ -52,6 +52,7 @@ unsigned OwnerTable::take_run(const PageRecord* fresh, unsigned pages, u32 layou
     }
   }
   if (entered == 0) return 0;
+  const PagesInHand in_hand;
   PageTransit transit(first, views, Hiding::kUserfault, this, entered);
   const unsigned taken =
       fresh->owner->take_run({first, fresh->at, fresh->writable}, entered, transit);
@@ -91,6 +92,7 @@ unsigned OwnerTable::bring_back_run(const PageKey* keys, unsigned count) {
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, keys->object, keys->index);
   PageViews views;
   views.view[views.count++] = {first.at, first.prot};
+  const PagesInHand in_hand;
   PageTransit transit(*keys, views, Hiding::kUserfault, this, entered);
   const unsigned back =
       first.owner->bring_back_run({*keys, first.at, first.writable}, entered, transit);

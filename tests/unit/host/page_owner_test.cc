@@ -203,6 +203,19 @@ TEST_P(AbsentPages, RightsLostWhileANeighbourIsTakenDoNotComeBackWithThePage) {
   ASSERT_EQ(0, ::mprotect(page(1), kPageSize, PROT_READ | PROT_WRITE));
 }
 
+// The copy of a page that cannot be moved meets it then, and must not wait for its own end.
+TEST_P(AbsentPages, APageThatTheProcessMayNoLongerReadStaysWhereItIs) {
+  keeper_.while_taking = [this](const host::AbsentPage& taken) {
+    if (taken.at != at(3)) return;
+    EXPECT_EQ(0, ::mprotect(page(3), kPageSize, PROT_NONE));
+  };
+  // Behind protection it is read past its rights, and is the owner's.
+  EXPECT_EQ(GetParam() ? kPages : kPages - 1, take());
+  const int given_back = GetParam() ? 0 : ::mprotect(page(3), kPageSize, PROT_READ | PROT_WRITE);
+  EXPECT_EQ(0, given_back);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
 TEST_P(AbsentPages, OneOwnerAPage) {
   Keeper other{Hva(memory_.address())};
   ASSERT_EQ(2u, take(0, 2));
