@@ -55,7 +55,7 @@ u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
   const HvaRange run(span.at(first), pages << kPageShift);
   if (span.kind == Span::Kind::kPrivate) return take_private(span, first, run);
   const auto taken = host::take_away(run, &swapper_, this, host::Which::kReclaim, &span.range);
-  for (u64 i = first; i < first + pages; ++i) span.resident[i / 64] &= ~(u64{1} << (i % 64));
+  span.forget_resident(first, pages);
   if (!taken) {
     // Not one mapping any more, or none: looked at again before anything else of it is tried.
     span.kind = Span::Kind::kUnmapped;
@@ -79,8 +79,7 @@ bool Reclaimer::may_split(Span& span, u64 index, Age from) {
     host::collect_young(HvaRange(span.at(first), (end - first) << kPageShift), young);
     for (u64 i = first; i < end; ++i) {
       if ((young[(i - first) / 64] >> ((i - first) % 64) & 1) == 0) continue;
-      span.used[i / 64].fetch_or(u64{1} << (i % 64), sync::kRelaxed);
-      span.ages[i].store(0, sync::kRelaxed);
+      span.note_used(i, 0);
       all = false;
     }
   }
@@ -92,8 +91,7 @@ bool Reclaimer::may_split(Span& span, u64 index, Age from) {
 
 u64 Reclaimer::take_private(Span& span, u64 first, HvaRange run) {
   const mem::private_pages::Taken taken = swapper_.take_private(run);
-  const u64 pages = run.size() >> kPageShift;
-  for (u64 i = first; i < first + pages; ++i) span.resident[i / 64] &= ~(u64{1} << (i % 64));
+  span.forget_resident(first, run.size() >> kPageShift);
   // EBUSY: the client locks all memory as it is made.
   if (taken.refusal == EBUSY) {
     span.kind = Span::Kind::kLocked;
@@ -131,9 +129,8 @@ u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
     host::collect_young(HvaRange(span.at(i), (end - i) << kPageShift), &young);
     if (young != 0 && from > kAnyAge) {
       // Used since the last pass: these stay, and the run ends before the first of them.
-      span.used[i / 64].fetch_or(young << (i % 64), sync::kRelaxed);
       for (u64 left = young; left != 0; left &= left - 1) {
-        span.ages[i + static_cast<u64>(std::countr_zero(left))].store(0, sync::kRelaxed);
+        span.note_used(i + static_cast<u64>(std::countr_zero(left)), 0);
       }
       end = i + static_cast<u64>(std::countr_zero(young));
     }

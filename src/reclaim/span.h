@@ -65,6 +65,16 @@ struct Span {
     return (resident[index / 64] >> (index % 64) & 1) != 0;
   }
 
+  // No longer, as of the last look.
+  void forget_resident(u64 first, u64 count) {
+    for (u64 i = first; i < first + count; ++i) resident[i / 64] &= ~(u64{1} << (i % 64));
+  }
+  // In this interval of the working set; `age` from now on.
+  void note_used(u64 index, Age age) {
+    used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
+    ages[index].store(age, sync::kRelaxed);
+  }
+
   // The pages of the huge page that this one is in.
   [[nodiscard]] u64 block_start(u64 index) const {
     const u64 offset = at(index).raw() >> kPageShift & 511;

@@ -354,10 +354,9 @@ unsigned Swapper::bring_back_run(const host::AbsentPage& first, unsigned pages,
 
 // How many pages behind it are worth to come with it.
 u32 Swapper::note_touch(Span& span, u64 index) {
-  span.used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
   if (ahead_.load(sync::kRelaxed) == sys::current_tid()) {
     ++counts_.ahead;
-    span.ages[index].store(0, sync::kRelaxed);
+    span.note_used(index, 0);
     return 0;
   }
   ++counts_.refaults;
@@ -366,7 +365,7 @@ u32 Swapper::note_touch(Span& span, u64 index) {
       static_cast<u64>(static_cast<u16>(now - span.slots[index].when)) * kClockStep;
   const bool too_early = distance <= resident_.load(sync::kRelaxed);
   counts_.too_early += too_early ? 1 : 0;
-  span.ages[index].store(too_early ? Age{0} : Age{1}, sync::kRelaxed);
+  span.note_used(index, too_early ? Age{0} : Age{1});
   return note_in_row(span, index);
 }
 
@@ -437,8 +436,7 @@ u64 Swapper::private_came_back(Hva at) {
     Span* const span = spans_.find(at);
     if (span == nullptr) return 0;
     const u64 index = span->index_of(at);
-    span->used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
-    span->ages[index].store(Age{1}, sync::kRelaxed);
+    span->note_used(index, Age{1});
     along = note_in_row(*span, index);
   }
   return host::budget::spare() < s64{2} * kMostAtOnce ? 0 : along;
