@@ -51,9 +51,9 @@ struct queue {
 static const uint64_t kIova = 0x10000000;
 static const size_t kBytes = 8 << 20;
 
-static double clock_of(clockid_t which) {
+static double now(void) {
   struct timespec at;
-  clock_gettime(which, &at);
+  clock_gettime(CLOCK_MONOTONIC, &at);
   return (double)at.tv_sec + (double)at.tv_nsec * 1e-9;
 }
 
@@ -171,18 +171,12 @@ struct space {
   uint64_t record_at, from_at, to_at;  // the same for the device
 };
 
-// Seconds of each move: by the clock, and of the processor that did it. On a machine with other
-// work the second is what the device costs.
-struct cost {
-  double clock, processor;
-};
-
-// Two halves of `deep` descriptors take turns: one is under way while the other is collected.
-static struct cost device_cost(struct queue* q, const struct space* s, size_t size, unsigned count,
-                               unsigned deep, int blocks) {
+// Seconds of a move by the clock, in the best of many turns of `deep` moves that are outstanding
+// together: what else runs on this machine comes between turns, too.
+static double device_seconds(struct queue* q, const struct space* s, size_t size, unsigned deep,
+                             int blocks) {
   static struct dsa_hw_desc descriptors[kSlots];
   const size_t places = size < (2 << 20) ? (2 << 20) / size : 1;
-  const unsigned half = deep / 2;
   for (unsigned i = 0; i < deep; ++i) {
     const uint64_t offset = i % places * size;
     descriptors[i] =
@@ -190,56 +184,44 @@ static struct cost device_cost(struct queue* q, const struct space* s, size_t si
     if (blocks) descriptors[i].flags |= IDXD_OP_FLAG_BOF;
   }
   memset(s->records, 0, deep * sizeof *s->records);
-  const double start = clock_of(CLOCK_MONOTONIC);
-  const double others = clock_of(CLOCK_PROCESS_CPUTIME_ID) - clock_of(CLOCK_THREAD_CPUTIME_ID);
-  for (unsigned done = 0, turn = 0; done < count + deep; done += half, turn ^= half) {
-    for (unsigned i = 0; done >= deep && i < half; ++i) {
-      struct dsa_completion_record* const record = &s->records[turn + i];
-      await(record);
-      REQUIRE(record->status == DSA_COMP_SUCCESS);
-      record->status = 0;
-    }
-    if (done < count) submit(q, &descriptors[turn], half);
+  const double start = now();
+  submit(q, descriptors, deep);
+  for (unsigned i = 0; i < deep; ++i) {
+    await(&s->records[i]);
+    REQUIRE(s->records[i].status == DSA_COMP_SUCCESS);
   }
-  const double device =
-      clock_of(CLOCK_PROCESS_CPUTIME_ID) - clock_of(CLOCK_THREAD_CPUTIME_ID) - others;
-  return (struct cost){(clock_of(CLOCK_MONOTONIC) - start) / count, device / count};
+  return (now() - start) / deep;
 }
 
-static struct cost memcpy_cost(const struct space* s, size_t size, unsigned count) {
+static double memcpy_seconds(const struct space* s, size_t size, unsigned count) {
   const size_t places = size < (2 << 20) ? (2 << 20) / size : 1;
-  const double start = clock_of(CLOCK_MONOTONIC), own = clock_of(CLOCK_THREAD_CPUTIME_ID);
+  const double start = now();
   for (unsigned i = 0; i < count; ++i) {
     memcpy(s->to + i % places * size, s->from + i % places * size, size);
     __asm__ volatile("" ::: "memory");
   }
-  return (struct cost){(clock_of(CLOCK_MONOTONIC) - start) / count,
-                       (clock_of(CLOCK_THREAD_CPUTIME_ID) - own) / count};
-}
-
-static void keep_best(struct cost* best, struct cost one) {
-  if (one.clock < best->clock) best->clock = one.clock;
-  if (one.processor < best->processor) best->processor = one.processor;
+  return (now() - start) / count;
 }
 
 static int quick;
 
 static void measure(struct queue* q, const struct space* s, int blocks) {
   if (quick) return;
-  printf("  %8s %7s | by the clock: %9s %8s %8s %6s | by processor: %9s %6s\n", "bytes", "deep",
-         "moves/s", "GB/s", "memcpy", "ratio", "moves/s", "ratio");
+  printf("  %8s %12s %12s %12s %12s %7s\n", "bytes", "outstanding", "moves/s", "GB/s",
+         "memcpy GB/s", "ratio");
   for (size_t size = 64; size <= 2 << 20; size *= size == 4096 ? 16 : size < 4096 ? 8 : 2) {
-    const unsigned count = size <= 4096 ? 80 * 512 : (unsigned)((256u << 20) / size);
-    const unsigned deep = size <= 4096 ? 512 : count < kSlots ? count : kSlots;
-    struct cost device = {1, 1}, plain = {1, 1};
-    for (unsigned round = 0; round < 3; ++round) {  // the best of three, one beside the other
-      keep_best(&device, device_cost(q, s, size, count, deep, blocks));
-      keep_best(&plain, memcpy_cost(s, size, count));
+    const unsigned deep = size <= 4096 ? 512 : size < 262144 ? (8u << 20) / (unsigned)size : 32;
+    double device = 1, plain = 1;
+    const double until = now() + 1;
+    while (now() < until) {  // one beside the other
+      const double one = device_seconds(q, s, size, deep, blocks);
+      const double other = memcpy_seconds(s, size, deep);
+      device = one < device ? one : device;
+      plain = other < plain ? other : plain;
     }
     const double bytes = (double)size * 1e-9;
-    printf("  %8zu %7u | %23.0f %8.2f %8.2f %6.2f | %23.0f %6.2f\n", size, deep, 1 / device.clock,
-           bytes / device.clock, bytes / plain.clock, plain.clock / device.clock,
-           1 / device.processor, plain.processor / device.processor);
+    printf("  %8zu %12u %12.0f %12.2f %12.2f %7.2f\n", size, deep, 1 / device, bytes / device,
+           bytes / plain, plain / device);
   }
 }
 
