@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tests/shim/run_program.h"
+#include "tests/support/random_source.h"
 
 namespace stagetwo::test {
 namespace {
@@ -158,6 +159,20 @@ TEST(MediatedDevice, IsAnOrdinaryClientsFromSysfsToItsInterrupts) {
 TEST(MediatedDevice, RefusesWithTheKernelsErrnos) {
   const Outcome outcome = run_under("vfio_serial", {"errnos"});
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+std::string example(const std::string& name) {
+  const std::string bin = "bin/stagetwo";
+  return tool().substr(0, tool().size() - bin.size()) + "examples/" + name;
+}
+
+// 16 devices, four processes, two machines; kill -9 included. Longer: dma_storm.c by hand.
+TEST(MediatedDevice, StaysItsOwnersWhateverHappensToOthers) {
+  const std::string seconds = std::to_string(test_seconds() / 4);
+  const std::string seed = std::to_string(announced_seed("dma_storm"));
+  const Outcome outcome = run_under("dma_storm", {seconds, seed, example("vfio_vmm")});
+  EXPECT_NE(outcome.out.find("all devices are free\n"), std::string::npos)
+      << outcome.out << outcome.err;
 }
 
 // A PCI function of the session stands beside the machine's own devices; without the option there
