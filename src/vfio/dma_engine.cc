@@ -526,8 +526,8 @@ Result<Box<Model>> make_engine(const Type& type, const ModelContext& context) {
   return make_box<Engine>("vfio.dma_engine", type.name == "sva", context);
 }
 
-constexpr Type kTypes[] = {{"1", "A work queue over mapped memory", 1},
-                           {"sva", "A work queue over its process's own addresses", 1}};
+constexpr Type kTypes[] = {{"1", "Work queue, mapped memory", 1},
+                           {"sva", "Work queue, own addresses", 1}};
 
 }  // namespace
 

@@ -452,7 +452,9 @@ TEST(Mdev, DevicesOfASessionAreMadeAndRemovedFromOutside) {
   EXPECT_EQ(outcome.out, uuid + "\n" + uuid +
                              " serial-2         group 0\nDual port serial\n"
                              "serial-1         Single port serial           24 left\n"
-                             "serial-2         Dual port serial             12 left\n");
+                             "serial-2         Dual port serial             12 left\n"
+                             "dma-engine-1     Work queue, mapped memory    32 left\n"
+                             "dma-engine-sva   Work queue, own addresses    32 left\n");
   EXPECT_NE(outcome.err.find("File exists"), std::string::npos) << outcome.err;
   const Outcome none = run_program({tool(), "mdev", "list", "--session=nobody"});
   EXPECT_EQ(none.status, 125);
