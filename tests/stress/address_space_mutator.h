@@ -459,10 +459,24 @@ class Mutator {
       model_.set_content(page, free.back());
       free.pop_back();
       const bool mapped = model_.rights_of(page) != Rights::kNone || twin_.look(page);
-      if (mapped && ids_[page] == 0) twin_.name(page, ids_[page] = zero_id());
+      if (mapped && ids_[page] == 0) {
+        twin_.name(page, ids_[page] = zero_id());
+        touch_private(page);
+      }
       model_.renew(page, base_of(ids_[page]), random_.small(kWriters));
     }
     give_up_file_pages();
+  }
+  // As naming it has touched the twin's. (A mapping that mremap has emptied begins anew.)
+  void touch_private(unsigned page) {
+    if (file_page_[page]) return;
+    const Hva at(mine_.address(page));
+    if (model_.rights_of(page) == Rights::kWrite) {
+      u64 any = 0;
+      static_cast<void>(host::fetch_add(at, u64{0}, &any));
+    } else {
+      twin_.put_zero(at.raw());  // nobody else may write there
+    }
   }
   // Those that no page of the model shows any more.
   void give_up_file_pages() {

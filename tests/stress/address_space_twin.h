@@ -105,6 +105,11 @@ class Twin : public World {
             : ::pwrite(memory_, &id, sizeof(id), static_cast<off_t>(address(page)));
     if (put != sizeof(id)) std::abort();
   }
+  // Past the rights. One that is not there stays so.
+  void put_zero(u64 at) const {
+    const u64 zero = 0;
+    static_cast<void>(!::pwrite(memory_, &zero, sizeof(zero), static_cast<off_t>(at)));
+  }
 
  private:
   int memory_ = -1;
