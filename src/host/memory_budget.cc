@@ -6,10 +6,14 @@
 #include "host/worker.h"
 #include "sync/futex.h"
 
-// One turn at a time makes room, the worker's as a rule: a turn may read a gigabyte's tables or
-// wait for a disk, which no guest's store should last. Who finds nothing left wakes the worker and
-// sleeps on `grants`, once; a page that cannot be paid for is still the guest's. Only if the worker
-// does not follow, by kDeepDebt, guests make room themselves, for kLongestNs at most.
+// One turn at a time makes room, whoever runs it. Who finds nothing left runs one, or, while
+// somebody else's lasts (it may read a gigabyte's tables or wait for a disk), sleeps on `grants`
+// for kLookAgainNs; then it goes on, because a page that cannot be paid for is still the guest's,
+// and a guest whose store takes long is seen to stand still. Only deep in debt it does so again,
+// for kLongestNs at most.
+//
+// Tried and rejected: to leave all turns to the worker. On a busy machine a guest then waits for
+// two threads to be scheduled for every few pages.
 
 namespace stagetwo::host::budget {
 
@@ -40,22 +44,15 @@ void detail::pay_slow(u64 pages) {
   const s64 wanted = static_cast<s64>(pages);
   const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
   if (before >= wanted) return;
-  if (before > -kDeepDebt && worker_runs()) {
-    const u32 seen = grants.load(sync::kAcquire);
-    if (pages_left.load(sync::kRelaxed) > 0) return;
-    kick_worker(true);
-    sync::futex_wait(grants, seen, kLookAgainNs);
-    return;
-  }
   const u64 begun = sync::now_ns();
-  while (pages_left.load(sync::kRelaxed) <= 0 && sync::now_ns() - begun < kLongestNs) {
+  do {
     WorkItem* const item = relief.load(sync::kAcquire);
     if (item == nullptr) return;
-    static_cast<void>(run_turn(item));
     const u32 seen = grants.load(sync::kAcquire);
-    if (pages_left.load(sync::kRelaxed) > 0) return;
-    sync::futex_wait(grants, seen, kLookAgainNs);
-  }
+    if (!run_turn(item) && pages_left.load(sync::kRelaxed) <= 0) {
+      sync::futex_wait(grants, seen, kLookAgainNs);
+    }
+  } while (pages_left.load(sync::kRelaxed) < -kDeepDebt && sync::now_ns() - begun < kLongestNs);
 }
 
 void owe(u64 pages) {

@@ -2,11 +2,11 @@
 #pragma once
 
 // How many more pages guests may get before somebody makes room: whoever is about to make one
-// present pays here first, and who finds nothing left waits for room, a millisecond at most: the
-// worker makes it, by a turn of the work item that said so, or, deep in debt or without a worker,
-// who pays does himself. Analogue: try_charge() of a memory cgroup and its direct reclaim (kernel
-// file: mm/memcontrol.c). Differs: what is paid is an estimate that each turn corrects, and a
-// payment is never refused: where no room can be made, the limit is not kept.
+// present pays here first, and who finds nothing left makes room himself, by one turn of the work
+// item that said so, or waits a millisecond for who is at it. Analogue: try_charge() of a memory
+// cgroup and its direct reclaim (kernel file: mm/memcontrol.c). Differs: what is paid is an estimate
+// that each turn corrects, and a payment is never refused: where no room can be made, the limit is
+// not kept.
 //
 // A store may need several pages (its table, its page), and a guest whose store takes 10 ms is
 // taken for one that stands still. So those who answer touches of the process, and can bring back

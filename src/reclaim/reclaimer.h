@@ -5,8 +5,8 @@
 // Part of reclaim; not for other rooms. Analogue: kswapd and direct reclaim, and the walks of MGLRU
 // (kernel file: mm/vmscan.c).
 //
-// One turn runs at a time, by the engine's worker or, where that does not follow, by the thread of
-// a guest's fault that found nothing left of the budget (host/memory_budget.h).
+// One turn runs at a time, by the engine's worker or by the thread of a guest's fault that found
+// nothing left of the budget (host/memory_budget.h).
 //
 //   look     which pages are resident: the kernel is asked, about 1 ms a gigabyte; in between the
 //            process's resident set says by how much that may have grown
