@@ -124,7 +124,7 @@ struct LongBlockAgainstChange : SmallVm {
   void thread(unsigned me) {
     if (me == 0) {
       guest_access(0, [this](u64 translated) {
-        for (int i = 0; i < 40; ++i) use(translated);
+        for (int i = 0; i < 200; ++i) use(translated);
       });
     } else {
       host::change(pages.address(), kPageSize, host::EventKind::kUnmap,
