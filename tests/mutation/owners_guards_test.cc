@@ -27,7 +27,7 @@ namespace {
 
 template <typename Scenario>
 bool found_without(const char* guard) {
-  return broken_without({guard}, [] { return search<Scenario>(5000).found; });
+  return broken_without({guard}, [] { return search<Scenario>(20000).found; });
 }
 
 TEST(OwnersFilling, WithoutTheStageTwoTouchersBringThePageBack) {

@@ -86,7 +86,7 @@ TEST(SweepFreezes, WithoutItATableIsLinkedBelowOneThatWent) {
   EXPECT_TRUE(found_without<LinkedBelowWhatGoes>({"sweep_freezes"}, 3000));
 }
 TEST(PendingFlush, WithoutTheNumberASecondRemovalTrustsAnUnflushedOne) {
-  EXPECT_TRUE(found_without<TwoZaps>({"pending_flush"}, 5000));
+  EXPECT_TRUE(found_without<TwoZaps>({"pending_flush"}, 20000));
 }
 TEST(FastOnlyMmuWritable, WithoutTheTestAReadOnlyPageIsMadeWritable) {
   EXPECT_TRUE(found_without<FastOnReadOnly>({"fast_only_mmu_writable"}, 10));
