@@ -4,9 +4,9 @@
 // How many more pages guests may get before somebody makes room: whoever is about to make one
 // present pays here first, and who finds nothing left makes room himself, by one turn of the work
 // item that said so, or waits a millisecond for who is at it. Analogue: try_charge() of a memory
-// cgroup and its direct reclaim (kernel file: mm/memcontrol.c). Differs: what is paid is an estimate
-// that each turn corrects, and a payment is never refused: where no room can be made, the limit is
-// not kept.
+// cgroup and its direct reclaim (kernel file: mm/memcontrol.c). Differs: what is paid is an
+// estimate that each turn corrects, and a payment is never refused: where no room can be made, the
+// limit is not kept.
 //
 // A store may need several pages (its table, its page), and a guest whose store takes 10 ms is
 // taken for one that stands still. So those who answer touches of the process, and can bring back
@@ -45,12 +45,15 @@ void owe(u64 pages);
 [[nodiscard]] inline bool is_limited() {
   return detail::limited.load(sync::kRelaxed);
 }
-// A guest's access reaches for its page, under a limit: from before it pays until it may go on.
+// A guest's access reaches for its page: as pay(), and under a limit who waits for stores to land
+// waits until it has it. Context: as pay().
 class Reach {
  public:
-  Reach() : counted_(is_limited()) {
-    if (counted_) [[unlikely]]
-      ticket_ = detail::reaching.enter();
+  explicit Reach(u64 pages) : counted_(is_limited()) {
+    if (!counted_) [[likely]]
+      return;
+    ticket_ = detail::reaching.enter();
+    detail::pay_slow(pages);
   }
   ~Reach() {
     if (counted_) [[unlikely]]

@@ -157,7 +157,7 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, ResidentCache& known, Mode
   if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   if (populated != nullptr) populated->raise();
   // A limit of memory is kept here, before the page comes: where huge pages may, for one of those.
-  host::budget::pay(fault.max_level > 1 ? pt::span_of<Format>(2) : 1);
+  const host::budget::Reach reach(fault.max_level > 1 ? pt::span_of<Format>(2) : 1);
   Result<void> present;
   // Sealed and away, it is not the kernel's to bring.
   if (fault.from_file) present = mem::private_pages::fetch(fault.page);
@@ -205,7 +205,6 @@ bool GuestMemory::decide_early(MmuContext& context, Fault& fault, FaultOutcome* 
 }
 
 FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
-  const host::budget::Reach reach;
   if (!context.has_root(fault.address_space) || fault.prefetch) {
     if (!tdp_.load_root(context, fault.address_space)) return FaultOutcome::kNoMemory;
   }

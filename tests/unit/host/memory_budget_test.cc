@@ -155,7 +155,7 @@ TEST(MemoryBudget, ManyWhoPayAreAllLetGo) {
 TEST(MemoryBudget, AStoreThatReachesForItsPageIsWaitedFor) {
   std::atomic<bool> reaches{false}, has_it{false}, may_go{false};
   const auto store = [&] {
-    const budget::Reach reach;
+    const budget::Reach reach(1);
     reaches = true;
     while (!may_go) std::this_thread::yield();
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -180,7 +180,7 @@ TEST(MemoryBudget, AStoreThatReachesForItsPageIsWaitedFor) {
 
 TEST(MemoryBudget, AStoreThatNeverGetsItsPageIsNotWaitedForForEver) {
   Relief relief(10);
-  const budget::Reach reach;
+  const budget::Reach reach(1);
   std::thread([] { budget::let_stores_land(); }).join();
 }
 
