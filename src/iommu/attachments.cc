@@ -131,6 +131,7 @@ void Locked::unlink(Attachment& attachment) {
 }
 
 Result<void> Locked::do_attach(Device& device, u32 pasid, Hwpt& hwpt) {
+  if (find_attachment(device, pasid) != nullptr) detach_dead_processes();
   if (const Attachment* const now = find_attachment(device, pasid)) {
     return refuse(pasid == 0 && now->hwpt.get() != &hwpt ? EINVAL : EBUSY);
   }

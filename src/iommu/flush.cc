@@ -81,6 +81,18 @@ void Locked::flush_ioas(const Ioas& ioas, u64 iova, u64 last) {
   queue.wait();
 }
 
+// Addresses of a guest whose own tables have changed. Pre: nested.
+void Locked::flush_nested(const Hwpt& nested, u64 iova, u64 last) {
+  InvalidationQueue& queue = root().queue;
+  if (!queue.has_lines()) return;
+  const PageBlock block = block_of(iova, last);
+  for (const Attachment* one = nested.attachments; one != nullptr; one = one->next) {
+    queue.post(forget_pasid_pages(nested.parent->domain.id, one->pasid(), block));
+    post_device(*one, block);
+  }
+  queue.wait();
+}
+
 // What a PASID meant until now.
 void Locked::flush_attachment(const Attachment& attachment) {
   InvalidationQueue& queue = root().queue;

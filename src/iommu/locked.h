@@ -96,8 +96,8 @@ class Locked {
   Walked walk_entry(const PasidEntry& entry, u64 iova, Rights wanted);
   [[nodiscard]] bool reaches(u64 address) const;
   Result<DmaLine*> add_line();  // of an engine of this process; ENOSPC
-  void remove_line(DmaLine* line);
-  void drop_dead_lines();
+  void remove_line(DmaLine* line), drop_dead_lines();
+  void flush_nested(const Hwpt& nested, u64 iova, u64 last);  // a guest's first level has changed
 
   // ---- dirty tracking (dirty.cc)
   Result<void> set_dirty_tracking(Hwpt& hwpt, bool on);

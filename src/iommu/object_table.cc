@@ -62,6 +62,7 @@ void Locked::keep_number(u32 id) {
 }
 
 Result<void> Locked::destroy(u32 id) {
+  if (ST_TRY(find(id))->users != 0) detach_dead_processes();
   Object* const object = ST_TRY(find(id));
   if (object->users != 0) return refuse(EBUSY);
   switch (object->type) {

@@ -3,6 +3,7 @@
 // device.c (iommufd_get_hw_info), selftest.c (what the test device answers).
 #include "abi/iommufd/calls.h"
 #include "abi/iommufd/test_uapi.h"
+#include "abi/iommufd/vtd_calls.h"
 #include "iommu/viommu.h"
 
 namespace stagetwo::abi_iommufd {
@@ -40,7 +41,8 @@ Result<iommu::Hwpt*> alloc_nested(iommu::Locked& locked, iommu::Hwpt* parent, io
   const u32 known = has_newer_requests() ? kNewer : u32{IOMMU_HWPT_FAULT_ID_VALID};
   if ((cmd.flags & ~known) != 0 || cmd.data_len == 0) return refuse(EOPNOTSUPP);
   if (viommu == nullptr && (parent->automatic || !parent->nest_parent)) return refuse(EINVAL);
-  if (cmd.data_type != IOMMU_HWPT_DATA_SELFTEST) return refuse(EOPNOTSUPP);
+  const bool of_test = parent == nullptr || parent->domain.format == iommu::FormatKind::kMock;
+  if (cmd.data_type != IOMMU_HWPT_DATA_SELFTEST || !of_test) return refuse(EOPNOTSUPP);
   const u32 first = ST_TRY(std::move(word));
   const bool pasid = (cmd.flags & IOMMU_HWPT_ALLOC_PASID) != 0;
   iommu::Hwpt* const hwpt = viommu != nullptr
@@ -67,20 +69,24 @@ Result<void> alloc_locked(Call& call, iommu_hwpt_alloc& cmd, Result<u32> word) {
   } else {
     return refuse(EINVAL);
   }
-  if ((cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) != 0) {
-    const auto fault = locked.find<iommu::FaultQueue>(cmd.fault_id);
-    if (!fault) {
-      locked.destroy_hwpt(hwpt);
-      return refuse(ENOENT);
-    }
-    hwpt->fault = *fault;
-    ++(*fault)->object.users;
-  }
   cmd.out_hwpt_id = hwpt->object.id;
-  return {};
+  return take_fault_queue(locked, *hwpt, cmd);
 }
 
 }  // namespace
+
+Result<void> take_fault_queue(iommu::Locked& locked, iommu::Hwpt& hwpt,
+                              const iommu_hwpt_alloc& cmd) {
+  if ((cmd.flags & IOMMU_HWPT_FAULT_ID_VALID) == 0) return {};
+  const auto fault = locked.find<iommu::FaultQueue>(cmd.fault_id);
+  if (!fault) {
+    locked.destroy_hwpt(&hwpt);
+    return refuse(ENOENT);
+  }
+  hwpt.fault = *fault;
+  ++(*fault)->object.users;
+  return {};
+}
 
 Outcome hwpt_alloc(Call& call, iommu_hwpt_alloc& cmd) {
   if (cmd.__reserved != 0) return refuse(EOPNOTSUPP);
@@ -90,7 +96,11 @@ Outcome hwpt_alloc(Call& call, iommu_hwpt_alloc& cmd) {
   const auto read = copy_in_payload(&data, sizeof(data), sizeof(data), cmd.data_uptr, cmd.data_len);
   Result<u32> word = data.iotlb;
   if (!read) word = refuse(read.error());
-  ST_TRY(alloc_locked(call, cmd, std::move(word)));
+  if (cmd.data_type == IOMMU_HWPT_DATA_VTD_S1) {
+    ST_TRY(alloc_guest_level(call, cmd));
+  } else {
+    ST_TRY(alloc_locked(call, cmd, std::move(word)));
+  }
   const auto told = call.respond(cmd);
   if (told) return {};
   ST_LOCK_IOMMUFD(locked, call);
@@ -104,19 +114,26 @@ Outcome get_hw_info(Call& call, iommu_hw_info& cmd) {
       cmd.__reserved[1] != 0 || cmd.__reserved[2] != 0) {
     return refuse(EOPNOTSUPP);
   }
+  union {
+    iommu_test_hw_info test;
+    iommu_hw_info_vtd vtd;
+  } info{.test = {0, IOMMU_HW_INFO_SELFTEST_REGVAL}};
+  u32 has = IOMMU_HW_INFO_TYPE_SELFTEST, bytes = sizeof(info.test);
   {
     ST_LOCK_IOMMUFD(locked, call);
     const auto* const device = ST_TRY(locked.find<iommu::Device>(cmd.dev_id));
     cmd.out_capabilities = device->no_dirty ? 0 : IOMMU_HW_CAP_DIRTY_TRACKING;
     cmd.out_max_pasid_log2 = device->max_pasid_lg2;
+    if (device->vtd) {
+      info.vtd = vtd_info(*device);
+      has = IOMMU_HW_INFO_TYPE_INTEL_VTD;
+      bytes = sizeof(info.vtd);
+    }
   }
   const u32 type = asks ? cmd.in_data_type : u32{IOMMU_HW_INFO_TYPE_DEFAULT};
-  if (type != IOMMU_HW_INFO_TYPE_DEFAULT && type != IOMMU_HW_INFO_TYPE_SELFTEST) {
-    return refuse(EOPNOTSUPP);
-  }
-  cmd.out_data_type = IOMMU_HW_INFO_TYPE_SELFTEST;
-  const iommu_test_hw_info info{0, IOMMU_HW_INFO_SELFTEST_REGVAL};
-  const u32 known = std::min<u32>(cmd.data_len, sizeof(info));
+  if (type != IOMMU_HW_INFO_TYPE_DEFAULT && type != has) return refuse(EOPNOTSUPP);
+  cmd.out_data_type = has;
+  const u32 known = std::min<u32>(cmd.data_len, bytes);
   ST_TRY(copy_out_bytes(cmd.data_uptr, &info, known));
   constexpr u8 kZeros[64] = {};
   for (u32 at = known; at < cmd.data_len;) {
@@ -124,7 +141,7 @@ Outcome get_hw_info(Call& call, iommu_hw_info& cmd) {
     ST_TRY(copy_out_bytes(cmd.data_uptr + at, kZeros, some));
     at += some;
   }
-  cmd.data_len = sizeof(info);
+  cmd.data_len = bytes;
   return call.respond(cmd);
 }
 
@@ -244,6 +261,7 @@ Result<void> invalidate(Call& call, const iommu_hwpt_invalidate& cmd, u32* done)
                    cmd.entry_num > kMostEntries;
   if (cmd.entry_num != 0 && bad) return refuse(EINVAL);
   if (ST_TRY(names_viommu(call, cmd.hwpt_id))) return invalidate_by_viommu(call, cmd, done);
+  if (ST_TRY(is_guest_level(call, cmd.hwpt_id))) return invalidate_guest_level(call, cmd, done);
   if (cmd.data_type != IOMMU_HWPT_INVALIDATE_DATA_SELFTEST) return refuse(EINVAL);
   for (; *done < cmd.entry_num; ++*done) {
     const auto entry = ST_TRY(read_entry(cmd, *done));

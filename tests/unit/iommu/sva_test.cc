@@ -179,19 +179,28 @@ TEST_F(SvaTest, AChildOfForkDoesNotReachItsParent) {
 }
 
 TEST_F(SvaTest, AProcessThatEndedIsBoundNoMore) {
-  const pid_t child = fork();
-  if (child == 0) {
-    alarm(20);
-    auto context = *Context::attach(backing_->fd());
-    _exit(bind_process(*context, device_) ? 0 : 1);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  ASSERT_EQ(status, 0);
+  const auto bind_in_child = [&](u32 device) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      auto context = *Context::attach(backing_->fd());
+      _exit(bind_process(*context, device) ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+  };
+  bind_in_child(device_);
   EXPECT_EQ(get(device_, 1, page(0)), 0);
   EXPECT_EQ(reason_, FaultReason::kFirstUnreadable);
   EXPECT_EQ(bind(device_), 1u) << "the number is free again";
   unbind(device_);
+  bind_in_child(device_);
+  EXPECT_EQ(attach(device_, table_[0], 1), 0) << "for a page table, too";
+  detach(device_, 1);
+  const u32 other = make_vtd(0x62);
+  bind_in_child(other);
+  EXPECT_EQ(destroy(other), 0) << "nor is the device kept";
 }
 
 TEST_F(SvaTest, WithoutMemoryNothingIsBound) {

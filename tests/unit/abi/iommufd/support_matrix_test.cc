@@ -30,12 +30,14 @@ constexpr Request kRequests[] = {
     {"IOMMU_OPTION", 0x87, "RLIMIT_MODE, HUGE_PAGES"},
     {"IOMMU_VFIO_IOAS", 0x88, ""},
     {"IOMMU_HWPT_ALLOC", 0x89,
-     "nesting with the test device's payload only; with `--abi=6.18` for PASIDs, and on a viommu"},
-    {"IOMMU_GET_HW_INFO", 0x8a, "with the input type of later kernels"},
+     "nesting with the payloads of VT-d and of the test device; with `--abi=6.18` for PASIDs, and "
+     "on a viommu"},
+    {"IOMMU_GET_HW_INFO", 0x8a,
+     "a VT-d unit's registers or the test device's; with the input type of later kernels"},
     {"IOMMU_HWPT_SET_DIRTY_TRACKING", 0x8b, ""},
     {"IOMMU_HWPT_GET_DIRTY_BITMAP", 0x8c, ""},
     {"IOMMU_HWPT_INVALIDATE", 0x8d,
-     "nested page tables of the test device; with `--abi=6.18` by a viommu, too"},
+     "nested page tables of both; with `--abi=6.18` by a viommu, too"},
     {"IOMMU_FAULT_QUEUE_ALLOC", 0x8e, ""},
     {"IOMMU_IOAS_MAP_FILE", 0x8f, "with `--abi=6.18`: of shared memory"},
     {"IOMMU_VIOMMU_ALLOC", 0x90, "with `--abi=6.18`: of test devices, with a page to map"},
@@ -108,9 +110,11 @@ TEST_F(SupportMatrix, IsWhatTheDescriptorSays) {
          "## Requests of `/dev/iommu`\n\n"
          "| request | there | remark |\n|---|---|---|\n";
   append_requests(out);
-  out << "\nDevices to attach are the test command's. VT-d's tables, auxiliary domains and devices "
-         "that work by themselves\n"
-         "are the library's (`src/iommu/README.md`): no request leads to them.\n\n"
+  out << "\nDevices to attach are the test command's, with page tables of the mock's format, and "
+         "those "
+         "of `src/vfio` that are\n"
+         "bound to the iommufd, in VT-d's tables. Auxiliary domains are the library's "
+         "(`src/iommu/README.md`).\n\n"
          "## Files of fault injection\n\n"
          "With `--iommufd-test`: `/proc/self/task/TID/fail-nth`, and of debugfs "
          "`failslab/ignore-gfp-wait`. Every allocation,\n"
