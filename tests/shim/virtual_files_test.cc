@@ -175,6 +175,15 @@ TEST(MediatedDevice, StaysItsOwnersWhateverHappensToOthers) {
       << outcome.out << outcome.err;
 }
 
+// A guest's slot, private memory and a limit of memory over what a device works on.
+TEST(MediatedDevice, ReachesItsMemoryWhateverElseBecomesOfIt) {
+  const Outcome outcome = run_program(
+      {tool(), "run", "--memory-limit=4M", "--swap=/tmp", "--", program("dma_interplay")});
+  EXPECT_NE(outcome.out.find(" pages were absent, none of them pinned\ndone\n"), std::string::npos)
+      << outcome.out << outcome.err;
+  EXPECT_EQ(outcome.out.find("reclaim: 0 pages"), std::string::npos) << outcome.out;
+}
+
 // A PCI function of the session stands beside the machine's own devices; without the option there
 // is none, and nothing is moved.
 TEST(PciFunction, IsListedBesideTheMachines) {
