@@ -44,13 +44,4 @@ Result<void> map_file_range(Locked& locked, Ioas& ioas, int fd, u64 start, MapRe
   return {};
 }
 
-Result<bool> is_own_files_only(Locked& locked) {
-  bool own = true;
-  for (const PageSet* set = locked.root().page_sets; set != nullptr; set = set->next) {
-    if (!set->engine_maps) return refuse(EINVAL);
-    own = own && locked.is_of_this_process(*set);
-  }
-  return own;
-}
-
 }  // namespace stagetwo::iommu

@@ -13,8 +13,9 @@ namespace stagetwo::iommu {
 // or a device attached and the file shorter), EOVERFLOW, and as map().
 Result<void> map_file_range(Locked& locked, Ioas& ioas, int fd, u64 start, MapRequest* request);
 
-// Is all that any IOAS maps of files, and which of it is another process's? Failure: EINVAL (some
-// is not).
-Result<bool> is_own_files_only(Locked& locked);
+// This process takes over what others have mapped of files (take_over.cc): it pins that and is
+// charged for it. Failure: EINVAL (some is not of a file), EOPNOTSUPP (the file is not mapped here,
+// as it is in a child of fork), ENOMEM.
+Result<void> take_over_files(Locked& locked);
 
 }  // namespace stagetwo::iommu

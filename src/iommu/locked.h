@@ -41,7 +41,6 @@ class Locked {
   // Pins pages that nobody holds yet and holds all. Failure: EFAULT, ENOMEM.
   Result<void> hold_pages(PageSet& set, u64 first, u64 count);
   void release_pages(PageSet& set, u64 first, u64 count);
-  bool is_of_this_process(const PageSet& set) const { return is_this_process(set.process); }
   // Reads or writes bytes of the set, pinned or not. Failure: EFAULT.
   Result<void> copy_pages(PageSet& set, u64 byte, u64 length, void* to, const void* from);
   void release_process();  // pins and charges of this process
@@ -132,6 +131,7 @@ class Locked {
 
  private:
   friend class Context;
+  friend class TakeOver;
   Result<u32> this_process();
   bool is_alive(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }

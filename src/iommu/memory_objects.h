@@ -23,6 +23,8 @@ inline constexpr u32 kProcesses = 512;
 
 inline constexpr u64 kFewPages = 2;  // a page, wherever it begins
 
+inline constexpr u32 kOrphan = ~u32{0};  // in holds: nobody's, and still pinned by another process
+
 struct PageSet {
   u32 users = 0;    // areas, and calls under way
   u32 process = 0;  // whose addresses

@@ -30,11 +30,10 @@ Outcome ioas_map_file(Call& call, iommu_ioas_map_file& cmd) {
   return call.respond(cmd);
 }
 
-// What another process mapped stays its own: see the README.
 Outcome change_process(Call& call, iommu_ioas_change_process& cmd) {
   if (cmd.__reserved != 0) return refuse(EOPNOTSUPP);
   ST_LOCK_IOMMUFD(locked, call);
-  return ST_TRY(iommu::is_own_files_only(locked)) ? Outcome{} : refuse(EOPNOTSUPP);
+  return iommu::take_over_files(locked);
 }
 
 }  // namespace stagetwo::abi_iommufd

@@ -42,7 +42,7 @@ constexpr Request kRequests[] = {
     {"IOMMU_IOAS_MAP_FILE", 0x8f, "with `--abi=6.18`: of shared memory"},
     {"IOMMU_VIOMMU_ALLOC", 0x90, "with `--abi=6.18`: of test devices, with a page to map"},
     {"IOMMU_VDEVICE_ALLOC", 0x91, "with `--abi=6.18`: of test devices"},
-    {"IOMMU_IOAS_CHANGE_PROCESS", 0x92, "with `--abi=6.18`: nothing of another process's moves"},
+    {"IOMMU_IOAS_CHANGE_PROCESS", 0x92, "with `--abi=6.18`: to a child of fork"},
     {"IOMMU_VEVENTQ_ALLOC", 0x93, "with `--abi=6.18`: its descriptor is read; poll says always"},
     {"IOMMU_HW_QUEUE_ALLOC", 0x94,
      "with `--abi=6.18`: of test devices; it pins, and what it is in stays mapped"},
