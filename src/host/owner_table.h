@@ -40,8 +40,8 @@ class OwnerTable final : public TransitWatcher {
   // A mapping of it was made; nobody has its address yet.
   void view_made(const Reach& reach);
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
-  // nothing of it is absent. EAGAIN: under a change; EBUSY: somebody stands on it, another layout.
-  [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping, u32 layout);
+  // nothing of it is absent or taken. EAGAIN: under a change; EBUSY: somebody stands on it.
+  [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
   bool fill_first(Hva at, Access access);
   void join_watched(HvaRange range, bool fresh);
   bool sides_differ(HvaRange range, bool fresh);

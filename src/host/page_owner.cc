@@ -99,13 +99,12 @@ bool any_huge(const PageState* states, unsigned count) {
 // Touches of the piece are seen from now on, as *hiding says. False: they are not, or the pages are
 // not to be taken. Failure: EBUSY, somebody stands there since the piece was cut.
 Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taking,
-                           const Mapping& mapping, u32 layout, Hiding* hiding) {
+                           const Mapping& mapping, Hiding* hiding) {
   const HvaRange watched = footings().clear_around(piece, part_of(taking.span, mapping));
   // Each time anew: memory that was mapped behind our back is registered with nobody.
-  auto way = table.watch(watched, kPrivateMemory, mapping, layout);
+  auto way = table.watch(watched, kPrivateMemory, mapping);
   const auto fails_with = [&](int error) { return !way && to_int(way.error()) == error; };
-  if (fails_with(EAGAIN) && watched != piece)
-    way = table.watch(piece, kPrivateMemory, mapping, layout);
+  if (fails_with(EAGAIN) && watched != piece) way = table.watch(piece, kPrivateMemory, mapping);
   if (fails_with(ENOMEM) || fails_with(EBUSY)) return refuse(to_int(way.error()));
   if (!way) return false;
   *hiding = *way;
@@ -128,7 +127,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
   *reached = piece.end();
   table.note_private(piece);
   Hiding hiding{};
-  const auto watched = watch_private(table, piece, taking, mapping, layout, &hiding);
+  const auto watched = watch_private(table, piece, taking, mapping, &hiding);
   if (!watched && to_int(watched.error()) == EBUSY) {
     *reached = piece.start();
     return u64{0};

@@ -210,8 +210,7 @@ Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned 
   for (unsigned i = 0; i < count; ++i) {
     Mapping mapping;
     mapping.shared = mapping.file_backed = true;
-    const Hiding here =
-        ST_TRY(table.watch(views[i].range, views[i].object, mapping, OwnerTable::kAnyLayout));
+    const Hiding here = ST_TRY(table.watch(views[i].range, views[i].object, mapping));
     if (here == Hiding::kProtection) hiding = here;
   }
   return hiding;

@@ -60,8 +60,7 @@ bool is_private(const Mapping& mapping) {
 }  // namespace
 
 // Of a file's private mapping userfaultfd takes nothing; shared memory it does.
-// A span that is no longer one mapping's is not bound as a whole.
-Result<Hiding> OwnerTable::watch(HvaRange span, u64 object, const Mapping& mapping, u32 layout) {
+Result<Hiding> OwnerTable::watch(HvaRange span, u64 object, const Mapping& mapping) {
   const bool takes = mapping.shared || !mapping.file_backed;
   // The thread first: a touch of a watched page that nobody answers would wait for ever.
   const bool may_watch = takes && userfault::open() && start_resolver();
@@ -73,7 +72,6 @@ Result<Hiding> OwnerTable::watch(HvaRange span, u64 object, const Mapping& mappi
           change->reach_.object == kPrivateMemory && change->reach_.range.overlaps(span);
       if (moves && meets && ST_GUARD(owners_watch, true)) return refuse(EAGAIN);
     }
-    if (layout != kAnyLayout && layout != layout_) return refuse(EBUSY);
     const bool known = std::any_of(spans_.begin(), spans_.end(), [&](const WatchedSpan& each) {
       return covers(each, span, object);
     });

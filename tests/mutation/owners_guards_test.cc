@@ -92,7 +92,7 @@ bool watches_what_is_stood_on() {
   u32 hint = 0;
   static_cast<void>(footings.enter({host::packed(stack), 0, 0}, &hint));
   table.begin_take();
-  const bool watched = table.watch(all, host::kPrivateMemory, *mapping, table.layout()).has_value();
+  const bool watched = table.watch(all, host::kPrivateMemory, *mapping).has_value();
   table.end_take();
   return watched;
 }
