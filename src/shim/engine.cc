@@ -147,6 +147,7 @@ Result<void> wake() {
   host::set_attacher(attach_any);
   offer_secure_guests();
   abi_iommufd::set_newer_requests(option("abi") == "6.18");
+  abi_vfio::set_newer_requests(option("abi") == "6.18");
   abi_iommufd::set_test_commands(!option("iommufd-test").empty());
   abi_iommufd::set_site_report(report_failed_sites);
   host::set_owner_warning(warn);

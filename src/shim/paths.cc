@@ -65,6 +65,19 @@ constexpr auto group_devices(std::index_sequence<kGroups...>) {
 constexpr std::array kGroups = group_devices(std::make_index_sequence<abi_vfio::kMostGroups>());
 constexpr std::string_view kGroupFolder = "/dev/vfio/";
 
+template <u32 number>
+Result<int> open_node(int flags) {
+  return abi_vfio::open_node(number, flags);
+}
+// /dev/vfio/devices/vfio<number>; as those of groups.
+template <size_t... kNodes>
+constexpr auto node_devices(std::index_sequence<kNodes...>) {
+  return std::array{
+      Device{"/dev/vfio/devices/…", abi_vfio::kNodeMajor, u32{kNodes}, open_node<u32{kNodes}>}...};
+}
+constexpr std::array kNodes = node_devices(std::make_index_sequence<abi_vfio::kMostGroups>());
+constexpr std::string_view kNodeFolder = "/dev/vfio/devices/vfio";
+
 constexpr Device kFailNth{"/proc/self/task/…/fail-nth", 0, 0, abi_iommufd::open_fail_nth};
 constexpr std::string_view kTasks = "/proc/self/task/";
 constexpr std::string_view kFailNthName = "/fail-nth";
@@ -164,15 +177,17 @@ bool is_fail_nth(std::string_view name) {
          sys::call(SYS_tgkill, sys::getpid(), static_cast<long>(thread), 0) == 0;
 }
 
-// nullptr: no group of that number is there.
+// Of a group, or a device's own node. nullptr: none of that number is there.
 const Device* group_named(std::string_view name) {
   u64 group = 0;
   if (!name.starts_with(kGroupFolder)) return nullptr;
-  const std::string_view digits = name.substr(kGroupFolder.size());
+  const bool node = name.starts_with(kNodeFolder);
+  const std::string_view digits = name.substr((node ? kNodeFolder : kGroupFolder).size());
   if (digits.empty() || digits[0] > '9' || (digits[0] == '0' && digits.size() != 1)) return nullptr;
   if (!parse_u64(digits, &group) || group >= kGroups.size()) return nullptr;
   enter_session();
-  return abi_vfio::has_group(static_cast<u32>(group)) ? &kGroups[group] : nullptr;
+  if (!abi_vfio::has_group(static_cast<u32>(group))) return nullptr;
+  return node ? &kNodes[group] : &kGroups[group];
 }
 
 Target target_named(std::string_view name) {

@@ -57,7 +57,7 @@ void finish_orphans(Registry& registry) {
     const Slot& slot = registry.slots[i];
     if (state_of(slot) != SlotState::kRemoving) continue;
     if (is_claimed(ClaimKind::kRemover, slot.born)) continue;
-    if (!is_claimed(ClaimKind::kDevice, slot.born)) free_slot(registry, i);
+    if (!is_in_use(slot.born)) free_slot(registry, i);
   }
 }
 
@@ -184,7 +184,7 @@ Result<Removal> begin_removal(const Uuid& uuid) {
 void finish_removal(Removal removal) {
   const auto shared = registry();
   if (!shared || !removal) return;
-  while (is_claimed(ClaimKind::kDevice, removal.born_)) {
+  while (is_in_use(removal.born_)) {
     // A copy of this process's own, of a descriptor that another process has closed last.
     host::sweep_closed();
     sync::Atomic<u32> nobody_wakes{0};

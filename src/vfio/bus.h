@@ -19,6 +19,9 @@
 
 namespace stagetwo::vfio {
 
+// The major number of /dev/vfio/devices/vfioN; the kernel takes a free one.
+inline constexpr u32 kNodeMajor = 510;
+
 struct Listed {
   u32 slot = 0;
   u64 born = 0;

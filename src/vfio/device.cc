@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "base/process_page.h"
 #include "vfio/registry.h"
 
 namespace stagetwo::vfio {
@@ -62,6 +63,7 @@ Device::~Device() {
     const sync::MutexGuard guard(opening);
     if (open_devices[which_.slot] == this) open_devices[which_.slot] = nullptr;
   }
+  if (watching_.load() == process_stamp()) host::remove_work(&watch_);
   model_.reset();  // what runs by itself in it stops
   if (memory_ != nullptr) unmap_pages(memory_, Model::kMemoryBytes);
 }
@@ -72,6 +74,28 @@ Result<void> Device::connect(sync::Ref<Container> container) {
   ST_TRY(dma_.connect(std::move(container), which_));
   connected_ = true;
   return {};
+}
+
+Result<u32> Device::bind(sync::Ref<iommu::Iommufd> iommufd) {
+  const Locked locked(*this);
+  if (connected_) return bound_;
+  bound_ = ST_TRY(dma_.bind(std::move(iommufd), which_));
+  connected_ = true;
+  return bound_;
+}
+
+Result<void> Device::set_irqs(const IrqSet& request) {
+  ST_TRY(interrupts_.set(shape(), request));
+  const bool wants = request.index == kRequestIndex && request.count != 0;
+  if (wants && watching_.exchange(process_stamp()) != process_stamp()) host::add_work(&watch_);
+  return {};
+}
+
+void Device::Watch::turn() {
+  const Slot& slot = *device_.slot_;
+  const bool going = slot.state.load(sync::kAcquire) == SlotState::kRemoving;
+  if (!going || slot.born != device_.which_.born) return;
+  if (turns_++ % kTurnsBetween == 0) device_.interrupts_.ask_for_release();
 }
 
 void Device::read(unsigned region, u64 offset, std::span<u8> to) {

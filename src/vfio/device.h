@@ -9,6 +9,7 @@
 // I1  While one lives, its mdev is not removed (it has a Claim of kDevice).
 // Locking: the slot's lock (rank kDevice) around every call of the model. Lifetime: the last Ref.
 
+#include "host/worker.h"
 #include "sync/ref.h"
 #include "vfio/bus.h"
 #include "vfio/dma.h"
@@ -29,6 +30,12 @@ class Device final : public sync::RefCounted {
   // To the memory of the container its group is in. Again: nothing. Failure: as Dma::connect().
   Result<void> connect(sync::Ref<Container> container);
 
+  // The same by an iommufd. Answers its number there. Failure: as Dma::bind().
+  Result<u32> bind(sync::Ref<iommu::Iommufd> iommufd);
+  // Of what is bound; the caller keeps changes apart. Failure: as Dma::attach().
+  Result<void> attach(u32* pt_id, u32 pasid = 0) { return dma_.attach(pt_id, pasid); }
+  void detach(u32 pasid = 0) { dma_.detach(pasid); }
+
   // One access: 1, 2 or 4 bytes, aligned. Pre: in the region.
   void read(unsigned region, u64 offset, std::span<u8> to);
   void write(unsigned region, u64 offset, std::span<const u8> from);
@@ -37,11 +44,24 @@ class Device final : public sync::RefCounted {
   // on: plain areas as `prot` says, trapped ones without a right to write. Pre: the range is in
   // areas that are mapped. Failure: ENOMEM.
   Result<void> show(unsigned region, u64 offset, u64 size, int prot, Hva at);
-  Result<void> set_irqs(const IrqSet& request) { return interrupts_.set(shape(), request); }
+  Result<void> set_irqs(const IrqSet& request);
 
  private:
   friend void devices_after_fork_child();
   class Locked;
+  // Looks whether its holder is to let go of it, while he wants to hear that.
+  class Watch final : public host::WorkItem {
+   public:
+    explicit Watch(Device& device) : device_(device) {}
+    void turn() override;
+    u64 period_ns() override { return kPeriodNs; }
+
+   private:
+    static constexpr u64 kPeriodNs = 50'000'000;
+    static constexpr unsigned kTurnsBetween = 200;  // he is asked again every ten seconds
+    Device& device_;
+    unsigned turns_ = 0;
+  };
   ~Device() override;
   Result<void> start(Registry& shared);
 
@@ -50,9 +70,12 @@ class Device final : public sync::RefCounted {
   Interrupts interrupts_;
   Dma dma_;
   bool connected_ = false;  // under the slot's lock
+  u32 bound_ = 0;           // the iommufd's number for it
   Slot* slot_ = nullptr;
   u8* memory_ = nullptr;
   Box<Model> model_;
+  Watch watch_{*this};
+  sync::Atomic<u32> watching_{0};  // the process that does
 };
 
 void devices_after_fork_child();

@@ -71,6 +71,11 @@ void Interrupts::after_fork_child() {
   std::construct_at(&lock_, sync::Rank::kInterrupts);
 }
 
+void Interrupts::ask_for_release() {
+  const sync::MutexGuard guard(lock_);
+  if (own_[1].bell) ring(own_[1]);
+}
+
 void Interrupts::set_line(bool up) {
   const sync::MutexGuard guard(lock_);
   const bool rises = up && !line_;

@@ -48,6 +48,8 @@ class Interrupts {
   void raise(u32 vector);
   // In a child of fork: another thread may have been in the middle of a ring.
   void after_fork_child();
+  // Its holder is asked to let go of the device, if he listens to that.
+  void ask_for_release();
   // The level of what interrupts by a line; with MSI in use each rise is a message of vector 0.
   void set_line(bool up);
 

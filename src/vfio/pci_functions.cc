@@ -158,7 +158,7 @@ void add_function(const Tree& tree, const Listed& function) {
   tree.folder(kDriver);
   link_machines(tree, "bus/pci/devices", true);
   link_machines(tree, "bus/pci/drivers", false);
-  tree.folder(at.node.view());
+  add_node(tree, at.node, function.number());
   write_attributes(tree, at, identity, function.uuid.bytes[kNumberAt]);
   tree.link(at.folder.below("/subsystem"), Path("../../../bus/pci"));
   tree.link(at.folder.below("/driver"), Path("../../../").append(kDriver));

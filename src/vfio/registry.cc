@@ -62,7 +62,7 @@ Result<void> keep(int fd) {
 struct ::flock byte_of(ClaimKind kind, u64 born, short type) {
   struct ::flock byte{};
   byte.l_type = type;
-  byte.l_start = kFirstByte + static_cast<off_t>(born * 4 + static_cast<u32>(kind));
+  byte.l_start = kFirstByte + static_cast<off_t>(born * 8 + static_cast<u32>(kind));
   byte.l_len = 1;
   return byte;
 }

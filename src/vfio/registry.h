@@ -67,12 +67,17 @@ void wipe_memory(u32 slot);
 [[nodiscard]] u32 instances_left(const Registry& shared, const TypeRef& type);
 
 // A byte of the file that is somebody's. kOne: nobody else's at the same time.
-enum class ClaimKind : u32 { kGroup, kDevice, kBound, kRemover };
+// kNode: has the device's own node open, bound or not; kBound: to an iommufd.
+enum class ClaimKind : u32 { kGroup, kDevice, kBound, kRemover, kNode };
 enum class Share : u8 { kOne, kMany };
 using Claim = Box<host::HeldFd>;
 // Failure: EBUSY (somebody has it), EMFILE, ENOMEM.
 [[nodiscard]] Result<Claim> claim(ClaimKind kind, u64 born, Share share);
 [[nodiscard]] bool is_claimed(ClaimKind kind, u64 born);
+// Does anybody keep it from being removed?
+[[nodiscard]] inline bool is_in_use(u64 born) {
+  return is_claimed(ClaimKind::kDevice, born) || is_claimed(ClaimKind::kNode, born);
+}
 
 void registry_after_fork_child();
 // For tests: the next registry() maps afresh.

@@ -84,7 +84,7 @@ void tree_add(const Registry& shared, const Listed& device) {
   if (!tree || !device.type) return;
   if (device.type.parent->function != nullptr) return add_function(tree, device);
   const Places at(device);
-  tree.folder(at.node.view());
+  add_node(tree, at.node, device.number());
   tree.file(at.folder.below("/remove"), {}, 0200);
   tree.link(at.folder.below("/mdev_type"),
             Path("../mdev_supported_types/").append(folder_of(device.type).view()));
@@ -108,6 +108,7 @@ void tree_remove(const Registry& shared, const Listed& device) {
   for (const std::string_view file : {"/remove", "/mdev_type", "/iommu_group", "/subsystem"}) {
     tree.remove(at.folder.below(file));
   }
+  tree.remove(at.node.below("/dev"));
   tree.remove(at.node, true);
   tree.remove(at.folder.below("/vfio-dev"), true);
   tree.remove(at.folder, true);

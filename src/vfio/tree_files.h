@@ -88,4 +88,12 @@ inline Path numbered(std::string_view before, u32 number) {
   return Path(before).append(digits.view());
 }
 
+// vfio-dev/vfioN of a device, and the number of its node.
+inline void add_node(const Tree& tree, const Path& at, u32 number) {
+  FixedString<24> text;
+  text.append_int(kNodeMajor).append_char(':').append_int(number).append_char('\n');
+  tree.folder(at.view());
+  tree.file(at.below("/dev"), text.view(), 0444);
+}
+
 }  // namespace stagetwo::vfio

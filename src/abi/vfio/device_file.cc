@@ -10,6 +10,7 @@
 #include "abi/vfio/files.h"
 #include "abi/vfio/mappings.h"
 #include "abi/vfio/requests.h"
+#include "abi/vfio/uapi.h"
 #include "abi/vfio/vfio.h"
 #include "base/vec.h"
 
@@ -19,6 +20,7 @@ namespace {
 constexpr unsigned kOffsetBits = 40;  // of a region's place in the file
 constexpr u64 kOffsetMask = (u64{1} << kOffsetBits) - 1;
 static_assert(vfio::kRegions == VFIO_PCI_NUM_REGIONS && vfio::kIrqIndexes == VFIO_PCI_NUM_IRQS);
+static_assert(kNodeMajor == vfio::kNodeMajor);
 static_assert(vfio::kConfigRegion == VFIO_PCI_CONFIG_REGION_INDEX);
 static_assert(vfio::kIntxIndex == VFIO_PCI_INTX_IRQ_INDEX &&
               vfio::kMsiIndex == VFIO_PCI_MSI_IRQ_INDEX &&
@@ -47,6 +49,7 @@ class DeviceFile final : public host::Description, public host::PlacedIo, public
 
  private:
   Result<long> serve(u32 request, u64 arg);
+  Result<long> serve_node(u32 request, u64 arg);
   Result<long> advance(Result<long> moved) {
     if (moved) at_ += *moved;
     return moved;
@@ -218,8 +221,21 @@ Result<long> DeviceFile::serve(u32 request, u64 arg) {
   }
 }
 
+// Before it is bound a node's file answers nothing else.
+Result<long> DeviceFile::serve_node(u32 request, u64 arg) {
+  if (request == VFIO_DEVICE_BIND_IOMMUFD) return bind_iommufd(*device_, arg);
+  if (!device_->is_granted()) return refuse(EINVAL);
+  if (!device_->has_group() && request == VFIO_DEVICE_ATTACH_IOMMUFD_PT) {
+    return attach_pt(*device_, arg);
+  }
+  if (!device_->has_group() && request == VFIO_DEVICE_DETACH_IOMMUFD_PT) {
+    return detach_pt(*device_, arg);
+  }
+  return serve(request, arg);
+}
+
 long DeviceFile::ioctl(int, unsigned long request, unsigned long arg) {
-  return as_answer(serve(static_cast<u32>(request), arg));
+  return as_answer(serve_node(static_cast<u32>(request), arg));
 }
 
 // ---- regions
@@ -247,6 +263,7 @@ unsigned width_at(u64 offset, u64 left) {
 }
 
 Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
+  if (!device_->is_granted()) return refuse(EINVAL);
   if (size == 0) return 0;
   const Place place = ST_TRY(place_of(device().shape(), size, at));
   for (u64 done = 0; done < place.bytes;) {
@@ -260,6 +277,7 @@ Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
 }
 
 Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
+  if (!device_->is_granted()) return refuse(EINVAL);
   if (size == 0) return 0;
   const Place place = ST_TRY(place_of(device().shape(), size, at));
   for (u64 done = 0; done < place.bytes;) {
@@ -276,6 +294,7 @@ Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
 
 // Whole pages of the region that may be mapped, and nothing beside them.
 Result<void> DeviceFile::check_mmap(const host::MapRequest& request) {
+  if (!device_->is_granted()) return refuse(EINVAL);
   const u64 index = static_cast<u64>(request.offset) >> kOffsetBits;
   if (index >= vfio::kRegions || (request.flags & MAP_TYPE) == MAP_PRIVATE) return refuse(EINVAL);
   u64 at = static_cast<u64>(request.offset) & kOffsetMask;
@@ -309,6 +328,23 @@ Result<long> open_device(sync::Ref<Group> group) {
                                .home = host::StateHome::kDescription,
                                .open_flags = O_RDWR | O_CLOEXEC,
                                .wants_last_close = true}));
+}
+
+Result<int> open_node(u32 number, int flags) {
+  const auto which = vfio::device_at(number);
+  if (!which || !which->type) return refuse(ENODEV);
+  auto node = ST_TRY(vfio::claim(vfio::ClaimKind::kNode, which->born, vfio::Share::kMany));
+  auto backing = ST_TRY(host::Backing::create("vfio-device", 0));
+  auto opened =
+      ST_TRY(sync::Ref<OpenDevice>::make("abi_vfio.open_device", *which, std::move(node)));
+  auto file = ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(opened)));
+  return host::publish(std::move(file), std::move(backing),
+                       {.shape = host::FileShape::kCharDevice,
+                        .home = host::StateHome::kDescription,
+                        .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
+                        .device_major = kNodeMajor,
+                        .device_minor = number,
+                        .wants_last_close = true});
 }
 
 }  // namespace stagetwo::abi_vfio

@@ -27,31 +27,59 @@ class Group final : public sync::RefCounted {
   [[nodiscard]] bool has_container();
   [[nodiscard]] bool has_type();
   Result<void> join(sync::Ref<vfio::Container> container);
+  // An iommufd in the place of a container; it has an IOAS of VFIO's from now on. Failure: ENOMEM,
+  // EIO.
+  Result<void> join(sync::Ref<iommu::Iommufd> iommufd);
   Result<void> leave();
-  // The device reaches memory by the group's container from now on. Pre: has_type().
+  // The device reaches memory by the group's container from now on, or by the iommufd's IOAS. Pre:
+  // has_type().
   Result<void> connect(vfio::Device& device);
 
  private:
   ~Group() override;
+  Result<void> connect_to_iommufd(vfio::Device& device) TA_REQ(lock_);
 
   const vfio::Listed which_;
   const vfio::Claim claim_;
   sync::Mutex lock_{sync::Rank::kVm};
-  sync::Ref<vfio::Container> container_ TA_GUARDED(lock_);
+  sync::Ref<vfio::Container> container_ TA_GUARDED(lock_);  // one of the two
+  sync::Ref<iommu::Iommufd> iommufd_ TA_GUARDED(lock_);
 };
 
-// A device that is open. Lifetime: its descriptor, and its mappings.
+// A device's file: of its group, or of its own node, and then it is the device's once it is bound
+// to an iommufd. Lifetime: its descriptor, and its mappings.
 class OpenDevice final : public sync::RefCounted {
  public:
   OpenDevice(sync::Ref<Group> group, sync::Ref<vfio::Device> device)
-      : group_(std::move(group)), device_(std::move(device)) {}
+      : which_(device->which()),
+        group_(std::move(group)),
+        device_(std::move(device)),
+        granted_(true) {}
+  OpenDevice(const vfio::Listed& which, vfio::Claim node) : which_(which), node_(std::move(node)) {}
+
+  // May it be used? Before it is, nothing but bind() and has_group() is asked.
+  [[nodiscard]] bool is_granted() const { return granted_.load(sync::kAcquire); }
+  [[nodiscard]] bool has_group() const { return static_cast<bool>(group_); }
   [[nodiscard]] vfio::Device& device() const { return *device_; }
+  [[nodiscard]] sync::Mutex& changing() TA_RETURN(changing_) { return changing_; }
+
+  // Answers the iommufd's number for it; granted() says that the client knows. Failure: EBUSY (the
+  // group is open), EINVAL (it is bound already, here or by another), EBADF, EBADFD, ENODEV,
+  // ENOMEM.
+  Result<u32> bind(int iommufd) TA_REQ(changing_);
+  void granted() TA_REQ(changing_) { granted_.store(true, sync::kRelease); }
+  void unbind() TA_REQ(changing_);
 
  private:
   ~OpenDevice() override = default;
+  const vfio::Listed which_;
+  sync::Mutex changing_{sync::Rank::kVm};
+  vfio::Claim node_;
+  vfio::Claim against_group_, bound_;
   // The device goes first: its group's container is what it reaches memory by.
   sync::Ref<Group> group_;
   sync::Ref<vfio::Device> device_;
+  sync::Atomic<bool> granted_{false};
 };
 
 class ContainerFile final : public host::Description {
@@ -67,5 +95,10 @@ class ContainerFile final : public host::Description {
 
 // Answers the descriptor.
 [[nodiscard]] Result<long> open_device(sync::Ref<Group> group);
+
+// The requests of a device's own node (open_device.cc).
+[[nodiscard]] Result<long> bind_iommufd(OpenDevice& device, u64 arg);
+[[nodiscard]] Result<long> attach_pt(OpenDevice& device, u64 arg);
+[[nodiscard]] Result<long> detach_pt(OpenDevice& device, u64 arg);
 
 }  // namespace stagetwo::abi_vfio

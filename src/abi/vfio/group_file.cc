@@ -66,8 +66,13 @@ Result<long> set_container(Group& group, u64 arg) {
   if (group.is_gone()) return refuse(ENODEV);
   const auto file = host::find(fd);
   const auto* const container = file ? dynamic_cast<const ContainerFile*>(file.get()) : nullptr;
-  if (container == nullptr) return refuse(EBADFD);
-  ST_TRY(group.join(container->container()));
+  if (container != nullptr) {
+    ST_TRY(group.join(container->container()));
+    return 0;
+  }
+  auto iommufd = iommu::find_iommufd(fd);
+  if (!iommufd) return refuse(EBADFD);
+  ST_TRY(group.join(std::move(iommufd)));
   return 0;
 }
 
@@ -100,11 +105,12 @@ bool Group::is_gone() const {
 
 bool Group::has_container() {
   const sync::MutexGuard guard(lock_);
-  return container_ && container_->has_group(which_);
+  return iommufd_ || (container_ && container_->has_group(which_));
 }
 
 bool Group::has_type() {
   const sync::MutexGuard guard(lock_);
+  if (iommufd_) return true;
   return container_ && container_->type() != vfio::IommuType::kNone;
 }
 
@@ -115,14 +121,47 @@ Result<void> Group::join(sync::Ref<vfio::Container> container) {
   return {};
 }
 
+// What an iommufd serves containers' requests with; a client may have named one.
+Result<void> Group::join(sync::Ref<iommu::Iommufd> iommufd) {
+  const sync::MutexGuard guard(lock_);
+  {
+    iommu::Locked locked(iommufd->context());
+    if (!locked.ok()) return refuse(EIO);
+    if (locked.root().vfio_ioas.get() == nullptr) {
+      locked.root().vfio_ioas = ST_TRY(locked.make_ioas());
+    }
+  }
+  iommufd_ = std::move(iommufd);
+  return {};
+}
+
+// Bound and attached by who opens it first.
+Result<void> Group::connect_to_iommufd(vfio::Device& device) {
+  static_cast<void>(ST_TRY(device.bind(iommufd_.clone())));
+  u32 ioas = 0;
+  {
+    iommu::Locked locked(iommufd_->context());
+    if (!locked.ok()) return refuse(EIO);
+    const iommu::Ioas* const compat = locked.root().vfio_ioas;
+    if (compat == nullptr) return refuse(ENODEV);
+    ioas = compat->object.id;
+  }
+  return device.attach(&ioas);
+}
+
 Result<void> Group::connect(vfio::Device& device) {
   const sync::MutexGuard guard(lock_);
+  if (iommufd_) return connect_to_iommufd(device);
   if (!container_) return refuse(EINVAL);
   return device.connect(container_.clone());
 }
 
 Result<void> Group::leave() {
   const sync::MutexGuard guard(lock_);
+  if (iommufd_) {
+    iommufd_.reset();
+    return {};
+  }
   if (!container_ || !container_->has_group(which_)) return refuse(EINVAL);
   if (vfio::is_claimed(vfio::ClaimKind::kDevice, which_.born)) return refuse(EBUSY);
   container_->remove_group(which_);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The façade of the room: /dev/vfio/vfio and /dev/vfio/<group>. Linux analogue: vfio_fops,
-// vfio_group_fops, vfio_device_fops (kernel files: drivers/vfio/{container,group,vfio_main}.c).
+// The façade of the room: /dev/vfio/vfio, /dev/vfio/<group>, /dev/vfio/devices/vfio<N>. Linux
+// analogue: vfio_fops, vfio_group_fops, vfio_device_fops (kernel files:
+// drivers/vfio/{container,group,vfio_main}.c).
 //
 // The first check that fails answers, in the kernel's order.
 
@@ -18,6 +19,7 @@ namespace stagetwo::abi_vfio {
 inline constexpr u32 kMiscMajor = 10;
 inline constexpr u32 kMinor = 196;       // VFIO_MINOR
 inline constexpr u32 kGroupMajor = 511;  // the kernel takes a free one
+inline constexpr u32 kNodeMajor = 510;   // the same
 inline constexpr unsigned kMostGroups = 48;
 
 // open("/dev/vfio/vfio", flags). Failure: EMFILE, ENFILE, ENOMEM.
@@ -26,6 +28,12 @@ inline constexpr unsigned kMostGroups = 48;
 [[nodiscard]] bool has_group(u32 group);
 // Failure: ENODEV, EBUSY (it is open), EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_group(u32 group, int flags);
+
+// /dev/vfio/devices/vfio<number>; is it there: has_group(). Failure: as open_group() but EBUSY.
+[[nodiscard]] Result<int> open_node(u32 number, int flags);
+
+// May PASIDs be attached, as from 6.15 on? Default: no. `stagetwo run --abi=6.18`.
+void set_newer_requests(bool on);
 
 // The description of a received descriptor (host::set_attacher); empty: not of this room, or a
 // group or device, which only its process and the children of that have.

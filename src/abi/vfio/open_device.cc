@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// A device by its own node: bound to an iommufd, attached to its page tables. kernel files:
+// drivers/vfio/device_cdev.c, iommufd.c. What is looked at first:
+//
+//   BIND     the struct; the group's own file; the group is open; bound already; the iommufd;
+//   another
+//            file is bound
+//   ATTACH   not bound: EINVAL, as everything but BIND; the struct; PASIDs where there are any
+#include "abi/vfio/client_memory.h"
+#include "abi/vfio/files.h"
+#include "abi/vfio/uapi.h"
+#include "abi/vfio/vfio.h"
+#include "base/sys.h"
+
+namespace stagetwo::abi_vfio {
+namespace {
+
+constinit sync::Atomic<bool> newer_requests{false};
+
+// The PASID behind the struct, if the flag says that there is one.
+template <typename T>
+Result<u32> read_pasid(T* asked, u64 arg, size_t known, u32 flag, const vfio::Device& device) {
+  const u32 flags = newer_requests.load(sync::kRelaxed) ? flag : 0;
+  if ((asked->flags & ~flags) != 0) return refuse(EINVAL);
+  if (asked->flags == 0) return 0;
+  if (device.which().type.parent->pasid_bits == 0) return refuse(EOPNOTSUPP);
+  if (asked->argsz < sizeof(T)) return refuse(EINVAL);
+  ST_TRY(copy_in_bytes(&asked->pasid, arg + known, sizeof(u32)));
+  if (asked->pasid == 0) return refuse(EINVAL);  // it means the device's own requests
+  return asked->pasid;
+}
+
+}  // namespace
+
+void set_newer_requests(bool on) {
+  newer_requests.store(on, sync::kRelaxed);
+}
+
+Result<u32> OpenDevice::bind(int fd) {
+  // Against the group's file, which is one's own; of these there may be several.
+  auto against = vfio::claim(vfio::ClaimKind::kGroup, which_.born, vfio::Share::kMany);
+  if (!against) return refuse(against.error());
+  if (is_granted()) return refuse(EINVAL);
+  static_cast<void>(ST_TRY(sys::fcntl(fd, F_GETFD)));
+  auto iommufd = iommu::find_iommufd(fd);
+  if (!iommufd) return refuse(EBADFD);
+  auto bound = vfio::claim(vfio::ClaimKind::kBound, which_.born, vfio::Share::kOne);
+  if (!bound) return refuse(to_int(bound.error()) == EBUSY ? EINVAL : to_int(bound.error()));
+  auto device = ST_TRY(vfio::Device::open(which_));
+  const u32 id = ST_TRY(device->bind(std::move(iommufd)));
+  device_ = std::move(device);
+  bound_ = std::move(*bound);
+  against_group_ = std::move(*against);
+  return id;
+}
+
+void OpenDevice::unbind() {
+  device_.reset();
+  bound_.reset();
+  against_group_.reset();
+}
+
+Result<long> bind_iommufd(OpenDevice& device, u64 arg) {
+  vfio_device_bind_iommufd asked{};
+  ST_TRY(copy_in(&asked, arg));
+  if (asked.flags != 0 || asked.iommufd < 0 || device.has_group()) return refuse(EINVAL);
+  const sync::MutexGuard changing(device.changing());
+  const u32 id = ST_TRY(device.bind(asked.iommufd));
+  const u64 place = arg + offsetof(vfio_device_bind_iommufd, out_devid);
+  if (const auto told = copy_out_bytes(place, &id, sizeof(id)); !told) {
+    device.unbind();
+    return refuse(told.error());
+  }
+  device.granted();
+  return 0;
+}
+
+Result<long> attach_pt(OpenDevice& device, u64 arg) {
+  using Asked = vfio_device_attach_iommufd_pt_pasid;
+  constexpr size_t kKnown = offsetof(Asked, pasid);
+  Asked asked{};
+  ST_TRY(copy_in(&asked, arg, kKnown));
+  const u32 pasid =
+      ST_TRY(read_pasid(&asked, arg, kKnown, VFIO_DEVICE_ATTACH_PASID, device.device()));
+  const sync::MutexGuard changing(device.changing());
+  ST_TRY(device.device().attach(&asked.pt_id, pasid));
+  if (const auto told = copy_out_bytes(arg + offsetof(Asked, pt_id), &asked.pt_id, sizeof(u32));
+      !told) {
+    device.device().detach(pasid);
+    return refuse(told.error());
+  }
+  return 0;
+}
+
+Result<long> detach_pt(OpenDevice& device, u64 arg) {
+  using Asked = vfio_device_detach_iommufd_pt_pasid;
+  constexpr size_t kKnown = offsetof(Asked, pasid);
+  Asked asked{};
+  ST_TRY(copy_in(&asked, arg, kKnown));
+  const u32 pasid =
+      ST_TRY(read_pasid(&asked, arg, kKnown, VFIO_DEVICE_DETACH_PASID, device.device()));
+  const sync::MutexGuard changing(device.changing());
+  device.device().detach(pasid);
+  return 0;
+}
+
+}  // namespace stagetwo::abi_vfio
