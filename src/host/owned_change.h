@@ -54,8 +54,8 @@ class OwnedChange {
 // watched or hidden itself has joined with somebody already.
 [[nodiscard]] bool sides_differ(HvaRange range, bool fresh);
 
-// While a mapping is made there, or gets its rights: the pages beside it, if that would be so, are
-// back, and neither watched nor hidden. Opened before the change of the range itself: that one's
+// While a mapping is made there (`fresh`), or gets its rights and that would be so: the pages beside
+// it are back, and neither watched nor hidden. Opened before the change of the range itself: that one's
 // pages wait for its end.
 class EvenSides {
  public:

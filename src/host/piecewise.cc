@@ -184,6 +184,11 @@ HvaRange source_of(const Remap& call, Remapping kind) {
   return HvaRange(Hva(call.from), stays ? 0 : call.size);
 }
 
+HvaRange left_behind(const Remap& call) {
+  const bool leaves = (call.flags & MREMAP_DONTUNMAP) != 0;
+  return HvaRange(Hva(call.from), leaves ? call.size : 0);
+}
+
 HvaRange growth_of(const Remap& call) {
   const bool grows = call.new_size > call.size && is_there(call.from, call.new_size);
   return HvaRange(Hva(call.from + call.size), grows ? call.new_size - call.size : 0);

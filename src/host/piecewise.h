@@ -80,6 +80,9 @@ enum class Remapping : u8 {
 [[nodiscard]] Remapping kind_of(const Remap& call);
 // What has to be one mapping of the client's; empty: nothing.
 [[nodiscard]] HvaRange source_of(const Remap& call, Remapping kind);
+// What stays behind, empty, when its pages have gone. The kernel lets go of all that binds it to
+// its neighbours if it was a mapping by itself.
+[[nodiscard]] HvaRange left_behind(const Remap& call);
 // Where it grows if it stays in place.
 [[nodiscard]] HvaRange growth_of(const Remap& call);
 // Does the kernel take the source, of several mappings, one after the other? Pre: a change kMoves
@@ -140,6 +143,8 @@ void* remap(const Remap& asked, F&& remap, G&& made) {
   call.new_size = (asked.new_size + kPageSize - 1) & kPageMask;
   const Remapping kind = kind_of(call);
   if (kind == Remapping::kRefused) return remap(asked);
+  // What is left behind stays one mapping with what is beside it, unless it was one by itself.
+  const EvenSides source_sides(left_behind(call), true);
   const OwnedChange source(source_of(call, kind), Announced::kMoves);
   if (source.refused()) return no_memory<void*>();
   const bool fixed = kind == Remapping::kFixed;

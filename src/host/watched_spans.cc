@@ -17,8 +17,10 @@
 // together (anon_vma). It sees to that by itself at the first touch, but not across a border of
 // ours: so a mapping is bound before there is a border in it, and what is mapped beside one, or
 // gets its rights, is bound to it. Between memory of ours and memory that nobody watches it would
-// be made one with the latter at once, and stay so: then the page beside it on our side comes back
-// first.
+// be made one with the latter at once, and stay so; and a touch that had begun before the change
+// comes before the binding. So what is mapped anew finds the pages beside it back, and nobody
+// watches them: it is one with them from the beginning. So does what mremap leaves behind empty
+// (MREMAP_DONTUNMAP), which the kernel unbinds from its neighbours if it was a mapping by itself.
 //
 // Tried and rejected: watching whole mappings, so that there is no border: what is mapped beside
 // one later would have been one mapping with it, and all first touches take the long way.
@@ -284,7 +286,11 @@ bool sides_differ(HvaRange range, bool fresh) {
 }
 
 EvenSides::EvenSides(HvaRange range, bool fresh) {
-  if (!sides_differ(range, fresh) || !ST_GUARD(owners_even_sides, true)) return;
+  if (range.empty() || range.start() < Hva(kPageSize) || !owners_active()) return;
+  // What is mapped anew may be touched at once, by whoever asked for the page that was there: it
+  // has to be one with what is beside it from the beginning, and nobody may watch that now.
+  if (!fresh && !sides_differ(range, fresh)) return;
+  if (!ST_GUARD(owners_even_sides, true)) return;
   left_.emplace(page_at(range.start() - kPageSize), Announced::kMoves);
   right_.emplace(page_at(range.end()), Announced::kMoves);
 }

@@ -233,6 +233,37 @@ TEST_P(Undivided, WhatIsMappedBesideOrInsideIsOneMappingWithIt) {
   expect_the_same({0, kPages + 16, kPages + 32, MREMAP_MAYMOVE});
 }
 
+// By who had asked for the page that was there: the bell does not stop a touch that has begun.
+TEST_P(Undivided, SoIsWhatIsTouchedAsSoonAsItIsMapped) {
+  both([](const Place& place) { place.fill(0, kPages); });
+  take(0, kPages);
+  both([](const Place& place) {
+    for (const size_t first : {size_t{24}, kPages}) {
+      const auto call = [&] {
+        void* there = ::mmap(place.at(first), 8 * kPageSize, kBoth, kAnonymous | MAP_FIXED, -1, 0);
+        place.fill(first, 8);
+        return there;
+      };
+      const u64 start = place.range(first, 8).start().raw();
+      ASSERT_EQ(place.at(first), host::replace(start, 8 * kPageSize, call));
+      host::join_watched(place.range(first, 8), true);
+    }
+  });
+  expect_the_same({0, kPages + 8, kPages + 16, MREMAP_MAYMOVE});
+}
+
+TEST_P(Undivided, SoIsWhatAMoveLeavesBehindBetweenTwoBorders) {
+  both([](const Place& place) { place.fill(0, kPages); });
+  take(0, 16);
+  take(24, 16);
+  const Call leaving{16, 8, 8, kFixedMove | MREMAP_DONTUNMAP, Place::kTarget};
+  ASSERT_EQ(twin_.at(Place::kTarget), ::mremap(twin_.at(16), 8 * kPageSize, 8 * kPageSize,
+                                               leaving.flags, twin_.at(Place::kTarget)));
+  ASSERT_EQ(mine_.at(Place::kTarget), by_library(mine_, leaving));
+  both([](const Place& place) { place.fill(16, 8); });
+  expect_the_same({8, 24, 32, MREMAP_MAYMOVE});
+}
+
 TEST_P(Undivided, SoIsWhatGetsTheSameRights) {
   both([](const Place& place) { place.protect(32, 32, PROT_READ); });
   take(0, 32);
