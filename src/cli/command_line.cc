@@ -2,6 +2,7 @@
 #include "cli/command_line.h"
 
 #include <fmt/core.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -93,9 +94,25 @@ std::string check_swap(const std::string& text) {
                                                         : "stands in no folder that exists";
 }
 
+// A report that the program's end is to write: whoever cannot have it hears so at the start.
+std::string check_report(const std::string& file) {
+  std::error_code unknown;
+  const std::filesystem::path path = std::filesystem::absolute(file, unknown);
+  if (std::filesystem::is_directory(path, unknown)) return "names a folder: it wants a file";
+  const bool exists = std::filesystem::exists(path, unknown);
+  if (!exists && !std::filesystem::is_directory(path.parent_path(), unknown)) {
+    return "stands in no folder that exists";
+  }
+  const std::string written = exists ? path.string() : path.parent_path().string();
+  return access(written.c_str(), W_OK) == 0 ? std::string() : "cannot be written";
+}
+
 std::string check_wss(const std::string& text) {
   std::string file;
   if (const std::string wrong = check_part(text, "file", &file); !wrong.empty()) return wrong;
+  if (!file.empty()) {
+    if (const std::string wrong = check_report(file); !wrong.empty()) return wrong;
+  }
   const std::string interval = text.substr(0, text.find(','));
   if (interval.empty()) return {};
   const auto time = parse_interval(interval);
@@ -164,7 +181,8 @@ void describe_memory(CLI::App* sub, RunOptions& run) {
                   "at exit, say what became of guests' memory; with a file, as JSON there")
       ->type_name("[FILE]")
       ->expected(0, 1)
-      ->default_str("1");
+      ->default_str("1")
+      ->check([](const std::string& text) { return text == "1" ? "" : check_report(text); });
 }
 
 CLI::App* describe_run(CLI::App& app, RunOptions& run) {

@@ -128,6 +128,9 @@ TEST(Run, RefusesABadCommandLineInOneSentenceWithAHint) {
       {tool(), "run", "--abi=5.4", "--", "ls"},
       {tool(), "run", "--session=a/b", "--", "ls"},
       {tool(), "run", "--log-file=a:b", "--", "ls"},
+      {tool(), "run", "--stats=/nonexistent/x", "--", "ls"},
+      {tool(), "run", "--stats=/tmp", "--", "ls"},
+      {tool(), "run", "--wss=1s,file=/nonexistent/x", "--", "ls"},
       {tool(), "doctor", "--", "ls"},
       {tool(), "doctor", "extra"},
   };
