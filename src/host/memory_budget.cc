@@ -20,6 +20,7 @@ namespace stagetwo::host::budget {
 namespace detail {
 constinit sync::Atomic<bool> limited{false};
 constinit sync::Passage reaching;
+constinit sync::Atomic<u32> no_room{0};
 }  // namespace detail
 
 namespace {
@@ -63,7 +64,9 @@ void owe(u64 pages) {
   const s64 kept = reserved.load(sync::kRelaxed);
   if (before > kept && before - wanted <= kept) kick_worker(true);
   // The worker does not follow: it is given the time of a few pages.
-  if (before < kept) sync::futex_wait(grants, seen, kLookAgainNs);
+  if (before < kept && detail::no_room.load(sync::kRelaxed) == 0) {
+    sync::futex_wait(grants, seen, kLookAgainNs);
+  }
 }
 
 void let_stores_land() {
@@ -104,6 +107,7 @@ s64 spare() {
 void after_fork_child() {
   clear();
   detail::reaching.reset();
+  detail::no_room.store(0, sync::kRelaxed);
 }
 
 }  // namespace stagetwo::host::budget

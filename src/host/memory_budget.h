@@ -30,6 +30,7 @@ namespace budget {
 namespace detail {
 extern sync::Atomic<bool> limited;  // relaxed
 extern constinit sync::Passage reaching;
+extern constinit sync::Atomic<u32> no_room;  // relaxed
 void pay_slow(u64 pages);
 }  // namespace detail
 
@@ -41,6 +42,15 @@ inline void pay(u64 pages) {
 // The same for who must not wait for anybody: that only the reserve is left is the worker's to
 // know. Below it a call takes a millisecond.
 void owe(u64 pages);
+// While it lives nobody can make room: a fork has everything brought back and nothing taken. What is
+// owed is then a debt for afterwards, and takes no time.
+class NoRoom {
+ public:
+  NoRoom() { detail::no_room.fetch_add(1, sync::kRelaxed); }
+  ~NoRoom() { detail::no_room.fetch_sub(1, sync::kRelaxed); }
+  NoRoom(const NoRoom&) = delete;
+  NoRoom& operator=(const NoRoom&) = delete;
+};
 
 [[nodiscard]] inline bool is_limited() {
   return detail::limited.load(sync::kRelaxed);

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/trace.h"
+#include "host/memory_budget.h"
 #include "host/owner_table.h"
 #include "sync/futex.h"
 
@@ -277,6 +278,7 @@ u64 OwnerTable::bring_back_all(const Reach& reach) {
 
 void OwnerTable::before_fork() {
   forks_.enter();
+  const budget::NoRoom none_is_made;
   PageKey keys[kBatch];
   for (unsigned asked = 0; asked < kMostAsks;) {
     u32 seen = 0;
