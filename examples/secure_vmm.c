@@ -145,10 +145,8 @@ static void* fresh_memory(size_t size) {
 }
 
 static int set_slot(struct machine* m, unsigned slot, uint64_t gpa, size_t size, void* at) {
-  struct kvm_userspace_memory_region region = {.slot = slot,
-                                               .guest_phys_addr = gpa,
-                                               .memory_size = size,
-                                               .userspace_addr = (uintptr_t)at};
+  struct kvm_userspace_memory_region region = {
+      .slot = slot, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uintptr_t)at};
   return ioctl(m->vm, KVM_SET_USER_MEMORY_REGION, &region);
 }
 

@@ -19,19 +19,19 @@ inline constexpr int kExitSignalBase = 128;
 struct RunOptions {
   std::string abi = "6.12";  // which kernel's visible ABI
   bool abi_given = false;
-  std::string session;              // empty: a session of its own
-  std::string log_file;             // empty: standard error; %p is the process
-  std::string libc;                 // empty: libc's own calls are made visible; or "leave"
-  std::string hugetlb;              // empty: the machine's own huge pages; or "standin"
-  std::vector<std::string> params;  // module.name=value
-  bool iommufd_test = false;        // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
+  std::string session;                    // empty: a session of its own
+  std::string log_file;                   // empty: standard error; %p is the process
+  std::string libc;                       // empty: libc's own calls are made visible; or "leave"
+  std::string hugetlb;                    // empty: the machine's own huge pages; or "standin"
+  std::vector<std::string> params;        // module.name=value
+  bool iommufd_test = false;              // IOMMU_TEST_CMD, as with CONFIG_IOMMUFD_TEST
   std::vector<std::string> vfio_devices;  // PCI functions, by the names of vfio/bus.h
-  std::string secure;               // empty: not offered; the pool's SIZE
-  std::string memory_limit;         // empty: none; SIZE[,vm=SIZE], each of them or "none"
-  std::string swap;                 // FILE[,size=SIZE]
-  std::string compressed;           // empty: a share of the limit; bytes, with K, M, G or T
-  std::string wss;                  // empty: not wanted; INTERVAL[,file=FILE]
-  std::string stats;                // empty: not wanted; "1", or a file
+  std::string secure;                     // empty: not offered; the pool's SIZE
+  std::string memory_limit;               // empty: none; SIZE[,vm=SIZE], each of them or "none"
+  std::string swap;                       // FILE[,size=SIZE]
+  std::string compressed;                 // empty: a share of the limit; bytes, with K, M, G or T
+  std::string wss;                        // empty: not wanted; INTERVAL[,file=FILE]
+  std::string stats;                      // empty: not wanted; "1", or a file
   bool verbose = false;
   std::vector<std::string> program;  // name and arguments, never empty
 };

@@ -51,8 +51,8 @@ int print_devices() {
     if (!device) break;
     FixedString<vfio::Uuid::kTextBytes + 1> name;
     vfio::append_name(*device, name);
-    fmt::print("{:<36} {:<16} group {}{}\n", name.view(), folder_of(device->type),
-               device->group(), device->removing ? " (being removed)" : "");
+    fmt::print("{:<36} {:<16} group {}{}\n", name.view(), folder_of(device->type), device->group(),
+               device->removing ? " (being removed)" : "");
     from = device->slot + 1;
   }
   return 0;

@@ -42,8 +42,8 @@ inline void pay(u64 pages) {
 // The same for who must not wait for anybody: that only the reserve is left is the worker's to
 // know. Below it a call takes a millisecond.
 void owe(u64 pages);
-// While it lives nobody can make room: a fork has everything brought back and nothing taken. What is
-// owed is then a debt for afterwards, and takes no time.
+// While it lives nobody can make room: a fork has everything brought back and nothing taken. What
+// is owed is then a debt for afterwards, and takes no time.
 class NoRoom {
  public:
   NoRoom() { detail::no_room.fetch_add(1, sync::kRelaxed); }

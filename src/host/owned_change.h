@@ -54,9 +54,9 @@ class OwnedChange {
 // watched or hidden itself has joined with somebody already.
 [[nodiscard]] bool sides_differ(HvaRange range, bool fresh);
 
-// While a mapping is made there (`fresh`), or gets its rights and that would be so: the pages beside
-// it are back, and neither watched nor hidden. Opened before the change of the range itself: that one's
-// pages wait for its end.
+// While a mapping is made there (`fresh`), or gets its rights and that would be so: the pages
+// beside it are back, and neither watched nor hidden. Opened before the change of the range itself:
+// that one's pages wait for its end.
 class EvenSides {
  public:
   EvenSides(HvaRange range, bool fresh);  // empty: nothing

@@ -48,7 +48,6 @@ host::PinCharge charge_of(const PageSet& set) {
   return set.process_charge ? host::PinCharge::kProcess : host::PinCharge::kUser;
 }
 
-
 u32 process_of(u64 frame) {
   return static_cast<u32>(frame >> kFrameBits);
 }
