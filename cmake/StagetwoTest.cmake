@@ -16,11 +16,9 @@ if(CMAKE_BUILD_TYPE STREQUAL RelWithDebInfo AND NOT STAGETWO_SANITIZE)
   set(unit_options -O0 -g1)
   set(other_options -O1 -g1)
 endif()
-# gtest's headers are a quarter of what a test costs to compile, so they are read once for each of
-# the two. Not beside a compiler cache, which does that better, nor for clang, whose tools want the
-# text.
-if(NOT CMAKE_CXX_COMPILER_LAUNCHER AND NOT STAGETWO_SANITIZE AND
-   CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+# gtest's headers are a quarter of what a test costs to compile, so they, too, are read once for each
+# of the two.
+if(STAGETWO_READS_ONCE)
   file(WRITE ${CMAKE_BINARY_DIR}/gtest_first.cc "")
   foreach(kind unit other)
     add_library(gtest_first_${kind} OBJECT ${CMAKE_BINARY_DIR}/gtest_first.cc)
@@ -28,7 +26,8 @@ if(NOT CMAKE_CXX_COMPILER_LAUNCHER AND NOT STAGETWO_SANITIZE AND
     set_target_properties(gtest_first_${kind} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
     target_compile_options(gtest_first_${kind} PRIVATE -fPIE ${${kind}_options})
     target_link_libraries(gtest_first_${kind} PRIVATE st_warnings GTest::gtest)
-    target_precompile_headers(gtest_first_${kind} PRIVATE <gtest/gtest.h>)
+    target_precompile_headers(gtest_first_${kind} PRIVATE <gtest/gtest.h>
+      ${STAGETWO_FIRST_HEADERS} <thread>)
   endforeach()
 endif()
 # The old linker reads the rooms' archives slowly, and there are two hundred programs.
