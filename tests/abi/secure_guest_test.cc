@@ -200,18 +200,52 @@ TEST_F(SecureGuest, PluggedMemoryIsTheGuestsAndZeros) {
   EXPECT_EQ(guest_word(kPlugged + kPage), 0u);
 }
 
-TEST_F(SecureGuest, ASlotThatCannotBeTheGuestsIsRefused) {
-  u8* const more = map(kPlugBytes);
-  // The same memory twice: allowed, unless the guest is to be secure.
-  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, ram_), 0);
-  EXPECT_EQ(enable(), -EINVAL);
-  ASSERT_EQ(set_slot(1, kPlugged, 0, ram_), 0);
+TEST_F(SecureGuest, ASlotThatASecureGuestCannotHaveIsRefused) {
   become_secure();
-  EXPECT_EQ(set_slot(1, kPlugged, kPlugBytes, ram_), -EINVAL);
+  u8* const more = map(kPlugBytes);
+  EXPECT_EQ(set_slot(1, kPlugged, kPlugBytes, ram_), -EINVAL) << "the same memory twice";
   EXPECT_EQ(set_slot(1, kPlugged, kPlugBytes, more + kPage), -EINVAL) << "not all of it is mapped";
   ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0) << "nothing is left of the refused one";
   EXPECT_EQ(guest_word(kPlugged), 0u);
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
+// The kernel refuses no slot for that; a page that has left for one page of the guest cannot leave
+// for another, and the guest is told.
+TEST_F(SecureGuest, OfTwoSlotsOfOneMemoryTheGuestIsToldThatItCannotBecomeSecure) {
+  constexpr u64 kHalf = kPlugBytes / 2;
+  ASSERT_EQ(set_slot(1, kPlugged, kHalf, ram_ + kPage), 0);
+  ASSERT_EQ(enable(), 0);
+  ASSERT_EQ(set_slot(2, kPlugged + kHalf, kHalf, ram_ + kPage), 0);
+  const auto is_as_it_was = [&] {
+    const u64 first = kBase + kPage;
+    for (const u64 gpa : {first, kPlugged, kPlugged + kHalf}) {
+      EXPECT_EQ(guest_word(gpa), text_word(first)) << std::hex << gpa;
+    }
+    EXPECT_EQ(seen(first)[0], text(kPage));
+  };
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kParameter);
+  is_as_it_was();
+  ASSERT_EQ(set_slot(2, kPlugged + kHalf, 0, ram_), 0);
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kParameter);
+  ASSERT_EQ(set_slot(1, kPlugged, 0, ram_), 0);
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kSuccess);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_FALSE(is_present(page(kBase + kPage)));
+}
+
+TEST_F(SecureGuest, WhatWasTwoSlotsMemoryIsTheOthersWhenOneGoes) {
+  constexpr u64 kHalf = kPlugBytes / 2;
+  u8* const more = map(kHalf);
+  std::memset(more, 0x11, kHalf);
+  ASSERT_EQ(set_slot(1, kPlugged, kHalf, more), 0);
+  ASSERT_EQ(set_slot(2, kPlugged + kHalf, kHalf, more), 0);
+  ASSERT_EQ(set_slot(1, kPlugged, 0, more), 0);
+  become_secure();
+  EXPECT_EQ(guest_word(kPlugged + kHalf), 0x11111111u);
+  EXPECT_FALSE(is_present(more));
+  EXPECT_NE(Bytes(more, more + kPage), Bytes(kPage, 0x11));
+  EXPECT_EQ(guest_word(kPlugged + kHalf), 0x11111111u);
 }
 
 // Linux 6.18 has files for VMs of every type.

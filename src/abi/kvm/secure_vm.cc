@@ -158,19 +158,25 @@ u32 SecureVm::free_uv_slot() const {
   return id;
 }
 
-// Two slots with the same memory would be two pages with one place for what leaves them.
+bool SecureVm::is_anothers(HvaRange at) const {
+  return std::ranges::any_of(
+      slots_, [&](const Known& known) { return known.is_mapped && known.at.overlaps(at); });
+}
+
+// Of two slots with the same memory the later has no memory that could become secure: a page leaves
+// for one page of the guest, and the kernel's answer to the other is PARAMETER, too, because what
+// it finds there is no page it may move (MIGRATE_VMA_SELECT_SYSTEM). So the slot is there, and it
+// is UV_ESM that fails; a guest that is secure does not get such a slot.
 Result<void> SecureVm::plug(Known known, bool can_be_secure) {
   ST_TRY(slots_.reserve(slots_.size() + 1));
-  can_be_secure = can_be_secure && std::ranges::none_of(slots_, [&](const Known& other) {
-                    return other.at.overlaps(known.at);
-                  });
   if (can_be_secure) {
     known.uv_slot = free_uv_slot();
-    Result<void> done = pages_.map(known.base, known.at);
-    if (done) {
-      done = guest_.add_slot(known.uv_slot, known.base, known.at.size());
-      if (!done) pages_.forget(known.base);
-    }
+    const bool takes_memory = !is_anothers(known.at);
+    Result<void> done;
+    if (takes_memory) done = pages_.map(known.base, known.at);
+    if (done) done = guest_.add_slot(known.uv_slot, known.base, known.at.size());
+    if (!done) pages_.forget(known.base);
+    known.is_mapped = takes_memory && done;
     known.fits = done.has_value();
     if (!done && enabled_) return done;
   }
@@ -186,6 +192,11 @@ void SecureVm::unplug(u32 slot) {
     pages_.forget(known->base);
   }
   slots_.erase(static_cast<size_t>(known - slots_.begin()));
+  // Its memory may be another's now. No memory for that: UV_ESM fails as before.
+  for (Known& other : slots_) {
+    if (!other.fits || other.is_mapped || is_anothers(other.at)) continue;
+    other.is_mapped = pages_.map(other.base, other.at).has_value();
+  }
 }
 
 Result<void> SecureVm::set_region(const stage2::Region& region) {

@@ -67,9 +67,11 @@ class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable {
     u32 uv_slot = 0;
     Gpa base;
     HvaRange at;
-    bool fits = false;  // it is the guest's
+    bool fits = false;       // it is the guest's
+    bool is_mapped = false;  // and so is its memory, which is no other slot's
   };
   [[nodiscard]] Known* find_slot(u32 slot) TA_REQ(lock_);
+  [[nodiscard]] bool is_anothers(HvaRange at) const TA_REQ(lock_);
   [[nodiscard]] u32 free_uv_slot() const TA_REQ(lock_);
   [[nodiscard]] Result<void> plug(Known known, bool can_be_secure) TA_REQ(lock_);
   void unplug(u32 slot) TA_REQ(lock_);
