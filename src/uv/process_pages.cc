@@ -427,46 +427,55 @@ void ProcessPages::discard(Gpa page) {
   }
 }
 
-host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
-  const Hva at = page_floor(page.at);
-  if (pieces() != 1) return touch_pieces(at, entry);
-  Gpa gpa;
-  Due due;
+// What a touch is to put there: what is due, or else the page, sealed now.
+host::BringBack ProcessPages::due_for_touch(Hva at, Gpa* gpa, Due* due) {
   {
     const sync::MutexGuard guard(lock_);
     const Part* const part = find(at);
     if (part == nullptr) return host::BringBack::kLost;
-    gpa = part->base + (at - part->at.start());
+    *gpa = part->base + (at - part->at.start());
     Due* const now = due_at(at);
     if (now->what == Due::What::kAhead) now->what = Due::What::kInHand;
-    due = *now;
+    *due = *now;
   }
-  if (due.frame == 0 || due.what == Due::What::kPlace) {
-    switch (guest_->touch_begin(gpa, &due.frame)) {
-      case SecureGuest::Touch::kAgain:
-      case SecureGuest::Touch::kNoStandIn:
-        return host::BringBack::kRetry;
-      case SecureGuest::Touch::kRefused:
-        return host::BringBack::kLost;
-      case SecureGuest::Touch::kFrame:
-        break;
-    }
-    due.what = Due::What::kTouched;
-    set_due(at, due);
+  if (due->frame != 0 && due->what != Due::What::kPlace) return host::BringBack::kBack;
+  u64 frame = 0;
+  switch (guest_->touch_begin(*gpa, &frame)) {
+    case SecureGuest::Touch::kAgain:
+    case SecureGuest::Touch::kNoStandIn:
+      return host::BringBack::kRetry;
+    case SecureGuest::Touch::kRefused:
+      return host::BringBack::kLost;
+    case SecureGuest::Touch::kFrame:
+      break;
   }
+  if (pieces() != 1) {
+    *due = all_pieces_due(at, *gpa, frame);
+  } else {
+    *due = {frame, Due::What::kTouched};
+    set_due(at, *due);
+  }
+  return host::BringBack::kBack;
+}
+
+host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
+  const Hva at = page_floor(page.at);
+  Gpa gpa;
+  Due due;
+  const host::BringBack found = due_for_touch(at, &gpa, &due);
+  if (found != host::BringBack::kBack) return found;
   static constexpr u8 kNothing[kPageSize] = {};
   // Copied rather than moved: moving would leave a place without memory, to be wiped with a fault,
   // given to the kernel, and filled again for the next page that leaves.
   const void* const bytes =
       due.frame == ProcessFrames::kZeros ? kNothing : reinterpret_cast<const void*>(due.frame);
-  const bool put = entry.from_bytes(bytes);
-  if (!put) {
+  if (!entry.from_bytes(bytes)) {
     if (due.what == Due::What::kInHand) set_due(at, {due.frame, Due::What::kAhead});
     return host::BringBack::kRetry;
   }
-  set_due(at, {});
-  drop_frame(due.frame);
+  end_put(at, 1);
   if (due.what == Due::What::kTouched) guest_->touch_end(gpa, 0, true);
+  if (pieces() != 1 && due.what == Due::What::kInHand) bring_other_pieces(at);
   return host::BringBack::kBack;
 }
 

@@ -121,7 +121,9 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] Taken take_pieces(Hva at, u64* frame) TA_EXCL(lock_);
   [[nodiscard]] bool leave_pieces(Hva at, u64 frame, u64* left) TA_EXCL(lock_);
   [[nodiscard]] bool put_whole(Hva at, u64 frame) TA_EXCL(lock_);
-  [[nodiscard]] host::BringBack touch_pieces(Hva at, host::PageEntry& entry) TA_EXCL(lock_);
+  [[nodiscard]] Due all_pieces_due(Hva at, Gpa gpa, u64 frame) TA_EXCL(lock_);
+  void bring_other_pieces(Hva at) TA_EXCL(lock_);
+  [[nodiscard]] host::BringBack due_for_touch(Hva at, Gpa* gpa, Due* due) TA_EXCL(lock_);
   [[nodiscard]] u64 places(Hva at, u64 alike, u64* pages) TA_EXCL(lock_);
   // The guest's memory that `range` has of part `index` or a later one. False: no more.
   [[nodiscard]] bool overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) TA_EXCL(lock_);

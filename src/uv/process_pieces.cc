@@ -160,49 +160,21 @@ bool ProcessPages::put_whole(Hva at, u64 frame) {
   return still == 0 || (still != pieces() && !zeros);
 }
 
-host::BringBack ProcessPages::touch_pieces(Hva at, host::PageEntry& entry) {
+// The page has been sealed into a frame; the guest may have it again while its pieces are put.
+ProcessPages::Due ProcessPages::all_pieces_due(Hva at, Gpa gpa, u64 frame) {
   const Hva first = first_piece(at);
-  Gpa gpa;
-  Due due;
-  {
-    const sync::MutexGuard guard(lock_);
-    const Part* const part = find(at);
-    if (part == nullptr) return host::BringBack::kLost;
-    gpa = part->base + (first - part->at.start());
-    Due* const now = due_at(at);
-    if (now->what == Due::What::kAhead) now->what = Due::What::kInHand;
-    due = *now;
-  }
-  if (due.frame == 0 || due.what == Due::What::kPlace) {
-    u64 frame = 0;
-    switch (guest_->touch_begin(gpa, &frame)) {
-      case SecureGuest::Touch::kAgain:
-      case SecureGuest::Touch::kNoStandIn:
-        return host::BringBack::kRetry;
-      case SecureGuest::Touch::kRefused:
-        return host::BringBack::kLost;
-      case SecureGuest::Touch::kFrame:
-        break;
-    }
-    set_pieces(first, frame, Due::What::kAhead, 0);
-    due = {frame + (at - first), Due::What::kInHand};
-    set_due(at, due);
-    guest_->touch_end(gpa, 0, true);
-  }
-  static constexpr u8 kNothing[kPageSize] = {};
-  const bool zeros = due.frame == ProcessFrames::kZeros;
-  if (!entry.from_bytes(zeros ? kNothing : reinterpret_cast<const void*>(due.frame))) {
-    if (due.what == Due::What::kInHand) set_due(at, {due.frame, Due::What::kAhead});
-    return host::BringBack::kRetry;
-  }
-  end_put(at, 1);
-  // The others, while they are at hand; what cannot be put now is put when it is touched.
-  if (due.what == Due::What::kInHand) {
-    const Hva next = at + kPageSize, end = first + page_bytes_;
-    if (next < end) static_cast<void>(host::bring_back_ahead(HvaRange(next, end - next)));
-    if (first < at) static_cast<void>(host::bring_back_ahead(HvaRange(first, at - first)));
-  }
-  return host::BringBack::kBack;
+  set_pieces(first, frame, Due::What::kAhead, 0);
+  const Due own{frame + (at - first), Due::What::kInHand};
+  set_due(at, own);
+  guest_->touch_end(gpa, 0, true);
+  return own;
+}
+
+// While they are at hand; what cannot be put now is put when it is touched.
+void ProcessPages::bring_other_pieces(Hva at) {
+  const Hva first = first_piece(at), next = at + kPageSize, end = first + page_bytes_;
+  if (next < end) static_cast<void>(host::bring_back_ahead(HvaRange(next, end - next)));
+  if (first < at) static_cast<void>(host::bring_back_ahead(HvaRange(first, at - first)));
 }
 
 // Pieces whose bytes stand one after the other.

@@ -19,32 +19,35 @@
 
 namespace stagetwo::uv {
 
-class ProcessGuest : public testing::Test {
+// The last page is never touched.
+template <u64 kPageBytes, u64 kPageCount>
+class GuestInProcess : public testing::Test {
  protected:
   using Bytes = std::vector<u8>;
-  static constexpr u64 kPages = 16;
+  static constexpr u64 kBytes = kPageBytes;  // of a page of the guest
+  static constexpr u64 kPages = kPageCount;
   static constexpr u32 kLpid = 3;
 
   void SetUp() override {
     ASSERT_TRUE(host::backstop::install().has_value());
     if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
-    memory = static_cast<u8*>(::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE,
+    memory = static_cast<u8*>(::mmap(nullptr, kPages * kBytes, PROT_READ | PROT_WRITE,
                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     ASSERT_NE(memory, MAP_FAILED);
     for (u64 page = 0; page + 1 < kPages; ++page) {
-      std::memcpy(at(page), text(page).data(), kPageSize);
+      std::memcpy(at(page), text(page).data(), kBytes);
     }
     UltravisorOptions options;
-    options.pool_pages = 24;
+    options.page_bytes = kBytes;
+    options.pool_pages = kPages + 8;
     options.memory = mem::SecureMemory::Want::kWhatThereIs;
     ASSERT_TRUE(ultravisor.open(options, &hypervisor, &real).has_value());
-    guest = std::make_unique<SecureGuest>(kLpid, kPageSize, &pages, &ultravisor);
+    guest = std::make_unique<SecureGuest>(kLpid, kBytes, &pages, &ultravisor);
     pages.set_guest(guest.get());
     guest->enable();
     ASSERT_TRUE(hypervisor.add(guest.get()).has_value());
-    const HvaRange range(Hva(reinterpret_cast<std::uintptr_t>(memory)), kPages * kPageSize);
-    ASSERT_TRUE(pages.map(Gpa(0), range).has_value());
-    ASSERT_TRUE(guest->add_slot(0, Gpa(0), kPages * kPageSize).has_value());
+    ASSERT_TRUE(pages.map(Gpa(0), range()).has_value());
+    ASSERT_TRUE(guest->add_slot(0, Gpa(0), kPages * kBytes).has_value());
   }
   void TearDown() override {
     if (guest == nullptr) return;
@@ -52,29 +55,29 @@ class ProcessGuest : public testing::Test {
     EXPECT_EQ(pages.frames_in_use(), 0u);
     pages.forget(Gpa(0));
     hypervisor.remove(guest.get());
-    ::munmap(memory, kPages * kPageSize);
+    ::munmap(memory, kPages * kBytes);
   }
   void become_secure() {
     ASSERT_EQ(guest_call(Call::kUvEsm, 1, 1, Caller::kGuest), Status::kSuccess);
   }
 
-  u8* at(u64 page) const { return memory + page * kPageSize; }
+  u8* at(u64 page) const { return memory + page * kBytes; }
   Hva hva(u64 page) const { return Hva(reinterpret_cast<std::uintptr_t>(at(page))); }
   HvaRange range(u64 first = 0, u64 pages_of = kPages) const {
-    return {hva(first), pages_of * kPageSize};
+    return {hva(first), pages_of * kBytes};
   }
   static Bytes text(u64 page) {
-    Bytes bytes(kPageSize);
-    for (u64 i = 0; i < kPageSize; ++i)
+    Bytes bytes(kBytes);
+    for (u64 i = 0; i < kBytes; ++i)
       bytes[i] = static_cast<u8>("what only the guest may know "[(i + page) % 29]);
     return bytes;
   }
-  Bytes seen(u64 page) const { return Bytes(at(page), at(page) + kPageSize); }
+  Bytes seen(u64 page) const { return Bytes(at(page), at(page) + kBytes); }
   Bytes guest_bytes(u64 page) {
-    Bytes bytes(kPageSize);
+    Bytes bytes(kBytes);
     GuestAccess done = GuestAccess::kRetry;
     for (int i = 0; i < 1000 && done == GuestAccess::kRetry; ++i) {
-      done = ultravisor.access(kLpid, Gpa(page * kPageSize), bytes.data(), kPageSize, false);
+      done = ultravisor.access(kLpid, Gpa(page * kBytes), bytes.data(), kBytes, false);
     }
     return done == GuestAccess::kDone ? bytes : Bytes();
   }
@@ -90,9 +93,11 @@ class ProcessGuest : public testing::Test {
   u8* memory = nullptr;
   ProcessMemory real;
   std::unique_ptr<SecureGuest> guest;  // outlives the pages, which hear the bell
-  ProcessPages pages;
+  ProcessPages pages{kBytes};
   Hypervisor hypervisor;
   Ultravisor ultravisor;
 };
+
+using ProcessGuest = GuestInProcess<kPageSize, 16>;
 
 }  // namespace stagetwo::uv
