@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/failpoint.h"
 #include "base/guard.h"
@@ -139,11 +140,21 @@ bool PageTransit::copy_protected(Hva place) {
   if (hidden && !ST_GUARD(owners_kernel_pins, kernel_pins_memory())) {
     const auto got =
         sys::pread(fd->get(), pointer(place), kPageSize, static_cast<off_t>(at().raw()));
-    // Behind a private page's protection its old bytes stay; the file is made smaller.
-    if (got && *got == kPageSize && (!shared() || drop())) return true;
+    if (got && *got == kPageSize && (shared() ? drop() : wipe_protected(fd->get(), place))) {
+      return true;
+    }
   }
   show();
   return false;
+}
+
+// Behind its protection a private page stays, for where a client's userfaultfd would be asked for a
+// new one; its bytes do not: a core dump, or another process, would have them. `place`: its copy.
+bool PageTransit::wipe_protected(int memory, Hva place) {
+  static constexpr u8 kZeros[kPageSize] = {};
+  if (std::memcmp(pointer(place), kZeros, kPageSize) == 0) return true;
+  const auto put = sys::pwrite(memory, kZeros, kPageSize, static_cast<off_t>(at().raw()));
+  return put && *put == kPageSize;
 }
 
 PageTransit::Told PageTransit::hides(const PageView& view) const {

@@ -6,8 +6,8 @@
 //   hiding        leaves                                   comes back
 //   kUserfault    moved, or write-protected, copied and    moved, or filled by a copy; the touch
 //                 dropped; the touch waits                 is woken
-//   kProtection   PROT_NONE, then copied; the old bytes    the bytes are put in behind the
-//                 stay behind it, unseen                   protection, then the rights
+//   kProtection   PROT_NONE, then copied; the page stays   the bytes are put in behind the
+//                 behind it, as zeros                      protection, then the rights
 //
 // A page of shared memory is protected, hidden and woken in each of its views; it is never moved,
 // and dropping it punches it out of the file.
@@ -102,6 +102,7 @@ class PageTransit final : public PageExit, public PageEntry {
   void make_own();
   bool copy_and_drop(Hva place);
   bool copy_protected(Hva place);
+  [[nodiscard]] bool wipe_protected(int memory, Hva place);
   bool put_behind_protection(const void* page);
   static bool put_through_alias(Hva at, const void* page);
   enum class Told : u8 { kNo, kYes, kNothing };  // by the kernel, which may be out of memory

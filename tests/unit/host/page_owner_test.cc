@@ -47,6 +47,24 @@ TEST_P(AbsentPages, TheirBytesAreWithTheOwner) {
   EXPECT_EQ(4, keeper_.bytes_of(page(3))[100]);
 }
 
+// For a core dump, or another process: behind a protection, too.
+TEST_P(AbsentPages, NothingIsLeftInTheirPlace) {
+  ASSERT_EQ(take(), kPages);
+  const int memory = ::open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+  for (size_t i = 0; i < kPages; ++i) {
+    u8 left[kPageSize] = {};
+    unsigned char there = 0;
+    ASSERT_EQ(::mincore(page(i), kPageSize, &there), 0);
+    // Where there is no page to look at a look would be a touch.
+    const auto offset = static_cast<off_t>(at(i).raw());
+    const bool looks = (there & 1) == 0 || ::pread(memory, left, kPageSize, offset) == kPageSize;
+    ASSERT_TRUE(looks);
+    EXPECT_EQ(std::count(left, left + kPageSize, 0), static_cast<ptrdiff_t>(kPageSize)) << i;
+  }
+  ::close(memory);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i)) << i;
+}
+
 TEST_P(AbsentPages, AReadBringsThePageBackOnce) {
   ASSERT_EQ(kPages, take());
   EXPECT_TRUE(is_page_of(2));
