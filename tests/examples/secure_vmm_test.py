@@ -29,9 +29,9 @@ guest  halted in its second life
 NOT_OFFERED = (4, "this /dev/kvm has no secure guests\n", "")
 
 
-def told(*command):
+def told(*command, **who):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False,
-                          stdin=subprocess.DEVNULL, timeout=60)
+                          stdin=subprocess.DEVNULL, timeout=60, **who)
     return done.returncode, done.stdout.replace(ENGINE, ""), done.stderr
 
 
@@ -41,6 +41,12 @@ class SecureVmm(unittest.TestCase):
     def test_RunsUnderStagetwo(self):
         self.assertEqual((0, STORY, ""),
                          told(BUILD / "bin/stagetwo", "run", "--secure", "--", SECURE))
+
+    def test_RunsAsAnotherUser(self):
+        if os.geteuid() != 0:
+            self.skipTest("needs root (to be another user)")
+        self.assertEqual((0, STORY, ""), told(BUILD / "bin/stagetwo", "run", "--secure", "--", SECURE,
+                                              user=65534, group=65534, extra_groups=[]))
 
     def test_RunsInLittleSecureMemory(self):
         self.assertEqual((0, STORY, ""),
