@@ -38,6 +38,13 @@ constinit sync::Atomic<s64> pages_left{0};
 constinit sync::Atomic<s64> reserved{0};
 // Raised by every grant(); sleepers wait on it.
 constinit sync::Atomic<u32> grants{0};
+// Sleeps so far, relaxed: a statistic.
+constinit sync::Atomic<u64> waited{0};
+
+void wait_for_grant(u32 seen) {
+  waited.fetch_add(1, sync::kRelaxed);
+  sync::futex_wait(grants, seen, kLookAgainNs);
+}
 
 }  // namespace
 
@@ -50,9 +57,7 @@ void detail::pay_slow(u64 pages) {
     WorkItem* const item = relief.load(sync::kAcquire);
     if (item == nullptr) return;
     const u32 seen = grants.load(sync::kAcquire);
-    if (!run_turn(item) && pages_left.load(sync::kRelaxed) <= 0) {
-      sync::futex_wait(grants, seen, kLookAgainNs);
-    }
+    if (!run_turn(item) && pages_left.load(sync::kRelaxed) <= 0) wait_for_grant(seen);
   } while (pages_left.load(sync::kRelaxed) < -kDeepDebt && sync::now_ns() - begun < kLongestNs);
 }
 
@@ -64,9 +69,7 @@ void owe(u64 pages) {
   const s64 kept = reserved.load(sync::kRelaxed);
   if (before > kept && before - wanted <= kept) kick_worker(true);
   // The worker does not follow: it is given the time of a few pages.
-  if (before < kept && detail::no_room.load(sync::kRelaxed) == 0) {
-    sync::futex_wait(grants, seen, kLookAgainNs);
-  }
+  if (before < kept && detail::no_room.load(sync::kRelaxed) == 0) wait_for_grant(seen);
 }
 
 void let_stores_land() {
@@ -99,6 +102,9 @@ void grant(s64 pages) {
 
 s64 left() {
   return pages_left.load(sync::kRelaxed);
+}
+u64 waits() {
+  return waited.load(sync::kRelaxed);
 }
 s64 spare() {
   return left() - reserved.load(sync::kRelaxed);

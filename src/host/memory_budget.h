@@ -91,6 +91,8 @@ void grant(s64 pages);
 [[nodiscard]] s64 left();
 // Beyond the reserve.
 [[nodiscard]] s64 spare();
+// How often somebody has slept until room was made, so far.
+[[nodiscard]] u64 waits();
 
 void after_fork_child();
 

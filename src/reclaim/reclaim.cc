@@ -154,6 +154,7 @@ Statistics Reclaimer::statistics() {
   now.too_early = counts.too_early;
   now.ahead = counts.ahead;
   now.discarded = counts.discarded;
+  now.waits = host::budget::waits();
   now.not_stored = counts.not_stored;
   now.lost = counts.lost;
   now.absent = use.same_filled + use.in_memory + use.on_disk;

@@ -111,6 +111,7 @@ struct Statistics {
   u64 discarded = 0;
   u64 private_absent = 0;    // pages of guest_memfds, among the absent
   u64 private_refaults = 0;  // among the refaults
+  u64 waits = 0;             // for room: how often somebody slept a millisecond at most
   u64 not_stored = 0;        // pages put back, because there was no room for them
   u64 lost = 0;
   u64 write_errors = 0;
@@ -152,6 +153,7 @@ inline constexpr Figure kFigures[] = {
     {"refaults_too_early", &Statistics::too_early, Counts::kSoFar},
     {"read_ahead_pages", &Statistics::ahead, Counts::kSoFar},
     {"discarded_pages", &Statistics::discarded, Counts::kSoFar},
+    {"waits_for_room", &Statistics::waits, Counts::kSoFar},
     {"not_stored_pages", &Statistics::not_stored, Counts::kSoFar},
     {"lost_pages", &Statistics::lost, Counts::kSoFar},
     {"write_errors", &Statistics::write_errors, Counts::kSoFar},

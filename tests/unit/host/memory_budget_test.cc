@@ -132,6 +132,19 @@ TEST(MemoryBudget, WhereNoRoomCanBeMadeAPaymentReturnsAllTheSame) {
   EXPECT_TRUE(soon([&] { return relief.turns > 0; }));
 }
 
+TEST(MemoryBudget, WhereNobodyCanMakeRoomADebtTakesNoTime) {
+  Relief relief(0, 8);
+  budget::grant(4);
+  const u64 before = budget::waits();
+  {
+    const budget::NoRoom fork;
+    for (int i = 0; i < 1000; ++i) budget::owe(1);
+    EXPECT_EQ(before, budget::waits());
+  }
+  budget::owe(1);
+  EXPECT_EQ(before + 1, budget::waits());
+}
+
 TEST(MemoryBudget, WhoMustNotWaitLeavesItToTheWorker) {
   Relief relief(10);
   budget::grant(1);

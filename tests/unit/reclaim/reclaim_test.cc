@@ -392,6 +392,16 @@ TEST_F(Absent, StoppingBringsEverythingBack) {
   EXPECT_EQ(0U, wrong_pages(memory_, kFew));
 }
 
+// Nobody makes room meanwhile, so whoever waited for it would wait for nothing, page after page.
+TEST_F(Absent, AForkBringsEverythingBackAndWaitsForNoRoom) {
+  const u64 before = reclaim::statistics().waits;
+  host::owners_before_fork();
+  EXPECT_EQ(0U, reclaim::statistics().absent);
+  EXPECT_EQ(before, reclaim::statistics().waits);
+  host::owners_after_fork_parent();
+  EXPECT_EQ(0U, wrong_pages(memory_, kFew));
+}
+
 TEST_F(Absent, AGuestThatLetsGoLeavesItsPagesReachable) {
   ASSERT_TRUE(guest_->use(0, {}));
   EXPECT_EQ(0U, wrong_pages(memory_, kFew));
