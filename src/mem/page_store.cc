@@ -2,6 +2,7 @@
 #include "mem/page_store.h"
 
 #include <lz4.h>
+#include <sys/mman.h>
 
 #include <cstring>
 
@@ -31,6 +32,7 @@ namespace {
 
 constexpr u32 kMostEntries = 1U << 26;  // 256 GiB of pages
 constexpr u32 kEntryStep = 1U << 14;
+constexpr u32 kEntriesAPage = kPageSize / 32;
 
 // The word a page repeats; false: it does not.
 bool repeats(const void* page, u64* word) {
@@ -106,6 +108,7 @@ Result<u32> PageStore::new_entry() {
     free_ = entries_[entry].next;
     entries_[entry] = Entry();
   }
+  ++used_entries_;
   return entry;
 }
 
@@ -113,6 +116,15 @@ void PageStore::free_entry(u32 entry) {
   entries_[entry].kind = Kind::kFree;
   entries_[entry].next = free_;
   free_ = entry;
+  if (--used_entries_ == 0 && entry_count_ > kEntriesAPage) forget_entries();
+}
+
+// None is in use: the kernel has their memory back. Refused, it is written over as it is needed.
+void PageStore::forget_entries() {
+  const u64 bytes = entry_count_ * sizeof(Entry);
+  static_cast<void>(sys::madvise(entries_, (bytes + kPageSize - 1) & kPageMask, MADV_DONTNEED));
+  entry_count_ = 0;
+  free_ = kNone;
 }
 
 void PageStore::append_newest(u32 entry) {
@@ -129,7 +141,8 @@ void PageStore::unlink(u32 entry) {
 }
 
 void PageStore::count_memory() {
-  use_.memory_bytes = pool_.bytes() + entry_count_ * sizeof(Entry) + file_.map_bytes();
+  use_.account_bytes = entry_count_ * sizeof(Entry) + file_.map_bytes();
+  use_.memory_bytes = pool_.bytes() + use_.account_bytes;
   memory_bytes_.store(use_.memory_bytes, sync::kRelaxed);
 }
 
@@ -365,6 +378,7 @@ void PageStore::give_back(int fd) {
   SwapFile::punch(fd, hole);
   const sync::MutexGuard guard(lock_);
   file_.end_hole(hole);
+  count_memory();
 }
 
 StoreUse PageStore::use() {

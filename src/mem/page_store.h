@@ -8,7 +8,8 @@
 // Invariants: I1  get() answers the bytes of put(), or says that they are lost: never other bytes.
 //             I2  a refused put() has kept nothing; memory_bytes() is above its limit for no longer
 //                 than one put() takes.
-//             I3  drop() gives back what put() took, of memory and of disk.
+//             I3  drop() gives back what put() took, of memory and of disk. The account of pages
+//                 stays as long as it was until none is stored, and is said apart.
 // Locking: lock_ (rank: mem store), not held while the disk is read or written or a page is
 // compressed. A stored page is one caller's: put, get and drop of it never overlap; those of others
 // do, and so does the store's own moving of it to the disk.
@@ -36,6 +37,7 @@ struct StoreUse {
   u64 in_memory = 0;
   u64 on_disk = 0;
   u64 memory_bytes = 0;  // of compressed pages and of what keeps account of all of them
+  u64 account_bytes = 0;  // of these, the account: as large as it was when most pages were stored
   u64 disk_bytes = 0;
   u64 incompressible = 0;  // put() calls so far that found a page so
   u64 moved_to_disk = 0;   // pages so far that memory was too short for
@@ -111,6 +113,7 @@ class PageStore {
 
   [[nodiscard]] Result<u32> new_entry() TA_REQ(lock_);
   void free_entry(u32 entry) TA_REQ(lock_);
+  void forget_entries() TA_REQ(lock_);
   void append_newest(u32 entry) TA_REQ(lock_);
   void unlink(u32 entry) TA_REQ(lock_);
   void count_memory() TA_REQ(lock_);
@@ -132,7 +135,8 @@ class PageStore {
   u64 memory_limit_ TA_GUARDED(lock_) = ~u64{0};
   // Address space for kMostEntries, made at the first put; committed in steps.
   Entry* entries_ TA_GUARDED(lock_) = nullptr;
-  u32 entry_count_ TA_GUARDED(lock_) = 0;
+  u32 entry_count_ TA_GUARDED(lock_) = 0;   // ever used since there were none
+  u32 used_entries_ TA_GUARDED(lock_) = 0;  // of them
   u32 committed_ TA_GUARDED(lock_) = 0;
   u32 free_ TA_GUARDED(lock_) = kNone;
   u32 oldest_ TA_GUARDED(lock_) = kNone;

@@ -203,6 +203,17 @@ void SwapFile::punch(int fd, const Hole& hole) {
 void SwapFile::end_hole(const Hole& hole) {
   std::fill_n(blocks_.data() + hole.first, hole.blocks, u8{0});
   no_room_for_ = kUnitsPerBlock + 1;
+  if (used_blocks_ == 0 && waste_ == 0) forget_blocks();
+}
+
+// Nothing is in the file: the map begins anew.
+void SwapFile::forget_blocks() {
+  Vec<u8> blocks{"mem.swap_map"};
+  Vec<Chunk> chunks{"mem.swap_chunks"};
+  blocks_.swap(blocks);
+  chunks_.swap(chunks);
+  waste_next_ = 0;
+  next_ = 0;
 }
 
 Result<void> SwapFile::write(int fd, SwapExtent* extent, const void* bytes) {

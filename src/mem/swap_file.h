@@ -79,6 +79,7 @@ class SwapFile {
   [[nodiscard]] Result<u32> find_block(unsigned units, u8* mask);
   [[nodiscard]] Result<void> lengthen();
   [[nodiscard]] bool find_waste();
+  void forget_blocks();
 
   u64 limit_ = kSwapForever;
   // One byte a block of a page: which of its eight units are taken.

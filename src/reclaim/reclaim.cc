@@ -145,6 +145,7 @@ Statistics Reclaimer::statistics() {
   now.limit = limit_.load(sync::kRelaxed);
   const mem::StoreUse use = swapper_.store().use();
   now.compressed = use.memory_bytes;
+  now.account = use.account_bytes;
   now.on_disk = use.disk_bytes;
   now.same_filled = use.same_filled;
   now.write_errors = use.write_errors;

@@ -101,6 +101,7 @@ struct Statistics {
   u64 limit = kNoLimit;
   u64 resident = 0;    // bytes, as of the last look
   u64 compressed = 0;  // bytes in memory for pages that are not
+  u64 account = 0;     // of these, what says where each page is: goes when none is away
   u64 on_disk = 0;     // bytes
   u64 absent = 0;      // pages, of which so many
   u64 same_filled = 0;
@@ -144,6 +145,7 @@ inline constexpr Figure kFigures[] = {
     {"limit", &Statistics::limit, Counts::kBytes},
     {"resident", &Statistics::resident, Counts::kBytes},
     {"compressed", &Statistics::compressed, Counts::kBytes},
+    {"compressed_account", &Statistics::account, Counts::kBytes},
     {"on_disk", &Statistics::on_disk, Counts::kBytes},
     {"working_set", &Statistics::working_set, Counts::kBytes},
     {"absent_pages", &Statistics::absent, Counts::kNow},

@@ -120,6 +120,25 @@ TEST_F(PageStoreTest, WhatGetsSmallerStandsInMemory) {
   EXPECT_EQ(0U, store_.use().in_memory);
 }
 
+TEST_F(PageStoreTest, WithNothingStoredNoMemoryIsTaken) {
+  with_file();
+  for (int round = 0; round < 2; ++round) {
+    std::vector<StoredPage> stored;
+    for (u64 i = 0; i < 2048; ++i) stored.push_back(*put(i % 8 == 0 ? noise(i) : filled(i + 1)));
+    const StoreUse full = store_.use();
+    EXPECT_GE(full.account_bytes, 2048 * 32U);
+    EXPECT_LE(full.account_bytes, full.memory_bytes);
+    EXPECT_EQ(full.memory_bytes, store_.memory_bytes());
+    for (u64 i = 0; i < 2048; ++i) {
+      EXPECT_TRUE(is(stored[i], i % 8 == 0 ? noise(i) : filled(i + 1))) << i;
+      store_.drop(stored[i]);
+    }
+    for (int i = 0; i < 100 && store_.memory_bytes() != 0; ++i) store_.give_back(fd_);
+    EXPECT_EQ(0U, store_.memory_bytes());
+    EXPECT_EQ(0U, store_.use().account_bytes);
+  }
+}
+
 TEST_F(PageStoreTest, WhatDoesNotGetSmallerNeedsAFile) {
   EXPECT_EQ(ENOSPC, refusal_of(noise(1)));
   with_file();

@@ -384,6 +384,15 @@ TEST_F(Absent, IsToldApartFromWhatIsHere) {
   EXPECT_FALSE(reclaim::keeps(at(kFew)));
 }
 
+TEST_F(Absent, WithNothingAwayNoMemoryIsTakenForIt) {
+  EXPECT_GT(reclaim::statistics().account, 0U);
+  EXPECT_LE(reclaim::statistics().account, reclaim::statistics().compressed);
+  reclaim::set_memory_limit(reclaim::kNoLimit);
+  EXPECT_EQ(0U, wrong_pages(memory_, kFew));
+  EXPECT_TRUE(soon([] { return reclaim::statistics().compressed == 0; }))
+      << reclaim::statistics().compressed;
+}
+
 TEST_F(Absent, StoppingBringsEverythingBack) {
   ASSERT_TRUE(guest_->use(0, {}));
   reclaim::stop();
