@@ -37,8 +37,9 @@ class OwnerTable final : public TransitWatcher {
   // The kernel shows private memory there: what was unmapped behind our back is forgotten.
   void note_private(HvaRange range);
   unsigned views_of(u64 object, SharedView* out, unsigned room);
-  // A mapping of it was made; nobody has its address yet.
-  void view_made(const Reach& reach);
+  void view_made(const Reach& reach);  // nobody has the mapping's address yet
+  // Pre: marked (host/given_files.h). False: some of it is lost, or does not come.
+  [[nodiscard]] bool bring_back_for_good(u64 object);
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
   // nothing of it is absent or taken. EAGAIN: under a change; EBUSY: somebody stands on it.
   [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
@@ -64,9 +65,8 @@ class OwnerTable final : public TransitWatcher {
   void count_refused_pinned();
   void count_refused_held(u64 pages);
   void count_refused_watch(u64 pages);
-
-  // 0: no memory for the record. The caller then brings back what is absent.
-  // `object` is where it stands, `frame` the lowest frame of the thread that is in use.
+  // 0: no memory for the record. The caller then brings back what is absent. `object` is where it
+  // stands, `frame` the lowest frame of the thread that is in use.
   [[nodiscard]] u64 hold(const Reach& reach, u64 object, u64 frame);
   void release_hold(u64 id);
 

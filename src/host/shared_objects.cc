@@ -23,7 +23,7 @@ struct KnownFile {
 struct Known {
   u64 id = 0;
   u32 fork_turn = 0;
-  bool escaped = false;
+  u32 others = 0;     // how often it was given away
   KnownFile pages{};  // inode 0: its own
 };
 
@@ -65,9 +65,9 @@ void note_made(KnownFile file, size_t most, KnownFile pages = {}) {
   const sync::MutexGuard guard(all->lock);
   // The number of a file that is gone may be used again: the newer one counts.
   if (Known* old = all->known.find(file)) {
-    *old = {++all->last_id, fork_turn.load(sync::kRelaxed), false, pages};
+    *old = {++all->last_id, fork_turn.load(sync::kRelaxed), 0, pages};
   } else if (all->known.size() < most) {
-    const Known fresh{++all->last_id, fork_turn.load(sync::kRelaxed), false, pages};
+    const Known fresh{++all->last_id, fork_turn.load(sync::kRelaxed), 0, pages};
     static_cast<void>(all->known.insert(file, fresh));  // else it is not known
   }
 }
@@ -85,7 +85,7 @@ u64 id_of(KnownFile file, bool alone) {
   const sync::MutexGuard guard(all->lock);
   const Known* known = all->known.find(file);
   if (known == nullptr) return 0;
-  if (alone && (known->escaped || known->fork_turn != fork_turn.load(sync::kRelaxed))) return 0;
+  if (alone && (known->others != 0 || known->fork_turn != fork_turn.load(sync::kRelaxed))) return 0;
   return known->id;
 }
 
@@ -119,16 +119,36 @@ void shared_file_gone(int fd) {
   if (pages.inode != 0) static_cast<void>(all->known.erase(pages));
 }
 
-void shared_file_escapes(int fd) {
+u64 shared_file_escapes(int fd, GivenTo to) {
   Objects* all = objects();
   KnownFile file;
-  if (all == nullptr || !file_behind(fd, &file)) return;
+  if (all == nullptr || !file_behind(fd, &file)) return 0;
   const sync::MutexGuard guard(all->lock);
   Known* const known = all->known.find(file);
-  if (known == nullptr) return;
-  known->escaped = true;
-  if (known->pages.inode == 0) return;
-  if (Known* const pages = all->known.find(known->pages)) pages->escaped = true;
+  if (known == nullptr || (known->pages.inode != 0 && to == GivenTo::kProgram)) return 0;
+  ++known->others;
+  if (known->pages.inode == 0) return known->id;
+  if (Known* const pages = all->known.find(known->pages)) ++pages->others;
+  return known->id;
+}
+
+void shared_file_returns(u64 object) {
+  Objects* all = objects();
+  if (all == nullptr) return;
+  const sync::MutexGuard guard(all->lock);
+  all->known.for_each([&](const KnownFile&, Known& known) {
+    if (known.id != object) return;
+    --known.others;
+    Known* const pages = known.pages.inode == 0 ? nullptr : all->known.find(known.pages);
+    if (pages != nullptr) --pages->others;
+  });
+}
+
+bool any_shared_objects() {
+  Objects* all = objects();
+  if (all == nullptr) return false;
+  const sync::MutexGuard guard(all->lock);
+  return all->known.size() != 0;
 }
 
 u64 alone_with(u64 device, u64 inode) {

@@ -6,7 +6,8 @@
 // (host/page_owner.h): another process that maps the same file would read zeros where we took one.
 //
 // I1: alone_with() answers an object only if it was announced when it was made, no descriptor of it
-//     was sent away, and no fork has happened since. When in doubt it is not.
+//     was sent away or inherited by a program, and no fork has happened since. When in doubt it is
+//     not.
 // Differs from the kernel, which finds every mapping of a page by the file's own tree.
 //
 // Locking: a leaf. Context: any thread, no signal handler. The announcements are the shim's, after
@@ -22,8 +23,19 @@ void shared_file_made(int fd, int pages = -1);
 void shared_memory_mapped(Hva at);
 // Nobody has it any more, nor its pages: room for others. Pre: `fd` is still open; it may be none.
 void shared_file_gone(int fd);
-// Somebody else may have it from now on: sent by SCM_RIGHTS, or its close-on-exec flag taken off.
-void shared_file_escapes(int fd);
+// Somebody else may have it from now on (host/given_files.h). Answers its id, 0: nothing could be
+// taken of it anyway.
+enum class GivenTo : u8 {
+  kReceiver,  // of a message
+  // Who inherits it. Of a guest_memfd that cannot be mapped that is nobody: nothing reads it, and
+  // no other VM takes it.
+  kProgram,
+};
+u64 shared_file_escapes(int fd, GivenTo to);
+// He has not got it.
+void shared_file_returns(u64 object);
+// Is there any object that somebody could get? Racy.
+[[nodiscard]] bool any_shared_objects();
 
 // The id of the object a mapping shows, or a descriptor leads to; 0: not known, or not ours alone.
 [[nodiscard]] u64 alone_with(u64 device, u64 inode);

@@ -172,6 +172,14 @@ void OwnerTable::view_made(const Reach& reach) {
   bring_back_all(reach);
 }
 
+bool OwnerTable::bring_back_for_good(u64 object) {
+  constexpr u64 kWholeFile = u64{1} << 62;
+  const Reach all{object, HvaRange(Hva(0), kWholeFile)};
+  view_made(all);
+  PageKey left;
+  return collect(all, &left, 1, [](const PageKey&, const PageRecord&) { return true; }) == 0;
+}
+
 // Nothing is absent there. Without memory for the second half of a view that is cut in two it stays
 // whole: of the part that is gone no page is absent, and the next take looks again.
 void OwnerTable::forget_views(HvaRange range) {
@@ -270,6 +278,11 @@ Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mappin
     chunk.first = (mapping.offset + (at - mapping.range.start())) >> kPageShift;
     chunk.writable = mapping.prot.write;
     chunk.layout = ST_TRY(table.note_views(object, mapping));
+    // After the layout: host/given_files.h.
+    if (alone_with(mapping.device, mapping.inode) != object) {
+      table.count_refused_shared((piece.end() - at) / kPageSize);
+      return taken;
+    }
     SharedView views[kMaxViews + 1];
     const unsigned count = table.views_of(object, views, kMaxViews + 1);
     if (count > kMaxViews) {

@@ -159,25 +159,12 @@ Buffers& Buffers::texts(char* const* at) {
   return bytes(at, at == nullptr ? 0 : (count + 1) * sizeof(char*));
 }
 
-// glibc's: how many are there, and how many are used, then where. Each is a word that says what it
-// is and three of arguments, of which the first or the second may be a name.
 Buffers& Buffers::steps(const posix_spawn_file_actions_t* at) {
-  struct Step {
-    u64 kind;
-    const char* first;
-    const char* second;
-    u64 rest;
-  };
   posix_spawn_file_actions_t all{};
   value(at);
   if (at == nullptr || !host::read_struct(Hva(number(at)), &all)) return *this;
-  const auto* const list = reinterpret_cast<const Step*>(all.__actions);
-  array(list, all.__used);
-  for (int i = 0; i < all.__used; ++i) {
-    Step step{};
-    if (!host::read_struct(Hva(number(list + i)), &step)) break;
-    text(step.first).text(step.second);
-  }
+  array(reinterpret_cast<const SpawnStep*>(all.__actions), all.__used);
+  for_each_spawn_step(at, [&](const SpawnStep& step) { text(step.first).text(step.second); });
   return *this;
 }
 

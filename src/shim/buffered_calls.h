@@ -32,6 +32,7 @@
 #include <time.h>
 #include <unistd.h>
 #include <utime.h>
+#include <wordexp.h>
 
 #include "shim/next.h"
 

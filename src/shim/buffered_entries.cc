@@ -7,6 +7,7 @@
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/mdev_files.h"
+#include "shim/programs.h"
 #include "shim/received.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
@@ -43,6 +44,23 @@ namespace shim = stagetwo::shim;
   int st_entry_##name parameters {                                                                 \
     return shim::with_buffers_and_error([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },      \
                                         [&] { return shim::next::name arguments; });               \
+  }
+#define ST_PROGRAM_CALL(result, name, parameters, arguments, failed, refusal, ...)             \
+  extern "C"                                                                                   \
+      __attribute__((visibility("default"))) result st_entry_##name parameters __asm__(#name); \
+  result st_entry_##name parameters {                                                          \
+    return shim::start_program<decltype(failed)&, result>(nullptr, failed, refusal, [&] {      \
+      return shim::with_buffers([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },          \
+                                [&] { return shim::next::name arguments; });                   \
+    });                                                                                        \
+  }
+#define ST_SPAWN_CALL(name, parameters, arguments, ...)                                            \
+  extern "C" __attribute__((visibility("default"))) int st_entry_##name parameters __asm__(#name); \
+  int st_entry_##name parameters {                                                                 \
+    return shim::start_program(steps, shim::kErrno, EIO, [&] {                                     \
+      return shim::with_buffers_and_error([&](shim::Buffers& buffers) { buffers __VA_ARGS__; },    \
+                                          [&] { return shim::next::name arguments; });             \
+    });                                                                                            \
   }
 #include "shim/buffered_calls.def"
 #undef ST_CALL

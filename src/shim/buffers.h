@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 
 #include "addr/addr.h"
+#include "host/access.h"
 #include "host/held_pages.h"
 
 namespace stagetwo::shim {
@@ -102,5 +103,33 @@ class Buffers {
   unsigned used_files_ = 0;
   bool lost_ = false;
 };
+
+// What a child of posix_spawn does before it is the program, as glibc keeps it: how many there are,
+// how many are used, then where; each is a word that says what it is and three of arguments, of
+// which the first or the second may be a name.
+struct SpawnStep {
+  static constexpr u32 kDup = 1;  // spawn_do_dup2 (glibc: posix/spawn_int.h)
+  u32 kind;
+  u32 unused;
+  const char* first;
+  const char* second;
+  u64 rest;
+  // Of kDup: what is duplicated. What is in the descriptor's place has its number only.
+  [[nodiscard]] int descriptor() const {
+    return static_cast<int>(reinterpret_cast<u64>(first) & 0xffffffff);
+  }
+};
+// Calls fn(step) for each, null for none; ends where the list cannot be read.
+template <typename F>
+void for_each_spawn_step(const posix_spawn_file_actions_t* at, F&& fn) {
+  posix_spawn_file_actions_t all{};
+  if (at == nullptr || !host::read_struct(Hva(reinterpret_cast<u64>(at)), &all)) return;
+  const auto* const list = reinterpret_cast<const SpawnStep*>(all.__actions);
+  for (int i = 0; i < all.__used; ++i) {
+    SpawnStep step{};
+    if (!host::read_struct(Hva(reinterpret_cast<u64>(list + i)), &step)) return;
+    fn(step);
+  }
+}
 
 }  // namespace stagetwo::shim

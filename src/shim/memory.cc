@@ -346,8 +346,7 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
 int memory_file(const char* name, unsigned flags) {
   if ((flags & MFD_HUGETLB) == 0 || !wants_hugetlb_standin()) [[likely]]
     return noted_file(with_buffers([&](Buffers& buffers) { buffers.text(name); },
-                                   [&] { return next::memfd_create(name, flags); }),
-                      (flags & MFD_CLOEXEC) == 0);
+                                   [&] { return next::memfd_create(name, flags); }));
   return static_cast<int>(as_libc(hugetlb::make_file(name, flags)));
 }
 

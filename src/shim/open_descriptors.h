@@ -23,13 +23,13 @@ inline int descriptor_number(const char* name) {
   return value;
 }
 
-// Calls fn(fd) for every open descriptor in [first, last].
+// Calls fn(fd) for every open descriptor in [first, last]. False: /proc does not say.
 template <typename F>
-void for_each_open(unsigned first, unsigned last, F&& fn) {
+bool for_each_open(unsigned first, unsigned last, F&& fn) {
   const sync::PassingNumber passing;
   const auto directory =
       sys::openat(AT_FDCWD, "/proc/thread-self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (!directory) return;
+  if (!directory) return false;
   DirectoryNames names(*directory);
   while (const char* const name = names.next()) {
     const int fd = descriptor_number(name);
@@ -38,6 +38,7 @@ void for_each_open(unsigned first, unsigned last, F&& fn) {
     if (wanted) fn(fd);
   }
   static_cast<void>(sys::close(*directory));
+  return true;
 }
 
 }  // namespace stagetwo::shim

@@ -12,6 +12,7 @@
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/mdev_files.h"
+#include "shim/programs.h"
 #include "shim/received.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
@@ -154,7 +155,11 @@ long call_with_buffers(long number, const long (&w)[6]) {
   if (row == nullptr) return go_on();
   if (row->refused(w)) return -1;
   row->note(w);
-  const long answer = with_buffers([&](Buffers& buffers) { row->describe(buffers, w); }, go_on);
+  const auto call = [&] {
+    return with_buffers([&](Buffers& buffers) { row->describe(buffers, w); }, go_on);
+  };
+  const bool starts = number == SYS_execve || number == SYS_execveat;
+  const long answer = starts ? start_program(nullptr, kNever, -1L, call) : call();
   if (answer >= 0 && row->end != nullptr) row->end(w, answer);
   return answer;
 }

@@ -51,9 +51,8 @@ long transfer(long number, int from, int to, const long (&w)[6]) {
 
 long control(int fd, int command, long argument) {
   if (control_refused(fd, command, argument)) return -1;
-  return with_buffer(pointer<void>(argument), sizeof(struct flock), [&] {
-    return next::fcntl(fd, noted_fcntl(fd, command, argument), AskedLock(fd, command, argument));
-  });
+  return with_buffer(pointer<void>(argument), sizeof(struct flock),
+                     [&] { return next::fcntl(fd, command, AskedLock(fd, command, argument)); });
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "base/sys.h"
 #include "host/blocked_faults.h"
+#include "host/given_files.h"
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
 #include "shim/announce.h"
@@ -28,18 +29,21 @@ void tell(host::Touches touches, F&& what) {
   errno = error;
 }
 
-void note_one(const msghdr* message) {
-  for_each_right(message, [](int fd) { host::shared_file_escapes(fd); });
+bool give(const msghdr* message) {
+  bool whole = true;
+  for_each_right(message, [&](int fd) {
+    host::GivenFiles given;
+    whole = given.add(fd, host::GivenTo::kReceiver) && whole;
+    given.keep();
+  });
+  return whole;
 }
 
 }  // namespace
 
-int noted_file(int fd, bool inherited) {
+int noted_file(int fd) {
   if (!awake() || fd < 0) return fd;
-  tell(host::Touches::kNothing, [&] {
-    host::shared_file_made(fd);
-    if (inherited) host::shared_file_escapes(fd);
-  });
+  tell(host::Touches::kNothing, [&] { host::shared_file_made(fd); });
   return fd;
 }
 
@@ -65,23 +69,23 @@ void note_private(const void* at, size_t size, bool fresh) {
   if (range) tell(host::Touches::kNothing, [&] { host::join_watched(*range, fresh); });
 }
 
-const msghdr* noted(const msghdr* message) {
-  if (awake()) tell(host::Touches::kClientMemory, [&] { note_one(message); });
-  return message;
+bool giving_refused(const msghdr* message) {
+  bool whole = true;
+  if (awake()) tell(host::Touches::kClientMemory, [&] { whole = give(message); });
+  if (!whole) errno = EIO;
+  return !whole;
 }
 
-mmsghdr* noted(mmsghdr* messages, unsigned count) {
-  if (!awake()) return messages;
+bool giving_refused(mmsghdr* messages, unsigned count) {
+  bool whole = true;
+  if (!awake()) return false;
   tell(host::Touches::kClientMemory, [&] {
-    for (unsigned i = 0; i < std::min(count, 1024u); ++i) note_one(&messages[i].msg_hdr);
+    for (unsigned i = 0; i < std::min(count, 1024u); ++i) {
+      whole = give(&messages[i].msg_hdr) && whole;
+    }
   });
-  return messages;
-}
-
-int noted_fcntl(int fd, int command, long argument) {
-  const bool stays = command == F_SETFD && (argument & FD_CLOEXEC) == 0;
-  if (stays && awake()) tell(host::Touches::kNothing, [&] { host::shared_file_escapes(fd); });
-  return command;
+  if (!whole) errno = EIO;
+  return !whole;
 }
 
 std::optional<host::FileId> file_of_name(int directory, const char* path, int flags) {

@@ -21,17 +21,17 @@
 namespace stagetwo::shim {
 
 // memfd_create answered `fd`.
-int noted_file(int fd, bool inherited);
+int noted_file(int fd);
 // Shared memory was mapped there; MAP_FAILED is nothing. Post: no absent page shows through.
 void* noted_mapping(void* at, size_t size, bool anonymous);
 // Private memory was mapped there, which nobody has the address of if it is `fresh`, or got other
 // rights: host::join_watched().
 void note_private(const void* at, size_t size, bool fresh);
 
-// Descriptors on their way to others. Answer what they were given.
-const msghdr* noted(const msghdr* message);
-mmsghdr* noted(mmsghdr* messages, unsigned count);
-int noted_fcntl(int fd, int command, long argument);
+// Descriptors on their way to others (host/given_files.h). True: bytes of one are lost; errno says
+// so.
+bool giving_refused(const msghdr* message);
+bool giving_refused(mmsghdr* messages, unsigned count);
 
 // A call that takes bytes [offset, offset + size) out of a file.
 template <typename F>

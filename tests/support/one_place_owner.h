@@ -14,9 +14,11 @@ class OnePlaceOwner final : public host::PageOwner {
     return exit.to(Hva(place_.address()));
   }
   host::BringBack bring_back(const host::AbsentPage&, host::PageEntry& entry) override {
+    if (loses) return host::BringBack::kLost;
     return entry.from(Hva(place_.address())) ? host::BringBack::kBack : host::BringBack::kRetry;
   }
   void discard(const host::AbsentPage&) override {}
+  bool loses = false;
 
  private:
   GuardedPages place_{1};

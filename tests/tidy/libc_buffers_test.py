@@ -39,8 +39,8 @@ def output(*command):
 
 def table():
     rows = house.text(Path("src/shim/buffered_calls.def"))
-    return set(re.findall(r"^ST_(?:FILE_|RECEIVING_)?CALL\([^,]*, (\w+),", rows, re.MULTILINE)) | set(
-        re.findall(r"^ST_ERROR_CALL\((\w+),", rows, re.MULTILINE))
+    return set(re.findall(r"^ST_(?:FILE_|RECEIVING_|PROGRAM_)?CALL\([^,]*, (\w+),", rows, re.MULTILINE)) | set(
+        re.findall(r"^ST_(?:ERROR|EXEC|SPAWN)_CALL\((\w+),", rows, re.MULTILINE))
 
 
 def interposed():

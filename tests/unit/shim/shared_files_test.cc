@@ -9,13 +9,17 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
+#include <thread>
 
+#include "base/sys.h"
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
 #include "shim/absent_buffers.h"
 #include "shim/files.h"
 #include "shim/memory.h"
+#include "shim/programs.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo::shim {
@@ -143,32 +147,125 @@ TEST_F(SharedFiles, AnonymousSharedMemoryIsOursToo) {
   unmap(mine, kPageSize);
 }
 
-TEST_F(SharedFiles, AFileThatIsSentAwayIsNotOursAlone) {
+// What the file has, asked without us.
+size_t holes_of(int file) {
+  size_t holes = 0;
+  for (size_t i = 0; i < kPages; ++i) {
+    u8 page[kPageSize] = {};
+    EXPECT_TRUE(sys::pread(file, page, kPageSize, static_cast<off_t>(i * kPageSize)));
+    holes += page[0] == i + 1 && page[kPageSize - 1] == i + 1 ? 0U : 1U;
+  }
+  return holes;
+}
+
+// A message with the descriptor of standard input and this one.
+struct Message {
+  explicit Message(int file) {
+    header.msg_control = space;
+    header.msg_controllen = sizeof(space);
+    cmsghdr* const head = CMSG_FIRSTHDR(&header);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(2 * sizeof(int));
+    const int sent[] = {0, file};
+    std::memcpy(CMSG_DATA(head), sent, sizeof(sent));
+  }
+  alignas(cmsghdr) char space[CMSG_SPACE(2 * sizeof(int))] = {};
+  msghdr header{};
+};
+
+TEST_F(SharedFiles, AFileThatIsSentAwayIsWholeAndNotOursAlone) {
   ASSERT_NE(0u, host::object_behind(file_));
-  char space[CMSG_SPACE(2 * sizeof(int))] = {};
-  msghdr message{};
-  message.msg_control = space;
-  message.msg_controllen = sizeof(space);
-  cmsghdr* head = CMSG_FIRSTHDR(&message);
-  head->cmsg_level = SOL_SOCKET;
-  head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(2 * sizeof(int));
-  const int sent[] = {0, file_};
-  std::memcpy(CMSG_DATA(head), sent, sizeof(sent));
-  EXPECT_EQ(&message, noted(&message));
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(kPages, holes_of(file_));
+  Message message(file_);
+  EXPECT_FALSE(giving_refused(&message.header));
+  EXPECT_EQ(0u, holes_of(file_));
   EXPECT_EQ(0u, take());
 }
 
-TEST_F(SharedFiles, AFileThatAProgramMayInheritIsNotOursAlone) {
-  EXPECT_EQ(F_GETFD, noted_fcntl(file_, F_GETFD, 0));
-  EXPECT_EQ(F_SETFD, noted_fcntl(file_, F_SETFD, FD_CLOEXEC));
-  EXPECT_EQ(kPages, take());
-  host::bring_back_range(HvaRange(Hva(reinterpret_cast<u64>(bytes_)), kPages * kPageSize));
-  noted_fcntl(file_, F_SETFD, 0);
+TEST_F(SharedFiles, AFileOfWhichBytesAreLostIsNotSentAway) {
+  ASSERT_EQ(kPages, take());
+  store_.loses = true;
+  Message message(file_);
+  EXPECT_TRUE(giving_refused(&message.header));
+  EXPECT_EQ(EIO, errno);
+  mmsghdr several{message.header, 0};
+  EXPECT_TRUE(giving_refused(&several, 1));
+}
+
+// As start_program() is used: -1 is a failure.
+template <typename F>
+int start(const posix_spawn_file_actions_t* steps, F&& call) {
+  return start_program(steps, kMinusOne, -1, call);
+}
+
+TEST_F(SharedFiles, AFileThatAProgramInheritsIsWholeAndNotOursAlone) {
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, ::fcntl(file_, F_SETFD, 0));
+  ASSERT_EQ(7, start(nullptr, [&] {
+              EXPECT_EQ(0u, holes_of(file_));
+              EXPECT_EQ(0u, take());
+              return 7;
+            }));
   EXPECT_EQ(0u, take());
-  const int other = memory_file("inherited", 0);
-  EXPECT_NE(0u, host::object_behind(other));
-  ::close(other);
+}
+
+TEST_F(SharedFiles, WhereNoProgramStartedTheFileIsOursAsBefore) {
+  ASSERT_EQ(0, ::fcntl(file_, F_SETFD, 0));
+  EXPECT_EQ(-1, start(nullptr, [&] {
+    EXPECT_EQ(0u, take());
+    return -1;
+  }));
+  EXPECT_EQ(kPages, take());
+}
+
+TEST_F(SharedFiles, AFileThatNoProgramInheritsStaysAway) {
+  ASSERT_EQ(kPages, take());
+  EXPECT_EQ(0, start(nullptr, [&] { return 0; }));
+  EXPECT_EQ(kPages, holes_of(file_));
+}
+
+TEST_F(SharedFiles, WhatAChildDuplicatesItInherits) {
+  ASSERT_EQ(kPages, take());
+  posix_spawn_file_actions_t steps;
+  ASSERT_EQ(0, ::posix_spawn_file_actions_init(&steps));
+  ::posix_spawn_file_actions_addopen(&steps, 0, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_adddup2(&steps, file_, 100);
+  EXPECT_EQ(0, start(&steps, [&] { return 0; }));
+  ::posix_spawn_file_actions_destroy(&steps);
+  EXPECT_EQ(0u, holes_of(file_));
+  EXPECT_EQ(0u, take());
+}
+
+TEST_F(SharedFiles, WithLostBytesNoProgramStarts) {
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, ::fcntl(file_, F_SETFD, 0));
+  store_.loses = true;
+  EXPECT_EQ(-1, start(nullptr, [] {
+    ADD_FAILURE() << "it would read zeros";
+    return 0;
+  }));
+  EXPECT_EQ(EIO, errno);
+}
+
+// Somebody takes pages all the time while programs start and fail to.
+TEST_F(SharedFiles, NothingIsTakenWhileAProgramStarts) {
+  ASSERT_EQ(0, ::fcntl(file_, F_SETFD, 0));
+  std::atomic<bool> over{false};
+  std::atomic<u64> taken{0};
+  std::thread taker([&] {
+    while (!over) taken += take();
+  });
+  for (int round = 0; round < 300 || taken == 0; ++round) {
+    EXPECT_EQ(-1, start(nullptr, [&] {
+      EXPECT_EQ(0u, holes_of(file_));
+      return -1;
+    }));
+    std::this_thread::yield();
+  }
+  over = true;
+  taker.join();
 }
 
 }  // namespace

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// A small VMM in plain C that gives its guest's memory away while most of it is absent: by a
+// message, and by every way a program starts that inherits the descriptor. Whoever gets it must
+// find every byte. Knows nothing but the public KVM ABI: who limits its memory is not told here.
+//
+//   giving_vmm WAY               all of it, then "whole"
+//   giving_vmm check FD PAGES    the program that inherits it
+#define _GNU_SOURCE
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "small_vmm.h"
+
+enum { kMemoryPages = 1024, kKeptPages = 640, kOther = 40 };
+
+extern char** environ;
+static const char* self;
+static char* memory;
+static int memory_fd;
+
+static uint64_t word_of(size_t page, size_t at) {
+  return (page * 512 + at + 1) * 0x9e3779b97f4a7c15U;
+}
+static void fill(void) {
+  for (size_t page = 0; page < kMemoryPages; ++page) {
+    for (size_t at = 0; at < 512; at += 1 + page % 3) {
+      ((uint64_t*)(memory + page * kPage))[at] = word_of(page, at);
+    }
+  }
+}
+static int wrong_pages(const char* bytes, size_t pages) {
+  int wrong = 0;
+  for (size_t page = 0; page < pages; ++page) {
+    const uint64_t* words = (const uint64_t*)(bytes + page * kPage);
+    int right = 1;
+    for (size_t at = 0; at < 512; at += 1 + page % 3) right &= words[at] == word_of(page, at);
+    wrong += !right;
+  }
+  return wrong;
+}
+
+// By mapping and by reading: both show the file as it is.
+static int check_file(int fd, size_t pages) {
+  char* bytes = mmap(NULL, pages * kPage, PROT_READ, MAP_SHARED, fd, 0);
+  if (bytes == MAP_FAILED) return 2;
+  char last[kPage];
+  const size_t page = pages - 1;
+  if (pread(fd, last, kPage, (off_t)(page * kPage)) != kPage) return 3;
+  if (((uint64_t*)last)[0] != word_of(page, 0)) return 4;
+  const int wrong = wrong_pages(bytes, pages);
+  if (wrong != 0) printf("%d of %zu pages are not what they were\n", wrong, pages);
+  return wrong == 0 ? 0 : 1;
+}
+
+// Pages of the file that are in memory: what is absent is a hole.
+static size_t pages_there(void) {
+  struct stat now;
+  check(fstat(memory_fd, &now) == 0, "fstat");
+  return (size_t)now.st_blocks * 512 / kPage;
+}
+static void wait_until_most_is_absent(void) {
+  for (int i = 0; i < 10000 && pages_there() > kKeptPages; ++i) usleep(1000);
+  errno = 0;
+  check(pages_there() <= kKeptPages, "most of the memory is absent");
+}
+
+static void make_memory(unsigned flags) {
+  memory_fd = memfd_create("guest memory", flags);
+  check(memory_fd >= 0 && ftruncate(memory_fd, kMemoryPages * kPage) == 0, "memfd_create");
+  memory = mmap(NULL, kMemoryPages * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+  check(memory != MAP_FAILED, "mmap");
+  slot(0, 0, kMemoryPages * kPage, memory);
+  fill();
+  wait_until_most_is_absent();
+}
+
+static char* arguments[5];
+static char number[16];
+static char pages_text[16];
+static char* const* checking(int fd) {
+  snprintf(number, sizeof(number), "%d", fd);
+  snprintf(pages_text, sizeof(pages_text), "%d", kMemoryPages);
+  arguments[0] = (char*)self;
+  arguments[1] = "check";
+  arguments[2] = number;
+  arguments[3] = pages_text;
+  return arguments;
+}
+static const char* command_for(int fd) {
+  static char text[4200];
+  snprintf(text, sizeof(text), "exec '%s' check %d %d", self, fd, kMemoryPages);
+  return text;
+}
+
+static void ends_well(pid_t child) {
+  int status = 0;
+  check(child > 0 && waitpid(child, &status, 0) == child, "waitpid");
+  errno = 0;
+  check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the other one finds every byte");
+}
+
+static pid_t spawn(int fd, const posix_spawn_file_actions_t* actions) {
+  pid_t child = -1;
+  check(posix_spawn(&child, self, actions, NULL, checking(fd), environ) == 0, "posix_spawn");
+  return child;
+}
+
+static int to_helper;
+static pid_t helper;
+// A process that was there before anything was opened, and gets the descriptor by a message.
+static void start_helper(void) {
+  int ends[2];
+  check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0, "socketpair");
+  helper = fork();
+  if (helper == 0) {
+    char byte;
+    char space[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {&byte, 1};
+    struct msghdr message = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space)};
+    close(ends[0]);
+    if (recvmsg(ends[1], &message, 0) != 1) _exit(0);
+    int fd;
+    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+    _exit(check_file(fd, kMemoryPages));
+  }
+  close(ends[1]);
+  to_helper = ends[0];
+}
+static void send_to_helper(void) {
+  char byte = 1;
+  char space[CMSG_SPACE(sizeof(int))] = {0};
+  struct iovec part = {&byte, 1};
+  struct msghdr message = {
+      .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof(space)};
+  struct cmsghdr* head = CMSG_FIRSTHDR(&message);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(head), &memory_fd, sizeof(int));
+  check(sendmsg(to_helper, &message, 0) == 1, "sendmsg");
+}
+
+static void give(const char* way) {
+  const int is_vfork = strncmp(way, "vfork", 5) == 0;
+  if (strcmp(way, "message") == 0) {
+    make_memory(MFD_CLOEXEC);
+    send_to_helper();
+    ends_well(helper);
+  } else if (strcmp(way, "spawn") == 0) {
+    make_memory(0);
+    ends_well(spawn(memory_fd, NULL));
+  } else if (strcmp(way, "spawn-dup") == 0) {
+    make_memory(MFD_CLOEXEC);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addclose(&actions, 0);
+    posix_spawn_file_actions_adddup2(&actions, memory_fd, kOther);
+    ends_well(spawn(kOther, &actions));
+    posix_spawn_file_actions_destroy(&actions);
+  } else if (strcmp(way, "dup") == 0) {
+    make_memory(MFD_CLOEXEC);
+    ends_well(spawn(dup(memory_fd), NULL));
+  } else if (strcmp(way, "flag") == 0) {
+    make_memory(MFD_CLOEXEC);
+    check(fcntl(memory_fd, F_SETFD, 0) == 0, "F_SETFD");
+    ends_well(spawn(memory_fd, NULL));
+  } else if (strcmp(way, "system") == 0) {
+    make_memory(0);
+    check(system(command_for(memory_fd)) == 0, "system");
+  } else if (strcmp(way, "popen") == 0) {
+    make_memory(0);
+    FILE* told = popen(command_for(memory_fd), "r");
+    check(told != NULL && pclose(told) == 0, "popen");
+  } else if (is_vfork) {
+    make_memory(strcmp(way, "vfork") == 0 ? 0 : MFD_CLOEXEC);
+    const pid_t child = vfork();
+    if (child == 0) {
+      const int other = strcmp(way, "vfork-dup") == 0;
+      const int fd = other ? dup2(memory_fd, kOther) : memory_fd;
+      if (strcmp(way, "vfork-number") == 0) {
+        fcntl(memory_fd, F_SETFD, 0);
+        syscall(SYS_execve, self, checking(fd), environ);
+      }
+      execv(self, checking(fd));
+      _exit(9);
+    }
+    ends_well(child);
+  } else if (strcmp(way, "exec") == 0) {
+    make_memory(0);
+    execv(self, checking(memory_fd));
+    check(0, "execv");
+  } else if (strcmp(way, "nothing") == 0) {
+    // None of these gives it away, so it can be taken again.
+    make_memory(MFD_CLOEXEC);
+    check(system("exit 0") == 0, "system");
+    fill();
+    wait_until_most_is_absent();
+    check(fcntl(memory_fd, F_SETFD, 0) == 0, "F_SETFD");
+    check(execl("/nowhere", "nowhere", NULL) == -1 && errno == ENOENT, "execl of what is not");
+    pid_t child;
+    check(posix_spawn(&child, "/nowhere", NULL, NULL, checking(0), environ) == ENOENT,
+          "posix_spawn of what is not");
+    fill();
+    wait_until_most_is_absent();
+  } else {
+    check(0, "a way");
+  }
+  check(wrong_pages(memory, kMemoryPages) == 0, "nothing is lost here");
+}
+
+int main(int argc, char** argv) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  if (argc == 4 && strcmp(argv[1], "check") == 0) {
+    const int answer = check_file(atoi(argv[2]), (size_t)atoi(argv[3]));
+    if (answer == 0) printf("checked\n");
+    return answer;
+  }
+  check(argc == 2, "argument: WAY");
+  self = argv[0];
+  start_helper();
+  const int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  check(kvm >= 0, "open /dev/kvm");
+  vm = ioctl(kvm, KVM_CREATE_VM, 0);
+  check(vm >= 0, "KVM_CREATE_VM");
+  give(argv[1]);
+  printf("whole\n");
+  return 0;
+}
