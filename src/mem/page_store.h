@@ -36,7 +36,7 @@ struct StoreUse {
   u64 same_filled = 0;  // pages
   u64 in_memory = 0;
   u64 on_disk = 0;
-  u64 memory_bytes = 0;  // of compressed pages and of what keeps account of all of them
+  u64 memory_bytes = 0;   // of compressed pages and of what keeps account of all of them
   u64 account_bytes = 0;  // of these, the account: as large as it was when most pages were stored
   u64 disk_bytes = 0;
   u64 incompressible = 0;  // put() calls so far that found a page so
