@@ -174,7 +174,9 @@ static void give(const char* way) {
   } else if (strcmp(way, "popen") == 0) {
     make_memory(0);
     FILE* told = popen(command_for(memory_fd), "r");
-    check(told != NULL && pclose(told) == 0, "popen");
+    char line[64] = "";
+    check(told != NULL && fgets(line, sizeof(line), told) != NULL, "popen");
+    check(pclose(told) == 0 && strcmp(line, "checked\n") == 0, "popen");
   } else if (is_vfork) {
     make_memory(strcmp(way, "vfork") == 0 ? 0 : MFD_CLOEXEC);
     const pid_t child = vfork();
