@@ -36,8 +36,8 @@ constexpr const char* kFull =
     "the memory limit is not kept: what does not fit in memory compressed has no room in a swap "
     "file (--swap)";
 constexpr const char* kStuck =
-    "the memory limit is not kept: what is over it is pinned, locked, shared with another process "
-    "or watched by the program itself";
+    "the memory limit is not kept: what is over it is pinned, locked, shared with another process, "
+    "a private mapping of a file or watched by the program itself (--stats says how much of each)";
 constexpr Age kAnyAge = -1;
 constexpr unsigned kFruitless = 3;  // looks for pages in a row that found none
 constexpr Age kNothing = kOldest + 1;
@@ -50,12 +50,15 @@ bool Reclaimer::Scope::has(HvaRange range) const {
                      [&](HvaRange one) { return one.overlaps(range); });
 }
 
-// Takes one run of neighbours. What is refused is not asked for again before the next look.
+// Takes one run of neighbours.
 u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
   const HvaRange run(span.at(first), pages << kPageShift);
   if (span.kind == Span::Kind::kPrivate) return take_private(span, first, run);
   const auto taken = host::take_away(run, &swapper_, this, host::Which::kReclaim, &span.range);
   span.forget_resident(first, pages);
+  if (taken && *taken < pages) {
+    span.note_stuck(first, swapper_.stayed(span, first, pages), sync::now_ns());
+  }
   if (!taken) {
     // Not one mapping any more, or none: looked at again before anything else of it is tried.
     span.kind = Span::Kind::kUnmapped;
@@ -106,11 +109,11 @@ u64 Reclaimer::take_private(Span& span, u64 first, HvaRange run) {
 u64 Reclaimer::evict_from(Span& span, u64* index, Age from, u64 wanted) {
   u64 taken = 0;
   const auto old = [&](u64 i) {
-    return span.is_resident(i) && span.ages[i].load(sync::kRelaxed) >= from;
+    return span.is_resident(i) && !span.is_stuck(i) && span.ages[i].load(sync::kRelaxed) >= from;
   };
   u64 i = *index;
   while (i < span.pages && taken < wanted && span.can_leave()) {
-    if (span.resident[i / 64] >> (i % 64) == 0) {
+    if ((span.resident[i / 64] & ~span.stuck[i / 64]) >> (i % 64) == 0) {
       i = (i / 64 + 1) * 64;
       continue;
     }
@@ -237,7 +240,7 @@ void Reclaimer::keep_under(u64 limit, u64 until) {
 void Reclaimer::give_in(bool* said, const char* why) {
   const u64 now = sync::now_ns();
   if (now >= unkept_until_) host::budget::grant(kUnkeptPages);
-  unkept_until_ = now + kUnkeptNs;
+  unkept_until_ = now + std::max(kUnkeptNs, kLookShare * look_.took);
   if (*said || say_ == nullptr) return;
   *said = true;
   say_(why);

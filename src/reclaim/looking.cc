@@ -59,8 +59,37 @@ Span::Kind kind_of(const host::Mapping& mapping, HvaRange span) {
   if (mapping.page_size != kPageSize) return Span::Kind::kHugetlb;
   // Several mappings of a file in one range: nothing that a VMM does often enough to be worth it.
   if (mapping.shared && mapping.range.end() < span.end()) return Span::Kind::kUnmapped;
+  if (!mapping.shared && mapping.file_backed) return Span::Kind::kFile;
   return is_locked(span) ? Span::Kind::kLocked : Span::Kind::kOrdinary;
 }
+
+// Bytes of what stays, by why.
+struct LeftAlone {
+  u64 hugetlb = 0;
+  u64 locked = 0;
+  u64 private_shared = 0;
+  u64 shared = 0;
+  u64 files = 0;
+  u64* figure_of(Span::Kind kind) {
+    switch (kind) {
+      case Span::Kind::kHugetlb:
+        return &hugetlb;
+      case Span::Kind::kLocked:
+        return &locked;
+      case Span::Kind::kShared:
+        return &private_shared;
+      case Span::Kind::kOthers:
+        return &shared;
+      case Span::Kind::kFile:
+        return &files;
+      case Span::Kind::kOrdinary:
+      case Span::Kind::kPrivate:
+      case Span::Kind::kUnmapped:
+        return nullptr;
+    }
+    return nullptr;
+  }
+};
 
 }  // namespace
 
@@ -71,6 +100,9 @@ void Reclaimer::look_at(Span& span) {
     // Who else has the file may punch it, and would be told nothing of what is away.
     const bool alone = host::alone_with(mapping->device, mapping->inode) != 0;
     span.kind = alone ? Span::Kind::kPrivate : Span::Kind::kShared;
+  } else if (span.kind == Span::Kind::kOrdinary && mapping->shared) {
+    const bool alone = host::alone_with(mapping->device, mapping->inode) != 0;
+    if (!alone) span.kind = Span::Kind::kOthers;
   }
   span.shared = mapping && mapping->shared;
   const bool whole = span.kind != Span::Kind::kUnmapped;
@@ -82,30 +114,26 @@ void Reclaimer::look_at(Span& span) {
 
 void Reclaimer::look() {
   const u64 begun = sync::now_ns();
+  LeftAlone alone;
   look_.process = process_resident() - std::min(process_resident(), kept_bytes());
   u64 resident = 0;
-  u64 hugetlb = 0;
-  u64 locked = 0;
-  u64 shared = 0;
   for_each_span([&](Span& span) {
+    span.forget_stuck(begun);
     look_at(span);
     const u64 bytes = span.resident_count << kPageShift;
-    if (span.kind == Span::Kind::kHugetlb) {
-      hugetlb += bytes;
-      return;
-    }
-    if (span.kind == Span::Kind::kLocked) locked += bytes;
-    if (span.kind == Span::Kind::kShared) shared += bytes;
-    resident += bytes;
+    if (u64* const figure = alone.figure_of(span.kind)) *figure += bytes;
+    if (span.kind != Span::Kind::kHugetlb) resident += bytes;
   });
   look_.resident = resident;
   look_.at = sync::now_ns();
   look_.took = look_.at - begun;
   swapper_.set_resident(resident >> kPageShift);
   const sync::MutexGuard guard(report_);
-  shown_.hugetlb = hugetlb;
-  shown_.locked = locked;
-  shown_.private_shared = shared;
+  shown_.hugetlb = alone.hugetlb;
+  shown_.locked = alone.locked;
+  shown_.private_shared = alone.private_shared;
+  shown_.shared_with_others = alone.shared;
+  shown_.private_files = alone.files;
 }
 
 u64 Reclaimer::kept_bytes() {

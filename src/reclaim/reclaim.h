@@ -123,8 +123,10 @@ struct Statistics {
   // Left alone: bytes that are resident,
   u64 hugetlb = 0;
   u64 locked = 0;
-  u64 private_shared = 0;  // of guest_memfds that another process may have
-  u64 with_others = 0;     // pages that a device has, or a secure guest
+  u64 private_shared = 0;      // of guest_memfds that another process may have
+  u64 shared_with_others = 0;  // the same of shared memory
+  u64 private_files = 0;       // of private mappings of files
+  u64 with_others = 0;         // pages that a device has, or a secure guest
   // and refusals so far, in pages.
   u64 pinned = 0;        // pinned, or a buffer of a system call
   u64 watched = 0;       // by the client's own userfaultfd
@@ -166,6 +168,8 @@ inline constexpr Figure kFigures[] = {
     {"private_absent_pages", &Statistics::private_absent, Counts::kNow},
     {"private_refaults", &Statistics::private_refaults, Counts::kSoFar},
     {"private_shared", &Statistics::private_shared, Counts::kBytes},
+    {"shared_with_others", &Statistics::shared_with_others, Counts::kBytes},
+    {"private_file_mappings", &Statistics::private_files, Counts::kBytes},
     {"pages_of_other_owners", &Statistics::with_others, Counts::kNow},
     {"refused_pinned", &Statistics::pinned, Counts::kSoFar},
     {"refused_watched", &Statistics::watched, Counts::kSoFar},

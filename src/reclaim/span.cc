@@ -2,22 +2,28 @@
 #include "reclaim/span.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/alloc.h"
 
 namespace stagetwo::reclaim {
 namespace {
 
-// What one span has of the engine's memory, in this order: slots, resident, used, huge, ages.
+// What one span has of the engine's memory, in this order: slots, resident, used, stuck, was_stuck,
+// huge, ages.
 struct Layout {
   explicit Layout(u64 pages)
       : resident(pages * sizeof(PageSlot)),
         used(resident + (pages + 63) / 64 * sizeof(u64)),
-        huge(used + (pages + 63) / 64 * sizeof(u64)),
+        stuck(used + (pages + 63) / 64 * sizeof(u64)),
+        was_stuck(stuck + (pages + 63) / 64 * sizeof(u64)),
+        huge(was_stuck + (pages + 63) / 64 * sizeof(u64)),
         ages(huge + (pages / 512 / 64 + 2) * sizeof(u64)),
         bytes(ages + pages) {}
   u64 resident;
   u64 used;
+  u64 stuck;
+  u64 was_stuck;
   u64 huge;
   u64 ages;
   u64 bytes;
@@ -37,10 +43,36 @@ Result<Span*> Span::create(HvaRange range) {
   u8* const base = static_cast<u8*>(*memory);
   span->slots = reinterpret_cast<PageSlot*>(base);
   span->resident = reinterpret_cast<u64*>(base + layout.resident);
+  span->stuck = reinterpret_cast<u64*>(base + layout.stuck);
+  span->was_stuck = reinterpret_cast<u64*>(base + layout.was_stuck);
   span->huge = reinterpret_cast<u64*>(base + layout.huge);
   span->used = reinterpret_cast<sync::Atomic<u64>*>(base + layout.used);
   span->ages = reinterpret_cast<sync::Atomic<Age>*>(base + layout.ages);
   return span;
+}
+
+void Span::note_stuck(u64 first, u64 bits, u64 now) {
+  if (bits == 0) return;
+  if (stuck_count == 0) ask_again = now + (kShortestStuckNs << patience);
+  stuck_count += static_cast<u64>(std::popcount(bits));
+  for (; bits != 0; bits &= bits - 1) {
+    const u64 index = first + static_cast<u64>(std::countr_zero(bits));
+    const u64 bit = u64{1} << (index % 64);
+    stuck[index / 64] |= bit;
+    stuck_again += (was_stuck[index / 64] & bit) != 0 ? 1U : 0U;
+  }
+}
+
+void Span::forget_stuck(u64 now) {
+  if (stuck_count == 0 || now < ask_again) return;
+  patience = 2 * stuck_again >= stuck_before && stuck_again != 0
+                 ? std::min(patience + 1, kMostPatience)
+                 : 0;
+  std::copy_n(stuck, words(), was_stuck);
+  std::fill_n(stuck, words(), u64{0});
+  stuck_before = stuck_count;
+  stuck_count = 0;
+  stuck_again = 0;
 }
 
 void Span::destroy(Span* span) {

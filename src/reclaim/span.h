@@ -69,6 +69,17 @@ struct Span {
   void forget_resident(u64 first, u64 count) {
     for (u64 i = first; i < first + count; ++i) resident[i / 64] &= ~(u64{1} << (i % 64));
   }
+  // What stays though it is to go (pinned, under a call, refused by the kernel) is not asked for
+  // again for a while, which gets longer as long as it is most of the same pages.
+  [[nodiscard]] bool is_stuck(u64 index) const {
+    return (stuck[index / 64] >> (index % 64) & 1) != 0;
+  }
+  void note_stuck(u64 first, u64 bits, u64 now);  // a bit each, from `first` on
+  void forget_stuck(u64 now);                     // when the time has come
+
+  static constexpr u64 kShortestStuckNs = 50'000'000;
+  static constexpr int kMostPatience = 6;
+
   // In this interval of the working set; `age` from now on.
   void note_used(u64 index, Age age) {
     used[index / 64].fetch_or(u64{1} << (index % 64), sync::kRelaxed);
@@ -98,16 +109,26 @@ struct Span {
   sync::Atomic<Age>* ages = nullptr;
   sync::Atomic<u64>* used = nullptr;  // a bit a page: in this interval of the working set
   u64* resident = nullptr;            // a bit a page: as of the last look
-  u64* huge = nullptr;                // a bit a huge page that it touches: the same, mapped as one
-  u64 resident_count = 0;             // bits in it
-  bool shared = false;                // as of the last look: a mapping of a file
+  u64* stuck = nullptr;               // a bit a page
+  u64* was_stuck = nullptr;           // in the time before
+  u64 stuck_count = 0;                // bits in it,
+  u64 stuck_again = 0;                // those of them that were set before, too
+  u64 stuck_before = 0;               // of was_stuck
+  u64 ask_again = 0;                  // when it is forgotten
+  int patience = 0;
+  u64* huge = nullptr;     // a bit a huge page that it touches: the same, mapped as one
+  u64 resident_count = 0;  // bits in it
+  bool shared = false;     // as of the last look: a mapping of a file
   // kPrivate: of a guest_memfd, at the engine's addresses (mem/private_swap.h). Where its pages are
   // is known there, and all slots here say kHere. kShared: such a one that another process may
-  // have.
+  // have. kOthers: ordinary shared memory of that kind. kFile: a private mapping of a file
+  // (docs/decisions/0047-private-mappings-of-files.md).
   enum class Kind : u8 {
     kOrdinary,
     kPrivate,
     kShared,
+    kOthers,
+    kFile,
     kHugetlb,
     kLocked,
     kUnmapped

@@ -171,6 +171,15 @@ unsigned Swapper::take_run(const host::AbsentPage& first, unsigned pages, host::
   return went;
 }
 
+u64 Swapper::stayed(const Span& span, u64 first, u64 pages) {
+  const sync::MutexGuard guard(spans_.lock());
+  u64 here = 0;
+  for (u64 i = 0; i < pages; ++i) {
+    here |= u64{span.slots[first + i].where == Where::kHere ? 1U : 0U} << i;
+  }
+  return here;
+}
+
 // ---- storing --------------------------------------------------------------------------------
 
 bool Swapper::begin_squeeze(const Staged& staged) {

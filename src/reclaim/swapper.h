@@ -57,6 +57,8 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   [[nodiscard]] int settle();
   // Is there room for another batch before settle()?
   [[nodiscard]] bool has_room() const { return staged_ <= kPlaces - kMostAtOnce; }
+  // Of a run that take() was asked for, the pages that are where they were, a bit each.
+  [[nodiscard]] u64 stayed(const Span& span, u64 first, u64 pages) TA_EXCL(spans_.lock());
   // Bytes in places: memory as any other.
   [[nodiscard]] u64 placed_bytes() const { return u64{staged_} * kPageSize; }
 

@@ -11,8 +11,10 @@
 
 #include <fstream>
 
+#include "host/given_files.h"
 #include "host/piecewise.h"
 #include "host/pin.h"
+#include "sync/futex.h"
 #include "tests/support/one_place_owner.h"
 #include "tests/support/reclaimed_guest.h"
 
@@ -230,6 +232,92 @@ TEST_F(Reclaim, WhatTheClientWatchesItselfIsLeftAloneAndCounted) {
   EXPECT_EQ(0U, reclaim::statistics().taken);
   EXPECT_EQ(0U, wrong_pages(memory, 1024));
   ::close(fd);
+}
+
+// What stays is asked for after 50 ms, then after twice as long each time, not with every turn.
+TEST_F(Reclaim, WhatStaysIsAskedForLessAndLess) {
+  constexpr u64 kWatched = 512;
+  u8* const memory = map(1024);
+  fill_all(memory, 1024);
+  const int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+  if (fd < 0) GTEST_SKIP() << "userfaultfd is denied here";
+  uffdio_api api{UFFD_API, 0, 0};
+  ASSERT_EQ(0, ::ioctl(fd, UFFDIO_API, &api));
+  uffdio_register mine{
+      {reinterpret_cast<u64>(memory), kWatched * kPageSize}, UFFDIO_REGISTER_MODE_MISSING, 0};
+  ASSERT_EQ(0, ::ioctl(fd, UFFDIO_REGISTER, &mine));
+  const u64 before = host::owner_counts().refused_watch;
+  start(kMiB);
+  const u64 begun = sync::now_ns();
+  ASSERT_TRUE(guest_->use(0, range_of(memory, kWatched)));
+  ASSERT_TRUE(guest_->use(1, range_of(memory + kWatched * kPageSize, 1024 - kWatched)));
+  EXPECT_TRUE(soon([] { return reclaim::statistics().taken >= 512; })) << "the others go";
+  EXPECT_TRUE(soon([&] { return sync::now_ns() - begun > 700'000'000; }));
+  const u64 asked = reclaim::statistics().watched - before;
+  u64 rounds = 3;  // at once, after 50 ms, and then for the third time
+  for (u64 at = 200'000'000; at < sync::now_ns() - begun; at *= 2) ++rounds;
+  EXPECT_GE(asked, kWatched);
+  EXPECT_LE(asked, rounds * kWatched);
+  EXPECT_EQ(0U, wrong_pages(memory, 1024));
+  ::close(fd);
+}
+
+TEST_F(Reclaim, WhatWasStuckGoesWhenItCan) {
+  u8* const memory = map(1024);
+  fill_all(memory, 1024);
+  host::FrameRun run;
+  const auto pinned = host::pin_pages(range_of(memory, 1024), {}, &run, 1);
+  ASSERT_TRUE(pinned);
+  ASSERT_EQ(1024U, pinned->pages);
+  const u64 before = host::owner_counts().refused_held;
+  start(kMiB);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, 1024)));
+  EXPECT_TRUE(soon([&] { return reclaim::statistics().pinned >= before + 1024; }));
+  EXPECT_EQ(0U, reclaim::statistics().taken);
+  host::unpin_pages(run);
+  EXPECT_TRUE(soon([] { return kept() <= kMiB && reclaim::statistics().taken > 512; }));
+  EXPECT_EQ(0U, wrong_pages(memory, 1024));
+}
+
+TEST_F(Reclaim, APrivateMappingOfAFileIsLeftAloneAndCounted) {
+  const int file = ::memfd_create("kernel image", MFD_CLOEXEC);
+  ASSERT_EQ(0, ::ftruncate(file, 1024 * kPageSize));
+  void* const at = ::mmap(nullptr, 1024 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+  ASSERT_NE(MAP_FAILED, at);
+  mappings_.push_back({at, 1024 * kPageSize});
+  u8* const memory = static_cast<u8*>(at);
+  fill_all(memory, 1024);
+  const u64 before = host::owner_counts().refused_watch;
+  start(kMiB);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, 1024)));
+  EXPECT_TRUE(soon([] { return reclaim::statistics().private_files == 1024 * kPageSize; }));
+  EXPECT_TRUE(soon([] { return !test::said().empty(); })) << "the limit is not kept";
+  EXPECT_EQ(0U, reclaim::statistics().taken);
+  EXPECT_EQ(before, reclaim::statistics().watched);
+  EXPECT_EQ(0U, wrong_pages(memory, 1024));
+  ::close(file);
+}
+
+TEST_F(Reclaim, SharedMemoryThatOthersHaveIsLeftAloneAndCounted) {
+  start(kMiB);
+  const int file = ::memfd_create("of others", MFD_CLOEXEC);
+  ASSERT_EQ(0, ::ftruncate(file, 1024 * kPageSize));
+  host::shared_file_made(file);
+  void* const at = ::mmap(nullptr, 1024 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  ASSERT_NE(MAP_FAILED, at);
+  mappings_.push_back({at, 1024 * kPageSize});
+  u8* const memory = static_cast<u8*>(at);
+  fill_all(memory, 1024);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, 1024)));
+  EXPECT_TRUE(soon([] { return reclaim::statistics().taken > 512; })) << "ours alone";
+  {
+    host::GivenFiles given;
+    EXPECT_TRUE(given.add(file, host::GivenTo::kProgram));
+    given.keep();
+  }
+  EXPECT_TRUE(soon([] { return reclaim::statistics().shared_with_others == 1024 * kPageSize; }));
+  EXPECT_EQ(0U, wrong_pages(memory, 1024));
+  ::close(file);
 }
 
 // A device, or a secure guest, has one page: it is not here, so it cannot go.
