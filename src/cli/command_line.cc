@@ -7,10 +7,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <optional>
 
 #include "base/size_text.h"
+#include "mem/swap_file.h"
 #include "vfio/mdev.h"
 
 namespace stagetwo::cli {
@@ -29,11 +32,15 @@ CommandLine refuse_line(const std::string& sentence, const std::string& hint) {
   return done(kExitBadCommandLine);
 }
 
-// One line, no full stop, lower case first: it stands behind "stagetwo: ".
+// One line, no full stop, lower case first: it stands behind "stagetwo: ". A name in capitals
+// stays.
 std::string sentence_of(const CLI::ParseError& error) {
   std::string text = error.what();
   std::replace(text.begin(), text.end(), '\n', ' ');
-  if (!text.empty() && text[0] >= 'A' && text[0] <= 'Z') {
+  const auto is_capital = [&](size_t at) {
+    return at < text.size() && text[at] >= 'A' && text[at] <= 'Z';
+  };
+  if (is_capital(0) && !is_capital(1)) {
     text[0] = static_cast<char>(text[0] - 'A' + 'a');
   }
   return text;
@@ -75,6 +82,17 @@ std::string check_limit(const std::string& text) {
   return {};
 }
 
+// The engine makes it inside the program, when that opens its first device; whether it can is seen
+// here. Nothing is left of it.
+std::string why_no_swap(const std::string& path) {
+  const auto made = mem::SwapFile::create(path.c_str());
+  if (made) {
+    close(*made);
+    return {};
+  }
+  return fmt::format("cannot hold a swap file: {}", std::strerror(to_int(made.error())));
+}
+
 std::string check_swap(const std::string& text) {
   std::string size;
   if (const std::string wrong = check_part(text, "size", &size); !wrong.empty()) return wrong;
@@ -85,12 +103,12 @@ std::string check_swap(const std::string& text) {
   }
   std::error_code unknown;
   const std::filesystem::path path(file);
-  if (std::filesystem::is_directory(path, unknown)) return {};
+  if (std::filesystem::is_directory(path, unknown)) return why_no_swap(file);
   if (std::filesystem::exists(path, unknown)) {
     return "exists and is no folder: name a file that is not there, or a folder";
   }
   const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
-  return std::filesystem::is_directory(folder, unknown) ? std::string()
+  return std::filesystem::is_directory(folder, unknown) ? why_no_swap(file)
                                                         : "stands in no folder that exists";
 }
 
@@ -119,9 +137,21 @@ std::string check_wss(const std::string& text) {
   return time && *time != 0 ? std::string() : "wants an interval: 1s, 500ms, 1min";
 }
 
+// It names a folder.
+std::string check_session(const std::string& name) {
+  const bool plain = std::all_of(name.begin(), name.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
+  });
+  const bool hidden = !name.empty() && name[0] == '.';
+  return plain && !hidden ? std::string() : "wants a name of letters, digits, '-', '_' and '.'";
+}
+
 CLI::App* describe_limit(CLI::App& app, LimitOptions& limit) {
   CLI::App* sub = app.add_subcommand("limit", "change the memory limit of a session that runs");
-  sub->add_option("--session", limit.session, "the session's name")->required();
+  sub->add_option("--session", limit.session, "the session's name")
+      ->required()
+      ->check(check_session);
   sub->add_option("SIZE", limit.size,
                   "bytes, or with K, M, G, T; 'none' takes the limit away.\n"
                   "',vm=SIZE' limits each VM, too")
@@ -135,7 +165,9 @@ CLI::App* describe_mdev(CLI::App& app, MdevOptions& mdev) {
   sub->require_subcommand(1);
   const auto action = [&](const char* name, const char* what, MdevAction which) {
     CLI::App* const one = sub->add_subcommand(name, what);
-    one->add_option("--session", mdev.session, "the session's name")->required();
+    one->add_option("--session", mdev.session, "the session's name")
+        ->required()
+        ->check(check_session);
     one->callback([&mdev, which] { mdev.action = which; });
     return one;
   };
@@ -193,7 +225,8 @@ CLI::App* describe_run(CLI::App& app, RunOptions& run) {
       ->check(CLI::IsMember({"6.12", "6.18"}))
       ->each([&run](const std::string&) { run.abi_given = true; })
       ->capture_default_str();
-  sub->add_option("--session", run.session, "join the session of that name, or start it");
+  sub->add_option("--session", run.session, "join the session of that name, or start it")
+      ->check(check_session);
   sub->add_option("--log-file", run.log_file,
                   "write the engine's messages there; %p becomes the process number");
   sub->add_option("--hugetlb", run.hugetlb,
@@ -246,14 +279,14 @@ std::optional<std::string> untransportable(const RunOptions& run) {
   if (run.swap.find(':') != std::string::npos) return "--swap may not contain a colon";
   if (run.wss.find(':') != std::string::npos) return "--wss may not contain a colon";
   if (run.stats.find(':') != std::string::npos) return "--stats may not contain a colon";
-  const bool plain = std::all_of(run.session.begin(), run.session.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
-           c == '_' || c == '.';
-  });
-  if (!plain || (!run.session.empty() && run.session[0] == '.')) {
-    return "--session wants a name of letters, digits, '-', '_' and '.'";
-  }
   return std::nullopt;
+}
+
+// What --swap and --compressed are for. A run inside a run has its caller's.
+bool has_limit(const RunOptions& run) {
+  const char* const given = std::getenv("STAGETWO_OPTIONS");
+  const std::string outer = std::string(":") + (given == nullptr ? "" : given);
+  return !run.memory_limit.empty() || outer.find(":memory-limit=") != std::string::npos;
 }
 
 }  // namespace
@@ -307,6 +340,12 @@ CommandLine parse_command_line(int argc, char** argv) {
   }
   if (const auto why = untransportable(line.run)) {
     return refuse_line(*why, "see 'stagetwo run --help'");
+  }
+  if ((!line.run.swap.empty() || !line.run.compressed.empty()) && !has_limit(line.run)) {
+    return refuse_line(
+        fmt::format("{} does nothing without --memory-limit",
+                    line.run.swap.empty() ? "--compressed" : "--swap"),
+        "say --memory-limit=SIZE, or --memory-limit=none if 'stagetwo limit' is to say it later");
   }
   line.run.program.assign(dashes + 1, end);
   line.command = Command::kRun;

@@ -3,6 +3,7 @@
 
 #include <fmt/core.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -47,10 +48,14 @@ struct Inherited {
 };
 
 // vfork: the child borrows our memory until it is the program, so the cost does not grow with us.
+// Killed, we take the program along, as every signal that can be caught goes on to it.
 Started start(const char* path, char* const* argv, char* const* envp, const Inherited& inherited) {
   volatile int exec_error = 0;
+  const pid_t parent = getpid();
   const pid_t pid = vfork();
   if (pid == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(kExitToolFailed);  // it was too late for that
     sigaction(SIGCHLD, &inherited.child_action, nullptr);
     sigprocmask(SIG_SETMASK, &inherited.mask, nullptr);
     execve(path, argv, envp);
