@@ -53,7 +53,8 @@ Result<Span*> Span::create(HvaRange range) {
 
 void Span::note_stuck(u64 first, u64 bits, u64 now) {
   if (bits == 0) return;
-  if (stuck_count == 0) ask_again = now + (kShortestStuckNs << patience);
+  // At first until the next look: it may have been in use for a moment.
+  if (stuck_count == 0) ask_again = patience == 0 ? now : now + (kStuckNs << patience);
   stuck_count += static_cast<u64>(std::popcount(bits));
   for (; bits != 0; bits &= bits - 1) {
     const u64 index = first + static_cast<u64>(std::countr_zero(bits));

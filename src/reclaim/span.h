@@ -77,8 +77,8 @@ struct Span {
   void note_stuck(u64 first, u64 bits, u64 now);  // a bit each, from `first` on
   void forget_stuck(u64 now);                     // when the time has come
 
-  static constexpr u64 kShortestStuckNs = 50'000'000;
-  static constexpr int kMostPatience = 6;
+  static constexpr u64 kStuckNs = 25'000'000;  // doubled before it is used
+  static constexpr int kMostPatience = 7;
 
   // In this interval of the working set; `age` from now on.
   void note_used(u64 index, Age age) {
