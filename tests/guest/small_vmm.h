@@ -59,6 +59,20 @@ __attribute__((unused)) static void* map_at(void* at, int flags) {
   return mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
 }
 
+// Pre: the VM is there. `kvm`: /dev/kvm.
+__attribute__((unused)) static void create_vcpu(int kvm) {
+  vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+  check(vcpu >= 0, "KVM_CREATE_VCPU");
+  const int bytes = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+  run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+  check(run != MAP_FAILED, "mmap of the vCPU");
+}
+
+__attribute__((unused)) static void start_at_code(void) {
+  struct kvm_regs regs = {.rip = kCode, .rflags = 2};
+  check(ioctl(vcpu, KVM_SET_REGS, &regs) == 0, "KVM_SET_REGS");
+}
+
 // The guest starts at kCode, its data segment is the window.
 __attribute__((unused)) static void create(const unsigned char* code, size_t size) {
   const int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -70,11 +84,7 @@ __attribute__((unused)) static void create(const unsigned char* code, size_t siz
   window = map_at(NULL, 0);
   slot(0, kCode, kPage, text);
   slot(1, kWindow, kBytes, window);
-  vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-  check(vcpu >= 0, "KVM_CREATE_VCPU");
-  const int bytes = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-  run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-  check(run != MAP_FAILED, "mmap of the vCPU");
+  create_vcpu(kvm);
   struct kvm_sregs sregs;
   check(ioctl(vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
   sregs.cs.base = 0;
@@ -82,6 +92,5 @@ __attribute__((unused)) static void create(const unsigned char* code, size_t siz
   sregs.ds.base = kWindow;
   sregs.ds.selector = kWindow >> 4;
   check(ioctl(vcpu, KVM_SET_SREGS, &sregs) == 0, "KVM_SET_SREGS");
-  struct kvm_regs regs = {.rip = kCode, .rflags = 2};
-  check(ioctl(vcpu, KVM_SET_REGS, &regs) == 0, "KVM_SET_REGS");
+  start_at_code();
 }

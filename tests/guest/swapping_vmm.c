@@ -246,11 +246,7 @@ static void create_swapping(size_t megabytes, int shared) {
   slot(0, 0, kLow, low);
   place_memory();
   create_both();
-  vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-  check(vcpu >= 0, "KVM_CREATE_VCPU");
-  const int bytes = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-  run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-  check(run != MAP_FAILED, "mmap of the vCPU");
+  create_vcpu(kvm);
   struct kvm_sregs sregs;
   check(ioctl(vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
   const struct kvm_segment flat = {
@@ -261,8 +257,7 @@ static void create_swapping(size_t megabytes, int shared) {
   sregs.cs.type = 11;
   sregs.cr0 |= 1;
   check(ioctl(vcpu, KVM_SET_SREGS, &sregs) == 0, "KVM_SET_SREGS");
-  struct kvm_regs regs = {.rip = kCode, .rflags = 2};
-  check(ioctl(vcpu, KVM_SET_REGS, &regs) == 0, "KVM_SET_REGS");
+  start_at_code();
 }
 
 static unsigned long now_ms(void) {
