@@ -29,6 +29,12 @@ namespace stagetwo::host {
 
 // Has a page of shared memory ever been taken? Then reads and writes of files have to be held, too.
 [[nodiscard]] bool shared_pages_taken();
+// Has a page ever left by a copy: of shared memory, or of private memory where the kernel cannot
+// move it? Then a buffer that a call pins for the kernel to write (a read from a file opened with
+// O_DIRECT, process_vm_writev) is held for as long, too: the copy would miss what is written after
+// it, however the kernel's touches are met. A call that was under way at the first such page of all
+// is not known of.
+[[nodiscard]] bool pages_copied_away();
 
 class HeldPages {
  public:

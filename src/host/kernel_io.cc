@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/kernel_io.h"
 
+#include <errno.h>
+#include <linux/io_uring.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <iterator>
 #include <memory>
 
 #include "base/alloc.h"
+#include "base/sys.h"
 #include "host/access.h"
 #include "host/process_files.h"
+#include "host/process_map.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
 
@@ -138,10 +145,38 @@ bool any_under_way() {
   return under_way.load() != 0;
 }
 
+// Of the files without a name, of which an io_uring is one. 0: not known.
+constinit sync::Atomic<u64> nameless_files{0};
+
+u64 device_of_nameless_files() {
+  if (const u64 known = nameless_files.load(sync::kRelaxed); known != 0) return known;
+  const auto one = sys::eventfd(0, EFD_CLOEXEC);
+  if (!one) return 0;
+  struct ::stat file{};
+  const bool told = sys::fstat(*one, &file).has_value();
+  static_cast<void>(sys::close(*one));
+  if (!told) return 0;
+  nameless_files.store(file.st_dev, sync::kRelaxed);
+  return file.st_dev;
+}
+
+// Every program maps the entries of its ring. Where the kernel does not answer: yes.
+bool any_io_uring() {
+  const u64 device = device_of_nameless_files();
+  for (Hva at{};;) {
+    const auto next = next_file_mapping(at, true);
+    if (!next) return to_int(next.error()) != EFAULT;
+    const bool nameless = device == 0 || next->device == device;
+    if (nameless && next->offset == IORING_OFF_SQES) return true;
+    at = next->range.end();
+  }
+}
+
 }  // namespace
 
 bool kernel_pins_memory() {
   if (under_way.load() != 0 && any_under_way()) return true;
+  if (any_io_uring()) return true;
   const auto pinned = status_kilobytes("VmPin:");
   return !pinned || *pinned != 0;
 }

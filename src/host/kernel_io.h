@@ -7,8 +7,10 @@
 // a process of no page whether it is pinned, only how many are pinned for long.
 //
 // Seen are buffers registered with an io_uring (VmPin of /proc/self/status, as the memory of real
-// devices) and the requests of io_submit that are told of here. Not seen is what a program submits
-// by its own instruction.
+// devices), the requests of io_submit that are told of here, and that there is an io_uring at all,
+// by its mapping: requests begin and end in it without a call, so while it lasts nothing is copied.
+// Not seen is what a program gives to io_submit by its own instruction, nor a ring in memory of the
+// program's own (IORING_SETUP_NO_MMAP).
 //
 // Locking: a leaf lock. Context: an EngineSection of the client's thread; kernel_pins_memory() any.
 

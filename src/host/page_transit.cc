@@ -12,10 +12,12 @@
 #include "base/own_memory.h"
 #include "base/sys.h"
 #include "host/access.h"
+#include "host/held_pages.h"
 #include "host/kernel_io.h"
 #include "host/owner_table.h"
 #include "host/process_files.h"
 #include "host/userfault.h"
+#include "sync/atomic.h"
 #include "sync/passing_number.h"
 
 #if !defined(MADV_POPULATE_WRITE)
@@ -44,6 +46,8 @@
 namespace stagetwo::host {
 namespace {
 
+constinit sync::Atomic<bool> any_private_copied{false};
+
 void* pointer(Hva at) {
   return reinterpret_cast<void*>(at.raw());
 }
@@ -63,6 +67,10 @@ bool allow_pages(HvaRange pages, Prot prot) {
   return sys::mprotect(pointer(pages.start()), pages.size(), bits_of(prot)).has_value();
 }
 
+bool pages_copied_away() {
+  return shared_pages_taken() || any_private_copied.load(sync::kRelaxed);
+}
+
 bool PageTransit::to(Hva place) {
   if (left_) return false;
   if (hiding_ == Hiding::kProtection) return left_ = copy_protected(place);
@@ -76,8 +84,9 @@ bool PageTransit::to(Hva place) {
   // page's reference count. What is written after a copy would be lost.
   if (is(moved, EBUSY)) return false;
   // ENOENT: there is no page to move, so there are no bytes but zeros.
-  left_ = moved || is(moved, ENOENT) || copy_and_drop(place);
-  return left_;
+  if (moved || is(moved, ENOENT)) return left_ = true;
+  any_private_copied.store(true);
+  return left_ = copy_and_drop(place);
 }
 
 // Of a page that a child of fork shares, or that is on the swap device with others, the process

@@ -14,7 +14,9 @@
 //
 // A page that the kernel or a device has pinned (I/O under way, registered buffers) stays. The move
 // finds it out page by page; before a copy all that can be seen is whether any memory of the
-// process is pinned for long, and then none is copied.
+// process is pinned for long or by requests under way (host/kernel_io.h), and then none is copied;
+// the buffers of calls are held (host/held_pages.h). Not seen is who writes it from outside by a
+// pin as short as a copy: another process's process_vm_writev, a debugger.
 //
 // Every step is one that no thread of the process can see half of: a touch before it gets the old
 // page, a touch after it waits. kProtection is for where userfaultfd is denied, the client holds

@@ -39,11 +39,12 @@ void Buffers::begin(bool fetching) {
   used_files_ = 0;
   fetched_ = 0;
   if (fetching) return;
+  pins_ = false;
   for (HvaRange& range : ranges_) range = HvaRange();
 }
 
 void Buffers::add(const void* at, u64 size) {
-  if (!host::kernel_meets_hidden_pages()) return;
+  if (!pins_ && !host::kernel_meets_hidden_pages()) return;
   if (const auto range = host::pages_of(number(at), size)) add(*range);
 }
 
@@ -80,7 +81,7 @@ Buffers& Buffers::bytes(const void* at, u64 size) {
 }
 
 Buffers& Buffers::file(int fd, const off_t* at, u64 size) {
-  if (!host::shared_pages_taken() || used_files_ == kFiles) return *this;
+  if (!host::pages_copied_away() || used_files_ == kFiles) return *this;
   host::HeldPages& held = files_[used_files_++];
   if (fetching_) {
     lost_ = !held.fetch_file() || lost_;
@@ -88,6 +89,7 @@ Buffers& Buffers::file(int fd, const off_t* at, u64 size) {
   }
   // Who appends writes at the end, whatever it asked for.
   const auto flags = sys::fcntl(fd, F_GETFL);
+  if (flags && (*flags & O_DIRECT) != 0) pins_ = true;
   const bool appends = flags && (*flags & O_APPEND) != 0;
   const long from = appends ? 0 : at != nullptr ? *at : sys::call(SYS_lseek, fd, 0, SEEK_CUR);
   if (from >= 0) held.hold_file(fd, static_cast<u64>(from), appends ? kWholeFile : size);
@@ -132,6 +134,11 @@ Buffers& Buffers::parts(const iovec* at, s64 count) {
 Buffers& Buffers::remote(pid_t who, const iovec* at, unsigned long count) {
   const bool self = who == sys::getpid() || sys::call(SYS_tgkill, sys::getpid(), who, 0) == 0;
   return self ? parts(at, count) : bytes(at, count * sizeof(iovec));
+}
+
+Buffers& Buffers::remote_written(pid_t who, const iovec* at, unsigned long count) {
+  if (host::pages_copied_away()) pins_ = true;
+  return remote(who, at, count);
 }
 
 Buffers& Buffers::traced(int what, const void* data) {

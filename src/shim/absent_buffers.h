@@ -29,7 +29,7 @@ namespace stagetwo::shim {
 [[nodiscard]] u64 offset_of(int fd, const off_t* at);
 
 [[nodiscard]] inline bool buffers_matter() {
-  return host::kernel_meets_hidden_pages() || host::shared_pages_taken();
+  return host::kernel_meets_hidden_pages() || host::pages_copied_away();
 }
 
 template <typename T>
@@ -110,11 +110,11 @@ auto with_buffer(const void* at, size_t size, F&& call) {
 // A read or write of a file; `offset` null: from where it stands.
 template <typename F>
 auto with_buffer(int fd, const off_t* offset, const void* at, size_t size, F&& call) {
-  return with_buffers([&](Buffers& b) { b.bytes(at, size).file(fd, offset, size); }, call);
+  return with_buffers([&](Buffers& b) { b.file(fd, offset, size).bytes(at, size); }, call);
 }
 template <typename F>
 auto with_parts(int fd, const iovec* parts, int count, F&& call) {
-  return with_buffers([&](Buffers& b) { b.parts(parts, count).file(fd); }, call);
+  return with_buffers([&](Buffers& b) { b.file(fd).parts(parts, count); }, call);
 }
 
 }  // namespace stagetwo::shim

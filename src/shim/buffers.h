@@ -43,6 +43,8 @@ class Buffers {
   Buffers& messages(const mmsghdr* at, u64 count);
   // Memory of the process `who`, which may be this one.
   Buffers& remote(pid_t who, const iovec* at, unsigned long count);
+  // The same for the kernel to write: it pins the pages, some at a time.
+  Buffers& remote_written(pid_t who, const iovec* at, unsigned long count);
   // A number that may be a pointer to something small.
   Buffers& word(unsigned long at) { return bytes(reinterpret_cast<const void*>(at), 16); }
   // What ptrace reads or fills, the largest of its structs or a vector.
@@ -59,7 +61,8 @@ class Buffers {
   Buffers& own_memory(u64 at, u64 size);
   Buffers& own_memory(u64 at, const iovec* parts, int count);
   // Bytes of a file that the call reads or writes; `at` null: from where it stands. Of shared
-  // memory (host/page_owner.h) what is absent comes back: the kernel would find a hole.
+  // memory (host/page_owner.h) what is absent comes back: the kernel would find a hole. Stands
+  // before the buffers: those of a file opened with O_DIRECT are pinned.
   Buffers& file(int fd, const off_t* at, u64 size);
   Buffers& file(int fd);
 
@@ -102,6 +105,7 @@ class Buffers {
   u64 fetched_ = 0;
   unsigned used_files_ = 0;
   bool lost_ = false;
+  bool pins_ = false;  // the kernel pins what is named from here on (host::pages_copied_away())
 };
 
 // What a child of posix_spawn does before it is the program, as glibc keeps it: how many there are,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Asleep until an emulated device is opened or a descriptor of ours comes from another process
-// (shim/received.h): every entry point looks at one word and goes on to the
-// next function. Waking reads and wraps the client's signal handlers, puts the backstop before
+// Asleep until an emulated device is opened, a descriptor of ours comes from another process
+// (shim/received.h) or, under a limit, memory is made that a guest may be given
+// (shim/shared_files.h): every entry point looks at one word and goes on to the next function.
+// Waking reads and wraps the client's signal handlers, puts the backstop before
 // SIGSEGV and SIGBUS, tells the rooms about fork, and reads the options; it happens once.
 //
 // I1: asleep, nothing is allocated, no thread is started, no handler is touched, nothing is

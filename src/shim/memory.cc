@@ -318,10 +318,12 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
   }
   host::MapRequest request{size, prot, flags, offset};
   const auto go_on = [&] { return do_map(via, {at, size, prot, flags, fd, request.offset}); };
-  if (!awake()) [[likely]]
+  const bool anonymous = (flags & MAP_ANONYMOUS) != 0;
+  const bool shared_memory = anonymous && (flags & MAP_TYPE) != MAP_PRIVATE;
+  if (!awake() && !(shared_memory && sees_shared_memory())) [[likely]]
     return forgetting(at, size, host::mmap_replaces(flags), go_on);
   // Libc's own: what comes here is the call below, judged and placed already.
-  if (via == Via::kNext && fd >= 0 && (flags & MAP_ANONYMOUS) == 0) {
+  if (via == Via::kNext && fd >= 0 && !anonymous) {
     if (engines_refused(fd)) return MAP_FAILED;
     const long refusal = refusal_of_map(fd, &request);
     if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
@@ -329,7 +331,6 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
   void* mapped = host::mmap_replaces(flags)
                      ? map_over(at, size, [&] { return forgetting(at, size, true, go_on); })
                      : go_on();
-  const bool anonymous = (flags & MAP_ANONYMOUS) != 0;
   if (const long refusal = fd >= 0 && !anonymous ? tell_mapped(fd, mapped, request) : 0) {
     do_unmap(via, mapped, size);
     as_libc(refusal);

@@ -122,6 +122,11 @@ u64 limit_of(std::string_view name, unsigned word) {
 
 }  // namespace
 
+bool limited_from_the_start() {
+  read_options();
+  return !option("memory-limit").empty() || !option("vm-limit").empty();
+}
+
 void start_memory_limit() {
   reclaim::Settings settings;
   settings.memory_limit = limit_of("memory-limit", host::kLimitWord);

@@ -16,6 +16,8 @@
 namespace stagetwo::shim {
 
 void start_memory_limit();
+// Does the command line give a limit? Context: any; the engine may be asleep.
+[[nodiscard]] bool limited_from_the_start();
 // Pre: the process that woke, before its address space is released.
 void say_statistics();
 

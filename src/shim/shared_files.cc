@@ -15,6 +15,7 @@
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
 #include "shim/announce.h"
+#include "shim/memory_limit.h"
 #include "shim/rights.h"
 
 namespace stagetwo::shim {
@@ -41,8 +42,12 @@ bool give(const msghdr* message) {
 
 }  // namespace
 
+bool sees_shared_memory() {
+  return awake() || (limited_from_the_start() && wake().has_value());
+}
+
 int noted_file(int fd) {
-  if (!awake() || fd < 0) return fd;
+  if (fd < 0 || !sees_shared_memory()) return fd;
   tell(host::Touches::kNothing, [&] { host::shared_file_made(fd); });
   return fd;
 }

@@ -20,6 +20,9 @@
 
 namespace stagetwo::shim {
 
+// Is the engine awake, or wakes now? Only memory that was seen from its first moment on may be
+// taken, and under a limit from the start that is wanted of what a guest is given later, too.
+[[nodiscard]] bool sees_shared_memory();
 // memfd_create answered `fd`.
 int noted_file(int fd);
 // Shared memory was mapped there; MAP_FAILED is nothing. Post: no absent page shows through.
