@@ -255,15 +255,26 @@ Status SecureGuest::init_done() {
 // ---- leaving ------------------------------------------------------------------------------------
 
 // In clear, from an ultravisor that knows that the guest leaves: UV_PAGE_OUT fills the frame, of a
-// sealed page from the frame's own bytes. What cannot be had is zeros.
+// sealed page from the frame's own bytes. PARAMETER: that one has been given in clear already.
+//
+//   touch of the process               | ABORT
+//   the page is busy, is being sealed  |
+//                                      | the ultravisor: aborting
+//   UV_PAGE_OUT: in clear              |
+//   "paged out"                        |
+//                                      | takes it; PARAMETER; puts it back as it is
+//
+// What cannot be had is zeros.
 void SecureGuest::restore(Gpa page, PageState was) {
   u64 frame = 0;
   Taken taken = Taken::kUntouched;
   if (was == PageState::kPagedOut) taken = memory_.take(page, 1, &frame);
   if (frame == 0) frame = memory_.new_frame();
-  const bool full = frame != 0 && taken != Taken::kHole && taken != Taken::kBusy &&
-                    tell_page_out(page, frame) == Status::kSuccess;
-  if (full && memory_.put_back(page, frame)) return;
+  if (frame != 0 && taken != Taken::kHole && taken != Taken::kBusy) {
+    const Status told = tell_page_out(page, frame);
+    const bool was_clear = was == PageState::kPagedOut && told == Status::kParameter;
+    if ((told == Status::kSuccess || was_clear) && memory_.put_back(page, frame)) return;
+  }
   memory_.drop_frame(frame);
   memory_.discard(page);
 }

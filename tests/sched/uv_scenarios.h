@@ -234,6 +234,7 @@ struct TouchAgainstAbort : UvWorld {
   void check() {
     UvWorld::check();
     sched::expect(m.vmm_read(0) == m.text(0), "what was sealed comes back in clear");
+    sched::expect(m.vmm_read(1) == m.text(1), "and what was touched meanwhile");
   }
 };
 

@@ -7,10 +7,12 @@
 
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "sync/futex.h"
@@ -221,7 +223,13 @@ class Wire final : public uv::Port {
       if (agrees_) return uv::Status::kSuccess;
       if (arrived.call == refused_ && --left_ == 0) return refusal_;
     }
+    if (arrived.call == awaited_) std::exchange(before_, [] {})();
     return to->call(arrived, caller);
+  }
+  // Done when the first message of this call is under way. Pre: no message is.
+  void before(uv::Call call, std::function<void()> what) {
+    awaited_ = call;
+    before_ = std::move(what);
   }
   // The nth message of this call from now on is answered so, and does not arrive.
   void refuse(uv::Call call, unsigned nth, uv::Status status) {
@@ -243,6 +251,8 @@ class Wire final : public uv::Port {
  private:
   std::mutex lock_;
   std::map<uv::Call, u64> counts_;
+  uv::Call awaited_{};
+  std::function<void()> before_;
   uv::Call refused_{};
   unsigned left_ = 0;
   bool agrees_ = false;

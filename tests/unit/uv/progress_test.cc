@@ -64,6 +64,27 @@ TEST(SecureGuestProgress, AChangeOfLifeHasItsTurnBeforeMessagesThatComeLater) {
 
 // Half a sharing is taken back by force where the hypervisor cannot follow: its page is in use. It
 // goes on taking the page for shared, and would answer each page-out with "nothing to do".
+// The touch has the page when the guest begins to leave: what it is given is in clear already.
+TEST(SecureGuestProgress, ATouchThatAnAbortOvertakesLosesNothing) {
+  for (const bool is_sealed_first : {false, true}) {
+    SecureMachine m;
+    m.plug(0, 0, 3);
+    m.vmm_fill(0, 3);
+    ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+    ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+    EXPECT_FALSE(is_sealed_first && m.vmm_read(0) == m.text(0));
+    std::thread leaver;
+    m.to_uv.before(Call::kUvPageOut, [&] {
+      leaver = std::thread([&] { EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kParameter); });
+      while (m.ultravisor.state(m.kLpid) != SvmState::kAborting) sync::yield_thread();
+    });
+    EXPECT_FALSE(m.vmm_read(1).empty());
+    leaver.join();
+    for (u64 page = 0; page < 3; ++page) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
+    EXPECT_EQ(m.memory.stale(), 0u);
+  }
+}
+
 TEST(SecureGuestProgress, APageUnsharedByForceGivesItsRoomLater) {
   SecureMachine m(4096, 1);
   ASSERT_EQ(m.esm(), Status::kSuccess);
