@@ -4,8 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <set>
+#include <string>
 
 #include "addr/addr.h"
 #include "base/failpoint.h"
@@ -38,6 +41,30 @@ void expect_zeros_again(u64 page_bytes, int count) {
 TEST(ProcessFrames, OneThatComesAgainIsZeros) {
   expect_zeros_again(kPageSize, 200);
   expect_zeros_again(16 * kPageSize, 70);
+}
+
+// Its mapping's flags (proc_pid_smaps(5)): "dd" no core dump has it, "dc" no child of fork.
+bool is_nobody_elses(u64 frame) {
+  std::ifstream smaps("/proc/self/smaps");
+  bool here = false;
+  for (std::string line; std::getline(smaps, line);) {
+    unsigned long long from = 0, to = 0;
+    if (std::sscanf(line.c_str(), "%llx-%llx ", &from, &to) == 2)
+      here = from <= frame && frame < to;
+    if (!here || !line.starts_with("VmFlags:")) continue;
+    return line.find(" dd") != std::string::npos && line.find(" dc") != std::string::npos;
+  }
+  return false;
+}
+
+TEST(ProcessFrames, AreInNoCoreDumpAndNoChildHasThem) {
+  ProcessFrames frames(kPageSize);
+  const u64 frame = frames.full(), place = frames.run(2);
+  EXPECT_TRUE(is_nobody_elses(frame));
+  EXPECT_TRUE(is_nobody_elses(place));
+  EXPECT_FALSE(is_nobody_elses(reinterpret_cast<u64>(&frames)));
+  frames.drop(frame);
+  frames.give_places(place, 2);
 }
 
 TEST(ProcessFrames, ARunIsGivenAgainWhenItsLastPlaceIsBack) {

@@ -265,6 +265,24 @@ TEST_F(ProcessGuest, AnAddressThatGoesIsToldBeforeItGoes) {
   EXPECT_EQ(guest_bytes(6), text(6));
 }
 
+// What was sealed for an address that is nobody's any more goes back to where it was.
+TEST_F(ProcessGuest, APageWhoseAddressIsGoneIsNotLostOnItsWayOut) {
+  become_secure();
+  u64 frame = 0;
+  ASSERT_EQ(guest->touch_begin(Gpa(3 * kPageSize), &frame), SecureGuest::Touch::kFrame);
+  guest->touch_end(Gpa(3 * kPageSize), frame, false);
+  EXPECT_EQ(guest->page(Gpa(3 * kPageSize)), PageState::kSecure);
+  EXPECT_EQ(guest_bytes(3), text(3));
+  host::change(hva(4).raw(), kPageSize, host::EventKind::kUnmap,
+               [&] { return ::munmap(at(4), kPageSize); });
+  EXPECT_EQ(ultravisor.ask_page_out(kLpid, Gpa(4 * kPageSize)), Status::kParameter);
+  EXPECT_EQ(guest->page(Gpa(4 * kPageSize)), PageState::kSecure);
+  EXPECT_EQ(guest_bytes(4), text(4));
+  ASSERT_EQ(::mmap(at(4), kPageSize, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+            at(4));
+}
+
 TEST_F(ProcessGuest, ANormalPageThatGoesIsToldFromStartOn) {
   {
     const host::InvalidateSection bell(
