@@ -94,6 +94,8 @@ class Backing {
   // kEmpty the pages are elsewhere (host/guest_pages.h), and nobody puts any here.
   enum class Pages : u8 { kHere, kEmpty };
   static Result<Backing> create_memory(const char* kind, u64 size, Pages pages);
+  // A pipe, for what is waited for (host/ready_file.h); no other has `kind` at the same time.
+  static Result<Backing> create_ready(const char* kind);
 
   // Shared engine mapping of [offset, offset + size), page aligned, the owner's to unmap().
   Result<void*> map(u64 offset, u64 size, int prot) const;

@@ -70,6 +70,7 @@ constexpr std::string_view kNamePrefix = "stagetwo:1:";
 constexpr std::string_view kLinkPrefix = "/memfd:";
 constexpr std::string_view kLinkSuffix = " (deleted)";
 constexpr size_t kMaxKind = 200;
+constexpr size_t kMaxLink = 768;  // with the folder a pipe was made in
 constexpr unsigned kBuckets = 256;
 // In DescriptorSlot::refs: the last ref is gone and the object is being destroyed.
 constexpr u32 kDying = u32{1} << 31;
@@ -244,10 +245,12 @@ struct ProcPath : FixedString<48> {
   explicit ProcPath(int fd) { append("/proc/thread-self/fd/").append_int(fd); }
 };
 
+constexpr int kWatching = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
+
 // Ours until close_passing(), or until it is written down.
 int open_watch(int fd) {
   const ProcPath path(fd);
-  const auto open = [&] { return open_proc(path.c_str(), O_RDONLY | O_CLOEXEC); };
+  const auto open = [&] { return open_proc(path.c_str(), kWatching); };
   return sync::PassingNumber::begin_with([&] { return open_beyond_limit(open); }).value_or(-1);
 }
 void close_passing(int fd) {
@@ -297,9 +300,13 @@ std::string_view kind_behind(int fd, char* buffer, size_t capacity) {
                               static_cast<long>(capacity));
   if (size <= 0) return {};
   std::string_view name(buffer, static_cast<size_t>(size));
-  if (!name.starts_with(kLinkPrefix) || !name.ends_with(kLinkSuffix)) return {};
-  name.remove_prefix(kLinkPrefix.size());
+  if (!name.ends_with(kLinkSuffix)) return {};
   name.remove_suffix(kLinkSuffix.size());
+  if (const size_t pipe = name.rfind(kReadyPrefix); pipe != std::string_view::npos) {
+    return name.substr(pipe + kReadyPrefix.size());
+  }
+  if (!name.starts_with(kLinkPrefix)) return {};
+  name.remove_prefix(kLinkPrefix.size());
   if (!name.starts_with(kNamePrefix)) return {};
   return name.substr(kNamePrefix.size());
 }
@@ -312,7 +319,7 @@ class Elsewhere final : public Description {
 
 // A descriptor of ours that this process did not make.
 Result<DescriptorSlot*> attach(int fd, const struct ::stat& behind) {
-  char buffer[kMaxKind + 64];
+  char buffer[kMaxLink];
   const std::string_view kind = kind_behind(fd, buffer, sizeof(buffer));
   // The number may have been closed and taken again while we looked.
   if (kind.empty() || !stands_behind(fd, behind)) return refuse(ENOENT);
@@ -376,7 +383,8 @@ Result<int> publish(Box<Description> description, Backing backing, const Descrip
   const bool has_position = description->native_read();
   // The table first: whoever finds the descriptor finds the description.
   DescriptorSlot& slot = *ST_TRY(enter_made(std::move(description), spec, behind));
-  const auto fd = open_for_client(backing.fd(), spec.open_flags, has_position);
+  const int flags = spec.reads_alone ? spec.open_flags & ~O_ACCMODE : spec.open_flags;
+  const auto fd = open_for_client(backing.fd(), flags, has_position);
   if (!fd && forget(slot)) unref(slot);
   unref(slot);
   keep_a_number();
@@ -412,15 +420,14 @@ DescriptionRef find(int fd) {
 }
 
 DescriptionRef find(int fd, const struct ::stat& behind) {
-  // A memfd is a regular file without a name; hardly anything else a client has is.
-  if (!S_ISREG(behind.st_mode) || behind.st_nlink != 0) return {};
+  if (!could_be_ours(behind)) return {};
   if (DescriptorSlot* slot = lookup(behind.st_dev, behind.st_ino)) return DescriptionRef(slot);
   const auto attached = attach(fd, behind);
   return attached ? DescriptionRef(*attached) : DescriptionRef();
 }
 
 bool is_named_as_ours(int fd, std::string_view kind) {
-  char buffer[kMaxKind + 64];
+  char buffer[kMaxLink];
   const std::string_view found = kind_behind(fd, buffer, sizeof(buffer));
   return !found.empty() && found.starts_with(kind);
 }
@@ -484,7 +491,7 @@ void CloseWatch::watch_late() {
   if (own < 0) return;
   const ProcPath path(own);
   watch_fd_ = sync::PassingNumber::begin_with([&] {
-                return open_proc(path.c_str(), O_RDONLY | O_CLOEXEC);
+                return open_proc(path.c_str(), kWatching);
               }).value_or(-1);
 }
 

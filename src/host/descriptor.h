@@ -12,6 +12,8 @@
 // Analogue: struct file with its file_operations; `Description` is private_data with its fops.
 // Differs: the kernel's f_count is replaced by a lock on the open file description (below).
 //
+// Where readiness is part of what the kernel's file says a pipe stands for it (host/ready_file.h).
+//
 // I1: an identity is in the table at most once, and only while its description lives.
 // I2: the client's open file description holds an OFD lock on kHeldByte of the memfd, which is gone
 //     exactly when every dup, inherited copy and client mapping is. Its own locks leave it out.
@@ -45,7 +47,18 @@ struct DescriptorSpec {
   u32 device_minor = 0;
   // Of a kDescription: every process that has closed one hears of the last close of all.
   bool wants_last_close = false;
+  // Nobody waits to write it, so it is opened for reading alone; the client hears O_RDWR.
+  bool reads_alone = false;
 };
+
+// What stands before the kind in the name of a pipe of ours.
+inline constexpr std::string_view kReadyPrefix = "/stagetwo:pipe:1:";
+// Could it be one of ours? A memfd is a regular file without a name, a pipe of ours has a mark;
+// hardly anything else a client has is either.
+[[nodiscard]] inline bool could_be_ours(const struct ::stat& behind) {
+  const bool pipe = S_ISFIFO(behind.st_mode) && (behind.st_mode & S_ISVTX) != 0;
+  return behind.st_nlink == 0 && (S_ISREG(behind.st_mode) || pipe);
+}
 
 // Makes the client's descriptor, the lowest free number, and enters `description` into the table.
 // Failure: EMFILE, ENFILE, ENOMEM; the description is destroyed without last_close().

@@ -76,6 +76,11 @@ Result<void> join_session(std::string_view folder) {
   return {};
 }
 
+std::string_view session_folder() {
+  return joined.load(sync::kAcquire) == Joined::kYes ? std::string_view(directory)
+                                                     : std::string_view();
+}
+
 Result<int> open_in_session(std::string_view name, int flags) {
   if (joined.load(sync::kAcquire) != Joined::kYes) return refuse(ENOENT);
   return open_below(directory, name, flags);

@@ -41,6 +41,8 @@ inline constexpr const char* kSessionValues = "values";
 // Maps the page of the session in `directory` (made by the supervisor, mode 0700); empty: none.
 // The first call decides, later ones do nothing. Failure: the kernel's, and the words are our own.
 Result<void> join_session(std::string_view directory);
+// That directory; empty: none.
+[[nodiscard]] std::string_view session_folder();
 // A file below the directory; O_CREAT makes it with mode 0600. Failure: ENOENT without a session.
 Result<int> open_in_session(std::string_view name, int flags);
 

@@ -18,6 +18,7 @@
 #include "base/alloc.h"
 #include "base/vec.h"
 #include "iommu/domain.h"
+#include "iommu/queue_files.h"
 #include "iommu/requests.h"
 #include "sync/mutex.h"
 
@@ -66,6 +67,10 @@ class Context {
   // The access's maker lets go of everything and of the access. Context: not locked.
   void destroy_access(u32 access_id);
 
+  // Of the file behind its descriptors.
+  [[nodiscard]] u64 device() const { return device_; }
+  [[nodiscard]] u64 inode() const { return inode_; }
+
   // Gives back what this process holds for the iommufd: nobody has it open any more.
   void release_all();
 
@@ -88,6 +93,8 @@ class Context {
   void call_clients(u32 ioas_id, u64 start, u64 last);
 
   Arena arena_;
+  QueueFiles queue_files_;  // under the arena's lock
+  u64 device_ = 0, inode_ = 0;
   u32 process_ = kProcesses;  // this process's place; kProcesses: none yet
   u32 stamp_ = 0;             // of the process process_ is about
   sync::Mutex clients_lock_{sync::Rank::kLeaf};

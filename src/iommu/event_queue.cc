@@ -23,9 +23,11 @@ u32 next_sequence(EventQueue& queue) {
   return sequence;
 }
 
-void mark_lost(EventQueue& queue) {
+void mark_lost(Locked& locked, EventQueue& queue) {
+  const bool waited = first_event(queue).any;
   queue.lost_sequence = next_sequence(queue);
   queue.lost = true;
+  locked.queue_files().rise(queue.file, waited);
 }
 
 }  // namespace
@@ -57,15 +59,16 @@ Result<void> report_event(Locked& locked, Viommu& viommu, u32 type, const void* 
   EventQueue* const queue = find_queue(viommu, type);
   if (queue == nullptr) return refuse(EOPNOTSUPP);
   if (queue->events == queue->room) {
-    mark_lost(*queue);
+    mark_lost(locked, *queue);
     return {};
   }
   const auto made = locked.arena().make<Event>("iommu.event");
   if (!made) {
-    mark_lost(*queue);
+    mark_lost(locked, *queue);
     return refuse(made.error());
   }
   Event* const event = *made;
+  const bool waited = first_event(*queue).any;
   event->sequence = next_sequence(*queue);
   event->bytes = bytes;
   std::memcpy(event->data, data, bytes);
@@ -76,6 +79,7 @@ Result<void> report_event(Locked& locked, Viommu& viommu, u32 type, const void* 
   }
   queue->last = event;
   ++queue->events;
+  locked.queue_files().rise(queue->file, waited);
   return {};
 }
 
@@ -87,15 +91,15 @@ FirstEvent first_event(const EventQueue& queue) {
 }
 
 void drop_first(Locked& locked, EventQueue& queue) {
-  Event* const event = queue.first;
-  if (event == nullptr) {
+  if (Event* const event = queue.first) {
+    queue.first = event->next.get();
+    if (queue.first.get() == nullptr) queue.last = nullptr;
+    --queue.events;
+    locked.arena().destroy(event);
+  } else {
     queue.lost = false;
-    return;
   }
-  queue.first = event->next.get();
-  if (queue.first.get() == nullptr) queue.last = nullptr;
-  --queue.events;
-  locked.arena().destroy(event);
+  if (!first_event(queue).any) locked.queue_files().fall(queue.file);
 }
 
 }  // namespace stagetwo::iommu

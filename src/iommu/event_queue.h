@@ -31,7 +31,7 @@ struct EventQueue {
   u32 events = 0;
   u32 sequence = 0;  // of the next
   RelPtr<Event> first, last;
-  bool open = false;  // its descriptor is a user
+  QueueFile file;
   bool lost = false;  // the mark
   u32 lost_sequence = 0;
 };

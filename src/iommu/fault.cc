@@ -112,13 +112,17 @@ bool Locked::request_page(Device& device, const PageAsked& asked, PageWait* wait
   }
   first = take_group(device, first);
   first->wait = wait;
-  append(attachment->hwpt->fault->delivered, first);
+  FaultQueue& queue = *attachment->hwpt->fault;
+  const bool waited = queue.delivered.get() != nullptr;
+  append(queue.delivered, first);
+  queue_files().rise(queue.file, waited);
   return true;
 }
 
 void Locked::mark_read(FaultQueue& queue) {
   PageRequest* const request = queue.delivered;
   queue.delivered = request->next.get();
+  if (queue.delivered.get() == nullptr) queue_files().fall(queue.file);
   // The lowest number nobody has.
   u32 cookie = 1;
   for (bool taken = true; taken;) {
@@ -138,6 +142,7 @@ void Locked::mark_unread(FaultQueue& queue, PageRequest* request) {
   *link = request->next.get();
   request->cookie = 0;
   request->next = queue.delivered.get();
+  if (queue.delivered.get() == nullptr) queue_files().rise(queue.file, false);
   queue.delivered = request;
 }
 
@@ -153,7 +158,9 @@ Result<void> Locked::answer(FaultQueue& queue, u32 cookie, bool success) {
 }
 
 void Locked::answer_all(FaultQueue& queue, u64 attachment) {
+  const bool waited = queue.delivered.get() != nullptr;
   respond_all(*this, queue.delivered, attachment);
+  if (waited && queue.delivered.get() == nullptr) queue_files().fall(queue.file);
   respond_all(*this, queue.read, attachment);
 }
 

@@ -14,8 +14,9 @@ namespace stagetwo::iommu {
 Result<void> map_file_range(Locked& locked, Ioas& ioas, int fd, u64 start, MapRequest* request);
 
 // This process takes over what others have mapped of files (take_over.cc): it pins that and is
-// charged for it. Failure: EINVAL (some is not of a file), EOPNOTSUPP (the file is not mapped here,
-// as it is in a child of fork), ENOMEM.
+// charged for it. Failure: EINVAL (some is not of a file), ENOMEM; EOPNOTSUPP, which is not the
+// kernel's: it was not inherited, and neither process has the file open
+// (docs/decisions/0049-taking-over-files.md).
 Result<void> take_over_files(Locked& locked);
 
 }  // namespace stagetwo::iommu

@@ -21,6 +21,7 @@ class Locked {
   [[nodiscard]] bool ok() const { return guard_.ok(); }
   [[nodiscard]] Root& root() const { return *static_cast<Root*>(c_.arena_.root()); }
   [[nodiscard]] Arena& arena() const { return c_.arena_; }
+  [[nodiscard]] QueueFiles& queue_files() const { return c_.queue_files_; }
 
   // ---- the table (object_table.cc)
   // Failure: ENOENT (no such id, or of another kind).
@@ -118,8 +119,8 @@ class Locked {
   void report(Device& device, u32 pasid, u32 group, u32 rights, u64 address, bool last = true);
   bool request_page(Device& device, const PageAsked& asked, PageWait* wait);
   // To the reader: it has a cookie from now on. Pre: the first delivered.
-  static void mark_read(FaultQueue& queue);
-  static void mark_unread(FaultQueue& queue, PageRequest* request);  // that could not be told
+  void mark_read(FaultQueue& queue);
+  void mark_unread(FaultQueue& queue, PageRequest* request);  // that could not be told
   // EINVAL: no such cookie.
   Result<void> answer(FaultQueue& queue, u32 cookie, bool success = true);
   void answer_all(FaultQueue& queue, u64 attachment);  // of one attachment, as invalid

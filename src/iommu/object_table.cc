@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The objects of an iommufd by number. kernel file: drivers/iommu/iommufd/main.c.
+#include <sys/stat.h>
+
 #include "base/check.h"
+#include "base/sys.h"
 #include "iommu/event_queue.h"
 #include "iommu/hardware_queue.h"
 
@@ -16,6 +19,10 @@ constexpr u64 kKept = 1;  // in the table: a number that nobody gets any more
 Result<Box<Context>> Context::attach(int fd) {
   auto context = ST_TRY(make_box<Context>("iommu.context"));
   ST_TRY(context->arena_.attach(fd));
+  struct ::stat behind{};
+  ST_TRY(sys::fstat(fd, &behind));
+  context->device_ = behind.st_dev;
+  context->inode_ = behind.st_ino;
   return context;
 }
 

@@ -24,6 +24,7 @@
 
 #include "iommu/invalidation_queue.h"
 #include "iommu/memory_objects.h"
+#include "iommu/queue_files.h"
 #include "iommu/virtual_side.h"
 
 namespace stagetwo::iommu {
@@ -106,7 +107,7 @@ struct PageRequest {
 struct FaultQueue {
   Object object;
   RelPtr<PageRequest> delivered, read;  // waiting to be read; waiting for an answer
-  bool open = false;                    // its descriptor is a user
+  QueueFile file;
 };
 
 inline constexpr unsigned kNestedWords = 4;

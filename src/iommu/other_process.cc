@@ -3,10 +3,14 @@
 
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 
 #include <string_view>
 
+#include "base/directory_names.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/process_map.h"
@@ -103,6 +107,32 @@ std::optional<FilePage> shared_page_of(u32 pid, Hva at) {
     memmove(buffer, text.data(), kept);
   }
   static_cast<void>(sys::close(*fd));
+  return found;
+}
+
+bool copy_of_process(u32 pid, Hva at, size_t size, void* to, const void* from) {
+  const iovec here{to != nullptr ? to : const_cast<void*>(from), size};
+  const iovec there{reinterpret_cast<void*>(at.raw()), size};
+  const long number = to != nullptr ? SYS_process_vm_readv : SYS_process_vm_writev;
+  const long done = sys::call(number, pid, sys::arg(&here), 1, sys::arg(&there), 1, 0);
+  return done == static_cast<long>(size);
+}
+
+Result<int> open_of_process(u32 pid, u64 device, u64 inode, int flags) {
+  FixedString<48> path;
+  path.append("/proc/").append_int(pid).append("/fd");
+  const int folder =
+      ST_TRY(sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  Result<int> found = refuse(ENOENT);
+  DirectoryNames names(folder);
+  while (const char* const name = names.next()) {
+    struct ::stat behind{};
+    const long asked = sys::call(SYS_newfstatat, folder, sys::arg(name), sys::arg(&behind), 0);
+    if (asked != 0 || behind.st_ino != inode || behind.st_dev != device) continue;
+    found = sys::openat(folder, name, flags | O_CLOEXEC);
+    break;
+  }
+  static_cast<void>(sys::close(folder));
   return found;
 }
 

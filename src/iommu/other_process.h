@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "addr/addr.h"
+#include "base/result.h"
 #include "base/types.h"
 
 namespace stagetwo::iommu {
@@ -29,6 +30,12 @@ struct FilePage {
 };
 // What `pid` has at `at`; none: nothing, or memory of its own.
 [[nodiscard]] std::optional<FilePage> shared_page_of(u32 pid, Hva at);
+// Reads (`to`) or writes (`from`) what `pid` has at `at`, as the kernel lets one process do that to
+// another of the same user. False: not all of it is there, or it may not be.
+[[nodiscard]] bool copy_of_process(u32 pid, Hva at, size_t size, void* to, const void* from);
+// An open file of a process, by what is behind it; its number is a passing one
+// (sync/passing_number.h). Failure: ENOENT (no such process, or it has none), the kernel's.
+[[nodiscard]] Result<int> open_of_process(u32 pid, u64 device, u64 inode, int flags);
 // Where this process has that page mapped.
 [[nodiscard]] std::optional<Hva> own_address_of(const FilePage& page);
 

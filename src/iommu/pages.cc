@@ -11,7 +11,9 @@
 //   page held by        reached by another process
 //   one that lives      the same file, if it is shared memory: by this process's own mapping of it
 //   one that is gone    the same, by what was noted when the page was pinned
-//   (private memory of another process is EFAULT: nobody but itself reaches it)
+//   nobody, of one that      what it has at the address, as process_vm_readv does
+//   lives
+//   (pinned private memory of another process is EFAULT: nobody but itself reaches it)
 //
 // Pins of a process that is gone are gone with it; those of a living one that another process
 // drops are its orphans until it comes here again.
@@ -93,6 +95,7 @@ bool Locked::is_alive(u32 process) const {
 
 Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writable) {
   if (length == 0 || length > ~u64{0} - kPageSize) return refuse(EINVAL);
+  if (!checked_add(user_address, length)) return refuse(EOVERFLOW);
   const u32 process = ST_TRY(this_process());
   PageSet* const set = ST_TRY(arena().make<PageSet>("iommu.page_set"));
   set->users = 1;

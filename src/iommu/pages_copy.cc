@@ -60,6 +60,12 @@ Result<void> Locked::copy_page(PageSet& set, u64 page, u64 offset, u64 size, voi
   } else if (pinned || is_alive(set.process)) {
     at = address_here(set, page);
   }
+  if (!at && !pinned && is_alive(set.process) && !is_this_process(set.process)) {
+    const Hva there = Hva(set.start + page * kPageSize) + offset;
+    const u32 pid = root().processes[set.process].pid;
+    return copy_of_process(pid, there, size, to, from) ? Result<void>{}
+                                                       : Result<void>(refuse(EFAULT));
+  }
   if (!at || !host::is_user_range(*at, kPageSize)) return refuse(EFAULT);
   const Hva address = *at + offset;
   const size_t done =

@@ -4,20 +4,27 @@
 // (iommufd_ioas_change_process). Differs: there the pages stay pinned and only the account moves;
 // here frames are a process's own. A device that works meanwhile may find a page missing.
 //
-//   1  for each page set of another process: is the file mapped here, where it was there (a child
-//      of fork has it so)? Pin what is held, into fresh lists. May fail: all is put back
+//   1  for each page set of another process: where the file is mapped here (in a child of fork as
+//   it
+//      was there, else anew). Pin what is held, into fresh lists. May fail: all is put back
 //   2  for each area of one that is in tables: out with the old frames, in with the new. May fail:
 //      the same with old and new changed about; what tables that takes was given back just before
 //   3  the old lists go to a page set nobody uses: its process unpins them when it comes here again
+#include <fcntl.h>
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <iterator>
 #include <utility>
 
+#include "base/alloc.h"
 #include "base/check.h"
+#include "base/sys.h"
 #include "base/vec.h"
 #include "host/process_map.h"
 #include "iommu/file_map.h"
 #include "iommu/other_process.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -54,7 +61,9 @@ void mark_written(Arena& arena, const Vec<Written>& written) {
 // What is taken over, and beside it the lists it does not have: the new ones, then the old ones.
 struct Taken {
   PageSet* set;
-  PageSet* other;
+  PageSet* other = nullptr;
+  u64 start = 0;      // where this process has the memory
+  bool maps = false;  // since now
 };
 
 class TakeOver {
@@ -63,7 +72,10 @@ class TakeOver {
   Result<void> run();
 
  private:
-  Result<void> check_inherited(const PageSet& set) const;
+  Result<FilePage> file_of(const PageSet& set) const;
+  static bool is_inherited(const PageSet& set, const FilePage& there);
+  Result<void> find_memory(Taken& taken) const;
+  static void drop_memory(Taken& taken);
   Result<void> take(Taken& taken);
   void free_other(Taken& taken);
   void give_back(Taken& taken);
@@ -95,28 +107,59 @@ void exchange(PageSet& one, PageSet& other) {
     other.frames = frames;
     other.holds = holds;
   }
-  std::swap(one.process, other.process);
 }
 
 }  // namespace
 
-// Does this process have the file where the other has it?
-Result<void> TakeOver::check_inherited(const PageSet& set) const {
+// Which file it is, whoever has it mapped.
+Result<FilePage> TakeOver::file_of(const PageSet& set) const {
+  if (set.file_known) return FilePage{set.device, set.inode, set.file_page};
+  if (!l_.is_alive(set.process)) return refuse(EOPNOTSUPP);
+  const auto found = shared_page_of(l_.root().processes[set.process].pid, Hva(set.start));
+  if (!found) return refuse(EOPNOTSUPP);
+  return *found;
+}
+
+// Does this process have the file where the other has it, as a child of fork does?
+bool TakeOver::is_inherited(const PageSet& set, const FilePage& there) {
   const auto mapping = host::mapping_at(Hva(set.start));
-  if (!mapping || !mapping->shared || !mapping->file_backed) return refuse(EOPNOTSUPP);
+  if (!mapping || !mapping->shared || !mapping->file_backed) return false;
   const u64 into = Hva(set.start) - mapping->range.start();
-  if (set.pages * kPageSize > mapping->range.size() - into) return refuse(EOPNOTSUPP);
-  FilePage there{set.device, set.inode, set.file_page};
-  if (!set.file_known) {
-    if (!l_.is_alive(set.process)) return refuse(EOPNOTSUPP);
-    const auto found = shared_page_of(l_.root().processes[set.process].pid, Hva(set.start));
-    if (!found) return refuse(EOPNOTSUPP);
-    there = *found;
+  if (set.pages * kPageSize > mapping->range.size() - into) return false;
+  return mapping->device == there.device && mapping->inode == there.inode &&
+         (mapping->offset + into) / kPageSize == there.page;
+}
+
+// Where this process has it, or from now on has it: whoever is given an iommufd to go on with is
+// given the files, too, or is given them by the one before. Failure: EOPNOTSUPP (neither has the
+// file open), ENOMEM.
+Result<void> TakeOver::find_memory(Taken& taken) const {
+  const PageSet& set = *taken.set;
+  const FilePage there = ST_TRY(file_of(set));
+  taken.start = set.start;
+  if (is_inherited(set, there)) return {};
+  const sync::PassingNumber passing;
+  const int access = set.writable ? O_RDWR : O_RDONLY;
+  auto fd = open_of_process(static_cast<u32>(sys::getpid()), there.device, there.inode, access);
+  if (!fd) {
+    const u32 pid = l_.root().processes[set.process].pid;
+    fd = open_of_process(pid, there.device, there.inode, access);
   }
-  const bool same = mapping->device == there.device && mapping->inode == there.inode &&
-                    (mapping->offset + into) / kPageSize == there.page;
-  if (!same) return refuse(EOPNOTSUPP);
+  if (!fd) return refuse(EOPNOTSUPP);
+  const auto mapped =
+      map_file(set.pages * kPageSize, PROT_READ | (set.writable ? PROT_WRITE : 0), MAP_SHARED, *fd,
+               static_cast<long>(there.page * kPageSize), "iommu.taken_file");
+  static_cast<void>(sys::close(*fd));
+  if (!mapped) return refuse(mapped.error());
+  taken.start = reinterpret_cast<u64>(*mapped);
+  taken.maps = true;
   return {};
+}
+
+void TakeOver::drop_memory(Taken& taken) {
+  if (!taken.maps) return;
+  unmap_pages(reinterpret_cast<void*>(taken.start), taken.set->pages * kPageSize);
+  taken.maps = false;
 }
 
 // Pins for this process what is held of the set.
@@ -130,7 +173,7 @@ Result<void> TakeOver::take(Taken& taken) {
   other.process_charge = set.process_charge;
   other.no_charge = set.no_charge;
   other.engine_maps = true;
-  other.start = set.start;
+  other.start = taken.start;
   other.pages = set.pages;
   if (set.holds.get() == nullptr) return {};
   auto done = l_.make_frames(other);
@@ -207,11 +250,9 @@ Result<void> TakeOver::change_tables() {
 
 void TakeOver::exchange_all() {
   for (Taken& one : all_) {
-    if (one.set->holds.get() != nullptr) {
-      exchange(*one.set, *one.other);
-    } else {
-      std::swap(one.set->process, one.other->process);
-    }
+    if (one.set->holds.get() != nullptr) exchange(*one.set, *one.other);
+    std::swap(one.set->process, one.other->process);
+    std::swap(one.set->start, one.other->start);
   }
 }
 
@@ -241,11 +282,13 @@ Result<void> TakeOver::run() {
   for (PageSet* set = l_.root().page_sets; set != nullptr; set = set->next) {
     if (set->users == 0) continue;  // left behind
     if (!set->engine_maps) return refuse(EINVAL);
-    if (!l_.is_this_process(set->process)) ST_TRY(all_.push_back({set, nullptr}));
+    if (!l_.is_this_process(set->process)) ST_TRY(all_.push_back({.set = set}));
   }
-  for (const Taken& one : all_) ST_TRY(check_inherited(*one.set));
   size_t taken = 0;
   Result<void> done;
+  for (Taken& one : all_) {
+    if (done) done = find_memory(one);
+  }
   while (done && taken < all_.size()) {
     done = take(all_[taken]);
     if (done) ++taken;
@@ -264,6 +307,7 @@ Result<void> TakeOver::run() {
     for (Taken& one : all_) leave_behind(one);
   } else {
     while (taken != 0) give_back(all_[--taken]);
+    for (Taken& one : all_) drop_memory(one);
   }
   return done;
 }

@@ -342,9 +342,12 @@ bool handle_refused(int directory, const char* path, int flags) {
 
 bool control_refused(int fd, int command, long argument) {
   if (engines_refused(fd)) return true;
-  if (command != F_ADD_SEALS && command != F_GET_SEALS && command != F_SETFL) return false;
+  const bool pipes = command == F_GETPIPE_SZ || command == F_SETPIPE_SZ;
+  if (command != F_ADD_SEALS && command != F_GET_SEALS && command != F_SETFL && !pipes)
+    return false;
   const Behind what = behind_fd(fd);
   if (what == Behind::kForeign) return false;
+  if (pipes) return refuse_with(EBADF);
   return (command != F_SETFL || (argument & O_DIRECT) != 0) && refuse_with(EINVAL);
 }
 

@@ -175,7 +175,7 @@ bool in_borrowed_memory() {
 }
 
 bool may_be_ours(int fd, struct ::stat* behind) {
-  return sys::fstat(fd, behind).has_value() && S_ISREG(behind->st_mode) && behind->st_nlink == 0;
+  return sys::fstat(fd, behind).has_value() && host::could_be_ours(*behind);
 }
 
 }  // namespace stagetwo::shim

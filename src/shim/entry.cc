@@ -8,6 +8,7 @@
 #include "host/run_section.h"
 #include "shim/aio_calls.h"
 #include "shim/behind.h"
+#include "shim/described.h"
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/forks.h"
@@ -235,6 +236,21 @@ ST_ENTRY int ioctl(int fd, unsigned long request, ...) noexcept {
   const auto argument = va_arg(arguments, unsigned long);
   va_end(arguments);
   return static_cast<int>(shim::ioctl_fd(fd, request, argument));
+}
+
+ST_ENTRY int fcntl(int fd, int command, ...) {
+  va_list arguments;
+  va_start(arguments, command);
+  const auto argument = va_arg(arguments, long);
+  va_end(arguments);
+  return shim::control_fd(fd, command, argument);
+}
+ST_ENTRY int fcntl64(int fd, int command, ...) {
+  va_list arguments;
+  va_start(arguments, command);
+  const auto argument = va_arg(arguments, long);
+  va_end(arguments);
+  return shim::control_fd(fd, command, argument);
 }
 
 // struct aiocb64 is struct aiocb here.

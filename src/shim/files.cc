@@ -13,12 +13,12 @@
 #include "base/text.h"
 #include "host/access.h"
 #include "host/hugetlb_standin.h"
-#include "host/placed_io.h"
 #include "host/run_section.h"
 #include "shim/absent_buffers.h"
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
 #include "shim/closing.h"
+#include "shim/described.h"
 #include "shim/engine.h"
 #include "shim/mdev_files.h"
 #include "shim/next.h"
@@ -78,7 +78,7 @@ bool asks_about_descriptor(const char* path, int flags) {
 
 // What is behind `fd`, when it is ours. Pre: *said is what the kernel says of it.
 host::DescriptionRef ours_behind(int fd, const struct ::stat& said) {
-  if (!awake() || !S_ISREG(said.st_mode) || said.st_nlink != 0) return {};
+  if (!awake() || !host::could_be_ours(said)) return {};
   return host::find(fd, said);
 }
 
@@ -87,7 +87,7 @@ void correct(int fd, struct ::stat* said) {
     const unsigned level = host::hugetlb::level_of_file(*said);
     if (level != 0) said->st_blksize = static_cast<blksize_t>(host::hugetlb::page_bytes(level));
   }
-  if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
+  if (!awake() || !host::could_be_ours(*said)) return;
   host::EngineSection section(host::Touches::kNothing);
   if (const host::DescriptionRef ref = ours_behind(fd, *said)) show_description(ref, said);
   section.leave();
@@ -95,7 +95,7 @@ void correct(int fd, struct ::stat* said) {
 
 // The name of a descriptor in /proc leads to what is behind it.
 void correct_by_name(int directory, const char* path, struct ::stat* said) {
-  if (!awake() || !S_ISREG(said->st_mode) || said->st_nlink != 0) return;
+  if (!awake() || !host::could_be_ours(*said)) return;
   if (behind_name(directory, path) == Behind::kForeign) return;
   const sync::PassingNumber passing;
   const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC);
@@ -384,7 +384,7 @@ bool io_refused(int fd, Io io, const off_t* offset) {
   int refusal = 0;
   if (const host::DescriptionRef ref = host::find(fd, behind)) {
     const auto flags = sys::fcntl(fd, F_GETFL);
-    const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
+    const int access = access_of(ref, flags);
     const bool anonymous = ref.spec().shape != host::FileShape::kCharDevice;
     const bool native = io == Io::kRead && ref->native_read();
     const int closed_to = io == Io::kRead ? O_WRONLY : O_RDONLY;
@@ -404,38 +404,6 @@ bool io_refused(int fd, Io io, const off_t* offset) {
   section.leave();
   if (refusal != 0) errno = refusal;
   return refusal != 0;
-}
-
-bool io_described(int fd, Io io, const void* buffer, size_t size, const off_t* at, ssize_t* done) {
-  struct ::stat behind{};
-  if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
-    return false;
-  host::EngineSection section(host::Touches::kClientMemory);
-  bool ours = false;
-  Result<long> moved = 0;
-  if (const host::DescriptionRef ref = host::find(fd, behind)) {
-    const auto flags = sys::fcntl(fd, F_GETFL);
-    const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
-    const bool place = flags && (*flags & O_PATH) != 0;
-    // An anonymous file has no places to ask at; a file of /proc or /sys takes any.
-    auto* const places = at == nullptr ? nullptr : dynamic_cast<host::PlacedIo*>(ref.get());
-    const bool placed =
-        at == nullptr || places != nullptr || ref.spec().shape == host::FileShape::kCharDevice;
-    ours = !ref.foreign() && ref->moves_bytes() && placed && !place &&
-           access != (io == Io::kRead ? O_WRONLY : O_RDONLY);
-    const u64 address = reinterpret_cast<u64>(buffer);
-    if (ours && places != nullptr) {
-      moved = *at < 0           ? Result<long>(refuse(EINVAL))
-              : io == Io::kRead ? places->read_at(address, size, *at)
-                                : places->write_at(address, size, *at);
-    } else if (ours) {
-      moved = io == Io::kRead ? ref->read_bytes(address, size) : ref->write_bytes(address, size);
-    }
-  }
-  section.leave();
-  if (!ours) return false;
-  *done = moved ? *moved : as_libc(-static_cast<long>(to_int(moved.error())));
-  return true;
 }
 
 bool parts_refused(int fd, Io io, off_t offset) {
@@ -475,7 +443,8 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   host::EngineSection section(host::Touches::kNothing);
   host::DescriptionRef found = host::find(fd, behind);
   const bool ours = static_cast<bool>(found);
-  const bool seekable = ours && found.spec().shape != host::FileShape::kMemory;
+  const bool seekable = ours && found.spec().shape != host::FileShape::kMemory &&
+                        !S_ISFIFO(behind.st_mode);  // a queue
   const bool moves = ours && found->native_read();
   found.reset();
   section.leave();

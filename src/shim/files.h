@@ -47,8 +47,6 @@ enum class Io { kRead, kWrite };
 // Does a read or write of `fd` fail because of what is behind it? Then errno is set; else the
 // kernel does it. `offset` is of the p-forms, or nullptr.
 bool io_refused(int fd, Io io, const off_t* offset);
-// Is it read or written by a description that does it itself? Then *done and errno are the call's.
-bool io_described(int fd, Io io, const void* buffer, size_t size, const off_t* at, ssize_t* done);
 // The same of the vector forms with flags, where an offset of -1 is the file's position, and of
 // devices in calls that move bytes from one descriptor to another.
 bool parts_refused(int fd, Io io, off_t offset);

@@ -87,6 +87,7 @@ class Next<R(A...)> {
   X(posix_fallocate, int(int, off_t, off_t))                                         \
   X(lockf, int(int, int, off_t))                                                     \
   X(ioctl, int(int, unsigned long, unsigned long))                                   \
+  X(fcntl, int(int, int, long))                                                      \
   X(mmap, void*(void*, size_t, int, int, int, off_t))                                \
   X(memfd_create, int(const char*, unsigned))                                        \
   X(munmap, int(void*, size_t))                                                      \

@@ -10,6 +10,7 @@
 #include "shim/absent_buffers.h"
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
+#include "shim/described.h"
 #include "shim/files.h"
 #include "shim/shared_files.h"
 
@@ -49,12 +50,6 @@ long transfer(long number, int from, int to, const long (&w)[6]) {
       });
 }
 
-long control(int fd, int command, long argument) {
-  if (control_refused(fd, command, argument)) return -1;
-  return with_buffer(pointer<void>(argument), sizeof(struct flock),
-                     [&] { return next::fcntl(fd, command, AskedLock(fd, command, argument)); });
-}
-
 }  // namespace
 
 bool file_call(long number, const long (&w)[6], long* result) {
@@ -69,7 +64,7 @@ bool file_call(long number, const long (&w)[6], long* result) {
       *result = transfer(number, integer(w[1]), integer(w[0]), w);
       return true;
     case SYS_fcntl:
-      *result = control(integer(w[0]), integer(w[1]), w[2]);
+      *result = control_fd(integer(w[0]), integer(w[1]), w[2]);
       return true;
     case kFchmodat2:
       *result = -1;

@@ -8,6 +8,7 @@
 // Context: the client's thread. errno is the call's.
 
 #include "shim/absent_buffers.h"
+#include "shim/described.h"
 #include "shim/files.h"
 #include "shim/virtual_io.h"
 
@@ -28,6 +29,7 @@ ssize_t move_bytes(int fd, Io io, const void* buffer, size_t size, const off_t* 
 template <typename F>
 ssize_t move_parts(int fd, Io io, const iovec* parts, int count, const off_t* at, F&& call) {
   if (ssize_t done = 0; virtual_io(fd, io, parts, count, at, &done)) return done;
+  if (ssize_t done = 0; parts_described(fd, io, parts, count, at, &done)) return done;
   if (io_refused(fd, io, at)) return -1;
   if (host::owners_active() && shows_absent_memory(fd)) [[unlikely]] {
     const u64 there = offset_of(fd, at);

@@ -15,7 +15,8 @@ namespace stagetwo::iommu {
 namespace {
 
 constexpr unsigned kEngines = 2, kPages = 8;
-constexpr u64 kAccesses = 10'000'000;  // of all engines, at 60 s
+constexpr u64 kAccesses = 10'000'000;  // of all engines, at 60 s; while so often
+constexpr u64 kRounds = 10'000;        // something was taken back
 constexpr u64 kPoison = 0xdeadbeef'00000000, kMark = 0x3a9c'0000'0000'0000;
 
 class IommuStress : public DeviceWorld {
@@ -64,7 +65,7 @@ class IommuStress : public DeviceWorld {
   }
 
   // Writes its mark wherever it may.
-  void run(unsigned e, u64 accesses) {
+  void run(unsigned e) {
     test::RandomSource random(test::seed() + e);
     Engine& one = engines_[e];
     const u64 value = kMark + e;
@@ -72,26 +73,27 @@ class IommuStress : public DeviceWorld {
       const DmaAnswer answer =
           one.engine->access(pasid(e), iova(random.small(kPages)), sizeof(value), nullptr, &value);
       landed_.fetch_add(answer.done == sizeof(value), std::memory_order_relaxed);
-      if (one.done.fetch_add(1, std::memory_order_relaxed) + 1 >= accesses) return;
+      one.done.fetch_add(1, std::memory_order_relaxed);
     }
   }
-  // Nobody may write it: poisons it, and looks for a while.
-  void expect_untouched(unsigned e, unsigned p, unsigned looks) {
+  // Nobody may write it: poisons it, and looks for a while; now and then an engine that was
+  // interrupted in the middle runs on meanwhile.
+  void expect_untouched(test::RandomSource& random, unsigned e, unsigned p, unsigned looks) {
     set_word(e, p, kPoison + p);
+    if (random.one_in(16)) std::this_thread::yield();
     for (unsigned i = 0; i < looks; ++i) {
-      if (i % 16 == 0) std::this_thread::yield();
       ASSERT_EQ(word(e, p), kPoison + p) << "an access landed after the call returned";
     }
   }
   void take_back_one(test::RandomSource& random, unsigned e) {
     const unsigned p = random.small(kPages);
     ASSERT_EQ(unmap(engines_[e].ioas, iova(p), kPageSize), 0);
-    expect_untouched(e, p, 64);
+    expect_untouched(random, e, p, 256);
     ASSERT_EQ(map_at(engines_[e].ioas, page(e, p), kPageSize, iova(p)), 0);
   }
-  void take_back_the_pasid(unsigned e) {
+  void take_back_the_pasid(test::RandomSource& random, unsigned e) {
     detach(engines_[e].device, pasid(e));
-    for (unsigned p = 0; p < kPages; ++p) expect_untouched(e, p, 16);
+    for (unsigned p = 0; p < kPages; ++p) expect_untouched(random, e, p, 32);
     for (unsigned p = 0; p < kPages; ++p) ASSERT_EQ(word(e, p), kPoison + p);
     ASSERT_EQ(attach(engines_[e].device, engines_[e].table, pasid(e)), 0);
   }
@@ -113,10 +115,10 @@ class IommuStress : public DeviceWorld {
 
 TEST_F(IommuStress, NoAccessLandsAfterAnUnmapOrADetachReturned) {
   const u64 accesses = test::stress_rounds(kAccesses) / kEngines;
+  const u64 least = test::stress_rounds(kRounds);
   test::RandomSource random(test::announced_seed("IommuStress"));
   std::vector<std::thread> threads;
-  for (unsigned e = 0; e < kEngines; ++e)
-    threads.emplace_back([this, e, accesses] { run(e, accesses); });
+  for (unsigned e = 0; e < kEngines; ++e) threads.emplace_back([this, e] { run(e); });
   u64 rounds = 0;
   const auto running = [&] {
     for (const Engine& one : engines_) {
@@ -124,10 +126,10 @@ TEST_F(IommuStress, NoAccessLandsAfterAnUnmapOrADetachReturned) {
     }
     return false;
   };
-  for (; running() && !HasFatalFailure(); ++rounds) {
+  for (; (running() || rounds < least) && !HasFatalFailure(); ++rounds) {
     const unsigned e = random.small(kEngines);
     if (random.one_in(8)) {
-      take_back_the_pasid(e);
+      take_back_the_pasid(random, e);
     } else {
       take_back_one(random, e);
     }

@@ -7,6 +7,7 @@
 
 #include "abi/iommufd/calls.h"
 #include "abi/iommufd/iommufd.h"
+#include "abi/iommufd/queue_file.h"
 #include "abi/iommufd/test_commands.h"
 
 namespace stagetwo::abi_iommufd {
@@ -170,6 +171,8 @@ Result<int> open_device(int flags) {
 }
 
 Box<host::Description> attach(std::string_view kind, int fd, host::DescriptorSpec* spec) {
+  if (auto file = receive_fault_file(kind, fd, spec)) return file;
+  if (auto file = receive_event_file(kind, fd, spec)) return file;
   if (kind != kKind) return {};
   *spec = device_spec(O_RDWR | O_CLOEXEC);
   auto file = make_file(fd);

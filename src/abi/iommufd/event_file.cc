@@ -1,14 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The descriptor of an event queue: what a virtual IOMMU tells is read from it. kernel file:
 // drivers/iommu/iommufd/eventq.c.
-#include <fcntl.h>
-
-#include <utility>
-
-#include "abi/iommufd/calls.h"
-#include "base/sys.h"
-#include "host/descriptor.h"
-#include "iommu/event_queue.h"
+#include "abi/iommufd/queue_file.h"
 
 namespace stagetwo::abi_iommufd {
 namespace {
@@ -16,25 +9,13 @@ namespace {
 constexpr u32 kDefaultType = 0;
 constexpr u32 kDeepest = 1u << 19;
 
-class EventFile final : public host::Description {
+class EventFile final : public QueueFile<iommu::EventQueue> {
  public:
-  EventFile(sync::Ref<Iommufd> iommufd, u32 id) : iommufd_(std::move(iommufd)), id_(id) {}
-  long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
-  [[nodiscard]] bool moves_bytes() const override { return true; }
+  static constexpr std::string_view kName = "iommufd-viommu-event";
+  // The kernel's has no write; it says EINVAL, and poll never that it could be written.
+  static constexpr bool kReadsAlone = true;
+  using QueueFile::QueueFile;
   Result<long> read_bytes(u64 to, u64 size) override;
-  // In the first process that finds nobody holding it.
-  void last_close() override {
-    iommu::Locked locked(iommufd_->context());
-    if (!locked.ok()) return;
-    const auto queue = locked.find<iommu::EventQueue>(id_);
-    if (!queue || !(*queue)->open) return;
-    (*queue)->open = false;
-    --(*queue)->object.users;
-  }
-
- private:
-  sync::Ref<Iommufd> iommufd_;
-  u32 id_;
 };
 
 // One event. What of it could be told counts in *done, also on failure, as in the kernel: a reader
@@ -66,19 +47,6 @@ Result<long> EventFile::read_bytes(u64 to, u64 size) {
   return static_cast<long>(done);
 }
 
-// Makes the descriptor of a queue that is there. Failure: EMFILE, ENFILE, ENOMEM.
-Result<int> open_queue(Call& call, u32 id) {
-  auto backing = ST_TRY(host::Backing::create("iommufd-viommu-event", 0));
-  call.iommufd.ref();
-  auto file = ST_TRY(
-      make_box<EventFile>("abi_iommufd.event_file", sync::Ref<Iommufd>::adopt(&call.iommufd), id));
-  return host::publish(std::move(file), std::move(backing),
-                       {.shape = host::FileShape::kAnonInode,
-                        .home = host::StateHome::kDescription,
-                        .open_flags = O_RDWR | O_CLOEXEC,
-                        .wants_last_close = true});
-}
-
 }  // namespace
 
 Outcome veventq_alloc(Call& call, iommu_veventq_alloc& cmd) {
@@ -89,27 +57,15 @@ Outcome veventq_alloc(Call& call, iommu_veventq_alloc& cmd) {
     auto* const viommu = ST_TRY(locked.find<iommu::Viommu>(cmd.viommu_id));
     auto* const queue =
         ST_TRY(iommu::make_event_queue(locked, *viommu, cmd.type, cmd.veventq_depth));
-    queue->open = true;
     queue->object.users = 1;
     cmd.out_veventq_id = queue->object.id;
   }
-  const auto fd = open_queue(call, cmd.out_veventq_id);
-  Result<void> told;
-  if (fd) {
-    cmd.out_veventq_fd = static_cast<u32>(*fd);
-    told = call.respond(cmd);
-    if (told) return {};
-    host::CloseWatch watch(*fd);
-    static_cast<void>(sys::close(*fd));
-    watch.closed();
-  } else {
-    told = refuse(fd.error());
-  }
-  ST_LOCK_IOMMUFD(locked, call);
-  if (const auto queue = locked.find<iommu::EventQueue>(cmd.out_veventq_id)) {
-    iommu::destroy_event_queue(locked, *queue);
-  }
-  return told;
+  return hand_out<EventFile>(call, cmd, cmd.out_veventq_id, &cmd.out_veventq_fd);
+}
+
+Box<host::Description> receive_event_file(std::string_view kind, int fd,
+                                          host::DescriptorSpec* spec) {
+  return receive_queue<EventFile>(kind, fd, spec);
 }
 
 }  // namespace stagetwo::abi_iommufd

@@ -1,39 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The descriptor of a fault queue: page requests are read from it, answers written to it. kernel
 // file: drivers/iommu/iommufd/fault.c.
-#include <fcntl.h>
-
-#include <utility>
-
-#include "abi/iommufd/calls.h"
-#include "base/sys.h"
-#include "host/descriptor.h"
+#include "abi/iommufd/queue_file.h"
 
 namespace stagetwo::abi_iommufd {
 namespace {
 
-class FaultFile final : public host::Description {
+class FaultFile final : public QueueFile<iommu::FaultQueue> {
  public:
-  FaultFile(sync::Ref<Iommufd> iommufd, u32 id) : iommufd_(std::move(iommufd)), id_(id) {}
-  long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
-  [[nodiscard]] bool moves_bytes() const override { return true; }
+  static constexpr std::string_view kName = "iommufd-pgfault";
+  static constexpr bool kReadsAlone = false;
+  using QueueFile::QueueFile;
   Result<long> read_bytes(u64 to, u64 size) override;
   Result<long> write_bytes(u64 from, u64 size) override;
-  // In the first process that finds nobody holding it.
-  void last_close() override {
-    iommu::Locked locked(iommufd_->context());
-    if (!locked.ok()) return;
-    const auto queue = locked.find<iommu::FaultQueue>(id_);
-    if (!queue || !(*queue)->open) return;
-    (*queue)->open = false;
-    --(*queue)->object.users;
-  }
 
  private:
   Result<u64> read_group(u64 to, u64 room);
-
-  sync::Ref<Iommufd> iommufd_;
-  u32 id_;
 };
 
 // Tells all requests of the next group, or none for want of room; how many bytes.
@@ -43,7 +25,7 @@ Result<u64> FaultFile::read_group(u64 to, u64 room) {
   auto* const queue = ST_TRY(locked.find<iommu::FaultQueue>(id_));
   iommu::PageRequest* const first = queue->delivered;
   if (first == nullptr || first->in_group * sizeof(iommu_hwpt_pgfault) > room) return u64{0};
-  iommu::Locked::mark_read(*queue);
+  locked.mark_read(*queue);
   u64 done = 0;
   for (const iommu::PageRequest* one = first; one != nullptr; one = one->rest) {
     const iommu_hwpt_pgfault fault{.flags = one->flags,
@@ -57,7 +39,7 @@ Result<u64> FaultFile::read_group(u64 to, u64 room) {
                                    .cookie = first->cookie};
     const auto told = copy_out_bytes(to + done, &fault, sizeof(fault));
     if (!told) {
-      iommu::Locked::mark_unread(*queue, first);
+      locked.mark_unread(*queue, first);
       return refuse(told.error());
     }
     done += sizeof(fault);
@@ -103,19 +85,6 @@ Result<long> FaultFile::write_bytes(u64 from, u64 size) {
   return static_cast<long>(done);
 }
 
-// Makes the descriptor of a queue that is there. Failure: EMFILE, ENFILE, ENOMEM.
-Result<int> open_queue(Call& call, u32 id) {
-  auto backing = ST_TRY(host::Backing::create("iommufd-pgfault", 0));
-  call.iommufd.ref();
-  auto file = ST_TRY(
-      make_box<FaultFile>("abi_iommufd.fault", sync::Ref<Iommufd>::adopt(&call.iommufd), id));
-  return host::publish(std::move(file), std::move(backing),
-                       {.shape = host::FileShape::kAnonInode,
-                        .home = host::StateHome::kDescription,
-                        .open_flags = O_RDWR | O_CLOEXEC,
-                        .wants_last_close = true});
-}
-
 }  // namespace
 
 Outcome fault_queue_alloc(Call& call, iommu_fault_alloc& cmd) {
@@ -123,27 +92,15 @@ Outcome fault_queue_alloc(Call& call, iommu_fault_alloc& cmd) {
   {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const queue = ST_TRY(locked.make_fault_queue());
-    queue->open = true;
     queue->object.users = 1;
     cmd.out_fault_id = queue->object.id;
   }
-  const auto fd = open_queue(call, cmd.out_fault_id);
-  Result<void> told;
-  if (fd) {
-    cmd.out_fault_fd = static_cast<u32>(*fd);
-    told = call.respond(cmd);
-    if (told) return {};
-    host::CloseWatch watch(*fd);
-    static_cast<void>(sys::close(*fd));
-    watch.closed();
-  } else {
-    told = refuse(fd.error());
-  }
-  ST_LOCK_IOMMUFD(locked, call);
-  if (const auto queue = locked.find<iommu::FaultQueue>(cmd.out_fault_id)) {
-    locked.destroy_fault_queue(*queue);
-  }
-  return told;
+  return hand_out<FaultFile>(call, cmd, cmd.out_fault_id, &cmd.out_fault_fd);
+}
+
+Box<host::Description> receive_fault_file(std::string_view kind, int fd,
+                                          host::DescriptorSpec* spec) {
+  return receive_queue<FaultFile>(kind, fd, spec);
 }
 
 }  // namespace stagetwo::abi_iommufd

@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 
 #include "abi/iommufd/calls.h"
+#include "base/bits.h"
 #include "base/sys.h"
 
 namespace stagetwo::abi_iommufd {
@@ -59,6 +60,11 @@ Outcome allow_iovas(Call& call, iommu_ioas_allow_iovas& cmd) {
     iommu_iova_range range{};
     readable = copy_in_bytes(&range, cmd.allowed_iovas + u64{i} * sizeof(range), sizeof(range));
     if (readable) ST_TRY(ranges.push_back({range.start, range.last}));
+    // The first that is wrong ends it, however many there are said to be.
+    const bool look = range.start >= range.last || is_pow2(ranges.size());
+    if (!readable || !look) continue;
+    ST_LOCK_IOMMUFD(locked, call);
+    ST_TRY(locked.check_allowed(ranges.span()));
   }
   ST_LOCK_IOMMUFD(locked, call);
   auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(cmd.ioas_id));

@@ -43,7 +43,7 @@ class FaultTest : public IommufdWorld {
     FaultQueue& queue = **locked.find<FaultQueue>(queue_);
     PageRequest* const first = queue.delivered;
     if (first == nullptr) return {0, 0};
-    Locked::mark_read(queue);
+    locked.mark_read(queue);
     return {first->cookie, first->address};
   }
   int answer(u32 cookie) {
@@ -117,8 +117,8 @@ TEST_F(FaultTest, WhatCouldNotBeToldComesAgain) {
     Locked locked(*context_);
     FaultQueue& queue = **locked.find<FaultQueue>(queue_);
     PageRequest* const first = queue.delivered;
-    Locked::mark_read(queue);
-    Locked::mark_unread(queue, first);
+    locked.mark_read(queue);
+    locked.mark_unread(queue, first);
   }
   EXPECT_EQ(read().second, 0x1000u);
   EXPECT_EQ(read().second, 0x2000u);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "iommu/other_process.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,6 +54,35 @@ TEST(OtherProcess, SharedMemoryIsFoundInBoth) {
   ::close(ends[1]);
   ASSERT_EQ(child, ::waitpid(child, nullptr, 0));
   ::close(ends[0]);
+}
+
+TEST(OtherProcess, IsReadAndWrittenAtItsAddresses) {
+  u8 bytes[] = {1, 2, 3, 4};
+  u8 out[4] = {};
+  const auto self = static_cast<u32>(::getpid());
+  const Hva at(reinterpret_cast<u64>(bytes));
+  EXPECT_TRUE(copy_of_process(self, at, 4, out, nullptr));
+  EXPECT_EQ(out[3], 4);
+  EXPECT_TRUE(copy_of_process(self, at + 1, 1, nullptr, &out[3]));
+  EXPECT_EQ(bytes[1], 4);
+  EXPECT_FALSE(copy_of_process(self, Hva(8), 4, out, nullptr));
+  EXPECT_FALSE(copy_of_process(0x7fffffff, at, 4, out, nullptr));
+}
+
+TEST(OtherProcess, AFileOfItsIsOpenedByWhatIsBehind) {
+  int pair[2];
+  ASSERT_EQ(::pipe(pair), 0);
+  struct ::stat behind{};
+  ASSERT_EQ(::fstat(pair[0], &behind), 0);
+  const auto self = static_cast<u32>(::getpid());
+  const auto fd = open_of_process(self, behind.st_dev, behind.st_ino, O_WRONLY);
+  ASSERT_TRUE(fd);
+  EXPECT_EQ(::write(*fd, "x", 1), 1);
+  char byte = 0;
+  EXPECT_EQ(::read(pair[0], &byte, 1), 1);
+  for (const int one : {pair[0], pair[1], *fd}) ::close(one);
+  EXPECT_EQ(to_int(open_of_process(self, behind.st_dev, behind.st_ino, 0).error()), ENOENT);
+  EXPECT_EQ(to_int(open_of_process(0x7fffffff, 1, 1, 0).error()), ENOENT);
 }
 
 }  // namespace

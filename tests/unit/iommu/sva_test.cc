@@ -235,7 +235,7 @@ TEST_F(SvaTest, ADeviceThatAsksGoesOnWhenItIsAnswered) {
         FaultQueue& of = **locked.find<FaultQueue>(queue);
         PageRequest* const first = of.delivered;
         if (first != nullptr) {
-          Locked::mark_read(of);
+          locked.mark_read(of);
           cookie = first->cookie;
           address = first->address;
         }

@@ -4,6 +4,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "base/failpoint.h"
 #include "host/process.h"
 #include "iommu/file_map.h"
@@ -61,6 +63,12 @@ class TakeOverTest : public IommufdWorld, public testing::WithParamInterface<u64
     Locked locked(*context_);
     return error_of(take_over_files(locked));
   }
+  // As a process that is no child was never given it.
+  void drop_inherited() {
+    Locked locked(*context_);
+    const PageSet* const set = ioas(locked).areas.first(kStart, kStart)->pages;
+    ::munmap(reinterpret_cast<void*>(set->start), bytes());
+  }
   // Does the device find this process's frames, each a page of the file's?
   int look_at_tables() {
     Locked locked(*context_);
@@ -111,12 +119,24 @@ TEST_P(TakeOverTest, WhatIsNoFilesIsInvalidAndNothingMoves) {
   EXPECT_EQ(host::pin_use().pages, GetParam() + 1);
 }
 
-TEST_P(TakeOverTest, OneThatHasTheFileNoMoreIsRefused) {
+TEST_P(TakeOverTest, OneThatHasItNotMappedMapsIt) {
+  for (const bool has_file : {true, false}) {
+    EXPECT_EQ(in_child([&] {
+                drop_inherited();
+                if (!has_file) ::close(file_);  // its parent has
+                if (const int error = take_over(); error != 0) return error;
+                if (host::pins_charged().pinned != GetParam()) return 3;
+                return look_at_tables();
+              }),
+              0);
+  }
+}
+
+TEST_P(TakeOverTest, AFileThatNobodyHasOpenIsRefused) {
+  ::close(std::exchange(file_, -1));
   EXPECT_EQ(in_child([&] {
-              Locked locked(*context_);
-              const PageSet* const set = ioas(locked).areas.first(kStart, kStart)->pages;
-              ::munmap(reinterpret_cast<void*>(set->start), kPageSize);
-              return error_of(take_over_files(locked)) == EOPNOTSUPP ? 0 : 1;
+              drop_inherited();
+              return take_over() == EOPNOTSUPP && host::pins_charged().pinned == 0 ? 0 : 1;
             }),
             0);
 }
