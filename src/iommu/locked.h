@@ -23,8 +23,7 @@ class Locked {
   [[nodiscard]] Arena& arena() const { return c_.arena_; }
   [[nodiscard]] QueueFiles& queue_files() const { return c_.queue_files_; }
 
-  // ---- the table (object_table.cc)
-  // Failure: ENOENT (no such id, or of another kind).
+  // ---- the table (object_table.cc). Failure: ENOENT (no such id, or of another kind).
   Result<Object*> find(u32 id) const;
   template <typename T>
   Result<T*> find(u32 id) const;
