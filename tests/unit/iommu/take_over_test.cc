@@ -129,6 +129,8 @@ TEST_P(TakeOverTest, OneThatHasItNotMappedMapsIt) {
                 return look_at_tables();
               }),
               0);
+    EXPECT_EQ(take_over(), 0) << "and back, from one that is gone";
+    EXPECT_EQ(look_at_tables(), 0);
   }
 }
 
