@@ -36,6 +36,7 @@
 
 // What docs/howto-dma-engine.md says of the device.
 enum { kRegisters = 0, kRing = 4, kDoorbell = 0x800, kPasid = 0x808, kSlots = 1024, kFirst = 4096 };
+enum { kSpace = 2 << 20 };  // what is moved about
 struct ring_head {
   uint32_t tail, head, asleep;
 };
@@ -171,36 +172,42 @@ struct space {
   uint64_t record_at, from_at, to_at;  // the same for the device
 };
 
-// Seconds of a move by the clock, in the best of many turns of `deep` moves that are outstanding
-// together: what else runs on this machine comes between turns, too.
+// Seconds of a move by the clock while at least `deep` of them are outstanding: two halves of which
+// one is submitted again when all of it is done, waited for from its end, where nobody writes now.
 static double device_seconds(struct queue* q, const struct space* s, size_t size, unsigned deep,
-                             int blocks) {
+                             unsigned turns, int blocks) {
   static struct dsa_hw_desc descriptors[kSlots];
-  const size_t places = size < (2 << 20) ? (2 << 20) / size : 1;
-  for (unsigned i = 0; i < deep; ++i) {
-    const uint64_t offset = i % places * size;
+  for (unsigned i = 0; i < 2 * deep; ++i) {
+    const uint64_t offset = i * size % kSpace;
     descriptors[i] =
         moving(s->record_at + i * sizeof *s->records, s->from_at + offset, s->to_at + offset, size);
     if (blocks) descriptors[i].flags |= IDXD_OP_FLAG_BOF;
   }
-  memset(s->records, 0, deep * sizeof *s->records);
   const double start = now();
-  submit(q, descriptors, deep);
-  for (unsigned i = 0; i < deep; ++i) {
-    await(&s->records[i]);
-    REQUIRE(s->records[i].status == DSA_COMP_SUCCESS);
+  for (unsigned turn = 0; turn < turns + 2; ++turn) {
+    const unsigned half = turn % 2 * deep;
+    for (unsigned i = turn < 2 ? 0 : deep; i-- > 0;) {
+      await(&s->records[half + i]);
+      REQUIRE(s->records[half + i].status == DSA_COMP_SUCCESS);
+    }
+    if (turn >= turns) continue;
+    memset(s->records + half, 0, deep * sizeof *s->records);
+    submit(q, descriptors + half, deep);
   }
-  return (now() - start) / deep;
+  return (now() - start) / deep / turns;
 }
 
-static double memcpy_seconds(const struct space* s, size_t size, unsigned count) {
-  const size_t places = size < (2 << 20) ? (2 << 20) / size : 1;
+// The same moves, made by this thread.
+static double memcpy_seconds(const struct space* s, size_t size, unsigned deep, unsigned turns) {
   const double start = now();
-  for (unsigned i = 0; i < count; ++i) {
-    memcpy(s->to + i % places * size, s->from + i % places * size, size);
-    __asm__ volatile("" ::: "memory");
+  for (unsigned turn = 0; turn < turns; ++turn) {
+    for (unsigned i = 0; i < deep; ++i) {
+      const uint64_t offset = (turn % 2 * deep + i) * size % kSpace;
+      memcpy(s->to + offset, s->from + offset, size);
+      __asm__ volatile("" ::: "memory");
+    }
   }
-  return (now() - start) / count;
+  return (now() - start) / deep / turns;
 }
 
 static int quick;
@@ -209,13 +216,14 @@ static void measure(struct queue* q, const struct space* s, int blocks) {
   if (quick) return;
   printf("  %8s %12s %12s %12s %12s %7s\n", "bytes", "outstanding", "moves/s", "GB/s",
          "memcpy GB/s", "ratio");
-  for (size_t size = 64; size <= 2 << 20; size *= size == 4096 ? 16 : size < 4096 ? 8 : 2) {
-    const unsigned deep = size <= 4096 ? 512 : size < 262144 ? (8u << 20) / (unsigned)size : 32;
+  for (size_t size = 64; size <= kSpace; size *= size == 4096 ? 16 : size < 4096 ? 8 : 2) {
+    const unsigned deep = size <= 4096 ? 256 : 32;
+    const unsigned turns = size <= 4096 ? 64 : 8 + kSpace / (unsigned)size;
     double device = 1, plain = 1;
     const double until = now() + 1;
     while (now() < until) {  // one beside the other
-      const double one = device_seconds(q, s, size, deep, blocks);
-      const double other = memcpy_seconds(s, size, deep);
+      const double one = device_seconds(q, s, size, deep, turns, blocks);
+      const double other = memcpy_seconds(s, size, deep, turns);
       device = one < device ? one : device;
       plain = other < plain ? other : plain;
     }

@@ -73,7 +73,11 @@ FrameSection::~FrameSection() {
   pin_table()->accesses().leave(ticket_);
 }
 std::optional<Hva> FrameSection::at(Frame frame, Access access) const {
-  return pin_table()->direct(frame, access);
+  u64 one = 1;
+  return pin_table()->direct(frame, access, &one);
+}
+std::optional<Hva> FrameSection::at(Frame first, Access access, u64* pages) const {
+  return pin_table()->direct(first, access, pages);
 }
 
 bool read_frame(Frame frame, u64 offset, void* to, size_t size) {

@@ -82,6 +82,9 @@ class FrameSection {
   // None: it cannot be touched directly now (it is moving, or the client took the rights from its
   // own mapping); leave the section, use the functions below.
   [[nodiscard]] std::optional<Hva> at(Frame frame, Access access) const;
+  // The same of frames that follow each other: *pages is cut to those that stand behind one
+  // another. Pre: all are pinned; *pages is not 0.
+  [[nodiscard]] std::optional<Hva> at(Frame first, Access access, u64* pages) const;
 
  private:
   sync::Passage::Ticket ticket_;

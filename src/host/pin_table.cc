@@ -344,13 +344,31 @@ PinUse PinTable::use() {
 // ---- devices --------------------------------------------------------------------------------
 
 // Pre: inside a section.
-std::optional<Hva> PinTable::direct(Frame frame, Access access) {
-  const u64 number = static_cast<u64>(frame) / kBlockPages;
-  PinBlock* block = block_of(static_cast<u32>(number));
-  const u64 word = block->words[static_cast<u64>(frame) % kBlockPages].load();
+std::optional<Hva> PinTable::direct(Frame first, Access access, u64* pages) {
   const u64 forbids = kHeldDepth | kPageLost | (access == Access::kWrite ? kNoWrite : kNoRead);
-  if ((word & forbids) != 0) return std::nullopt;
-  return Hva(word & kPageMask);
+  const u64 tells = kPageMask | forbids;  // where it is, if nothing forbids it
+  const u64 number = static_cast<u64>(first), most = *pages;
+  const auto words_from = [&](u64 page) {
+    return block_of(static_cast<u32>(page / kBlockPages))->words + page % kBlockPages;
+  };
+  const u64 start = words_from(number)->load() & tells;
+  if ((start & forbids) != 0) return std::nullopt;
+  u64 page = 1;
+  // Block by block, without a branch a page, for as long as all of it is as it should be.
+  for (u64 end = page; page < most; page = end) {
+    const sync::Atomic<u64>* const words = words_from(number + page);
+    end = std::min(most, page + kBlockPages - (number + page) % kBlockPages);
+    u64 differs = 0;
+    for (u64 i = page; i < end; ++i) {
+      differs |= (words[i - page].load() & tells) ^ (start + i * kPageSize);
+    }
+    if (differs != 0) break;
+  }
+  while (page < most && (words_from(number + page)->load() & tells) == start + page * kPageSize) {
+    ++page;
+  }
+  *pages = page;
+  return Hva(start);
 }
 
 // One of `to` and `from` is null.

@@ -40,7 +40,7 @@ class PinTable {
   HvaRange next_unpinned(HvaRange range);
   PinUse use();
 
-  std::optional<Hva> direct(Frame frame, Access access);
+  std::optional<Hva> direct(Frame first, Access access, u64* pages);
   bool transfer(Frame frame, u64 offset, void* to, const void* from, size_t size);
   sync::Passage& accesses() { return accesses_; }
 

@@ -10,10 +10,13 @@
 #include <algorithm>
 #include <optional>
 
+#include "base/check.h"
+#include "base/guard.h"
 #include "base/sys.h"
 #include "host/access.h"
 #include "host/pin.h"
 #include "iommu/locked.h"
+#include "iommu/process_space.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -180,7 +183,9 @@ FaultReason DmaEngine::fill(s64 pasid, u64 iova, Rights wanted, Once* once) {
     if (walked.reason != FaultReason::kNone) return walked.reason;
     if (walked.of_process) {
       once->done = locked.touch(walked_at(walked, iova), once->bytes, once->to, once->from);
-      return once->done ? FaultReason::kNone : FaultReason::kFirstNotPresent;
+      if (!once->done) return FaultReason::kFirstNotPresent;
+      static_cast<void>(cache_own_run(number, iova, once->bytes, wanted));
+      return FaultReason::kNone;
     }
     // A right to write only where this walk has marked one.
     const u32 rights = wanted == kMayWrite ? walked.rights : u32{kMayRead};
@@ -225,10 +230,14 @@ DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void
   unsigned asked = 0;
   while (answer.done < bytes) {
     answer.iova = iova + answer.done;
-    const u64 some = std::min(bytes - answer.done, kPageSize - answer.iova % kPageSize);
     u8* const into = to == nullptr ? nullptr : static_cast<u8*>(to) + answer.done;
     const u8* const out = from == nullptr ? nullptr : static_cast<const u8*>(from) + answer.done;
-    answer.reason = access_page(pasid, answer.iova, some, into, out);
+    u64 some = access_run(number_of(pasid), answer.iova, bytes - answer.done, into, out);
+    answer.reason = FaultReason::kNone;
+    if (some == 0) {
+      some = std::min(bytes - answer.done, kPageSize - answer.iova % kPageSize);
+      answer.reason = access_page(pasid, answer.iova, some, into, out);
+    }
     if (asks && can_be_asked_for(answer.reason) && asked++ < kMostAsks &&
         context_->ask_for_page(device_id_, pasid, answer.iova, wanted, cancel_)) {
       continue;
@@ -249,15 +258,11 @@ namespace {
 std::optional<Hva> where(const host::FrameSection& frames, u64 address, stagetwo::Access access,
                          u64* bytes) {
   const host::Frame first{address / kPageSize & (bit(kFrameBits) - 1)};
-  const auto start = frames.at(first, access);
-  if (!start) return {};
   const u64 offset = address % kPageSize;
-  u64 there = kPageSize - offset;
-  for (u64 page = 1; there < *bytes; ++page, there += kPageSize) {
-    const auto next = frames.at(first + page, access);
-    if (!next || *next != *start + page * kPageSize) break;
-  }
-  *bytes = std::min(*bytes, there);
+  u64 pages = (offset + *bytes + kPageSize - 1) / kPageSize;
+  const auto start = frames.at(first, access, &pages);
+  if (!start) return {};
+  *bytes = std::min(*bytes, pages * kPageSize - offset);
   return *start + offset;
 }
 
@@ -270,6 +275,30 @@ u64 move_bytes(Hva to, Hva from, u64 bytes) {
 
 }  // namespace
 
+// While it lives, what runs like the one it was made for lead to stays where it is.
+class DmaEngine::Grip {
+ public:
+  explicit Grip(const Run& run) {
+    ProcessSpace* const space = run.own ? process_space() : nullptr;
+    if (space != nullptr) own_.emplace(*space);
+    if (!run.own) frames_.emplace();
+  }
+  // Of the bytes from `iova` on, which begin in the run; *bytes is cut to those that are there in
+  // one piece. None: they are not to be touched directly now.
+  std::optional<Hva> at(const Run& run, u64 iova, stagetwo::Access access, u64* bytes) const {
+    *bytes = std::min(*bytes, run.last - iova + 1);
+    if (frames_ && !run.own) return where(*frames_, run.address + (iova - run.iova), access, bytes);
+    if (!own_ || !run.own) return std::nullopt;
+    const bool went = own_->removals() != run.removals;
+    if (ST_GUARD(iommu_own_run, went)) return std::nullopt;
+    return Hva(iova);
+  }
+
+ private:
+  std::optional<host::FrameSection> frames_;
+  std::optional<ProcessSpace::Section> own_;
+};
+
 const DmaEngine::Run* DmaEngine::find_run(u32 pasid, u64 iova, Rights wanted) const {
   for (const Run& run : runs_) {
     const bool in = run.valid && iova >= run.iova && iova <= run.last;
@@ -279,18 +308,73 @@ const DmaEngine::Run* DmaEngine::find_run(u32 pasid, u64 iova, Rights wanted) co
 }
 
 // 0: not both ends are known, or one is not to be touched directly now.
-u64 DmaEngine::copy_cached(u32 pasid, u64 to, u64 from, u64 bytes) {
+u64 DmaEngine::copy_cached(u32 pasid, u64 to, u64 from, u64 bytes, const Record* record,
+                           bool* posted) {
   const Section section(*this);
   const Run* const source = find_run(pasid, from, kMayRead);
   const Run* const target = find_run(pasid, to, kMayWrite);
   if (source == nullptr || target == nullptr) return 0;
-  bytes = std::min({bytes, kLongestCopy, source->last - from + 1, target->last - to + 1});
-  const host::FrameSection frames;
-  const auto out =
-      where(frames, source->address + (from - source->iova), stagetwo::Access::kRead, &bytes);
-  const auto in =
-      where(frames, target->address + (to - target->iova), stagetwo::Access::kWrite, &bytes);
-  return out && in ? move_bytes(*in, *out, bytes) : 0;
+  const Grip grip(*source);
+  u64 some = std::min(bytes, kLongestCopy);
+  const auto out = grip.at(*source, from, stagetwo::Access::kRead, &some);
+  const auto in = grip.at(*target, to, stagetwo::Access::kWrite, &some);
+  if (!out || !in) return 0;
+  // Whoever waits for the record has its line: it is on its way while the bytes are copied.
+  const bool ends = some == bytes && record != nullptr;
+  const auto place = ends ? place_of(pasid, *record, grip) : std::nullopt;
+  if (place) host::prefetch(*place, stagetwo::Access::kWrite);
+  some = move_bytes(*in, *out, some);
+  *posted = place && some == bytes && put(*place, *record);
+  return some;
+}
+
+std::optional<Hva> DmaEngine::place_of(u32 pasid, const Record& record, const Grip& grip) const {
+  const Run* const run = find_run(pasid, record.iova, kMayWrite);
+  u64 bytes = kRecordBytes;
+  if (run == nullptr) return std::nullopt;
+  return grip.at(*run, record.iova, stagetwo::Access::kWrite, &bytes);
+}
+
+// The first word last: who sees it sees the rest.
+bool DmaEngine::put(Hva place, const Record& record) {
+  constexpr u64 kRest = kRecordBytes - sizeof(u64);
+  return host::copy_to(place + sizeof(u64), record.words + 1, kRest) == kRest &&
+         host::store(place, *record.words);
+}
+
+DmaAnswer DmaEngine::post(s64 pasid, const Record& record, bool asks) {
+  ST_DCHECK(record.iova % kRecordBytes == 0);
+  const u32 number = number_of(pasid);
+  if (find_run(number, record.iova, kMayWrite) != nullptr ||
+      cache_run(pasid, record.iova, kRecordBytes, kMayWrite)) {
+    const Section section(*this);
+    if (const Run* const run = find_run(number, record.iova, kMayWrite)) {
+      const Grip grip(*run);
+      const auto place = place_of(number, record, grip);
+      if (place && put(*place, record)) return {kRecordBytes, FaultReason::kNone, record.iova};
+    }
+  }
+  constexpr u64 kRest = kRecordBytes - sizeof(u64);
+  const u64 behind = record.iova + sizeof(u64);
+  const DmaAnswer rest = access(pasid, behind, kRest, nullptr, record.words + 1, asks);
+  if (rest.reason != FaultReason::kNone) return rest;
+  return access(pasid, record.iova, sizeof(u64), nullptr, record.words, asks);
+}
+
+// 0: not known, or not to be touched directly now.
+u64 DmaEngine::access_run(u32 pasid, u64 iova, u64 bytes, void* to, const void* from) {
+  const Rights wanted = to != nullptr ? kMayRead : kMayWrite;
+  if (find_run(pasid, iova, wanted) == nullptr) return 0;
+  const Section section(*this);
+  const Run* const run = find_run(pasid, iova, wanted);
+  if (run == nullptr) return 0;
+  const Grip grip(*run);
+  u64 some = std::min(bytes, kLongestCopy);
+  const auto access = to != nullptr ? stagetwo::Access::kRead : stagetwo::Access::kWrite;
+  const auto at = grip.at(*run, iova, access, &some);
+  if (!at) return 0;
+  ++counts_.hits;
+  return to != nullptr ? host::copy_from(to, *at, some) : host::copy_to(*at, from, some);
 }
 
 // Walks as far as the access goes: a right to write is marked where it is used.
@@ -302,10 +386,11 @@ bool DmaEngine::cache_run(s64 pasid, u64 iova, u64 bytes, Rights wanted) {
   if (find_entry(locked, pasid, &entry) != FaultReason::kNone) return false;
   const u64 page = iova & kPageMask;
   const u64 wants = iova - page + std::min(bytes, kLongestRun);
-  Run run{true, number_of(pasid), u32{kMayRead} | kMayWrite, page, page, 0};
+  Run run{true, false, number_of(pasid), u32{kMayRead} | kMayWrite, page, page, 0, 0};
   for (u64 length = 0; length < wants;) {
     const Walked walked = locked.walk_entry(entry, page + length, wanted);
-    const bool found = walked.reason == FaultReason::kNone && !walked.of_process;
+    if (walked.of_process) return cache_own_run(number_of(pasid), iova, bytes, wanted);
+    const bool found = walked.reason == FaultReason::kNone;
     if (length == 0) run.address = walked.address;
     if (!found || walked.address != run.address + length || !locked.reaches(walked.address)) break;
     run.rights &= wanted == kMayWrite ? walked.rights : u32{kMayRead};
@@ -318,10 +403,28 @@ bool DmaEngine::cache_run(s64 pasid, u64 iova, u64 bytes, Rights wanted) {
   return true;
 }
 
+// Pre: the PASID means this process, and `iova` may be an address of it.
+bool DmaEngine::cache_own_run(u32 pasid, u64 iova, u64 bytes, Rights wanted) {
+  ProcessSpace* const space = process_space();
+  if (space == nullptr) return false;
+  const u64 page = iova & kPageMask;
+  u64 wants = iova - page + std::min(bytes, kLongestRun);
+  if (page < kInterruptStart) wants = std::min(wants, kInterruptStart - page);
+  const ProcessSpace::Section pages(*space);
+  const u64 there = pages.present(Hva(page), wants, wanted);
+  if (page + there <= iova) return false;
+  const u32 rights = wanted == kMayWrite ? u32{kMayRead} | kMayWrite : u32{kMayRead};
+  const u64 last = (page + there - 1) | ~kPageMask;  // a page is there as a whole
+  keep({true, true, pasid, rights, page, last, page, pages.removals()});
+  return true;
+}
+
 // One that continues another makes it longer.
 void DmaEngine::keep(const Run& run) {
   for (Run& known : runs_) {
-    const bool same = known.valid && known.pasid == run.pasid && known.rights == run.rights &&
+    if (run.own && known.own && known.removals != run.removals) known.valid = false;
+    const bool same = known.valid && known.own == run.own && known.pasid == run.pasid &&
+                      known.rights == run.rights &&
                       known.address - known.iova == run.address - run.iova;
     if (!same || run.iova > known.last + 1 || known.iova > run.last + 1) continue;
     if (run.iova < known.iova) {
@@ -334,16 +437,18 @@ void DmaEngine::keep(const Run& run) {
   runs_[next_run_++ % kRuns] = run;
 }
 
-DmaEngine::CopyAnswer DmaEngine::copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks) {
+DmaEngine::CopyAnswer DmaEngine::copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks,
+                                      const Record* record) {
   const u32 number = number_of(pasid);
+  bool posted = false;
   for (u64 done = 0; done < bytes;) {
     const u64 left = bytes - done, out = from + done, in = to + done;
-    u64 some = copy_cached(number, in, out, left);
+    u64 some = copy_cached(number, in, out, left, record, &posted);
     if (some == 0 && cache_run(pasid, out, left, kMayRead) &&
         cache_run(pasid, in, left, kMayWrite)) {
-      some = copy_cached(number, in, out, left);
+      some = copy_cached(number, in, out, left, record, &posted);
     }
-    if (some == 0) {  // a page as the process has it, one that moves, or none
+    if (some == 0) {  // a page that is not there, or one that moves
       u8 buffer[kPageSize];
       some = std::min({left, kPageSize - out % kPageSize, kPageSize - in % kPageSize});
       DmaAnswer answer = access(pasid, out, some, buffer, nullptr, asks);
@@ -355,7 +460,7 @@ DmaEngine::CopyAnswer DmaEngine::copy(s64 pasid, u64 to, u64 from, u64 bytes, bo
     }
     done += some;
   }
-  return {{bytes, FaultReason::kNone, to + bytes}, false};
+  return {{bytes, FaultReason::kNone, to + bytes}, false, posted};
 }
 
 }  // namespace stagetwo::iommu

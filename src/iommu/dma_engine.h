@@ -11,13 +11,17 @@
 //
 // An access looks into the device's; a miss there asks the unit, under the lock, which walks what
 // its own two do not know. Linux has no such thing: this is the hardware's side. What copy() has
-// found of its two ends stands in the device's TLB as runs: frames that follow each other.
+// found of its two ends stands in the device's TLB as runs: frames that follow each other, or pages
+// of the process's own, good as long as none of them went (ProcessSpace::Section::removals).
 //
 // I1  What is used is at most as old as the last invalidation that was waited for
 //     (iommu/invalidation_queue.h): after an unmap or a detach returns, no access lands.
 // I2  A cached translation permits a write only if the write was marked in the tables.
+// I3  Of the process's own pages one that changes is not used any more when the change begins.
 // Context: one thread at a time, of the process that made it; no lock of this room. Lifetime: ends
 // before its Context. In a child of fork it is dead: not to be used or destroyed.
+
+#include <optional>
 
 #include "iommu/context.h"
 #include "iommu/invalidation_queue.h"
@@ -36,17 +40,29 @@ class DmaEngine {
   DmaEngine(const DmaEngine&) = delete;
   DmaEngine& operator=(const DmaEngine&) = delete;
 
-  // Reads (`to`) or writes (`from`), page by page. `pasid` kNoPasid: the device's own. `asks`: as
-  // of Context::dma(). What a process's own addresses mean is not cached.
+  // Reads (`to`) or writes (`from`). `pasid` kNoPasid: the device's own. `asks`: as of
+  // Context::dma().
   DmaAnswer access(s64 pasid, u64 iova, u64 bytes, void* to, const void* from, bool asks = false);
 
+  // Tells the client that something is done: four words, of which the first comes last, in one
+  // piece. Pre: `iova` is a multiple of their size.
+  struct Record {
+    u64 iova;
+    const u64* words;
+  };
+  static constexpr u64 kRecordBytes = 32;
+  DmaAnswer post(s64 pasid, const Record& record, bool asks = false);
+
   // From one of the PASID's addresses to another, without a buffer between where the caches know
-  // both. The answer is of whichever end had the fault. Pre: the ends do not overlap.
+  // both. The answer is of whichever end had the fault. `record`: posted with the last bytes where
+  // the caches know its place, too. Pre: the ends do not overlap.
   struct CopyAnswer {
     DmaAnswer answer;
-    bool write = false;  // the fault's
+    bool write = false;   // the fault's
+    bool posted = false;  // else nothing of the record was
   };
-  CopyAnswer copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks = false);
+  CopyAnswer copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks = false,
+                  const Record* record = nullptr);
 
   // While the word is not 0 no page is asked for: who waits for a response gives up within some
   // milliseconds. Any thread may set it; it outlives the engine.
@@ -75,15 +91,19 @@ class DmaEngine {
   };
   struct Run {
     bool valid = false;
+    bool own = false;  // of the process's own pages, all of them there
     u32 pasid = 0;
     u32 rights = 0;
     u64 iova = 0, last = 0;
-    u64 address = 0;  // of `iova`
+    u64 address = 0;   // of `iova`
+    u64 removals = 0;  // of the process's own: good while so many
   };
-  // As long as a section may be: a client's unmap waits for it.
-  static constexpr u64 kLongestCopy = 64 * 1024, kLongestRun = 2 << 20;
+  // As long as a section may be: a client's unmap waits for it. Longer than a processor's first
+  // cache, which is empty of everything else behind each piece.
+  static constexpr u64 kLongestCopy = 128 * 1024, kLongestRun = 2 << 20;
   static constexpr unsigned kRuns = 32;
   class Section;
+  class Grip;
 
   static Page& page_of(Page* pages, unsigned count, u32 pasid, u64 iova);
   void forget(const Invalidation* what);
@@ -91,9 +111,13 @@ class DmaEngine {
   FaultReason access_page(s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
   struct Once;
   FaultReason fill(s64 pasid, u64 iova, Rights wanted, Once* once);
-  u64 copy_cached(u32 pasid, u64 to, u64 from, u64 bytes);
+  u64 access_run(u32 pasid, u64 iova, u64 bytes, void* to, const void* from);
+  u64 copy_cached(u32 pasid, u64 to, u64 from, u64 bytes, const Record* record, bool* posted);
+  std::optional<Hva> place_of(u32 pasid, const Record& record, const Grip& grip) const;
+  static bool put(Hva place, const Record& record);
   const Run* find_run(u32 pasid, u64 iova, Rights wanted) const;
   bool cache_run(s64 pasid, u64 iova, u64 bytes, Rights wanted);
+  bool cache_own_run(u32 pasid, u64 iova, u64 bytes, Rights wanted);
   void keep(const Run& run);
   FaultReason find_entry(const class Locked& locked, s64 pasid, PasidEntry* out);
   u32 own_thread();

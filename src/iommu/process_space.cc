@@ -64,7 +64,7 @@ ProcessSpace::~ProcessSpace() {
 }
 
 void ProcessSpace::release() {
-  const sync::MutexGuard guard(lock_);
+  const sync::BigWriterGuard guard(lock_);
   take_out(host::kWholeAddressSpace);
   dealloc(root_, kTableBytes, kTableBytes);
   root_ = nullptr;
@@ -81,19 +81,40 @@ bool ProcessSpace::take_out(HvaRange range) {
   const u64 gone = mapper.unmap(first, std::min(range.size() / kPageSize, limit - first), gather);
   iommu::release(gather);
   pages_ -= gone;
+  removals_ += gone != 0;
   return gone != 0;
 }
 
-bool ProcessSpace::use(Hva at, Rights wanted, UseFn fn, void* context) {
-  const sync::MutexGuard guard(lock_);
+bool ProcessSpace::has(Hva at, Rights wanted) const {
   if (pages_ == 0 || at.raw() / kPageSize >= pt::frame_limit<Format>(kLevels)) return false;
   PageTables source;
   const Mapper mapper(static_cast<Entry*>(root_), kLevels, source);
   const auto found = mapper.translate(at.raw() / kPageSize);
-  if (!found || (wanted == kMayWrite && !found->attributes.write)) return false;
-  if (fn(context, at)) return true;
+  return found && (wanted == kMayRead || found->attributes.write);
+}
+
+bool ProcessSpace::use(Hva at, Rights wanted, UseFn fn, void* context) {
+  {
+    const sync::BigReaderGuard guard(lock_);
+    if (!has(at, wanted)) return false;
+    if (fn(context, at)) return true;
+  }
+  const sync::BigWriterGuard guard(lock_);
   take_out(HvaRange(page_floor(at), kPageSize));  // it went without a word
   return false;
+}
+
+u64 ProcessSpace::Section::present(Hva at, u64 most, Rights wanted) const {
+  space_.lock_.assert_held_shared();
+  const Hva first = page_floor(at), end = at + most;
+  Hva page = first;
+  while (page < end && space_.has(page, wanted)) page += kPageSize;
+  return page == first ? 0 : std::min(page, end) - at;
+}
+
+u64 ProcessSpace::Section::removals() const {
+  space_.lock_.assert_held_shared();
+  return space_.removals_;
 }
 
 bool ProcessSpace::access(Hva at, u64 bytes, void* to, const void* from) {
@@ -113,7 +134,7 @@ bool ProcessSpace::access(Hva at, u64 bytes, void* to, const void* from) {
 }
 
 Result<bool> ProcessSpace::enter(Look look, Hva at, Rights right) {
-  const sync::MutexGuard guard(lock_);
+  const sync::BigWriterGuard guard(lock_);
   const bool changed = gate_.must_retry(look, at.raw() / kPageSize);
   if (ST_GUARD(iommu_space_gate, changed)) return false;
   PageTables source;
@@ -142,7 +163,7 @@ Result<void> ProcessSpace::bring(Hva at, Rights wanted) {
 }
 
 u64 ProcessSpace::debug_pages() {
-  const sync::MutexGuard guard(lock_);
+  const sync::BigWriterGuard guard(lock_);
   return pages_;
 }
 
@@ -154,13 +175,13 @@ void ProcessSpace::begin(HvaRange range) {
 }
 
 bool ProcessSpace::invalidate_range_start(const host::InvalidateEvent& event) {
-  const sync::MutexGuard guard(lock_);
+  const sync::BigWriterGuard guard(lock_);
   begin(event.range);
   return true;
 }
 
 host::TryStart ProcessSpace::try_invalidate_range_start(const host::InvalidateEvent& event) {
-  const sync::TryMutexGuard guard(lock_);
+  const sync::TryBigWriterGuard guard(lock_);
   if (!guard.locked()) return host::TryStart::kWouldWait;
   begin(event.range);
   return host::TryStart::kEngaged;

@@ -17,16 +17,16 @@
 //   faults the page in                       (its system call)
 //   lock: no change since, or again; enters  the gate ends
 //
-// Locking: one lock (rank kSecondary), held while a page is copied. Lifetime: the process's; in a
-// child of fork nothing of it is used. State of the process, not of an iommufd (DESIGN.md, rule
-// 11).
+// Locking: one lock (rank kSecondary), shared by those who use pages, and held while they do; who
+// changes the tables has it alone. Lifetime: the process's; in a child of fork nothing of it is
+// used. State of the process, not of an iommufd (DESIGN.md, rule 11).
 
 #include "addr/addr.h"
 #include "base/alloc.h"
 #include "host/mmu_notifier.h"
 #include "iommu/memory_objects.h"
+#include "sync/big_reader_mutex.h"
 #include "sync/invalidation_gate.h"
-#include "sync/mutex.h"
 
 namespace stagetwo::iommu {
 
@@ -45,6 +45,20 @@ class ProcessSpace final : public host::MmuNotifier {
   // The same by fn(context, at), which answers whether the page could be used.
   using UseFn = bool (*)(void* context, Hva at);
   bool use(Hva at, Rights wanted, UseFn fn, void* context);
+  // While it lives no page is taken out: what is present may be used, by the forms of
+  // host/access.h. Short: a change of the process's waits for it.
+  class Section {
+   public:
+    explicit Section(ProcessSpace& space) : space_(space), guard_(space.lock_) {}
+    // How many bytes from `at` on are there, with that right; at most `most`.
+    [[nodiscard]] u64 present(Hva at, u64 most, Rights wanted) const;
+    // As long as it is the same, everything that was present is.
+    [[nodiscard]] u64 removals() const;
+
+   private:
+    const ProcessSpace& space_;
+    const sync::BigReaderGuard guard_;
+  };
   // A page request. Failure: EFAULT (the process itself could not), ENOMEM. Context: no lock of
   // this room; may sleep.
   Result<void> bring(Hva at, Rights wanted);
@@ -65,11 +79,13 @@ class ProcessSpace final : public host::MmuNotifier {
  private:
   void begin(HvaRange range) TA_REQ(lock_);
   bool take_out(HvaRange range) TA_REQ(lock_);
+  [[nodiscard]] bool has(Hva at, Rights wanted) const TA_REQ_SHARED(lock_);
 
-  sync::Mutex lock_{sync::Rank::kSecondary};
+  mutable sync::BigReaderMutex lock_{sync::Rank::kSecondary};
   void* root_ TA_GUARDED(lock_) = nullptr;  // made with the first page
   u64 pages_ TA_GUARDED(lock_) = 0;
-  sync::InvalidationGate gate_;  // begun and asked under the lock
+  u64 removals_ TA_GUARDED(lock_) = 0;  // how often pages went
+  sync::InvalidationGate gate_;         // begun and asked under the lock
   bool listens_ = false;
 };
 

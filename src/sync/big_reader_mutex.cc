@@ -81,6 +81,14 @@ void BigReaderMutex::acquire() {
   waiters_.fetch_sub(1, kRelaxed);
 }
 
+bool BigReaderMutex::try_acquire() {
+  u32 seen = kFree;
+  if (!writer_.compare_exchange(seen, kTaken, kSeqCst)) return false;
+  if (readers_.nobody_inside()) return true;
+  release();
+  return false;
+}
+
 void BigReaderMutex::give_way(u32 admitted) {
   if (!ST_GUARD(big_writer_gives_way, true)) return;
   for (int i = 0; i < kYields + kSleeps; ++i) {

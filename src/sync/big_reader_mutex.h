@@ -56,6 +56,7 @@ class TA_CAP("shared_mutex") BigReaderMutex {
  private:
   friend class BigReaderGuard;
   friend class BigWriterGuard;
+  friend class TryBigWriterGuard;
   static constexpr u32 kFree = 0, kTaken = 1, kSlept = 2;
 
   Passage::Ticket acquire_shared() {
@@ -67,6 +68,7 @@ class TA_CAP("shared_mutex") BigReaderMutex {
   Passage::Ticket acquire_shared_slow(Passage::Ticket ticket);
   void release_shared(Passage::Ticket ticket) { readers_.leave(ticket); }
   void acquire();
+  bool try_acquire();
   void release() {
     if (writer_.exchange(kFree, kRelease) == kSlept) wake_all();
   }

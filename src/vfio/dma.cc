@@ -52,10 +52,21 @@ iommu::DmaAnswer DmaChannel::access(u64 iova, u64 bytes, void* to, const void* f
   return own == nullptr ? nowhere : own->access(*pasid, iova, bytes, to, from, how.asks);
 }
 
-iommu::DmaEngine::CopyAnswer DmaChannel::copy(u64 to, u64 from, u64 bytes, DmaHow how) {
+iommu::DmaAnswer DmaChannel::post(const iommu::DmaEngine::Record& record, DmaHow how) {
   const auto pasid = dma_.pasid_of(how);
   iommu::DmaEngine* const own = pasid && dma_.is_isolated() ? engine() : nullptr;
-  if (own != nullptr) return own->copy(*pasid, to, from, bytes, how.asks);
+  if (own != nullptr) return own->post(*pasid, record, how.asks);
+  constexpr u64 kRest = iommu::DmaEngine::kRecordBytes - sizeof(u64);
+  const auto rest = write(record.iova + sizeof(u64), record.words + 1, kRest, how);
+  if (rest.reason != iommu::FaultReason::kNone) return rest;
+  return write(record.iova, record.words, sizeof(u64), how);
+}
+
+iommu::DmaEngine::CopyAnswer DmaChannel::copy(u64 to, u64 from, u64 bytes, DmaHow how,
+                                              const iommu::DmaEngine::Record* record) {
+  const auto pasid = dma_.pasid_of(how);
+  iommu::DmaEngine* const own = pasid && dma_.is_isolated() ? engine() : nullptr;
+  if (own != nullptr) return own->copy(*pasid, to, from, bytes, how.asks, record);
   for (u64 done = 0; done < bytes;) {
     u8 buffer[kPageSize];
     const auto out = read(from + done, buffer, std::min(bytes - done, sizeof(buffer)), how);

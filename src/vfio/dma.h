@@ -56,9 +56,12 @@ class DmaChannel {
   iommu::DmaAnswer write(u64 iova, const void* from, u64 bytes, DmaHow how = {}) {
     return access(iova, bytes, nullptr, from, how);
   }
-  // From one address to another; the answer is of whichever end had the fault. Pre: they do not
-  // overlap.
-  iommu::DmaEngine::CopyAnswer copy(u64 to, u64 from, u64 bytes, DmaHow how = {});
+  // From one address to another; the answer is of whichever end had the fault, and says whether the
+  // record came with the bytes. Pre: they do not overlap.
+  iommu::DmaEngine::CopyAnswer copy(u64 to, u64 from, u64 bytes, DmaHow how = {},
+                                    const iommu::DmaEngine::Record* record = nullptr);
+  // A record whose first word comes last (iommu/dma_engine.h).
+  iommu::DmaAnswer post(const iommu::DmaEngine::Record& record, DmaHow how = {});
   // While the word is not 0, nothing waits for the response to a page request. It outlives this.
   void set_cancel(const sync::Atomic<u32>* cancel) { cancel_ = cancel; }
   // Made now, so that the first access need not. Pre: the device has an IOMMU device. Failure:

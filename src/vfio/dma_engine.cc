@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 
-#include "base/process_page.h"
+#include "base/crc32c.h"
 #include "vfio/device_thread.h"
 #include "vfio/dma.h"
 #include "vfio/interrupts.h"
 #include "vfio/pci_config.h"
+#include "vfio/work_queue.h"
 
 namespace stagetwo::vfio {
 namespace {
@@ -17,10 +17,11 @@ namespace {
 namespace at = engine_register;
 using iommu::FaultReason;
 
-constexpr u32 kQueueLength = 64, kFetch = 16, kMaxTransferShift = 31, kMaxBatchShift = 10;
-constexpr u64 kPiece = 64 * 1024;
+constexpr u32 kListed = 16, kMaxTransferShift = 31, kMaxBatchShift = 10;
+constexpr u64 kPiece = 128 * 1024;
 constexpr u32 kKnownFlags = kFence | kBlockOnFault | kCompletionValid | kRequestCompletion |
                             kRequestInterrupt | kCacheControl;
+constexpr u32 kSays = kCompletionValid | kRequestCompletion;
 constexpr u32 kOpcodes = 0x1003f;
 // Commands, as a mask of their numbers: of all, of the queue, of a PASID, which is this one's.
 constexpr u32 kDrains = bit(3) | bit(8) | bit(11), kAborts = bit(4) | bit(9) | bit(10) | bit(12);
@@ -49,25 +50,13 @@ struct State {
 };
 static_assert(sizeof(State) <= Model::kStateBytes);
 
-// CRC-32C, as the field's: reflected, inverted at both ends.
-struct SumTable {
-  u32 of[256];
-  constexpr SumTable() : of() {
-    for (u32 byte = 0; byte < 256; ++byte) {
-      u32 sum = byte;
-      for (unsigned i = 0; i < 8; ++i) sum = sum >> 1 ^ ((sum & 1) != 0 ? 0x82f63b78 : 0);
-      of[byte] = sum;
-    }
-  }
-};
-constexpr SumTable kSums;
-
 // A descriptor and what becomes of it.
 struct Task {
   const Descriptor& what;
   DmaHow how;
   bool in_batch;
   Completion done{};
+  bool posted = false;  // the record is written already
   void ends(Status status) { done.status = static_cast<u8>(status); }
   [[nodiscard]] bool is(Status status) const { return done.status == static_cast<u8>(status); }
 };
@@ -82,21 +71,17 @@ class Engine final : public Model, DeviceThread::Work {
   void reset() override;
 
  private:
-  // ---- the client's calls: under the device's lock
+  // ---- the client's calls, under the device's lock
   [[nodiscard]] u64 word_at(u64 offset) const;
   void write_register(u64 offset, u32 value);
   void command(u32 value);
   void submit(const Descriptor& descriptor);
-  void discard();
   // ---- the thread's
   void begins() override;
   bool work() override;
-  void falls_asleep() override { say_asleep(1); }
-  void wakes_up() override { say_asleep(0); }
-  void in_child() override { std::construct_at(&lock_, sync::Rank::kLeaf), discard(); }
-  void say_asleep(u32 value);
-  bool work_queue();
-  bool work_ring();
+  void falls_asleep() override { queue_.say_asleep(true); }
+  void wakes_up() override { queue_.say_asleep(false); }
+  void in_child() override { queue_.in_child(); }
   bool execute(const Descriptor& descriptor, bool in_batch = false);
   static Status refusal(const Descriptor& d, bool in_batch);
   void run(Task& task);
@@ -111,29 +96,20 @@ class Engine final : public Model, DeviceThread::Work {
   void report(Status status, const Task* task, u64 address, bool write);
   [[nodiscard]] DmaHow how(bool asks) const;
   [[nodiscard]] bool cancelled() const { return thread_.cancelled(); }
-  [[nodiscard]] sync::Atomic<u32>& ring_word(u32 RingHead::* word) const {
-    return reinterpret_cast<sync::Atomic<u32>&>(reinterpret_cast<RingHead*>(ring_)->*word);
-  }
 
   State& state_;
-  u8* const ring_;
+  WorkQueue queue_;
   Interrupts& interrupts_;
   Dma& dma_;
   DmaChannel channel_;  // the thread's
   const bool shares_addresses_;
   Shape shape_;
-  u8 portal_[64][64] = {};  // of slots that are being written
   DeviceThread thread_{*this};
-  sync::Mutex lock_{sync::Rank::kLeaf};
-  Descriptor queue_[kQueueLength] TA_GUARDED(lock_) = {};
-  u32 first_ TA_GUARDED(lock_) = 0;
-  sync::Atomic<u32> queued_{0};  // written under the lock
-  u32 head_ = 0;                 // the thread's, or of who paused it
 };
 
 Engine::Engine(bool shares_addresses, const ModelContext& context)
     : state_(*reinterpret_cast<State*>(context.state.data())),
-      ring_(context.memory.data() + kRingMemory),
+      queue_(context.memory.data() + kRingMemory, state_.server),
       interrupts_(context.interrupts),
       dma_(context.dma),
       channel_(context.dma),
@@ -149,10 +125,7 @@ Engine::Engine(bool shares_addresses, const ModelContext& context)
 
 void Engine::read(unsigned region, u64 offset, std::span<u8> to) {
   if (region == kConfigRegion) return state_.config.read(offset, to);
-  if (region == 4) {
-    std::memcpy(to.data(), ring_ + offset, to.size());
-    return;
-  }
+  if (region == 4) return queue_.read_ring(offset, to);
   const u64 word = region == 0 ? word_at(offset & ~u64{7}) >> 8 * (offset & 7) : 0;
   std::memcpy(to.data(), &word, to.size());
 }
@@ -164,7 +137,7 @@ u64 Engine::word_at(u64 offset) const {
     case at::kGenCap:  // blocks on faults, takes commands
       return 1 | 1 << 4 | kMaxTransferShift << 16 | kMaxBatchShift << 21;
     case at::kQueueCap:  // one, dedicated; page requests where addresses are shared
-      return kQueueLength | 1 << 16 | u64{1} << 49 | u64{shares_addresses_} << 55;
+      return WorkQueue::kPlaces | 1 << 16 | u64{1} << 49 | u64{shares_addresses_} << 55;
     case at::kOpCap:
       return kOpcodes;
     case at::kGenStatus:
@@ -186,21 +159,14 @@ u64 Engine::word_at(u64 offset) const {
 
 void Engine::write(unsigned region, u64 offset, std::span<const u8> from) {
   if (region == kConfigRegion) return state_.config.write(kIdentity, offset, from);
-  if (region == 4) {
-    std::memcpy(ring_ + offset, from.data(), from.size());
-    return;
-  }
+  if (region == 4) return queue_.write_ring(offset, from);
   if (region == 0) {
     u32 value = 0;
     std::memcpy(&value, from.data(), std::min(from.size(), sizeof(value)));
     return write_register(offset, value);
   }
-  u8* const slot = portal_[offset / 64];
-  std::memcpy(slot + offset % 64, from.data(), from.size());
-  if (offset % 64 + from.size() != 64) return;
-  Descriptor descriptor;
-  std::memcpy(&descriptor, slot, sizeof(descriptor));
-  submit(descriptor);
+  const Descriptor* const whole = queue_.write_portal(offset, from);
+  if (whole != nullptr) submit(*whole);
 }
 
 void Engine::write_register(u64 offset, u32 value) {
@@ -231,7 +197,7 @@ void Engine::command(u32 value) {
     reset();
   } else if ((kAborts & bit(which)) != 0) {
     thread_.pause();
-    discard();
+    queue_.discard();
     thread_.resume();
   } else if ((kDrains & bit(which)) == 0) {
     status = kBadCommand;
@@ -247,39 +213,18 @@ void Engine::command(u32 value) {
 void Engine::reset() {
   thread_.pause();
   state_.config.start(kIdentity);
-  std::memset(ring_, 0, kRingBytes);
-  ring_word(&RingHead::asleep).store(1, sync::kRelease);  // nobody serves it before a doorbell
-  state_.server.store(process_stamp(), sync::kRelease);
+  queue_.reset();
   state_.cause.store(0, sync::kRelease);
   state_.command_status.store(0, sync::kRelease);
   if (!shares_addresses_) state_.pasid.store(dma_.pasid().value_or(0), sync::kRelease);
   for (auto& word : state_.error) word.store(0, sync::kRelease);
-  discard();
   thread_.resume();
 }
 
-// What was submitted is as if it had not been.
-void Engine::discard() {
-  const sync::MutexGuard guard(lock_);
-  queued_.store(0, sync::kRelease);
-  head_ = ring_word(&RingHead::tail).load(sync::kAcquire);
-  ring_word(&RingHead::head).store(head_, sync::kRelease);
-}
-
 void Engine::submit(const Descriptor& descriptor) {
-  bool full = !thread_.start();
-  if (!full) {
-    const sync::MutexGuard guard(lock_);
-    const u32 queued = queued_.load(sync::kRelaxed);
-    full = queued == kQueueLength;
-    if (!full) {
-      queue_[(first_ + queued) % kQueueLength] = descriptor;
-      queued_.store(queued + 1, sync::kRelease);
-    }
-  }
+  if (thread_.start() && queue_.put(descriptor)) return thread_.wake();
   const Task task{descriptor, {}, false};
-  if (full) return report(Status::kQueueFull, &task, 0, false);
-  thread_.wake();
+  report(Status::kQueueFull, &task, 0, false);
 }
 
 // ---- the thread
@@ -298,51 +243,17 @@ DmaHow Engine::how(bool asks) const {
 }
 
 bool Engine::work() {
-  if (work_queue() || work_ring()) return true;
+  Descriptor taken[WorkQueue::kTaken];
+  bool overrun = false;
+  const u32 some = queue_.take(taken, &overrun);
+  for (u32 i = 0; i < some && !cancelled(); ++i) execute(taken[i]);
+  if (overrun) report(Status::kBadCount, nullptr, 0, false);
+  if (some != 0 || overrun) return true;
   u32 active = kActive;  // a drain: there is nothing before it any more
   if (!state_.command_status.compare_exchange(active, 0)) return false;
   state_.cause.fetch_or(kCauseCommand);
   interrupts_.raise(0);
   return true;
-}
-
-bool Engine::work_queue() {
-  if (queued_.load(sync::kAcquire) == 0) return false;
-  Descriptor next;
-  {
-    const sync::MutexGuard guard(lock_);
-    const u32 queued = queued_.load(sync::kRelaxed);
-    if (queued == 0) return false;
-    next = queue_[first_];
-    first_ = (first_ + 1) % kQueueLength;
-    queued_.store(queued - 1, sync::kRelease);
-  }
-  execute(next);
-  return true;
-}
-
-// Descriptors are copied before they are looked at. A tail that is too far is moved back.
-bool Engine::work_ring() {
-  const u32 waiting = ring_word(&RingHead::tail).load(sync::kAcquire) - head_;
-  if (waiting == 0 || state_.server.load(sync::kRelaxed) != process_stamp()) return false;
-  if (waiting > kRingSlots) {
-    ring_word(&RingHead::tail).store(head_, sync::kRelease);
-    report(Status::kBadCount, nullptr, 0, false);
-    return true;
-  }
-  const u32 place = head_ % kRingSlots;
-  const u32 some = std::min({waiting, kFetch, u32{kRingSlots} - place});
-  Descriptor fetched[kFetch];
-  std::memcpy(fetched, ring_ + kRingAt + place * sizeof(Descriptor), some * sizeof(Descriptor));
-  head_ += some;
-  ring_word(&RingHead::head).store(head_, sync::kRelease);
-  for (u32 i = 0; i < some && !cancelled(); ++i) execute(fetched[i]);
-  return true;
-}
-
-void Engine::say_asleep(u32 value) {
-  const bool serves = state_.server.load(sync::kRelaxed) == process_stamp();
-  if (serves) ring_word(&RingHead::asleep).store(value);
 }
 
 // False: it failed, or was dropped.
@@ -362,7 +273,7 @@ Status Engine::refusal(const Descriptor& d, bool in_batch) {
   const bool known = d.opcode() < 32 && (kOpcodes & bit(d.opcode())) != 0;
   if (!known || (lists && in_batch)) return Status::kBadOpcode;
   if ((d.flags() & ~kKnownFlags) != 0) return Status::kBadFlags;
-  if (d.reserved != 0 || (d.pasid & 0x7ff00000) != 0) return Status::kReservedSet;
+  if (d.has_reserved()) return Status::kReservedSet;
   const bool rings = (d.flags() & kRequestInterrupt) != 0;
   if (rings && d.interrupt >= kEngineVectors) return Status::kBadInterrupt;
   if (opcode == Opcode::kNoop || opcode == Opcode::kDrain) return Status::kNone;
@@ -400,15 +311,15 @@ void fault(Task& task, const iommu::DmaAnswer& answer, bool write) {
 // A fence behind a failure ends it.
 void Engine::batch(Task& task) {
   bool failed = false;
-  Descriptor list[kFetch];
+  Descriptor list[kListed];
   for (u32 i = 0; i < task.what.size && !cancelled(); ++i) {
-    if (i % kFetch == 0) {
-      const u64 bytes = std::min(kFetch, task.what.size - i) * sizeof(Descriptor);
+    if (i % kListed == 0) {
+      const u64 bytes = std::min(kListed, task.what.size - i) * sizeof(Descriptor);
       if (!get(task, task.what.source + i * sizeof(Descriptor), list, bytes)) {
         return task.ends(Status::kBatchFault);
       }
     }
-    const Descriptor& next = list[i % kFetch];
+    const Descriptor& next = list[i % kListed];
     if (failed && (next.flags() & kFence) != 0) break;
     failed = !execute(next, true) || failed;
     ++task.done.bytes;
@@ -422,12 +333,22 @@ bool Engine::get(Task& task, u64 from, void* to, u64 bytes) {
   return answer.reason == FaultReason::kNone;
 }
 
+// The record of success goes with the last piece: one way to memory less.
 void Engine::move(Task& task) {
   const Descriptor& d = task.what;
+  Completion success = task.done;
+  success.status = static_cast<u8>(Status::kSuccess);
+  success.bytes = d.size;
+  const auto words = success.words();
+  const iommu::DmaEngine::Record record{d.completion, words.data()};
+  const bool says = (d.flags() & kSays) == kSays && d.completion % sizeof(Completion) == 0;
   for (u64 done = 0; done < d.size && !cancelled();) {
     const u64 some = std::min(kPiece, d.size - done);
-    const auto copied = channel_.copy(d.destination + done, d.source + done, some, task.how);
+    const bool last = done + some == d.size;
+    const auto copied = channel_.copy(d.destination + done, d.source + done, some, task.how,
+                                      says && last ? &record : nullptr);
     done += copied.answer.done;
+    task.posted = copied.posted;
     task.done.bytes = static_cast<u32>(done);
     if (copied.answer.done != some) return fault(task, copied.answer, copied.write);
   }
@@ -468,7 +389,7 @@ void Engine::sum(Task& task) {
   for (u64 done = 0; done < task.what.size && !cancelled(); done = task.done.bytes) {
     const u64 some = std::min<u64>(kPageSize, task.what.size - done);
     if (!get(task, task.what.source + done, bytes, some)) return;
-    for (u64 i = 0; i < some; ++i) value = value >> 8 ^ kSums.of[(value ^ bytes[i]) & 0xff];
+    value = crc32c(value, bytes, some);
     task.done.bytes = static_cast<u32>(done + some);
   }
   task.done.special[0] = u32{~value};
@@ -478,12 +399,12 @@ void Engine::sum(Task& task) {
 void Engine::finish(const Task& task) {
   const u32 flags = task.what.flags();
   const bool wanted = (flags & kRequestCompletion) != 0 || !task.is(Status::kSuccess);
-  if (wanted && !complete(task)) return;
+  if (wanted && !task.posted && !complete(task)) return;
   const bool rings = (flags & kRequestInterrupt) != 0 && task.what.interrupt < kEngineVectors;
   if (rings) interrupts_.raise(task.what.interrupt);
 }
 
-// The status comes last: who sees it sees the rest. (I2)
+// (I2)
 bool Engine::complete(const Task& task) {
   const u64 to = task.what.completion;
   if ((task.what.flags() & kCompletionValid) == 0) {
@@ -496,9 +417,8 @@ bool Engine::complete(const Task& task) {
     report(Status::kCompletionMisaligned, &task, to, true);
     return false;
   }
-  const auto* const record = reinterpret_cast<const u8*>(&task.done);
-  auto answer = channel_.write(to + 8, record + 8, sizeof(Completion) - 8, how(true));
-  if (answer.reason == FaultReason::kNone) answer = channel_.write(to, record, 8, how(true));
+  const auto words = task.done.words();
+  const auto answer = channel_.post({to, words.data()}, how(true));
   if (answer.reason == FaultReason::kNone) return true;
   if (!cancelled()) report(Status::kCompletionFault, &task, answer.iova, true);
   return false;

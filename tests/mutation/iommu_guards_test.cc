@@ -2,6 +2,7 @@
 // Without its guards a device keeps what was taken from it, by its tables or by one of its caches,
 // or reaches by its own requests what was never meant for PASIDs.
 #include "iommu/process_space.h"
+#include "iommu/sva.h"
 #include "tests/mutation/broken_without.h"
 #include "tests/sched/dma_line_scenarios.h"
 #include "tests/unit/iommu/engine_world.h"
@@ -67,6 +68,14 @@ struct Scene : EngineWorld {
     if (attach(device_, table_[0], 5) != 0 || seen(5) != mark(0)) return false;
     return replace(device_, table_[1], 5) == 0 && seen(5) != mark(1);
   }
+  // A page of its own that the process takes back between two copies of its device.
+  bool copies_over_what_went() {
+    const auto pasid = bind_process(*context_, device_);
+    if (!pasid || engine_->copy(*pasid, page(2), page(0), 64, true).answer.done != 64) return false;
+    const host::InvalidateSection section(
+        {HvaRange(Hva(page(2)), kPageSize), host::EventKind::kUnmap});
+    return engine_->copy(*pasid, page(2), page(0), 64).answer.done != 0;
+  }
   bool second_write_is_lost() {
     const u32 tracking = make_hwpt(ioas_[0], device_, {.dirty = true, .pasid = true});
     if (attach(device_, tracking, 5) != 0) return false;
@@ -116,6 +125,11 @@ TEST(IommuGuards, WithoutItsInvalidationTheIotlbKeepsThePage) {
 TEST(IommuGuards, WithoutItsInvalidationThePasidCacheKeepsTheDomain) {
   EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::sees_the_old_domain>));
   EXPECT_TRUE(broken_without({"iommu_pasid_cache"}, in_a_scene<&Scene::sees_the_old_domain>));
+}
+
+TEST(IommuGuards, WithoutLookingWhetherPagesWentADeviceCopiesOverThem) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::copies_over_what_went>));
+  EXPECT_TRUE(broken_without({"iommu_own_run"}, in_a_scene<&Scene::copies_over_what_went>));
 }
 
 TEST(IommuGuards, WithoutTheFlushAWriteAfterAReadingIsNotTold) {

@@ -98,6 +98,26 @@ TEST_P(Engine, ACopyReachesNothingAfterAnUnmapOrADetach) {
   }
 }
 
+TEST_P(Engine, ARecordIsPostedWithTheCopyOrNotAtAll) {
+  ASSERT_EQ(attach(device_, table_[0], 5), 0);
+  const u64 second = kIova + kPageSize;
+  ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, second), 0);
+  const u64 words[4] = {0x0101, 2, 3, 4};
+  auto* const there = reinterpret_cast<u64*>(memory_.bytes_at(2 * kPageSize + 96));
+  const DmaEngine::Record record{second + 96, words};
+  EXPECT_EQ(engine_->post(5, record).done, DmaEngine::kRecordBytes);
+  for (unsigned round = 0; round < 2; ++round) {
+    EXPECT_EQ(memcmp(there, words, sizeof(words)), 0);
+    memset(there, 0, sizeof(words));
+    EXPECT_TRUE(engine_->copy(5, kIova + 64, kIova, 64, false, &record).posted);
+  }
+  ASSERT_EQ(unmap(ioas_[0], second, kPageSize), 0);
+  memset(there, 0, sizeof(words));
+  EXPECT_FALSE(engine_->copy(5, kIova + 64, kIova, 64, false, &record).posted);
+  EXPECT_EQ(engine_->post(5, record).iova, second + 104) << "the first word comes last";
+  EXPECT_EQ(there[0], 0u);
+}
+
 TEST_P(Engine, NothingIsReachedAfterADetach) {
   for (const u32 pasid : {0u, 5u}) {
     const s64 request = pasid == 0 ? kNoPasid : s64{pasid};

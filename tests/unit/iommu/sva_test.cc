@@ -164,6 +164,85 @@ TEST_F(SvaTest, AnEngineWorksOnItToo) {
             FaultReason::kPasidNotPresent);
 }
 
+// What an engine has found once it uses again without asking: as long as all of it is there.
+TEST_F(SvaTest, ACopyBetweenPagesOfTheProcessFollowsThem) {
+  constexpr u64 kBytes = 8 * kPageSize;
+  auto* const from = static_cast<u8*>(
+      mmap(nullptr, 2 * kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  u8* const to = from + kBytes;
+  const u64 source = reinterpret_cast<u64>(from), target = reinterpret_cast<u64>(to);
+  for (u64 i = 0; i < kBytes; ++i) from[i] = static_cast<u8>(i * 31 / 7);
+  const u32 pasid = bind(device_);
+  const auto without = engine_->copy(pasid, target, source, kBytes);
+  EXPECT_EQ(without.answer.reason, FaultReason::kFirstNotPresent);
+  EXPECT_EQ(without.answer.done, 0u);
+  for (unsigned round = 0; round < 3; ++round) {
+    memset(to, 0, kBytes);
+    EXPECT_EQ(engine_->copy(pasid, target + 5, source, kBytes - 5, round == 0).answer.done,
+              kBytes - 5);
+    EXPECT_EQ(memcmp(to + 5, from, kBytes - 5), 0);
+  }
+  memset(to, 0, kBytes);
+  ASSERT_EQ(unmap_own(target + 3 * kPageSize, kPageSize), 0);
+  const auto cut = engine_->copy(pasid, target, source, kBytes, true);
+  EXPECT_EQ(cut.answer.done, 3 * kPageSize);
+  EXPECT_EQ(cut.answer.iova, target + 3 * kPageSize);
+  EXPECT_TRUE(cut.write);
+  EXPECT_EQ(memcmp(to, from, 3 * kPageSize), 0);
+  EXPECT_EQ(to[4 * kPageSize], 0);
+  // A page that may be read only is not written, whatever right it had.
+  host::change(target, kPageSize, host::EventKind::kProtection,
+               [&] { return mprotect(to, kPageSize, PROT_READ); });
+  EXPECT_EQ(engine_->copy(pasid, target, source, 64, true).answer.done, 0u);
+  EXPECT_EQ(engine_->copy(pasid, target + kPageSize, target, 64, true).answer.done, 64u);
+  unbind(device_);
+  EXPECT_EQ(engine_->copy(pasid, target + kPageSize, source, 64, true).answer.reason,
+            FaultReason::kPasidNotPresent);
+  unmap_own(source, 2 * kBytes);
+}
+
+// Where requests are interrupts there is no memory, even if the process has some there.
+TEST_F(SvaTest, ARunOfPagesEndsWhereInterruptsBegin) {
+  void* const wanted = reinterpret_cast<void*>(kInterruptStart - kPageSize);
+  void* const at = mmap(wanted, 2 * kPageSize, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  ASSERT_EQ(at, wanted);
+  const u32 pasid = bind(device_);
+  ASSERT_EQ(engine_->copy(pasid, page(0), kInterruptStart - kPageSize, kPageSize, true).answer.done,
+            kPageSize);
+  const auto across = engine_->copy(pasid, page(0), kInterruptStart - 8, 16, true);
+  EXPECT_EQ(across.answer.done, 8u);
+  EXPECT_EQ(across.answer.reason, FaultReason::kInterruptRange);
+  unbind(device_);
+  unmap_own(kInterruptStart - kPageSize, 2 * kPageSize);
+}
+
+TEST_F(SvaTest, ARecordComesWithTheBytesWhereItsPageIsKnown) {
+  const u32 pasid = bind(device_);
+  const u64 words[4] = {0x0101, 2, 3, 4};
+  const DmaEngine::Record record{page(2) + 64, words};
+  auto* const there = reinterpret_cast<u64*>(memory_.bytes_at(2 * kPageSize + 64));
+  EXPECT_EQ(engine_->post(pasid, record).reason, FaultReason::kFirstNotPresent);
+  EXPECT_EQ(engine_->post(pasid, record, true).reason, FaultReason::kNone);
+  EXPECT_EQ(memcmp(there, words, sizeof(words)), 0);
+  for (unsigned round = 0; round < 3; ++round) {
+    memset(there, 0, sizeof(words));
+    const auto copied = engine_->copy(pasid, page(1), page(0), 64, round == 0, &record);
+    EXPECT_EQ(copied.answer.done, 64u);
+    EXPECT_EQ(copied.posted, round != 0) << "the first brings its pages one by one";
+    EXPECT_EQ(memcmp(there, words, sizeof(words)) == 0, round != 0);
+  }
+  // Without its page the bytes come and the record does not.
+  memset(there, 0, sizeof(words));
+  {
+    const host::InvalidateSection gone(
+        {HvaRange(Hva(page(2)), kPageSize), host::EventKind::kUnmap});
+    EXPECT_FALSE(engine_->copy(pasid, page(1), page(0), 64, false, &record).posted);
+  }
+  EXPECT_EQ(there[0], 0u);
+  unbind(device_);
+}
+
 TEST_F(SvaTest, AChildOfForkDoesNotReachItsParent) {
   const u32 pasid = bind(device_);
   ASSERT_EQ(get(device_, pasid, page(0)), mark(0));
@@ -281,8 +360,12 @@ TEST_F(SvaTest, UnderADeviceThatNeverRestsNoWriteLandsAfterTheUnmap) {
       mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   const u64 address = reinterpret_cast<u64>(at);
   std::atomic<bool> stop{false};
-  std::thread device([&] {
-    for (u64 i = 0; !stop; ++i) put(device_, pasid, address + i % 4 * kPageSize, 0xdd);
+  std::thread device([&] {  // by the tables, and as an engine that remembers
+    memset(memory_.bytes_at(0), 0xdd, 2 * kPageSize);
+    for (u64 i = 0; !stop; ++i) {
+      put(device_, pasid, address + i % 4 * kPageSize, 0xdd);
+      engine_->copy(pasid, address + i % 3 * kPageSize, page(0), 2 * kPageSize, i % 2 == 0);
+    }
   });
   for (unsigned round = 0; round < 200; ++round) {
     EXPECT_EQ(unmap_own(address, kBytes), 0);

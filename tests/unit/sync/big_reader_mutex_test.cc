@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sync/futex.h"
+#include "sync/try_mutex.h"
 
 namespace stagetwo::sync {
 namespace {
@@ -35,6 +36,29 @@ TEST(BigReaderMutex, LetsReadersInTogetherAndWritersAlone) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(written, 5'000);
   EXPECT_TRUE(lock.debug_idle());
+}
+
+TEST(BigReaderMutex, IsTakenAloneAtOnceOrNotAtAll) {
+  BigReaderMutex lock(Rank::kSecondary);
+  const auto is_taken = [&lock] {
+    bool taken = false;
+    std::thread([&] { taken = TryBigWriterGuard(lock).locked(); }).join();
+    return taken;
+  };
+  EXPECT_TRUE(is_taken());
+  EXPECT_TRUE(lock.debug_idle());
+  {
+    const BigReaderGuard guard(lock);
+    EXPECT_FALSE(is_taken());
+    std::thread([&] { const BigReaderGuard other(lock); }).join();
+  }
+  {
+    const BigWriterGuard guard(lock);
+    EXPECT_FALSE(is_taken());
+  }
+  const TryBigWriterGuard guard(lock);
+  EXPECT_TRUE(guard.locked());
+  EXPECT_FALSE(is_taken());
 }
 
 // Who holds the lock as `Held` sees that another thread wants it as `Wanted`, and lets it in.

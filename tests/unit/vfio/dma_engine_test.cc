@@ -89,6 +89,81 @@ TEST_F(DmaEngineTest, AFaultStopsWithTheAddressTheBytesAndTheDirection) {
       << "nobody takes page requests of a container";
 }
 
+// Whatever the operation: how far it came, where it ended, and that it was no write.
+TEST_F(DmaEngineTest, EachOperationTellsOfItsFault) {
+  const auto told = [&](const Descriptor& d, u32 bytes, bool write = false) {
+    const Completion done = client_->ask(d);
+    EXPECT_EQ(done.status, status_of(Status::kPageFault, write));
+    EXPECT_EQ(done.fault_address, kBehind);
+    EXPECT_EQ(done.bytes, bytes);
+  };
+  told(EngineClient::make(Opcode::kFill, 7, kBehind - 5000, 9000), 5000, true);
+  told(EngineClient::make(Opcode::kSum, kBehind - 8192, 0, 9000), 8192);
+  memset(client_->bytes(kBehind - kPageSize), 1, kPageSize);
+  memset(client_->bytes(kData), 1, kPageSize);
+  told(EngineClient::make(Opcode::kCompare, kBehind - kPageSize, kData, 5000), kPageSize);
+  told(EngineClient::make(Opcode::kCompare, kData, kBehind - kPageSize, 5000), kPageSize);
+  const Completion& batch = client_->ask(EngineClient::make(Opcode::kBatch, kBehind, 0, 2));
+  EXPECT_EQ(batch.status, status_of(Status::kBatchFault));
+  EXPECT_EQ(batch.fault_address, kBehind);
+  EXPECT_EQ(batch.bytes, 0u) << "descriptors";
+}
+
+TEST_F(DmaEngineTest, ASumGoesOnFromItsSeed) {
+  u8* const to = client_->bytes(kIova + 8 * kPageSize);
+  const u64 at = kIova + 8 * kPageSize;
+  memcpy(to, "123456789", 9);
+  Descriptor rest = EngineClient::make(Opcode::kSum, at + 4, 0, 5);
+  rest.operation[0] = client_->ask(EngineClient::make(Opcode::kSum, at, 0, 4)).special[0];
+  EXPECT_EQ(client_->ask(rest).special[0], 0xe3069283u);
+}
+
+// Without a record asked for there is one of a failure only; without a place for it a report.
+TEST_F(DmaEngineTest, AFailureIsToldWhetherARecordWasAskedForOrNot) {
+  const u64 other = kIova + 64, behind = kIova + 128;
+  Descriptor quiet = move(kData, kIova + 8 * kPageSize, 8);
+  quiet.flags_opcode &= ~u32{kRequestCompletion};
+  quiet.completion = other;
+  memset(client_->record(other), 0, sizeof(Completion));
+  client_->submit(quiet);
+  Descriptor next = EngineClient::make(Opcode::kNoop, 0, 0, 0);
+  next.completion = behind;
+  EXPECT_EQ(client_->ask(next).status, 1);
+  EXPECT_EQ(client_->record(other)->status, 0);
+  quiet.source = kBehind;
+  EXPECT_EQ(client_->ask(quiet).status, status_of(Status::kPageFault));
+  quiet.flags_opcode &= ~u32{kCompletionValid};
+  client_->submit(quiet);
+  EXPECT_EQ(client_->wait_error() >> 8 & 0xff, u64{static_cast<u8>(Status::kPageFault)});
+  EXPECT_EQ(client_->error(2), kBehind);
+  client_->set_reg(engine_register::kSoftwareError, 1);
+  Descriptor askew = move(kData, kIova + 8 * kPageSize, 8);
+  askew.completion = other + 8;
+  client_->submit(askew);
+  EXPECT_EQ(client_->wait_error() >> 8 & 0xff, u64{static_cast<u8>(Status::kCompletionMisaligned)});
+  EXPECT_EQ(client_->error(2), other + 8);
+}
+
+// 512 KiB and a little: several pieces, at offsets of their own, over the border of a block.
+TEST_F(DmaEngineTest, LongMovesArriveWholeAndTheirRecordLast) {
+  constexpr u64 kLong = (512 << 10) + 100, kAt = u64{1} << 30;
+  test::GuardedPages memory(kLong / kPageSize * 2 + 4);
+  const u64 bytes = kLong / kPageSize * 2 * kPageSize + 4 * kPageSize;
+  ASSERT_TRUE(client_->container().map({kAt, bytes, memory.address(), 3}));
+  u8* const from = memory.bytes_at(0);
+  for (u64 i = 0; i < kLong; ++i) from[i] = static_cast<u8>(i * 2654435761u >> 13);
+  for (const u64 offset : {u64{0}, u64{8}, u64{3001}}) {
+    const u64 to = kLong / kPageSize * kPageSize + 2 * kPageSize + offset;
+    const u32 size = static_cast<u32>(kLong - offset);
+    memset(memory.bytes_at(to), 0, size);
+    ASSERT_EQ(status(move(kAt, kAt + to, size)), 1);
+    EXPECT_EQ(client_->record()->bytes, size);
+    EXPECT_EQ(memcmp(memory.bytes_at(to), from, size), 0);
+  }
+  ASSERT_EQ(client_->unmap(kAt, bytes / kPageSize), static_cast<s64>(bytes));
+  EXPECT_EQ(status(move(kAt, kIova + 8 * kPageSize, 64)), status_of(Status::kPageFault));
+}
+
 TEST_F(DmaEngineTest, RefusesWhatIsNoDescriptor) {
   const u64 to = kIova + 8 * kPageSize;
   EXPECT_EQ(status(EngineClient::make(Opcode{9}, kData, to, 1)), status_of(Status::kBadOpcode));

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a client and the dma-engine say to each other: descriptors, completion records, their codes,
+// and the registers. Source: Intel's Data Streaming Accelerator (architecture specification
+// 341204); what linux/idxd.h has of it is the same here (tests/unit/vfio/dsa_format_test.cc). Ours
+// are kQueueFull, `fault_info`, RingHead, kDoorbell and kPasid.
+
+#include <array>
+#include <bit>
+
+#include "base/types.h"
+
+namespace stagetwo::vfio {
+
+enum class Opcode : u8 { kNoop, kBatch, kDrain, kMove, kFill, kCompare, kSum = 0x10 };
+struct Descriptor {
+  u32 pasid;         // 20 bits, and the privilege in bit 31: both ignored
+  u32 flags_opcode;  // 24 bits, 8 bits
+  u64 completion;
+  u64 source;  // or a pattern, or a batch's list
+  u64 destination;
+  u32 size;  // or how many descriptors
+  u16 interrupt;
+  u16 reserved;
+  u64 operation[3];  // of kSum the seed, 32 bits; else reserved
+  [[nodiscard]] u32 flags() const { return flags_opcode & 0xffffff; }
+  [[nodiscard]] u8 opcode() const { return static_cast<u8>(flags_opcode >> 24); }
+  [[nodiscard]] bool has_reserved() const {
+    const bool seeded = opcode() == static_cast<u8>(Opcode::kSum);
+    const u64 first = seeded ? operation[0] >> 32 : operation[0];
+    return (pasid & 0x7ff00000) != 0 || (reserved | first | operation[1] | operation[2]) != 0;
+  }
+};
+struct Completion {
+  u8 status, result, fault_info, reserved;  // fault_info: the IOMMU's reason (iommu/vtd_layout.h)
+  u32 bytes;                                // or descriptors, of a batch
+  u64 fault_address;
+  u64 special[2];  // the sum; of kBadFlags which
+  [[nodiscard]] std::array<u64, 4> words() const {
+    return std::bit_cast<std::array<u64, 4>>(*this);
+  }
+};
+static_assert(sizeof(Descriptor) == 64 && sizeof(Completion) == 32);
+
+enum Flags : u32 {
+  kFence = 1,
+  kBlockOnFault = 2,
+  kCompletionValid = 4,
+  kRequestCompletion = 8,
+  kRequestInterrupt = 0x10,
+  kCacheControl = 0x100,
+};
+enum class Status : u8 {
+  kNone,
+  kSuccess,
+  kPageFault = 3,
+  kPageRefused,
+  kBatchFailed,
+  kBatchFault,
+  kBadOpcode = 0x10,
+  kBadFlags,
+  kReservedSet,
+  kBadSize,
+  kBadCount,
+  kOverlap = 0x16,
+  kListMisaligned = 0x18,
+  kBadInterrupt,
+  kCompletionFault,
+  kCompletionMisaligned,
+  kQueueFull = 0x3f,  // ours: dropped, the portal's queue was full
+};
+inline constexpr u8 kFaultWasWrite = 0x80;  // in a completion's status
+
+namespace engine_register {
+inline constexpr u64 kVersion = 0x00, kGenCap = 0x10, kQueueCap = 0x20, kOpCap = 0x40;
+inline constexpr u64 kGenStatus = 0x90, kIntCause = 0x98, kCommand = 0xa0, kCommandStatus = 0xa8;
+inline constexpr u64 kCommandCap = 0xb0, kSoftwareError = 0xc0;
+inline constexpr u64 kDoorbell = 0x800;
+// The requests' PASID. Written: one that the client attached by its iommufd; 0: none.
+inline constexpr u64 kPasid = 0x808;
+}  // namespace engine_register
+
+// At the ring's beginning, in memory that client and device share. The client moves the tail; where
+// `asleep` is set it writes kDoorbell, too.
+struct RingHead {
+  u32 tail, head, asleep, reserved[13];
+};
+static_assert(sizeof(RingHead) == 64);
+inline constexpr u64 kRingAt = 4096, kRingSlots = 1024, kRingBytes = 128 * 1024;
+
+}  // namespace stagetwo::vfio

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vfio/work_queue.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "base/process_page.h"
+
+namespace stagetwo::vfio {
+
+const Descriptor* WorkQueue::write_portal(u64 offset, std::span<const u8> from) {
+  Descriptor* const slot = &portal_[offset / sizeof(Descriptor)];
+  const u64 at = offset % sizeof(Descriptor);
+  std::memcpy(reinterpret_cast<u8*>(slot) + at, from.data(), from.size());
+  return at + from.size() == sizeof(Descriptor) ? slot : nullptr;
+}
+
+bool WorkQueue::put(const Descriptor& descriptor) {
+  const sync::MutexGuard guard(lock_);
+  const u32 queued = queued_.load(sync::kRelaxed);
+  if (queued == kPlaces) return false;
+  queue_[(first_ + queued) % kPlaces] = descriptor;
+  queued_.store(queued + 1, sync::kRelease);
+  return true;
+}
+
+void WorkQueue::read_ring(u64 offset, std::span<u8> to) const {
+  std::memcpy(to.data(), ring_ + offset, to.size());
+}
+
+void WorkQueue::write_ring(u64 offset, std::span<const u8> from) {
+  std::memcpy(ring_ + offset, from.data(), from.size());
+}
+
+void WorkQueue::reset() {
+  std::memset(ring_, 0, kRingBytes);
+  word(&RingHead::asleep).store(1, sync::kRelease);  // nobody serves it before a doorbell
+  server_.store(process_stamp(), sync::kRelease);
+  discard();
+}
+
+void WorkQueue::discard() {
+  const sync::MutexGuard guard(lock_);
+  queued_.store(0, sync::kRelease);
+  head_ = word(&RingHead::tail).load(sync::kAcquire);
+  word(&RingHead::head).store(head_, sync::kRelease);
+}
+
+void WorkQueue::in_child() {
+  std::construct_at(&lock_, sync::Rank::kLeaf);
+  discard();
+}
+
+bool WorkQueue::serves() const {
+  return server_.load(sync::kRelaxed) == process_stamp();
+}
+
+void WorkQueue::say_asleep(bool asleep) {
+  if (serves()) word(&RingHead::asleep).store(asleep);
+}
+
+u32 WorkQueue::take(Descriptor* to, bool* overrun) {
+  if (queued_.load(sync::kAcquire) == 0) return take_from_ring(to, overrun);
+  const sync::MutexGuard guard(lock_);
+  const u32 queued = queued_.load(sync::kRelaxed);
+  const u32 some = std::min(queued, kTaken);
+  for (u32 i = 0; i < some; ++i) to[i] = queue_[(first_ + i) % kPlaces];
+  first_ = (first_ + some) % kPlaces;
+  queued_.store(queued - some, sync::kRelease);
+  return some;
+}
+
+u32 WorkQueue::take_from_ring(Descriptor* to, bool* overrun) {
+  const u32 waiting = word(&RingHead::tail).load(sync::kAcquire) - head_;
+  if (waiting == 0 || !serves()) return 0;
+  if (waiting > kRingSlots) {
+    word(&RingHead::tail).store(head_, sync::kRelease);
+    *overrun = true;
+    return 0;
+  }
+  const u32 place = head_ % kRingSlots;
+  const u32 some = std::min({waiting, kTaken, u32{kRingSlots} - place});
+  const u8* const from = ring_ + kRingAt + place * sizeof(Descriptor);
+  std::memcpy(to, from, some * sizeof(Descriptor));
+  // The next ones are in the client's cache: they come while these are worked on.
+  for (u32 i = some; i < std::min({waiting, 2 * kTaken, u32{kRingSlots} - place}); ++i) {
+    __builtin_prefetch(from + i * sizeof(Descriptor));
+  }
+  head_ += some;
+  word(&RingHead::head).store(head_, sync::kRelease);
+  return some;
+}
+
+}  // namespace stagetwo::vfio

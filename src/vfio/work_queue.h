@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// How descriptors reach a device's thread, in two ways:
+//
+//   portal   64 slots of 64 bytes, for as many threads of a client: a descriptor is submitted when
+//            the last bytes of its slot are written. kPlaces wait at most.
+//   ring     memory that the client maps: it writes descriptors and moves the tail. One process's
+//            thread serves it: the one that reset the device last.
+//
+// I1  A descriptor is copied before it is looked at: the client may change its memory at any time.
+// I2  What is discarded is not taken any more.
+// Locking: lock_, a leaf, for the portal's places. The client's calls are under the device's lock;
+// take() is the thread's; discard() and reset() come while the thread is paused.
+
+#include <span>
+
+#include "sync/atomic.h"
+#include "sync/mutex.h"
+#include "vfio/dsa_format.h"
+
+namespace stagetwo::vfio {
+
+class WorkQueue {
+ public:
+  static constexpr u32 kPlaces = 64, kTaken = 16;
+
+  // `ring`: kRingBytes of the device's memory; `server` of its state, both shared by all processes.
+  WorkQueue(u8* ring, sync::Atomic<u32>& server) : ring_(ring), server_(server) {}
+
+  // ---- the client's calls
+  // Answers the descriptor that is whole now; else null.
+  const Descriptor* write_portal(u64 offset, std::span<const u8> from);
+  [[nodiscard]] bool put(const Descriptor& descriptor);  // false: it is full
+  void read_ring(u64 offset, std::span<u8> to) const;
+  void write_ring(u64 offset, std::span<const u8> from);
+  void reset();
+  void discard();
+
+  // ---- the thread's
+  // At most kTaken. A tail that is too far is moved back: *overrun.
+  u32 take(Descriptor* to, bool* overrun);
+  void say_asleep(bool asleep);
+  void in_child();
+
+ private:
+  u32 take_from_ring(Descriptor* to, bool* overrun);
+  [[nodiscard]] bool serves() const;
+  [[nodiscard]] sync::Atomic<u32>& word(u32 RingHead::* which) const {
+    return reinterpret_cast<sync::Atomic<u32>&>(reinterpret_cast<RingHead*>(ring_)->*which);
+  }
+
+  u8* const ring_;
+  sync::Atomic<u32>& server_;   // the process whose thread serves the ring
+  Descriptor portal_[64] = {};  // of slots that are being written
+  sync::Mutex lock_{sync::Rank::kLeaf};
+  Descriptor queue_[kPlaces] TA_GUARDED(lock_) = {};
+  u32 first_ TA_GUARDED(lock_) = 0;
+  sync::Atomic<u32> queued_{0};  // written under the lock
+  u32 head_ = 0;                 // the thread's, or of who paused it
+};
+
+}  // namespace stagetwo::vfio
