@@ -397,33 +397,6 @@ TEST_F(Pins, MovedPagesAreTheSamePages) {
   const host::FrameSection section;
   EXPECT_EQ(frame_number(*section.at(frames[0], Access::kRead)), before);
 }
-TEST_F(Pins, PagesBehindOneAnotherAreReachedAtOnce) {
-  constexpr u64 kPages = 600;  // of more than one block
-  const Memory memory(kPages);
-  const auto frames = pin(memory.range(0, kPages));
-  ASSERT_EQ(frames.size(), kPages);
-  const auto reached = [&](u64 first, u64 pages, Access access = Access::kRead) {
-    const host::FrameSection section;
-    const auto at = section.at(frames[first], access, &pages);
-    if (at) {
-      EXPECT_EQ(*at, memory.hva(first));
-    }
-    return at ? pages : 0;
-  };
-  bool follow = true;
-  for (u64 i = 1; i < kPages; ++i) follow = follow && frames[i] == frames[i - 1] + 1;
-  if (follow) {
-    EXPECT_EQ(reached(0, kPages), kPages);
-  }
-  EXPECT_EQ(reached(3, 1), 1u);
-  EXPECT_EQ(reached(3, 10, Access::kWrite), 10u);
-  ASSERT_EQ(memory.protect(8, 1, PROT_READ), 0);
-  EXPECT_EQ(reached(3, 10), 10u);
-  EXPECT_EQ(reached(3, 10, Access::kWrite), 5u);
-  EXPECT_EQ(reached(8, 2, Access::kWrite), 0u);
-  ASSERT_EQ(memory.unmap(6, 1), 0);
-  EXPECT_EQ(reached(3, 10), 3u) << "the next is in the store";
-}
 TEST_F(Pins, MremapTakesThePageAlong) {
   const Memory memory(4);
   const auto frames = pin(memory.range(1, 2));
