@@ -16,7 +16,7 @@ namespace {
 
 constexpr unsigned kEngines = 2, kPages = 8;
 constexpr u64 kAccesses = 10'000'000;  // of all engines, at 60 s; while so often
-constexpr u64 kRounds = 10'000;        // something was taken back
+constexpr u64 kRounds = 5'000;         // something was taken back
 constexpr u64 kPoison = 0xdeadbeef'00000000, kMark = 0x3a9c'0000'0000'0000;
 
 class IommuStress : public DeviceWorld {
