@@ -130,7 +130,8 @@ struct SlowDeviceAgainstChange : PinsWorld {
   }
   void write_slowly(u32 value) {
     const sync::Passage::Ticket ticket = table_.accesses().enter();
-    const auto there = table_.direct(frame_, Access::kWrite);
+    u64 pages = 1;
+    const auto there = table_.direct(frame_, Access::kWrite, &pages);
     if (there) {
       sync::sched::point();
       sync::sched::expect(host::store(*there, value), "the page is where it is said to be");
