@@ -123,7 +123,7 @@ class PageRequests : public EngineIsolation {
       iommu::Locked locked(context_);
       const iommu::PageRequest* const first = queue(locked).delivered;
       if (first == nullptr) return {};
-      iommu::Locked::mark_read(queue(locked));
+      locked.mark_read(queue(locked));
       return {first->cookie, first->pasid, first->rights, first->address};
     }
     Asked await() {
