@@ -89,14 +89,26 @@ class FakeGuest final : public host::MmuNotifier {
   std::vector<std::atomic<bool>> young_, mapped_;
 };
 
-inline std::vector<std::string>& said() {
-  static std::vector<std::string> lines;
-  return lines;
+// What the engine has said, by whatever thread.
+struct Said {
+  std::mutex lock;
+  std::vector<std::string> lines;
+};
+inline Said& all_said() {
+  static Said all;
+  return all;
+}
+inline std::vector<std::string> said() {
+  const std::lock_guard guard(all_said().lock);
+  return all_said().lines;
 }
 inline void say(const char* line) {
-  static std::mutex lock;
-  const std::lock_guard guard(lock);
-  said().emplace_back(line);
+  const std::lock_guard guard(all_said().lock);
+  all_said().lines.emplace_back(line);
+}
+inline void forget_said() {
+  const std::lock_guard guard(all_said().lock);
+  all_said().lines.clear();
 }
 
 class ReclaimedGuest : public testing::Test {
@@ -104,7 +116,7 @@ class ReclaimedGuest : public testing::Test {
   void SetUp() override {
     ASSERT_TRUE(host::backstop::install());
     if (!host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
-    said().clear();
+    forget_said();
     folder_ = std::filesystem::temp_directory_path() /
               ("reclaim-" + std::to_string(static_cast<unsigned>(::getpid())));
     std::filesystem::create_directory(folder_);
