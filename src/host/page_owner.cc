@@ -63,14 +63,18 @@ constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 // How often a page is looked at whose mappings change all the time, before it stays.
 constexpr unsigned kMostLooks = 16;
 
-// In runs of neighbours with the same rights, and singly what does not go so. *stopped is the first
-// one that another layout kept from being taken.
+// In runs of neighbours with the same rights, and singly what does not go so: one page where a run
+// ended, twice as many after each run of which none went. *stopped is the first one that another
+// layout kept from being taken.
 u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u32 layout,
                  Hva* stopped) {
   u64 taken = 0;
+  unsigned singly = 0;
+  unsigned after_next = 1;
   for (unsigned i = 0; i < count;) {
     unsigned run = 1;
-    while (i + run < count && records[i + run].at == records[i].at + run * kPageSize &&
+    while (singly == 0 && i + run < count &&
+           records[i + run].at == records[i].at + run * kPageSize &&
            records[i + run].writable == records[i].writable) {
       ++run;
     }
@@ -79,6 +83,12 @@ u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u
     taken += moved;
     i += moved;
     if (moved == run) continue;
+    if (singly != 0) {
+      --singly;
+    } else if (runs) {
+      singly = moved == 0 ? after_next - 1 : 0;
+      after_next = moved == 0 ? 2 * after_next : 1;
+    }
     if (table.take(private_key(records[i].at), records[i], layout)) {
       ++taken;
     } else if (table.layout() != layout) {

@@ -77,7 +77,7 @@ bool PageTransit::to(Hva place) {
   if (shared()) return left_ = copy_and_drop(place);
   auto moved = userfault::move(place, at());
   if (is(moved, EBUSY)) {
-    make_own();
+    make_own(0);
     moved = userfault::move(place, at());
   }
   // Still EBUSY: the kernel or a device reads or writes it, as its own migration finds out by the
@@ -89,12 +89,17 @@ bool PageTransit::to(Hva place) {
   return left_ = copy_and_drop(place);
 }
 
-// Of a page that a child of fork shares, or that is on the swap device with others, the process
-// gets one of its own, as by a store. Pre: the process may store there.
-void PageTransit::make_own() {
-  watcher_->reading(key_, true);
-  static_cast<void>(sys::madvise(pointer(at()), kPageSize, MADV_POPULATE_WRITE));
-  watcher_->reading(key_, false);
+// Of pages that a child of fork shares or shared, or that are on the swap device with others, the
+// process gets its own, as by a store: from the first one that did not go. Pre: the process may
+// store there.
+void PageTransit::make_own(unsigned first) {
+  const auto reading = [&](bool on) {
+    for (unsigned i = first; i < pages_; ++i) watcher_->reading({key_.object, key_.index + i}, on);
+  };
+  reading(true);
+  static_cast<void>(sys::madvise(pointer(at() + first * kPageSize), (pages_ - first) * kPageSize,
+                                 MADV_POPULATE_WRITE));
+  reading(false);
 }
 
 bool PageTransit::protect(bool on) {
@@ -269,7 +274,12 @@ bool PageTransit::from_bytes(const void* page) {
 
 unsigned PageTransit::run_to(Hva place) {
   if (hiding_ == Hiding::kProtection || shared()) return 0;
-  return static_cast<unsigned>(userfault::move_run(place, at(), pages_));
+  unsigned moved = static_cast<unsigned>(userfault::move_run(place, at(), pages_));
+  if (moved == pages_) return moved;
+  make_own(moved);
+  const u64 done = moved * kPageSize;
+  moved += static_cast<unsigned>(userfault::move_run(place + done, at() + done, pages_ - moved));
+  return moved;
 }
 
 unsigned PageTransit::run_from(Hva place) {

@@ -101,7 +101,7 @@ class PageTransit final : public PageExit, public PageEntry {
   bool protect(bool on);
   enum class Copied : u8 { kNo, kYes, kNothing };  // there was nothing: zeros
   Copied copy(Hva place);
-  void make_own();
+  void make_own(unsigned first);
   bool copy_and_drop(Hva place);
   bool copy_protected(Hva place);
   [[nodiscard]] bool wipe_protected(int memory, Hva place);

@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "base/trace.h"
 #include "host/memory_budget.h"
+#include "host/process_map.h"
 
 // One page, who takes it and who touches it:
 //
@@ -89,6 +90,30 @@ void Swapper::free_place(u32 place) {
   dirty_places_[place / 64] |= u64{1} << place % 64;
 }
 
+// Of places that were asked for, and are not needed after all: they are as they were, unless a copy
+// was made that did not count, or the kernel moved more than it says. Others would find that there.
+void Swapper::free_unused(u32 first, u32 pages) {
+  host::PageState states[kMostAtOnce];
+  const bool known = host::page_states(place_at(first), pages, states).has_value();
+  const sync::MutexGuard guard(spans_.lock());
+  for (u32 i = 0; i < pages; ++i) {
+    const u32 place = first + i;
+    free_place(place);
+    const bool empty = known && !states[i].present && !states[i].swapped;
+    if (empty) dirty_places_[place / 64] &= ~(u64{1} << place % 64);
+  }
+}
+
+// A run of any length finds places.
+bool Swapper::has_room() {
+  const sync::MutexGuard guard(spans_.lock());
+  bool any = false;
+  for (u32 word = 0; word < kPlaces / 64; ++word) {
+    any = any || (taken_places_[word] | dirty_places_[word]) == 0;
+  }
+  return any && staged_ <= kPlaces - kMostAtOnce;
+}
+
 // What was left of pages in free places. Context: the turn.
 void Swapper::drop_places() {
   u64 dirty[kPlaces / 64];
@@ -139,14 +164,13 @@ bool Swapper::take(const host::AbsentPage& page, host::PageExit& exit) {
     place = find_places(1);
   }
   if (place == kNoPlace) return false;
-  const bool went = exit.to(place_at(place));
-  const sync::MutexGuard guard(spans_.lock());
-  if (went) {
-    note_taken(page.at, place);
-  } else {
-    free_place(place);
+  if (!exit.to(place_at(place))) {
+    free_unused(place, 1);
+    return false;
   }
-  return went;
+  const sync::MutexGuard guard(spans_.lock());
+  note_taken(page.at, place);
+  return true;
 }
 
 unsigned Swapper::take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) {
@@ -160,14 +184,9 @@ unsigned Swapper::take_run(const host::AbsentPage& first, unsigned pages, host::
   }
   if (place == kNoPlace) return 0;
   const unsigned went = exit.run_to(place_at(place));
+  if (went < pages) free_unused(place + went, pages - went);
   const sync::MutexGuard guard(spans_.lock());
-  for (u32 i = 0; i < pages; ++i) {
-    if (i < went) {
-      note_taken(first.at + u64{i} * kPageSize, place + i);
-    } else {
-      free_place(place + i);
-    }
-  }
+  for (u32 i = 0; i < went; ++i) note_taken(first.at + u64{i} * kPageSize, place + i);
   return went;
 }
 

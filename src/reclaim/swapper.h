@@ -56,7 +56,7 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   // Compresses what is in places; what the store refuses comes back. Answers 0, or the refusal.
   [[nodiscard]] int settle();
   // Is there room for another batch before settle()?
-  [[nodiscard]] bool has_room() const { return staged_ <= kPlaces - kMostAtOnce; }
+  [[nodiscard]] bool has_room() TA_EXCL(spans_.lock());
   // Of a run that take() was asked for, the pages that are where they were, a bit each.
   [[nodiscard]] u64 stayed(const Span& span, u64 first, u64 pages) TA_EXCL(spans_.lock());
   // Bytes in places: memory as any other.
@@ -100,6 +100,7 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   [[nodiscard]] Hva place_at(u32 place) const { return places_ + u64{place} * kPageSize; }
   [[nodiscard]] u32 find_places(u32 pages) TA_REQ(spans_.lock());
   void free_place(u32 place) TA_REQ(spans_.lock());
+  void free_unused(u32 first, u32 pages) TA_EXCL(spans_.lock());
   void drop_places() TA_EXCL(spans_.lock());
   [[nodiscard]] bool are_here(const Span& span, Hva at, u32 pages) TA_REQ(spans_.lock());
   void note_taken(Hva at, u32 place) TA_REQ(spans_.lock());

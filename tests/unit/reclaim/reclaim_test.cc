@@ -7,6 +7,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <fstream>
@@ -506,6 +507,39 @@ TEST_F(Absent, AGuestThatLetsGoLeavesItsPagesReachable) {
   ASSERT_TRUE(guest_->use(0, range_of(memory_, kFew)));
   EXPECT_TRUE(soon([&] { return host::is_absent(at(100)); }));
   EXPECT_EQ(0U, wrong_pages(memory_, kFew));
+}
+
+// A child shares the pages, and did when it is gone: the parent has to make each its own before it
+// can leave, and many at once.
+TEST_F(Reclaim, MemoryThatAChildSharesGoesAsFastAsAny) {
+  start(2 * kMiB);
+  u8* const memory = map(kPages);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, kPages)));
+  fill_all(memory, kPages);
+  int wait[2];
+  ASSERT_EQ(0, ::pipe(wait));
+  host::owners_before_fork();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(wait[1]);
+    char byte = 0;
+    ::_exit(::read(wait[0], &byte, 1) == 0 ? 0 : 1);
+  }
+  host::owners_after_fork_parent();
+  ::close(wait[0]);
+  const reclaim::Statistics before = reclaim::statistics();
+  const bool kept_soon = soon([&] {
+    const u64 gone = reclaim::statistics().taken - before.taken;
+    return gone > kPages / 2 && kept() <= 2 * kMiB;
+  });
+  const reclaim::Statistics after = reclaim::statistics();
+  ::close(wait[1]);
+  int status = 0;
+  ASSERT_EQ(child, ::waitpid(child, &status, 0));
+  EXPECT_TRUE(kept_soon) << (kept() >> 20) << " MiB";
+  EXPECT_EQ(0, status);
+  EXPECT_EQ(before.not_movable, after.not_movable) << "what found no place was not refused";
+  EXPECT_EQ(0U, wrong_pages(memory, kPages));
 }
 
 // ---- the working set ------------------------------------------------------------------------
