@@ -25,12 +25,24 @@ bool WorkQueue::put(const Descriptor& descriptor) {
   return true;
 }
 
+// The thread looks at these words at the same time: a client's access by read() or write() is one
+// access, as it is by its mapping.
 void WorkQueue::read_ring(u64 offset, std::span<u8> to) const {
-  std::memcpy(to.data(), ring_ + offset, to.size());
+  const auto load = [&]<typename T>(T value) {
+    value = reinterpret_cast<const sync::Atomic<T>*>(ring_ + offset)->load(sync::kAcquire);
+    std::memcpy(to.data(), &value, sizeof(value));
+  };
+  if (to.size() == 4) return load(u32{});
+  return to.size() == 2 ? load(u16{}) : load(u8{});
 }
 
 void WorkQueue::write_ring(u64 offset, std::span<const u8> from) {
-  std::memcpy(ring_ + offset, from.data(), from.size());
+  const auto store = [&]<typename T>(T value) {
+    std::memcpy(&value, from.data(), sizeof(value));
+    reinterpret_cast<sync::Atomic<T>*>(ring_ + offset)->store(value, sync::kRelease);
+  };
+  if (from.size() == 4) return store(u32{});
+  return from.size() == 2 ? store(u16{}) : store(u8{});
 }
 
 void WorkQueue::reset() {
