@@ -479,7 +479,8 @@ TEST_F(Absent, WithNothingAwayNoMemoryIsTakenForIt) {
   EXPECT_LE(reclaim::statistics().account, reclaim::statistics().compressed);
   reclaim::set_memory_limit(reclaim::kNoLimit);
   EXPECT_EQ(0U, wrong_pages(memory_, kFew));
-  EXPECT_TRUE(soon([] { return reclaim::statistics().compressed == 0; }))
+  // Not for the sake of the last page of the account.
+  EXPECT_TRUE(soon([] { return reclaim::statistics().compressed < kPageSize; }))
       << reclaim::statistics().compressed;
 }
 
