@@ -32,7 +32,7 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] u32 layout();
   // The same for neighbours of private memory whose touches are reported; how many were taken.
   unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
-  // All its mappings, in place of what was known; answers their layout. Failure: ENOMEM.
+  // All its mappings, instead of those known; their layout. ENOMEM; EBUSY: one of them is private.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
   // The kernel shows private memory there: what was unmapped behind our back is forgotten.
   void note_private(HvaRange range);

@@ -330,7 +330,7 @@ void owners_see_mapping(HvaRange made) {
   if (table == nullptr) return;
   table->join_watched(made, true);
   for (HvaRange left = made; !left.empty();) {
-    const auto mapping = next_file_mapping(left.start(), true);
+    const auto mapping = next_file_mapping(left.start(), false);
     if (!mapping || mapping->range.start() >= left.end()) return;
     const HvaRange part = part_of(left, *mapping);
     const u64 object = object_behind(mapping->device, mapping->inode);

@@ -15,11 +15,14 @@
 // Tried and rejected: noting views as mmap and munmap go by, which misses those made before the
 // engine woke; asking the kernel at each bring-back, a system call for each mapping of the process.
 
+#include <errno.h>
+
 #include <algorithm>
 
 #include "base/own_memory.h"
 #include "base/sys.h"
 #include "host/held_pages.h"
+#include "host/memory_budget.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
@@ -43,11 +46,12 @@ SharedView part_of(const SharedView& view, HvaRange part) {
 
 // The engine's own second mappings (PageTransit::put_through_alias(), pins) are none of them. One
 // lasts as long as its copy, and then another thread's may stand there: hidden for a page of the
-// first, the second one's copy would wait for the page it has in hand.
+// first, the second one's copy would wait for the page it has in hand. A private mapping of the
+// file would show the holes: EBUSY.
 Result<void> find_views(u64 object, const Mapping& mapping, Vec<SharedView>* out) {
   for (Hva at{};;) {
     const u32 forgotten = own_memory_forgotten();
-    const auto next = next_file_mapping(at, true);
+    const auto next = next_file_mapping(at, false);
     if (!next && to_int(next.error()) != EFAULT) return refuse(next.error());
     if (!next) return {};
     const Hva start = std::max(at, next->range.start());
@@ -57,6 +61,7 @@ Result<void> find_views(u64 object, const Mapping& mapping, Vec<SharedView>* out
     // It may have been ours when the kernel was asked.
     if (meant && own_memory_forgotten() != forgotten) continue;
     if (own.end != 0) end = Hva(own.start);
+    if (meant && !next->shared && start < end) return refuse(EBUSY);
     const SharedView view{next->range, object, next->offset >> kPageShift, next->prot};
     if (meant && start < end) ST_TRY(out->push_back(part_of(view, HvaRange(start, end - start))));
     at = own.end != 0 ? Hva(own.end) : end;
@@ -169,6 +174,11 @@ void OwnerTable::view_made(const Reach& reach) {
     const sync::MutexGuard guard(lock_);
     ++layout_;
   }
+  // Takers go on with what they are told of now. Of a page that comes back they keep off until all
+  // have: with a guest larger than its limit some page would always be absent.
+  HeldPages held;
+  held.hold_object(reach.object, reach.range.start().raw(), reach.range.size());
+  const budget::NoRoom none_is_made;
   bring_back_all(reach);
 }
 
@@ -277,7 +287,13 @@ Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mappin
     chunk.object = object;
     chunk.first = (mapping.offset + (at - mapping.range.start())) >> kPageShift;
     chunk.writable = mapping.prot.write;
-    chunk.layout = ST_TRY(table.note_views(object, mapping));
+    const auto layout = table.note_views(object, mapping);
+    if (!layout && to_int(layout.error()) != EBUSY) return refuse(layout.error());
+    if (!layout) {
+      table.count_refused_shared((piece.end() - at) / kPageSize);
+      return taken;
+    }
+    chunk.layout = *layout;
     // After the layout: host/given_files.h.
     if (alone_with(mapping.device, mapping.inode) != object) {
       table.count_refused_shared((piece.end() - at) / kPageSize);

@@ -466,7 +466,11 @@ bool ask_regular(int fd, unsigned long request, unsigned long argument, long* an
 }
 
 int preallocate(int fd, off_t offset, off_t size) {
-  if (behind_fd(fd) == Behind::kForeign) return next::posix_fallocate(fd, offset, size);
+  if (behind_fd(fd) == Behind::kForeign) {
+    const u64 bytes = static_cast<u64>(std::max<off_t>(size, 0));
+    return with_buffers_and_error([&](Buffers& buffers) { buffers.file(fd, &offset, bytes); },
+                                  [&] { return next::posix_fallocate(fd, offset, size); });
+  }
   const int error = errno;
   const int done = fallocate_fd(fd, 0, offset, size) == 0 ? 0 : errno;
   errno = error;

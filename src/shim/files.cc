@@ -543,7 +543,12 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
   constexpr int kTakesOut = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE | kMoves;
   const auto go_on = [&] {
     const auto call = [&] { return next::fallocate(fd, mode, offset, size); };
-    if ((mode & kTakesOut) == 0 || size <= 0) return call();
+    if (size <= 0) return call();
+    // The kernel would put zeros where pages of ours are absent.
+    if ((mode & kTakesOut) == 0) {
+      const u64 bytes = static_cast<u64>(size);
+      return with_buffers([&](Buffers& buffers) { buffers.file(fd, &offset, bytes); }, call);
+    }
     const u64 taken = (mode & kMoves) != 0 ? host::FileChange::kToTheEnd : static_cast<u64>(size);
     return take_out(fd, offset, taken, call);
   };

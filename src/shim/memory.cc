@@ -341,7 +341,7 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
     mapped = map_evenly(via, {at, size, prot, flags, fd, offset}, mapped);
   }
   if (mapped != MAP_FAILED) note_private(mapped, size, true);
-  return mapped;
+  return anonymous ? mapped : noted_mapping(mapped, size, false);
 }
 
 int memory_file(const char* name, unsigned flags) {

@@ -144,6 +144,29 @@ static void send_to_helper(void) {
   check(sendmsg(to_helper, &message, 0) == 1, "sendmsg");
 }
 
+// The file as this process sees it in other ways than by its first mapping, and what allocates in
+// it.
+static void look_again(int flags) {
+  const size_t bytes = kMemoryPages * kPage;
+  make_memory(MFD_CLOEXEC);
+  char* again = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, memory_fd, 0);
+  check(again != MAP_FAILED, "a second mapping");
+  check(wrong_pages(again, kMemoryPages) == 0, "it shows every byte");
+  usleep(20000);
+  check(wrong_pages(again, kMemoryPages) == 0, "and goes on to");
+  if (flags == MAP_PRIVATE) check(munmap(again, bytes) == 0, "munmap");
+  wait_until_most_is_absent();
+  if (flags == MAP_SHARED) check(wrong_pages(again, kMemoryPages) == 0, "as often as it is asked");
+}
+static void allocate(void) {
+  const off_t bytes = kMemoryPages * kPage;
+  make_memory(MFD_CLOEXEC);
+  check(fallocate(memory_fd, 0, 0, bytes) == 0, "fallocate");
+  check(wrong_pages(memory, kMemoryPages) == 0, "fallocate leaves every byte");
+  wait_until_most_is_absent();
+  check(posix_fallocate(memory_fd, 0, bytes) == 0, "posix_fallocate");
+}
+
 static void give(const char* way) {
   const int is_vfork = strncmp(way, "vfork", 5) == 0;
   if (strcmp(way, "message") == 0) {
@@ -208,6 +231,12 @@ static void give(const char* way) {
           "posix_spawn of what is not");
     fill();
     wait_until_most_is_absent();
+  } else if (strcmp(way, "mapped") == 0) {
+    look_again(MAP_SHARED);
+  } else if (strcmp(way, "copied") == 0) {
+    look_again(MAP_PRIVATE);
+  } else if (strcmp(way, "allocated") == 0) {
+    allocate();
   } else {
     check(0, "a way");
   }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a guest under a limit that another program gets: by a message, or because it inherits the descriptor. It
-finds every byte, and what nobody else got can be taken again."""
+finds every byte, and what nobody else got can be taken again. So does the program itself by another mapping, and
+where it allocates the file."""
 import json
 import subprocess
 import tempfile
@@ -39,6 +40,11 @@ class GivingVmm(unittest.TestCase):
     def test_WhatNobodyGotIsTakenAgain(self):
         stats = self.gives("nothing")
         self.assertEqual(0, stats["lost_pages"])
+
+    def test_ToItselfOnceMore(self):
+        for way in ("mapped", "copied", "allocated"):
+            with self.subTest(way):
+                self.gives(way)
 
 
 if __name__ == "__main__":
