@@ -319,11 +319,16 @@ host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
   return entry.from_bytes(page) ? BringBack::kBack : BringBack::kRetry;
 }
 
+// For what comes ahead it is owed at once, when all has come: its toucher waits for the first page.
+void Swapper::owe_for(u64 pages) {
+  if (ahead_.load(sync::kRelaxed) != sys::current_tid()) host::budget::owe(pages);
+}
+
 host::BringBack Swapper::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
   const Return job = begin_return(page.at);
   const host::BringBack outcome = put_back(page.at, job, entry);
   const bool back = outcome == host::BringBack::kBack;
-  if (back) host::budget::owe(1);
+  if (back) owe_for(1);
   const u32 ahead = end_return(page.at, job, outcome, back ? Touch::kWanted : Touch::kNone);
   if (ahead != 0) read_ahead(page.at + kPageSize, ahead);
   return outcome;
@@ -375,7 +380,7 @@ unsigned Swapper::bring_back_run(const host::AbsentPage& first, unsigned pages,
   const unsigned back = read == 0 ? 0 : entry.run_from_bytes(run_bytes_, read);
   run_busy_.store(false, sync::kRelease);
   if (count != 0) end_run(first.at, count, back);
-  if (back != 0) host::budget::owe(back);
+  if (back != 0) owe_for(back);
   for (unsigned i = 0; i < back; ++i) store_.drop(mem::StoredPage{stored[i]});
   return back;
 }
@@ -429,6 +434,7 @@ void Swapper::read_ahead(Hva after, u32 most) {
   const u64 came = host::bring_back_ahead(HvaRange(after, kept_behind(after, most) * kPageSize));
   ahead_.store(0, sync::kRelaxed);
   if (came == 0) return;
+  host::budget::owe(came);
   // The sequence goes on behind them.
   const sync::MutexGuard guard(spans_.lock());
   Span* const span = spans_.find(after);
