@@ -104,6 +104,9 @@ constexpr u64 order_of(u64 page_bytes) {
   return static_cast<u64>(__builtin_ctzll(page_bytes));
 }
 
+// Slots of a guest; their ids are below.
+inline constexpr u64 kMostSlots = 512;
+
 // H_SVM_PAGE_IN's one flag.
 inline constexpr u64 kPageInShared = 1;
 

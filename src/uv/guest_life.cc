@@ -213,7 +213,7 @@ Status SecureGuest::init_start() {
 }
 
 // What is still normal leaves the process, and its contents are thrown away: nobody measured them.
-bool SecureGuest::take_all(const Slot* only) {
+bool SecureGuest::take_all(const Slot* only, Untakable untakable) {
   return for_each_held_page(only, [&](Gpa page, PageState was) {
     const PageCell& cell = page_cell(PageEvent::kHvInitDone, was);
     if (cell.work != PageWork::kGiveUp) {
@@ -223,7 +223,8 @@ bool SecureGuest::take_all(const Slot* only) {
     switch (memory_.take(page, 1, &frame)) {
       case Taken::kHole:
       case Taken::kBusy:
-        return PageState::kNone;
+        if (untakable == Untakable::kEnds) return PageState::kNone;
+        break;
       case Taken::kFrame:
         memory_.drop_frame(frame);
         break;
@@ -246,7 +247,7 @@ Status SecureGuest::init_done() {
       break;
   }
   hold_pages(nullptr);
-  const bool all = take_all(nullptr);
+  const bool all = take_all(nullptr, Untakable::kEnds);
   if (all) life.becomes(GuestState::kSecure);
   let_pages_go(nullptr);
   return all ? Status::kSuccess : Status::kState;
@@ -340,7 +341,7 @@ Result<void> SecureGuest::svm_off() {
 
 // ---- slots --------------------------------------------------------------------------------------
 
-Result<void> SecureGuest::check_slot(u32 id, Gpa base, u64 bytes) {
+Result<void> SecureGuest::check_place(Gpa base, u64 bytes, const Slot* but) {
   u64 end = 0;
   if (bytes == 0 || base.raw() % page_bytes_ != 0 || bytes % page_bytes_ != 0 ||
       __builtin_add_overflow(base.raw(), bytes, &end)) {
@@ -348,11 +349,15 @@ Result<void> SecureGuest::check_slot(u32 id, Gpa base, u64 bytes) {
   }
   for (const Slot& slot : slots_) {
     const u64 start = slot.first * page_bytes_;
-    if (slot.id == id || (base.raw() < start + slot.words.size() * page_bytes_ && start < end)) {
-      return refuse(EINVAL);
-    }
+    const bool overlaps = base.raw() < start + slot.words.size() * page_bytes_ && start < end;
+    if (&slot != but && overlaps) return refuse(EINVAL);
   }
   return {};
+}
+
+Result<void> SecureGuest::check_slot(u32 id, Gpa base, u64 bytes) {
+  if (id >= kMostSlots || find_slot(id) != nullptr) return refuse(EINVAL);
+  return check_place(base, bytes, nullptr);
 }
 
 Result<void> SecureGuest::add_slot(u32 id, Gpa base, u64 bytes) {
@@ -371,7 +376,7 @@ Result<void> SecureGuest::add_slot(u32 id, Gpa base, u64 bytes) {
   if (state == GuestState::kNormal) return {};
   hold_pages(fresh);
   bool good = tell(Call::kUvRegisterMemSlot, base.raw(), bytes, 0, id) == Status::kSuccess;
-  if (good && state == GuestState::kSecure && !take_all(fresh)) {
+  if (good && state == GuestState::kSecure && !take_all(fresh, Untakable::kEnds)) {
     good = false;
     static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
     give_up(fresh);
@@ -381,6 +386,59 @@ Result<void> SecureGuest::add_slot(u32 id, Gpa base, u64 bytes) {
   const sync::MutexGuard guard(lock_);
   slots_.pop_back();
   return refuse(EINVAL);
+}
+
+// The new place is registered before the old one goes, so that a refusal has changed nothing; but
+// where they overlap, or no id is free. A guest that has ended (STATE) has no more use for either.
+SecureGuest::Moved SecureGuest::register_moved(u32* id, u32 spare, Gpa from, Gpa to, u64 bytes) {
+  const auto enters = [&](Gpa at, u32 as) {
+    const Status told = tell(Call::kUvRegisterMemSlot, at.raw(), bytes, 0, as);
+    return told == Status::kSuccess || told == Status::kState;
+  };
+  const bool overlaps = from < to + bytes && to < from + bytes;
+  if (!overlaps && spare < kMostSlots) {
+    if (!enters(to, spare)) return Moved::kNo;
+    static_cast<void>(tell(Call::kUvUnregisterMemSlot, *id));
+    *id = spare;
+    return Moved::kYes;
+  }
+  static_cast<void>(tell(Call::kUvUnregisterMemSlot, *id));
+  if (enters(to, *id)) return Moved::kYes;
+  static_cast<void>(enters(from, *id));
+  return Moved::kBack;
+}
+
+Result<u32> SecureGuest::move_slot(u32 id, u32 spare, Gpa to) {
+  Life life(this);
+  Slot* slot = nullptr;
+  GuestState state = GuestState::kNormal;
+  u64 bytes = 0;
+  Gpa from;
+  {
+    const sync::MutexGuard guard(lock_);
+    slot = find_slot(id);
+    if (slot == nullptr) return refuse(EINVAL);
+    bytes = slot->words.size() * page_bytes_;
+    from = Gpa(slot->first * page_bytes_);
+    ST_TRY(check_place(to, bytes, slot));
+    state = state_;
+  }
+  const bool is_told = state != GuestState::kNormal;
+  if (is_told) hold_pages(slot);
+  const Moved moved = is_told ? register_moved(&id, spare, from, to, bytes) : Moved::kYes;
+  if (is_told && moved != Moved::kNo) give_up(slot);
+  if (moved == Moved::kYes) {
+    memory_.moved(from, to, bytes);
+    const sync::MutexGuard guard(lock_);
+    slot->first = to.raw() / page_bytes_;
+    slot->id = id;
+  }
+  if (state == GuestState::kSecure && moved != Moved::kNo) {
+    static_cast<void>(take_all(slot, Untakable::kStays));
+  }
+  if (is_told) let_pages_go(slot);
+  if (moved != Moved::kYes) return refuse(EINVAL);
+  return id;
 }
 
 void SecureGuest::remove_slot(u32 id) {

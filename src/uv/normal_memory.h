@@ -39,6 +39,9 @@ class NormalMemory {
   virtual void drop_frame(u64 frame) = 0;
   // The stand-in, if there is one, goes; what is there is zeros from now on. Cannot fail.
   virtual void discard(Gpa page) = 0;
+  // What was the guest's from `from` on is the guest's from `to` on; the two may overlap. Pre: its
+  // pages are held, and none has a stand-in.
+  virtual void moved(Gpa from, Gpa to, u64 bytes) = 0;
   // The real address of a page that is there, made present; 0: nothing is mapped there. Valid until
   // the process changes the mapping (SecureGuest::unmapped).
   [[nodiscard]] virtual u64 address_of(Gpa page) = 0;

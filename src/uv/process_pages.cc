@@ -75,6 +75,13 @@ void ProcessPages::forget(Gpa base) {
   parts_.erase(static_cast<size_t>(find(base) - parts_.begin()));
 }
 
+// A slot whose memory is another's (abi's Known::is_mapped) has no part.
+void ProcessPages::moved(Gpa from, Gpa to, u64 /*bytes*/) {
+  const sync::MutexGuard guard(lock_);
+  Part* const part = find(from);
+  if (part != nullptr && part->base == from) part->base = to;
+}
+
 ProcessPages::Part* ProcessPages::find(Gpa page) {
   for (Part& part : parts_) {
     if (page >= part.base && page - part.base < part.at.size()) return &part;

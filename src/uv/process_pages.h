@@ -53,6 +53,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   bool put_back(Gpa page, u64 frame) override;
   void drop_frame(u64 frame) override;
   void discard(Gpa page) override;
+  void moved(Gpa from, Gpa to, u64 bytes) override;
   u64 address_of(Gpa page) override;
 
   bool take(const host::AbsentPage& page, host::PageExit& exit) override;

@@ -11,7 +11,8 @@
 //
 // I1  a page that is busy is one thread's: nobody else changes its word or its place in memory.
 // I2  a refused call changed nothing, but INIT_DONE, which leaves moved what it has moved, and the
-//     slot that could not be plugged into a secure guest, whose pages are zeros.
+//     slot that could not be plugged into a secure guest, or be moved to a place that overlaps its
+//     own, whose pages are zeros.
 // I3  a page of the process that the ultravisor may use is named to it once more, as gone, before
 //     the process gives it up: whoever names it looks at the gate afterwards (secure_guest.cc).
 // I4  the guest's life (START, DONE, ABORT, SVM_OFF, slots) is one thread's at a time; messages
@@ -57,9 +58,14 @@ class SecureGuest {
   void enable() TA_EXCL(lock_);
 
   // Memory slots, as the VMM makes them. A secure guest's new slot is its own at once: zeros.
-  // Failure: EINVAL (misaligned, overlaps, the ultravisor refuses it, its memory cannot be taken),
-  // ENOMEM.
+  // Failure: EINVAL (misaligned, overlaps, kMostSlots are there, the ultravisor refuses it, its
+  // memory cannot be taken), ENOMEM.
   [[nodiscard]] Result<void> add_slot(u32 id, Gpa base, u64 bytes) TA_EXCL(lock_);
+  // The same memory elsewhere; what was secure or shared is zeros there. `spare`: an id no slot
+  // has. Answers the id the slot has from now on. A page that cannot be taken is no reason to
+  // refuse: it is the guest's without a stand-in. Failure: EINVAL (misaligned, overlaps, no such
+  // slot, the ultravisor refuses it).
+  [[nodiscard]] Result<u32> move_slot(u32 id, u32 spare, Gpa to) TA_EXCL(lock_);
   // What was secure is zeros. A slot that is not there is left alone.
   void remove_slot(u32 id) TA_EXCL(lock_);
 
@@ -154,6 +160,7 @@ class SecureGuest {
   [[nodiscard]] Word* find(Gpa page) TA_REQ(lock_);
   [[nodiscard]] Slot* find_slot(u32 id) TA_REQ(lock_);
   [[nodiscard]] Result<void> check_slot(u32 id, Gpa base, u64 bytes) TA_REQ(lock_);
+  [[nodiscard]] Result<void> check_place(Gpa base, u64 bytes, const Slot* but) TA_REQ(lock_);
 
   // Life. The pages of a slot, or of all, held: a touch is asked to come again.
   void hold_pages(const Slot* only) TA_EXCL(lock_);
@@ -163,7 +170,10 @@ class SecureGuest {
   bool for_each_held_page(const Slot* only, F f) TA_EXCL(lock_);
   Status register_slots() TA_EXCL(lock_);
   void unregister_slots(size_t count) TA_EXCL(lock_);
-  [[nodiscard]] bool take_all(const Slot* only) TA_EXCL(lock_);
+  enum class Untakable : u8 { kEnds, kStays };  // what becomes of a page that cannot be taken
+  [[nodiscard]] bool take_all(const Slot* only, Untakable untakable) TA_EXCL(lock_);
+  enum class Moved : u8 { kYes, kNo, kBack };  // kBack: it is where it was, with zeros
+  [[nodiscard]] Moved register_moved(u32* id, u32 spare, Gpa from, Gpa to, u64 bytes);
   void give_up(const Slot* only) TA_EXCL(lock_);
 
   const u32 lpid_;

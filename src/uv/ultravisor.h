@@ -49,7 +49,6 @@ enum class GuestAccess : u8 {
 class Ultravisor final : public Port {
  public:
   static constexpr unsigned kMostGuests = 64;
-  static constexpr u64 kMostSlots = 512;
 
   Ultravisor() = default;
   Ultravisor(const Ultravisor&) = delete;

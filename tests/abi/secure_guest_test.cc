@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "abi/kvm/level.h"
+#include "host/change.h"
 #include "host/userfault.h"
 
 namespace kvm_client {
@@ -210,6 +211,68 @@ TEST_F(SecureGuest, ASlotThatASecureGuestCannotHaveIsRefused) {
   ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0) << "nothing is left of the refused one";
   EXPECT_EQ(guest_word(kPlugged), 0u);
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
+// A slot that moves is looked at as the kernel looks at it: not at what is mapped there.
+TEST_F(SecureGuest, ASlotThatMovesIsThereAndZerosAlsoWhereAPageIsNotMappedAnyMore) {
+  become_secure();
+  constexpr u64 kTwo = 2 * kPage;
+  u8* const more = map(kTwo);
+  ASSERT_EQ(set_slot(1, kPlugged, kTwo, more), 0);
+  guest_stores(kPlugged + kPage, 0x600d);
+  ASSERT_EQ(guest_call(kShare, kPlugged / kPage, 1), kSuccess);
+  u8* const hole = more + kPage;
+  EXPECT_EQ(
+      stagetwo::host::change(reinterpret_cast<u64>(hole), kPage, stagetwo::host::EventKind::kUnmap,
+                             [&] { return ::munmap(hole, kPage); }),
+      0);
+  // By a page: the old place and the new one overlap. Then to one that is elsewhere.
+  for (const u64 to : {kPlugged + kPage, kPlugged, kPlugged + kTwo}) {
+    ASSERT_EQ(set_slot(1, to, kTwo, more), 0) << std::hex << to;
+    for (u64 gpa = to; gpa < to + kTwo; gpa += kPage) {
+      EXPECT_EQ(guest_word(gpa), 0u) << std::hex << gpa;
+      guest_stores(gpa, 0x600d);
+      EXPECT_EQ(guest_word(gpa), 0x600du) << std::hex << gpa;
+    }
+    u32 seen = 0;
+    std::memcpy(&seen, more, sizeof(seen));
+    EXPECT_NE(seen, 0x600du);
+  }
+  EXPECT_EQ(give(kLoad, kPlugged, 0), 0);
+  EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_MMIO)) << "nothing is at the old place";
+  EXPECT_EQ(give(0, 0, 0), 0);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  ASSERT_EQ(set_slot(1, kPlugged, 0, more), 0);
+  EXPECT_EQ(Bytes(more, more + kPage), Bytes(kPage));
+}
+
+// The ultravisor has no more; before the capability is enabled it is that which is refused.
+TEST_F(SecureGuest, TheSlotAfterTheFiveHundredAndTwelfthIsRefused) {
+  constexpr u64 kFar = u64{1} << 24;
+  u8* const more = map(512 * kPage);
+  const auto plug = [&](u32 nth) {
+    const u64 offset = u64{nth} * kPage;
+    return set_slot(nth + 1, kFar + 2 * offset, kPage, more + offset);
+  };
+  for (u32 nth = 0; nth < 512; ++nth) ASSERT_EQ(plug(nth), 0) << nth;
+  EXPECT_EQ(enable(), -EINVAL);
+  ASSERT_EQ(set_slot(512, 0, 0, more), 0);
+  ASSERT_EQ(enable(), 0);
+  EXPECT_EQ(plug(511), -EINVAL);
+  EXPECT_EQ(guest_call(kEsm, 1, 1), kSuccess);
+  EXPECT_EQ(plug(511), -EINVAL);
+  EXPECT_EQ(set_slot(1, kFar + kPage, kPage, more), 0) << "none is free, and one moves";
+}
+
+TEST_F(SecureGuest, AMoveThatIsRefusedLeavesTheSlotWhereItIs) {
+  become_secure();
+  u8* const more = map(kPlugBytes);
+  ASSERT_EQ(set_slot(1, kPlugged, kPlugBytes, more), 0);
+  guest_stores(kPlugged, 0x600d);
+  EXPECT_EQ(set_slot(1, kBase + kPage, kPlugBytes, more), -EEXIST);
+  EXPECT_EQ(guest_word(kPlugged), 0x600du);
+  EXPECT_FALSE(is_present(more));
+  EXPECT_EQ(set_slot(1, kPlugged, 0, more), 0);
 }
 
 // The kernel refuses no slot for that; a page that has left for one page of the guest cannot leave

@@ -120,6 +120,17 @@ class PlainNormalMemory final : public uv::NormalMemory {
     Page& what = pages_[page.raw()];
     set(what, 0);
   }
+  void moved(Gpa from, Gpa to, u64 bytes) override {
+    const std::lock_guard guard(lock_);
+    std::map<u64, Page> elsewhere;
+    for (u64 at = 0; at < bytes; at += memory_.page_bytes()) {
+      const auto found = pages_.find(from.raw() + at);
+      if (found == pages_.end()) continue;
+      elsewhere[to.raw() + at] = found->second;
+      pages_.erase(found);
+    }
+    for (const auto& [page, what] : elsewhere) pages_[page] = what;
+  }
   u64 address_of(Gpa page) override {
     const std::lock_guard guard(lock_);
     Page& what = pages_[page.raw()];

@@ -19,6 +19,9 @@
 //   stage2 has it no more              |
 //                                      | no slot: MMIO
 //   the guest has it no more: wiped    |
+//
+// A slot that moves stays the guest's: were it taken out and put in again, it would be gone where
+// its pages cannot be taken once more.
 
 namespace stagetwo::abi_kvm {
 
@@ -199,10 +202,26 @@ void SecureVm::unplug(u32 slot) {
   }
 }
 
+// Its memory and its length stay what they were.
+Result<void> SecureVm::move(Known* known, const stage2::Region& region) {
+  const Result<u32> moved = guest_.move_slot(known->uv_slot, free_uv_slot(), Gpa(region.gpa));
+  if (moved) {
+    known->base = Gpa(region.gpa);
+    known->flags = region.flags;
+    known->uv_slot = *moved;
+    return {};
+  }
+  stage2::Region back = region;
+  back.gpa = known->base.raw();
+  back.flags = known->flags;
+  static_cast<void>(memory_.slots().set_region(back));
+  return refuse(moved.error());
+}
+
 Result<void> SecureVm::set_region(const stage2::Region& region) {
   const sync::MutexGuard guard(lock_);
   ST_TRY(memory_.slots().set_region(region));
-  Known now{region.slot, 0, Gpa(region.gpa), {}, false};
+  Known now{region.slot, region.flags, 0, Gpa(region.gpa), {}, false};
   bool is_there = false, can_be_secure = false;
   memory_.slots().with_slot(region.slot, [&](const stage2::Slot* slot) {
     is_there = slot != nullptr;
@@ -210,11 +229,15 @@ Result<void> SecureVm::set_region(const stage2::Region& region) {
     now.at = slot->hvas();
     can_be_secure = (region.slot >> 16) == 0 && slot->file == nullptr;
   });
-  const Known* const before = find_slot(region.slot);
-  // What it logs is no concern of ours.
-  if (is_there && before != nullptr && before->base == now.base &&
-      before->at.start() == now.at.start() && before->at.size() == now.at.size()) {
-    return {};
+  Known* const before = find_slot(region.slot);
+  if (is_there && before != nullptr && before->at.start() == now.at.start() &&
+      before->at.size() == now.at.size()) {
+    // What it logs is no concern of ours.
+    if (before->base == now.base) {
+      before->flags = region.flags;
+      return {};
+    }
+    if (before->fits) return move(before, region);
   }
   unplug(region.slot);
   if (!is_there) return {};

@@ -10,7 +10,8 @@
 // with `sc 2`; ours makes them by VMCALL: docs/howto-secure-guests.md.
 //
 // I1  a slot is the guest's when stage2 has it and until stage2 has it no more; one that cannot be
-//     the guest's is refused, or, before KVM_CAP_PPC_SECURE_GUEST is enabled, refuses that.
+//     the guest's is refused, or, before KVM_CAP_PPC_SECURE_GUEST is enabled, refuses that. A slot
+//     that moves is zeros at its new place, and is where it was if that is refused.
 // I2  the page a fault was told of is gone from the table before anything happens to it.
 // Locking: lock_ (rank vm), over slots and their change; never together with a lock of the Vm's.
 // Lifetime: made before the VM's first vCPU and slot, ends after its last vCPU, before its memory.
@@ -64,6 +65,7 @@ class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable {
   // A memory slot as it is, and as the guest has it.
   struct Known {
     u32 slot = 0;
+    u32 flags = 0;
     u32 uv_slot = 0;
     Gpa base;
     HvaRange at;
@@ -75,6 +77,7 @@ class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable {
   [[nodiscard]] u32 free_uv_slot() const TA_REQ(lock_);
   [[nodiscard]] Result<void> plug(Known known, bool can_be_secure) TA_REQ(lock_);
   void unplug(u32 slot) TA_REQ(lock_);
+  [[nodiscard]] Result<void> move(Known* known, const stage2::Region& region) TA_REQ(lock_);
 
   // uv::GuestTable
   void going(u64 first, u64 count) override;

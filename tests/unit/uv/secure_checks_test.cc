@@ -502,6 +502,41 @@ TEST_P(SecureGuestCheck, S0_22_ASlotThatComesBackHasNothingOfTheOldOne) {
   EXPECT_EQ(m->memory.stale(), 0u);
 }
 
+TEST_P(SecureGuestCheck, S0_22_ASlotThatMovesIsZerosThereAndStaysWhereThatIsRefused) {
+  auto m = secure(4);
+  ASSERT_TRUE(m->guest.add_slot(1, m->gpa(20), 2 * GetParam()).has_value());
+  for (u64 page = 20; page < 22; ++page) {
+    ASSERT_EQ(m->guest_write(page, m->text(page)), GuestAccess::kDone);
+  }
+  // Refused, it has not been touched.
+  m->to_uv.refuse(Call::kUvRegisterMemSlot, 1, Status::kParameter);
+  EXPECT_EQ(m->guest.move_slot(1, 2, m->gpa(30)), refuse(EINVAL));
+  EXPECT_EQ(m->guest.move_slot(1, 2, m->gpa(3)), refuse(EINVAL)) << "another's place";
+  EXPECT_EQ(m->guest.move_slot(5, 2, m->gpa(30)), refuse(EINVAL)) << "no such slot";
+  EXPECT_EQ(m->guest_bytes(20), m->text(20));
+  // Half way over its own place the old one goes first: it is there again, with zeros.
+  m->to_uv.refuse(Call::kUvRegisterMemSlot, 1, Status::kParameter);
+  EXPECT_EQ(m->guest.move_slot(1, 2, m->gpa(21)), refuse(EINVAL));
+  EXPECT_EQ(m->guest_bytes(20), zeros());
+  EXPECT_EQ(m->hv_page(22), PageState::kNone);
+  // Without an id to spare, too.
+  for (const u64 to : {u64{21}, u64{30}, u64{40}}) {
+    const u32 spare = to == 40 ? static_cast<u32>(kMostSlots) : 2;
+    const Result<u32> moved = m->guest.move_slot(to == 40 ? 2 : 1, spare, m->gpa(to));
+    ASSERT_TRUE(moved.has_value()) << to;
+    EXPECT_EQ(*moved, to == 21 ? 1u : 2u);
+    EXPECT_EQ(m->hv_page(to == 21 ? 20 : 21), PageState::kNone);
+    EXPECT_EQ(m->uv_page(to == 21 ? 20 : 21), PageState::kNone);
+    EXPECT_EQ(m->guest_bytes(to), zeros());
+    ASSERT_EQ(m->guest_write(to + 1, m->text(to)), GuestAccess::kDone);
+    EXPECT_NE(m->vmm_read(to + 1), m->text(to));
+    EXPECT_EQ(m->guest_bytes(to + 1), m->text(to));
+  }
+  m->guest.remove_slot(2);
+  EXPECT_EQ(m->vmm_read(41), zeros());
+  EXPECT_EQ(m->guest_bytes(3), m->text(3));
+}
+
 TEST_P(SecureGuestCheck, S0_23_P2_TheVmmsProcessCannotReachTheUltravisors) {
   GTEST_SKIP() << "P2: wants the ultravisor in a process of its own, under another uid";
 }
