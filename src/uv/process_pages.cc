@@ -412,26 +412,43 @@ bool ProcessPages::put(Gpa page, u64 frame) {
         break;
     }
     // Still due: nothing stands in there any more, the process gave it up.
-    const sync::MutexGuard guard(lock_);
-    Due* const due = due_at(at);
-    if (due == nullptr || due->what != Due::What::kPut || due->frame != frame) return true;
-    *due = {};
-    return false;
+    {
+      const sync::MutexGuard guard(lock_);
+      Due* const due = due_at(at);
+      if (due == nullptr || due->what != Due::What::kPut || due->frame != frame) return true;
+      *due = {};
+    }
+    if (!put_over(at, frame)) return false;
+    if (frame != ProcessFrames::kZeros) drop_frame(frame);
+    return true;
   }
+}
+
+// Where the process has mapped something else since, that is the guest's memory now: what is there
+// is nobody's. False: nothing is mapped there that can be written to.
+bool ProcessPages::put_over(Hva at, u64 bytes) {
+  static constexpr u8 kNothing[kPageSize] = {};
+  const void* const from =
+      bytes == ProcessFrames::kZeros ? kNothing : reinterpret_cast<const void*>(bytes);
+  return host::copy_to(at, from, kPageSize) == kPageSize;
 }
 
 bool ProcessPages::put_back(Gpa page, u64 frame) {
   return put(page, frame);
 }
 
-void ProcessPages::discard(Gpa page) {
-  if (put(page, ProcessFrames::kZeros)) return;
-  // No stand-in: what is there is wiped, if anything is.
+bool ProcessPages::has_place(Gpa page) {
   const Hva at = address(page);
-  static constexpr u8 kNothing[kPageSize] = {};
-  for (u64 i = 0; at.raw() != 0 && i < pieces(); ++i) {
-    static_cast<void>(host::copy_to(at + i * kPageSize, kNothing, kPageSize));
+  if (at.raw() == 0) return false;
+  for (u64 i = 0; i < pieces(); ++i) {
+    const auto mapping = host::mapping_at(at + i * kPageSize);
+    if (!mapping || !mapping->prot.write) return false;
   }
+  return true;
+}
+
+void ProcessPages::discard(Gpa page) {
+  static_cast<void>(put(page, ProcessFrames::kZeros));
 }
 
 // What a touch is to put there: what is due, or else the page, sealed now.

@@ -51,6 +51,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   void leave_none_ahead() override;
   u64 new_frame() override;
   bool put_back(Gpa page, u64 frame) override;
+  bool has_place(Gpa page) override;
   void drop_frame(u64 frame) override;
   void discard(Gpa page) override;
   void moved(Gpa from, Gpa to, u64 bytes) override;
@@ -103,6 +104,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] HvaRange part_at(Hva at) TA_EXCL(lock_);
   void set_due(Hva at, Due fresh) TA_EXCL(lock_);
   [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
+  [[nodiscard]] static bool put_over(Hva at, u64 bytes);
   enum class Ahead : u8 { kNo, kYes, kInHand };
   enum class Left : u8 { kNo, kYes, kStillDue };
   [[nodiscard]] Ahead take_ahead(Hva at, const Due& otherwise, u64* frame) TA_EXCL(lock_);

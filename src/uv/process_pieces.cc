@@ -145,19 +145,21 @@ bool ProcessPages::put_whole(Hva at, u64 frame) {
   settle(at);
   set_pieces(at, frame, Due::What::kPut, 0);
   put_pieces(at);
-  u64 still = 0;
-  {
-    const sync::MutexGuard guard(lock_);
-    for (u64 i = 0; i < pieces(); ++i) {
+  const bool zeros = frame == ProcessFrames::kZeros;
+  u64 over = 0, homeless = 0;
+  for (u64 i = 0; i < pieces(); ++i) {
+    {
+      const sync::MutexGuard guard(lock_);
       Due* const due = due_at(at + i * kPageSize);
       if (due == nullptr || due->what != Due::What::kPut) continue;
       *due = {};
-      ++still;
     }
+    ++(put_over(at + i * kPageSize, zeros ? frame : frame + i * kPageSize) ? over : homeless);
   }
-  const bool zeros = frame == ProcessFrames::kZeros;
-  if (still != 0 && still != pieces() && !zeros) drop_frame(frame);
-  return still == 0 || (still != pieces() && !zeros);
+  if (homeless == pieces()) return false;
+  // The last piece of a frame that was due there would have given it back.
+  if (over + homeless != 0 && !zeros) drop_frame(frame);
+  return true;
 }
 
 // The page has been sealed into a frame; the guest may have it again while its pieces are put.

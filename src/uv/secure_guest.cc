@@ -289,8 +289,10 @@ Status SecureGuest::move_out(Gpa page) {
 }
 
 // A frame of zeros is shared first and then put where the stand-in is: until the ultravisor has
-// agreed, the secure page and its stand-in are as they were.
+// agreed, the secure page and its stand-in are as they were. Without a place for the frame nothing
+// is shared, and the guest keeps what it has there.
 Status SecureGuest::share_fresh(Gpa page) {
+  if (!memory_.has_place(page)) return Status::kParameter;
   const u64 frame = memory_.new_frame();
   if (frame == 0) return Status::kBusy;
   const Status told = tell_page_in(page, frame);
@@ -304,7 +306,8 @@ Status SecureGuest::share_fresh(Gpa page) {
   } else {
     memory_.drop_frame(frame);
   }
-  // It is shared all the same; the guest's next touch asks for the frame there is then.
+  // The place went meanwhile, as it may a moment later. The page is shared all the same; the
+  // guest's next touch asks for the frame there is then.
   if (!named) static_cast<void>(tell_gone(page));
   return Status::kSuccess;
 }

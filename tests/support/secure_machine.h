@@ -112,6 +112,10 @@ class PlainNormalMemory final : public uv::NormalMemory {
     set(what, frame);
     return true;
   }
+  bool has_place(Gpa page) override {
+    const std::lock_guard guard(lock_);
+    return !pages_[page.raw()].hole;
+  }
   void drop_frame(u64 frame) override {
     if (frame != 0) memory_.end(frame);
   }

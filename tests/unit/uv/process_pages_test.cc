@@ -343,6 +343,62 @@ TEST_F(ProcessGuest, TouchesFromManyThreadsMeetTheGuestsOwn) {
   EXPECT_EQ(ultravisor.state(kLpid), SvmState::kSecure);
 }
 
+// ---- addresses that are given up, or are another mapping's
+// ----------------------------------------
+
+TEST_F(ProcessGuest, ASecurePageWhoseAddressWasUnmappedIsNotSharedAndKeepsItsContents) {
+  become_secure();
+  host::change(hva(5).raw(), kPageSize, host::EventKind::kUnmap,
+               [&] { return ::munmap(at(5), kPageSize); });
+  EXPECT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kParameter);
+  EXPECT_EQ(guest_bytes(5), text(5));
+  EXPECT_EQ(ultravisor.page(kLpid, Gpa(5 * kPageSize)), PageState::kSecure);
+  // All of a range or nothing: what was shared before it is the guest's again.
+  EXPECT_EQ(guest_call(Call::kUvSharePage, 4, 3), Status::kParameter);
+  EXPECT_EQ(ultravisor.page(kLpid, Gpa(4 * kPageSize)), PageState::kSecure);
+  EXPECT_EQ(guest_bytes(5), text(5));
+  EXPECT_EQ(guest_bytes(6), text(6));
+  // One that cannot be written to is none that can be shared.
+  const u64 at8 = hva(8).raw();
+  host::change(at8, kPageSize, host::EventKind::kProtection,
+               [&] { return ::mprotect(at(8), kPageSize, PROT_READ); });
+  EXPECT_EQ(guest_call(Call::kUvSharePage, 8, 1), Status::kParameter);
+  EXPECT_EQ(guest_bytes(8), text(8));
+  ASSERT_EQ(::mmap(at(5), kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+            at(5));
+  EXPECT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kSuccess);
+  EXPECT_EQ(guest_bytes(5), Bytes(kPageSize));
+}
+
+// The slot is the guest's memory at these addresses, whatever is mapped there (and was touched or
+// not): a page that leaves goes there.
+TEST_F(ProcessGuest, APageGoesOutToAMappingThatTookItsPlacesAddress) {
+  become_secure();
+  const auto map_anew = [&](u64 page) {
+    host::change(hva(page).raw(), kPageSize, host::EventKind::kUnmap, [&] {
+      return ::mmap(at(page), kPageSize, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    });
+  };
+  for (u64 page = 2; page < 4; ++page) map_anew(page);
+  std::memset(at(3), 0x5a, kPageSize);
+  for (u64 page = 2; page < 4; ++page) {
+    const Gpa gpa(page * kPageSize);
+    EXPECT_EQ(ultravisor.ask_page_out(kLpid, gpa), Status::kSuccess) << page;
+    EXPECT_EQ(ultravisor.page(kLpid, gpa), PageState::kPagedOut) << page;
+    EXPECT_LT(equal_bytes(seen(page), text(page)), kPageSize / 50) << page;
+    EXPECT_LT(equal_bytes(seen(page), Bytes(kPageSize, 0x5a)), kPageSize / 50) << page;
+    EXPECT_LT(equal_bytes(seen(page), Bytes(kPageSize)), kPageSize / 50) << page;
+    EXPECT_EQ(guest_bytes(page), text(page)) << page;
+    EXPECT_EQ(guest->page(gpa), PageState::kSecure) << page;
+  }
+  // Where nothing is mapped it stays.
+  host::change(hva(6).raw(), kPageSize, host::EventKind::kUnmap,
+               [&] { return ::munmap(at(6), kPageSize); });
+  EXPECT_EQ(ultravisor.ask_page_out(kLpid, Gpa(6 * kPageSize)), Status::kParameter);
+  EXPECT_EQ(guest_bytes(6), text(6));
+}
+
 // ---- pages in order -----------------------------------------------------------------------------
 
 bool is_present(const u8* at) {
