@@ -10,10 +10,10 @@
 // because the guest asked for that, and is mapped on both sides: the hypervisor's process and the
 // guest use one frame. Nothing stands in for it, and touching it is no event.
 //
-// A SECURE PAGE lies in secure memory, in clear; the hypervisor's process has a stand-in there, a
-// page that is absent and whose touch is reported (SecurePageStandIn: host/page_owner.h's record).
-// The stand-in represents the secure page: it has no contents. Paged out, the page lies in normal
-// memory, sealed, and touching it is no event.
+// A SECURE PAGE lies in secure memory, in clear; the hypervisor's process has a stand-in, which
+// represents the secure page: a page that is absent and whose touch is reported (SecurePageStandIn,
+// process_pages.h). It has no contents. Paged out, the page lies in normal memory, sealed, and
+// touching it is no event.
 
 #include "base/types.h"
 #include "uv/calls.h"

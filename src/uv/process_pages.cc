@@ -350,7 +350,7 @@ void ProcessPages::end_leaving(Hva at, Due due, u64 moved) {
     frames_.give_places(due.frame + moved * kPageSize, due.places - moved);
 }
 
-bool ProcessPages::take(const host::AbsentPage& page, host::PageExit& exit) {
+bool ProcessPages::take(const SecurePageStandIn& page, host::PageExit& exit) {
   const Due due = begin_leaving(page.at, 1);
   // Nobody of ours asked for this one.
   if (due.frame == 0) return false;
@@ -359,7 +359,7 @@ bool ProcessPages::take(const host::AbsentPage& page, host::PageExit& exit) {
   return moved;
 }
 
-unsigned ProcessPages::take_run(const host::AbsentPage& first, unsigned pages,
+unsigned ProcessPages::take_run(const SecurePageStandIn& first, unsigned pages,
                                 host::PageExit& exit) {
   const Due due = begin_leaving(first.at, pages);
   if (due.frame == 0) return 0;
@@ -482,7 +482,7 @@ host::BringBack ProcessPages::due_for_touch(Hva at, Gpa* gpa, Due* due) {
   return host::BringBack::kBack;
 }
 
-host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
+host::BringBack ProcessPages::bring_back(const SecurePageStandIn& page, host::PageEntry& entry) {
   const Hva at = page_floor(page.at);
   Gpa gpa;
   Due due;
@@ -505,7 +505,7 @@ host::BringBack ProcessPages::bring_back(const host::AbsentPage& page, host::Pag
 
 // The process gave the address up while the page was absent. What a touch had on its way goes back
 // to the guest.
-void ProcessPages::discard(const host::AbsentPage& page) {
+void ProcessPages::discard(const SecurePageStandIn& page) {
   const Hva at = page_floor(page.at);
   Gpa gpa;
   Due due;

@@ -31,6 +31,9 @@
 
 namespace stagetwo::uv {
 
+// The record of a page that is absent because this owner has it: never one of a device.
+using SecurePageStandIn = host::AbsentPage;
+
 class ProcessPages final : public NormalMemory, public host::PageOwner, public host::MmuNotifier {
  public:
   explicit ProcessPages(u64 page_bytes = kPageSize)
@@ -57,11 +60,11 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   void moved(Gpa from, Gpa to, u64 bytes) override;
   u64 address_of(Gpa page) override;
 
-  bool take(const host::AbsentPage& page, host::PageExit& exit) override;
-  unsigned take_run(const host::AbsentPage& first, unsigned pages, host::PageExit& exit) override;
-  host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override;
-  void discard(const host::AbsentPage& page) override;
-  unsigned bring_back_run(const host::AbsentPage& first, unsigned pages,
+  bool take(const SecurePageStandIn& page, host::PageExit& exit) override;
+  unsigned take_run(const SecurePageStandIn& first, unsigned pages, host::PageExit& exit) override;
+  host::BringBack bring_back(const SecurePageStandIn& page, host::PageEntry& entry) override;
+  void discard(const SecurePageStandIn& page) override;
+  unsigned bring_back_run(const SecurePageStandIn& first, unsigned pages,
                           host::PageEntry& entry) override;
 
   bool invalidate_range_start(const host::InvalidateEvent& event) override;

@@ -180,7 +180,7 @@ void ProcessPages::bring_other_pieces(Hva at) {
 }
 
 // Pieces whose bytes stand one after the other.
-unsigned ProcessPages::bring_back_run(const host::AbsentPage& page, unsigned pages,
+unsigned ProcessPages::bring_back_run(const SecurePageStandIn& page, unsigned pages,
                                       host::PageEntry& entry) {
   if (pieces() == 1) return 0;
   const Hva at = page.at;

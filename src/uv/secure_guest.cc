@@ -11,7 +11,8 @@
 // `remove_gfn` exist because page-out is reached through a fault, and A FAULT CANNOT CARRY
 // ARGUMENTS: whoever drops a device page has to leave a note on it, and a note that is not taken
 // off again throws the guest's bytes away at the next touch. Here nobody reaches page-out by a
-// fault of his own: share_fresh() and give_up() put the stand-in's successor in place themselves.
+// fault of his own: share_fresh() and give_up() put the successor of the stand-in, which represents
+// the secure page, in place themselves.
 //
 // A frame that both sides use, and the process that gives its address up:
 //
