@@ -32,6 +32,24 @@ TEST_F(SecureGuest, TheCapabilityIsOneAndNotOfAVmWithPrivateMemory) {
   EXPECT_EQ(enable(), 0);
 }
 
+// 64 VMs of a process can have a secure guest; of the next one the capability says that it cannot.
+TEST_F(SecureGuest, TheCapabilityIsZeroOfAVmThatIsOneTooMany) {
+  std::vector<std::unique_ptr<Fd>> more;
+  for (int n = 0; n < 63; ++n) {
+    more.push_back(std::make_unique<Fd>(call(device_, KVM_CREATE_VM)));
+    ASSERT_GE(*more.back(), 0);
+    ASSERT_EQ(call(*more.back(), KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST), 1) << n;
+  }
+  kvm_enable_cap cap{};
+  cap.cap = KVM_CAP_PPC_SECURE_GUEST;
+  EXPECT_EQ(call(*more.back(), KVM_ENABLE_CAP, &cap), 0);
+  const Fd last(call(device_, KVM_CREATE_VM));
+  ASSERT_GE(last, 0);
+  EXPECT_EQ(call(last, KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST), 0);
+  EXPECT_EQ(call(last, KVM_ENABLE_CAP, &cap), -EINVAL);
+  EXPECT_EQ(call(device_, KVM_CHECK_EXTENSION, KVM_CAP_PPC_SECURE_GUEST), 1);
+}
+
 TEST_F(SecureGuest, AGuestWhoseVmmDoesNotAllowItStaysNormal) {
   EXPECT_EQ(guest_call(kEsm, 1, 1), kPermission);
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));

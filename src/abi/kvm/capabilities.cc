@@ -134,7 +134,7 @@ int check_extension(u64 number) {
   return row->value == kOnlineCpus ? online_cpus() : row->value;
 }
 
-int check_vm_extension(u64 number, bool private_memory) {
+int check_vm_extension(u64 number, bool private_memory, bool can_be_secure) {
   switch (number) {
     case KVM_CAP_MEMORY_ATTRIBUTES:
       return private_memory ? int{KVM_MEMORY_ATTRIBUTE_PRIVATE} : 0;
@@ -144,8 +144,7 @@ int check_vm_extension(u64 number, bool private_memory) {
       if (!level().says_memfd_flags || !private_memory) break;
       return static_cast<int>(level().private_memfd_flags);
     case KVM_CAP_PPC_SECURE_GUEST:
-      if (private_memory) return 0;
-      break;
+      return can_be_secure ? 1 : 0;
     default:
       break;
   }

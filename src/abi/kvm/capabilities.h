@@ -32,8 +32,8 @@ struct Capability {
 // Never negative; 0 for what is unknown.
 [[nodiscard]] int check_extension(u64 number);
 
-// The same of a VM's descriptor.
-[[nodiscard]] int check_vm_extension(u64 number, bool private_memory);
+// The same of a VM's descriptor. `can_be_secure`: its guest can (of the 65th VM it cannot).
+[[nodiscard]] int check_vm_extension(u64 number, bool private_memory, bool can_be_secure);
 
 // Limits that several files need and the table reports.
 inline constexpr u32 kMaxVcpus = 1024;

@@ -134,7 +134,7 @@ Result<long> Vm::ioctl(u32 request, u64 arg) {
     case KVM_CREATE_VCPU:
       return create_vcpu(arg);
     case KVM_CHECK_EXTENSION:
-      return check_vm_extension(arg, has_private_memory());
+      return check_vm_extension(arg, has_private_memory(), secure() != nullptr);
     case KVM_ENABLE_CAP:
       return enable_cap(arg);
     case KVM_SET_USER_MEMORY_REGION:
