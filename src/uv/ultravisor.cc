@@ -66,7 +66,8 @@ Result<void> Ultravisor::open(const UltravisorOptions& options, Port* hypervisor
   return {};
 }
 
-Svm* Ultravisor::find(u32 lpid) {
+// A number wider than an lpid is nobody's.
+Svm* Ultravisor::find(u64 lpid) {
   const sync::MutexGuard guard(lock_);
   for (const Box<Svm>& svm : svms_) {
     if (svm->lpid == lpid) return svm.get();
@@ -133,7 +134,7 @@ Status Ultravisor::from_hypervisor(const Message& m) {
     case Call::kUvPageInval:
       return page_inval(m);
     case Call::kUvSvmTerminate:
-      return terminate(static_cast<u32>(m.args[0]));
+      return terminate(m.args[0]);
     // Partition tables, special registers, SCOM, firmware: there are none here. UV_RETURN: a reply
     // travels back as the reply it is, so a call of that name is a bogus one.
     default:
@@ -272,7 +273,7 @@ Status Ultravisor::esm_abort(u32 lpid) {
 
 // Not idempotent: a slot that is there is P5, its place P2.
 Status Ultravisor::register_slot(const Message& m) {
-  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  Svm* const svm = find(m.args[0]);
   const Run run(svm, kLiving);
   if (!run.ok()) return run.refusal();
   const u64 gpa = m.args[1], bytes = m.args[2], page = options_.page_bytes;
@@ -303,7 +304,7 @@ Status Ultravisor::register_slot(const Message& m) {
 
 // Not idempotent: a slot that is gone is P2. Waits for who is at its pages.
 Status Ultravisor::unregister_slot(const Message& m) {
-  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  Svm* const svm = find(m.args[0]);
   const Run run(svm, kLiving | Run::bit(SvmState::kAborting) | Run::bit(SvmState::kStopped));
   if (!run.ok()) return run.refusal();
   Svm::Slot gone;
@@ -333,7 +334,7 @@ Status Ultravisor::unregister_slot(const Message& m) {
 }
 
 // Idempotent: of a guest nobody knows it is a success that did nothing.
-Status Ultravisor::terminate(u32 lpid) {
+Status Ultravisor::terminate(u64 lpid) {
   Svm* const svm = find(lpid);
   if (svm == nullptr) return Status::kSuccess;
   Vec<Svm::Slot> gone("uv.svm_slots");

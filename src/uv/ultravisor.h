@@ -99,7 +99,7 @@ class Ultravisor final : public Port {
   class Going;
   class Bounce;
 
-  [[nodiscard]] Svm* find(u32 lpid) TA_EXCL(lock_);
+  [[nodiscard]] Svm* find(u64 lpid) TA_EXCL(lock_);
   [[nodiscard]] Result<Svm*> find_or_make(u32 lpid) TA_EXCL(lock_);
   [[nodiscard]] u64 number_of(Gpa page) const { return page.raw() / options_.page_bytes; }
   [[nodiscard]] u64 address_of(u64 page) const { return page * options_.page_bytes; }
@@ -111,7 +111,7 @@ class Ultravisor final : public Port {
   Status esm(u32 lpid, u64 kernel, u64 tree);
   Status register_slot(const Message& m);
   Status unregister_slot(const Message& m);
-  Status terminate(u32 lpid);
+  Status terminate(u64 lpid);
 
   // What the hypervisor asks about a page (ultravisor_pages.cc).
   Status page_in(const Message& m);

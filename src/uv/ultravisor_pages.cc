@@ -97,7 +97,7 @@ Status Ultravisor::page_in(const Message& m) {
   if (m.args[4] != order_of(options_.page_bytes)) return Status::kP5;
   if (m.args[3] != 0) return Status::kP4;
   if (frame == 0 || pool_.contains(frame, options_.page_bytes)) return Status::kP2;
-  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  Svm* const svm = find(m.args[0]);
   const Run run(svm, kLiving);
   if (!run.ok()) return run.refusal();
   if (gpa % options_.page_bytes != 0) return Status::kP3;
@@ -206,7 +206,7 @@ Status Ultravisor::page_out(const Message& m) {
   if (m.args[4] != order_of(options_.page_bytes)) return Status::kP5;
   if (m.args[3] != 0) return Status::kP4;
   if (frame == 0 || pool_.contains(frame, options_.page_bytes)) return Status::kP2;
-  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  Svm* const svm = find(m.args[0]);
   const Run run(svm, kReachable);
   if (!run.ok()) return run.refusal();
   if (gpa % options_.page_bytes != 0) return Status::kP3;
@@ -296,7 +296,7 @@ Status Ultravisor::give_clear(Svm* svm, u64 page, PageRecord* record, u64 frame)
 // is not known (any more). Post: the guest uses the frame no more.
 Status Ultravisor::page_inval(const Message& m) {
   if (m.args[2] != order_of(options_.page_bytes)) return Status::kP3;
-  Svm* const svm = find(static_cast<u32>(m.args[0]));
+  Svm* const svm = find(m.args[0]);
   const Run run(svm, kLiving | Run::bit(SvmState::kStopped));
   if (!run.ok()) return run.refusal();
   if (m.args[1] % options_.page_bytes != 0) return Status::kP2;

@@ -118,6 +118,31 @@ TEST_P(SecureGuestCheck, S0_05_PageOutHasNoFlagsAndOneOrder) {
   EXPECT_EQ(m->hv_page(0), PageState::kSecure);
 }
 
+// 33 bits whose lower 32 are the guest's: none of its pages or slots is touched, and it lives.
+TEST_P(SecureGuestCheck, S0_05_ALpidThatIsTooWideIsNobodys) {
+  auto m = secure(2);
+  const u64 wide = u64{1} << 32 | SecureMachine::kLpid, order = order_of(GetParam());
+  const u64 frame = m->memory.make();
+  const auto call = [&](Call which, u64 a, u64 b, u64 c, u64 d) {
+    return m->ultravisor.call({which, SecureMachine::kLpid, {wide, a, b, c, d}},
+                              Caller::kHypervisor);
+  };
+  const u64 far = m->gpa(20).raw(), first = m->gpa(0).raw();
+  EXPECT_EQ(call(Call::kUvRegisterMemSlot, far, GetParam(), 0, 3), Status::kParameter);
+  EXPECT_EQ(call(Call::kUvUnregisterMemSlot, 0, 0, 0, 0), Status::kParameter);
+  EXPECT_EQ(call(Call::kUvPageOut, frame, first, 0, order), Status::kParameter);
+  EXPECT_EQ(call(Call::kUvPageIn, frame, first, 0, order), Status::kParameter);
+  EXPECT_EQ(call(Call::kUvPageInval, first, order, 0, 0), Status::kParameter);
+  EXPECT_EQ(call(Call::kUvSvmTerminate, 0, 0, 0, 0), Status::kSuccess) << "of nobody";
+  EXPECT_EQ(m->ultravisor.state(SecureMachine::kLpid), SvmState::kSecure);
+  EXPECT_EQ(m->uv_page(20), PageState::kNone);
+  for (u64 page = 0; page < 2; ++page) {
+    EXPECT_EQ(m->uv_page(page), PageState::kSecure);
+    EXPECT_EQ(m->guest_bytes(page), m->text(page));
+  }
+  m->memory.end(frame);
+}
+
 TEST_P(SecureGuestCheck, S0_06_PageInOfASecurePageIsRefusedAndHarmless) {
   SecureMachine m(GetParam());
   m.plug(0, 0, 1);
