@@ -288,6 +288,22 @@ void SecureGuest::give_up(const Slot* only) {
   }));
 }
 
+// A transient guest does not run: who says he is one is another vCPU, that left the guest just
+// before UV_ESM stopped it. Nothing may be undone for him behind the ultravisor's back: it would
+// seal what it is asked for, and forget the key. He is asked to come again when UV_ESM is over.
+Status SecureGuest::abort_of_guest() {
+  const sync::MutexGuard guard(lock_);
+  switch (state_) {
+    case GuestState::kNormal:
+      return Status::kUnsupported;
+    case GuestState::kTransient:
+      return Status::kBusy;
+    case GuestState::kSecure:
+      break;
+  }
+  return Status::kState;
+}
+
 // Not idempotent: a guest that is normal again is UNSUPPORTED. Success is PARAMETER: the receiver
 // is the guest, whose UV_ESM failed.
 Status SecureGuest::init_abort() {

@@ -125,9 +125,10 @@ Status SecureGuest::service(const Message& message, Caller caller) {
 }
 
 Status SecureGuest::serve(const Message& message, Caller caller) {
-  // ABORT is recognised by the guest's state alone: what is saved of the caller is the guest's.
-  if (message.call == Call::kHSvmInitAbort) return init_abort();
-  if (caller != Caller::kUltravisor) return Status::kUnsupported;
+  // ABORT is answered by the guest's state alone: what is saved of the caller is the guest's.
+  const bool of_ultravisor = caller == Caller::kUltravisor;
+  if (message.call == Call::kHSvmInitAbort) return of_ultravisor ? init_abort() : abort_of_guest();
+  if (!of_ultravisor) return Status::kUnsupported;
   switch (message.call) {
     case Call::kHSvmInitStart:
       return init_start();

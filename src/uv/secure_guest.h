@@ -128,6 +128,7 @@ class SecureGuest {
   Status init_start() TA_EXCL(lock_);
   Status init_done() TA_EXCL(lock_);
   Status init_abort() TA_EXCL(lock_);
+  Status abort_of_guest() TA_EXCL(lock_);
   Status page_in(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
   Status page_out(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
   Status reflected(u64 gpa) TA_EXCL(lock_);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/alloc.h"
+#include "base/check.h"
 #include "stage2/address_space.h"
 #include "vcpu/block_cache.h"
 #include "vcpu/control_regs.h"
@@ -120,6 +121,11 @@ const Exit& Vcpu::run(const RunRequest& request) {
   c.flags.set_exact(0);
   wipe_remains(c);
   return c.exit;
+}
+
+void Vcpu::repeat_call() {
+  ST_CHECK(cpu_->io.kind == Pending::kHypercall);
+  cpu_->io.kind = Pending::kNone;
 }
 
 void Vcpu::request_exit() {

@@ -115,6 +115,9 @@ class Vcpu {
   // Context: the calling thread becomes the guest; no lock but the vCPU's own is held.
   [[nodiscard]] const Exit& run(const RunRequest& request);
 
+  // After an exit with kHypercall that nobody answered: the guest makes the call again.
+  void repeat_call();
+
   // Asks a running guest to come out with kInterrupted, or the next run() if none is running.
   // Context: any thread, async-signal-safe. The request is consumed by the run it ends.
   void request_exit();

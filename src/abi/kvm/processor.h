@@ -135,8 +135,11 @@ class Processor {
   static void copy_fault_counts(void* context);
   void save_after_run();
   Result<long> run_guest(bool immediate, host::RunSection& section);
+  Result<long> refuse_signalled();
   Result<long> wait_for_init(bool immediate, host::RunSection& section);
-  bool serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request);
+  enum class Served : u8 { kNotOurs, kYes, kSignalled };
+  Served serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request,
+               host::RunSection& section);
   bool begin_secure_run(host::RunSection& section);
   Result<long> enter_secure(bool immediate, host::RunSection& section);
   bool signalled(host::RunSection& section);

@@ -209,7 +209,11 @@ Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
     }
     const vcpu::Exit& exit = wait ? interrupted_ : cpu_->run(request);
     count(exit);
-    if (exit.kind == vcpu::ExitKind::kHypercall && serve(exit.hypercall, &request)) continue;
+    if (exit.kind == vcpu::ExitKind::kHypercall) {
+      const Served served = serve(exit.hypercall, &request, section);
+      if (served == Served::kYes) continue;
+      if (served == Served::kSignalled) return refuse_signalled();
+    }
     if (unit_ && unit_->absorb(exit, &request, pio_page())) continue;
     // A kick left over from an earlier run is nobody's: the client has had its answer.
     const bool stale = exit.kind == vcpu::ExitKind::kInterrupted && !exit.immediate && !immediate &&
@@ -225,11 +229,23 @@ Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
 }
 
 // A call of a guest that is or wants to be secure. The client sees nothing of it.
-bool Processor::serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request) {
-  if (vm_.secure() == nullptr || !vcpu::is_secure_call(call.nr)) return false;
-  request->completion = {};
-  request->completion.hypercall_ret = vm_.secure()->call(call);
-  return true;
+// A signal ends the run before the answer: the guest makes the call again when it goes on.
+Processor::Served Processor::serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request,
+                                   host::RunSection& section) {
+  if (vm_.secure() == nullptr || !vcpu::is_secure_call(call.nr)) return Served::kNotOurs;
+  const vcpu::HypercallExit asked = call;
+  for (;;) {
+    if (const auto answer = vm_.secure()->call(asked)) {
+      request->completion = {};
+      request->completion.hypercall_ret = *answer;
+      return Served::kYes;
+    }
+    if (signalled(section)) {
+      cpu_->repeat_call();
+      return Served::kSignalled;
+    }
+    sync::yield_thread();
+  }
 }
 
 // While a guest's life changes no vCPU of it begins to run. False: a signal came first.
@@ -263,6 +279,10 @@ Result<long> Processor::wait_for_init(bool immediate, host::RunSection& section)
     if (cpu_->state().mp_state != vcpu::MpState::kUninitialized) return refuse(EAGAIN);
     nap(ticket, section);
   }
+  return refuse_signalled();
+}
+
+Result<long> Processor::refuse_signalled() {
   write_once(run_->exit_reason, u32{KVM_EXIT_INTR});
   stats_.add(VcpuStat::kSignalExits);
   return refuse(EINTR);

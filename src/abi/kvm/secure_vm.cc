@@ -252,7 +252,7 @@ Result<void> SecureVm::set_region(const stage2::Region& region) {
 
 // ---- the guest --------------------------------------------------------------------------------
 
-u64 SecureVm::call(const vcpu::HypercallExit& call) {
+std::optional<u64> SecureVm::call(const vcpu::HypercallExit& call) {
   const bool is_secure = machine_.ultravisor.state(lpid_) == uv::SvmState::kSecure;
   const uv::Caller caller = is_secure ? uv::Caller::kSecureGuest : uv::Caller::kGuest;
   uv::Message message;
@@ -262,6 +262,8 @@ u64 SecureVm::call(const vcpu::HypercallExit& call) {
   const bool of_hypervisor = call.nr < static_cast<u64>(uv::Call::kUvWritePate);
   const uv::Status answer = of_hypervisor ? machine_.hypervisor.call(message, caller)
                                           : machine_.ultravisor.call(message, caller);
+  // Another vCPU is in UV_ESM: a guest that is neither normal nor secure does not run.
+  if (of_hypervisor && answer == uv::Status::kBusy) return std::nullopt;
   return uv::to_word(answer);
 }
 

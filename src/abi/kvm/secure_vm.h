@@ -16,6 +16,8 @@
 // Locking: lock_ (rank vm), over slots and their change; never together with a lock of the Vm's.
 // Lifetime: made before the VM's first vCPU and slot, ends after its last vCPU, before its memory.
 
+#include <optional>
+
 #include "base/alloc.h"
 #include "base/result.h"
 #include "base/vec.h"
@@ -53,8 +55,9 @@ class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable {
   // Around KVM_RUN. False: the guest's life is changing; come back later.
   [[nodiscard]] bool run_begin() { return guest_.run_begin(); }
   void run_end() { guest_.run_end(); }
-  // The guest's call (vcpu::is_secure_call): what it finds in RAX.
-  [[nodiscard]] u64 call(const vcpu::HypercallExit& call);
+  // The guest's call (vcpu::is_secure_call): what it finds in RAX. Nothing: not yet, it is to be
+  // made again, and the guest does not go on before.
+  [[nodiscard]] std::optional<u64> call(const vcpu::HypercallExit& call);
 
   // stage2::FrameKeeper
   Where find(Gfn gfn, Hva* page) override;

@@ -416,6 +416,26 @@ TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
   EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kState);
 }
 
+// Another vCPU of the guest that calls while UV_ESM is under way: undone behind the ultravisor's
+// back, the guest would be left with sealed pages and no key.
+TEST_P(SecureGuestCheck, S0_19_AbortByAGuestThatShouldNotRunUndoesNothing) {
+  SecureMachine m(GetParam());
+  m.plug(0, 0, 3);
+  m.vmm_fill(0, 3);
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort, 0, 0, 0, Caller::kGuest), Status::kUnsupported);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(0)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(1)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_out(m.kLpid, m.gpa(1)), Status::kSuccess);
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort, 0, 0, 0, Caller::kGuest), Status::kBusy);
+  EXPECT_EQ(m.guest.state(), GuestState::kTransient);
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kTransient);
+  ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  for (u64 page = 0; page < 3; ++page) EXPECT_EQ(m.guest_bytes(page), m.text(page)) << page;
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort, 0, 0, 0, Caller::kSecureGuest), Status::kState);
+}
+
 // One message of the change refused, each in turn: what the guest had is there, and it may try
 // again.
 TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas) {
