@@ -15,6 +15,18 @@
 // gives back what it can, SVM_OFF and a slot that goes give back zeros.
 //
 // A page is held (busy) while its life is decided: messages are answered BUSY, touches come again.
+// It is let go as soon as that is done, not when all are: a fork has what is absent brought back, by
+// touches, and lets nobody take a page until it is over.
+//
+//   who takes pages (take_all)         | fork
+//   takes page 1; lets it go           |
+//                                      | begins; touches page 1: sealed
+//   is to take page 2: waits for the   |
+//     fork's end                       | done; ends
+//   takes page 2                       |
+//
+// With page 1 in its hands each would wait for the other. For the same reason ABORT restores what is
+// absent before it takes a sealed page to open it.
 
 namespace stagetwo::uv {
 
@@ -137,29 +149,38 @@ void SecureGuest::let_pages_go(const Slot* only) {
   turnstile_.turn();
 }
 
-// The words of a held page are nobody else's, so they are read and written one by one.
+// f of every held page that is among `states`; each is let go at once. Where f says kNone that is
+// the end, and what is left is let go, too.
 template <typename F>
-bool SecureGuest::for_each_held_page(const Slot* only, F f) {
-  size_t slots = 0;
-  {
-    const sync::MutexGuard guard(lock_);
-    slots = slots_.size();
-  }
-  for (size_t at = 0; at < slots; ++at) {
-    Slot* slot = nullptr;
+bool SecureGuest::for_each_held_page(const Slot* only, unsigned states, F f) {
+  bool good = true;
+  for (size_t at = 0, word = 0;;) {
+    Gpa page;
+    PageState was = PageState::kNone;
     {
       const sync::MutexGuard guard(lock_);
-      slot = &slots_[at];
+      if (at == slots_.size()) return good;
+      const Slot& slot = slots_[at];
+      if ((only != nullptr && &slot != only) || word == slot.words.size()) {
+        ++at;
+        word = 0;
+        continue;
+      }
+      was = slot.words[word].state;
+      page = Gpa((slot.first + word) * page_bytes_);
     }
-    if (only != nullptr && slot != only) continue;
-    for (size_t i = 0; i < slot->words.size(); ++i) {
-      const PageState now = f(Gpa((slot->first + i) * page_bytes_), slot->words[i].state);
-      if (now == PageState::kNone) return false;
-      const sync::MutexGuard guard(lock_);
-      slot->words[i].state = now;
+    if ((states >> static_cast<unsigned>(was) & 1) == 0) {
+      ++word;
+      continue;
     }
+    const PageState now = good ? f(page, was) : PageState::kNone;
+    good = now != PageState::kNone;
+    const sync::MutexGuard guard(lock_);
+    Word& done = slots_[at].words[word++];
+    if (good) done.state = now;
+    done.busy = false;
+    turnstile_.turn();
   }
-  return true;
 }
 
 // ---- START and DONE -----------------------------------------------------------------------------
@@ -214,7 +235,7 @@ Status SecureGuest::init_start() {
 
 // What is still normal leaves the process, and its contents are thrown away: nobody measured them.
 bool SecureGuest::take_all(const Slot* only, Untakable untakable) {
-  return for_each_held_page(only, [&](Gpa page, PageState was) {
+  return for_each_held_page(only, kAllStates, [&](Gpa page, PageState was) {
     const PageCell& cell = page_cell(PageEvent::kHvInitDone, was);
     if (cell.work != PageWork::kGiveUp) {
       return cell.status == Status::kSuccess ? cell.next : PageState::kNone;
@@ -249,7 +270,6 @@ Status SecureGuest::init_done() {
   hold_pages(nullptr);
   const bool all = take_all(nullptr, Untakable::kEnds);
   if (all) life.becomes(GuestState::kSecure);
-  let_pages_go(nullptr);
   return all ? Status::kSuccess : Status::kState;
 }
 
@@ -281,7 +301,7 @@ void SecureGuest::restore(Gpa page, PageState was) {
 }
 
 void SecureGuest::give_up(const Slot* only) {
-  static_cast<void>(for_each_held_page(only, [&](Gpa page, PageState was) {
+  static_cast<void>(for_each_held_page(only, kAllStates, [&](Gpa page, PageState was) {
     const PageCell& cell = page_cell(PageEvent::kHvSvmOff, was);
     if (cell.work == PageWork::kGiveUp) memory_.discard(page);
     return cell.next;
@@ -317,12 +337,15 @@ Status SecureGuest::init_abort() {
     slots = slots_.size();
   }
   hold_pages(nullptr);
-  static_cast<void>(for_each_held_page(nullptr, [&](Gpa page, PageState was) {
+  const auto give_back = [&](Gpa page, PageState was) {
     const PageCell& cell = page_cell(PageEvent::kHvInitAbort, was);
     if (cell.work == PageWork::kRestore) restore(page, was);
     if (cell.work == PageWork::kGiveUp) memory_.discard(page);
     return cell.next;
-  }));
+  };
+  constexpr unsigned kSealed = 1U << static_cast<unsigned>(PageState::kPagedOut);
+  static_cast<void>(for_each_held_page(nullptr, kAllStates & ~kSealed, give_back));
+  static_cast<void>(for_each_held_page(nullptr, kSealed, give_back));
   unregister_slots(slots);
   static_cast<void>(tell(Call::kUvSvmTerminate));
   life.becomes(GuestState::kNormal);
@@ -330,7 +353,6 @@ Status SecureGuest::init_abort() {
     const sync::MutexGuard guard(lock_);
     aborting_ = false;
   }
-  let_pages_go(nullptr);
   memory_.leave_none_ahead();
   return Status::kParameter;
 }
@@ -348,8 +370,9 @@ Result<void> SecureGuest::svm_off() {
   if (told == Status::kSuccess) {
     give_up(nullptr);
     life.becomes(GuestState::kNormal);
+  } else {
+    let_pages_go(nullptr);
   }
-  let_pages_go(nullptr);
   memory_.leave_none_ahead();
   if (told != Status::kSuccess) return refuse(EINVAL);
   return {};
@@ -391,14 +414,16 @@ Result<void> SecureGuest::add_slot(u32 id, Gpa base, u64 bytes) {
   }
   if (state == GuestState::kNormal) return {};
   hold_pages(fresh);
-  bool good = tell(Call::kUvRegisterMemSlot, base.raw(), bytes, 0, id) == Status::kSuccess;
-  if (good && state == GuestState::kSecure && !take_all(fresh, Untakable::kEnds)) {
-    good = false;
+  const bool known = tell(Call::kUvRegisterMemSlot, base.raw(), bytes, 0, id) == Status::kSuccess;
+  if (!known || state != GuestState::kSecure) {
+    let_pages_go(fresh);
+    if (known) return {};
+  } else {
+    if (take_all(fresh, Untakable::kEnds)) return {};
+    hold_pages(fresh);
     static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
     give_up(fresh);
   }
-  let_pages_go(fresh);
-  if (good) return {};
   const sync::MutexGuard guard(lock_);
   slots_.pop_back();
   return refuse(EINVAL);
@@ -449,10 +474,11 @@ Result<u32> SecureGuest::move_slot(u32 id, u32 spare, Gpa to) {
     slot->first = to.raw() / page_bytes_;
     slot->id = id;
   }
+  if (is_told && moved == Moved::kNo) let_pages_go(slot);
   if (state == GuestState::kSecure && moved != Moved::kNo) {
+    hold_pages(slot);
     static_cast<void>(take_all(slot, Untakable::kStays));
   }
-  if (is_told) let_pages_go(slot);
   if (moved != Moved::kYes) return refuse(EINVAL);
   return id;
 }
@@ -471,7 +497,6 @@ void SecureGuest::remove_slot(u32 id) {
     hold_pages(slot);
     static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
     give_up(slot);
-    let_pages_go(slot);
   }
   const sync::MutexGuard guard(lock_);
   slots_.erase(static_cast<size_t>(slot - slots_.begin()));

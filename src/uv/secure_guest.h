@@ -166,9 +166,10 @@ class SecureGuest {
   // Life. The pages of a slot, or of all, held: a touch is asked to come again.
   void hold_pages(const Slot* only) TA_EXCL(lock_);
   void let_pages_go(const Slot* only) TA_EXCL(lock_);
-  // f(page, state) → the state the page has now; stops where it answers kNone.
+  // f(page, state) → the state the page has now; stops where it answers kNone. Lets each one go.
+  static constexpr unsigned kAllStates = (1U << kPageStates) - 1;
   template <typename F>
-  bool for_each_held_page(const Slot* only, F f) TA_EXCL(lock_);
+  bool for_each_held_page(const Slot* only, unsigned states, F f) TA_EXCL(lock_);
   Status register_slots() TA_EXCL(lock_);
   void unregister_slots(size_t count) TA_EXCL(lock_);
   enum class Untakable : u8 { kEnds, kStays };  // what becomes of a page that cannot be taken

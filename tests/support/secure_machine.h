@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -90,7 +91,11 @@ class PlainNormalMemory final : public uv::NormalMemory {
     }
   }
 
+  // Called before a page is taken, with no lock: what a fork does meanwhile, say.
+  std::function<void(Gpa)> before_take;
+
   uv::Taken take(Gpa page, u64 /*alike*/, u64* frame) override {
+    if (before_take) before_take(page);
     const std::lock_guard guard(lock_);
     Page& what = pages_[page.raw()];
     if (what.hole) return uv::Taken::kHole;

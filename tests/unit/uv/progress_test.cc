@@ -103,6 +103,57 @@ TEST(SecureGuestProgress, APageUnsharedByForceGivesItsRoomLater) {
   EXPECT_EQ(m.memory.stale(), 0u);
 }
 
+// A fork has what is absent brought back, and lets nobody take a page until it is over: who takes
+// pages while he holds some that are absent waits for it as it waits for him.
+TEST(SecureGuestProgress, WhoeverTakesPagesHoldsNoneThatAreAbsent) {
+  SecureMachine m;
+  m.plug(0, 0, 3);
+  m.vmm_fill(0, 3);
+  m.plug(2, 16, 1);
+  u64 taken = 0, first = 0;
+  const auto fork = [&](Gpa page) {
+    ++taken;
+    if (page == m.gpa(first)) return;
+    u64 frame = 0;
+    ASSERT_EQ(m.guest.touch_begin(m.gpa(first), &frame), SecureGuest::Touch::kFrame) << taken;
+    m.guest.touch_end(m.gpa(first), frame, false);
+  };
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  m.normal.before_take = fork;
+  EXPECT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  EXPECT_EQ(taken, 4u);
+  // Plugged; and where the last page cannot be had.
+  first = 8;
+  m.plug(1, 8, 3);
+  EXPECT_EQ(taken, 7u);
+  EXPECT_EQ(m.hv_page(10), PageState::kSecure);
+  m.guest.remove_slot(1);
+  m.normal.pin(m.gpa(10), true);
+  EXPECT_EQ(m.guest.add_slot(1, m.gpa(8), 3 * m.page_bytes).error(), Errno{EINVAL});
+  m.normal.pin(m.gpa(10), false);
+  m.plug(1, 8, 3);
+  EXPECT_EQ(m.hv_page(8), PageState::kSecure);
+}
+
+TEST(SecureGuestProgress, AbortTakesASealedPageWhenNoPageIsAbsent) {
+  SecureMachine m;
+  m.plug(0, 0, 4);
+  m.vmm_fill(0, 4);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_out(m.kLpid, m.gpa(1)), Status::kSuccess);
+  u64 taken = 0;
+  m.normal.before_take = [&](Gpa page) {
+    ++taken;
+    EXPECT_EQ(page, m.gpa(1));
+    for (u64 other = 0; other < 4; ++other) EXPECT_FALSE(m.normal.is_absent(m.gpa(other))) << other;
+  };
+  EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kParameter);
+  EXPECT_EQ(taken, 1u);
+  m.normal.before_take = nullptr;
+  for (u64 page = 0; page < 4; ++page) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
+}
+
 TEST(SecureGuestTrace, ACallAndWhatItMakesOfAPageAreEvents) {
   using trace::Event;
   SecureMachine m;
