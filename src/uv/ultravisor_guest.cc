@@ -184,20 +184,25 @@ Status Ultravisor::page_in_of(Svm* svm, u64 page) {
     unmark(svm, page);
     return cell.status;
   }
-  // Room first: the hypervisor is not asked for what could not be kept.
-  const u32 reserved = room(svm->lpid, page);
-  if (reserved == mem::SecurePool::kNone) {
-    unmark(svm, page);
-    return Status::kBusy;
-  }
-  {
-    const sync::MutexGuard guard(svm->lock);
-    svm->find(page)->pool = reserved;
+  // Room first: the hypervisor is not asked for what could not be kept. For a page that may never
+  // have been touched there is to be some, but none is its own: it is taken when bytes come.
+  const bool has_bytes = was.state != PageState::kNormal;
+  if (has_bytes || pool_.free_count() == 0) {
+    const u32 reserved = room(svm->lpid, page);
+    if (!has_bytes) {
+      drop(reserved);
+    } else if (reserved == mem::SecurePool::kNone) {
+      unmark(svm, page);
+      return Status::kBusy;
+    } else {
+      const sync::MutexGuard guard(svm->lock);
+      svm->find(page)->pool = reserved;
+    }
   }
   const Status answer = ask(svm->lpid, Call::kHSvmPageIn, page, 0);
   u32 left = mem::SecurePool::kNone;
   unmark(svm, page, [&](PageRecord& record) {
-    // Nothing was sent: it had never been touched, so the reserved page of zeros is it.
+    // Nothing was sent: it had never been touched. It is zeros, and has no memory yet.
     if (answer == Status::kSuccess && record.state == PageState::kNormal) {
       record.state = PageState::kSecure;
       note_page(svm->lpid, address_of(page), PageState::kNormal, record.state);

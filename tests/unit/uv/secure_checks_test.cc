@@ -394,6 +394,23 @@ TEST_P(SecureGuestCheck, S0_18_DoneMakesZerosOfAHundredThousandPagesSoon) {
   EXPECT_EQ(m.h_svm(Call::kHSvmInitDone), Status::kState);
 }
 
+// The same by UV_ESM: what was never touched takes no room, and nothing leaves for it.
+TEST_P(SecureGuestCheck, S0_18_EsmTakesNoRoomForWhatWasNeverTouched) {
+  constexpr u64 kPages = 5000;
+  SecureMachine m(GetParam(), 8);
+  m.plug(0, 0, kPages);
+  m.vmm_fill(7, 2);
+  m.vmm_fill(kPages - 1, 1);
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_EQ(m.ultravisor.pool_free(), 5u);
+  EXPECT_EQ(m.ultravisor.use(m.kLpid).page_outs, 0u);
+  EXPECT_EQ(m.uv_page(6), PageState::kSecure);
+  EXPECT_EQ(m.guest_bytes(7), m.text(7));
+  EXPECT_EQ(m.guest_bytes(kPages - 1), m.text(kPages - 1));
+  EXPECT_EQ(m.guest_bytes(6), zeros());
+  EXPECT_EQ(m.ultravisor.pool_free(), 4u);
+}
+
 TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
   SecureMachine m(GetParam());
   m.plug(0, 0, 4);
