@@ -35,6 +35,12 @@ void wipe_remains(Cpu& c) {
     return;
   wipe_stale_code(c);
   if (!ST_GUARD(run_is_wiped, true)) return;
+  // Code of a secure guest: nobody tells a vCPU that does not run that its page was sealed, or its
+  // guest reset.
+  if (c.memory->private_memory().is_kept() && c.blocks->holds_private()) {
+    c.blocks->wipe();
+    c.flush_tlb();
+  }
   c.blocks->wipe_scratch();
   c.flags.res = c.flags.a = c.flags.b = 0;
   wipe_stack();

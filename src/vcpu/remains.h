@@ -6,7 +6,8 @@
 // the memory of the process.
 //
 //   decoded code            block cache    when the vCPU enters or leaves its guest after private
-//                                          pages were given up; else stays as long as the page may
+//                                          pages were given up; else stays as long as the page may.
+//                                          Of a secure guest's pages: at the end of every run
 //   bytes on their way      scratch page, dead frames, registers, lazy flags: at the end of a run
 //   the guest's registers   CpuState       the guest's; KVM_GET_REGS shows them to the VMM anyway
 //

@@ -3,9 +3,14 @@
 // its memory, slots, KVM_PPC_SVM_OFF.
 #include "tests/abi/secure_guest.h"
 
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
+#include <fstream>
+#include <string>
+#include <string_view>
 #include <thread>
 
 #include "abi/kvm/level.h"
@@ -91,6 +96,37 @@ TEST_F(SecureGuest, BecomesSecureAndTheClientSeesSealedBytesOnly) {
   EXPECT_FALSE(is_present(page(kBase + 2 * kPage)));
   EXPECT_NE(seen(kBase + 2 * kPage), sealed);
   EXPECT_EQ(guest_word(kBase + 2 * kPage + 4), text_word(kBase + 2 * kPage + 4));
+}
+
+// How often the process has the guest's first instructions where its vCPUs keep decoded code.
+u64 decoded_copies(const u8* code) {
+  u64 copies = 0;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find(":vcpu") == std::string::npos || line.find("kvm-vcpu") != std::string::npos) {
+      continue;
+    }
+    const u64 start = std::stoull(line, nullptr, 16);
+    const u64 end = std::stoull(line.substr(line.find('-') + 1), nullptr, 16);
+    const std::string_view bytes(reinterpret_cast<const char*>(start), end - start);
+    const std::string_view wanted(reinterpret_cast<const char*>(code), 8);
+    for (size_t at = bytes.find(wanted); at != bytes.npos; at = bytes.find(wanted, at + 1)) {
+      ++copies;
+    }
+  }
+  return copies;
+}
+
+TEST_F(SecureGuest, NothingOfItsCodeStandsDecodedWhenItDoesNotRun) {
+  const Bytes code = seen(kBase);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_GT(decoded_copies(code.data()), 0U) << "of a normal guest: where to look";
+  become_secure();
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_EQ(decoded_copies(code.data()), 0U);
+  static_cast<void>(seen(kBase));
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_EQ(decoded_copies(code.data()), 0U);
 }
 
 TEST_F(SecureGuest, CallsOfASecureGuestHaveTheirCodes) {
