@@ -15,8 +15,8 @@
 // gives back what it can, SVM_OFF and a slot that goes give back zeros.
 //
 // A page is held (busy) while its life is decided: messages are answered BUSY, touches come again.
-// It is let go as soon as that is done, not when all are: a fork has what is absent brought back, by
-// touches, and lets nobody take a page until it is over.
+// It is let go as soon as that is done, not when all are: a fork has what is absent brought back,
+// by touches, and lets nobody take a page until it is over.
 //
 //   who takes pages (take_all)         | fork
 //   takes page 1; lets it go           |
@@ -25,8 +25,8 @@
 //     fork's end                       | done; ends
 //   takes page 2                       |
 //
-// With page 1 in its hands each would wait for the other. For the same reason ABORT restores what is
-// absent before it takes a sealed page to open it.
+// With page 1 in its hands each would wait for the other. For the same reason ABORT restores what
+// is absent before it takes a sealed page to open it.
 
 namespace stagetwo::uv {
 

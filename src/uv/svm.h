@@ -81,6 +81,8 @@ struct Svm {
   SvmState state TA_GUARDED(lock) = SvmState::kNone;
   bool was_secure TA_GUARDED(lock) = false;  // in this life: no way leads back to an abort
   u64 incarnation TA_GUARDED(lock) = 0;
+  bool esm_rests TA_GUARDED(lock) = false;       // nobody is in UV_ESM; it is to go on
+  u64 esm_next TA_GUARDED(lock) = 0;             // from this page on
   GuestTable* table TA_GUARDED(lock) = nullptr;  // null: its vCPUs have no translations
   u32 runs TA_GUARDED(lock) = 0;                 // operations under way, those of its life aside
   Vec<Slot> slots TA_GUARDED(lock){"uv.svm_slots"};

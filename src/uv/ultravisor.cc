@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "uv/ultravisor.h"
 
+#include <utility>
+
 #include "uv/ultravisor_internal.h"
 
 // Who may call what, and the life of a guest. Pages: ultravisor_pages.cc, ultravisor_guest.cc.
@@ -164,10 +166,35 @@ Status Ultravisor::esm(u32 lpid, u64 kernel, u64 tree) {
   if (kernel == 0) return Status::kP2;
   if (tree == 0) return Status::kP3;
   if (state(lpid) == SvmState::kSecure) return Status::kSuccess;
-  if (const Status begun = esm_begin(lpid); begun != Status::kSuccess) return begun;
-  Status done = esm_load(lpid);
+  u64 next = 0;
+  if (!esm_goes_on(lpid, &next)) {
+    if (const Status begun = esm_begin(lpid); begun != Status::kSuccess) return begun;
+  }
+  Status done = load_from(lpid, &next, options_.esm_pages);
+  if (done == Status::kSuccess && next != kAllPages) {
+    esm_rests(lpid, next);
+    return Status::kBusy;
+  }
   if (done == Status::kSuccess) done = esm_finish(lpid);
   return done == Status::kSuccess ? done : esm_abort(lpid);
+}
+
+// Between two turns of UV_ESM the vCPU may be somewhere else: its thread has a signal to answer.
+// The guest is transient meanwhile, and whoever says UV_ESM next goes on.
+bool Ultravisor::esm_goes_on(u32 lpid, u64* next) {
+  Svm* const svm = find(lpid);
+  if (svm == nullptr) return false;
+  const sync::MutexGuard guard(svm->lock);
+  if (svm->state != SvmState::kTransient || !std::exchange(svm->esm_rests, false)) return false;
+  *next = svm->esm_next;
+  return true;
+}
+
+void Ultravisor::esm_rests(u32 lpid, u64 next) {
+  Svm* const svm = find(lpid);
+  const sync::MutexGuard guard(svm->lock);
+  svm->esm_rests = true;
+  svm->esm_next = next;
 }
 
 Status Ultravisor::esm_begin(u32 lpid) {
@@ -179,6 +206,7 @@ Status Ultravisor::esm_begin(u32 lpid) {
     if (svm->state != SvmState::kNone) return Status::kRetry;
     svm->state = SvmState::kTransient;
     svm->was_secure = false;
+    svm->esm_rests = false;
     ++svm->incarnation;
     svm->use = {};
   }
@@ -196,19 +224,32 @@ Status Ultravisor::esm_begin(u32 lpid) {
   return to_guest(start);
 }
 
-// What was never touched stays where it is: INIT_DONE makes zeros of it.
 Status Ultravisor::esm_load(u32 lpid) {
+  u64 next = 0;
+  return load_from(lpid, &next, kAllPages);
+}
+
+// What was never touched is secure without memory: zeros. *next: where to go on, kAllPages at the
+// end.
+Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kTransient));
   if (!run.ok()) return Status::kState;
-  for (u64 from = 0;;) {
+  for (u64 from = *next;;) {
     u64 first = 0, end = 0;
     {
       const sync::MutexGuard guard(svm->lock);
-      if (!svm->pages_from(from, &first, &end)) return Status::kSuccess;
+      if (!svm->pages_from(from, &first, &end)) {
+        *next = kAllPages;
+        return Status::kSuccess;
+      }
     }
     from = end;
     for (u64 page = first; page < end; ++page) {
+      if (most-- == 0) {
+        *next = page;
+        return Status::kSuccess;
+      }
       Status done = Status::kBusy;
       for (unsigned i = 0; i < kPatience && is_transient(done); ++i) {
         if (i != 0) sync::yield_thread();

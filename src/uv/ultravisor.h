@@ -35,6 +35,8 @@ struct UltravisorOptions {
   mem::SecureMemory::Want memory = mem::SecureMemory::Want::kSecretOrLocked;
   bool evicts = true;   // pages out to make room
   u32 cipher_runs = 8;  // at once
+  // UV_ESM looks at so many, answers BUSY and goes on where it is called again.
+  u64 esm_pages = ~u64{0};
 };
 
 // What became of a guest's access.
@@ -109,6 +111,9 @@ class Ultravisor final : public Port {
   Status from_hypervisor(const Message& message);
   Status from_guest(const Message& message, Caller caller);
   Status esm(u32 lpid, u64 kernel, u64 tree);
+  [[nodiscard]] bool esm_goes_on(u32 lpid, u64* next);
+  void esm_rests(u32 lpid, u64 next);
+  Status load_from(u32 lpid, u64* next, u64 most);
   Status register_slot(const Message& m);
   Status unregister_slot(const Message& m);
   Status terminate(u64 lpid);

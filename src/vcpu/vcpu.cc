@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "base/alloc.h"
-#include "base/check.h"
 #include "stage2/address_space.h"
 #include "vcpu/block_cache.h"
 #include "vcpu/control_regs.h"
@@ -124,8 +123,7 @@ const Exit& Vcpu::run(const RunRequest& request) {
 }
 
 void Vcpu::repeat_call() {
-  ST_CHECK(cpu_->io.kind == Pending::kHypercall);
-  cpu_->io.kind = Pending::kNone;
+  if (cpu_->io.kind == Pending::kHypercall) cpu_->io.kind = Pending::kNone;
 }
 
 void Vcpu::request_exit() {

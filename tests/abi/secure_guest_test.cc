@@ -98,6 +98,44 @@ TEST_F(SecureGuest, BecomesSecureAndTheClientSeesSealedBytesOnly) {
   EXPECT_EQ(guest_word(kBase + 2 * kPage + 4), text_word(kBase + 2 * kPage + 4));
 }
 
+TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
+  constexpr u64 kMany = 512 * kPage;
+  u8* const more = map(kMany);
+  std::memset(more, 0x11, kMany);
+  ASSERT_EQ(set_slot(1, 0x10000, kMany, more), 0);
+  ASSERT_EQ(enable(), 0);
+  sigset_t alarm, before;
+  sigemptyset(&alarm);
+  sigaddset(&alarm, SIGALRM);
+  ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm, &before), 0);
+  struct {
+    u32 length = 8;
+    u8 set[8] = {};
+  } __attribute__((packed)) open;
+  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+  const std::array<u32, 3> orders{kEsm, 1, 1};
+  for (const u32 order : orders) {
+    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+    std::memcpy(pio(), &order, sizeof(order));
+  }
+  std::thread kicker([runner = ::pthread_self()] {
+    ::usleep(2000);
+    ::pthread_kill(runner, SIGALRM);
+  });
+  EXPECT_EQ(call(vcpu_, KVM_RUN), -EINTR);
+  kicker.join();
+  EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_INTR));
+  EXPECT_EQ(more[kMany - 1], 0x11) << "it has not come that far";
+  const timespec now{};
+  EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
+  ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+  ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+  u32 said = 1;
+  std::memcpy(&said, pio(), sizeof(said));
+  EXPECT_EQ(said, 0U);
+  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+}
+
 // How often the process has the guest's first instructions where its vCPUs keep decoded code.
 u64 decoded_copies(const u8* code) {
   u64 copies = 0;

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -283,7 +282,7 @@ struct SecureMachine {
   static constexpr u32 kLpid = 7;
 
   explicit SecureMachine(u64 page = 4096, u32 pool_pages = 64, bool evicts = true,
-                         u32 cipher_runs = 8)
+                         u32 cipher_runs = 8, u64 esm_pages = ~u64{0})
       : page_bytes(page), memory(page), normal(&memory), guest(kLpid, page, &normal, &to_uv) {
     to_uv.to = &ultravisor;
     to_hv.to = &hypervisor;
@@ -293,6 +292,7 @@ struct SecureMachine {
     options.memory = mem::SecureMemory::Want::kWhatThereIs;
     options.evicts = evicts;
     options.cipher_runs = cipher_runs;
+    options.esm_pages = esm_pages;
     opened =
         ultravisor.open(options, &to_hv, &memory).has_value() && hypervisor.add(&guest).has_value();
     guest.enable();

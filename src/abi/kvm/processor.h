@@ -13,6 +13,8 @@
 // Locking: lock_ (rank: kVcpu). Lifetime: owned by the VM; the mapping of the run area too, so it
 // is usable after the descriptor's last close.
 
+#include <optional>
+
 #include "abi/kvm/stats.h"
 #include "abi/kvm/summary.h"
 #include "abi/kvm/uapi.h"
@@ -140,11 +142,14 @@ class Processor {
   enum class Served : u8 { kNotOurs, kYes, kSignalled };
   Served serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request,
                host::RunSection& section);
+  bool serve_unanswered(bool immediate, vcpu::RunRequest* request, host::RunSection& section);
   bool begin_secure_run(host::RunSection& section);
   Result<long> enter_secure(bool immediate, host::RunSection& section);
   bool signalled(host::RunSection& section);
   void nap(u32 ticket, host::RunSection& section);
 
+  std::optional<vcpu::HypercallExit> unanswered_;  // made at this RIP, when a signal came
+  u64 unanswered_at_ = 0;
   Vm& vm_;
   const u32 id_;
   // Shared with the client; immutable after create().

@@ -197,6 +197,7 @@ void Processor::nap(u32 ticket, host::RunSection& section) {
 
 Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
   vcpu::RunRequest request = request_of(immediate);
+  if (!serve_unanswered(immediate, &request, section)) return refuse_signalled();
   for (;;) {
     // A signal that came before the guest was entered completes the last exit, then ends the run.
     if (!immediate && signalled(section)) kick();
@@ -229,7 +230,23 @@ Result<long> Processor::run_guest(bool immediate, host::RunSection& section) {
 }
 
 // A call of a guest that is or wants to be secure. The client sees nothing of it.
-// A signal ends the run before the answer: the guest makes the call again when it goes on.
+// A signal ends the run before the answer; the next run begins with it. The guest does not go on
+// before: in UV_ESM it could not even fetch the call once more. A client that moved RIP wants it
+// to do something else.
+bool Processor::serve_unanswered(bool immediate, vcpu::RunRequest* request,
+                                 host::RunSection& section) {
+  if (!unanswered_) return true;
+  if (cpu_->state().rip != unanswered_at_) {
+    unanswered_.reset();
+    cpu_->repeat_call();
+    return true;
+  }
+  if (immediate) return false;
+  const vcpu::HypercallExit call = *unanswered_;
+  unanswered_.reset();
+  return serve(call, request, section) == Served::kYes;
+}
+
 Processor::Served Processor::serve(const vcpu::HypercallExit& call, vcpu::RunRequest* request,
                                    host::RunSection& section) {
   if (vm_.secure() == nullptr || !vcpu::is_secure_call(call.nr)) return Served::kNotOurs;
@@ -241,10 +258,12 @@ Processor::Served Processor::serve(const vcpu::HypercallExit& call, vcpu::RunReq
       return Served::kYes;
     }
     if (signalled(section)) {
-      cpu_->repeat_call();
+      unanswered_ = asked;
+      unanswered_at_ = cpu_->state().rip;
       return Served::kSignalled;
     }
-    sync::yield_thread();
+    // UV_ESM goes on by being called; others wait for another vCPU.
+    if (asked.nr != static_cast<u64>(uv::Call::kUvEsm)) sync::yield_thread();
   }
 }
 

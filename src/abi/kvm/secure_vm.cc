@@ -50,6 +50,7 @@ Box<SecureMachine> open_machine(u64 bytes) {
     if (!made) return {};
     uv::UltravisorOptions options;
     options.pool_pages = std::max(pages, kFewestPages);
+    options.esm_pages = 64;  // some milliseconds
     SecureMachine& fresh = **made;
     if (fresh.ultravisor.open(options, &fresh.hypervisor, &fresh.real)) return std::move(*made);
     if (pages <= kFewestPages) return {};
@@ -263,7 +264,9 @@ std::optional<u64> SecureVm::call(const vcpu::HypercallExit& call) {
   const uv::Status answer = of_hypervisor ? machine_.hypervisor.call(message, caller)
                                           : machine_.ultravisor.call(message, caller);
   // Another vCPU is in UV_ESM: a guest that is neither normal nor secure does not run.
-  if (of_hypervisor && answer == uv::Status::kBusy) return std::nullopt;
+  // Or this one is, and has a while to go.
+  const bool is_esm = message.call == uv::Call::kUvEsm;
+  if ((of_hypervisor || is_esm) && answer == uv::Status::kBusy) return std::nullopt;
   return uv::to_word(answer);
 }
 

@@ -411,6 +411,26 @@ TEST_P(SecureGuestCheck, S0_18_EsmTakesNoRoomForWhatWasNeverTouched) {
   EXPECT_EQ(m.ultravisor.pool_free(), 4u);
 }
 
+TEST(SecureGuestEsm, GoesOnWhereItRestedUnlessTheGuestWasResetMeanwhile) {
+  SecureMachine m(4096, 64, true, 8, 3);
+  m.plug(0, 0, 5);
+  m.plug(1, 16, 2);
+  m.vmm_fill(0, 5);
+  m.vmm_fill(16, 2);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kTransient);
+  EXPECT_EQ(m.uv_page(2), PageState::kSecure);
+  EXPECT_EQ(m.uv_page(3), PageState::kNormal);
+  ASSERT_TRUE(m.guest.svm_off().has_value());
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kNone);
+  m.vmm_fill(0, 5);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_EQ(m.esm(), Status::kSuccess);
+  for (const u64 page : {0UL, 3UL, 4UL, 16UL, 17UL}) EXPECT_EQ(m.guest_bytes(page), m.text(page));
+}
+
 TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
   SecureMachine m(GetParam());
   m.plug(0, 0, 4);
