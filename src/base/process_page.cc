@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "base/own_memory.h"
+#include "base/process_stamp.h"
 #include "base/sys.h"
 
 namespace stagetwo {
@@ -20,6 +21,10 @@ bool wiped_on_fork = false;
 
 }  // namespace
 
+namespace detail {
+u64* stamp_word = nullptr;
+}  // namespace detail
+
 u64* process_page() {
   u64* page = __atomic_load_n(&the_page, __ATOMIC_ACQUIRE);  // pairs with the exchange below
   if (page != nullptr) [[likely]]
@@ -31,6 +36,7 @@ u64* process_page() {
   u64* fresh = static_cast<u64*>(*mapped);
   if (__atomic_compare_exchange_n(&the_page, &page, fresh, false, __ATOMIC_ACQ_REL,
                                   __ATOMIC_ACQUIRE)) {
+    if (wipes) __atomic_store_n(&detail::stamp_word, fresh + kStampWord, __ATOMIC_RELEASE);
     return fresh;
   }
   static_cast<void>(sys::munmap(fresh, kPageBytes));  // another thread was faster

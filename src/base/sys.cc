@@ -13,7 +13,7 @@
 
 #include <algorithm>
 
-#include "base/process_page.h"
+#include "base/process_stamp.h"
 #include "base/text.h"
 
 namespace stagetwo::sys {
@@ -158,7 +158,7 @@ int getpid() {
 }
 
 int current_tid() {
-  const u32 stamp = process_stamp();
+  const u32 stamp = stamp_of_process();
   if (cached_tid.stamp != stamp || cached_tid.tid == 0) [[unlikely]] {
     cached_tid = {static_cast<u32>(gettid()), stamp};
   }

@@ -4,7 +4,8 @@
 #include <algorithm>
 
 #include "base/alloc.h"
-#include "base/process_page.h"
+#include "base/failpoint.h"
+#include "base/process_stamp.h"
 #include "host/pin_table.h"
 
 namespace stagetwo::host {
@@ -34,7 +35,7 @@ Result<PinTable*> make_table() {
 
 PinTable* pin_table() {
   Pins* pins = the_pins.load();
-  return pins != nullptr && pins->stamp == process_stamp() ? &pins->table : nullptr;
+  return pins != nullptr && pins->stamp == stamp_of_process() ? &pins->table : nullptr;
 }
 
 bool pins_active() {
@@ -52,6 +53,17 @@ Result<PinBatch> pin_pages(HvaRange range, PinHow how, FrameRun* runs, unsigned 
     if (!some || sink.done.pages == before) break;
   }
   return sink.done;
+}
+
+Result<PinnedPage> pin_page(Hva at, PinHow how) {
+  PinTable* const table = ST_TRY(make_table());
+  if (failpoint::should_fail("host.pin")) return refuse(ENOMEM);
+  if (const auto known = table->pin_known_page(at)) return PinnedPage{.frame = *known};
+  FrameRun run;
+  PinTable::Sink sink{&run, 1, {}};
+  ST_TRY(table->pin_unasked(HvaRange(at, kPageSize), how, &sink));
+  if (sink.done.pages == 0) return refuse(ENOMEM);
+  return PinnedPage{.frame = run.first, .shared = sink.done.shared};
 }
 
 void unpin_pages(FrameRun run) {

@@ -61,6 +61,12 @@ struct PinBatch {
 // memory, for long writing a file that is written back, hugetlb that cannot be mapped twice),
 // ENOMEM. Context: outside every change and section, no lock of rank pins or below. May sleep.
 [[nodiscard]] Result<PinBatch> pin_pages(HvaRange range, PinHow how, FrameRun* runs, unsigned room);
+// The same for one page, the commonest call: of memory that was looked at already it costs a lock.
+struct PinnedPage {
+  Frame frame{};
+  bool shared = false;
+};
+[[nodiscard]] Result<PinnedPage> pin_page(Hva at, PinHow how);
 // Pre: each page is pinned. Context: any, a change's callback too; no lock of rank pins or below.
 void unpin_pages(FrameRun run);
 

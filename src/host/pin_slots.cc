@@ -3,6 +3,7 @@
 #include "host/pin_table.h"
 
 #include "base/check.h"
+#include "host/page_owner.h"
 #include "host/pin_walk.h"
 #include "host/shared_objects.h"
 
@@ -64,7 +65,30 @@ Hva PinTable::enter_home(HvaRange piece, u64 bits, Sink* sink) {
   }
   block->used += fresh;
   pinned_ += fresh;
+  last_home_ = block;
   return piece.start() + u64{slot - first} * kPageSize;
+}
+
+// What pin_known() does, for a page like the one before.
+std::optional<Frame> PinTable::pin_known_page(Hva at) {
+  const sync::MutexGuard guard(lock_);
+  PinBlock* const block = last_home_;
+  const bool ordinary = block != nullptr && block->key.index == at.raw() / kBlockBytes &&
+                        strays_ == 0 && known_.contains(at) && !owners_active();
+  if (!ordinary) return std::nullopt;
+  const u32 slot = static_cast<u32>(at.raw() / kPageSize % kBlockPages);
+  sync::Atomic<u64>& word = block->words[slot];
+  const u64 now = word.load(sync::kRelaxed);
+  u32& count = block->counts[slot];
+  if (now != 0 && (!is_at_client(now) || count == 0 || count == kMostPins)) return std::nullopt;
+  if (now == 0) {
+    word.store(at.raw(), sync::kRelease);  // no device knows the frame yet
+    ++block->used;
+    ++pinned_;
+  }
+  ++count;
+  last_end_ = at + kPageSize;
+  return frame_of(block->number, slot);
 }
 
 // Failure: not a page was entered. Fewer than asked is none.
@@ -163,17 +187,8 @@ Result<PinTable::Place> PinTable::free_place(PinKey key, u32 slot) {
   return Place{ST_TRY(make_block(key)), slot};
 }
 
-sync::Atomic<PinBlock*>& PinTable::entry_of(u32 number) const {
-  return directories_[number / kDirectoryBlocks]
-      .load(sync::kAcquire)
-      ->blocks[number % kDirectoryBlocks];
-}
-
-PinBlock* PinTable::block_of(u32 number) const {
-  return entry_of(number).load(sync::kAcquire);
-}
-
 Result<PinBlock*> PinTable::make_block(PinKey key) {
+  last_home_ = nullptr;
   // Every number there is has room among the free ones: giving it back needs no memory.
   if (free_numbers_.empty()) {
     if (made_numbers_ == kDirectories * kDirectoryBlocks) return refuse(ENOMEM);
@@ -217,6 +232,7 @@ void PinTable::unlink(PinBlock* block) {
 
 // Pre: no slot of it is in use.
 void PinTable::free_block(PinBlock* block) {
+  last_home_ = nullptr;
   unlink(block);
   for (const PinAlias& alias : block->aliases) pin_store::drop_alias(alias.map);
   windows_.give(block->window);

@@ -112,7 +112,10 @@ bool PinTable::end(Attempt* attempt) {
 Result<void> PinTable::pin_some(HvaRange range, PinHow how, Sink* sink) {
   if (failpoint::should_fail("host.pin")) return refuse(ENOMEM);
   const u64 to_boundary = kBlockBytes - range.start().raw() % kBlockBytes;
-  const HvaRange part(range.start(), std::min(range.size(), to_boundary));
+  return pin_unasked(HvaRange(range.start(), std::min(range.size(), to_boundary)), how, sink);
+}
+
+Result<void> PinTable::pin_unasked(HvaRange part, PinHow how, Sink* sink) {
   if (pin_known(part, sink)) return {};
   for (;;) {
     Attempt attempt{.range = part};

@@ -31,6 +31,11 @@ class PinTable {
 
   // Pins pages from range.start() on, up to the next boundary of a block or mapping.
   [[nodiscard]] Result<void> pin_some(HvaRange range, PinHow how, Sink* sink);
+  // The same after the failpoint was asked. Pre: within a block.
+  [[nodiscard]] Result<void> pin_unasked(HvaRange range, PinHow how, Sink* sink);
+  // A page of known memory that has a slot of its own in the block entered last. None: it is
+  // another.
+  std::optional<Frame> pin_known_page(Hva at);
   void unpin(FrameRun run);
   u32 pins_of(Frame frame);
   std::optional<Frame> frame_at(Hva at);
@@ -95,11 +100,15 @@ class PinTable {
   Place find_home(Hva at) TA_REQ(lock_);
   Place find_file(const Mapping& mapping, Hva at) TA_REQ(lock_);
   Result<PinBlock*> make_block(PinKey key) TA_REQ(lock_);
-  sync::Atomic<PinBlock*>& entry_of(u32 number) const;
+  sync::Atomic<PinBlock*>& entry_of(u32 number) const {
+    return directories_[number / kDirectoryBlocks]
+        .load(sync::kAcquire)
+        ->blocks[number % kDirectoryBlocks];
+  }
   void unlink(PinBlock* block) TA_REQ(lock_);
   void release(PinBlock* block, u32 slot) TA_REQ(lock_);
   void free_block(PinBlock* block) TA_REQ(lock_);
-  PinBlock* block_of(u32 number) const;
+  PinBlock* block_of(u32 number) const { return entry_of(number).load(sync::kAcquire); }
   // fn(block, slot) for each slot in use whose page the client has in `range`.
   template <typename F>
   void each_home(HvaRange range, F&& fn) TA_REQ(lock_);
@@ -137,6 +146,7 @@ class PinTable {
   // Private anonymous memory of one mapping, readable and writable, of which every page was there
   // when the kernel was asked last; it is not asked again. A change of any of it ends that.
   HvaRange known_ TA_GUARDED(lock_);
+  PinBlock* last_home_ TA_GUARDED(lock_) = nullptr;  // enter_home() entered last; alone of its key
   Hva last_end_ TA_GUARDED(lock_);   // of the last pin: who goes through memory is asked for ahead
   int mover_ TA_GUARDED(lock_) = 0;  // the thread that has pinned pages to see to
   u32 mover_depth_ TA_GUARDED(lock_) = 0;

@@ -12,23 +12,6 @@
 #include "host/descriptor.h"
 
 namespace stagetwo::iommu {
-namespace {
-
-constexpr unsigned kSmallest = 4;  // 16 bytes
-constexpr unsigned kPageOrder = 12;
-constexpr unsigned kReturned = 16;  // from 64 KiB on a free block gives its memory back
-
-unsigned order_of(u64 bytes) {
-  const unsigned order = log2_ceil(bytes == 0 ? u64{1} : bytes);
-  return order < kSmallest ? kSmallest : order;
-}
-
-}  // namespace
-
-Arena::Header& Arena::header() const {
-  static_assert(sizeof(Header) <= kRoot);
-  return *reinterpret_cast<Header*>(base_);
-}
 
 Result<host::Backing> Arena::make_file(const char* kind) {
   return host::Backing::create(kind, kFileBytes);
@@ -75,37 +58,28 @@ void* Arena::carve(unsigned order) {
 }
 
 void* Arena::alloc(u64 bytes, const char* site) {
-  return take(bytes, site, true);
+  if (bytes > kFileBytes) return nullptr;
+  const unsigned order = order_of(bytes);
+  const bool used = header().free_lists[order] != 0;
+  void* const block = take(order, site);
+  if (block == nullptr) return nullptr;
+  memset(block, 0, used && order < kReturned ? u64{1} << order : sizeof(u64));
+  return block;
 }
 
-void* Arena::take(u64 bytes, const char* site, bool clear) {
-  if (failpoint::should_fail(site) || bytes > kFileBytes) return nullptr;
-  Header& h = header();
-  const unsigned order = order_of(bytes);
-  u8* block = nullptr;
-  if (const u64 offset = h.free_lists[order]; offset != 0) {
-    block = base_ + offset;
-    memcpy(&h.free_lists[order], block, sizeof(u64));
-    if (clear) memset(block, 0, order < kReturned ? u64{1} << order : sizeof(u64));
-  } else {
-    block = static_cast<u8*>(carve(order));
-    if (block == nullptr) return nullptr;
-    memset(block, 0, sizeof(u64));
-  }
-  ++h.blocks;
+void* Arena::take_new(unsigned order) {
+  void* const block = carve(order);
+  if (block != nullptr) ++header().blocks;
   return block;
 }
 
 void Arena::free(void* block, u64 bytes) {
   if (block == nullptr) return;
-  Header& h = header();
   const unsigned order = order_of(bytes);
   if (order >= kReturned && !sys::madvise(block, u64{1} << order, MADV_REMOVE).has_value()) {
     memset(block, 0, u64{1} << order);
   }
-  memcpy(block, &h.free_lists[order], sizeof(u64));
-  h.free_lists[order] = offset_of(block);
-  --h.blocks;
+  give(block, order);
 }
 
 s64 Arena::blocks_in_use() const {

@@ -17,7 +17,12 @@
 // Locking: everything but attach() under lock(). Lifetime: the file's; this object is one
 // process's view of it. Failure: ENOMEM.
 
+#include <string.h>
+
+#include <bit>
+
 #include "base/alloc.h"
+#include "base/failpoint.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "host/description.h"
@@ -78,13 +83,14 @@ class Arena {
   void free(void* block, u64 bytes);
   template <typename T>
   [[nodiscard]] Result<T*> make(const char* site) {
-    void* block = take(sizeof(T), site, false);
+    static_assert(order_of(sizeof(T)) < kReturned);
+    void* const block = take(order_of(sizeof(T)), site);
     if (block == nullptr) return refuse(ENOMEM);
     return ::new (block) T();
   }
   template <typename T>
   void destroy(T* object) {
-    if (object != nullptr) free(object, sizeof(T));
+    if (object != nullptr) give(object, order_of(sizeof(T)));
   }
 
   // For page tables: an offset is what an entry holds.
@@ -109,10 +115,19 @@ class Arena {
  private:
   struct Header;
   static constexpr u64 kPageBytes = 4096, kNodeBytes = 8;
+  static constexpr unsigned kSmallest = 4;  // 16 bytes
+  static constexpr unsigned kPageOrder = 12;
+  static constexpr unsigned kReturned = 16;  // from 64 KiB on a free block gives its memory back
 
+  static constexpr unsigned order_of(u64 bytes) {
+    const unsigned order = bytes <= 1 ? 0 : static_cast<unsigned>(std::bit_width(bytes - 1));
+    return order < kSmallest ? kSmallest : order;
+  }
   Header& header() const;
-  // `clear` false: its first bytes may be anything.
-  void* take(u64 bytes, const char* site, bool clear);
+  // A block whose first 8 bytes may be anything; of the rest I1 holds if it is new.
+  void* take(unsigned order, const char* site);
+  void* take_new(unsigned order);
+  void give(void* block, unsigned order);
   void* carve(unsigned order);
 
   u8* base_ = nullptr;
@@ -130,6 +145,36 @@ struct Arena::Header {
   s64 blocks;
   u64 free_lists[kOrders];  // offsets; a free block's first word is the next one's
 };
+
+inline Arena::Header& Arena::header() const {
+  static_assert(sizeof(Header) <= kRoot);
+  return *reinterpret_cast<Header*>(base_);
+}
+
+// Whoever takes one takes the next one soon, and it was last used long ago.
+inline void* Arena::take(unsigned order, const char* site) {
+  if (failpoint::should_fail(site)) [[unlikely]]
+    return nullptr;
+  Header& h = header();
+  const u64 offset = h.free_lists[order];
+  if (offset == 0) [[unlikely]]
+    return take_new(order);
+  u8* const block = base_ + offset;
+  u64 next = 0;
+  memcpy(&next, block, sizeof(u64));
+  h.free_lists[order] = next;
+  __builtin_prefetch(base_ + next, 1);
+  __builtin_prefetch(base_ + next + 64, 1);
+  ++h.blocks;
+  return block;
+}
+
+inline void Arena::give(void* block, unsigned order) {
+  Header& h = header();
+  memcpy(block, &h.free_lists[order], sizeof(u64));
+  h.free_lists[order] = offset_of(block);
+  --h.blocks;
+}
 
 class TA_SCOPED Arena::Guard {
  public:

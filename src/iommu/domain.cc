@@ -49,17 +49,32 @@ class Tables {
         mapper_(root(), domain.root_level, source_, ArenaMemory<Word>(arena)) {}
 
   Result<void> map(u64 iova, u64 address, u64 bytes, u32 rights) {
+    const u64 first = iova >> F::kGranuleLg2, frames = bytes >> F::kGranuleLg2;
+    const Attributes attributes = attributes_of(rights);
+    if (pt::Entry<F>* const entry = frames == 1 ? near_entry(first) : nullptr; entry != nullptr) {
+      if (memory().load(entry) != F::kNonpresent) return refuse(EADDRINUSE);
+      memory().store(entry, pt::leaf_word<F>({}, address, attributes));
+      return {};
+    }
     pt::Gather gather;
-    const auto done = mapper_.map(iova >> F::kGranuleLg2, bytes >> F::kGranuleLg2, address,
-                                  attributes_of(rights), gather, max_level());
+    const auto done = mapper_.map(first, frames, address, attributes, gather, max_level());
     release(gather);
+    if (frames == 1) note_near(first);
     return done;
   }
   u64 unmap(u64 iova, u64 bytes) {
+    const u64 first = iova >> F::kGranuleLg2, frames = bytes >> F::kGranuleLg2;
+    if (pt::Entry<F>* const entry = frames == 1 ? near_entry(first) : nullptr; entry != nullptr) {
+      const Word word = memory().load(entry);
+      if (!F::is_leaf(word, 1) || pt::leaf_span_lg2<F>(word, 1) != 0) return 0;
+      memory().store(entry, F::kNonpresent);
+      return bytes;
+    }
     pt::Gather gather;
-    const u64 frames = mapper_.unmap(iova >> F::kGranuleLg2, bytes >> F::kGranuleLg2, gather);
+    const u64 mapped = mapper_.unmap(first, frames, gather);
     release(gather);
-    return frames << F::kGranuleLg2;
+    if (frames == 1) note_near(first);
+    return mapped << F::kGranuleLg2;
   }
   std::optional<Translation> translate(u64 iova) const {
     const auto found = mapper_.translate(iova >> F::kGranuleLg2);
@@ -100,6 +115,21 @@ class Tables {
     return static_cast<pt::Entry<F>*>(static_cast<void*>(domain_.root.get()));
   }
   ArenaMemory<Word> memory() const { return ArenaMemory<Word>(arena_); }
+  // The entry of a frame whose table was used last, or null: who maps pages one by one is not made
+  // to walk. Whoever writes entries holds the arena's lock.
+  pt::Entry<F>* near_entry(u64 frame) const {
+    void* const table = domain_.near_table;
+    if (table == nullptr || domain_.near_frames != frame >> F::index_bits(1)) return nullptr;
+    return static_cast<pt::Entry<F>*>(table) + pt::index_of<F>(frame, 1);
+  }
+  void note_near(u64 frame) {
+    const auto found = pt::find<F>(root(), domain_.root_level, frame, 1, memory());
+    domain_.near_table = nullptr;
+    if (found.level != 1) return;
+    void* const table = found.entry - pt::index_of<F>(frame, 1);
+    domain_.near_table = static_cast<void**>(table);
+    domain_.near_frames = frame >> F::index_bits(1);
+  }
   // A processor's format has no right to read: what is present may be read, by user accesses.
   static bool may_read(const Attributes& attributes) {
     if constexpr (requires { attributes.read; }) {
@@ -129,6 +159,7 @@ class Tables {
   }
   // No device walks these tables without the arena's lock: nothing is cached.
   void release(pt::Gather& gather) {
+    if (gather.has_tables()) domain_.near_table = nullptr;
     gather.flushed();
     gather.release<TableNode, &TableNode::link>(
         [this](TableNode* node) { arena_.free(arena_.block_of(node), kTableBytes); });

@@ -27,44 +27,26 @@ void set_right(IntervalNode* node, IntervalNode* child) {
   if (child != nullptr) child->parent = node;
 }
 
-// What stands before `at`, and the rest. Whose they are is the caller's to say.
-void split(IntervalNode* tree, const IntervalNode* at, IntervalNode** before,
-           IntervalNode** behind) {
-  if (tree == nullptr || tree->max_last < at->start) {
-    *before = tree;
-    *behind = nullptr;
-    return;
-  }
-  IntervalNode* between = nullptr;
-  if (is_before(tree, at)) {
-    split(tree->right, at, &between, behind);
-    set_right(tree, between);
-    *before = tree;
-  } else {
-    split(tree->left, at, before, &between);
-    set_left(tree, between);
-    *behind = tree;
-  }
-  pull(tree);
-}
-
 // Pre: every node of `a` stands before every node of `b`.
+template <Intervals kKind>
 IntervalNode* merge(IntervalNode* a, IntervalNode* b) {
   if (a == nullptr) return b;
   if (b == nullptr) return a;
   IntervalNode* const above = a->priority > b->priority ? a : b;
   if (above == a) {
-    set_right(a, merge(a->right, b));
+    set_right(a, merge<kKind>(a->right, b));
   } else {
-    set_left(b, merge(a, b->left));
+    set_left(b, merge<kKind>(a, b->left));
   }
-  pull(above);
+  if constexpr (kKind == Intervals::kMayOverlap) pull(above);
   return above;
 }
 
 }  // namespace
 
-void IntervalTree::replace(IntervalNode* parent, const IntervalNode* child, IntervalNode* by) {
+template <Intervals kKind>
+void IntervalTree<kKind>::replace(IntervalNode* parent, const IntervalNode* child,
+                                  IntervalNode* by) {
   if (by != nullptr) by->parent = parent;
   if (parent == nullptr) {
     root_ = by;
@@ -75,53 +57,103 @@ void IntervalTree::replace(IntervalNode* parent, const IntervalNode* child, Inte
   }
 }
 
-// Who is on the way to the new node will be above it.
-void IntervalTree::insert(IntervalNode* node) {
-  node->priority = hash_u64(++random_);
-  IntervalNode *parent = nullptr, *below = root_;
-  IntervalNode *previous = nullptr, *next = nullptr;
-  bool is_left = false;
-  while (below != nullptr && below->priority >= node->priority) {
-    if (below->max_last < node->last) below->max_last = node->last;
-    parent = below;
-    is_left = is_before(node, below);
-    (is_left ? next : previous) = below;
-    below = is_left ? below->left : below->right;
+// In the place of its parent, which comes to stand below it.
+template <Intervals kKind>
+void IntervalTree<kKind>::rotate_up(IntervalNode* node) {
+  IntervalNode* const parent = node->parent;
+  replace(parent->parent, parent, node);
+  if (parent->left.get() == node) {
+    set_left(parent, node->right);
+    node->right = parent;
+  } else {
+    set_right(parent, node->left);
+    node->left = parent;
   }
-  IntervalNode *before = nullptr, *behind = nullptr;
-  split(below, node, &before, &behind);
-  set_left(node, before);
-  set_right(node, behind);
-  pull(node);
-  for (; before != nullptr; before = before->right) previous = before;
-  for (; behind != nullptr; behind = behind->left) next = behind;
+  parent->parent = node;
+  if constexpr (kKind == Intervals::kMayOverlap) {
+    pull(parent);
+    pull(node);
+  }
+}
+
+// Between which two the node is to stand.
+template <Intervals kKind>
+void IntervalTree<kKind>::find_place(const IntervalNode* node, IntervalNode** previous,
+                                     IntervalNode** next) const {
+  if (IntervalNode* const near = near_; near != nullptr) {
+    const bool behind = is_before(near, node);
+    *previous = behind ? near : near->previous.get();
+    *next = behind ? near->next.get() : near;
+    const bool fits = (*previous == nullptr || is_before(*previous, node)) &&
+                      (*next == nullptr || is_before(node, *next));
+    if (fits) return;
+  }
+  *previous = *next = nullptr;
+  for (IntervalNode* below = root_; below != nullptr;) {
+    const bool left = is_before(node, below);
+    *(left ? next : previous) = below;
+    below = left ? below->left : below->right;
+  }
+}
+
+// Of two that stand beside each other one is above the other, and has nothing on that side, or the
+// lower one has nothing on the other: there the node hangs first.
+template <Intervals kKind>
+void IntervalTree<kKind>::insert(IntervalNode* node) {
+  IntervalNode *previous = nullptr, *next = nullptr;
+  find_place(node, &previous, &next);
+  node->priority = hash_u64(++random_);
+  node->left = nullptr;
+  node->right = nullptr;
   node->previous = previous;
   node->next = next;
   if (previous != nullptr) previous->next = node;
   if (next != nullptr) next->previous = node;
+  near_ = node;
+  const bool is_right = previous != nullptr && previous->right.get() == nullptr;
+  IntervalNode* const parent = is_right ? previous : next;
   node->parent = parent;
   if (parent == nullptr) {
     root_ = node;
-  } else if (is_left) {
-    parent->left = node;
-  } else {
+  } else if (is_right) {
     parent->right = node;
+  } else {
+    parent->left = node;
+  }
+  if constexpr (kKind == Intervals::kMayOverlap) {
+    node->max_last = node->last;
+    for (IntervalNode* at = parent; at != nullptr && at->max_last < node->last; at = at->parent) {
+      at->max_last = node->last;
+    }
+  }
+  for (const IntervalNode* at = parent; at != nullptr && at->priority < node->priority;
+       at = node->parent) {
+    rotate_up(node);
   }
 }
 
 // Who reaches further than the node stays as it is, and so does everybody above.
-void IntervalTree::erase(IntervalNode* node) {
+template <Intervals kKind>
+void IntervalTree<kKind>::erase(IntervalNode* node) {
   IntervalNode *const previous = node->previous, *const next = node->next;
   if (previous != nullptr) previous->next = next;
   if (next != nullptr) next->previous = previous;
+  near_ = next != nullptr ? next : previous;
   IntervalNode* const parent = node->parent;
-  replace(parent, node, merge(node->left, node->right));
-  for (IntervalNode* at = parent; at != nullptr && at->max_last == node->last; at = at->parent) {
-    pull(at);
+  IntervalNode *const left = node->left, *const right = node->right;
+  IntervalNode* const by = left == nullptr    ? right
+                           : right == nullptr ? left
+                                              : merge<kKind>(left, right);
+  replace(parent, node, by);
+  if constexpr (kKind == Intervals::kMayOverlap) {
+    for (IntervalNode* at = parent; at != nullptr && at->max_last == node->last; at = at->parent) {
+      pull(at);
+    }
   }
 }
 
-IntervalNode* IntervalTree::first(u64 start, u64 last) const {
+template <>
+IntervalNode* IntervalTree<Intervals::kMayOverlap>::first(u64 start, u64 last) const {
   IntervalNode* node = root_;
   while (node != nullptr && node->max_last >= start) {
     IntervalNode* const left = node->left;
@@ -135,5 +167,30 @@ IntervalNode* IntervalTree::first(u64 start, u64 last) const {
   }
   return nullptr;
 }
+
+// The first that does not end before `start`, if it begins by `last`.
+template <>
+IntervalNode* IntervalTree<Intervals::kDisjoint>::first(u64 start, u64 last) const {
+  IntervalNode* found = near_;
+  if (found != nullptr && found->last < start) {
+    found = found->next;
+    if (found == nullptr) return nullptr;
+  }
+  const IntervalNode* const before = found == nullptr ? nullptr : found->previous.get();
+  const bool is_it =
+      found != nullptr && found->last >= start && (before == nullptr || before->last < start);
+  if (!is_it) {
+    found = nullptr;
+    for (IntervalNode* node = root_; node != nullptr;) {
+      const bool reaches = node->last >= start;
+      if (reaches) found = node;
+      node = reaches ? node->left : node->right;
+    }
+  }
+  return found != nullptr && found->start <= last ? found : nullptr;
+}
+
+template class IntervalTree<Intervals::kMayOverlap>;
+template class IntervalTree<Intervals::kDisjoint>;
 
 }  // namespace stagetwo::iommu

@@ -23,6 +23,10 @@ Result<void> Locked::map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area) {
   const u64 first = area.start_byte / kPageSize;
   const u64 count = pages_of(area);
   u64 iova = area.iova();
+  if (count == 1) {
+    const u64 address = set.frames[first] * kPageSize + area.start_byte % kPageSize;
+    return map_range(arena(), hwpt.domain, iova, address, area.length(), area.rights);
+  }
   for (u64 done = 0; done < count;) {
     u64 end = done + 1;
     while (!ioas.no_large_pages && end < count &&

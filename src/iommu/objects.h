@@ -65,6 +65,10 @@ struct Domain {
   bool dirty_ops = false;  // can tell what was written
   bool tracking = false;
   u16 id = 0;  // by which caches know what is of it; 0: a test device's
+  // The last table used for a frame alone, and of which frames it is; null: none. Who frees tables
+  // forgets it.
+  RelPtr<void*> near_table;
+  u64 near_frames = 0;
 };
 
 struct Hwpt;
@@ -73,14 +77,13 @@ struct Access;
 
 struct Ioas {
   Object object;
-  IntervalSet<Area> areas;
+  IntervalSet<Area, Intervals::kDisjoint> areas;
   IntervalSet<Reserved> reserved;
   IntervalSet<Allowed> allowed;
   u64 alignment = 1;
   bool no_large_pages = false;
   RelPtr<Hwpt> hwpts;  // in the order of their making
   RelPtr<Access> accesses;
-  RelPtr<Area> behind_unmapped;  // the one after that unmapped last; null: not known
 };
 
 // A device that waits for the response to its page request.

@@ -64,9 +64,8 @@ void Context::set_batch_limit(u64 bytes) {
 }
 
 // This process's place in the table; a new one at its first use, a place nobody needs any more.
-Result<u32> Locked::this_process() {
+Result<u32> Locked::find_this_process() {
   const u32 stamp = process_stamp();
-  if (c_.process_ != kProcesses && c_.stamp_ == stamp) return c_.process_;
   const ProcessName self = name_of_process(static_cast<u32>(sys::getpid()));
   u32 free = kProcesses;
   for (u32 i = 0; i < kProcesses; ++i) {
@@ -114,8 +113,7 @@ Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writab
 }
 
 void Locked::put_page_set(PageSet* set) {
-  if (--set->users != 0) return;
-  if (set->orphans != 0) return;  // forgotten when its process has unpinned them
+  if (--set->users != 0 || set->orphans != 0) return;  // orphans: until they are unpinned
   free_page_set(set);
 }
 
@@ -141,7 +139,7 @@ void Locked::free_page_set(PageSet* set) {
 }
 
 Result<void> Locked::hold_pages(PageSet& set, u64 first, u64 count) {
-  ST_TRY(make_frames(set));
+  if (set.holds.get() == nullptr) ST_TRY(make_frames(set));
   u64 done = 0;
   while (done < count) {
     u64 end = done;
@@ -170,7 +168,6 @@ void Locked::hold_again(PageSet& set, u64 page) {
 }
 
 Result<void> Locked::make_frames(PageSet& set) {
-  if (set.holds.get() != nullptr) return {};
   if (set.pages <= kFewPages) {
     set.frames = set.few_frames;
     set.holds = set.few_holds;
@@ -205,27 +202,45 @@ Result<void> check_whole(HvaRange range) {
 
 namespace {
 
-// Pins pages of `range` from its first one on, and names them with the process. One page is asked
-// for often, and its room is not the whole list.
-template <unsigned kRoom>
+u64 named(u32 process, host::Frame frame) {
+  const u64 number = static_cast<u64>(frame);
+  ST_CHECK(number <= kFrameMask);
+  return u64{process} << kFrameBits | number;
+}
+
+// Pins pages of `range` from its first one on, and names them with the process.
 Result<host::PinBatch> pin_some(HvaRange range, bool write, u32 process, u64* frames) {
-  host::FrameRun runs[kRoom];
-  const auto some =
-      ST_TRY(host::pin_pages(range, {.write = write}, runs, std::min(kRoom, runs_at_once())));
+  host::FrameRun runs[kMostRuns];
+  const auto some = ST_TRY(host::pin_pages(range, {.write = write}, runs, runs_at_once()));
   for (const host::FrameRun* run = runs; run != runs + some.runs; ++run) {
-    const u64 number = static_cast<u64>(run->first);
-    ST_CHECK(number + run->pages - 1 <= kFrameMask);
-    for (u64 i = 0; i < run->pages; ++i) *frames++ = u64{process} << kFrameBits | (number + i);
+    for (u64 i = 0; i < run->pages; ++i) *frames++ = named(process, run->first + i);
   }
   return some;
 }
 
 }  // namespace
 
+// By far the most frequent number, and nothing for it is looked up that need not be.
+Result<void> Locked::pin_own_page(PageSet& set, u64 page, u32 process) {
+  const Hva at(set.start + page * kPageSize);
+  if (!host::is_user_range(at, kPageSize)) return refuse(EFAULT);
+  const host::PinnedPage pinned = ST_TRY(host::pin_page(at, {.write = set.writable}));
+  if (const auto charged = host::charge_pins(charge_of(set), 1); !charged) {
+    host::unpin_pages({pinned.frame, 1});
+    return charged;
+  }
+  set.frames[page] = named(process, pinned.frame);
+  use_process(process, 1);
+  set.file_asked = set.file_asked || (page == 0 && !pinned.shared);
+  if (!set.file_asked) note_file(set);
+  return {};
+}
+
 // Pins pages that nobody holds, all or none. They are not yet held.
 Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
   const u32 process = ST_TRY(this_process());
   const bool own = set.process == process;
+  if (own && count == 1) return pin_own_page(set, first, process);
   if (!own && !is_alive(set.process)) return refuse(EFAULT);
   if (own) {
     ST_TRY(check_whole(HvaRange(Hva(set.start + first * kPageSize), count * kPageSize)));
@@ -244,9 +259,7 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
       range = HvaRange(*here, kPageSize);
     }
     u64* const frames = set.frames + (first + done);
-    const auto some = range.size() == kPageSize
-                          ? pin_some<1>(range, set.writable, process, frames)
-                          : pin_some<kMostRuns>(range, set.writable, process, frames);
+    const auto some = pin_some(range, set.writable, process, frames);
     if (!some) {
       done_so_far = refuse(some.error());
       break;
@@ -276,6 +289,10 @@ void Locked::unpin_frames(PageSet& set, u64 first, u64 count) {
 }
 
 void Locked::release_pages(PageSet& set, u64 first, u64 count) {
+  if (count == 1) {
+    if (--set.holds[first] == 0) unpin_run(set, first, 1);
+    return;
+  }
   for (u64 done = 0; done < count;) {
     u64 end = done;
     while (end < count && --set.holds[first + end] == 0) ++end;
@@ -286,6 +303,12 @@ void Locked::release_pages(PageSet& set, u64 first, u64 count) {
 
 // Pages that nobody holds any more, each pinned by whatever process its frame names.
 void Locked::unpin_run(PageSet& set, u64 first, u64 count) {
+  if (const u64 frame = set.frames[first]; count == 1 && is_this_process(process_of(frame))) {
+    host::unpin_pages({number_of(frame), 1});
+    host::uncharge_pins(charge_of(set), 1);
+    use_process(process_of(frame), -1);
+    return;
+  }
   for (u64 done = 0; done < count;) {
     const u32 whose = process_of(set.frames[first + done]);
     u64 end = done + 1;

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "base/failpoint.h"
-#include "base/process_page.h"
 #include "host/access.h"
 #include "host/pin.h"
 #include "host/process_map.h"
@@ -12,10 +11,6 @@
 #include "iommu/other_process.h"
 
 namespace stagetwo::iommu {
-
-bool Locked::is_this_process(u32 process) const {
-  return process == c_.process_ && c_.stamp_ == process_stamp();
-}
 
 // A page of shared memory that another process has, or had when it was pinned.
 std::optional<Hva> Locked::address_here(const PageSet& set, u64 page) const {

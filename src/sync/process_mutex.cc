@@ -22,25 +22,10 @@ void wait_shared(Atomic<u32>& word, u32 expected) {
   sys::call(SYS_futex, sys::arg(word.address()), FUTEX_WAIT, expected, sys::arg(&relative));
 }
 
-void wake_shared(Atomic<u32>& word) {
-#if defined(ST_SCHED)
-  if (sched::active()) return futex_wake(word, 1);
-#endif
-  sys::call(SYS_futex, sys::arg(word.address()), FUTEX_WAKE, 1);
-}
-
 }  // namespace
 
 bool is_thread_gone(u32 tid) {
   return sys::thread_gone(static_cast<int>(tid));
-}
-
-bool ProcessMutex::acquire() {
-  const u32 self = static_cast<u32>(sys::current_tid());
-  u32 seen = 0;
-  if (word_.compare_exchange(seen, self, kAcquire)) [[likely]]
-    return false;
-  return acquire_slow(self);
 }
 
 bool ProcessMutex::acquire_slow(u32 self) {
@@ -61,9 +46,11 @@ bool ProcessMutex::acquire_slow(u32 self) {
   }
 }
 
-void ProcessMutex::release() {
-  if ((word_.exchange(0, kRelease) & kWaiters) != 0) [[unlikely]]
-    wake_shared(word_);
+void ProcessMutex::wake() {
+#if defined(ST_SCHED)
+  if (sched::active()) return futex_wake(word_, 1);
+#endif
+  sys::call(SYS_futex, sys::arg(word_.address()), FUTEX_WAKE, 1);
 }
 
 }  // namespace stagetwo::sync

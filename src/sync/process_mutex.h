@@ -20,6 +20,7 @@
 // given out again while somebody waits is taken for the holder.
 // Locking: ranked like any other. Lifetime: the memory's. Zero is free: fresh memory is a lock.
 
+#include "base/sys.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::sync {
@@ -38,9 +39,19 @@ class TA_CAP("process_mutex") ProcessMutex {
   static constexpr u32 kWaiters = 1u << 31;
 
   // True: the last holder died inside.
-  bool acquire();
+  bool acquire() {
+    const u32 self = static_cast<u32>(sys::current_tid());
+    u32 seen = 0;
+    if (word_.compare_exchange(seen, self, kAcquire)) [[likely]]
+      return false;
+    return acquire_slow(self);
+  }
   bool acquire_slow(u32 self);
-  void release();
+  void release() {
+    if ((word_.exchange(0, kRelease) & kWaiters) != 0) [[unlikely]]
+      wake();
+  }
+  void wake();
 
   Atomic<u32> word_{0};  // acquire on entry pairs with release on exit, across processes
 };

@@ -57,6 +57,37 @@ TEST_F(DomainTest, PicksTheLargestPageItMay) {
   EXPECT_EQ(translate(arena_, domain_, kStart + 4 * kHuge)->page_bytes, kSmall);
 }
 
+// Single pages go to the table that the one before went to: as long as there is that table.
+TEST_F(DomainTest, ATableThatWentIsNotUsedForTheNextPage) {
+  make(true);
+  const Arena::Guard guard(arena_);
+  const auto map_one = [&](u64 iova, u64 to) {
+    return map_range(arena_, domain_, iova, to, kSmall, kMayRead);
+  };
+  for (u64 i = 0; i < 3; ++i) ASSERT_TRUE(map_one(kStart + i * kSmall, 0x5000 + i * kSmall));
+  EXPECT_EQ(to_int(map_one(kStart + kSmall, 0x9000).error()), EADDRINUSE);
+  EXPECT_EQ(unmap_range(arena_, domain_, kStart, kHuge), 3 * kSmall);
+  ASSERT_TRUE(map_range(arena_, domain_, kStart, 16 * kHuge, kHuge, kMayRead));
+  EXPECT_EQ(to_int(map_one(kStart + kSmall, 0x9000).error()), EADDRINUSE);
+  EXPECT_EQ(unmap_range(arena_, domain_, kStart + kSmall, kSmall), 0u);
+  EXPECT_EQ(address_at(kStart + kSmall), 16 * kHuge + kSmall);
+  EXPECT_EQ(unmap_range(arena_, domain_, kStart, kHuge), kHuge);
+  // A table that is empty makes room for a large page, and goes with it.
+  ASSERT_TRUE(map_one(kStart, 0x5000));
+  EXPECT_EQ(unmap_range(arena_, domain_, kStart, kSmall), kSmall);
+  ASSERT_TRUE(map_range(arena_, domain_, kStart, 16 * kHuge, kHuge, kMayRead));
+  EXPECT_EQ(to_int(map_one(kStart, 0x9000).error()), EADDRINUSE);
+  EXPECT_EQ(translate(arena_, domain_, kStart)->page_bytes, kHuge);
+  EXPECT_EQ(unmap_range(arena_, domain_, kStart, kHuge), kHuge);
+  // Of two that are far apart each has its own.
+  for (u64 i = 0; i < 4; ++i) ASSERT_TRUE(map_one(kStart + i * kHuge, 0x5000 + i * kSmall));
+  for (u64 i = 0; i < 4; ++i) {
+    EXPECT_EQ(address_at(kStart + i * kHuge), 0x5000 + i * kSmall);
+    EXPECT_EQ(unmap_range(arena_, domain_, kStart + i * kHuge, kSmall), kSmall);
+    EXPECT_EQ(unmap_range(arena_, domain_, kStart + i * kHuge, kSmall), 0u);
+  }
+}
+
 TEST_F(DomainTest, WhatIsMappedStays) {
   make(false);
   const Arena::Guard guard(arena_);

@@ -88,6 +88,48 @@ TEST(IntervalSet, AgreesWithAList) {
   EXPECT_EQ(count, list.size());
 }
 
+// Entered and erased side by side, from either end, and anywhere; each question also beside the
+// last change, where the answer is found without a walk.
+TEST(IntervalSet, OfDisjointOnesAgreesWithAList) {
+  test::RandomSource random(test::announced_seed("IntervalSet"));
+  constexpr u64 kPlaces = 512, kWidth = 16;
+  IntervalSet<Item, Intervals::kDisjoint> set;
+  std::vector<std::unique_ptr<Item>> list(kPlaces);
+  u64 at = 0;
+  s64 step_by = 1;
+  for (int step = 0; step < 20'000; ++step) {
+    if (random.below(20) == 0) {
+      at = random.below(kPlaces);
+      step_by = random.below(2) == 0 ? 1 : -1;
+    }
+    at = (at + static_cast<u64>(step_by)) % kPlaces;
+    if (list[at] == nullptr) {
+      const u64 start = at * kWidth + random.below(kWidth);
+      list[at] = item(start, start + random.below(at * kWidth + kWidth - start));
+      set.insert(list[at].get());
+    } else {
+      set.erase(list[at].get());
+      list[at] = nullptr;
+    }
+    const u64 from = random.below(3) == 0 ? random.below(kPlaces * kWidth) : at * kWidth;
+    const u64 to = from + random.below(3 * kWidth);
+    const Item* expected = nullptr;
+    for (u64 i = from / kWidth; i < kPlaces && i * kWidth <= to && expected == nullptr; ++i) {
+      const Item* const one = list[i].get();
+      if (one != nullptr && one->node.last >= from && one->node.start <= to) expected = one;
+    }
+    ASSERT_EQ(set.first(from, to), expected) << "step " << step;
+  }
+  const Item* one = set.first();
+  for (const auto& expected : list) {
+    if (expected == nullptr) continue;
+    ASSERT_EQ(one, expected.get());
+    one = set.next(one);
+  }
+  EXPECT_EQ(one, nullptr);
+  EXPECT_EQ(set.empty(), set.first() == nullptr);
+}
+
 // Whoever goes through them may erase what is behind, from either end.
 TEST(IntervalSet, IsEmptiedInOrderAndAgainstIt) {
   for (const bool from_the_end : {false, true}) {
