@@ -96,7 +96,7 @@ class World {
 
 // Beside it what the kernel takes for making sure of pages that are present, in the same pieces
 // and rounds: MADV_POPULATE_WRITE and nothing else. A page mapped by a call of its own pays for all
-// a call does, and no other page shares it: three locks, a page set and an area made and put into a
+// a call does, and no other page shares it: two locks, a page set and an area made and put into a
 // tree. None of it is a system call, and it is more than the target, which is for what a page
 // costs.
 void map_and_unmap(benchmark::State& state, u64 piece, bool mapping) {

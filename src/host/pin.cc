@@ -56,7 +56,8 @@ Result<PinBatch> pin_pages(HvaRange range, PinHow how, FrameRun* runs, unsigned 
 }
 
 Result<PinnedPage> pin_page(Hva at, PinHow how) {
-  PinTable* const table = ST_TRY(make_table());
+  PinTable* table = pin_table();
+  if (table == nullptr) table = ST_TRY(make_table());
   if (failpoint::should_fail("host.pin")) return refuse(ENOMEM);
   if (const auto known = table->pin_known_page(at)) return PinnedPage{.frame = *known};
   FrameRun run;

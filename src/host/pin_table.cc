@@ -276,9 +276,9 @@ Result<bool> PinTable::commit(Attempt* attempt, Wanted* wanted, Sink* sink) {
 
 void PinTable::unpin(FrameRun run) {
   const sync::MutexGuard guard(lock_);
-  for (u64 i = 0; i < run.pages; ++i) {
-    const u64 frame = static_cast<u64>(run.first + i);
-    PinBlock* block = block_of(static_cast<u32>(frame / kBlockPages));
+  const u64 end = static_cast<u64>(run.first) + run.pages;
+  for (u64 frame = static_cast<u64>(run.first); frame < end; ++frame) {
+    PinBlock* const block = block_of(static_cast<u32>(frame / kBlockPages));
     const u32 slot = static_cast<u32>(frame % kBlockPages);
     ST_DCHECK(block != nullptr && block->counts[slot] != 0);
     if (--block->counts[slot] != 0) continue;

@@ -43,14 +43,15 @@ Arena::~Arena() {
   if (base_ != nullptr) unmap_pages(base_, kFileBytes);
 }
 
-// A block nobody has had yet. Blocks below a page fill one; the rest of it goes to the free list.
+// A block nobody has had yet. Blocks below a page fill one; the rest of it goes to the free list,
+// in such an order that blocks follow each other in memory as they are taken.
 void* Arena::carve(unsigned order) {
   Header& h = header();
   const u64 bytes = u64{1} << (order < kPageOrder ? kPageOrder : order);
   if (bytes > kFileBytes - h.heap_end) return nullptr;
   u8* const first = base_ + h.heap_end;
   h.heap_end += bytes;
-  for (u64 at = u64{1} << order; order < kPageOrder && at < bytes; at += u64{1} << order) {
+  for (u64 at = bytes - (u64{1} << order); at != 0; at -= u64{1} << order) {
     memcpy(first + at, &h.free_lists[order], sizeof(u64));
     h.free_lists[order] = offset_of(first + at);
   }

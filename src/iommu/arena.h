@@ -56,6 +56,17 @@ class RelPtr {
   s64 delta_ = 0;
 };
 
+// Blocks that are used one after the other stand one behind the other, as a rule: asks the
+// processor for those that come after `next` does, which were last used long ago. A wrong guess
+// costs nothing.
+inline void prefetch_ahead(const void* block, const void* next) {
+  constexpr u64 kBlocks = 8, kLine = 64;
+  const u64 at = reinterpret_cast<u64>(block), stride = reinterpret_cast<u64>(next) - at;
+  const auto* const ahead = reinterpret_cast<const void*>(at + kBlocks * stride);
+  __builtin_prefetch(ahead, 1);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + kBlocks * stride + kLine), 1);
+}
+
 class Arena {
  public:
   static constexpr u64 kFileBytes = u64{1} << 34;
@@ -163,8 +174,7 @@ inline void* Arena::take(unsigned order, const char* site) {
   u64 next = 0;
   memcpy(&next, block, sizeof(u64));
   h.free_lists[order] = next;
-  __builtin_prefetch(base_ + next, 1);
-  __builtin_prefetch(base_ + next + 64, 1);
+  prefetch_ahead(block, base_ + next);
   ++h.blocks;
   return block;
 }

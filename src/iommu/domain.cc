@@ -2,6 +2,7 @@
 #include "iommu/domain.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "base/check.h"
 #include "iommu/arena_memory.h"
@@ -36,6 +37,46 @@ struct ArenaTables {
 };
 
 template <pt::Format F>
+typename F::Attributes attributes_of(u32 rights) {
+  typename F::Attributes attributes{};
+  attributes.write = (rights & kMayWrite) != 0;
+  if constexpr (requires { attributes.read; }) {
+    attributes.read = (rights & kMayRead) != 0;
+  } else {
+    attributes.user = true;
+  }
+  return attributes;
+}
+
+// The entry of a frame alone whose table was used last, or null: who maps pages one by one is not
+// made to walk. Whoever writes entries holds the arena's lock.
+template <pt::Format F>
+pt::Entry<F>* near_entry(const Domain& domain, u64 iova, u64 bytes) {
+  const u64 frame = iova >> F::kGranuleLg2;
+  void* const table = domain.near_table;
+  const bool is_near = table != nullptr && bytes == u64{1} << F::kGranuleLg2 &&
+                       domain.near_frames == frame >> F::index_bits(1);
+  return is_near ? static_cast<pt::Entry<F>*>(table) + pt::index_of<F>(frame, 1) : nullptr;
+}
+
+template <pt::Format F>
+Result<void> map_near(pt::Entry<F>* entry, u64 address, u32 rights) {
+  const pt::DirectMemory<typename F::Word> memory;
+  if (memory.load(entry) != F::kNonpresent) return refuse(EADDRINUSE);
+  memory.store(entry, pt::leaf_word<F>({}, address, attributes_of<F>(rights)));
+  return {};
+}
+
+template <pt::Format F>
+u64 unmap_near(pt::Entry<F>* entry) {
+  const pt::DirectMemory<typename F::Word> memory;
+  const auto word = memory.load(entry);
+  if (!F::is_leaf(word, 1) || pt::leaf_span_lg2<F>(word, 1) != 0) return 0;
+  memory.store(entry, F::kNonpresent);
+  return u64{1} << F::kGranuleLg2;
+}
+
+template <pt::Format F>
 class Tables {
  public:
   using Word = typename F::Word;
@@ -50,26 +91,15 @@ class Tables {
 
   Result<void> map(u64 iova, u64 address, u64 bytes, u32 rights) {
     const u64 first = iova >> F::kGranuleLg2, frames = bytes >> F::kGranuleLg2;
-    const Attributes attributes = attributes_of(rights);
-    if (pt::Entry<F>* const entry = frames == 1 ? near_entry(first) : nullptr; entry != nullptr) {
-      if (memory().load(entry) != F::kNonpresent) return refuse(EADDRINUSE);
-      memory().store(entry, pt::leaf_word<F>({}, address, attributes));
-      return {};
-    }
     pt::Gather gather;
-    const auto done = mapper_.map(first, frames, address, attributes, gather, max_level());
+    const auto done =
+        mapper_.map(first, frames, address, attributes_of<F>(rights), gather, max_level());
     release(gather);
     if (frames == 1) note_near(first);
     return done;
   }
   u64 unmap(u64 iova, u64 bytes) {
     const u64 first = iova >> F::kGranuleLg2, frames = bytes >> F::kGranuleLg2;
-    if (pt::Entry<F>* const entry = frames == 1 ? near_entry(first) : nullptr; entry != nullptr) {
-      const Word word = memory().load(entry);
-      if (!F::is_leaf(word, 1) || pt::leaf_span_lg2<F>(word, 1) != 0) return 0;
-      memory().store(entry, F::kNonpresent);
-      return bytes;
-    }
     pt::Gather gather;
     const u64 mapped = mapper_.unmap(first, frames, gather);
     release(gather);
@@ -115,13 +145,6 @@ class Tables {
     return static_cast<pt::Entry<F>*>(static_cast<void*>(domain_.root.get()));
   }
   ArenaMemory<Word> memory() const { return ArenaMemory<Word>(arena_); }
-  // The entry of a frame whose table was used last, or null: who maps pages one by one is not made
-  // to walk. Whoever writes entries holds the arena's lock.
-  pt::Entry<F>* near_entry(u64 frame) const {
-    void* const table = domain_.near_table;
-    if (table == nullptr || domain_.near_frames != frame >> F::index_bits(1)) return nullptr;
-    return static_cast<pt::Entry<F>*>(table) + pt::index_of<F>(frame, 1);
-  }
   void note_near(u64 frame) {
     const auto found = pt::find<F>(root(), domain_.root_level, frame, 1, memory());
     domain_.near_table = nullptr;
@@ -137,16 +160,6 @@ class Tables {
     } else {
       return true;
     }
-  }
-  static Attributes attributes_of(u32 rights) {
-    Attributes attributes{};
-    attributes.write = (rights & kMayWrite) != 0;
-    if constexpr (requires { attributes.read; }) {
-      attributes.read = (rights & kMayRead) != 0;
-    } else {
-      attributes.user = true;
-    }
-    return attributes;
   }
   // The level of the largest page the domain may use.
   unsigned max_level() const {
@@ -171,26 +184,30 @@ class Tables {
   Mapper mapper_;
 };
 
-// fn(Tables<the domain's format>&).
-template <typename F>
-auto with_tables(const Arena& arena, const Domain& domain, F&& fn) {
-  // Reading through a table changes nothing; the operations that write get both writable.
-  auto& of = const_cast<Arena&>(arena);
-  auto& in = const_cast<Domain&>(domain);
-  switch (domain.format) {
-    case FormatKind::kVtdSecondLevel: {
-      Tables<pt::VtdSecondLevel> tables(of, in);
-      return fn(tables);
-    }
-    case FormatKind::kX86FirstLevel: {
-      Tables<pt::X86FirstLevel> tables(of, in);
-      return fn(tables);
-    }
+// fn(std::type_identity<the format>).
+template <typename Fn>
+auto with_format(FormatKind format, Fn&& fn) {
+  switch (format) {
+    case FormatKind::kVtdSecondLevel:
+      return fn(std::type_identity<pt::VtdSecondLevel>{});
+    case FormatKind::kX86FirstLevel:
+      return fn(std::type_identity<pt::X86FirstLevel>{});
     case FormatKind::kMock:
       break;
   }
-  Tables<MockFormat> tables(of, in);
-  return fn(tables);
+  return fn(std::type_identity<MockFormat>{});
+}
+
+// fn(Tables<the domain's format>&).
+template <typename Fn>
+auto with_tables(const Arena& arena, const Domain& domain, Fn&& fn) {
+  // Reading through a table changes nothing; the operations that write get both writable.
+  auto& of = const_cast<Arena&>(arena);
+  auto& in = const_cast<Domain&>(domain);
+  return with_format(domain.format, [&]<typename F>(std::type_identity<F>) {
+    Tables<F> tables(of, in);
+    return fn(tables);
+  });
 }
 
 // The lowest level whose root covers the aperture.
@@ -239,12 +256,19 @@ void destroy_domain(Arena& arena, Domain& domain) {
 
 Result<void> map_range(Arena& arena, Domain& domain, u64 iova, u64 frame_address, u64 bytes,
                        u32 rights) {
-  return with_tables(arena, domain,
-                     [&](auto& tables) { return tables.map(iova, frame_address, bytes, rights); });
+  return with_format(domain.format, [&]<typename F>(std::type_identity<F>) -> Result<void> {
+    if (auto* const entry = near_entry<F>(domain, iova, bytes)) {
+      return map_near<F>(entry, frame_address, rights);
+    }
+    return Tables<F>(arena, domain).map(iova, frame_address, bytes, rights);
+  });
 }
 
 u64 unmap_range(Arena& arena, Domain& domain, u64 iova, u64 bytes) {
-  return with_tables(arena, domain, [&](auto& tables) { return tables.unmap(iova, bytes); });
+  return with_format(domain.format, [&]<typename F>(std::type_identity<F>) {
+    if (auto* const entry = near_entry<F>(domain, iova, bytes)) return unmap_near<F>(entry);
+    return Tables<F>(arena, domain).unmap(iova, bytes);
+  });
 }
 
 std::optional<Translation> translate(const Arena& arena, const Domain& domain, u64 iova) {

@@ -96,6 +96,23 @@ void IntervalTree<kKind>::find_place(const IntervalNode* node, IntervalNode** pr
   }
 }
 
+// Behind all: whoever stands on the right edge with less priority comes below it.
+template <Intervals kKind>
+void IntervalTree<kKind>::append(IntervalNode* node, IntervalNode* previous) {
+  IntervalNode *above = previous, *below = nullptr;
+  while (above != nullptr && above->priority < node->priority) {
+    below = above;
+    above = above->parent;
+  }
+  set_left(node, below);
+  node->parent = above;
+  if (above == nullptr) {
+    root_ = node;
+  } else {
+    above->right = node;
+  }
+}
+
 // Of two that stand beside each other one is above the other, and has nothing on that side, or the
 // lower one has nothing on the other: there the node hangs first.
 template <Intervals kKind>
@@ -110,6 +127,7 @@ void IntervalTree<kKind>::insert(IntervalNode* node) {
   if (previous != nullptr) previous->next = node;
   if (next != nullptr) next->previous = node;
   near_ = node;
+  if (kKind == Intervals::kDisjoint && next == nullptr) return append(node, previous);
   const bool is_right = previous != nullptr && previous->right.get() == nullptr;
   IntervalNode* const parent = is_right ? previous : next;
   node->parent = parent;

@@ -40,6 +40,15 @@ class IntervalTree {
   [[nodiscard]] IntervalNode* first(u64 start, u64 last) const;
   // The next one after `node` in the order, or null.
   [[nodiscard]] static IntervalNode* next(const IntervalNode* node) { return node->next; }
+  // For who erases one after the other: what the next one hangs on. Answers it.
+  static const IntervalNode* prefetch_behind(const IntervalNode* node) {
+    const IntervalNode* const next = node->next;
+    if (next == nullptr) return nullptr;
+    __builtin_prefetch(next->right.get(), 1);
+    __builtin_prefetch(next->parent.get(), 1);
+    prefetch_ahead(node, next);
+    return next;
+  }
   [[nodiscard]] bool empty() const { return root_.get() == nullptr; }
   void swap(IntervalTree& other) {
     swap_links(root_, other.root_);
@@ -52,6 +61,7 @@ class IntervalTree {
     a = b.get();
     b = mine;
   }
+  void append(IntervalNode* node, IntervalNode* previous);
   void find_place(const IntervalNode* node, IntervalNode** previous, IntervalNode** next) const;
   void replace(IntervalNode* parent, const IntervalNode* child, IntervalNode* by);
   void rotate_up(IntervalNode* node);
@@ -72,6 +82,9 @@ class IntervalSet {
     return of(tree_.first(start, last));
   }
   [[nodiscard]] T* next(const T* item) const { return of(tree_.next(&item->node)); }
+  static const T* prefetch_behind(const T* item) {
+    return reinterpret_cast<const T*>(IntervalTree<kKind>::prefetch_behind(&item->node));
+  }
   [[nodiscard]] bool empty() const { return tree_.empty(); }
   void swap(IntervalSet& other) { tree_.swap(other.tree_); }
 

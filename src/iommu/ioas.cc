@@ -336,18 +336,11 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
 
 namespace {
 
-void prefetch(const void* block) {
-  static_assert(sizeof(Area) <= 128 && sizeof(PageSet) <= 128);
-  __builtin_prefetch(block, 1);
-  __builtin_prefetch(static_cast<const u8*>(block) + 64, 1);
-}
-
-// What stands behind the one that is unmapped is unmapped next, and was last used long ago.
+// What stands behind the one that is unmapped is unmapped next.
 void prefetch_behind(const Ioas& ioas, const Area& area) {
-  const Area* const next = ioas.areas.next(&area);
+  const Area* const next = ioas.areas.prefetch_behind(&area);
   if (next == nullptr) return;
-  prefetch(next->pages.get());
-  if (const Area* const then = ioas.areas.next(next)) prefetch(then);
+  prefetch_ahead(area.pages.get(), next->pages.get());
 }
 
 }  // namespace

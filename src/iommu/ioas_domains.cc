@@ -52,14 +52,16 @@ Result<void> Locked::map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area) {
 // Into every domain there is. All or nothing.
 Result<void> Locked::fill_area(Ioas& ioas, Area& area) {
   if (ioas.hwpts.get() == nullptr) return {};
-  ST_TRY(hold_pages(*area.pages, area.start_byte / kPageSize, pages_of(area)));
+  PageSet& set = *area.pages;
+  const u64 first = area.start_byte / kPageSize, count = pages_of(area);
+  ST_TRY(hold_pages(set, first, count));
   for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
     const auto mapped = map_area(ioas, *hwpt, area);
     if (mapped) continue;
     for (Hwpt* undo = ioas.hwpts; undo != hwpt; undo = undo->next) {
       unmap_range(arena(), undo->domain, area.iova(), area.length());
     }
-    release_pages(*area.pages, area.start_byte / kPageSize, pages_of(area));
+    release_pages(set, first, count);
     return mapped;
   }
   area.filled = true;

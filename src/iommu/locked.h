@@ -6,7 +6,6 @@
 #include <optional>
 #include <span>
 
-#include "base/process_stamp.h"
 #include "iommu/context.h"
 #include "iommu/object_types.h"
 #include "iommu/requests.h"
@@ -133,20 +132,12 @@ class Locked {
  private:
   friend class Context;
   friend class TakeOver;
-  Result<u32> this_process() {
-    if (c_.process_ != kProcesses && c_.stamp_ == stamp_of_process()) [[likely]]
-      return c_.process_;
-    return find_this_process();
-  }
-  Result<u32> find_this_process();
+  Result<u32> this_process(), find_this_process();
   bool is_alive(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
-  [[nodiscard]] bool is_this_process(u32 process) const {
-    return process == c_.process_ && c_.stamp_ == stamp_of_process();
-  }
-  void free_page_set(PageSet* set);
+  [[nodiscard]] bool is_this_process(u32 process) const;
   Result<void> make_frames(PageSet& set);
-  void hold_again(PageSet& set, u64 page);
+  void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
   Result<void> pin_run(PageSet& set, u64 first, u64 count);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
   static void unpin_frames(PageSet& set, u64 first, u64 count);

@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The table of objects by their types; included by iommu/locked.h alone.
+// The table of objects by their types, and which process this is: what of Locked is not called but
+// put where it is used. Included by iommu/locked.h alone.
 
+#include "base/process_stamp.h"
 #include "iommu/locked.h"
 
 namespace stagetwo::iommu {
+
+inline bool Locked::is_this_process(u32 process) const {
+  return process == c_.process_ && c_.stamp_ == stamp_of_process();
+}
+inline Result<u32> Locked::this_process() {
+  if (c_.process_ != kProcesses && is_this_process(c_.process_)) [[likely]]
+    return c_.process_;
+  return find_this_process();
+}
 
 template <typename T>
 Result<T*> Locked::find(u32 id) const {

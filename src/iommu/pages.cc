@@ -140,6 +140,13 @@ void Locked::free_page_set(PageSet* set) {
 
 Result<void> Locked::hold_pages(PageSet& set, u64 first, u64 count) {
   if (set.holds.get() == nullptr) ST_TRY(make_frames(set));
+  if (u32* const hold = &set.holds[first]; count == 1 && *hold == 0) {
+    const u32 process = ST_TRY(this_process());
+    const auto pinned =
+        set.process == process ? pin_own_page(set, first, process) : pin_run(set, first, 1);
+    *hold = pinned ? 1 : 0;
+    return pinned;
+  }
   u64 done = 0;
   while (done < count) {
     u64 end = done;
@@ -290,8 +297,13 @@ void Locked::unpin_frames(PageSet& set, u64 first, u64 count) {
 
 void Locked::release_pages(PageSet& set, u64 first, u64 count) {
   if (count == 1) {
-    if (--set.holds[first] == 0) unpin_run(set, first, 1);
-    return;
+    if (--set.holds[first] != 0) return;
+    const u64 frame = set.frames[first];
+    const u32 whose = process_of(frame);
+    if (!is_this_process(whose)) return unpin_run(set, first, 1);
+    host::unpin_pages({number_of(frame), 1});
+    host::uncharge_pins(charge_of(set), 1);
+    return use_process(whose, -1);
   }
   for (u64 done = 0; done < count;) {
     u64 end = done;
@@ -303,12 +315,6 @@ void Locked::release_pages(PageSet& set, u64 first, u64 count) {
 
 // Pages that nobody holds any more, each pinned by whatever process its frame names.
 void Locked::unpin_run(PageSet& set, u64 first, u64 count) {
-  if (const u64 frame = set.frames[first]; count == 1 && is_this_process(process_of(frame))) {
-    host::unpin_pages({number_of(frame), 1});
-    host::uncharge_pins(charge_of(set), 1);
-    use_process(process_of(frame), -1);
-    return;
-  }
   for (u64 done = 0; done < count;) {
     const u32 whose = process_of(set.frames[first + done]);
     u64 end = done + 1;

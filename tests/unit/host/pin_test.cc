@@ -226,37 +226,6 @@ TEST_F(Pins, WhatWasLookedAtAheadIsAskedAgainAfterAChange) {
   EXPECT_EQ(memory.unmap(6, 1), 0);
   EXPECT_TRUE(is_filled(fresh.at(0), 0));
 }
-// One by one they are the same pins, and a change between two of them is met like any other.
-TEST_F(Pins, PagesPinnedOneByOneArePinnedLikeTheRest) {
-  const Memory memory(1100);
-  const auto one = [&](size_t page, PinHow how = kForWriting) {
-    const auto pinned = host::pin_page(memory.hva(page), how);
-    if (pinned) held_.push_back({pinned->frame, 1});
-    return pinned ? pinned->frame : Frame{~u64{0}};
-  };
-  for (size_t page = 0; page < 1100; ++page) {
-    const Frame frame = one(page);
-    ASSERT_EQ(host::frame_at(memory.hva(page)), frame);
-    ASSERT_EQ(host::pins_of(frame), 1u);
-  }
-  EXPECT_EQ(host::pin_use().pages, 1100u);
-  EXPECT_EQ(pin(memory.range(1099, 1)).front(), one(1099));
-  EXPECT_EQ(host::pins_of(*host::frame_at(memory.hva(1099))), 3u);
-  // A page that was given back, one that was mapped anew, and one that is gone.
-  const Frame before = *host::frame_at(memory.hva(1098));
-  memory.map_over(1098, 1);
-  EXPECT_NE(one(1098), before);
-  EXPECT_TRUE(is_filled(before, static_cast<u8>(1099)));
-  EXPECT_TRUE(is_filled(*host::frame_at(memory.hva(1098)), 0));
-  memory.unmap(1097, 1);
-  EXPECT_EQ(to_int(host::pin_page(memory.hva(1097), kForReading).error()), EFAULT);
-  memory.protect(1096, 1, PROT_READ);
-  EXPECT_EQ(to_int(host::pin_page(memory.hva(1096), kForWriting).error()), EFAULT);
-  failpoint::arm("host.pin", 1);  // of known memory, too
-  EXPECT_EQ(to_int(host::pin_page(memory.hva(5), kForWriting).error()), ENOMEM);
-  failpoint::disarm();
-  EXPECT_EQ(host::pins_of(*host::frame_at(memory.hva(5))), 1u);
-}
 TEST_F(Pins, PagesThatAreNotThereYetArePinnedLikeOthers) {
   const Memory memory(600, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   memory.page(0)[0] = memory.page(3)[0] = 7;  // between them, and behind, nothing
