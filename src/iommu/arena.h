@@ -62,8 +62,7 @@ class RelPtr {
 inline void prefetch_ahead(const void* block, const void* next) {
   constexpr u64 kBlocks = 8, kLine = 64;
   const u64 at = reinterpret_cast<u64>(block), stride = reinterpret_cast<u64>(next) - at;
-  const auto* const ahead = reinterpret_cast<const void*>(at + kBlocks * stride);
-  __builtin_prefetch(ahead, 1);
+  __builtin_prefetch(reinterpret_cast<const void*>(at + kBlocks * stride), 1);
   __builtin_prefetch(reinterpret_cast<const void*>(at + kBlocks * stride + kLine), 1);
 }
 
@@ -135,11 +134,9 @@ class Arena {
     return order < kSmallest ? kSmallest : order;
   }
   Header& header() const;
-  // A block whose first 8 bytes may be anything; of the rest I1 holds if it is new.
-  void* take(unsigned order, const char* site);
-  void* take_new(unsigned order);
+  // A block; what is in it may be anything unless it is new.
+  void *take(unsigned order, const char* site), *take_new(unsigned order), *carve(unsigned order);
   void give(void* block, unsigned order);
-  void* carve(unsigned order);
 
   u8* base_ = nullptr;
 };
