@@ -284,6 +284,7 @@ bool OwnerTable::finish(PageKey key, BringBack outcome, bool in_place) {
   } else {
     const bool lost = outcome == BringBack::kLost;
     ++(lost ? counts_.lost : counts_.retries);
+    counts_.lost_now += lost ? 1 : 0;
     record->stage = lost ? PageStage::kLost : PageStage::kAbsent;
     if (in_place) record->owner = nullptr;
   }
@@ -304,7 +305,7 @@ bool OwnerTable::fell_away(PageKey key, const PageJob& lost) {
   return true;
 }
 
-void OwnerTable::resolve(const userfault::Touch& touch) {
+bool OwnerTable::resolve(const userfault::Touch& touch) {
   PageKey key;
   PageJob mine;
   {
@@ -322,19 +323,21 @@ void OwnerTable::resolve(const userfault::Touch& touch) {
     if (nobodys && (record == nullptr || !touch.write_protected)) {
       userfault::wake(page_at(touch.page));
     }
-    if (nobodys) return;
+    if (nobodys) return record == nullptr && !touch.write_protected;
     mine = {*record, views_at(key, *record)};
     // A discard of a shared view's entries takes the mark of a lost page with it.
     if (record->stage == PageStage::kLost) {
       PageTransit transit = transit_of(key, mine);
       transit.make_lost();
-      return transit.wake();
+      transit.wake();
+      return false;
     }
     record->touched = true;
-    if (record->stage != PageStage::kAbsent) return;  // who has it wakes the page
+    if (record->stage != PageStage::kAbsent) return false;  // who has it wakes the page
     record->stage = PageStage::kFilling;
   }
   static_cast<void>(fill(key, mine));
+  return false;
 }
 
 PageKey OwnerTable::key_of(Hva at) {
@@ -552,6 +555,7 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
   if (dies) ++counts_.discarded;
   if (dies && !transit.is_hidden()) return erase(key);
   if (dies) record->owner = nullptr;
+  if (record->stage == PageStage::kLost) --counts_.lost_now;
   record->stage = PageStage::kAbsent;
 }
 

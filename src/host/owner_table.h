@@ -32,7 +32,7 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] u32 layout();
   // The same for neighbours of private memory whose touches are reported; how many were taken.
   unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
-  // All its mappings, instead of those known; their layout. ENOMEM; EBUSY: one of them is private.
+  // All its mappings; answers their layout. Failure: ENOMEM; EBUSY, one of them is private.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
   // The kernel shows private memory there: what was unmapped behind our back is forgotten.
   void note_private(HvaRange range);
@@ -51,8 +51,8 @@ class OwnerTable final : public TransitWatcher {
   BringBack bring_back(Hva at);
   // Everything of it; answers how many came back. An owner is asked kMostAsks times.
   u64 bring_back_all(const Reach& reach);
-  u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
-  void resolve(const userfault::Touch& touch);  // userfaultfd's; waits for none of our threads
+  u64 bring_back_ahead(HvaRange range);  // neighbours nobody has in hand; waits for nobody
+  bool resolve(const userfault::Touch& touch);  // userfaultfd's; waits for no thread. Memory grew?
   void free_swapped(HvaRange range);
   void open_change(OwnedChange* change);
   void close_change(OwnedChange* change);

@@ -12,6 +12,7 @@
 #include "base/failpoint.h"
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "host/memory_budget.h"
 #include "host/owner_table.h"
 
 namespace stagetwo::host {
@@ -36,7 +37,11 @@ void* serve(void*) {
   for (;;) {
     const unsigned count = userfault::wait_for_touches(touches);
     if (count == 0) return nullptr;
-    for (unsigned i = 0; i < count; ++i) owner_table()->resolve(touches[i]);
+    for (unsigned i = 0; i < count; ++i) {
+      // A process that touches fast what it never had would be ahead of who makes room: its next
+      // touch waits for us.
+      if (owner_table()->resolve(touches[i])) budget::owe(1);
+    }
   }
 }
 

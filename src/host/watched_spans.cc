@@ -143,7 +143,9 @@ bool OwnerTable::insert(PageKey key, const PageRecord& record) {
 }
 
 void OwnerTable::erase(PageKey key) {
-  const Hva at = pages_.find(key)->at;
+  const PageRecord* const record = pages_.find(key);
+  const Hva at = record->at;
+  if (record->stage == PageStage::kLost) --counts_.lost_now;
   pages_.erase(key);
   count_in_spans(key, at, false);
 }

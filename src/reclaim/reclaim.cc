@@ -163,7 +163,7 @@ Statistics Reclaimer::statistics() {
   now.private_refaults = counts.private_refaults;
   const u64 ours = spans_.absent_pages();
   const host::OwnerCounts owners = host::owner_counts();
-  now.with_others = owners.now - std::min(owners.now, ours);
+  now.with_others = owners.now - std::min(owners.now, ours + owners.lost_now);
   now.pinned = owners.refused_held;
   now.watched = owners.refused_watch;
   now.shared_away = owners.refused_shared;

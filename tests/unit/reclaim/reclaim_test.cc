@@ -455,6 +455,7 @@ TEST_F(Absent, ADamagedPageFailsAndNoOther) {
   ASSERT_TRUE(soon(damage));
   EXPECT_FALSE(host::faultin(at(100), Access::kRead));
   EXPECT_EQ(1U, reclaim::statistics().lost);
+  EXPECT_EQ(0U, reclaim::statistics().with_others) << "nobody has it";
   ASSERT_FALSE(test::said().empty());
   EXPECT_NE(std::string::npos, test::said().back().find("lost")) << test::said().back();
   for (size_t i = 0; i < kFew; ++i) {
