@@ -22,6 +22,11 @@ constexpr Unseen kAll[] = {
      "absent memory looked at from another process (/proc/PID/mem, process_vm_readv, ptrace)",
      "EIO or EFAULT; without userfaultfd the bytes from before the page left"},
     {Where::kEverywhere,
+     "the file of shared guest memory of which pages are absent, "
+     "read by a program's own instruction, or opened by another process "
+     "by /proc/PID/fd or pidfd_getfd",
+     "absent pages are zeros there, and what another process stores is lost"},
+    {Where::kEverywhere,
      "a guest_memfd or a vCPU larger than a hard RLIMIT_FSIZE that the process may not raise",
      "it is not made: EFBIG"},
     {Where::kEverywhere,
