@@ -51,7 +51,7 @@ class OwnerTable final : public TransitWatcher {
   BringBack bring_back(Hva at);
   // Everything of it; answers how many came back. An owner is asked kMostAsks times.
   u64 bring_back_all(const Reach& reach);
-  u64 bring_back_ahead(HvaRange range);  // neighbours nobody has in hand; waits for nobody
+  u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
   bool resolve(const userfault::Touch& touch);  // userfaultfd's; waits for no thread. Memory grew?
   void free_swapped(HvaRange range);
   void open_change(OwnedChange* change);
