@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/sys.h"
+#include "host/access.h"
 #include "host/session.h"
 #include "shim/absent_buffers.h"
 #include "shim/engine.h"
@@ -15,6 +16,7 @@
 #include "shim/options.h"
 #include "shim/virtual_io.h"
 #include "vfio/bus.h"
+#include "vfio/device.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -65,7 +67,9 @@ bool has_tree() {
   static constinit sync::Atomic<u32> started{0};
   enter_session();
   if (option("session").empty()) return false;
-  if (started.load(sync::kAcquire) == 0 && vfio::start_bus()) started.store(1, sync::kRelease);
+  if (started.load(sync::kAcquire) == 0 && vfio::start_bus()) {
+    started.store(1, sync::kRelease);
+  }
   return started.load(sync::kAcquire) != 0;
 }
 
@@ -126,6 +130,99 @@ int remove(const VirtualFile& file, std::string_view text) {
   return 0;
 }
 
+// ---- where names lead
+
+using Place = FixedString<512>;
+
+// What /proc says of what is behind the name. Failure: ENOENT and its kin.
+Result<void> lead(int directory, const char* path, Place& to) {
+  const int place = ST_TRY(sys::openat(directory, path, O_PATH | O_CLOEXEC));
+  FixedString<48> link;
+  link.append("/proc/thread-self/fd/").append_int(place);
+  char buffer[512];
+  const long size =
+      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(buffer), sizeof(buffer));
+  static_cast<void>(sys::close(place));
+  if (size <= 0) return refuse(ENOENT);
+  to.append({buffer, static_cast<size_t>(size)});
+  return {};
+}
+
+bool is_in_tree(std::string_view place) {
+  const std::string_view session = option("session");
+  return !session.empty() && place.starts_with(session) &&
+         place.substr(session.size()).starts_with(kSys);
+}
+
+void hide_session(char* name) {
+  const std::string_view whole(name);
+  if (!is_in_tree(whole)) return;  // out of the tree, to the machine's own
+  const size_t session = option("session").size();
+  memmove(name, name + session, whole.size() - session + 1);
+}
+
+bool ends_in_written_file(const char* path) {
+  if (reinterpret_cast<u64>(path) < 4096) return false;
+  const std::string_view name(path);
+  const std::string_view last = name.substr(name.rfind('/') + 1);
+  return last == "create" || last == "remove" || last == "config";
+}
+
+VirtualFile config_file(std::string_view folder) {
+  for (u32 from = 0;;) {
+    const auto device = vfio::device_from(from);
+    if (!device) return {};
+    FixedString<vfio::Uuid::kTextBytes + 1> name;
+    vfio::append_name(*device, name);
+    const bool function = device->type && device->type.parent->function != nullptr;
+    if (function && name.view() == folder) return numbered(Source::kPciConfig, device->slot);
+    from = device->slot + 1;
+  }
+}
+
+// Bytes, or minus the errno.
+long write_config(const VirtualFile& file, const void* buffer, size_t size, u64 place) {
+  constexpr u64 kBytes = 4096;
+  if (place >= kBytes || size == 0) return 0;
+  size = size < kBytes - place ? size : kBytes - place;
+  u8 bytes[kBytes];
+  {
+    const host::EngineSection section(host::Touches::kClientMemory);
+    if (host::copy_from(bytes, Hva(reinterpret_cast<u64>(buffer)), size) != size) return -EFAULT;
+  }
+  const auto which = vfio::device_at(file.level);
+  if (!which) return -ENODEV;
+  const auto device = vfio::Device::open(*which);
+  if (!device) return -to_int(device.error());
+  for (size_t done = 0; done < size;) {
+    size_t width = 4;
+    while (width > size - done || (place + done) % width != 0) width /= 2;
+    (*device)->write(vfio::kConfigRegion, place + done, {bytes + done, width});
+    done += width;
+  }
+  return static_cast<long>(size);
+}
+
+// Pre: `place` is in the tree. What takes no writes is for reading.
+Result<int> open_place(std::string_view place, int flags) {
+  const size_t slash = place.rfind('/');
+  const std::string_view last = place.substr(slash + 1);
+  const std::string_view above = place.substr(0, slash);
+  const std::string_view folder = above.substr(above.rfind('/') + 1);
+  VirtualFile file;
+  if (last == "create") file = create_file(folder);
+  if (last == "remove") file = remove_file(folder);
+  if (last == "config") file = config_file(folder);
+  if (!file) return refuse(EACCES);
+  if (!file.is_by_call()) return open_virtual(file, flags);
+  constexpr int kKept = O_ACCMODE | O_CLOEXEC | O_NONBLOCK;
+  FixedString<512> path;
+  path.append(place);
+  const int opened = ST_TRY(sys::openat(AT_FDCWD, path.c_str(), flags & kKept));
+  note_virtual(opened, file);
+  return opened;
+}
+
 }  // namespace
 
 MovedName::MovedName(const char* path) : path_(path) {
@@ -146,44 +243,28 @@ MovedName::MovedName(const char* path) : path_(path) {
   if (!place.cut()) path_ = place_;
 }
 
-Result<VirtualFile> MovedName::file() const {
-  const int place = ST_TRY(sys::openat(AT_FDCWD, path_, O_PATH | O_CLOEXEC));
-  FixedString<48> link;
-  link.append("/proc/thread-self/fd/").append_int(place);
-  char buffer[kLongest];
-  const long size =
-      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(buffer), sizeof(buffer));
-  static_cast<void>(sys::close(place));
-  if (size <= 0) return refuse(ENOENT);
-  std::string_view name(buffer, static_cast<size_t>(size));
-  const size_t slash = name.rfind('/');
-  const std::string_view last = name.substr(slash + 1);
-  name = name.substr(0, slash);
-  const std::string_view folder = name.substr(name.rfind('/') + 1);
-  VirtualFile file;
-  if (last == "create") file = create_file(folder);
-  if (last == "remove") file = remove_file(folder);
-  if (!file) return refuse(EACCES);
-  return file;
-}
-
 char* real_name(const char* path, char* to) {
   const MovedName moved(path);
   char* const answer =
       with_buffers([&](Buffers& buffers) { buffers.text(path).bytes(to, PATH_MAX); },
                    [&] { return next::realpath(moved.path(), to); });
-  if (answer == nullptr || !moved.moved()) return answer;
-  const std::string_view session = option("session");
-  const std::string_view name(answer);
-  if (!name.starts_with(session)) return answer;  // out of the tree, to the machine's own
-  memmove(answer, answer + session.size(), name.size() - session.size() + 1);
+  if (answer != nullptr && moved.moved()) hide_session(answer);
   return answer;
 }
 
 int open_of_bus(const MovedName& name, int flags) {
-  const auto file = name.file();
-  return static_cast<int>(
-      as_libc(file ? open_virtual(*file, flags) : Result<int>(refuse(file.error()))));
+  Place place;
+  const auto led = lead(AT_FDCWD, name.path(), place);
+  return static_cast<int>(as_libc(led ? open_place(place.view(), flags) : refuse(led.error())));
+}
+
+bool opened_in_tree(int directory, const char* path, int flags, int* opened) {
+  if (!ends_in_written_file(path)) return false;
+  read_options();
+  Place place;
+  if (!lead(directory, path, place) || !is_in_tree(place.view()) || !has_tree()) return false;
+  *opened = static_cast<int>(as_libc(open_place(place.view(), flags)));
+  return true;
 }
 
 VirtualFile bus_file(unsigned number) {
@@ -191,6 +272,17 @@ VirtualFile bus_file(unsigned number) {
     return type_at(number) ? numbered(Source::kMdevCreate, number) : VirtualFile{};
   }
   return numbered(Source::kMdevRemove, number - kMostTypes);
+}
+
+// Reads are the kernel's own: the room keeps the file as the model's registers are.
+bool config_io(const VirtualFile& file, int fd, Io io, const void* buffer, size_t size,
+               const off_t* at, long* answer) {
+  if (io == Io::kRead) return false;
+  const off_t place = at != nullptr ? *at : next::lseek(fd, 0, SEEK_CUR);
+  if (place < 0) return false;
+  *answer = write_config(file, buffer, size, static_cast<u64>(place));
+  if (at == nullptr && *answer > 0) next::lseek(fd, place + *answer, SEEK_SET);
+  return true;
 }
 
 int store_bus_file(const VirtualFile& file, std::string_view text) {

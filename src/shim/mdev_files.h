@@ -6,15 +6,17 @@
 // there are functions these, the lists of PCI devices and drivers, and vfio-pci are a tree of real
 // files in the session's directory (vfio/bus.h), and a name that begins so is rewritten to lead
 // there. What is written to `create` and `remove` is taken as of any virtual file
-// (shim/virtual_io.h).
+// (shim/virtual_io.h); what is written to a function's `config`, at its place, is the model's.
 //
-// Analogue: drivers/vfio/mdev/mdev_sysfs.c (create_store, remove_store).
-// Only names from their beginning, as they are spelt there; without a session none. A program whose
-// working folder is below one sees the session's folder.
+// Analogue: drivers/vfio/mdev/mdev_sysfs.c (create_store, remove_store), pci-sysfs.c.
+// Names are moved from their beginning, as they are spelt there; without a session none. A program
+// whose working folder is below one is in the session's folder, and getcwd() says so; what it opens
+// there for writing by another name (openat(), a relative one) is found by where it leads.
 // Context: any thread of the client, asleep or awake.
 
 #include <string_view>
 
+#include "shim/files.h"
 #include "shim/virtual_files.h"
 
 namespace stagetwo::shim {
@@ -28,9 +30,6 @@ class MovedName {
 
   [[nodiscard]] const char* path() const { return path_; }
   [[nodiscard]] bool moved() const { return path_ == place_; }
-  // The file that takes what is written there. Failure: ENOENT and its kin; EACCES (it is read).
-  [[nodiscard]] Result<VirtualFile> file() const;
-
  private:
   static constexpr size_t kLongest = 512;
   const char* path_;
@@ -43,6 +42,8 @@ char* real_name(const char* path, char* to);
 // open() of a moved name for writing: what the bus takes is taken, the rest of its tree is for
 // reading. A descriptor, or -1 and errno.
 [[nodiscard]] int open_of_bus(const MovedName& name, int flags);
+// The same of any other name. True: it leads into the tree, and *opened is the answer.
+[[nodiscard]] bool opened_in_tree(int directory, const char* path, int flags, int* opened);
 
 // Of VirtualFile: which it is, by its number among these.
 [[nodiscard]] VirtualFile bus_file(unsigned number);
@@ -50,5 +51,9 @@ inline constexpr unsigned kMostTypes = 8, kMostDevices = 48;
 
 // One write; a removal waits for the last close. 0 or the kernel's errno. Context: no lock.
 [[nodiscard]] int store_bus_file(const VirtualFile& file, std::string_view text);
+
+// As frame_file_io() (shim/frame_files.h), of a function's `config`.
+[[nodiscard]] bool config_io(const VirtualFile& file, int fd, Io io, const void* buffer, size_t size,
+                             const off_t* at, long* answer);
 
 }  // namespace stagetwo::shim

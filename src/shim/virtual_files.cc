@@ -266,6 +266,8 @@ unsigned VirtualFile::mode() const {
       return parameter.mode();
     case Source::kPool:
       return field == PoolField::kTotal ? 0644 : 0444;
+    case Source::kPciConfig:
+      return 0644;
     case Source::kPageIdle:
       return 0666;  // as the device: it tells of this process's own memory
     case Source::kClearRefs:

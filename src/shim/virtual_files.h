@@ -28,6 +28,7 @@ enum class Source : u8 {
   kClearRefs,   // /proc/<this process>/clear_refs: the same
   kMdevCreate,  // `create` of a type of mediated devices: to be written (shim/mdev_files.h)
   kMdevRemove,  // `remove` of one: the same
+  kPciConfig,   // `config` of a PCI function of the session, to be written
 };
 
 // What one of the pool's files counts.
@@ -40,10 +41,10 @@ struct VirtualFile {
   abi_kvm::Parameter parameter;         // of a kParameter
 
   explicit operator bool() const { return source != Source::kNone; }
-  // Read by read and write by write, as shim/frame_files.h does it?
-  [[nodiscard]] bool speaks_of_pages() const {
+  // Read by read and write by write, at its place, as shim/frame_files.h does it?
+  [[nodiscard]] bool is_by_call() const {
     return source == Source::kPageIdle || source == Source::kPagemap ||
-           source == Source::kClearRefs;
+           source == Source::kClearRefs || source == Source::kPciConfig;
   }
   [[nodiscard]] bool of_bus() const {
     return source == Source::kMdevCreate || source == Source::kMdevRemove;

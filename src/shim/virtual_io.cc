@@ -17,6 +17,7 @@
 #include "host/session.h"
 #include "shim/engine.h"
 #include "shim/frame_files.h"
+#include "shim/mdev_files.h"
 #include "shim/next.h"
 #include "shim/options.h"
 #include "sync/mutex.h"
@@ -194,16 +195,18 @@ long read_now(int fd, const VirtualFile& file, const iovec* parts, int count, co
 }
 
 // Part by part, as the kernel's loop does for files without a vector form.
-bool frame_file_parts(Source source, int fd, Io io, const iovec* parts, int count, const off_t* at,
-                      long* answer) {
+bool io_by_call(const VirtualFile& file, int fd, Io io, const iovec* parts, int count,
+                const off_t* at, long* answer) {
   long moved = 0;
   for (int i = 0; i < count; ++i) {
     const off_t there = at == nullptr ? 0 : *at + moved;
     long part = 0;
-    if (!frame_file_io(source, fd, io, parts[i].iov_base, parts[i].iov_len,
-                       at == nullptr ? nullptr : &there, &part)) {
-      return false;
-    }
+    const off_t* const place = at == nullptr ? nullptr : &there;
+    const bool ours =
+        file.source == Source::kPciConfig
+            ? config_io(file, fd, io, parts[i].iov_base, parts[i].iov_len, place, &part)
+            : frame_file_io(file.source, fd, io, parts[i].iov_base, parts[i].iov_len, place, &part);
+    if (!ours) return false;
     if (part < 0) {
       *answer = moved != 0 ? moved : part;
       return true;
@@ -221,7 +224,7 @@ Result<int> open_virtual(const VirtualFile& file, int flags) {
   const int access = flags & O_ACCMODE;
   const bool writes = access != O_RDONLY;
   if (file.source == Source::kPagemap && writes) return refuse(EACCES);
-  if (file.speaks_of_pages()) {
+  if (file.is_by_call()) {
     const int opened = ST_TRY(open_frame_file(file.source, flags));
     note_open(opened, file);
     return opened;
@@ -232,6 +235,10 @@ Result<int> open_virtual(const VirtualFile& file, int flags) {
   enter_session();
   take_appended(file);
   return writes ? open_to_write(file, flags) : open_text(file, flags);
+}
+
+void note_virtual(int fd, const VirtualFile& file) {
+  note_open(fd, file);
 }
 
 bool any_virtual_io() {
@@ -257,8 +264,8 @@ bool virtual_io(int fd, Io io, const iovec* parts, int count, const off_t* at, s
   const int access = flags ? static_cast<int>(*flags) & O_ACCMODE : O_RDWR;
   if (access == (io == Io::kRead ? O_WRONLY : O_RDONLY)) return false;  // the kernel's EBADF
   long answer = 0;
-  if (file.speaks_of_pages()) {
-    if (!frame_file_parts(file.source, fd, io, parts, count, at, &answer)) return false;
+  if (file.is_by_call()) {
+    if (!io_by_call(file, fd, io, parts, count, at, &answer)) return false;
   } else {
     answer =
         io == Io::kRead ? read_now(fd, file, parts, count, at) : write_now(fd, file, parts, count);
@@ -336,7 +343,7 @@ bool allows(int fd, const char* mode) {
 }  // namespace
 
 FILE* stream_on(int fd, const char* mode) {
-  if (!any_virtual_io() || !virtual_behind(fd).speaks_of_pages()) return next::fdopen(fd, mode);
+  if (!any_virtual_io() || !virtual_behind(fd).is_by_call()) return next::fdopen(fd, mode);
   if (!allows(fd, mode)) {
     errno = EINVAL;
     return nullptr;

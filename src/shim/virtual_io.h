@@ -25,6 +25,9 @@ namespace stagetwo::shim {
 // Failure: EACCES as for the file's mode, the kernel's for the rest.
 [[nodiscard]] Result<int> open_virtual(const VirtualFile& file, int flags);
 
+// Behind `fd`, whose reads are the kernel's own, is `file` from now on.
+void note_virtual(int fd, const VirtualFile& file);
+
 // Was one opened in this process, other than to read a text? A relaxed load.
 [[nodiscard]] bool any_virtual_io();
 // Which one is behind `fd`? Pre: any_virtual_io().

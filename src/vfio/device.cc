@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/process_page.h"
+#include "vfio/pci_functions.h"
 #include "vfio/registry.h"
 
 namespace stagetwo::vfio {
@@ -38,19 +39,27 @@ Result<sync::Ref<Device>> Device::open(const Listed& device) {
   if (known != nullptr && known->which_.born == device.born && known->try_ref()) {
     return sync::Ref<Device>::adopt(known);
   }
-  auto held = ST_TRY(claim(ClaimKind::kDevice, device.born, Share::kMany));
-  auto made = ST_TRY(sync::Ref<Device>::make("vfio.device", device, std::move(held)));
-  ST_TRY(made->start(shared));
+  // Of two processes that open it at the same time the second finds the first one's claim.
+  sync::Ref<Device> made;
+  {
+    const sync::ProcessMutexGuard lock(shared.slots[device.slot].lock, sync::Rank::kDevice);
+    const bool first = !is_claimed(ClaimKind::kDevice, device.born);
+    auto held = ST_TRY(claim(ClaimKind::kDevice, device.born, Share::kMany));
+    made = ST_TRY(sync::Ref<Device>::make("vfio.device", device, std::move(held)));
+    ST_TRY(made->start(shared));
+    if (lock.died()) made->model_->reset();
+    if (first) made->model_->first_open();
+    made->changed(kConfigRegion);
+  }
   open_devices[device.slot] = made.get();
   return made;
 }
 
-// Only after the claim: from here on nobody takes the slot away (I1).
+// Pre: the slot's lock. Only after the claim: from here on nobody takes the slot away (I1).
 Result<void> Device::start(Registry& shared) {
   slot_ = &shared.slots[which_.slot];
   const bool there = slot_->state.load(sync::kAcquire) == SlotState::kActive;
   if (!there || slot_->born != which_.born) return refuse(ENODEV);
-  const sync::ProcessMutexGuard lock(slot_->lock, sync::Rank::kDevice);
   memory_ = ST_TRY(map_memory(which_.slot));
   model_ = ST_TRY(which_.type.parent->make(
       which_.type.get(),
@@ -106,6 +115,13 @@ void Device::read(unsigned region, u64 offset, std::span<u8> to) {
 void Device::write(unsigned region, u64 offset, std::span<const u8> from) {
   const Locked locked(*this);
   model_->write(region, offset, from);
+  changed(region);
+}
+
+// What sysfs shows of it.
+void Device::changed(unsigned region) {
+  const bool shown = which_.type.parent->function != nullptr && region == kConfigRegion;
+  if (shown) show_config(which_, *model_);
 }
 
 Result<void> Device::show(unsigned region, u64 offset, u64 size, int prot, Hva at) {
@@ -123,6 +139,7 @@ Result<void> Device::show(unsigned region, u64 offset, u64 size, int prot, Hva a
 void Device::reset() {
   const Locked locked(*this);
   model_->reset();
+  changed(kConfigRegion);
 }
 
 void devices_after_fork_child() {

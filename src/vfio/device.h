@@ -64,6 +64,7 @@ class Device final : public sync::RefCounted {
   };
   ~Device() override;
   Result<void> start(Registry& shared);
+  void changed(unsigned region);
 
   const Listed which_;
   const Claim claim_;

@@ -58,6 +58,7 @@ void Interrupts::ring_line() {
   if (index_ == kIntxIndex) {
     if (masked_) return;
     masked_ = true;
+    if (resample_) resample_->arm();
   }
   ring(0);
 }
@@ -83,19 +84,15 @@ void Interrupts::set_line(bool up) {
   if (rises || (up && index_ == kIntxIndex)) ring_line();
 }
 
-void Interrupts::drop_all() {
+void Interrupts::drop_all(Going& going) {
   vectors_.clear();
   index_ = kNone;
   masked_ = false;
-}
-
-void Interrupts::disable() {
-  const sync::MutexGuard guard(lock_);
-  drop_all();
+  going = std::move(resample_);
 }
 
 // Vectors get their eventfds, or lose them (-1).
-Result<void> Interrupts::take(const Shape& shape, const IrqSet& request) {
+Result<void> Interrupts::take(const Shape& shape, const IrqSet& request, Going& going) {
   Vec<Vector> fresh{"vfio.vectors"};
   ST_TRY(fresh.resize(request.count));
   for (u32 i = 0; i < request.count; ++i) {
@@ -105,11 +102,11 @@ Result<void> Interrupts::take(const Shape& shape, const IrqSet& request) {
   if (vectors_.size() != shape.vectors[request.index]) {
     ST_TRY(vectors_.resize(shape.vectors[request.index]));
   }
-  bool any = false;
+  bool any = shape.function;
   for (u32 i = 0; i < request.count; ++i) vectors_[request.start + i] = std::move(fresh[i]);
   for (const Vector& vector : vectors_) any = any || vector.bell;
   if (!any) {
-    drop_all();
+    drop_all(going);
     return {};
   }
   if (index_ != request.index) masked_ = false;
@@ -118,33 +115,67 @@ Result<void> Interrupts::take(const Shape& shape, const IrqSet& request) {
   return {};
 }
 
-Result<void> Interrupts::trigger(const Shape& shape, const IrqSet& request) {
+Result<void> Interrupts::trigger(const Shape& shape, const IrqSet& request, Going& going) {
   const bool in_use = index_ == request.index;
-  if (in_use && request.count == 0 && (request.flags & IrqSet::kNoData) != 0) {
-    drop_all();
+  const bool without_data = (request.flags & IrqSet::kNoData) != 0;
+  if (in_use && request.count == 0 && without_data) {
+    drop_all(going);
     return {};
   }
-  if ((!in_use && index_ != kNone) || request.count == 0) return refuse(EINVAL);
-  if ((request.flags & IrqSet::kEventfds) != 0) return take(shape, request);
+  if (!in_use && index_ != kNone) return refuse(EINVAL);
+  if (request.count == 0) {
+    if (in_use && shape.function && request.index != kIntxIndex) return {};  // of messages, none
+    return refuse(EINVAL);
+  }
+  if ((request.flags & IrqSet::kEventfds) != 0) return take(shape, request, going);
   if (!in_use) return refuse(EINVAL);
+  // The client's own ring: the line is neither asked nor masked.
   for (u32 i = 0; i < request.count; ++i) {
-    if (!bool_at(request, i)) continue;
-    if (index_ == kIntxIndex) {
-      ring_line();
-    } else {
-      ring(request.start + i);
-    }
+    if (bool_at(request, i)) ring(request.start + i);
   }
   return {};
 }
 
+void Interrupts::unmask() {
+  masked_ = false;
+  if (line_) ring_line();
+}
+
+void Interrupts::resampled(void* self) {
+  auto& interrupts = *static_cast<Interrupts*>(self);
+  const sync::MutexGuard guard(interrupts.lock_);
+  if (interrupts.index_ == kIntxIndex && interrupts.resample_) interrupts.unmask();
+}
+
+Result<void> Interrupts::unmask_by(s32 fd, Going& going) {
+  if (fd < 0) {
+    going = std::move(resample_);
+    return {};
+  }
+  auto bell = ST_TRY(copy_eventfd(fd));
+  if (resample_) return refuse(EBUSY);
+  auto made = ST_TRY(make_box<Resample>("vfio.resample", std::move(bell), resampled, this));
+  ST_TRY(made->start());
+  resample_ = std::move(made);
+  if (masked_) resample_->arm(false);  // a ring that is waiting counts
+  return {};
+}
+
 // Of INTx.
-Result<void> Interrupts::mask(const IrqSet& request) {
+Result<void> Interrupts::mask(const IrqSet& request, Going& going) {
   if (index_ != kIntxIndex || request.start != 0 || request.count != 1) return refuse(EINVAL);
-  if ((request.flags & IrqSet::kEventfds) != 0) return refuse(ENOTTY);
+  const bool masks = (request.flags & IrqSet::kMask) != 0;
+  if ((request.flags & IrqSet::kEventfds) != 0) {
+    if (masks) return refuse(ENOTTY);
+    return unmask_by(eventfd_at(request, 0), going);
+  }
   if (!bool_at(request, 0)) return {};
-  masked_ = (request.flags & IrqSet::kMask) != 0;
-  if (!masked_ && line_) ring_line();
+  if (!masks) {
+    unmask();
+  } else if (!masked_) {
+    masked_ = true;
+    if (resample_) resample_->arm();
+  }
   return {};
 }
 
@@ -168,18 +199,19 @@ Result<void> Interrupts::set_own(Vector* own, const IrqSet& request) {
 }
 
 Result<void> Interrupts::set(const Shape& shape, const IrqSet& request) {
+  Going going;  // ends behind the lock
   const sync::MutexGuard guard(lock_);
   if (shape.vectors[request.index] == 0) return refuse(ENOTTY);
   if (request.index >= kErrorIndex) return set_own(&own_[request.index - kErrorIndex], request);
   switch (request.flags & IrqSet::kAction) {
     case IrqSet::kTrigger:
-      return trigger(shape, request);
+      return trigger(shape, request, going);
     case IrqSet::kMask:
     case IrqSet::kUnmask:
       if (request.index != kIntxIndex) return refuse(ENOTTY);
-      return mask(request);
+      return mask(request, going);
     default:
-      return {};
+      return refuse(ENOTTY);
   }
 }
 

@@ -5,9 +5,10 @@
 // in use at a time. INTx is a line: it rings once and is masked until the client unmasks it, and
 // rings again then if the line is still up.
 //
-// Analogue: vfio_pci_intrs.c; what is answered for each request is mtty.c's.
+// Analogue: vfio_pci_intrs.c for a function (Shape::function), mtty.c for a mediated device; they
+// differ in what they call a bad request, and in what an eventfd of -1 leaves behind.
 // Beside it stand the function's own two, errors and the request to give it back.
-// Differs: masking and unmasking by eventfd are not there (ENOTTY), as in mtty.c.
+// Differs: the line of a mediated device, too, is unmasked by an eventfd (mtty.c: ENOTTY).
 // I1  An eventfd is the engine's own copy: closing the client's takes no ring away.
 // I2  After set() returned, no eventfd that it took out rings.
 // Locking: a leaf. Lifetime: the open device's. A child of fork has its own copy of all this.
@@ -19,6 +20,7 @@
 #include "host/kept_fd.h"
 #include "sync/mutex.h"
 #include "vfio/model.h"
+#include "vfio/resample.h"
 
 namespace stagetwo::vfio {
 
@@ -39,11 +41,8 @@ class Interrupts {
   Interrupts& operator=(const Interrupts&) = delete;
 
   // Pre: the request is whole (abi has looked at its sizes), start + count within the index.
-  // Failure: EINVAL, ENOTTY, EBADF, ENOMEM, EMFILE.
+  // Failure: EINVAL, ENOTTY, EBADF, EBUSY, ENOMEM, EMFILE, and nothing has changed.
   Result<void> set(const Shape& shape, const IrqSet& request);
-  // All of them off; what is up stays up.
-  void disable();
-
   // A message: of MSI or MSI-X. Nobody listens: nothing.
   void raise(u32 vector);
   // In a child of fork: another thread may have been in the middle of a ring.
@@ -58,11 +57,16 @@ class Interrupts {
   struct Vector {
     Box<host::HeldFd> bell;
   };
-  Result<void> trigger(const Shape& shape, const IrqSet& request) TA_REQ(lock_);
-  Result<void> mask(const IrqSet& request) TA_REQ(lock_);
+  // Locals of set() that end behind the lock: what stops listening is waited for there.
+  using Going = Box<Resample>;
+  Result<void> trigger(const Shape& shape, const IrqSet& request, Going& going) TA_REQ(lock_);
+  Result<void> mask(const IrqSet& request, Going& going) TA_REQ(lock_);
+  Result<void> unmask_by(s32 fd, Going& going) TA_REQ(lock_);
+  void unmask() TA_REQ(lock_);
+  static void resampled(void* self);
   Result<void> set_own(Vector* own, const IrqSet& request) TA_REQ(lock_);
-  Result<void> take(const Shape& shape, const IrqSet& request) TA_REQ(lock_);
-  void drop_all() TA_REQ(lock_);
+  Result<void> take(const Shape& shape, const IrqSet& request, Going& going) TA_REQ(lock_);
+  void drop_all(Going& going) TA_REQ(lock_);
   void ring(u32 vector) TA_REQ(lock_);
   static void ring(const Vector& vector);
   void ring_line() TA_REQ(lock_);
@@ -73,6 +77,7 @@ class Interrupts {
   u32 index_ TA_GUARDED(lock_) = kNone;
   bool masked_ TA_GUARDED(lock_) = false;
   bool line_ TA_GUARDED(lock_) = false;
+  Box<Resample> resample_ TA_GUARDED(lock_);  // of INTx
 };
 
 }  // namespace stagetwo::vfio

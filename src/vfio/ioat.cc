@@ -86,10 +86,8 @@ class Ioat final : public Model {
     shape_.regions[kConfigRegion].size = kConfigBytes;
     shape_.vectors[kIntxIndex] = shape_.vectors[kMsiIndex] = shape_.vectors[kMsixIndex] = 1;
     shape_.vectors[kErrorIndex] = shape_.vectors[kRequestIndex] = 1;
-    if (state_.started == 0) {
-      state_.config.start(kIdentity);
-      reset();
-    }
+    shape_.function = true;
+    if (state_.started == 0) first_open();
   }
 
   [[nodiscard]] const Shape& shape() const override { return shape_; }
@@ -97,6 +95,10 @@ class Ioat final : public Model {
   void write(unsigned region, u64 offset, std::span<const u8> from) override;
   // The configuration stays: who resets a function by VFIO finds it saved and restored.
   void reset() override;
+  void first_open() override {
+    state_.config.start(kIdentity);
+    reset();
+  }
 
  private:
   static constexpr size_t kPiece = 4096;

@@ -45,6 +45,8 @@ struct RegionShape {
 struct Shape {
   RegionShape regions[kRegions];
   u32 vectors[kIrqIndexes] = {};  // 0: there is no such index
+  // Requests are answered as vfio-pci answers for a PCI function; else as mtty.c does.
+  bool function = false;
 };
 
 // What a model is given.
@@ -67,6 +69,8 @@ class Model {
   virtual void write(unsigned region, u64 offset, std::span<const u8> from) = 0;
   // VFIO_DEVICE_RESET, and when a process died in the middle of a change.
   virtual void reset() = 0;
+  // Of a PCI function: nobody has it open, and somebody opens it. It is then as at its start.
+  virtual void first_open() {}
 };
 
 }  // namespace stagetwo::vfio

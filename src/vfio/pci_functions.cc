@@ -78,13 +78,15 @@ void write_modalias(const Tree& tree, const Path& path, const PciIdentity& ident
   tree.file(path, text.append_char('\n').view(), 0444);
 }
 
-// As it is when the function starts; what a client changes is seen through VFIO only.
+constexpr size_t kConfigBytes = 4096;  // of a function of PCI Express
+
+// As it is when the function starts; then show_config().
 void write_config(const Tree& tree, const Path& path, const PciIdentity& identity) {
   PciConfig config;
   config.start(identity);
-  char bytes[PciConfig::kBytes];
-  config.read(0, {reinterpret_cast<u8*>(bytes), sizeof(bytes)});
-  tree.file(path, {bytes, sizeof(bytes)}, 0444);
+  char bytes[kConfigBytes] = {};
+  config.read(0, {reinterpret_cast<u8*>(bytes), PciConfig::kBytes});
+  tree.file(path, {bytes, sizeof(bytes)}, 0644);
 }
 
 void write_attributes(const Tree& tree, const Places& at, const PciIdentity& identity, u32 number) {
@@ -146,6 +148,16 @@ Uuid function_uuid(unsigned number) {
 
 void append_address(const Listed& function, TextWriter& out) {
   out.append("fffe:00:04.").append_int(function.uuid.bytes[kNumberAt]);
+}
+
+void show_config(const Listed& function, Model& model) {
+  const Tree tree;
+  if (!tree) return;
+  char bytes[kConfigBytes];
+  for (size_t at = 0; at < sizeof(bytes); at += sizeof(u32)) {
+    model.read(kConfigRegion, at, {reinterpret_cast<u8*>(bytes) + at, sizeof(u32)});
+  }
+  tree.update(Places(function).folder.below("/config"), {bytes, sizeof(bytes)});
 }
 
 void add_function(const Tree& tree, const Listed& function) {

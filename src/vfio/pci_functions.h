@@ -18,6 +18,9 @@ namespace stagetwo::vfio {
 // "fffe:00:04.0"
 void append_address(const Listed& function, TextWriter& out);
 
+// Its `config` in sysfs reads as the model's region does. Pre: the slot's lock.
+void show_config(const Listed& function, Model& model);
+
 void add_function(const Tree& tree, const Listed& function);
 void remove_function(const Tree& tree, const Listed& function);
 

@@ -74,6 +74,13 @@ class Tree {
     static_cast<void>(sys::close(*fd));
     sys::call(SYS_renameat, root_, sys::arg(fresh.c_str()), root_, sys::arg(path.c_str()));
   }
+  // Other bytes in the file that is there.
+  void update(const Path& path, std::string_view bytes) const {
+    const auto fd = sys::openat(root_, path.c_str(), O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (!fd) return;
+    static_cast<void>(sys::pwrite(*fd, bytes.data(), bytes.size(), 0));
+    static_cast<void>(sys::close(*fd));
+  }
   void remove(const Path& path, bool is_folder = false) const {
     sys::call(SYS_unlinkat, root_, sys::arg(path.c_str()), is_folder ? AT_REMOVEDIR : 0);
   }

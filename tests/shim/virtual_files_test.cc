@@ -214,6 +214,31 @@ TEST(PciFunction, IsDrivenThroughItsMappedRegisters) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+// What sysfs shows of the configuration is what is there, and what is written there is the device's.
+TEST(PciFunction, IsConfiguredThroughSysfs) {
+  const Outcome told = run_shell(
+      "cd /sys/bus/pci/devices/fffe:00:04.0; C='od -An -tx2 -j4 -N2'; $C config; "
+      "printf '\\006' | dd of=config bs=1 seek=4 conv=notrunc status=none; $C config; "
+      "printf '\\002' > /tmp/two$$; dd if=/tmp/two$$ of=$PWD/config bs=1 seek=4 status=none; "
+      "rm /tmp/two$$; $C $PWD/config; stat -c %s config; "
+      "printf '\\377' | dd of=config bs=1 seek=0 conv=notrunc status=none; od -An -tx2 -N2 config",
+      {"--vfio-device=ioat"});
+  EXPECT_EQ(told.out, " 0002\n 0006\n 0002\n4096\n 8086\n") << told.err;
+  EXPECT_EQ(told.err, "");
+}
+
+TEST(MediatedDevice, IsMadeAndRemovedFromInsideItsFolders) {
+  const Outcome told = run_shell(
+      "cd /sys/class/mdev_bus/serial/mdev_supported_types/serial-1; "
+      "echo 83b8f4f2-509f-382f-3c1e-e6bfe0fa1002 > create; cat available_instances; ls devices; "
+      "cd /sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1002; echo x > remove; "
+      "echo 0 > ./remove; ls ..; echo 1 > ../*/remove; ls /sys/bus/mdev/devices");
+  EXPECT_EQ(told.out,
+            "23\n83b8f4f2-509f-382f-3c1e-e6bfe0fa1002\n83b8f4f2-509f-382f-3c1e-e6bfe0fa1002\n"
+            "mdev_supported_types\n");
+  EXPECT_NE(told.err.find("Invalid argument"), std::string::npos) << told.err;
+}
+
 TEST(MediatedDevice, IsMadeAndRemovedByTheShell) {
   const std::string types =
       "T=/sys/class/mdev_bus/serial/mdev_supported_types; "

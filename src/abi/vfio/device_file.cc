@@ -107,6 +107,7 @@ Result<long> get_region_info(const vfio::Shape& shape, u64 arg) {
   vfio_region_info info{};
   ST_TRY(copy_in(&info, arg));
   if (info.index >= VFIO_PCI_NUM_REGIONS) return refuse(EINVAL);
+  if (info.index == VFIO_PCI_VGA_REGION_INDEX && shape.function) return refuse(EINVAL);
   const vfio::RegionShape& region = shape.regions[info.index];
   const size_t room = info.argsz;
   info.offset = u64{info.index} << kOffsetBits;
@@ -135,7 +136,8 @@ Result<long> get_region_info(const vfio::Shape& shape, u64 arg) {
 Result<long> get_irq_info(const vfio::Shape& shape, u64 arg) {
   vfio_irq_info info{};
   ST_TRY(copy_in(&info, arg));
-  if (info.index >= VFIO_PCI_NUM_IRQS || shape.vectors[info.index] == 0) return refuse(EINVAL);
+  if (info.index >= VFIO_PCI_NUM_IRQS) return refuse(EINVAL);
+  if (shape.vectors[info.index] == 0 && !shape.function) return refuse(EINVAL);
   info.count = shape.vectors[info.index];
   info.flags = VFIO_IRQ_INFO_EVENTFD;
   info.flags |= info.index == VFIO_PCI_INTX_IRQ_INDEX
@@ -156,7 +158,7 @@ Result<size_t> irq_data_size(const vfio_irq_set& set, const vfio::Shape& shape) 
   }
   // As mtty.c: an index without vectors is refused by its request, not by its size.
   const u32 vectors = shape.vectors[set.index];
-  const u32 most = vectors == 0 ? u32{VFIO_PCI_NUM_IRQS} : vectors;
+  const u32 most = vectors == 0 && !shape.function ? u32{VFIO_PCI_NUM_IRQS} : vectors;
   if (set.start >= most || set.start + set.count > most) return refuse(EINVAL);
   size_t each = 0;
   switch (set.flags & VFIO_IRQ_SET_DATA_TYPE_MASK) {
@@ -201,6 +203,23 @@ Result<long> feature(u64 arg) {
   return refuse(ENOTTY);
 }
 
+// A function stands alone on its root bus, which no reset reaches.
+Result<long> hot_reset_info(const vfio::Shape& shape, u64 arg) {
+  if (!shape.function) return refuse(ENOTTY);
+  vfio_pci_hot_reset_info asked{};
+  ST_TRY(copy_in(&asked, arg, sizeof(asked)));
+  return refuse(ENODEV);
+}
+
+Result<long> hot_reset(const vfio::Shape& shape, u64 arg, bool has_group) {
+  if (!shape.function) return refuse(ENOTTY);
+  vfio_pci_hot_reset asked{};
+  ST_TRY(copy_in(&asked, arg, sizeof(asked)));
+  // Who has its own node names no groups, who has its group's names some.
+  if (asked.flags != 0 || (asked.count != 0) != has_group) return refuse(EINVAL);
+  return refuse(ENODEV);
+}
+
 Result<long> DeviceFile::serve(u32 request, u64 arg) {
   switch (request) {
     case VFIO_DEVICE_GET_INFO:
@@ -216,6 +235,10 @@ Result<long> DeviceFile::serve(u32 request, u64 arg) {
       return 0;
     case VFIO_DEVICE_FEATURE:
       return feature(arg);
+    case VFIO_DEVICE_GET_PCI_HOT_RESET_INFO:
+      return hot_reset_info(device().shape(), arg);
+    case VFIO_DEVICE_PCI_HOT_RESET:
+      return hot_reset(device().shape(), arg, device_->has_group());
     default:
       return refuse(ENOTTY);
   }

@@ -33,6 +33,26 @@ class InterruptsTest : public testing::Test {
   int plain(u32 action, u32 index, u32 count = 1) {
     return set(IrqSet::kNoData | action, index, 0, count);
   }
+  int unmask_by(int fd) {
+    return set(IrqSet::kEventfds | IrqSet::kUnmask, kIntxIndex, 0, 1, {fd});
+  }
+  int bools(u32 action, u32 index, std::vector<u8> values) {
+    const auto done = interrupts_.set(shape_, {IrqSet::kBools | action, index, 0,
+                                               static_cast<u32>(values.size()), values});
+    return done ? 0 : to_int(done.error());
+  }
+  void write_to(unsigned bell) {
+    const u64 one = 1;
+    ASSERT_EQ(write(bells_[bell], &one, sizeof(one)), 8);
+  }
+  // Waits for one: at most some seconds.
+  u64 wait_ring(unsigned bell = 0) {
+    for (unsigned i = 0; i < 50000; ++i) {
+      if (const u64 count = rings(bell); count != 0) return count;
+      usleep(100);
+    }
+    return 0;
+  }
   u64 rings(unsigned bell = 0) {
     u64 count = 0;
     return read(bells_[bell], &count, sizeof(count)) == sizeof(count) ? count : 0;
@@ -124,10 +144,94 @@ TEST_F(InterruptsTest, OtherRequestsAreRefusedAndChangeNothing) {
   interrupts_.raise(0);
   EXPECT_EQ(rings(), 1u);
   ASSERT_EQ(plain(IrqSet::kTrigger, kMsiIndex, 0), 0);
+  EXPECT_EQ(unmask_by(bells_[1]), EINVAL) << "no line in use";
   ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
-  EXPECT_EQ(set(IrqSet::kEventfds | IrqSet::kUnmask, kIntxIndex, 0, 1, {bells_[1]}), ENOTTY);
+  EXPECT_EQ(set(IrqSet::kEventfds | IrqSet::kMask, kIntxIndex, 0, 1, {bells_[1]}), ENOTTY);
+  EXPECT_EQ(unmask_by(pipes[0]), EINVAL);
+  EXPECT_EQ(unmask_by(1 << 20), EBADF);
+  EXPECT_EQ(set(IrqSet::kNoData, kIntxIndex, 0, 1), ENOTTY) << "no action";
   close(pipes[0]);
   close(pipes[1]);
+}
+
+TEST_F(InterruptsTest, AnEventfdUnmasksTheLine) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  ASSERT_EQ(unmask_by(bells_[1]), 0);
+  EXPECT_EQ(unmask_by(bells_[2]), EBUSY) << "there is one";
+  write_to(1);  // before it is masked: it means nothing
+  for (unsigned i = 0; i < 20; ++i) {
+    interrupts_.set_line(true);
+    ASSERT_EQ(rings(), 1u) << i;
+    write_to(1);  // the line is still up
+    ASSERT_EQ(wait_ring(), 1u) << i;
+    interrupts_.set_line(false);
+    ASSERT_EQ(plain(IrqSet::kUnmask, kIntxIndex), 0);
+  }
+  EXPECT_EQ(unmask_by(-1), 0);
+  interrupts_.set_line(true);
+  ASSERT_EQ(rings(), 1u);
+  write_to(1);
+  usleep(10000);
+  EXPECT_EQ(rings(), 0u) << "nobody listens any more";
+  EXPECT_EQ(rings(1), 1u) << "nor reads it";
+}
+
+TEST_F(InterruptsTest, WhatWaitsOnTheEventfdOfAMaskedLineCounts) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  interrupts_.set_line(true);
+  ASSERT_EQ(rings(), 1u);
+  write_to(1);
+  ASSERT_EQ(unmask_by(bells_[1]), 0);
+  EXPECT_EQ(wait_ring(), 1u);
+  // All of them off takes it out, too.
+  ASSERT_EQ(plain(IrqSet::kTrigger, kIntxIndex, 0), 0);
+  write_to(1);
+  usleep(5000);
+  EXPECT_EQ(rings(1), 1u);
+}
+
+TEST_F(InterruptsTest, TheClientsOwnRingsMaskNothing) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex), 0);
+  EXPECT_EQ(bools(IrqSet::kTrigger, kIntxIndex, {1}), 0);
+  EXPECT_EQ(bools(IrqSet::kTrigger, kIntxIndex, {0}), 0);
+  EXPECT_EQ(rings(), 2u);
+  EXPECT_EQ(bools(IrqSet::kMask, kIntxIndex, {0}), 0);
+  interrupts_.set_line(true);
+  EXPECT_EQ(rings(), 1u) << "it was not masked";
+  EXPECT_EQ(bools(IrqSet::kUnmask, kIntxIndex, {0}), 0);
+  EXPECT_EQ(rings(), 0u);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex), 0);
+  EXPECT_EQ(rings(), 1u) << "masked or not";
+  EXPECT_EQ(bools(IrqSet::kUnmask, kIntxIndex, {1}), 0);
+  EXPECT_EQ(rings(), 1u);
+}
+
+TEST_F(InterruptsTest, EachVectorIsTriggeredByItsOwnBool) {
+  ASSERT_EQ(set(IrqSet::kEventfds | IrqSet::kTrigger, kMsixIndex, 0, 3,
+                {bells_[0], bells_[1], bells_[2]}),
+            0);
+  EXPECT_EQ(bools(IrqSet::kTrigger, kMsixIndex, {1, 0, 1}), 0);
+  EXPECT_EQ(rings(0), 1u);
+  EXPECT_EQ(rings(1), 0u);
+  EXPECT_EQ(rings(2), 1u);
+}
+
+// A function's index is in use until it is turned off, eventfds or not; a mediated device's until
+// its last eventfd is out.
+TEST_F(InterruptsTest, WithoutEventfdsAFunctionsIndexIsStillInUse) {
+  ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
+  ASSERT_EQ(listen(kMsiIndex, -1), 0);
+  EXPECT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  EXPECT_EQ(set(IrqSet::kBools | IrqSet::kTrigger, kIntxIndex, 0, 0), EINVAL);
+  ASSERT_EQ(plain(IrqSet::kTrigger, kIntxIndex, 0), 0);
+  shape_.function = true;
+  ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
+  ASSERT_EQ(listen(kMsiIndex, -1), 0);
+  EXPECT_EQ(set(IrqSet::kBools | IrqSet::kTrigger, kMsiIndex, 0, 0), 0);
+  EXPECT_EQ(listen(kIntxIndex, bells_[0]), EINVAL);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kMsiIndex, 0), 0);
+  EXPECT_EQ(listen(kIntxIndex, bells_[0]), 0);
 }
 
 // As vfio_pci_intrs.c: beside whatever index is in use, one eventfd, or none.

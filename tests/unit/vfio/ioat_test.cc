@@ -2,7 +2,9 @@
 // The I/OAT function through an open device, as a client has it: registers, chains, errors.
 #include "vfio/ioat.h"
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -286,6 +288,55 @@ TEST_F(IoatTest, SuspendsAndResumes) {
   client().write<u8>(kChanCmd, kCmdSuspend);
   client().write<u64>(kChainAddr, Client::kIova);
   EXPECT_EQ(client().read<u64>(kChanSts), kArmed) << "a new chain";
+}
+
+// As vfio-pci resets a function that nobody has open; a second file of it changes nothing.
+TEST_F(IoatTest, ASecondClientFindsNothingOfTheFirst) {
+  client().begin();
+  client().config<u32>(0x10, 0xabcd0000);
+  const pid_t child = fork();
+  if (child == 0) {
+    client_->device.reset();
+    const auto again = Device::open(*device_at(0));
+    u64 completion = 0;
+    for (u64 at = 0; at < 8; at += 4) {
+      (*again)->read(0, kChanCmp + at, {reinterpret_cast<u8*>(&completion) + at, 4});
+    }
+    _exit(completion == Client::kCompletion ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0) << "its parent has it open";
+  client_.reset();
+  const auto device = *Device::open(*device_at(0));
+  const auto word = [&](unsigned region, u64 offset) {
+    u32 value = 0;
+    device->read(region, offset, {reinterpret_cast<u8*>(&value), 4});
+    return value;
+  };
+  EXPECT_EQ(word(0, kChanCmp), 0u);
+  EXPECT_EQ(word(0, kChanSts), kHalted);
+  EXPECT_EQ(word(kConfigRegion, 0x10), 4u);
+  EXPECT_EQ(word(kConfigRegion, 4) & 0xffff, PciConfig::kCommandMemory) << "no master of the bus";
+}
+
+TEST_F(IoatTest, SysfsShowsTheConfigurationAsItIs) {
+  const int file =
+      ::open((directory_ + "/sys/bus/pci/devices/fffe:00:04.0/config").c_str(), O_RDONLY);
+  ASSERT_GE(file, 0);
+  const auto word = [&](off_t at) {
+    u32 value = ~0u;
+    EXPECT_EQ(pread(file, &value, sizeof(value), at), 4) << at;
+    return value;
+  };
+  EXPECT_EQ(word(4) & 0xffff, PciConfig::kCommandMemory | PciConfig::kCommandMaster);
+  client().config<u16>(4, PciConfig::kCommandMemory);
+  EXPECT_EQ(word(4) & 0xffff, PciConfig::kCommandMemory);
+  EXPECT_EQ(lseek(file, 0, SEEK_END), 4096);
+  client_.reset();
+  client_.emplace(0);
+  EXPECT_EQ(word(0), 0x20218086u);
+  close(file);
 }
 
 TEST_F(IoatTest, AResetLeavesTheConfiguration) {
