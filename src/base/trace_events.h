@@ -3,8 +3,9 @@
 
 // The names of all trace events, in two sections. The first carries the kernel's tracepoint names
 // with the kernel's meaning (include/trace/events/kvm.h, arch/x86/kvm/trace.h,
-// arch/x86/kvm/mmu/mmutrace.h, of secure guests arch/powerpc/kvm/trace_hv.h), so that whoever reads
-// KVM traces reads ours. The second is the engine's own; its names begin with st_.
+// arch/x86/kvm/mmu/mmutrace.h, of secure guests arch/powerpc/kvm/trace_hv.h, of devices
+// include/trace/events/iommu.h), so that whoever reads KVM traces reads ours. The second is the
+// engine's own; its names begin with st_.
 //
 // The arguments of an event are up to four words; the comment names them.
 
@@ -75,7 +76,8 @@
   X(kvm_mmu_split_huge_page)   /* gfn, spte, level, errno */                        \
   X(vcpu_match_mmio)           /* gva, gpa, write, gpa_match */                     \
   X(kvm_hcall_enter)           /* lpid, req, gpr4, gpr5 */                          \
-  X(kvm_hcall_exit)            /* lpid, req, ret */
+  X(kvm_hcall_exit)            /* lpid, req, ret */                                 \
+  X(io_page_fault)             /* device, pasid, iova, reason */
 
 #define ST_ENGINE_EVENTS(X)                                                         \
   X(st_room)                   /* a request enters a room: step, detail */          \
@@ -84,6 +86,7 @@
   X(st_fd_last_close)          /* kind, inode */                                    \
   X(st_memslot)                /* slot, base gfn, npages, change */                 \
   X(st_attributes)             /* first gfn, last gfn, attributes */                \
+  X(st_pinned_private)         /* first gfn, hva of the first page, pages */        \
   X(st_memfd_punch)            /* first page, end */                                \
   X(st_change)                 /* a system call changes hva: kind, start, size */   \
   X(st_invalidate_start)       /* start, end, kind */                               \

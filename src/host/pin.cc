@@ -117,6 +117,11 @@ HvaRange next_unpinned(HvaRange range) {
   return table == nullptr ? range : table->next_unpinned(range);
 }
 
+PinnedPages pinned_in(HvaRange range) {
+  PinTable* table = pins_active() ? pin_table() : nullptr;
+  return table == nullptr ? PinnedPages{} : table->pinned_in(range);
+}
+
 PinUse pin_use() {
   PinTable* table = pin_table();
   return table == nullptr ? PinUse{} : table->use();

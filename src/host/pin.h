@@ -158,6 +158,13 @@ class PinnedPunch : public PinnedChange {
 // The first part of `range` without a pinned page; empty: there is none, and it stands at the end.
 [[nodiscard]] HvaRange next_unpinned(HvaRange range);
 
+// Pages of `range` that are pinned where the client has them now. Context: no section.
+struct PinnedPages {
+  u64 pages = 0;
+  Hva first;
+};
+[[nodiscard]] PinnedPages pinned_in(HvaRange range);
+
 // What the pins hold: pages, of those in the store, of those lost. Racy: tests, `doctor`.
 struct PinUse {
   u64 pages = 0;

@@ -2,6 +2,8 @@
 // Entering pages that are present into blocks, and giving slots and blocks back.
 #include "host/pin_table.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "host/page_owner.h"
 #include "host/pin_walk.h"
@@ -176,6 +178,32 @@ PinTable::Place PinTable::find_file(const Mapping& mapping, Hva at) {
     if (word == 0) free = {block, slot};
   }
   return free;
+}
+
+PinnedPages PinTable::pinned_in(HvaRange range) {
+  PinnedPages found;
+  const auto note = [&found](Hva at) {
+    if (found.pages++ == 0 || at < found.first) found.first = at;
+  };
+  {
+    const sync::MutexGuard guard(lock_);
+    each_home(range, [&](PinBlock* block, u32 slot) {
+      if (block->counts[slot] != 0) note(Hva(block->words[slot].load(sync::kRelaxed) & kPageMask));
+    });
+  }
+  // Pages of shared memory are known by their files.
+  for (Hva from = range.start(); from < range.end();) {
+    const auto mapping = next_file_mapping(from, true);
+    if (!mapping || mapping->range.start() >= range.end()) break;
+    const Hva end = std::min(mapping->range.end(), range.end());
+    const sync::MutexGuard guard(lock_);
+    for (Hva at = std::max(from, mapping->range.start()); at < end; at += kPageSize) {
+      const Place place = find_file(*mapping, at);
+      if (place.block != nullptr && place.block->counts[place.slot] != 0) note(at);
+    }
+    from = end;
+  }
+  return found;
 }
 
 Result<PinTable::Place> PinTable::free_place(PinKey key, u32 slot) {

@@ -43,6 +43,7 @@ class PinTable {
   bool keeps_file(PageKey key);
   // The part of `range` up to the first pinned page, or the pinned pages it begins with.
   HvaRange next_unpinned(HvaRange range);
+  PinnedPages pinned_in(HvaRange range);
   PinUse use();
 
   std::optional<Hva> direct(Frame first, Access access, u64* pages);

@@ -30,6 +30,7 @@ class MovedName {
 
   [[nodiscard]] const char* path() const { return path_; }
   [[nodiscard]] bool moved() const { return path_ == place_; }
+
  private:
   static constexpr size_t kLongest = 512;
   const char* path_;
@@ -53,7 +54,7 @@ inline constexpr unsigned kMostTypes = 8, kMostDevices = 48;
 [[nodiscard]] int store_bus_file(const VirtualFile& file, std::string_view text);
 
 // As frame_file_io() (shim/frame_files.h), of a function's `config`.
-[[nodiscard]] bool config_io(const VirtualFile& file, int fd, Io io, const void* buffer, size_t size,
-                             const off_t* at, long* answer);
+[[nodiscard]] bool config_io(const VirtualFile& file, int fd, Io io, const void* buffer,
+                             size_t size, const off_t* at, long* answer);
 
 }  // namespace stagetwo::shim

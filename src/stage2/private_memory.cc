@@ -3,6 +3,7 @@
 
 #include "base/guard.h"
 #include "base/trace.h"
+#include "host/pin.h"
 #include "stage2/address_space.h"
 #include "stage2/file_pages.h"
 
@@ -192,9 +193,25 @@ Result<void> PrivateMemory::convert(GfnRange frames, bool to_private) {
   return {};
 }
 
+// A device keeps what it was given: the shared half of frames that are private now is still
+// reached, as by KVM's own rules it may be. Whoever looks for mistakes of the VMM is told.
+void PrivateMemory::tell_pinned(GfnRange frames) {
+  for_each_slot(frames, [](const Slot& slot, GfnRange part) {
+    if (slot.file == nullptr || slot.file_only) return;
+    const auto pinned =
+        host::pinned_in(HvaRange(slot.gfn_to_hva(part.start()), part.size() * kPageSize));
+    if (pinned.pages == 0) return;
+    trace::emit(trace::Event::st_pinned_private, trace::Room::stage2, part.start().raw(),
+                pinned.first.raw(), pinned.pages);
+  });
+}
+
 Result<void> PrivateMemory::set_attributes(GfnRange frames, bool to_private) {
   Result<void> done;
-  vm_.slots_.between_updates([&] { done = convert(frames, to_private); });
+  vm_.slots_.between_updates([&] {
+    done = convert(frames, to_private);
+    if (done && to_private && trace::enabled()) tell_pinned(frames);
+  });
   return done;
 }
 

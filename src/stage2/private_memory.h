@@ -107,6 +107,7 @@ class PrivateMemory final : private MemfdBinder {
   void zap_half(GfnRange frames, Half half);
   void recover_shared(GfnRange frames);
   [[nodiscard]] Result<void> convert(GfnRange frames, bool to_private);
+  void tell_pinned(GfnRange frames);
 
   GuestMemory& vm_;
   const bool on_;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/trace.h"
 #include "iommu/sva.h"
 #include "vfio/container_state.h"
 
@@ -16,6 +17,16 @@ constexpr u16 kFirstSource = 0x8000;
 }  // namespace
 
 // ---- a channel
+
+// What a device is refused is told.
+iommu::DmaAnswer DmaChannel::told(iommu::DmaAnswer answer, DmaHow how) const {
+  if (answer.reason == iommu::FaultReason::kNone || !trace::enabled()) return answer;
+  const auto pasid = dma_.pasid_of(how);
+  trace::emit(trace::Event::io_page_fault, trace::Room::vfio, dma_.device_,
+              pasid ? static_cast<u64>(*pasid) : ~u64{0}, answer.iova,
+              static_cast<u64>(answer.reason));
+  return answer;
+}
 
 DmaChannel::~DmaChannel() {
   if (engine_ && !made_in_.is_creator()) static_cast<void>(engine_.release());  // the parent's
@@ -45,17 +56,17 @@ iommu::DmaEngine* DmaChannel::engine() {
 iommu::DmaAnswer DmaChannel::access(u64 iova, u64 bytes, void* to, const void* from, DmaHow how) {
   const iommu::DmaAnswer nowhere{0, iommu::FaultReason::kContextNotPresent, iova};
   if (!dma_.is_connected()) return nowhere;
-  if (!dma_.is_isolated()) return dma_.access_external(iova, bytes, to, from);
+  if (!dma_.is_isolated()) return told(dma_.access_external(iova, bytes, to, from), how);
   const auto pasid = dma_.pasid_of(how);
-  if (!pasid) return {0, iommu::FaultReason::kPasidNotPresent, iova};
+  if (!pasid) return told({0, iommu::FaultReason::kPasidNotPresent, iova}, how);
   iommu::DmaEngine* const own = engine();
-  return own == nullptr ? nowhere : own->access(*pasid, iova, bytes, to, from, how.asks);
+  return told(own == nullptr ? nowhere : own->access(*pasid, iova, bytes, to, from, how.asks), how);
 }
 
 iommu::DmaAnswer DmaChannel::post(const iommu::DmaEngine::Record& record, DmaHow how) {
   const auto pasid = dma_.pasid_of(how);
   iommu::DmaEngine* const own = pasid && dma_.is_isolated() ? engine() : nullptr;
-  if (own != nullptr) return own->post(*pasid, record, how.asks);
+  if (own != nullptr) return told(own->post(*pasid, record, how.asks), how);
   constexpr u64 kRest = iommu::DmaEngine::kRecordBytes - sizeof(u64);
   const auto rest = write(record.iova + sizeof(u64), record.words + 1, kRest, how);
   if (rest.reason != iommu::FaultReason::kNone) return rest;
@@ -66,7 +77,11 @@ iommu::DmaEngine::CopyAnswer DmaChannel::copy(u64 to, u64 from, u64 bytes, DmaHo
                                               const iommu::DmaEngine::Record* record) {
   const auto pasid = dma_.pasid_of(how);
   iommu::DmaEngine* const own = pasid && dma_.is_isolated() ? engine() : nullptr;
-  if (own != nullptr) return own->copy(*pasid, to, from, bytes, how.asks, record);
+  if (own != nullptr) {
+    auto done = own->copy(*pasid, to, from, bytes, how.asks, record);
+    done.answer = told(done.answer, how);
+    return done;
+  }
   for (u64 done = 0; done < bytes;) {
     u8 buffer[kPageSize];
     const auto out = read(from + done, buffer, std::min(bytes - done, sizeof(buffer)), how);

@@ -71,6 +71,7 @@ class DmaChannel {
 
  private:
   iommu::DmaAnswer access(u64 iova, u64 bytes, void* to, const void* from, DmaHow how);
+  [[nodiscard]] iommu::DmaAnswer told(iommu::DmaAnswer answer, DmaHow how) const;
   iommu::DmaEngine* engine();
 
   Dma& dma_;

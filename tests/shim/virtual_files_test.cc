@@ -214,7 +214,8 @@ TEST(PciFunction, IsDrivenThroughItsMappedRegisters) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
-// What sysfs shows of the configuration is what is there, and what is written there is the device's.
+// What sysfs shows of the configuration is what is there, and what is written there is the
+// device's.
 TEST(PciFunction, IsConfiguredThroughSysfs) {
   const Outcome told = run_shell(
       "cd /sys/bus/pci/devices/fffe:00:04.0; C='od -An -tx2 -j4 -N2'; $C config; "

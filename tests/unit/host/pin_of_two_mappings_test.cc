@@ -74,5 +74,27 @@ TEST_F(PinsOfTwoMappings, ComeBackWhenMunmapFails) {
   }
 }
 
+// Private memory of two mappings, and shared memory beside it.
+TEST_F(PinsOfTwoMappings, AreCountedWhereTheClientHasThem) {
+  EXPECT_EQ(host::pinned_in(range(0, kPages)).pages, kPages);
+  const auto last = host::pinned_in(range(2, 1));
+  EXPECT_EQ(last.pages, 1U);
+  EXPECT_EQ(last.first.raw(), memory_.address() + 2 * kPageSize);
+  EXPECT_EQ(unmap(false), 0);
+  EXPECT_EQ(host::pinned_in(range(0, kPages)).pages, 0U);
+  void* const shared =
+      ::mmap(nullptr, 4 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  const HvaRange all(Hva(reinterpret_cast<u64>(shared)), 4 * kPageSize);
+  host::FrameRun run;
+  const auto pinned =
+      host::pin_pages(HvaRange(all.start() + kPageSize, 2 * kPageSize), {}, &run, 1);
+  ASSERT_TRUE(pinned && pinned->pages == 2);
+  EXPECT_EQ(host::pinned_in(all).pages, 2U);
+  EXPECT_EQ(host::pinned_in(all).first, all.start() + kPageSize);
+  host::unpin_pages(run);
+  EXPECT_EQ(host::pinned_in(all).pages, 0U);
+  ::munmap(shared, 4 * kPageSize);
+}
+
 }  // namespace
 }  // namespace stagetwo

@@ -4,6 +4,8 @@
 #include "stage2/private_memory.h"
 
 #include "base/failpoint.h"
+#include "base/trace.h"
+#include "host/pin.h"
 #include "stage2/file_pages.h"
 #include "tests/support/private_fixture.h"
 #include "tests/support/private_swap.h"
@@ -48,6 +50,39 @@ TEST_F(Halves, AConversionTakesTheHalfThatIsLeftOutBeforeItReturns) {
   EXPECT_EQ(0U, load(kGpa));
   ASSERT_EQ(0, convert(kGpa, 1, true));  // nothing to do
   EXPECT_EQ(Walk::Kind::kHit, look(kGpa));
+}
+
+// DMA x conversion: what a device was given and its VMM did not take back is told, by each slot.
+TEST_F(Halves, AConversionWithAMappingLeftBehindIsTold) {
+  host::FrameRun runs[2];
+  const HvaRange mapped(Hva(pages_.address() + 2 * kPageSize), 3 * kPageSize);
+  const auto pinned = host::pin_pages(mapped, {.write = true}, runs, 2);
+  ASSERT_TRUE(pinned);
+  ASSERT_EQ(pinned->pages, 3u);
+  struct Told {
+    unsigned events = 0;
+    u64 gfn = 0, hva = 0, pages = 0;
+  };
+  const auto told_by = [&](u64 page, u64 pages, bool to_private) {
+    EXPECT_TRUE(trace::start());
+    EXPECT_EQ(0, convert(kGpa + page * kPageSize, pages, to_private));
+    trace::stop();
+    Told told;
+    trace::for_each([&](const trace::Record& r) {
+      if (r.event != trace::Event::st_pinned_private) return;
+      told = {told.events + 1, r.arg[0], r.arg[1], r.arg[2]};
+    });
+    return told;
+  };
+  EXPECT_EQ(told_by(0, 2, true).events, 0u) << "nobody pinned these";
+  const Told told = told_by(1, 3, true);
+  EXPECT_EQ(told.events, 1u);
+  EXPECT_EQ(told.gfn, (kGpa >> kPageShift) + 1);
+  EXPECT_EQ(told.hva, pages_.address() + 2 * kPageSize);
+  EXPECT_EQ(told.pages, 2u);
+  EXPECT_EQ(told_by(1, 3, false).events, 0u) << "to shared nothing is left behind";
+  for (unsigned i = 0; i < pinned->runs; ++i) host::unpin_pages(runs[i]);
+  EXPECT_EQ(told_by(1, 3, true).events, 0u);
 }
 
 TEST_F(Halves, AConversionOfARangeKeepsWhatIsAlreadyThere) {

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "base/trace.h"
 #include "tests/unit/vfio/container_world.h"
 
 namespace stagetwo::vfio {
@@ -74,6 +75,28 @@ TEST_F(DmaTest, AFaultSaysWhereAndHowFar) {
     if (slot == kExternal) {
       ASSERT_EQ(add(kIsolated), 0);
     }
+  }
+}
+
+TEST_F(DmaTest, WhatADeviceIsRefusedIsTold) {
+  for (const u32 slot : {0u, 4u}) {
+    start(slot);
+    Dma dma;
+    ASSERT_TRUE(dma.connect(container_.clone(), group(slot)));
+    ASSERT_TRUE(trace::start());
+    u8 byte = 0;
+    EXPECT_EQ(dma.read(kIova + 5, &byte, 1).done, 0u);
+    trace::stop();
+    unsigned told = 0;
+    trace::for_each([&](const trace::Record& r) {
+      if (r.event != trace::Event::io_page_fault) return;
+      ++told;
+      EXPECT_EQ(r.arg[2], kIova + 5);
+      EXPECT_NE(r.arg[3], 0u);
+    });
+    EXPECT_EQ(told, 1u) << slot;
+    dma.disconnect();
+    container_->remove_group(group(slot));
   }
 }
 

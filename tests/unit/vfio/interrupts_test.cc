@@ -33,12 +33,10 @@ class InterruptsTest : public testing::Test {
   int plain(u32 action, u32 index, u32 count = 1) {
     return set(IrqSet::kNoData | action, index, 0, count);
   }
-  int unmask_by(int fd) {
-    return set(IrqSet::kEventfds | IrqSet::kUnmask, kIntxIndex, 0, 1, {fd});
-  }
+  int unmask_by(int fd) { return set(IrqSet::kEventfds | IrqSet::kUnmask, kIntxIndex, 0, 1, {fd}); }
   int bools(u32 action, u32 index, std::vector<u8> values) {
-    const auto done = interrupts_.set(shape_, {IrqSet::kBools | action, index, 0,
-                                               static_cast<u32>(values.size()), values});
+    const auto done = interrupts_.set(
+        shape_, {IrqSet::kBools | action, index, 0, static_cast<u32>(values.size()), values});
     return done ? 0 : to_int(done.error());
   }
   void write_to(unsigned bell) {
