@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <optional>
 
 #include "cli/session.h"
 #include "host/session.h"
@@ -31,6 +32,20 @@ std::string folder_of(const vfio::TypeRef& type) {
 int failed(const std::string& what, int error) {
   fmt::print(stderr, "stagetwo: {}: {}\n", what, std::strerror(error));
   return kExitToolFailed;
+}
+int failed(const std::string& what, const char* why, const char* hint = nullptr) {
+  fmt::print(stderr, "stagetwo: {}: {}\n", what, why);
+  if (hint != nullptr) fmt::print(stderr, "Hint: {}\n", hint);
+  return kExitToolFailed;
+}
+
+constexpr const char* kNoUuid = "not a UUID";
+constexpr const char* kUuidHint = "36 characters, as in 83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+
+std::optional<vfio::Uuid> parse(const std::string& text) {
+  const auto uuid = vfio::parse_uuid(text);
+  if (!uuid || text.size() != vfio::Uuid::kTextBytes) return std::nullopt;
+  return *uuid;
 }
 
 int print_types() {
@@ -67,20 +82,31 @@ int create(const MdevOptions& options) {
   }
   std::string name = options.uuid;
   if (name.empty()) std::getline(std::ifstream("/proc/sys/kernel/random/uuid"), name);
-  const auto uuid = vfio::parse_uuid(name);
-  if (!uuid || name.size() != vfio::Uuid::kTextBytes) return failed(name, EINVAL);
+  const auto uuid = parse(name);
+  if (!uuid) return failed(name, kNoUuid, kUuidHint);
   if (const auto done = vfio::create_device(type, *uuid); !done) {
-    return failed(name, to_int(done.error()));
+    const int error = to_int(done.error());
+    if (error == EEXIST) return failed(name, "there is such a device already");
+    if (error == ENOSPC || error == EUSERS) {
+      return failed(options.type, "no instance is left",
+                    "'stagetwo mdev types' says how many there are, 'mdev list' who has them");
+    }
+    return failed(name, error);
   }
   fmt::print("{}\n", text_of(*uuid));
   return 0;
 }
 
 int remove(const MdevOptions& options) {
-  const auto uuid = vfio::parse_uuid(options.uuid);
-  if (!uuid) return failed(options.uuid, EINVAL);
+  const auto uuid = parse(options.uuid);
+  if (!uuid) return failed(options.uuid, kNoUuid, kUuidHint);
   auto removal = vfio::begin_removal(*uuid);
-  if (!removal) return failed(options.uuid, to_int(removal.error()));
+  if (!removal) {
+    const int error = to_int(removal.error());
+    if (error == ENODEV) return failed(options.uuid, "there is no such device");
+    if (error == EAGAIN) return failed(options.uuid, "somebody removes it already");
+    return failed(options.uuid, error);
+  }
   vfio::finish_removal(std::move(*removal));
   return 0;
 }

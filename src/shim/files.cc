@@ -163,10 +163,7 @@ constexpr unsigned kKvmLetter = 0xAE, kIommufdLetter = 0x3B;
 int open_at(int directory, const char* name, int flags, mode_t mode) {
   const MovedName moved(name);
   const char* const path = moved.path();
-  if ((flags & O_ACCMODE) != O_RDONLY) {
-    if (moved.moved()) return open_of_bus(moved, flags);
-    if (int opened = -1; opened_in_tree(directory, path, flags, &opened)) return opened;
-  }
+  if (int opened = -1; opened_of_bus(directory, moved, flags, &opened)) return opened;
   const Target target = target_of(directory, path);
   if (!target || target.kind == PathKind::kDirectory) [[likely]] {
     if (opening_refused(directory, path, flags)) return -1;
@@ -195,10 +192,8 @@ FILE* stream_of(const char* path, const char* mode, F&& call) {
 FILE* open_stream(const char* name, const char* mode) {
   const MovedName moved(name);
   const char* const path = moved.path();
-  if (const int flags = flags_of_mode(mode); (flags & O_ACCMODE) != O_RDONLY) {
-    if (moved.moved()) return stream_over(open_of_bus(moved, flags), mode);
-    int opened = -1;
-    if (opened_in_tree(AT_FDCWD, path, flags, &opened)) return stream_over(opened, mode);
+  if (int opened = -1; opened_of_bus(AT_FDCWD, moved, flags_of_mode(mode), &opened)) {
+    return stream_over(opened, mode);
   }
   const Target target = target_of(AT_FDCWD, path);
   const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';

@@ -252,17 +252,20 @@ char* real_name(const char* path, char* to) {
   return answer;
 }
 
-int open_of_bus(const MovedName& name, int flags) {
+bool opened_of_bus(int directory, const MovedName& name, int flags, int* opened) {
+  if ((flags & O_ACCMODE) == O_RDONLY) return false;
   Place place;
-  const auto led = lead(AT_FDCWD, name.path(), place);
-  return static_cast<int>(as_libc(led ? open_place(place.view(), flags) : refuse(led.error())));
-}
-
-bool opened_in_tree(int directory, const char* path, int flags, int* opened) {
-  if (!ends_in_written_file(path)) return false;
+  if (name.moved()) {
+    const auto led = lead(AT_FDCWD, name.path(), place);
+    *opened = static_cast<int>(
+        as_libc(led ? open_place(place.view(), flags) : Result<int>(refuse(led.error()))));
+    return true;
+  }
+  if (!ends_in_written_file(name.path())) return false;
   read_options();
-  Place place;
-  if (!lead(directory, path, place) || !is_in_tree(place.view()) || !has_tree()) return false;
+  if (!lead(directory, name.path(), place) || !is_in_tree(place.view()) || !has_tree()) {
+    return false;
+  }
   *opened = static_cast<int>(as_libc(open_place(place.view(), flags)));
   return true;
 }

@@ -40,11 +40,10 @@ class MovedName {
 // realpath(): the session's folder is not in the answer.
 char* real_name(const char* path, char* to);
 
-// open() of a moved name for writing: what the bus takes is taken, the rest of its tree is for
-// reading. A descriptor, or -1 and errno.
-[[nodiscard]] int open_of_bus(const MovedName& name, int flags);
-// The same of any other name. True: it leads into the tree, and *opened is the answer.
-[[nodiscard]] bool opened_in_tree(int directory, const char* path, int flags, int* opened);
+// open() for writing of a name that was moved, or leads into the tree all the same: what the bus
+// takes is taken, the rest is for reading. True: *opened is the answer, a descriptor or -1 and
+// errno.
+[[nodiscard]] bool opened_of_bus(int directory, const MovedName& name, int flags, int* opened);
 
 // Of VirtualFile: which it is, by its number among these.
 [[nodiscard]] VirtualFile bus_file(unsigned number);

@@ -113,7 +113,7 @@ TEST(IommuGuards, WithoutTheRuleAPasidStandsBesideATableThatIsNotForThem) {
   EXPECT_TRUE(broken_without({"iommu_pasid_fits"}, in_a_scene<&Scene::pasid_beside_another_table>));
 }
 
-TEST(IommuGuards, WithoutItsInvalidationADevicesTlbKeepsThePage) {
+TEST(IommuGuards, I7WithoutItsInvalidationADevicesTlbKeepsThePage) {
   EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::sees_the_old_page>));
   EXPECT_TRUE(broken_without({"iommu_device_tlb"}, in_a_scene<&Scene::sees_the_old_page>));
 }

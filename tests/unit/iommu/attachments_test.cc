@@ -35,7 +35,7 @@ class Attachments : public DeviceWorld, public testing::WithParamInterface<bool>
   u32 ioas_ = 0, device_ = 0, plain_ = 0, s2_ = 0, other_ = 0;
 };
 
-TEST_P(Attachments, APasidIsAttachedOnce) {
+TEST_P(Attachments, S4_08_APasidIsAttachedOnce) {
   EXPECT_EQ(attach(device_, s2_, 100), 0);
   EXPECT_EQ(attach(device_, s2_, 100), EBUSY);
   EXPECT_EQ(attach(device_, other_, 100), EBUSY);
@@ -64,7 +64,7 @@ TEST_P(Attachments, TheDevicesOwnPageTableHasToFitThem) {
   EXPECT_EQ(replace(device_, plain_), 0);
 }
 
-TEST_P(Attachments, APasidOutOfItsDevicesRangeIsRefused) {
+TEST_P(Attachments, S4_08_APasidOutOfItsDevicesRangeIsRefused) {
   EXPECT_EQ(attach(device_, s2_, (1 << kPasidBits) - 1), 0);
   EXPECT_EQ(attach(device_, s2_, 1 << kPasidBits), EINVAL);
   EXPECT_EQ(attach(device_, s2_, 1 << 20), EINVAL);

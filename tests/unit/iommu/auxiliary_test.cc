@@ -68,7 +68,7 @@ class Auxiliary : public DeviceWorld {
   u32 ioas_ = 0, devices_[2] = {}, tables_[3] = {};
 };
 
-TEST_F(Auxiliary, IsAModeOfTheDevice) {
+TEST_F(Auxiliary, S4_07_IsAModeOfTheDevice) {
   const u32 plain = make_vtd(0x90, 0);
   {
     Locked locked(*context_);
@@ -104,7 +104,7 @@ TEST_F(Auxiliary, APageTableHasOneNumberOnEveryDevice) {
   EXPECT_EQ(pasid_of(1, 0), 0u);
 }
 
-TEST_F(Auxiliary, AttachmentsAreCounted) {
+TEST_F(Auxiliary, S4_09_AttachmentsAreCounted) {
   ASSERT_EQ(enable(0), 0);
   for (unsigned i = 0; i < 3; ++i) ASSERT_EQ(add(0, 0), 0);
   const u32 pasid = pasid_of(0, 0);
@@ -117,7 +117,7 @@ TEST_F(Auxiliary, AttachmentsAreCounted) {
   drop(0, 0);  // nothing to do
 }
 
-TEST_F(Auxiliary, OneIsPrimaryHereAndAuxiliaryThere) {
+TEST_F(Auxiliary, S4_06_I12_OneIsPrimaryHereAndAuxiliaryThere) {
   ASSERT_EQ(enable(1), 0);
   ASSERT_EQ(attach(devices_[0], tables_[0]), 0);
   ASSERT_EQ(add(1, 0), 0);

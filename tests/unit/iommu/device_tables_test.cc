@@ -33,7 +33,7 @@ class DeviceTables : public testing::Test {
   u64 root_ = 0;
 };
 
-TEST_F(DeviceTables, StandAsTheSpecificationHasThem) {
+TEST_F(DeviceTables, S4_10_StandAsTheSpecificationHasThem) {
   const Arena::Guard guard(arena_);
   ASSERT_TRUE(add_context(arena_, &root_, kSource, 20));
   ASSERT_TRUE(set_pasid_entry(arena_, root_, kSource, 0xabcde, kEntry));
@@ -55,7 +55,7 @@ TEST_F(DeviceTables, StandAsTheSpecificationHasThem) {
   remove_context(arena_, &root_, kSource);
 }
 
-TEST_F(DeviceTables, SayWhyNothingIsFound) {
+TEST_F(DeviceTables, I10SayWhyNothingIsFound) {
   const Arena::Guard guard(arena_);
   EXPECT_EQ(reason(kSource, kNoPasid), FaultReason::kRootNotPresent);
   ASSERT_TRUE(add_context(arena_, &root_, kSource, 13));
@@ -80,7 +80,7 @@ TEST_F(DeviceTables, SayWhyNothingIsFound) {
   remove_context(arena_, &root_, kSource);
 }
 
-TEST_F(DeviceTables, ADeviceWithoutPasidsHasItsOwnEntryOnly) {
+TEST_F(DeviceTables, I10ADeviceWithoutPasidsHasItsOwnEntryOnly) {
   const Arena::Guard guard(arena_);
   ASSERT_TRUE(add_context(arena_, &root_, kSource, 0));
   ASSERT_TRUE(set_pasid_entry(arena_, root_, kSource, 0, kEntry));

@@ -127,7 +127,7 @@ TEST_F(Isolation, EachPairReachesItsOwnDomainAndNoOther) {
   }
 }
 
-TEST_F(Isolation, AReplacedPasidReachesTheNewDomainOnly) {
+TEST_F(Isolation, I9AReplacedPasidReachesTheNewDomainOnly) {
   for (unsigned d = 0; d < kDevices; ++d) {
     ASSERT_EQ(attach_to(d, 1, 0), 0);
     ASSERT_EQ(attach_to(d, 2, 1), 0);
@@ -143,7 +143,7 @@ TEST_F(Isolation, AReplacedPasidReachesTheNewDomainOnly) {
 
 // One domain is a device's own on one and a PASID's on another: one map is seen by both, one unmap
 // ends both.
-TEST_F(Isolation, ADomainInBothRolesIsOneDomain) {
+TEST_F(Isolation, I12ADomainInBothRolesIsOneDomain) {
   ASSERT_EQ(attach_to(0, kNoPasid, 2), 0);
   ASSERT_EQ(attach_to(3, 77, 2), 0);
   ASSERT_EQ(attach_to(2, 1, 2), 0);

@@ -23,7 +23,7 @@ TEST(BusFile, NumbersAreOfTypesAndThenOfDevices) {
   EXPECT_EQ(bus_file(kMostTypes - 1).source, Source::kNone) << "there are fewer types";
   const VirtualFile last = bus_file(kMostTypes + kMostDevices - 1);
   EXPECT_EQ(last.source, Source::kMdevRemove);
-  EXPECT_LT(last.number(), kMaxVirtualFiles - 1 - static_cast<unsigned>(Source::kMdevRemove));
+  EXPECT_LT(last.number(), kMaxVirtualFiles - 1 - static_cast<unsigned>(Source::kPciConfig));
   EXPECT_EQ(written_file(last.number()).number(), last.number());
 }
 

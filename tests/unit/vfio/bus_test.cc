@@ -48,7 +48,7 @@ TEST_F(Bus, AnUnknownDeviceIsNotRemoved) {
   EXPECT_EQ(remove(0), ENODEV);
 }
 
-TEST_F(Bus, ARemovalWaitsForTheLastClose) {
+TEST_F(Bus, I19ARemovalWaitsForTheLastClose) {
   ASSERT_EQ(create("serial-1", 0), 0);
   auto device = open(0);
   sync::Atomic<u32> removed{0};

@@ -27,7 +27,7 @@ TEST_F(ContainerTest, WithoutATypeNothingIsMapped) {
   EXPECT_EQ(unmap(kIova, 1), -EINVAL);
 }
 
-TEST_F(ContainerTest, AGroupWithoutAnIommuDeviceGetsNoDomainAndPinsNothing) {
+TEST_F(ContainerTest, S4_04_AGroupWithoutAnIommuDeviceGetsNoDomainAndPinsNothing) {
   start(0);
   ASSERT_EQ(map(kIova, 4), 0);
   EXPECT_EQ(host::pin_use().pages, 0u);
@@ -35,7 +35,7 @@ TEST_F(ContainerTest, AGroupWithoutAnIommuDeviceGetsNoDomainAndPinsNothing) {
   EXPECT_FALSE(container_->info()->has_ranges);
 }
 
-TEST_F(ContainerTest, AGroupWithOneGetsADomainByPasid) {
+TEST_F(ContainerTest, S4_05_AGroupWithOneGetsADomainByPasid) {
   start(4);
   ASSERT_EQ(map(kIova, 4), 0);
   EXPECT_EQ(host::pin_use().pages, 4u);
@@ -45,7 +45,7 @@ TEST_F(ContainerTest, AGroupWithOneGetsADomainByPasid) {
   EXPECT_EQ(*memory_.bytes_at(0), 0x5a);
 }
 
-TEST_F(ContainerTest, ExistingMapsAreReplayedIntoANewDomain) {
+TEST_F(ContainerTest, S4_05_ExistingMapsAreReplayedIntoANewDomain) {
   start(0);
   ASSERT_EQ(map(kIova, 2), 0);
   ASSERT_EQ(map(kIova + 16 * kPageSize, 1, 5), 0);

@@ -137,7 +137,7 @@ TEST_F(DmaTest, TwoContainersAreApart) {
   other->closed();
 }
 
-TEST_F(DmaTest, WhatIsHeldIsPinnedAndItsListenerIsToldBeforeItGoes) {
+TEST_F(DmaTest, S4_04_WhatIsHeldIsPinnedAndItsListenerIsToldBeforeItGoes) {
   struct Told final : Dma::Listener {
     void unmapped(u64 iova, u64 last) override {
       ++calls;

@@ -58,6 +58,23 @@ TEST_F(EngineIsolation, I3ADescriptorThatNamesAnothersPasidIsTreatedAsItsOwners)
 
 // Its queue is its own: what it fills with rubbish is its own time. The figure that the matrix asks
 // for (90 % of a fair share) is the bench's; here nothing of b's may fail or stand still.
+TEST_F(EngineIsolation, I4WhatMayBeReadIsNotWrittenAndTheRecordSaysThatItWasAWrite) {
+  EngineClient a(make_device(0));
+  constexpr u64 kReadable = EngineClient::kIova + (EngineClient::kPages + 1) * kPageSize;
+  ASSERT_EQ(a.map(kReadable, 1, 2, iommu::kMayRead), 0);
+  u8* const page = a.bytes(EngineClient::kIova + 2 * kPageSize);
+  page[0] = 7;
+  const Completion& done =
+      a.ask(EngineClient::make(Opcode::kMove, EngineClient::kData, kReadable, 64));
+  EXPECT_EQ(done.status, 0x83);
+  EXPECT_EQ(done.fault_info, 0x79);
+  EXPECT_EQ(done.bytes, 0u);
+  EXPECT_EQ(done.fault_address, kReadable);
+  EXPECT_EQ(page[0], 7);
+  EXPECT_EQ(a.ask(EngineClient::make(Opcode::kMove, kReadable, EngineClient::kData, 64)).status, 1);
+  EXPECT_EQ(a.bytes(EngineClient::kData)[0], 7);
+}
+
 TEST_F(EngineIsolation, I13AStormOfFaultsIsNobodyElses) {
   std::atomic<bool> stop{false};
   std::thread storm([&] {

@@ -59,7 +59,7 @@ TEST_F(Type1, MemoryThatIsNotThereIsNotPinned) {
   EXPECT_EQ(map(kIova), 0);
 }
 
-TEST_F(Type1, Version2TakesWholeMapsOnly) {
+TEST_F(Type1, S4_16_Version2TakesWholeMapsOnly) {
   start(0);
   ASSERT_EQ(map(kIova, 4), 0);
   ASSERT_EQ(map(kIova + 4 * kPageSize, 2, 4), 0);
@@ -110,7 +110,7 @@ TEST_F(Type1, NoAccessLandsAfterAnUnmap) {
   EXPECT_EQ(*memory_.bytes_at(0), 1);
 }
 
-TEST_F(Type1, MapsHaveALimit) {
+TEST_F(Type1, S4_16_I22_MapsHaveALimit) {
   start(0);
   for (u64 i = 0; i < Container::kMostMaps; ++i) ASSERT_EQ(map(kIova + 2 * i * kPageSize), 0);
   EXPECT_EQ(map(0), ENOSPC);

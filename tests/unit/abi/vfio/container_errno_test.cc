@@ -249,7 +249,7 @@ INSTANTIATE_TEST_SUITE_P(Table, ContainerPointers, testing::ValuesIn(kPointers),
 
 using ContainerOrder = ErrnoWorld;
 
-TEST_F(ContainerOrder, AnOverlapComesBeforeTheLimitAndThatBeforeTheWindow) {
+TEST_F(ContainerOrder, S4_16_AnOverlapComesBeforeTheLimitAndThatBeforeTheWindow) {
   build(kMapped);
   auto map = good_map();
   map.size = kPageSize;

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// VFIO and mediated devices as whole programs meet them. The numbers are those of the checks that
+// docs/support-matrix-vfio.md lists.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include "tests/shim/run_program.h"
+
+namespace stagetwo::test {
+namespace {
+
+Outcome shell(const std::string& script) {
+  return run_program({tool(), "run", "--", "bash", "-c",
+                      "T=/sys/class/mdev_bus/serial/mdev_supported_types; "
+                      "B=/sys/bus/mdev/devices; "
+                      "U=83b8f4f2-509f-382f-3c1e-e6bfe0fa10; " +
+                          script});
+}
+// What each `try` of a script is refused with, a word each.
+const std::string kTry =
+    "try() { m=$(printf %s \"$1\" 2>&1 > $2) && echo taken || "
+    "case $m in *'Invalid argument'*) echo EINVAL;; *'File exists'*) echo EEXIST;; "
+    "*'No space'*) echo ENOSPC;; *'No such file'*) echo ENOENT;; *'Permission'*) echo EACCES;; "
+    "*) echo \"$m\";; esac; }; ";
+
+TEST(Vfio, S4_01_ACreateIsRefusedWithTheKernelsErrnos) {
+  const Outcome told = shell(kTry +
+                             "try ${U}0 $T/serial-1/create; try ${U}0123 $T/serial-1/create; try "
+                             "${U}zz $T/serial-1/create; "
+                             "try ${U}01 $T/serial-1/create; try ${U}01 $T/serial-1/create; try "
+                             "${U}01 $T/serial-2/create; "
+                             "for i in 02 03 04 05 06 07 08 09 10 11 12; do try ${U}$i "
+                             "$T/serial-2/create; done | uniq -c; "
+                             "try ${U}13 $T/serial-2/create; try ${U}14 $T/serial-1/create; try "
+                             "${U}15 $T/serial-1/create");
+  EXPECT_EQ(told.out,
+            "EINVAL\nEINVAL\nEINVAL\ntaken\nEEXIST\nEEXIST\n     11 taken\nENOSPC\ntaken\nENOSPC\n")
+      << told.err;
+}
+
+TEST(Vfio, S4_02_InstancesAreCountedForAllTypesOfAParent) {
+  const Outcome told = shell(
+      "A='cat $T/serial-1/available_instances $T/serial-2/available_instances'; eval $A; "
+      "echo ${U}01 > $T/serial-1/create; eval $A; echo 1 > $B/${U}01/remove; "
+      "echo ${U}02 > $T/serial-2/create; eval $A; echo 1 > $B/${U}02/remove; eval $A");
+  EXPECT_EQ(told.out, "24\n12\n23\n11\n22\n11\n24\n12\n") << told.err;
+}
+
+TEST(Vfio, S4_03_ARemovalIsTakenOnce) {
+  const Outcome told = shell(kTry +
+                             "echo ${U}01 > $T/serial-1/create; R=$B/${U}01/remove; try x $R; "
+                             "try '' $R; try 0 $R; ls $B; try 1 $R; ls $B; try 1 $R");
+  EXPECT_EQ(told.out, "EINVAL\ntaken\ntaken\n83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\ntaken\nENOENT\n")
+      << told.err;
+}
+
+TEST(Vfio, TheTreeIsOneOfFoldersAndLinks) {
+  const Outcome told = shell(
+      "echo ${U}01 > $T/serial-2/create; D=$B/${U}01; ls $T/serial-2 $D; "
+      "readlink $D/iommu_group | sed 's:.*/kernel:kernel:'; readlink $D/mdev_type; "
+      "ls $D/iommu_group/devices $T/serial-2/devices; cat $T/serial-2/{device_api,name}; "
+      "readlink -f /sys/class/mdev_bus/serial; find $D/ -name dev");
+  EXPECT_EQ(told.out,
+            "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001:\n"
+            "iommu_group\nmdev_type\nremove\nsubsystem\nvfio-dev\n\n"
+            "/sys/class/mdev_bus/serial/mdev_supported_types/serial-2:\n"
+            "available_instances\ncreate\ndevice_api\ndevices\nname\n"
+            "kernel/iommu_groups/0\n../mdev_supported_types/serial-2\n"
+            "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001/iommu_group/devices:\n"
+            "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n\n"
+            "/sys/class/mdev_bus/serial/mdev_supported_types/serial-2/devices:\n"
+            "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n"
+            "vfio-pci\nDual port serial\n/sys/devices/virtual/serial/serial\n"
+            "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001/vfio-dev/vfio0/dev\n")
+      << told.err;
+}
+
+TEST(Vfio, S4_17_AnUnmodifiedClientMovesAMebibyte) {
+  const Outcome outcome = run_under("vfio_move");
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+TEST(Vfio, S4_20_TwoProcessesShareTheirAddressesWithOneEngine) {
+  const Outcome outcome = run_under("vfio_move", {"sva"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+TEST(Vfio, AHostileClientHurtsNobody) {
+  const Outcome outcome = run_under("vfio_move", {"hostile"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+// By its own node and an iommufd, from sysfs to DMA and interrupts; by PASID where there are any.
+TEST(Vfio, AFunctionIsDrivenByItsOwnNode) {
+  for (const bool newer : {false, true}) {
+    std::vector<std::string> command = {tool(), "run", "--vfio-device=ioat"};
+    if (newer) command.emplace_back("--abi=6.18");
+    command.insert(command.end(), {"--", program("vfio_node")});
+    if (newer) command.emplace_back("pasids");
+    const Outcome outcome = run_program(command);
+    EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+  }
+}
+
+// ---- stagetwo mdev
+
+Outcome mdev(const std::string& script) {
+  const std::string session = "--session=vfio-test-" + std::to_string(getpid());
+  return run_program({tool(), "run", session, "--", "bash", "-c",
+                      "M='" + tool() + " mdev'; O=" + session + "; " + script});
+}
+
+TEST(MdevCommand, MakesListsAndRemoves) {
+  const std::string uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+  const Outcome told = mdev("U=" + uuid +
+                            "; $M create $O serial-2 $U; $M list $O; $M types $O | grep serial; "
+                            "cat /sys/bus/mdev/devices/$U/mdev_type/available_instances; "
+                            "$M remove $O $U; $M list $O; echo end");
+  EXPECT_EQ(told.out, uuid + "\n" + uuid +
+                          " serial-2         group 0\n"
+                          "serial-1         Single port serial           22 left\n"
+                          "serial-2         Dual port serial             11 left\n11\nend\n")
+      << told.err;
+  EXPECT_EQ(told.err, "");
+}
+
+TEST(MdevCommand, SaysWhatIsWrong) {
+  const std::string uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+  const Outcome told =
+      mdev("U=" + uuid +
+           "; T=/sys/class/mdev_bus/serial/mdev_supported_types/serial-2; $M create $O serial-3; "
+           "$M create $O serial-1 xyz; $M create $O serial-1 $U; "
+           "$M create $O serial-2 $U; $M remove $O 0$U; $M remove $O ${U%1}2; "
+           "for i in 1 2 3 4 5 6 7 8 9 a b; do echo ${U%001}90$i > $T/create; done; "
+           "$M create $O serial-2; $M types --session=nobodys; $M remove $O $U; echo $?");
+  EXPECT_EQ(told.out, uuid + "\n0\n");
+  for (const char* part : {"there is no type serial-3", "see 'stagetwo mdev types'",
+                           "xyz: not a UUID", "fe0fa1001: there is such a device already",
+                           "083b8f4f2-509f-382f-3c1e-e6bfe0fa1001: not a UUID",
+                           "e6bfe0fa1002: there is no such device", "serial-2: no instance is left",
+                           "no program of session nobodys runs"}) {
+    EXPECT_NE(told.err.find(part), std::string::npos) << part << "\n" << told.err;
+  }
+}
+
+}  // namespace
+}  // namespace stagetwo::test
