@@ -192,9 +192,8 @@ FILE* stream_of(const char* path, const char* mode, F&& call) {
 FILE* open_stream(const char* name, const char* mode) {
   const MovedName moved(name);
   const char* const path = moved.path();
-  if (int opened = -1; opened_of_bus(AT_FDCWD, moved, flags_of_mode(mode), &opened)) {
+  if (int opened = -1; opened_of_bus(AT_FDCWD, moved, flags_of_mode(mode), &opened))
     return stream_over(opened, mode);
-  }
   const Target target = target_of(AT_FDCWD, path);
   const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
   if (!target || target.kind == PathKind::kDirectory || !known) {
