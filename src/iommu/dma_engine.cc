@@ -50,7 +50,9 @@ struct DmaEngine::Once {
 class DmaEngine::Section {
  public:
   explicit Section(DmaEngine& engine) : engine_(engine) {
-    engine.queue_->enter(*engine.line_, engine.own_thread());
+    // Of the thread that is here now: who waits lets go of one that has ended, and where a thread's
+    // storage is says nothing, as libc gives it to the next one.
+    engine.queue_->enter(*engine.line_, static_cast<u32>(sys::current_tid()));
     if (engine.queue_->owes(*engine.line_)) engine.heed();
   }
   ~Section() { engine_.queue_->leave(*engine_.line_); }
@@ -79,16 +81,6 @@ DmaEngine::~DmaEngine() {
   if (context_ == nullptr) return;
   Locked locked(*context_);
   if (locked.ok()) locked.remove_line(line_);
-}
-
-// A thread's number costs a system call; where its own storage is tells whether it is the same one.
-u32 DmaEngine::own_thread() {
-  const void* const here = __builtin_thread_pointer();
-  if (here != thread_) {
-    thread_ = here;
-    tid_ = static_cast<u32>(sys::gettid());
-  }
-  return tid_;
 }
 
 DmaEngine::Page& DmaEngine::page_of(Page* pages, unsigned count, u32 pasid, u64 iova) {

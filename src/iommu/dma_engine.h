@@ -120,15 +120,12 @@ class DmaEngine {
   bool cache_own_run(u32 pasid, u64 iova, u64 bytes, Rights wanted);
   void keep(const Run& run);
   FaultReason find_entry(const class Locked& locked, s64 pasid, PasidEntry* out);
-  u32 own_thread();
 
   Context* context_ = nullptr;
   InvalidationQueue* queue_ = nullptr;
   DmaLine* line_ = nullptr;
   SourceId source_{};
   u32 device_id_ = 0;
-  const void* thread_ = nullptr;  // whose number tid_ is
-  u32 tid_ = 0;
   Counts counts_;
   const sync::Atomic<u32>* cancel_ = nullptr;
   Page device_tlb_[kDevicePages];
