@@ -191,6 +191,7 @@ Result<SwapExtent> PageStore::write_out(const void* bytes, u16 size, int fd) {
   if (written) return extent;
   const sync::MutexGuard guard(lock_);
   ++use_.write_errors;
+  use_.last_error = to_int(written.error());
   file_.release(extent);
   return refuse(written.error());
 }

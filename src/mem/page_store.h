@@ -42,6 +42,7 @@ struct StoreUse {
   u64 incompressible = 0;  // put() calls so far that found a page so
   u64 moved_to_disk = 0;   // pages so far that memory was too short for
   u64 write_errors = 0;    // so far
+  int last_error = 0;      // of them
   u64 lost = 0;            // get() calls so far that found bytes lost
 };
 

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/text.h"
 #include "host/memory_budget.h"
 #include "host/mmu_notifier.h"
 #include "host/page_owner.h"
@@ -32,9 +33,11 @@ constexpr u64 kPassesApartNs = 8'000'000;
 constexpr u64 kBatch = 64;
 constexpr u64 kUnkeptNs = 50'000'000;
 constexpr s64 kUnkeptPages = 4096;
-constexpr const char* kFull =
+constexpr const char* kNoFile =
     "the memory limit is not kept: what does not fit in memory compressed has no room in a swap "
     "file (--swap)";
+constexpr const char* kFileFull =
+    "the memory limit is not kept: the swap file is full (--swap=FILE,size=SIZE)";
 constexpr const char* kStuck =
     "the memory limit is not kept: what is over it is pinned, locked, shared with another process, "
     "a private mapping of a file or watched by the program itself (--stats says how much of each)";
@@ -64,7 +67,7 @@ u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
     span.kind = Span::Kind::kUnmapped;
     return 0;
   }
-  if (!swapper_.has_room() && swapper_.settle() != 0) give_in(&said_full_, kFull);
+  if (!swapper_.has_room() && swapper_.settle() != 0) give_in_full();
   return *taken;
 }
 
@@ -99,7 +102,7 @@ u64 Reclaimer::take_private(Span& span, u64 first, HvaRange run) {
   if (taken.refusal == EBUSY) {
     span.kind = Span::Kind::kLocked;
   } else if (taken.refusal != 0) {
-    give_in(&said_full_, kFull);
+    give_in_full();
   }
   return taken.pages;
 }
@@ -222,7 +225,7 @@ void Reclaimer::keep_under(u64 limit, u64 until) {
     if (from == kNothing) return;
     const u64 taken = evict(Scope{}, from, wanted);
     forget_taken(from, taken);
-    if (swapper_.settle() != 0) return give_in(&said_full_, kFull);
+    if (swapper_.settle() != 0) return give_in_full();
     give_budget(usage());
     fruitless_ = taken == 0 ? fruitless_ + 1 : 0;
     if (fruitless_ < kFruitless) continue;
@@ -244,6 +247,17 @@ void Reclaimer::give_in(bool* said, const char* why) {
   if (*said || say_ == nullptr) return;
   *said = true;
   say_(why);
+}
+
+void Reclaimer::give_in_full() {
+  FixedString<160> line;
+  if (const int error = swapper_.store().use().last_error; error != 0) {
+    line.append("the memory limit is not kept: the swap file cannot be written (errno ");
+    line.append_int(error).append_char(')');
+  } else {
+    line.append(swapper_.file().get() >= 0 ? kFileFull : kNoFile);
+  }
+  give_in(&said_full_, line.c_str());
 }
 
 void Reclaimer::give_budget(u64 used) {

@@ -76,6 +76,7 @@ class Reclaimer final : public host::WorkItem {
   [[nodiscard]] Age choose_age(u64 wanted, u64 until);
   void forget_taken(Age from, u64 taken);
   void give_in(bool* said, const char* why);
+  void give_in_full();  // nothing more goes to the store
   [[nodiscard]] bool unkept() const { return sync::now_ns() < unkept_until_; }
   [[nodiscard]] Age threshold(u64 wanted);
   [[nodiscard]] u64 evict(const Scope& scope, Age oldest_to, u64 wanted);

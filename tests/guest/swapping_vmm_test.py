@@ -155,7 +155,7 @@ class SwappingVmm(unittest.TestCase):
             told = run.stdout.read()
         self.assertEqual(0, run.returncode, told)
         self.assertIn("whole: ", told)
-        self.assertIn("the memory limit is not kept", (self.folder / "log").read_text())
+        self.assertIn("the memory limit is not kept: the swap file is full", (self.folder / "log").read_text())
         self.assertGreater(json.loads(self.stats.read_text())["not_stored_pages"], 0)
 
     def test_TheLimitOfASessionIsChangedWhileItRuns(self):

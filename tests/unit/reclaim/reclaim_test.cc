@@ -186,6 +186,25 @@ TEST_F(Reclaim, WithoutAFileItSaysThatTheLimitIsNotKept) {
   }
 }
 
+TEST_F(Reclaim, AFileThatCannotBeWrittenIsSaidWithItsErrno) {
+  start(kMiB);
+  const int file = swap_fd();
+  ASSERT_LE(0, file);
+  const std::string name = "/proc/self/fd/" + std::to_string(file);
+  const int readable = ::open(name.c_str(), O_RDONLY | O_CLOEXEC);
+  ASSERT_EQ(file, ::dup3(readable, file, O_CLOEXEC));
+  ::close(readable);
+  u8* const memory = map(1024);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, 1024)));
+  fill_all(memory, 1024);
+  EXPECT_TRUE(soon([] { return !test::said().empty(); }));
+  const std::string wanted =
+      "the swap file cannot be written (errno " + std::to_string(EBADF) + ")";
+  EXPECT_NE(std::string::npos, test::said().front().find(wanted)) << test::said().front();
+  EXPECT_GT(reclaim::statistics().write_errors, 0U);
+  EXPECT_EQ(0U, wrong_pages(memory, 1024));
+}
+
 // ---- what is left alone ---------------------------------------------------------------------
 
 TEST_F(Reclaim, LockedPagesAreLeftAloneAndCounted) {
