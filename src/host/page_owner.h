@@ -159,8 +159,7 @@ u64 bring_back_ahead(HvaRange range);
 struct OwnerCounts {
   u64 now = 0, taken = 0, back = 0;  // now: pages that owners have
   u64 lost = 0, retries = 0;         // an owner could not bring one back, or not at once
-  u64 lost_now = 0;                  // of `now`: nobody has their bytes
-  u64 discarded = 0;                 // given up by the client while absent
+  u64 discarded = 0, lost_now = 0;   // given up by the client while absent; of `now`, those lost
   u64 refused_owner = 0;   // the owner did not want it, or it could not be moved or copied
   u64 refused_held = 0;    // a call was using it
   u64 refused_change = 0;  // its address was being changed

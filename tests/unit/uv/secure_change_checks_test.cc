@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// Goal: the acceptance checks of a guest on its way to be secure, and back: S0-18 and S0-19
+// (docs/checks-secure-guests.md). Instantiated in secure_checks_test.cc.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <thread>
+
+#include "tests/support/random_source.h"
+#include "tests/support/secure_machine.h"
+#include "tests/support/stress_time.h"
+#include "tests/unit/uv/secure_guest_check.h"
+#include "uv/hypervisor.h"
+#include "uv/secure_guest.h"
+#include "uv/ultravisor.h"
+
+namespace stagetwo::uv {
+namespace {
+
+TEST_P(SecureGuestCheck, S0_18_DoneMakesZerosOfAHundredThousandPagesSoon) {
+  constexpr u64 kPages = 100'000;
+  SecureMachine m(GetParam(), 8);
+  m.plug(0, 0, kPages);
+  m.vmm_fill(7, 2);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  // Of this thread: the machine may be busy with others.
+  const auto seconds = [] {
+    timespec now{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+  };
+  const double start = seconds();
+  ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  EXPECT_LT(seconds() - start, 2);
+  EXPECT_EQ(m.guest_bytes(7), zeros());
+  EXPECT_EQ(m.guest_bytes(kPages - 1), zeros());
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitDone), Status::kState);
+}
+
+// The same by UV_ESM: what was never touched takes no room, and nothing leaves for it.
+TEST_P(SecureGuestCheck, S0_18_EsmTakesNoRoomForWhatWasNeverTouched) {
+  constexpr u64 kPages = 5000;
+  SecureMachine m(GetParam(), 8);
+  m.plug(0, 0, kPages);
+  m.vmm_fill(7, 2);
+  m.vmm_fill(kPages - 1, 1);
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_EQ(m.ultravisor.pool_free(), 5u);
+  EXPECT_EQ(m.ultravisor.use(m.kLpid).page_outs, 0u);
+  EXPECT_EQ(m.uv_page(6), PageState::kSecure);
+  EXPECT_EQ(m.guest_bytes(7), m.text(7));
+  EXPECT_EQ(m.guest_bytes(kPages - 1), m.text(kPages - 1));
+  EXPECT_EQ(m.guest_bytes(6), zeros());
+  EXPECT_EQ(m.ultravisor.pool_free(), 4u);
+}
+
+TEST(SecureGuestEsm, GoesOnWhereItRestedUnlessTheGuestWasResetMeanwhile) {
+  SecureMachine m(4096, 64, true, 8, 3);
+  m.plug(0, 0, 5);
+  m.plug(1, 16, 2);
+  m.vmm_fill(0, 5);
+  m.vmm_fill(16, 2);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kTransient);
+  EXPECT_EQ(m.uv_page(2), PageState::kSecure);
+  EXPECT_EQ(m.uv_page(3), PageState::kNormal);
+  ASSERT_TRUE(m.guest.svm_off().has_value());
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kNone);
+  m.vmm_fill(0, 5);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_EQ(m.esm(), Status::kSuccess);
+  for (const u64 page : {0UL, 3UL, 4UL, 16UL, 17UL}) EXPECT_EQ(m.guest_bytes(page), m.text(page));
+}
+
+TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
+  SecureMachine m(GetParam());
+  m.plug(0, 0, 4);
+  m.vmm_fill(0, 4);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  // 0: secure, 1: paged out, 2: shared as it was, 3: normal.
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(0)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(1)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_out(m.kLpid, m.gpa(1)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_share(m.kLpid, m.gpa(2)), Status::kSuccess);
+  EXPECT_EQ(m.vmm_read(2), m.text(2));
+  EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kParameter);
+  EXPECT_EQ(m.guest.state(), GuestState::kNormal);
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kNone);
+  for (u64 page = 0; page < 4; ++page) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
+  EXPECT_EQ(m.ultravisor.pool_free(), 64u);
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_EQ(m.guest_bytes(2), m.text(2));
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort), Status::kState);
+  EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kState);
+}
+
+// Another vCPU of the guest that calls while UV_ESM is under way: undone behind the ultravisor's
+// back, the guest would be left with sealed pages and no key.
+TEST_P(SecureGuestCheck, S0_19_AbortByAGuestThatShouldNotRunUndoesNothing) {
+  SecureMachine m(GetParam());
+  m.plug(0, 0, 3);
+  m.vmm_fill(0, 3);
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort, 0, 0, 0, Caller::kGuest), Status::kUnsupported);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(0)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(1)), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_out(m.kLpid, m.gpa(1)), Status::kSuccess);
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort, 0, 0, 0, Caller::kGuest), Status::kBusy);
+  EXPECT_EQ(m.guest.state(), GuestState::kTransient);
+  EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kTransient);
+  ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  for (u64 page = 0; page < 3; ++page) EXPECT_EQ(m.guest_bytes(page), m.text(page)) << page;
+  EXPECT_EQ(m.h_svm(Call::kHSvmInitAbort, 0, 0, 0, Caller::kSecureGuest), Status::kState);
+}
+
+// One message of the change refused, each in turn: what the guest had is there, and it may try
+// again.
+TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas) {
+  using test::Wire;
+  const auto refused_at = [&](Wire SecureMachine::* wire, Call call, unsigned nth) {
+    SecureMachine m(GetParam());
+    m.plug(0, 0, 3);  // the third page is never touched
+    m.plug(1, 8, 2);
+    m.vmm_fill(0, 2);
+    m.vmm_fill(8, 2);
+    constexpr u64 kFull[] = {0, 1, 8, 9};
+    (m.*wire).refuse(call, nth, Status::kParameter);
+    const Status done = m.esm();
+    if (done == Status::kSuccess) return false;
+    SCOPED_TRACE(testing::Message() << std::hex << static_cast<u32>(call) << ", message " << nth);
+    EXPECT_EQ(done, Status::kParameter);
+    EXPECT_EQ(m.guest.state(), GuestState::kNormal);
+    EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kNone);
+    EXPECT_EQ(m.ultravisor.pool_free(), 64u);
+    EXPECT_EQ(m.vmm_read(2), zeros());
+    for (const u64 page : kFull) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
+    EXPECT_EQ(m.esm(), Status::kSuccess);
+    for (const u64 page : kFull) EXPECT_EQ(m.guest_bytes(page), m.text(page)) << page;
+    EXPECT_EQ(m.guest_bytes(2), zeros());
+    return true;
+  };
+  const auto refusals = [&](Wire SecureMachine::* wire, Call call) {
+    unsigned nth = 1;
+    while (refused_at(wire, call, nth)) ++nth;
+    return nth - 1;
+  };
+  EXPECT_EQ(refusals(&SecureMachine::to_hv, Call::kHSvmInitStart), 1u);
+  EXPECT_EQ(refusals(&SecureMachine::to_uv, Call::kUvRegisterMemSlot), 2u);
+  EXPECT_EQ(refusals(&SecureMachine::to_hv, Call::kHSvmPageIn), 5u);
+  EXPECT_EQ(refusals(&SecureMachine::to_uv, Call::kUvPageIn), 4u) << "one has nothing to send";
+  EXPECT_EQ(refusals(&SecureMachine::to_hv, Call::kHSvmInitDone), 1u);
+}
+
+}  // namespace
+}  // namespace stagetwo::uv
