@@ -186,8 +186,9 @@ static void move_a_mebibyte(void) {
 
 // ---- S4-20
 
-// The same address in each process, with other memory behind it.
-static uint8_t* const kSame = (uint8_t*)0x7e0000000000;
+// The same address in each process, with other memory behind it: far from where the kernel puts
+// mappings by itself, which begins at 0x7f... and goes down by what the engine reserves.
+static uint8_t* const kSame = (uint8_t*)0x300000000000;
 enum { kShared = 4 << 20 };
 
 static void work_alone(unsigned number, int told, int asked) {
@@ -248,6 +249,9 @@ static void two_processes(const char* self) {
       execl(self, self, "alone", number, out, in, (char*)NULL);
       _exit(1);
     }
+    // One that fails must be read as an end, not waited for.
+    close(told[i][1]);
+    close(asked[i][0]);
   }
   int status = -1;
   for (unsigned i = 0; i < 2; ++i) REQUIRE(read(told[i][0], &byte, 1) == 1);
