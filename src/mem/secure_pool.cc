@@ -51,12 +51,12 @@ void SecurePool::give_back(u32 page) {
   ++free_;
 }
 
-bool SecurePool::next_victim(u32 guest, bool of_others, Holder* victim) {
+bool SecurePool::next_victim(u32 guest, bool of_others, u32* hand, Holder* victim) {
   const sync::MutexGuard guard(lock_);
   // Twice round: the first time may find every page used.
   for (u64 steps = 0; steps < 2 * u64{count_}; ++steps) {
-    Entry& entry = entries_[hand_];
-    hand_ = hand_ + 1 == count_ ? 0 : hand_ + 1;
+    Entry& entry = entries_[*hand];
+    *hand = *hand + 1 == count_ ? 0 : *hand + 1;
     if (!entry.taken || (entry.guest == guest) == of_others) continue;
     if (entry.used) {
       entry.used = false;

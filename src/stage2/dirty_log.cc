@@ -44,6 +44,19 @@ void Memslots::mark_dirty(const Slot& slot, Gfn gfn, DirtyRing* ring) {
   if (ring != nullptr && (before & bit) == 0) ring->push(slot.id, page);
 }
 
+void Memslots::mark_changed(u32 address_space, GfnRange frames) const {
+  if (rings_only_.load(sync::kRelaxed)) return;
+  const Reader section(*this);
+  for (Gfn gfn = frames.start(); gfn < frames.end(); gfn += 1) {
+    const Slot* const slot = section.find(address_space, gfn);
+    if (slot != nullptr) mark_dirty(*slot, gfn);
+  }
+}
+
+bool Memslots::begins_marked() const {
+  return protect_.manual && protect_.initially_set;
+}
+
 void Memslots::set_dirty_protect(DirtyProtect protect) {
   const sync::MutexGuard guard(slots_lock_);
   protect_ = protect;
@@ -53,7 +66,7 @@ void Memslots::set_dirty_protect(DirtyProtect protect) {
 
 void Memslots::use_dirty_rings() {
   const sync::MutexGuard guard(slots_lock_);
-  rings_only_ = true;
+  rings_only_.store(true, sync::kRelaxed);
 }
 
 void Memslots::add_ring(DirtyRing& ring) {
@@ -106,7 +119,7 @@ Result<Slot*> Memslots::logged_slot(u32 slot) const {
 
 Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
   const sync::MutexGuard guard(slots_lock_);
-  if (rings_only_) return refuse(ENXIO);
+  if (rings_only_.load(sync::kRelaxed)) return refuse(ENXIO);
   if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
   const Slot& logged = *ST_TRY(logged_slot(slot));
   DirtyBitmap& dirty = *logged.dirty;
@@ -131,7 +144,7 @@ Result<void> Memslots::get_dirty_log(u32 slot, Hva bitmap) {
 
 Result<void> Memslots::clear_dirty_log(u32 slot, u64 first_page, u32 page_count, Hva bitmap) {
   const sync::MutexGuard guard(slots_lock_);
-  if (rings_only_) return refuse(ENXIO);
+  if (rings_only_.load(sync::kRelaxed)) return refuse(ENXIO);
   if (slot >> 16 >= policy_.address_spaces || (slot & 0xffff) >= kUserSlots) return refuse(EINVAL);
   if (first_page % 64 != 0) return refuse(EINVAL);
   const Slot& found = *ST_TRY(logged_slot(slot));

@@ -192,7 +192,8 @@ Result<void> Memslots::prepare_bitmap(Plan* plan) {
     return {};
   }
   plan->bitmap = ST_TRY(DirtyBitmap::create(fresh.page_count));
-  if (protect_.initially_set && !rings_only_) plan->bitmap->set_first(fresh.page_count);
+  if (protect_.initially_set && !rings_only_.load(sync::kRelaxed))
+    plan->bitmap->set_first(fresh.page_count);
   fresh.dirty = plan->bitmap;
   return {};
 }
@@ -309,7 +310,8 @@ void Memslots::commit_sets(Plan* plan) {
       publish(plan->second);
       // Who found the old flags may make an entry writable without a mark; not after this.
       wait_for_readers();
-      host_->logging_changed(*plan->old, *plan->fresh, begins_marked() && !rings_only_);
+      host_->logging_changed(*plan->old, *plan->fresh,
+                             begins_marked() && !rings_only_.load(sync::kRelaxed));
       host_->flush_and_wait();
       host_->open_range(plan->old->hvas());
       break;

@@ -105,6 +105,8 @@ class Memslots {
   // store. With a ring the page goes there, once until it is taken out again, else into the bitmap.
   // Pre: the slot is valid here; gfn is in it; `ring` is the calling thread's vCPU's.
   static void mark_dirty(const Slot& slot, Gfn gfn, DirtyRing* ring = nullptr);
+  // The same of what no vCPU stored: behind the change. With rings nobody is told.
+  void mark_changed(u32 address_space, GfnRange frames) const;
 
   // From here on GET and CLEAR are ENXIO. Context: before the VM has a vCPU.
   void use_dirty_rings() TA_EXCL(slots_lock_);
@@ -175,16 +177,14 @@ class Memslots {
   void forget_tracks(const Slot& slot) TA_REQ(slots_lock_);
   [[nodiscard]] const Slot* slot_at(u32 address_space, Gfn gfn) const TA_REQ(slots_lock_);
   [[nodiscard]] Result<Slot*> logged_slot(u32 slot) const TA_REQ(slots_lock_);
-  [[nodiscard]] bool begins_marked() const TA_REQ(slots_lock_) {
-    return protect_.manual && protect_.initially_set;
-  }
+  [[nodiscard]] bool begins_marked() const TA_REQ(slots_lock_);
   void protect_ring_pages(u32 slot, u64 offset, u64 mask) TA_REQ(slots_lock_);
 
   SlotUpdateHost* const host_;
   mutable sync::Mutex slots_lock_;
   SlotPolicy policy_ TA_GUARDED(slots_lock_);
   DirtyProtect protect_ TA_GUARDED(slots_lock_);
-  bool rings_only_ TA_GUARDED(slots_lock_) = false;
+  sync::Atomic<bool> rings_only_{false};  // written under slots_lock, before the first vCPU
   DirtyRing* rings_ TA_GUARDED(slots_lock_) = nullptr;
   u64 total_pages_ TA_GUARDED(slots_lock_) = 0;
   Slot** by_id_ TA_GUARDED(slots_lock_) = nullptr;  // address space * kSlotsPerSpace + id

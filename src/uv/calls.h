@@ -45,6 +45,11 @@ enum class Call : u32 {
   kUvEsmbGetFile = 0xF14C,
   kUvSendSbe = 0xF150,
 
+  // Ours, no call of POWER's: has the hypervisor's process a place for each of these pages that is
+  // not shared? The guest wants to share them all, and what it has in the first must not be thrown
+  // away if it can be foreseen that the last has none. Nothing is done. gpa, count.
+  kPlacesFor = 0xE04,
+
   // No call but an interrupt: the ultravisor passes a guest's fault on to the hypervisor, whose
   // page it is (the hypervisor data storage interrupt, vector 0xE00). gpa.
   kReflectedFault = 0xE00,

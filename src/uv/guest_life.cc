@@ -252,6 +252,7 @@ bool SecureGuest::take_all(const Slot* only, Untakable untakable) {
       case Taken::kUntouched:
         break;
     }
+    note_change(page);
     return cell.next;
   });
 }
@@ -303,7 +304,9 @@ void SecureGuest::restore(Gpa page, PageState was) {
 void SecureGuest::give_up(const Slot* only) {
   static_cast<void>(for_each_held_page(only, kAllStates, [&](Gpa page, PageState was) {
     const PageCell& cell = page_cell(PageEvent::kHvSvmOff, was);
-    if (cell.work == PageWork::kGiveUp) memory_.discard(page);
+    if (cell.work != PageWork::kGiveUp) return cell.next;
+    memory_.discard(page);
+    note_change(page);
     return cell.next;
   }));
 }
@@ -341,6 +344,7 @@ Status SecureGuest::init_abort() {
     const PageCell& cell = page_cell(PageEvent::kHvInitAbort, was);
     if (cell.work == PageWork::kRestore) restore(page, was);
     if (cell.work == PageWork::kGiveUp) memory_.discard(page);
+    if (cell.work == PageWork::kRestore || cell.work == PageWork::kGiveUp) note_change(page);
     return cell.next;
   };
   constexpr unsigned kSealed = 1U << static_cast<unsigned>(PageState::kPagedOut);

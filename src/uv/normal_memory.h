@@ -35,8 +35,8 @@ class NormalMemory {
   // The stand-in goes, the frame's bytes are there instead, and the frame is gone. False: no
   // memory, or nothing is mapped there; the frame stays the caller's and the stand-in stands.
   [[nodiscard]] virtual bool put_back(Gpa page, u64 frame) = 0;
-  // Is memory mapped there that could have a page's bytes? It may be gone the next moment.
-  [[nodiscard]] virtual bool has_place(Gpa page) = 0;
+  // Is memory mapped there that could have the pages' bytes? It may be gone the next moment.
+  [[nodiscard]] virtual bool has_places(Gpa first, u64 bytes) = 0;
   // 0 is allowed.
   virtual void drop_frame(u64 frame) = 0;
   // The stand-in, if there is one, goes; what is there is zeros from now on. Cannot fail.

@@ -437,12 +437,13 @@ bool ProcessPages::put_back(Gpa page, u64 frame) {
   return put(page, frame);
 }
 
-bool ProcessPages::has_place(Gpa page) {
-  const Hva at = address(page);
-  if (at.raw() == 0) return false;
-  for (u64 i = 0; i < pieces(); ++i) {
-    const auto mapping = host::mapping_at(at + i * kPageSize);
+bool ProcessPages::has_places(Gpa first, u64 bytes) {
+  for (u64 done = 0; done < bytes;) {
+    const Hva at = address(first + done);
+    if (at.raw() == 0) return false;
+    const auto mapping = host::mapping_at(at);
     if (!mapping || !mapping->prot.write) return false;
+    done += std::min(mapping->range.end(), part_at(at).end()) - at;
   }
   return true;
 }

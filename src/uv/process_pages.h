@@ -54,7 +54,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   void leave_none_ahead() override;
   u64 new_frame() override;
   bool put_back(Gpa page, u64 frame) override;
-  bool has_place(Gpa page) override;
+  bool has_places(Gpa first, u64 bytes) override;
   void drop_frame(u64 frame) override;
   void discard(Gpa page) override;
   void moved(Gpa from, Gpa to, u64 bytes) override;

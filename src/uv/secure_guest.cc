@@ -140,6 +140,8 @@ Status SecureGuest::serve(const Message& message, Caller caller) {
       return page_out(message.args[0], message.args[1], message.args[2]);
     case Call::kReflectedFault:
       return reflected(message.args[0]);
+    case Call::kPlacesFor:
+      return places(message.args[0], message.args[1]);
     // UV_* numbers are not the hypervisor's to serve, H_SVM_TPM_COMM nobody's.
     default:
       return Status::kFunction;
@@ -159,6 +161,7 @@ Status SecureGuest::page_in(u64 gpa, u64 flags, u64 order) {
   if (page.work == PageWork::kNothing) return page.status;
   const Status done = work_on(Gpa(gpa), page.was, page.work);
   if (done == Status::kSuccess) {
+    if (page.work != PageWork::kShareFrame) note_change(Gpa(gpa));
     const auto counter = shares                           ? &GuestUse::shares
                          : page.was == PageState::kShared ? &GuestUse::unshares
                                                           : &GuestUse::page_ins;
@@ -180,6 +183,8 @@ Status SecureGuest::page_out(u64 gpa, u64 flags, u64 order) {
   if (page.work == PageWork::kNothing) return page.status;
   const Status done = work_on(Gpa(gpa), page.was, page.work);
   if (done == Status::kSuccess) {
+    // It was told of when the page went in; but the process may have mapped something else since.
+    note_change(Gpa(gpa));
     release(Gpa(gpa), page.next, &GuestUse::page_outs);
     return done;
   }
@@ -209,6 +214,32 @@ Status SecureGuest::reflected(u64 gpa) {
   const Status done = name_frame(page, &named);
   release(page, was, nullptr);
   return done == Status::kSuccess && !named ? Status::kBusy : done;
+}
+
+// Of pages that could be shared. Idempotent, as it does nothing.
+Status SecureGuest::places(u64 gpa, u64 count) {
+  constexpr u64 kAtOnce = 256;
+  if (gpa % page_bytes_ != 0) return Status::kParameter;
+  for (u64 page = gpa / page_bytes_, end = page + count; page < end;) {
+    const u64 first = page;
+    {
+      const sync::MutexGuard guard(lock_);
+      if (state_ == GuestState::kNormal) return Status::kUnsupported;
+      for (; page < end && page < first + kAtOnce; ++page) {
+        const Word* const word = find(Gpa(page * page_bytes_));
+        const PageState is = word != nullptr ? word->state : PageState::kNone;
+        const PageCell& cell = page_cell(PageEvent::kHvPageInShared, is);
+        if (cell.status != Status::kSuccess) return cell.status;
+        if (is == PageState::kShared) break;
+      }
+    }
+    if (!memory_.has_places(Gpa(first * page_bytes_), (page - first) * page_bytes_)) {
+      return Status::kParameter;
+    }
+    // The one it ended at is shared, and has its place.
+    if (page < end && page < first + kAtOnce) ++page;
+  }
+  return Status::kSuccess;
 }
 
 // ---- the works --------------------------------------------------------------------------------
@@ -294,7 +325,7 @@ Status SecureGuest::move_out(Gpa page) {
 // agreed, the secure page and its stand-in are as they were. Without a place for the frame nothing
 // is shared, and the guest keeps what it has there.
 Status SecureGuest::share_fresh(Gpa page) {
-  if (!memory_.has_place(page)) return Status::kParameter;
+  if (!memory_.has_places(page, page_bytes_)) return Status::kParameter;
   const u64 frame = memory_.new_frame();
   if (frame == 0) return Status::kBusy;
   const Status told = tell_page_in(page, frame);

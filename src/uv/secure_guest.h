@@ -24,27 +24,13 @@
 #include "base/vec.h"
 #include "sync/invalidation_gate.h"
 #include "sync/mutex.h"
+#include "uv/change_log.h"
+#include "uv/guest_use.h"
 #include "uv/normal_memory.h"
 #include "uv/page_states.h"
 #include "uv/turnstile.h"
 
 namespace stagetwo::uv {
-
-// So far, for tests and reports.
-struct GuestUse {
-  u64 page_ins = 0;   // pages that UV_PAGE_IN took out of normal memory
-  u64 page_outs = 0;  // pages that came back sealed, asked for by the ultravisor
-  u64 touches = 0;    // the same, because the process touched them
-  u64 shares = 0;
-  u64 unshares = 0;
-  u64 forgotten = 0;  // UV_PAGE_INVAL sent
-};
-
-// Who has the guest's life, and what it waits for: for reports of tests that do not end.
-struct GuestLife {
-  bool changing = false;
-  u32 wanted = 0, messages = 0, running = 0;
-};
 
 class SecureGuest {
  public:
@@ -56,6 +42,8 @@ class SecureGuest {
 
   // KVM_CAP_PPC_SECURE_GUEST.
   void enable() TA_EXCL(lock_);
+  // Pre: it has no slot yet.
+  void set_log(ChangeLog* log) { log_ = log; }
 
   // Memory slots, as the VMM makes them. A secure guest's new slot is its own at once: zeros.
   // Failure: EINVAL (misaligned, overlaps, kMostSlots are there, the ultravisor refuses it, its
@@ -132,6 +120,7 @@ class SecureGuest {
   Status page_in(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
   Status page_out(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
   Status reflected(u64 gpa) TA_EXCL(lock_);
+  Status places(u64 gpa, u64 count) TA_EXCL(lock_);
 
   // The works of the table, on a page that is the caller's; what they answer is the status to give.
   Status work_on(Gpa page, PageState was, PageWork work) TA_EXCL(lock_);
@@ -140,6 +129,9 @@ class SecureGuest {
   Status share_fresh(Gpa page) TA_EXCL(lock_);
   Status name_frame(Gpa page, bool* named) TA_EXCL(lock_);
   void restore(Gpa page, PageState was) TA_EXCL(lock_);
+  void note_change(Gpa page) {
+    if (log_ != nullptr) log_->changed(page, page_bytes_);
+  }
 
   Status tell(Call call, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0);
   Status tell_page_in(Gpa page, u64 frame);
@@ -182,6 +174,7 @@ class SecureGuest {
   const u64 page_bytes_;
   NormalMemory& memory_;
   Port* const ultravisor_;       // nullptr: this machine has no secure memory
+  ChangeLog* log_ = nullptr;     // set once; null: nobody is told
   sync::InvalidationGate gate_;  // addresses the process gives up, by page number
   Turnstile turnstile_;
 

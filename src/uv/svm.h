@@ -73,6 +73,13 @@ struct Svm {
     }
   };
 
+  // For pages of the pool that could leave: where it came to, and how many in a row could not.
+  struct Search {
+    static constexpr u32 kNobody = ~u32{0};
+    u32 hand = 0;
+    u32 refused = 0;  // kNobody: there were none to ask
+  };
+
   u32 lpid = 0;  // immutable once found
   mem::SealedStore store;
 
@@ -83,10 +90,13 @@ struct Svm {
   u64 incarnation TA_GUARDED(lock) = 0;
   bool esm_rests TA_GUARDED(lock) = false;       // nobody is in UV_ESM; it is to go on
   u64 esm_next TA_GUARDED(lock) = 0;             // from this page on
+  u64 esm_behind TA_GUARDED(lock) = kAllPages;   // slots came meanwhile, from this page on
+  bool esm_loaded TA_GUARDED(lock) = false;      // a slot that comes now is zeros
   GuestTable* table TA_GUARDED(lock) = nullptr;  // null: its vCPUs have no translations
   u32 runs TA_GUARDED(lock) = 0;                 // operations under way, those of its life aside
   Vec<Slot> slots TA_GUARDED(lock){"uv.svm_slots"};
   SvmUse use TA_GUARDED(lock);
+  Search searches[2] TA_GUARDED(lock);  // among its own, among others'
 
   // Of a page somebody is at.
   [[nodiscard]] PageRecord* find(u64 page) TA_REQ(lock) {

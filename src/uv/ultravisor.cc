@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "uv/ultravisor.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "uv/ultravisor_internal.h"
@@ -170,13 +171,12 @@ Status Ultravisor::esm(u32 lpid, u64 kernel, u64 tree) {
   if (!esm_goes_on(lpid, &next)) {
     if (const Status begun = esm_begin(lpid); begun != Status::kSuccess) return begun;
   }
-  Status done = load_from(lpid, &next, options_.esm_pages);
-  if (done == Status::kSuccess && next != kAllPages) {
-    esm_rests(lpid, next);
-    return Status::kBusy;
-  }
-  if (done == Status::kSuccess) done = esm_finish(lpid);
-  return done == Status::kSuccess ? done : esm_abort(lpid);
+  if (load_from(lpid, &next, options_.esm_pages) != Status::kSuccess) return esm_abort(lpid);
+  const Status done = next == kAllPages ? esm_finish(lpid) : Status::kBusy;
+  if (done == Status::kSuccess) return done;
+  if (done != Status::kBusy) return esm_abort(lpid);
+  esm_rests(lpid, next);
+  return done;
 }
 
 // Between two turns of UV_ESM the vCPU may be somewhere else: its thread has a signal to answer.
@@ -207,6 +207,7 @@ Status Ultravisor::esm_begin(u32 lpid) {
     svm->state = SvmState::kTransient;
     svm->was_secure = false;
     svm->esm_rests = false;
+    svm->esm_loaded = false;
     ++svm->incarnation;
     svm->use = {};
   }
@@ -219,7 +220,12 @@ Status Ultravisor::esm_begin(u32 lpid) {
     return Status::kRetry;
   }
   const Status start = ask(lpid, Call::kHSvmInitStart, 0, 0);
-  if (start == Status::kSuccess) return start;
+  if (start == Status::kSuccess) {
+    // The slots that are there by now are all ahead.
+    const sync::MutexGuard guard(svm->lock);
+    svm->esm_behind = kAllPages;
+    return start;
+  }
   static_cast<void>(terminate(lpid));
   return to_guest(start);
 }
@@ -230,7 +236,8 @@ Status Ultravisor::esm_load(u32 lpid) {
 }
 
 // What was never touched is secure without memory: zeros. *next: where to go on, kAllPages at the
-// end.
+// end. A slot that is plugged meanwhile has contents, too, and may lie behind: what follows its
+// beginning is gone through once more, where most is secure already.
 Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kTransient));
@@ -240,6 +247,8 @@ Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
     {
       const sync::MutexGuard guard(svm->lock);
       if (!svm->pages_from(from, &first, &end)) {
+        from = std::exchange(svm->esm_behind, kAllPages);
+        if (from != kAllPages) continue;
         *next = kAllPages;
         return Status::kSuccess;
       }
@@ -261,13 +270,16 @@ Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
 }
 
 // The hypervisor's process may touch a page it has just given up, before it has answered: what is
-// left is secure already, and zeros, when it is asked.
+// left is secure already, and zeros, when it is asked. So is what is plugged from then on, as into
+// a secure guest.
 Status Ultravisor::esm_finish(u32 lpid) {
   Svm* const svm = find(lpid);
   if (svm == nullptr) return Status::kState;
   {
     const sync::MutexGuard guard(svm->lock);
     if (svm->state != SvmState::kTransient) return Status::kState;
+    if (svm->esm_behind != kAllPages) return Status::kBusy;
+    svm->esm_loaded = true;
     for (Svm::Slot& slot : svm->slots) {
       for (u64 i = 0; i < slot.pages; ++i) {
         PageRecord& record = slot.records()[i];
@@ -276,7 +288,7 @@ Status Ultravisor::esm_finish(u32 lpid) {
     }
   }
   const Status done = ask(lpid, Call::kHSvmInitDone, 0, 0);
-  if (done != Status::kSuccess) return done;
+  if (done != Status::kSuccess) return is_transient(done) ? Status::kState : done;
   const sync::MutexGuard guard(svm->lock);
   if (svm->state != SvmState::kTransient) return Status::kState;
   svm->state = SvmState::kSecure;
@@ -338,9 +350,14 @@ Status Ultravisor::register_slot(const Message& m) {
   for (u64 i = 0; i < slot.pages; ++i) {
     auto* const record = ::new (static_cast<void*>(slot.records() + i)) PageRecord();
     // Plugged into a guest that is secure already: nobody's bytes, so zeros.
-    if (svm->state == SvmState::kSecure) record->state = PageState::kSecure;
+    if (svm->state == SvmState::kSecure || svm->esm_loaded) record->state = PageState::kSecure;
   }
-  return svm->slots.push_back(std::move(slot)) ? Status::kSuccess : Status::kParameter;
+  const u64 first = slot.first;
+  if (!svm->slots.push_back(std::move(slot))) return Status::kParameter;
+  if (svm->state == SvmState::kTransient && !svm->esm_loaded) {
+    svm->esm_behind = std::min(svm->esm_behind, first);
+  }
+  return Status::kSuccess;
 }
 
 // Not idempotent: a slot that is gone is P2. Waits for who is at its pages.

@@ -79,9 +79,10 @@ class Ultravisor final : public Port {
 
   // The steps of UV_ESM, and what the ultravisor asks by itself. kBusy: may succeed later.
   Status esm_begin(u32 lpid);
-  Status esm_load(u32 lpid);    // pages in all that has contents
-  Status esm_finish(u32 lpid);  // INIT_DONE; failed, the guest is as before INIT_DONE
-  Status esm_abort(u32 lpid);   // answers what the guest is to be told
+  Status esm_load(u32 lpid);  // pages in all that has contents
+  // INIT_DONE; failed, the guest is as before INIT_DONE. kBusy: a slot has come, load again.
+  Status esm_finish(u32 lpid);
+  Status esm_abort(u32 lpid);  // answers what the guest is to be told
   Status ask_page_in(u32 lpid, Gpa page);
   Status ask_page_out(u32 lpid, Gpa page);
   Status ask_share(u32 lpid, Gpa page);  // a normal page is shared as it is
@@ -135,9 +136,8 @@ class Ultravisor final : public Port {
   // What it asks the hypervisor, and what the guest wants (ultravisor_guest.cc).
   Status ask(u32 lpid, Call call, u64 page, u64 flags);
   Status page_in_of(Svm* svm, u64 page);
-  [[nodiscard]] u32 room(u32 lpid, u64 page);
-  [[nodiscard]] bool evict(u32 lpid, bool of_others);
   Status share(u32 lpid, u64 gfn, u64 count);
+  [[nodiscard]] bool has_places(u32 lpid, u64 gfn, u64 count);
   Status share_claim(Svm* svm, u64 first, u64 count, u64* claimed);
   Status share_one(Svm* svm, u64 page);
   Status unshare_one(Svm* svm, u64 page, bool by_force);
@@ -151,6 +151,13 @@ class Ultravisor final : public Port {
   [[nodiscard]] static GuestAccess refused(Svm* svm, u64 page);
   [[nodiscard]] Status use_shared(Svm* svm, u64 page);
   [[nodiscard]] Status come(Svm* svm, u64 page, const PageRecord& is);
+
+  // Room in the pool (ultravisor_room.cc). kBusy: none just now; kParameter: nor by asking again.
+  enum class Leaves : u8 { kYes, kNotNow, kNever };
+  [[nodiscard]] Status room(Svm* svm, u64 page, u32* found);
+  [[nodiscard]] bool has_no_way_out(Svm* svm);
+  [[nodiscard]] bool evict(Svm* svm, bool of_others);
+  [[nodiscard]] Leaves evict_one(const mem::SecurePool::Holder& victim);
   [[nodiscard]] Status give_room(Svm* svm, u64 page);
 
   UltravisorOptions options_;

@@ -28,69 +28,6 @@
 namespace stagetwo::uv {
 namespace {
 
-constexpr unsigned kTries = 64;
-
-// The page is marked as asked about, by the caller. kSuccess; kParameter: there is no such page;
-// kP2: it is being shared or unshared by another.
-Status mark(Svm* svm, u64 page, Asked what, bool waits_for_shares) {
-  for (;;) {
-    u32 turn = 0;
-    {
-      const sync::MutexGuard guard(svm->lock);
-      PageRecord* const record = svm->find_open(page);
-      if (record == nullptr) return Status::kParameter;
-      if (record->idle()) {
-        record->asked = what;
-        return Status::kSuccess;
-      }
-      const bool is_shared_now = record->asked == Asked::kShare || record->asked == Asked::kUnshare;
-      if (is_shared_now && !waits_for_shares) return Status::kP2;
-      turn = svm->turnstile.now();
-    }
-    svm->turnstile.wait(turn);
-  }
-}
-
-// f(record) under the lock, when nobody works on the page. Pre: the page is marked.
-template <typename F>
-void when_quiet(Svm* svm, u64 page, F f) {
-  for (;;) {
-    u32 turn = 0;
-    {
-      const sync::MutexGuard guard(svm->lock);
-      PageRecord* const record = svm->find(page);
-      ST_CHECK(record != nullptr && record->asked != Asked::kNothing);
-      if (!record->busy) {
-        f(*record);
-        svm->turnstile.turn();
-        return;
-      }
-      turn = svm->turnstile.now();
-    }
-    svm->turnstile.wait(turn);
-  }
-}
-
-// The mark is taken off; `last` may change the record first.
-template <typename F>
-void unmark(Svm* svm, u64 page, F last) {
-  when_quiet(svm, page, [&](PageRecord& record) {
-    last(record);
-    record.asked = Asked::kNothing;
-  });
-}
-void unmark(Svm* svm, u64 page) {
-  unmark(svm, page, [](PageRecord&) {});
-}
-
-PageRecord look(Svm* svm, u64 page) {
-  const sync::MutexGuard guard(svm->lock);
-  const PageRecord* const record = svm->find(page);
-  PageRecord none;
-  none.state = PageState::kNone;
-  return record != nullptr ? *record : none;
-}
-
 // What a guest's call answers that is not from a secure guest, or from one that has ended.
 constexpr Status not_a_secure_guest(SvmState state) {
   return state == SvmState::kStopped ? Status::kState : Status::kPermission;
@@ -112,58 +49,6 @@ Status insist(F f) {
 Status Ultravisor::ask(u32 lpid, Call call, u64 page, u64 flags) {
   return hypervisor_->call({call, lpid, {address_of(page), flags, order_of(options_.page_bytes)}},
                            Caller::kUltravisor);
-}
-
-// ---- room
-// -------------------------------------------------------------------------------------------
-
-// A page of the pool for (lpid, page): a free one, or one that a page of this guest gives up, or
-// one of another's. kNone: there is none.
-u32 Ultravisor::room(u32 lpid, u64 page) {
-  for (unsigned i = 0; i < kTries; ++i) {
-    const u32 found = pool_.take({lpid, page});
-    if (found != mem::SecurePool::kNone) return found;
-    if (!options_.evicts || !(evict(lpid, false) || evict(lpid, true))) break;
-  }
-  return mem::SecurePool::kNone;
-}
-
-bool Ultravisor::evict(u32 lpid, bool of_others) {
-  constexpr unsigned kVictims = 4;
-  for (unsigned i = 0; i < kVictims; ++i) {
-    mem::SecurePool::Holder victim;
-    if (!pool_.next_victim(lpid, of_others, &victim)) return false;
-    Svm* const svm = find(victim.guest);
-    const Run run(svm, kLiving);
-    if (!run.ok()) continue;
-    {
-      const sync::MutexGuard guard(svm->lock);
-      PageRecord* const record = svm->find_open(victim.page);
-      if (record == nullptr || !record->idle() || record->state != PageState::kSecure ||
-          record->pool == mem::SecurePool::kNone) {
-        continue;
-      }
-      record->asked = Asked::kOut;
-    }
-    // A success that moved nothing: the hypervisor takes the page for shared still, because it was
-    // unshared by force. It is asked to follow first.
-    const auto moved = [&] { return look(svm, victim.page).pool == mem::SecurePool::kNone; };
-    if (ask(victim.guest, Call::kHSvmPageOut, victim.page, 0) == Status::kSuccess && !moved()) {
-      when_quiet(svm, victim.page, [](PageRecord& record) { record.asked = Asked::kFollow; });
-      const Status follows = ask(victim.guest, Call::kHSvmPageIn, victim.page, 0);
-      when_quiet(svm, victim.page, [](PageRecord& record) { record.asked = Asked::kOut; });
-      if (follows == Status::kSuccess) {
-        static_cast<void>(ask(victim.guest, Call::kHSvmPageOut, victim.page, 0));
-      }
-    }
-    bool out = false;
-    unmark(svm, victim.page, [&](PageRecord& record) TA_NO_ANALYSIS {
-      out = record.pool == mem::SecurePool::kNone;
-      if (out) ++svm->use.evictions;
-    });
-    if (out) return true;
-  }
-  return false;
 }
 
 // ---- page-in and page-out that the ultravisor wants
@@ -188,12 +73,13 @@ Status Ultravisor::page_in_of(Svm* svm, u64 page) {
   // have been touched there is to be some, but none is its own: it is taken when bytes come.
   const bool has_bytes = was.state != PageState::kNormal;
   if (has_bytes || pool_.free_count() == 0) {
-    const u32 reserved = room(svm->lpid, page);
+    u32 reserved = mem::SecurePool::kNone;
+    const Status found = room(svm, page, &reserved);
     if (!has_bytes) {
       drop(reserved);
-    } else if (reserved == mem::SecurePool::kNone) {
+    } else if (found != Status::kSuccess) {
       unmark(svm, page);
-      return Status::kBusy;
+      return found;
     } else {
       const sync::MutexGuard guard(svm->lock);
       svm->find(page)->pool = reserved;
@@ -252,6 +138,10 @@ Status Ultravisor::share(u32 lpid, u64 gfn, u64 count) {
   if (!run.ok()) return not_a_secure_guest(run.state());
   u64 claimed = 0;
   Status done = share_claim(svm, gfn, count, &claimed);
+  // Of a single page the hypervisor says so before it does anything.
+  if (done == Status::kSuccess && count > 1 && !has_places(lpid, gfn, count)) {
+    done = Status::kParameter;
+  }
   u64 shared = 0;
   while (done == Status::kSuccess && shared < count) {
     done = share_one(svm, gfn + shared);
@@ -289,6 +179,11 @@ Status Ultravisor::share_claim(Svm* svm, u64 first, u64 count, u64* claimed) {
     if (record->state == PageState::kLost) return Status::kState;
   }
   return Status::kSuccess;
+}
+
+bool Ultravisor::has_places(u32 lpid, u64 gfn, u64 count) {
+  const Message asks{Call::kPlacesFor, lpid, {address_of(gfn), count}};
+  return hypervisor_->call(asks, Caller::kUltravisor) == Status::kSuccess;
 }
 
 // Pre: marked.
@@ -382,21 +277,6 @@ GuestAccess Ultravisor::access(u32 lpid, Gpa at, void* bytes, u64 size, bool wri
     size -= part;
   }
   return GuestAccess::kDone;
-}
-
-// The page has a secure page without memory: it is given one, of zeros.
-Status Ultravisor::give_room(Svm* svm, u64 page) {
-  const Status marked = mark(svm, page, Asked::kIn, true);
-  if (marked != Status::kSuccess) return marked;
-  u32 fresh = room(svm->lpid, page);
-  const Status done = fresh == mem::SecurePool::kNone ? Status::kBusy : Status::kSuccess;
-  unmark(svm, page, [&](PageRecord& record) {
-    if (record.state == PageState::kSecure && record.pool == mem::SecurePool::kNone) {
-      record.pool = std::exchange(fresh, mem::SecurePool::kNone);
-    }
-  });
-  drop(fresh);
-  return done;
 }
 
 // The process gave up the frame of a shared page: the fault is the hypervisor's.

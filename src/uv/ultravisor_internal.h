@@ -95,4 +95,69 @@ class Ultravisor::Bounce {
   u32 page_;
 };
 
+// ---- pages that are asked about (ultravisor_guest.cc)
+
+inline constexpr unsigned kTries = 64;  // of a requester
+
+// The page is marked as asked about, by the caller. kSuccess; kParameter: there is no such page;
+// kP2: it is being shared or unshared by another.
+inline Status mark(Svm* svm, u64 page, Asked what, bool waits_for_shares) {
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      PageRecord* const record = svm->find_open(page);
+      if (record == nullptr) return Status::kParameter;
+      if (record->idle()) {
+        record->asked = what;
+        return Status::kSuccess;
+      }
+      const bool is_shared_now = record->asked == Asked::kShare || record->asked == Asked::kUnshare;
+      if (is_shared_now && !waits_for_shares) return Status::kP2;
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+}
+
+// f(record) under the lock, when nobody works on the page. Pre: the page is marked.
+template <typename F>
+void when_quiet(Svm* svm, u64 page, F f) {
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      PageRecord* const record = svm->find(page);
+      ST_CHECK(record != nullptr && record->asked != Asked::kNothing);
+      if (!record->busy) {
+        f(*record);
+        svm->turnstile.turn();
+        return;
+      }
+      turn = svm->turnstile.now();
+    }
+    svm->turnstile.wait(turn);
+  }
+}
+
+// The mark is taken off; `last` may change the record first.
+template <typename F>
+void unmark(Svm* svm, u64 page, F last) {
+  when_quiet(svm, page, [&](PageRecord& record) {
+    last(record);
+    record.asked = Asked::kNothing;
+  });
+}
+inline void unmark(Svm* svm, u64 page) {
+  unmark(svm, page, [](PageRecord&) {});
+}
+
+inline PageRecord look(Svm* svm, u64 page) {
+  const sync::MutexGuard guard(svm->lock);
+  const PageRecord* const record = svm->find(page);
+  PageRecord none;
+  none.state = PageState::kNone;
+  return record != nullptr ? *record : none;
+}
+
 }  // namespace stagetwo::uv

@@ -126,6 +126,10 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
   kicker.join();
   EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_INTR));
   EXPECT_EQ(more[kMany - 1], 0x11) << "it has not come that far";
+  // What is plugged now, where it has been already, is taken in with the rest.
+  u8* const between = map(kPlugBytes);
+  std::memset(between, 0x22, kPlugBytes);
+  ASSERT_EQ(set_slot(2, kPlugged, kPlugBytes, between), 0);
   const timespec now{};
   EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
   ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
@@ -134,6 +138,8 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
   std::memcpy(&said, pio(), sizeof(said));
   EXPECT_EQ(said, 0U);
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
+  EXPECT_EQ(guest_word(kPlugged + kPage), 0x22222222u);
+  EXPECT_NE(between[kPage], 0x22) << "it is the guest's";
 }
 
 // How often the process has the guest's first instructions where its vCPUs keep decoded code.

@@ -116,9 +116,12 @@ class PlainNormalMemory final : public uv::NormalMemory {
     set(what, frame);
     return true;
   }
-  bool has_place(Gpa page) override {
+  bool has_places(Gpa first, u64 bytes) override {
     const std::lock_guard guard(lock_);
-    return !pages_[page.raw()].hole;
+    for (u64 at = 0; at < bytes; at += memory_.page_bytes()) {
+      if (pages_[first.raw() + at].hole) return false;
+    }
+    return true;
   }
   void drop_frame(u64 frame) override {
     if (frame != 0) memory_.end(frame);

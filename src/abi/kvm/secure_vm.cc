@@ -119,6 +119,7 @@ SecureVm::SecureVm(SecureMachine& machine, u32 lpid, stage2::GuestMemory& memory
       memory_(memory),
       guest_(lpid, kPageSize, &pages_, &machine.ultravisor) {
   pages_.set_guest(&guest_);
+  guest_.set_log(this);
 }
 
 SecureVm::~SecureVm() {
@@ -314,6 +315,10 @@ void SecureVm::going(u64 first, u64 count) {
 }
 void SecureVm::gone() {
   memory_.private_memory().frames_gone();
+}
+
+void SecureVm::changed(Gpa page, u64 bytes) {
+  memory_.slots().mark_changed(0, GfnRange(gpa_to_gfn(page), bytes >> kPageShift));
 }
 
 }  // namespace stagetwo::abi_kvm

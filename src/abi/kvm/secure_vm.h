@@ -33,7 +33,7 @@ namespace stagetwo::abi_kvm {
 
 struct SecureMachine;
 
-class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable {
+class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable, private uv::ChangeLog {
  public:
   // Can a guest of this process become secure? Makes the ultravisor, the first time.
   [[nodiscard]] static bool offered();
@@ -85,6 +85,8 @@ class SecureVm final : public stage2::FrameKeeper, private uv::GuestTable {
   // uv::GuestTable
   void going(u64 first, u64 count) override;
   void gone() override;
+  // uv::ChangeLog
+  void changed(Gpa page, u64 bytes) override;
 
   SecureMachine& machine_;
   const u32 lpid_;

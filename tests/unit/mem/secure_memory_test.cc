@@ -143,16 +143,20 @@ TEST(SecurePool, NamesAVictimOfTheGuestItIsAskedFor) {
   const u32 second = pool.take({1, 11});
   static_cast<void>(pool.take({2, 20}));
   SecurePool::Holder victim;
-  ASSERT_TRUE(pool.next_victim(1, false, &victim));
+  u32 hand = 0, other = 0;
+  ASSERT_TRUE(pool.next_victim(1, false, &hand, &victim));
   EXPECT_EQ(victim.guest, 1u);
   EXPECT_EQ(victim.page, 10u);
   // Used again since: the other one is next, though the hand comes by this one first.
   pool.used(second);
-  ASSERT_TRUE(pool.next_victim(1, false, &victim));
+  ASSERT_TRUE(pool.next_victim(1, false, &hand, &victim));
   EXPECT_EQ(victim.page, 10u);
-  ASSERT_TRUE(pool.next_victim(1, true, &victim));
+  ASSERT_TRUE(pool.next_victim(1, true, &other, &victim));
   EXPECT_EQ(victim.guest, 2u);
-  EXPECT_FALSE(pool.next_victim(3, false, &victim));
+  EXPECT_FALSE(pool.next_victim(3, false, &other, &victim));
+  // Two who ask in turn: neither makes the other pass a page over.
+  ASSERT_TRUE(pool.next_victim(1, false, &hand, &victim));
+  EXPECT_EQ(victim.page, 11u);
 }
 
 TEST(SecurePool, KnowsItsOwnAddresses) {

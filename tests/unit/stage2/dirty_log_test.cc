@@ -87,6 +87,20 @@ TEST_F(DirtyLog, ReportsEachMarkedPageOnceInABitmapRoundedTo64Pages) {
   for (unsigned i = 0; i < 16; ++i) EXPECT_EQ(0, byte(i));
 }
 
+TEST_F(DirtyLog, WhatNoVcpuStoredIsMarkedInWhicheverSlotsHaveIt) {
+  ASSERT_EQ(0, create(0, 0x100000, 16));
+  ASSERT_EQ(0, create(1, 0x110000, 16, 0));
+  ASSERT_EQ(0, create(2, 0x130000, 16));
+  // The end of one slot, one without a log, none, and the beginning of another.
+  slots_->mark_changed(0, GfnRange(Gfn(0x10e), 0x24));
+  ASSERT_EQ(0, get(0));
+  EXPECT_EQ(0x00, byte(0));
+  EXPECT_EQ(0xc0, byte(1));
+  ASSERT_EQ(0, get(2));
+  EXPECT_EQ(0x03, byte(0));
+  EXPECT_EQ(0x00, byte(1));
+}
+
 TEST_F(DirtyLog, FlushesOnlyWhenThereWasSomething) {
   ASSERT_EQ(0, create(0, 0, 100));
   const int before = host_.flushes;

@@ -220,6 +220,14 @@ TEST_F(RingVm, APageIsPushedOnceUntilItIsReset) {
   EXPECT_EQ(1U, collect());
 }
 
+// It is in no ring: marked, the page's next store would not be pushed.
+TEST_F(RingVm, AChangeThatNoVcpuStoredIsNobodysToTell) {
+  slots_->mark_changed(0, GfnRange(Gfn(100), 4));
+  EXPECT_EQ(0U, ring_.used());
+  mark(101);
+  EXPECT_EQ(1U, ring_.used());
+}
+
 TEST_F(RingVm, ResetFlushesWhenItTookSomething) {
   const int before = host_.flushes;
   EXPECT_EQ(0U, slots_->reset_dirty_rings());

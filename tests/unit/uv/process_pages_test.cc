@@ -353,9 +353,10 @@ TEST_F(ProcessGuest, ASecurePageWhoseAddressWasUnmappedIsNotSharedAndKeepsItsCon
   EXPECT_EQ(guest_call(Call::kUvSharePage, 5, 1), Status::kParameter);
   EXPECT_EQ(guest_bytes(5), text(5));
   EXPECT_EQ(ultravisor.page(kLpid, Gpa(5 * kPageSize)), PageState::kSecure);
-  // All of a range or nothing: what was shared before it is the guest's again.
+  // All of a range or nothing: the pages before it and behind are as they were.
   EXPECT_EQ(guest_call(Call::kUvSharePage, 4, 3), Status::kParameter);
   EXPECT_EQ(ultravisor.page(kLpid, Gpa(4 * kPageSize)), PageState::kSecure);
+  EXPECT_EQ(guest_bytes(4), text(4));
   EXPECT_EQ(guest_bytes(5), text(5));
   EXPECT_EQ(guest_bytes(6), text(6));
   // One that cannot be written to is none that can be shared.

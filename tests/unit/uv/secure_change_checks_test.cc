@@ -76,6 +76,59 @@ TEST(SecureGuestEsm, GoesOnWhereItRestedUnlessTheGuestWasResetMeanwhile) {
   for (const u64 page : {0UL, 3UL, 4UL, 16UL, 17UL}) EXPECT_EQ(m.guest_bytes(page), m.text(page));
 }
 
+// Between two turns the VMM plugs memory, behind where UV_ESM has come to and ahead: it is the
+// guest's with what is in it, as if it had been there before.
+TEST(SecureGuestEsm, TakesInWhatIsPluggedBetweenTwoTurns) {
+  SecureMachine m(4096, 64, true, 8, 3);
+  m.plug(0, 16, 5);
+  m.vmm_fill(16, 5);
+  EXPECT_EQ(m.esm(), Status::kBusy);
+  EXPECT_EQ(m.uv_page(18), PageState::kSecure);
+  for (const u64 first : {0UL, 8UL, 32UL}) {
+    m.plug(static_cast<u32>(first) + 1, first, 4);
+    m.vmm_fill(first, 4);
+  }
+  Status done = Status::kBusy;
+  unsigned turns = 1;
+  for (; turns < 20 && done == Status::kBusy; ++turns) done = m.esm();
+  ASSERT_EQ(done, Status::kSuccess);
+  EXPECT_LT(turns, 20u);
+  for (const u64 first : {0UL, 8UL, 16UL, 32UL}) {
+    for (u64 page = first; page < first + 4; ++page) {
+      EXPECT_EQ(m.guest_bytes(page), m.text(page)) << page;
+    }
+  }
+  EXPECT_EQ(m.guest_bytes(20), m.text(20));
+}
+
+// Everything is in already, and INIT_DONE is under way: it is a secure guest's, zeros.
+TEST(SecureGuestEsm, WhatIsPluggedWhenAllIsInIsASecureGuests) {
+  SecureMachine m(4096, 64);
+  m.plug(0, 16, 3);
+  m.vmm_fill(16, 3);
+  m.to_hv.before(Call::kHSvmInitDone, [&] {
+    m.plug(1, 0, 2);
+    m.vmm_fill(0, 2);
+  });
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  for (u64 page = 0; page < 2; ++page) {
+    EXPECT_EQ(m.hv_page(page), PageState::kSecure);
+    EXPECT_EQ(m.guest_bytes(page), Bytes(4096));
+  }
+  EXPECT_EQ(m.guest_bytes(18), m.text(18));
+  // And the moment before: UV_ESM goes on with it.
+  ASSERT_TRUE(m.guest.svm_off().has_value());
+  m.guest.remove_slot(1);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+  m.plug(1, 0, 2);
+  m.vmm_fill(0, 2);
+  EXPECT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kBusy);
+  ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  for (u64 page = 0; page < 2; ++page) EXPECT_EQ(m.guest_bytes(page), m.text(page));
+}
+
 TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
   SecureMachine m(GetParam());
   m.plug(0, 0, 4);

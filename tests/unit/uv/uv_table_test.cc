@@ -236,6 +236,10 @@ class UvTable : public testing::TestWithParam<Cell> {
 
   std::string ultracall(World& w, const std::string& name, Caller caller) {
     const u64 gpa = w.m.gpa(w.subject).raw(), order = order_of(w.m.page_bytes);
+    if (name == "UV_SHARE_PAGES_TO_A_HOLE") {
+      w.m.normal.unmap(&w.m.guest, w.m.gpa(w.subject + 1), true);
+      return name_of(w.m.guest_call(Call::kUvSharePage, w.subject, 2, caller));
+    }
     const bool guests = name == "UV_ESM" || name.find("SHARE") != std::string::npos;
     if (guests) {
       const Call call = name == "UV_ESM"            ? Call::kUvEsm
