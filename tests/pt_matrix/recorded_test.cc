@@ -6,9 +6,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "tests/pt_matrix/formats.h"
 
@@ -22,9 +24,11 @@ struct PastMemory {
   Arena<F>* arena;
   const std::unordered_map<const Entry<F>*, Word>* state;
   bool* met_garbage;
+  std::vector<const Entry<F>*>* path;  // the entries read
 
   Entry<F>* entries(u64 address) const { return arena->at(address); }
   Word load(const Entry<F>* entry) const {
+    path->push_back(entry);
     const auto found = state->find(entry);
     if (found != state->end()) return found->second;
     *met_garbage = true;
@@ -53,15 +57,27 @@ class PtRecorded : public ::testing::Test {
     friend bool operator==(const Sight&, const Sight&) = default;
   };
 
-  Sight look(const State& state, u64 frame) {
-    Sight sight;
-    const PastMemory<TheFormat> memory{&world.arena, &state, &sight.garbage};
-    const auto found = find<TheFormat>(world.root, R::kRootLevel, frame, 1, memory);
-    if (!TheFormat::is_leaf(found.word, found.level)) return sight;
-    sight.mapped = true;
-    sight.address = leaf_output<TheFormat>(found.word, found.level, frame);
-    sight.attributes = TheFormat::attributes(found.word, found.level);
-    return sight;
+  // A watched frame. What a reader finds is a function of the entries on his path, so he looks
+  // again only after one of them was written.
+  struct Watched {
+    u64 frame;
+    Sight before{};
+    Sight after{};
+    Sight now{};
+    std::vector<const Entry<TheFormat>*> path{};
+    bool is_new = false;
+    bool reads(const Entry<TheFormat>* entry) const { return std::ranges::count(path, entry) > 0; }
+  };
+
+  void look(const State& state, Watched& at) {
+    at.now = {};
+    at.path.clear();
+    const PastMemory<TheFormat> memory{&world.arena, &state, &at.now.garbage, &at.path};
+    const auto found = find<TheFormat>(world.root, R::kRootLevel, at.frame, 1, memory);
+    if (!TheFormat::is_leaf(found.word, found.level)) return;
+    at.now.mapped = true;
+    at.now.address = leaf_output<TheFormat>(found.word, found.level, at.frame);
+    at.now.attributes = TheFormat::attributes(found.word, found.level);
   }
 
   // The frames worth a look: the ends, their neighbours, and a stride that hits every table.
@@ -83,9 +99,11 @@ class PtRecorded : public ::testing::Test {
   u64 third_things(u64 first, u64 frames, Operation&& operation) {
     State state;
     world.arena.for_each_entry([&](Entry<TheFormat>* entry) { state[entry] = entry->load(); });
-    const auto watched = frames_to_watch(first, frames);
-    std::unordered_map<u64, Sight> before;
-    for (const u64 frame : watched) before[frame] = look(state, frame);
+    std::vector<Watched> watched;
+    for (const u64 frame : frames_to_watch(first, frames)) {
+      look(state, watched.emplace_back(Watched{.frame = frame}));
+      watched.back().before = watched.back().now;
+    }
 
     std::vector<typename Arena<TheFormat>::Write> writes;
     world.arena.log = &writes;
@@ -95,24 +113,24 @@ class PtRecorded : public ::testing::Test {
 
     State last = state;
     for (const auto& write : writes) last[write.entry] = write.word;
-    std::unordered_map<u64, Sight> after;
     changed = 0;
-    for (const u64 frame : watched) {
-      after[frame] = look(last, frame);
-      if (after[frame] != before[frame]) ++changed;
+    for (Watched& at : watched) {
+      look(last, at);
+      at.after = at.now;
+      if (at.after != at.before) ++changed;
+      look(state, at);
     }
 
     u64 wrong = 0;
-    std::set<u64> is_new;
     for (const auto& write : writes) {
       state[write.entry] = write.word;
-      for (const u64 frame : watched) {
-        const Sight sight = look(state, frame);
-        if (sight.garbage) {
+      for (Watched& at : watched) {
+        if (at.reads(write.entry)) look(state, at);
+        if (at.now.garbage) {
           ++wrong;
-        } else if (sight == after[frame]) {
-          is_new.insert(frame);
-        } else if (sight != before[frame] || is_new.contains(frame)) {
+        } else if (at.now == at.after) {
+          at.is_new = true;
+        } else if (at.now != at.before || at.is_new) {
           ++wrong;
         }
       }
