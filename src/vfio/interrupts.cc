@@ -10,6 +10,8 @@
 
 #include "base/sys.h"
 #include "base/text.h"
+#include "host/client_limits.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::vfio {
 namespace {
@@ -26,8 +28,12 @@ Result<Box<host::HeldFd>> copy_eventfd(int fd) {
     return refuse(EINVAL);
   }
   auto held = ST_TRY(make_box<host::HeldFd>("vfio.eventfd", host::HeldFd::Child::kHasIt));
-  ST_TRY(
-      held->hold(static_cast<int>(ST_TRY(sys::fcntl(fd, F_DUPFD_CLOEXEC, sys::kFirstEngineFd)))));
+  // In the kernel it needs no number: neither a low limit nor a full table is in its way.
+  const sync::PassingNumber passing;
+  const auto copy = [&]() -> Result<int> {
+    return static_cast<int>(ST_TRY(sys::fcntl(fd, F_DUPFD_CLOEXEC)));
+  };
+  ST_TRY(held->hold(ST_TRY(host::open_beyond_limit(copy))));
   return held;
 }
 

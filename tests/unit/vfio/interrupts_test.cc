@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -102,6 +103,27 @@ TEST_F(InterruptsTest, VectorsRingTheirOwnBells) {
   EXPECT_EQ(rings(2), 0u);
   interrupts_.raise(1);
   EXPECT_EQ(rings(1), 1u);
+}
+
+// The number the engine has for an eventfd is none of the client's: what `ulimit -n` allows it, and
+// how much of that it has open, is not asked.
+TEST_F(InterruptsTest, ALowLimitOfDescriptorsIsNoHindrance) {
+  struct rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  for (const rlim_t few : {1024u, 256u, 64u}) {
+    const struct rlimit lower{few, before.rlim_max};
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &lower), 0);
+    EXPECT_EQ(listen(kMsiIndex, bells_[0]), 0) << few;
+    interrupts_.raise(0);
+    EXPECT_EQ(rings(), 1u) << few;
+  }
+  std::vector<int> taken;
+  for (int fd = dup(bells_[1]); fd >= 0; fd = dup(bells_[1])) taken.push_back(fd);
+  EXPECT_EQ(listen(kMsiIndex, bells_[2]), 0);
+  interrupts_.raise(0);
+  EXPECT_EQ(rings(2), 1u);
+  for (const int fd : taken) close(fd);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST_F(InterruptsTest, TheClientMayCloseItsOwn) {
