@@ -39,11 +39,23 @@ long size_arg(size_t bytes) {
   return static_cast<long>(bytes);
 }
 
-struct CachedTid {
+struct CachedThread {
   u32 tid;
   u32 stamp;
+  void* robust_list;
 };
-[[gnu::tls_model("initial-exec")]] thread_local CachedTid cached_tid{0, 0};
+[[gnu::tls_model("initial-exec")]] thread_local CachedThread cached{0, 0, nullptr};
+
+void* ask_robust_list() {
+  void* head = nullptr;
+  size_t size = 0;
+  const long done = call(SYS_get_robust_list, 0, arg(&head), arg(&size));
+  return done == 0 && size == sizeof(robust_list_head) ? head : nullptr;
+}
+
+void refresh_cached(u32 stamp) {
+  cached = {static_cast<u32>(gettid()), stamp, ask_robust_list()};
+}
 
 // Has a thread that still has its number ended all the same? It has no memory any more, and the
 // kernel says so before it looks at rights or addresses (kernel file: process_vm_access.c).
@@ -159,10 +171,20 @@ int getpid() {
 
 int current_tid() {
   const u32 stamp = stamp_of_process();
-  if (cached_tid.stamp != stamp || cached_tid.tid == 0) [[unlikely]] {
-    cached_tid = {static_cast<u32>(gettid()), stamp};
-  }
-  return static_cast<int>(cached_tid.tid);
+  if (cached.stamp != stamp || cached.tid == 0) [[unlikely]]
+    refresh_cached(stamp);
+  return static_cast<int>(cached.tid);
+}
+
+ThisThread this_thread() {
+  const u32 stamp = stamp_of_process();
+  if (cached.stamp != stamp || cached.tid == 0) [[unlikely]]
+    refresh_cached(stamp);
+  void* list = cached.robust_list;
+  // A libc may tell of its list at its first use only, and the engine of one for a while.
+  if (list == nullptr) [[unlikely]]
+    list = ask_robust_list();
+  return {cached.tid, list};
 }
 
 bool thread_gone(int tid) {

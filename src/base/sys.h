@@ -86,6 +86,13 @@ int gettid();
 int getpid();
 // Cached per thread; right in a child of fork too.
 int current_tid();
+// With the list of locks that libc has told the kernel of for it (get_robust_list(2)); null: none,
+// or nobody may ask.
+struct ThisThread {
+  u32 tid;
+  void* robust_list;
+};
+ThisThread this_thread();
 // Is thread `tid`, of any process, over? A leader that ended before its threads is, too, though it
 // keeps its number until they have ended, as a process does until it is waited for.
 bool thread_gone(int tid);

@@ -143,7 +143,7 @@ class Arena {
 
 struct Arena::Header {
   static constexpr u64 kMagic = 0x756d6d6f69327473;  // "st2iommu"
-  static constexpr u64 kVersion = 2;
+  static constexpr u64 kVersion = 3;
   static constexpr unsigned kOrders = 34;
   u64 magic;
   u64 version;

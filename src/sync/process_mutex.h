@@ -2,30 +2,40 @@
 #pragma once
 
 // A lock in memory that several processes share: what hangs off a file description is changed
-// under one (DESIGN.md, rule 11). It holds a thread's number, so that whoever waits finds out that
-// the holder has died; the next one gets the lock and is told.
+// under one (DESIGN.md, rule 11). It holds a thread's number, and the kernel marks it when that
+// thread ends (sync/death_notice.h); the next one gets the lock and is told.
 //
 //   word   0                free
-//          tid              held
+//          tid              held; the number is that of the holder's PID namespace
 //          tid | kWaiters   held, and somebody may sleep
+//          kDied …          free; the last holder ended inside
+//          tid | kUntold …  held by a thread that the kernel may not be told of
 //
 //   waiter                                 holder
-//   word | kWaiters, sleep 10 ms           exchange(0), wake one if kWaiters was set
-//   after 10 ms: does `tid` live?          dies, waited for or not: the word stays
-//   no: compare-exchange to its own tid    → the waiter has it and died() is true
+//   word | kWaiters, sleep at most 10 ms   exchange(0), wake one if kWaiters was set
+//                                          dies: the kernel writes kDied, wakes one
+//   free or kDied: compare-exchange to     → the waiter has it and died() is true
+//   its own tid
+//   a waiter's number says nothing about   two namespaces may both have it
+//   a holder's
 //
 // I1  Whoever had to wait holds it with kWaiters, so no sleeper is forgotten.
 // I2  died() is true for exactly one taker a death.
-// Differs from a robust futex of libc: no list a thread has to register. A thread number that was
-// given out again while somebody waits is taken for the holder.
+// I3  Nobody is taken for dead but by the kernel, which knows whose number it is. Where it may not
+//     be told, a waiter asks for the thread by its number, as its own namespace has it.
+// Differs from a robust futex of libc: a sleeper looks again after 10 ms, so a wake that was lost
+// with a thread that ended between release and wake costs no more.
 // Locking: ranked like any other. Lifetime: the memory's. Zero is free: fresh memory is a lock.
 
+#include <cstddef>
+
 #include "base/sys.h"
+#include "sync/death_notice.h"
 #include "sync/mutex.h"
 
 namespace stagetwo::sync {
 
-// Has this thread, of whatever process, ended? Waited for or not.
+// Has this thread, of whatever process of our PID namespace, ended? Waited for or not.
 [[nodiscard]] bool is_thread_gone(u32 tid);
 
 class TA_CAP("process_mutex") ProcessMutex {
@@ -36,26 +46,30 @@ class TA_CAP("process_mutex") ProcessMutex {
 
  private:
   friend class ProcessMutexGuard;
-  static constexpr u32 kWaiters = 1u << 31;
+  static constexpr u32 kWaiters = DeathNotice::kWaiters, kDied = DeathNotice::kDied;
+  static constexpr u32 kOwner = DeathNotice::kOwner, kUntold = 1u << 29;
 
   // True: the last holder died inside.
-  bool acquire() {
-    const u32 self = static_cast<u32>(sys::current_tid());
-    u32 seen = 0;
-    if (word_.compare_exchange(seen, self, kAcquire)) [[likely]]
-      return false;
-    return acquire_slow(self);
-  }
-  bool acquire_slow(u32 self);
-  void release() {
+  bool acquire(DeathNotice& notice);
+  void release(DeathNotice& notice) {
+    notice.leave(&links_);
     if ((word_.exchange(0, kRelease) & kWaiters) != 0) [[unlikely]]
       wake();
+    notice.left();
   }
+  bool try_word(DeathNotice& notice, u32* seen, u32 wanted_bits);
+  bool acquire_slow(DeathNotice& notice);
   void wake();
 
   Atomic<u32> word_{0};  // acquire on entry pairs with release on exit, across processes
+  u32 unused_[5] = {};
+  RobustLinks links_;  // the holder's
+
+ public:
+  static constexpr size_t entry_offset() { return offsetof(ProcessMutex, links_.next); }
 };
-static_assert(sizeof(ProcessMutex) == 4, "its place in shared memory is for ever");
+static_assert(sizeof(ProcessMutex) == 40, "its place in shared memory is for ever");
+static_assert(ProcessMutex::entry_offset() == -DeathNotice::kWordOffset);
 
 class TA_SCOPED ProcessMutexGuard {
  public:
@@ -63,10 +77,10 @@ class TA_SCOPED ProcessMutexGuard {
       TA_ACQ(mutex)
       : mutex_(mutex) {
     if constexpr (detail::kCheckRanks) detail::note_acquire(held_, &mutex, rank, place);
-    died_ = mutex.acquire();
+    died_ = mutex.acquire(notice_);
   }
   ~ProcessMutexGuard() TA_REL() {
-    mutex_.release();
+    mutex_.release(notice_);
     if constexpr (detail::kCheckRanks) detail::note_release(held_);
   }
   ProcessMutexGuard(const ProcessMutexGuard&) = delete;
@@ -77,6 +91,7 @@ class TA_SCOPED ProcessMutexGuard {
 
  private:
   ProcessMutex& mutex_;
+  DeathNotice notice_;
   bool died_ = false;
   [[maybe_unused]] detail::Held held_;
 };

@@ -30,7 +30,7 @@ struct Slot {
   u32 units;
   sync::ProcessMutex lock;  // of the device's model
   alignas(64) u8 model[Model::kStateBytes];
-  u8 unused[4096 - Model::kStateBytes - 64];
+  u8 unused[4096 - Model::kStateBytes - 128];
 };
 static_assert(sizeof(Slot) == 4096);
 
@@ -38,12 +38,12 @@ inline constexpr unsigned kSlots = 48;
 
 struct Registry {
   static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"
-  static constexpr u64 kVersion = 2;
+  static constexpr u64 kVersion = 3;
   u64 magic;
   u64 version;
   u64 last_born;
   sync::ProcessMutex lock;  // of all but the models
-  u8 unused[4096 - 28];
+  u8 unused[4096 - 64];
   Slot slots[kSlots];
 };
 static_assert(sizeof(Registry) == 4096 * (1 + kSlots));
