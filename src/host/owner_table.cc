@@ -553,6 +553,8 @@ void OwnerTable::settle_page(const OwnedChange& change, PageKey key, const PageJ
   PageRecord* record = pages_.find(key);
   if (record == nullptr) return;  // it was lost, and somebody has found that it means nothing now
   if (dies) ++counts_.discarded;
+  // Under the lock: whoever touches it in between would be told again that it is lost.
+  if (dies && record->stage == PageStage::kLost) transit.heal();
   if (dies && !transit.is_hidden()) return erase(key);
   if (dies) record->owner = nullptr;
   if (record->stage == PageStage::kLost) --counts_.lost_now;

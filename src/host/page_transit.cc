@@ -299,10 +299,24 @@ void PageTransit::wake() {
   }
 }
 
+// What is left of the write-protection, in a page table that has nothing else, is in the mark's
+// way.
 void PageTransit::make_lost() {
+  if (hiding_ == Hiding::kUserfault && shared()) static_cast<void>(protect(false));
   for (const PageView& view : views_) {
     if (hiding_ == Hiding::kUserfault && userfault::poison(view.at)) continue;
     if (stands(view) == Told::kYes) make_bus_error(view.at);
+  }
+}
+
+// A hole in the file leaves the marks alone, which are no pages of it; discarding a view's entries
+// takes them, and nothing else.
+void PageTransit::heal() {
+  if (hiding_ != Hiding::kUserfault || !shared()) return;
+  for (const PageView& view : views_) {
+    void* const page = pointer(view.at);
+    if (sys::madvise(page, kPageSize, MADV_DONTNEED)) continue;
+    static_cast<void>(sys::madvise(page, kPageSize, MADV_DONTNEED_LOCKED));
   }
 }
 

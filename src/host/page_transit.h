@@ -90,6 +90,9 @@ class PageTransit final : public PageExit, public PageEntry {
   [[nodiscard]] bool stands() const;
   // Every later touch is a bus error.
   void make_lost();
+  // It was lost, and its bytes are given up: a touch finds a page of zeros. Of private memory the
+  // call that gave it up has seen to that.
+  void heal();
   static void make_bus_error(Hva page);
   // Whoever waits for it in the kernel touches it again.
   void wake();

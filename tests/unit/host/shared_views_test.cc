@@ -348,14 +348,49 @@ TEST_P(SharedPages, LostForEveryView) {
   store_.loses = true;
   EXPECT_EQ(BringBack::kLost, host::bring_back(range(two_).start()));
   EXPECT_FALSE(host::faultin(range(one_).start(), Access::kRead));
-  EXPECT_EXIT(
-      { [[maybe_unused]] volatile u8 touched = *two(0); }, testing::KilledBySignal(SIGBUS), "");
+  u8 byte = 0;
+  EXPECT_FALSE(host::load(range(one_).start(), &byte));
+  EXPECT_FALSE(host::load(range(two_).start(), &byte));
+  // The kernel gives the mark to no child: that is the announcement's.
+  const auto touch_in_child = [&] {
+    host::owners_after_fork_child();
+    [[maybe_unused]] volatile u8 touched = *two(0);
+  };
+  EXPECT_EXIT(touch_in_child(), testing::KilledBySignal(SIGBUS), "");
   host::HeldPages held;
   held.hold_file(file_, 0, 1);
   EXPECT_FALSE(held.fetch_file()) << "EIO, never zeros";
   held.release();
   store_.loses = false;
   EXPECT_TRUE(all(two(1), 1));
+}
+
+// MADV_REMOVE asks for a shared mapping that may be written: the client's own is still there.
+TEST_P(WatchedSharedPages, AHoleHealsALostPageInEveryView) {
+  ASSERT_EQ(kPages, take());
+  const u64 lost_before = host::owner_counts().lost_now;
+  store_.loses = true;
+  ASSERT_EQ(BringBack::kLost, host::bring_back(range(two_).start()));
+  store_.loses = false;
+  for (const u8* view : {one_, two_}) {
+    const auto shown = host::shown_mapping_at(range(view).start());
+    ASSERT_TRUE(shown);
+    EXPECT_TRUE(shown->shared);
+    EXPECT_GE(shown->range.end(), range(view).end()) << "one mapping, as before";
+  }
+  {
+    host::FileChange change(file_, 0, kPageSize);
+    ASSERT_EQ(0, ::madvise(two(0), kPageSize, MADV_REMOVE)) << errno;
+    change.succeeded();
+  }
+  u8 byte = 1;
+  ASSERT_TRUE(host::load(range(two_).start(), &byte)) << "a bus error still";
+  EXPECT_EQ(0, byte);
+  ASSERT_TRUE(host::load(range(one_).start(), &byte)) << "a bus error still";
+  two(0)[7] = 5;
+  EXPECT_EQ(5, one(0)[7]);
+  EXPECT_EQ(lost_before, host::owner_counts().lost_now);
+  EXPECT_TRUE(all(one(1), 1));
 }
 
 TEST_P(SharedPages, WhatOthersMayMapIsNeverTakenAndIsCounted) {
