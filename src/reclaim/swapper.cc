@@ -499,17 +499,27 @@ void Swapper::private_discarded(u64 pages) {
   counts_.discarded += pages;
 }
 
+// The first one, and then how many at ten times as many: a disk that goes bad takes a whole guest.
 void Swapper::say_lost(Hva at, int error) {
+  u64 lost = 0;
   {
     const sync::MutexGuard guard(spans_.lock());
-    ++counts_.lost;
+    lost = ++counts_.lost;
   }
-  if (say_ == nullptr) return;
-  FixedString<200> line;
-  line.append("a page of guest memory is lost: the swap file has ");
+  u64 said = lost;
+  while (said >= 10 && said % 10 == 0) said /= 10;
+  if (say_ == nullptr || said != 1) return;
+  FixedString<240> line;
+  if (lost == 1) {
+    line.append("a page of guest memory is lost: ");
+  } else {
+    line.append_int(static_cast<s64>(lost)).append(" pages of guest memory are lost: ");
+  }
+  line.append("the swap file has ");
   line.append(error == EBADMSG ? "other bytes than were written to it" : "an error");
-  line.append(" (address ").append_hex(at.raw()).append(", errno ").append_int(error);
-  line.append("); whoever touches it fails");
+  line.append(lost == 1 ? " (address " : " (the last at address ").append_hex(at.raw());
+  line.append(", errno ").append_int(error);
+  line.append("); whoever touches ").append(lost == 1 ? "it" : "one").append(" fails");
   say_(line.c_str());
 }
 

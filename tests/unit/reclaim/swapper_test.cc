@@ -92,6 +92,18 @@ TEST_F(SwapperTest, WhatIsGivenUpLeavesTheStore) {
   EXPECT_EQ(0, memory_[0]);
 }
 
+// A disk that goes bad takes very many.
+TEST_F(SwapperTest, LostPagesAreSaidOnceAndThenCounted) {
+  test::forget_said();
+  for (u64 i = 0; i < 300; ++i) swapper_.private_lost(Hva(i << kPageShift), EIO);
+  EXPECT_EQ(300U, swapper_.counts().lost);
+  const std::vector<std::string> lines = test::said();
+  ASSERT_EQ(3U, lines.size());
+  EXPECT_NE(std::string::npos, lines[0].find("a page of guest memory is lost: ")) << lines[0];
+  EXPECT_NE(std::string::npos, lines[1].find("10 pages of guest memory are lost: ")) << lines[1];
+  EXPECT_NE(std::string::npos, lines[2].find("100 pages of guest memory are lost: ")) << lines[2];
+}
+
 // Threads touch pages while they are compressed: each is in one place or the other, and right.
 TEST_F(SwapperTest, PagesThatAreWantedWhileTheyAreCompressedComeBackWhole) {
   use_file();
