@@ -38,9 +38,10 @@ class SecurePool {
   [[nodiscard]] u32 take(Holder holder) TA_EXCL(lock_);
   // Wipes it first. Pre: nobody uses it any more.
   void give_back(u32 page) TA_EXCL(lock_);
-  // The next page in the order of a clock, whose hand is the caller's (0 at first), that `guest`
-  // holds, of any guest but it with `of_others`; pages used since a hand last came by are passed
-  // once. False: there is none. The answer is a hint: the page may be given back at any time.
+  // The next page in the order of a clock, whose hand is the caller's (0 at first, moved under this
+  // lock, so that who shares it gets another page), that `guest` holds, of any guest but it with
+  // `of_others`; pages used since a hand last came by are passed once. False: there is none. The
+  // answer is a hint: the page may be given back at any time.
   [[nodiscard]] bool next_victim(u32 guest, bool of_others, u32* hand, Holder* victim)
       TA_EXCL(lock_);
   // The page was used. Pre: the caller holds it.

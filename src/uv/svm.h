@@ -73,13 +73,6 @@ struct Svm {
     }
   };
 
-  // For pages of the pool that could leave: where it came to, and how many in a row could not.
-  struct Search {
-    static constexpr u32 kNobody = ~u32{0};
-    u32 hand = 0;
-    u32 refused = 0;  // kNobody: there were none to ask
-  };
-
   u32 lpid = 0;  // immutable once found
   mem::SealedStore store;
 
@@ -96,7 +89,12 @@ struct Svm {
   u32 runs TA_GUARDED(lock) = 0;                 // operations under way, those of its life aside
   Vec<Slot> slots TA_GUARDED(lock){"uv.svm_slots"};
   SvmUse use TA_GUARDED(lock);
-  Search searches[2] TA_GUARDED(lock);  // among its own, among others'
+  // The search for pages of the pool that could leave, among its own and among others': where it
+  // has come to (under the pool's lock: two vCPUs that search never look at one page), and how many
+  // in a row could not.
+  static constexpr u32 kNobody = ~u32{0};  // there were none to ask
+  u32 hands[2] = {};
+  u32 refused[2] TA_GUARDED(lock) = {};
 
   // Of a page somebody is at.
   [[nodiscard]] PageRecord* find(u64 page) TA_REQ(lock) {

@@ -33,29 +33,26 @@ Status Ultravisor::room(Svm* svm, u64 page, u32* found) {
 // Of a round that ended so another begins.
 bool Ultravisor::has_no_way_out(Svm* svm) {
   const sync::MutexGuard guard(svm->lock);
-  for (const Svm::Search& search : svm->searches) {
-    if (search.refused < pool_.count()) return false;
-  }
-  for (Svm::Search& search : svm->searches) search.refused = 0;
+  if (svm->refused[0] < pool_.count() || svm->refused[1] < pool_.count()) return false;
+  svm->refused[0] = svm->refused[1] = 0;
   return true;
 }
 
 bool Ultravisor::evict(Svm* svm, bool of_others) {
   constexpr unsigned kVictims = 4;
   for (unsigned i = 0; i < kVictims; ++i) {
-    u32 hand = 0;
-    {
-      const sync::MutexGuard guard(svm->lock);
-      hand = svm->searches[of_others].hand;
-    }
     mem::SecurePool::Holder victim;
-    const bool any = pool_.next_victim(svm->lpid, of_others, &hand, &victim);
+    const bool any = pool_.next_victim(svm->lpid, of_others, &svm->hands[of_others], &victim);
     const Leaves leaves = any ? evict_one(victim) : Leaves::kNever;
     const sync::MutexGuard guard(svm->lock);
-    Svm::Search& search = svm->searches[of_others];
-    search.hand = hand;
-    const u32 before = search.refused == Svm::Search::kNobody ? 0 : search.refused;
-    search.refused = !any ? Svm::Search::kNobody : leaves == Leaves::kNever ? before + 1 : 0;
+    u32& refused = svm->refused[of_others];
+    if (!any) {
+      refused = Svm::kNobody;
+    } else if (leaves != Leaves::kNever) {
+      refused = 0;
+    } else {
+      refused = refused == Svm::kNobody ? 1 : refused + 1;
+    }
     if (!any || leaves == Leaves::kYes) return any;
   }
   return false;
