@@ -41,10 +41,13 @@ bool io_described(int fd, Io io, const void* buffer, size_t size, const off_t* a
     ours = !ref.foreign() && ref->moves_bytes() && placed && !place &&
            access != (io == Io::kRead ? O_WRONLY : O_RDONLY);
     const u64 address = reinterpret_cast<u64>(buffer);
-    if (ours && places != nullptr) {
-      moved = *at < 0           ? Result<long>(refuse(EINVAL))
-              : io == Io::kRead ? places->read_at(address, size, *at)
-                                : places->write_at(address, size, *at);
+    if (ours && places != nullptr && *at < 0) {
+      moved = refuse(EINVAL);
+    } else if (ours && !host::is_user_range(Hva(address), size)) {
+      moved = refuse(EFAULT);  // the kernel's own memory, whatever the file would say
+    } else if (ours && places != nullptr) {
+      moved = io == Io::kRead ? places->read_at(address, size, *at)
+                              : places->write_at(address, size, *at);
     } else if (ours) {
       moved = io == Io::kRead ? ref->read_bytes(address, size) : ref->write_bytes(address, size);
     }
@@ -80,6 +83,10 @@ Result<iovec> part_at(const iovec* parts, int i) {
   return part;
 }
 
+bool is_user_part(const iovec& part) {
+  return host::is_user_range(Hva(reinterpret_cast<u64>(part.iov_base)), part.iov_len);
+}
+
 }  // namespace
 
 // As the kernel does it for a file that has the plain operations alone: one after the other, until
@@ -89,10 +96,13 @@ bool parts_described(int fd, Io io, const iovec* parts, int count, const off_t* 
   off_t place = at == nullptr ? 0 : *at;
   *done = 0;
   int error = count < 0 || count > IOV_MAX ? EINVAL : 0;
+  bool outside = false;
   for (int i = 0; i < count && error == 0; ++i) {
     const auto part = part_at(parts, i);
     if (!part) error = to_int(part.error());
+    if (part) outside = outside || !is_user_part(*part);
   }
+  if (error == 0 && outside) error = EFAULT;
   for (int i = 0; i < count && error == 0; ++i) {
     const auto part = part_at(parts, i);
     ssize_t one = 0;
@@ -111,16 +121,20 @@ bool parts_described(int fd, Io io, const iovec* parts, int count, const off_t* 
 
 namespace {
 
-// The client's descriptor is opened for less than the kernel's.
-bool says_less(int fd) {
+// What F_GETFL says of a descriptor of ours, as the kernel's would: the client's may be opened for
+// less, and is always a large file, which an anonymous file of the kernel's never is.
+int flags_of(int fd, int said) {
+  constexpr int kLargeFile = 0100000;  // O_LARGEFILE, which libc says is 0
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
-    return false;
+    return said;
   host::EngineSection section(host::Touches::kNothing);
-  bool less = false;
-  if (const host::DescriptionRef ref = host::find(fd, behind)) less = ref.spec().reads_alone;
+  if (const host::DescriptionRef ref = host::find(fd, behind)) {
+    if (ref.spec().shape == host::FileShape::kAnonInode) said &= ~kLargeFile;
+    if (ref.spec().reads_alone) said = (said & ~O_ACCMODE) | O_RDWR;
+  }
   section.leave();
-  return less;
+  return said;
 }
 
 }  // namespace
@@ -130,8 +144,8 @@ int control_fd(int fd, int command, long argument) {
   const int answer =
       with_buffer(reinterpret_cast<const void*>(argument), sizeof(struct flock),
                   [&] { return next::fcntl(fd, command, AskedLock(fd, command, argument)); });
-  if (command != F_GETFL || answer < 0 || (answer & O_PATH) != 0 || !says_less(fd)) return answer;
-  return (answer & ~O_ACCMODE) | O_RDWR;
+  if (command != F_GETFL || answer < 0 || (answer & O_PATH) != 0) return answer;
+  return flags_of(fd, answer);
 }
 
 }  // namespace stagetwo::shim
