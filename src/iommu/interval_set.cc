@@ -117,8 +117,10 @@ void IntervalTree<kKind>::append(IntervalNode* node, IntervalNode* previous) {
 // lower one has nothing on the other: there the node hangs first.
 template <Intervals kKind>
 void IntervalTree<kKind>::insert(IntervalNode* node) {
-  IntervalNode *previous = nullptr, *next = nullptr;
-  find_place(node, &previous, &next);
+  IntervalNode *previous = near_, *next = nullptr;
+  // Who enters one behind the other has the last one at hand.
+  const bool is_last = previous != nullptr && previous->next.get() == nullptr;
+  if (!is_last || !is_before(previous, node)) find_place(node, &previous, &next);
   node->priority = hash_u64(++random_);
   node->left = nullptr;
   node->right = nullptr;

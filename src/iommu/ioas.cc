@@ -51,6 +51,21 @@ bool next_hole(const Ioas& ioas, u64 from, u64 last, IovaRanges* hole) {
   }
 }
 
+// The first IOVAs of [from, last] that may be chosen, as far as they go on: ranges that touch each
+// other are one. False: none.
+bool next_allowed(const Ioas& ioas, u64 from, u64 last, IovaRanges* span) {
+  const Allowed* range = ioas.allowed.first(from, last);
+  if (range == nullptr) return false;
+  *span = {std::max(from, range->node.start), range->node.last};
+  while (span->last < last) {
+    range = ioas.allowed.next(range);
+    if (range == nullptr || range->node.start != span->last + 1) break;
+    span->last = range->node.last;
+  }
+  span->last = std::min(span->last, last);
+  return true;
+}
+
 }  // namespace
 
 Result<Ioas*> Locked::make_ioas() {
@@ -86,29 +101,25 @@ Result<void> Locked::choose_iova(const Ioas& ioas, u64 user_address, u64 length,
   if (alignment < ioas.alignment) return refuse(EINVAL);
   const u64 page_offset = user_address % kPageSize;
 
-  IovaRanges window{kPageSize, kEnd - kPageSize};
-  const Allowed* allowed = ioas.allowed.first(window.start, window.last);
+  constexpr IovaRanges kWindow{kPageSize, kEnd - kPageSize};
+  IovaRanges span = kWindow;
   const bool any = ioas.allowed.empty();
-  while (any || allowed != nullptr) {
-    IovaRanges span = window;
-    if (!any) {
-      span = {std::max(window.start, allowed->node.start),
-              std::min(window.last, allowed->node.last)};
-    }
-    if (span.start <= span.last && fit(&span.start, span.last, length, alignment, page_offset)) {
+  for (u64 from = kWindow.start; any || next_allowed(ioas, from, kWindow.last, &span);) {
+    const u64 last = span.last;
+    if (fit(&span.start, last, length, alignment, page_offset)) {
       IovaRanges hole;
-      for (u64 from = span.start; next_hole(ioas, from, span.last, &hole);) {
+      for (u64 at = span.start; next_hole(ioas, at, last, &hole);) {
         const u64 behind = hole.last;
         if (fit(&hole.start, hole.last, length, alignment, page_offset)) {
           *iova = hole.start;
           return {};
         }
-        if (behind >= span.last) break;
-        from = behind + 1;
+        if (behind >= last) break;
+        at = behind + 1;
       }
     }
-    if (any) break;
-    allowed = ioas.allowed.next(allowed);
+    if (any || last == kWindow.last) break;
+    from = last + 1;
   }
   return refuse(ENOSPC);
 }
@@ -196,37 +207,52 @@ Result<void> Locked::copy(Ioas& from, u64 iova, u32 to_id, MapRequest* request) 
     const Piece& first = pieces.front();
     ST_TRY(choose_iova(to, first.set->start + first.start_byte, length, &target));
   }
-  u64 done = 0;
-  Result<void> result;
-  for (const Piece& piece : pieces) {
-    result = add_piece(to, piece, target + done, request->rights);
-    if (!result) break;
-    done += piece.length;
-  }
-  if (!result) {
-    while (done != 0) {
-      Area* const area = to.areas.first(target + done - 1, target + done - 1);
-      done -= area->length();
-      PageSet* const set = area->pages;
-      unfill_area(to, *area);
-      erase_area(to, area);
-      put_page_set(set);
-    }
-    return result;
+  ST_TRY(insert_pieces(to, pieces.span(), target, request->rights));
+  if (const auto filled = fill_areas(to, target, length); !filled) {
+    remove_areas(to, target, length);
+    return filled;
   }
   request->iova = target;
   return {};
 }
 
-Result<void> Locked::add_piece(Ioas& to, const Piece& piece, u64 iova, u32 rights) {
-  Area* const area =
-      ST_TRY(insert_area(to, *piece.set, iova, piece.start_byte, piece.length, rights));
-  if (const auto filled = fill_area(to, *area); !filled) {
-    erase_area(to, area);
-    return filled;
+// One behind the other from `iova` on. Nothing is pinned yet: what is refused for one of them is
+// refused before memory is looked at for the first. On failure none is left.
+Result<void> Locked::insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 iova, u32 rights) {
+  u64 done = 0;
+  for (const Piece& piece : pieces) {
+    const auto area =
+        insert_area(to, *piece.set, iova + done, piece.start_byte, piece.length, rights);
+    if (!area) {
+      remove_areas(to, iova, done);
+      return refuse(area.error());
+    }
+    ++piece.set->users;
+    done += piece.length;
   }
-  ++piece.set->users;
   return {};
+}
+
+// Of [iova, iova + length), which begins and ends with one. What was filled on failure stays so.
+Result<void> Locked::fill_areas(Ioas& ioas, u64 iova, u64 length) {
+  for (u64 done = 0; done < length;) {
+    Area* const area = ioas.areas.first(iova + done, iova + done);
+    done += area->length();
+    ST_TRY(fill_area(ioas, *area));
+  }
+  return {};
+}
+
+// Of the same, filled or not.
+void Locked::remove_areas(Ioas& ioas, u64 iova, u64 length) {
+  for (u64 done = 0; done < length;) {
+    Area* const area = ioas.areas.first(iova + done, iova + done);
+    done += area->length();
+    PageSet* const set = area->pages;
+    unfill_area(ioas, *area);
+    erase_area(ioas, area);
+    put_page_set(set);
+  }
 }
 
 // The ranges as a set. Failure: EINVAL (empty, or two overlap), ENOMEM; nothing is left.

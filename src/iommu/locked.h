@@ -34,6 +34,11 @@ class Locked {
   void remove(T* object);
   void keep_number(u32 id);      // an object had it: nobody gets it any more
   Result<void> destroy(u32 id);  // IOMMU_DESTROY. Failure: ENOENT, EBUSY
+  // Of an object that its client is told of later (objects.h, I6): for its maker alone.
+  static void hold_back(Object& object) { object.untold = 1; }
+  template <typename T>
+  Result<T*> find_made(u32 id) const;    // held back or not
+  void told(u32 id), take_back(u32 id);  // everybody may find it; it goes, pre: users == 0
 
   // ---- page sets (pages.cc)
   Result<PageSet*> make_page_set(u64 user_address, u64 length, bool writable);
@@ -141,34 +146,32 @@ class Locked {
   Result<void> pin_run(PageSet& set, u64 first, u64 count);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
   static void unpin_frames(PageSet& set, u64 first, u64 count);
-  void unpin_run(PageSet& set, u64 first, u64 count);
-  void settle_orphans();
+  void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans();
   Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
   std::optional<Hva> address_here(const PageSet& set, u64 page) const;
   void note_file(PageSet& set);
   bool touch_frame(u64 address, u64 bytes, void* to, const void* from) const;
 
   Result<void> insert_object(Object* object);
-  void erase_object(Object* object);
+  void erase_object(Object* object), destroy_object(Object* object);
+  Object* object_at(u32 id) const;  // null: none
   Result<IntervalSet<Allowed>*> make_allowed(std::span<const IovaRanges> ranges);
-  void free_allowed(IntervalSet<Allowed>* set);
+  void free_allowed(IntervalSet<Allowed>* set), erase_area(Ioas& ioas, Area* area);
   Result<void> map_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapRequest* request);
-  Result<void> add_piece(Ioas& to, const Piece& piece, u64 iova, u32 rights);
+  Result<void> insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 iova, u32 rights);
   Result<void> choose_iova(const Ioas& ioas, u64 user_address, u64 length, u64* iova) const;
   Result<void> check_iova(const Ioas& ioas, u64 iova, u64 length) const;
   Result<Area*> insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_byte, u64 length,
                             u32 rights);
-  void erase_area(Ioas& ioas, Area* area);
-  Result<void> fill_area(Ioas& ioas, Area& area);
-  void unfill_area(Ioas& ioas, Area& area);
+  Result<void> fill_area(Ioas& ioas, Area& area), fill_areas(Ioas& ioas, u64 iova, u64 length);
+  void unfill_area(Ioas& ioas, Area& area), remove_areas(Ioas& ioas, u64 iova, u64 length);
   Result<void> map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area);
   Result<void> check_alignment(const Ioas& ioas, u64 alignment) const;
   Result<void> recompute_alignment(Ioas& ioas);
-  Result<void> add_domain(Ioas& ioas, Hwpt& hwpt);
-  Result<void> reserve_and_fill(Ioas& ioas, Hwpt& hwpt);
-  void remove_domain(Ioas& ioas, Hwpt& hwpt);
-  void remove_reserved(Ioas& ioas, u32 owner);
+  Result<void> add_domain(Ioas& ioas, Hwpt& hwpt), reserve_and_fill(Ioas& ioas, Hwpt& hwpt);
+  void remove_domain(Ioas& ioas, Hwpt& hwpt), remove_reserved(Ioas& ioas, u32 owner);
   Result<void> do_attach(Device& device, u32 pasid, Hwpt& hwpt);
+  Result<void> enter(Device& device, u32 pasid, Hwpt& hwpt);
   Result<Hwpt*> do_replace(Device& device, u32 pasid, Hwpt& hwpt);
   Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id);
   Result<void> replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id);
@@ -176,17 +179,14 @@ class Locked {
   Result<void> reserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
   void unreserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
   static Result<void> check_takes(Device& device, u32 pasid, const Hwpt& hwpt);
-  void link(Attachment& attachment, Hwpt& hwpt);
+  void link(Attachment& attachment, Hwpt& hwpt), take_down(Attachment& attachment);
   static void unlink(Attachment& attachment);
-  void take_down(Attachment& attachment);
   void post_device(const Attachment& attachment, const PageBlock& block);
-  void post_children(const Hwpt& parent);
-  void post_pages(const Hwpt& hwpt, u64 iova, u64 last);
+  void post_children(const Hwpt& parent), post_pages(const Hwpt& hwpt, u64 iova, u64 last);
   void flush_pages(const Hwpt& hwpt, u64 iova, u64 last);
   void flush_ioas(const Ioas& ioas, u64 iova, u64 last);
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
-  void flush_attachment(const Attachment& attachment);
-  void leave_ioas(Access& access);
+  void flush_attachment(const Attachment& attachment), leave_ioas(Access& access);
   Result<void> join_ioas(Access& access, Ioas& ioas);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
   void unpin_areas(Ioas& ioas, u64 iova, u64 last);

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include "base/failpoint.h"
+#include "host/change.h"
 #include "tests/unit/iommu/iommufd_world.h"
 
 namespace stagetwo::iommu {
@@ -130,6 +131,44 @@ TEST_F(IoasDomainsTest, WithoutLargePagesAreasCanBeCut) {
   expect_mapped(a.hwpt, kApertureStart + 4096, memory_.address() + 4096, 3 * 4096);
   ASSERT_EQ(unmap_all(ioas_), 0);
   EXPECT_EQ(large(true), 0);
+  EXPECT_EQ(destroy(a.test_device), 0);
+}
+
+// Whether all areas may be where they are to be is asked before memory is looked at.
+TEST_F(IoasDomainsTest, ARefusedCopyPinsNothing) {
+  const u32 source = make_ioas();
+  const Attached a = attach_device(ioas_);
+  ASSERT_EQ(map_at(source, memory_.address(), 4096, 0x10000), 0);
+  ASSERT_EQ(map_at(source, memory_.address() + 4096, 4096, 0x11000), 0);
+  ASSERT_EQ(map_at(source, memory_.address() + 8192, 4096, 0x12000, kMayRead), 0);
+  ASSERT_EQ(map_at(source, memory_.address() + 12288 + 1024, 2048, 0x13000), 0);
+  const auto copy = [&](u64 from, u64 length) {
+    Locked locked(*context_);
+    Locked::MapRequest request{true, kApertureStart, length, kReadWrite};
+    return error_of(locked.copy(**locked.find<Ioas>(source), from, ioas_, &request));
+  };
+  failpoint::count_only();
+  EXPECT_EQ(copy(0x11000, 0x2000), EPERM) << "the second is read only";
+  EXPECT_EQ(copy(0x13000, 0x800), EINVAL) << "not aligned as the domain's pages are";
+  const auto take_rights = [&] { return mprotect(memory_.pointer(), 4096, PROT_NONE); };
+  ASSERT_EQ(host::change(memory_.address(), 4096, host::EventKind::kProtection, take_rights), 0);
+  EXPECT_EQ(copy(0x10000, 0x3000), EPERM) << "nobody has looked at the first";
+  EXPECT_EQ(failpoint::asked("host.pin"), 0u);
+  EXPECT_EQ(copy(0x10000, 0x2000), EFAULT);
+  failpoint::disarm();
+  // The other way round: what was filled is emptied again.
+  ASSERT_EQ(unmap(source, 0x10000, 0x4000), 0);
+  ASSERT_EQ(map_at(source, memory_.address() + 4096, 4096, 0x10000), 0);
+  ASSERT_EQ(map_at(source, memory_.address(), 4096, 0x11000), 0);
+  EXPECT_EQ(copy(0x10000, 0x2000), EFAULT);
+  EXPECT_EQ(pins_at(memory_.address() + 4096), 0u);
+  expect_nothing(a.hwpt, kApertureStart, 0x4000);
+  {
+    Locked locked(*context_);
+    EXPECT_TRUE((*locked.find<Ioas>(ioas_))->areas.empty());
+  }
+  EXPECT_EQ(unmap_all(source), 0);
+  EXPECT_EQ(destroy(source), 0);
   EXPECT_EQ(destroy(a.test_device), 0);
 }
 

@@ -106,6 +106,24 @@ TEST_F(IoasTest, StaysOutOfReservedAndInsideAllowed) {
   EXPECT_EQ(choose(kAddress, 0x1000), 0x11000u);
 }
 
+TEST_F(IoasTest, AllowedRangesThatTouchAreOneToChooseFrom) {
+  ASSERT_EQ(allow({{0x103000, 0x103fff},
+                   {0x101000, 0x101fff},
+                   {0x100000, 0x100fff},
+                   {~u64{0} - 0x1fff, ~u64{0}}}),
+            0);
+  EXPECT_EQ(choose(kAddress, 0x2000), 0x100000u) << "across the edge";
+  u64 iova = 0;
+  EXPECT_EQ(map(ioas_, kAddress, 0x2000, &iova, false), ENOSPC) << "across a gap";
+  EXPECT_EQ(unmap(ioas_, 0x100000, 0x2000), 0);
+  ASSERT_EQ(map_at(ioas_, kAddress, 0x800, 0x100000), 0);
+  EXPECT_EQ(choose(kAddress + 0x800, 0x800), 0x100800u);
+  EXPECT_EQ(choose(kAddress, 0x1000), 0x101000u);
+  EXPECT_EQ(choose(kAddress, 0x1000), 0x103000u);
+  EXPECT_EQ(choose(kAddress, 0x1000), ~u64{0} - 0x1fff) << "never the last page";
+  EXPECT_EQ(map(ioas_, kAddress, 0x1000, &iova, false), ENOSPC);
+}
+
 TEST_F(IoasTest, TellsItsRanges) {
   ASSERT_EQ(reserve(0, 0xfff), 0);
   ASSERT_EQ(reserve(0x1000, 0x1fff), 0);
