@@ -2,7 +2,8 @@
 // Devices, and which page table each of their PASIDs means. kernel files:
 // drivers/iommu/iommufd/device.c, drivers/iommu/intel/pasid.c. Every device is its own group.
 //
-//   attach    what the page table's IOAS may not use is reserved; the entry; the list
+//   attach    what the page table's IOAS may not use is reserved; then whether the device takes the
+//             page table, which in the kernel its driver says; the entry; the list
 //   detach    the entry is hidden, caches are flushed, the entry is wiped; the list
 #include "base/check.h"
 #include "base/guard.h"
@@ -36,12 +37,19 @@ PasidEntry entry_of(const Arena& arena, const Hwpt& hwpt) {
   return entry;
 }
 
-// Can the device walk these tables, and tell what it wrote?
-bool accepts(const Device& device, const Hwpt& hwpt) {
+// Can the device walk these tables, and tell what it wrote? The test device's driver looks at the
+// table alone, VT-d's at the parent of a nested one, too. Failure: EINVAL; ENODEV, of a nested one.
+Result<void> check_walks(const Device& device, const Hwpt& hwpt) {
   const Domain& domain = paging_of(hwpt).domain;
-  if (domain.dirty_ops && device.no_dirty) return false;
-  if (!device.vtd) return domain.format == FormatKind::kMock;
-  return domain.format != FormatKind::kMock && domain.root_level <= device.levels;
+  if (device.vtd == (domain.format == FormatKind::kMock)) return refuse(EINVAL);
+  const bool nested = hwpt.object.type == ObjectType::kHwptNested;
+  if (device.vtd && domain.root_level > device.levels) return refuse(nested ? ENODEV : EINVAL);
+  const bool tells = device.vtd ? domain.dirty_ops : hwpt.domain.dirty_ops;
+  if (tells && device.no_dirty) return refuse(EINVAL);
+  const bool of_guest = device.vtd && nested;
+  const bool walks = hwpt.guest_levels != 0 && hwpt.guest_levels <= device.levels;
+  if (of_guest && !walks) return refuse(EINVAL);
+  return {};
 }
 
 // Either all page tables of a device are for PASIDs, or its own is its only one.
@@ -104,7 +112,7 @@ Result<void> Locked::check_takes(Device& device, u32 pasid, const Hwpt& hwpt) {
   // The kernel's test device without PASIDs takes any, as from 6.16 on, and sends none.
   const bool limited = pasid == 0 || device.max_pasid_lg2 != 0 || !device.side.possible;
   if (limited && pasid >> device.max_pasid_lg2 != 0) return refuse(EINVAL);
-  if (!accepts(device, hwpt)) return refuse(EINVAL);
+  ST_TRY(check_walks(device, hwpt));
   if (ST_GUARD(iommu_pasid_fits, !fits_the_others(device, pasid, hwpt))) return refuse(EINVAL);
   return pasid == 0 ? check_has_number(device, hwpt) : Result<void>();
 }
@@ -135,6 +143,14 @@ Result<void> Locked::do_attach(Device& device, u32 pasid, Hwpt& hwpt) {
   if (const Attachment* const now = find_attachment(device, pasid)) {
     return refuse(pasid == 0 && now->hwpt.get() != &hwpt ? EINVAL : EBUSY);
   }
+  ST_TRY(reserve_for(device, pasid, hwpt));
+  const auto done = enter(device, pasid, hwpt);
+  if (!done) unreserve_for(device, pasid, hwpt);
+  return done;
+}
+
+// By the device's driver. Pre: nothing is attached.
+Result<void> Locked::enter(Device& device, u32 pasid, Hwpt& hwpt) {
   ST_TRY(check_takes(device, pasid, hwpt));
   Attachment* fresh = &device.own;
   if (pasid != 0) {
@@ -142,11 +158,10 @@ Result<void> Locked::do_attach(Device& device, u32 pasid, Hwpt& hwpt) {
     fresh->node.start = fresh->node.last = pasid;
     fresh->device = &device;
   }
-  auto done = reserve_for(device, pasid, hwpt);
-  if (done && device.vtd) {
+  Result<void> done;
+  if (device.vtd) {
     done = set_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
                            entry_of(arena(), hwpt));
-    if (!done) unreserve_for(device, pasid, hwpt);
   }
   if (done) done = set_pasid_table(device, pasid);
   if (!done) {
@@ -185,13 +200,12 @@ Result<Hwpt*> Locked::do_replace(Device& device, u32 pasid, Hwpt& hwpt) {
   if (attachment == nullptr) return refuse(EINVAL);
   Hwpt* const old = attachment->hwpt;
   if (old == &hwpt) return nullptr;
-  ST_TRY(check_takes(device, pasid, hwpt));
-  ST_TRY(set_pasid_table(device, pasid));
   const bool moves = paging_of(*old).ioas.get() != paging_of(hwpt).ioas.get();
-  if (moves) {
-    ST_TRY(reserve_for(device, pasid, hwpt));
-    unreserve_for(device, pasid, *old);
-  }
+  if (moves) ST_TRY(reserve_for(device, pasid, hwpt));
+  auto taken = check_takes(device, pasid, hwpt);
+  if (taken) taken = set_pasid_table(device, pasid);
+  if (moves) unreserve_for(device, pasid, taken ? *old : hwpt);
+  if (!taken) return refuse(taken.error());
   if (FaultQueue* const fault = old->fault) answer_all(*fault, attachment->number);
   drop_partial(device, attachment->number);
   if (device.vtd) {

@@ -67,9 +67,8 @@ Result<Hwpt*> Locked::make_hwpt(Ioas& ioas, Device& device, HwptHow how) {
 Result<Hwpt*> Locked::make_nested(Hwpt& parent, GuestTables guest) {
   if (parent.automatic || !parent.nest_parent) return refuse(EINVAL);
   const bool vtd = parent.domain.format == FormatKind::kVtdSecondLevel;
-  if (vtd && (guest.table % kPageSize != 0 || (guest.levels != 4 && guest.levels != 5))) {
-    return refuse(EINVAL);
-  }
+  const bool possible = guest.levels == 0 || guest.levels == 4 || guest.levels == 5;
+  if (vtd && (guest.table % kPageSize != 0 || !possible)) return refuse(EINVAL);
   Hwpt* const hwpt = ST_TRY(add<Hwpt>(ObjectType::kHwptNested, "iommu.nested"));
   hwpt->guest_table = guest.table;
   hwpt->guest_levels = guest.levels;

@@ -26,6 +26,13 @@ Result<T*> Locked::find(u32 id) const {
 }
 
 template <typename T>
+Result<T*> Locked::find_made(u32 id) const {
+  Object* const object = object_at(id);
+  if (object == nullptr || !TypeOf<T>::is(object->type)) return refuse(ENOENT);
+  return reinterpret_cast<T*>(object);
+}
+
+template <typename T>
 Result<T*> Locked::add(ObjectType type, const char* site) {
   T* const made = ST_TRY(arena().make<T>(site));
   made->object.type = type;

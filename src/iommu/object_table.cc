@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "base/check.h"
+#include "base/guard.h"
 #include "base/sys.h"
 #include "iommu/event_queue.h"
 #include "iommu/hardware_queue.h"
@@ -26,9 +27,15 @@ Result<Box<Context>> Context::attach(int fd) {
   return context;
 }
 
-Result<Object*> Locked::find(u32 id) const {
-  if (id == 0 || id >= root().table_size || root().table[id] <= kKept) return refuse(ENOENT);
+Object* Locked::object_at(u32 id) const {
+  if (id == 0 || id >= root().table_size || root().table[id] <= kKept) return nullptr;
   return static_cast<Object*>(arena().at(root().table[id]));
+}
+
+Result<Object*> Locked::find(u32 id) const {
+  Object* const object = object_at(id);
+  if (object == nullptr || ST_GUARD(iommu_untold, object->untold != 0)) return refuse(ENOENT);
+  return object;
 }
 
 // The lowest free number, from 1 on.
@@ -72,6 +79,20 @@ Result<void> Locked::destroy(u32 id) {
   if (ST_TRY(find(id))->users != 0) detach_dead_processes();
   Object* const object = ST_TRY(find(id));
   if (object->users != 0) return refuse(EBUSY);
+  destroy_object(object);
+  return {};
+}
+
+void Locked::told(u32 id) {
+  if (Object* const object = object_at(id)) object->untold = 0;
+}
+
+void Locked::take_back(u32 id) {
+  if (Object* const object = object_at(id)) destroy_object(object);
+}
+
+void Locked::destroy_object(Object* object) {
+  ST_DCHECK(object->users == 0);
   switch (object->type) {
     case ObjectType::kNone:
       break;
@@ -116,7 +137,6 @@ Result<void> Locked::destroy(u32 id) {
       destroy_hardware_queue(*this, reinterpret_cast<HardwareQueue*>(object));
       break;
   }
-  return {};
 }
 
 }  // namespace stagetwo::iommu

@@ -20,6 +20,8 @@
 // I4  Every area is in every domain of its IOAS, or the domain is not listed.
 // I5  Which domain a PASID of a device means is said by its attachment; the device tables
 //     (device_tables.h) of a device that has such say the same.
+// I6  What a request makes has its number at once and is found by it when its client was told, so
+//     that nobody has what may be taken back. Analogue: iommufd_object_finalize().
 // Locking: the arena's. Lifetime: the description's.
 
 #include "iommu/invalidation_queue.h"
@@ -49,7 +51,7 @@ struct Object {
   u32 id = 0;
   ObjectType type = ObjectType::kNone;
   u32 users = 0;
-  u32 unused = 0;
+  u32 untold = 0;  // 1: its client has no answer yet, and nobody finds it (I6)
 };
 
 enum class FormatKind : u32 { kMock, kVtdSecondLevel, kX86FirstLevel };
@@ -142,7 +144,7 @@ struct Hwpt {
   u32 auxiliary_devices = 0;  // on so many
   // Of a nested one for VT-d: where in the parent the guest's first level is.
   u64 guest_table = 0;
-  u32 guest_levels = 0;
+  u32 guest_levels = 0;                // 0: nothing that could be walked
   u32 process = 0;                     // of a process's addresses: whose
   u32 cache_words[kNestedWords] = {};  // a test device's nested cache
 };

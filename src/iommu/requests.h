@@ -38,7 +38,8 @@ struct HwptHow {
   bool first_level = false;  // a processor's tables instead of the IOMMU's own
 };
 
-// Tables of a guest's own, for a nested page table of VT-d: where in the parent, how many levels.
+// Tables of a guest's own, for a nested page table of VT-d: where in the parent, how many levels;
+// 0: something that no unit walks, as is found out when a device is attached.
 struct GuestTables {
   u64 table = 0;
   u32 levels = 0;

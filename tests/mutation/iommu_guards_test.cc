@@ -54,6 +54,14 @@ struct Scene : EngineWorld {
     detach(device_, 5);
     return write_byte(device_, 5, kIova, 1) == FaultReason::kNone;
   }
+  bool finds_what_nobody_was_told_of() {
+    Locked locked(*context_);
+    Object& object = (*locked.make_ioas())->object;
+    locked.hold_back(object);
+    const bool found = locked.find(object.id).has_value();
+    locked.take_back(object.id);
+    return found;
+  }
   bool pasid_beside_another_table() {
     const u32 plain = make_hwpt(ioas_[0], device_, {});
     return attach(device_, plain) == 0 && attach(device_, table_[0], 5) == 0;
@@ -111,6 +119,11 @@ TEST(IommuGuards, WithoutHidingItsEntryADetachedPasidReachesThePage) {
 TEST(IommuGuards, WithoutTheRuleAPasidStandsBesideATableThatIsNotForThem) {
   EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::pasid_beside_another_table>));
   EXPECT_TRUE(broken_without({"iommu_pasid_fits"}, in_a_scene<&Scene::pasid_beside_another_table>));
+}
+
+TEST(IommuGuards, WithoutTheRuleAnObjectIsFoundBeforeItsClientWasTold) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::finds_what_nobody_was_told_of>));
+  EXPECT_TRUE(broken_without({"iommu_untold"}, in_a_scene<&Scene::finds_what_nobody_was_told_of>));
 }
 
 TEST(IommuGuards, I7WithoutItsInvalidationADevicesTlbKeepsThePage) {

@@ -66,6 +66,10 @@ using Outcome = Result<void>;
   iommu::Locked name((call).context()); \
   if (!(name).ok()) return refuse(EIO)
 
+// The end of a request that has made object `id` and held it back (iommu::Locked): with its answer
+// given everybody finds it, else it is gone again. Answers `answered`.
+Outcome finish(Call& call, u32 id, Result<void> answered);
+
 // ---- the ioctls (ioas_calls.cc, hwpt_calls.cc)
 Outcome destroy(Call& call, iommu_destroy& cmd);
 Outcome ioas_alloc(Call& call, iommu_ioas_alloc& cmd);
@@ -94,6 +98,7 @@ Outcome invalidate_by_viommu(Call& call, const iommu_hwpt_invalidate& cmd, u32* 
 // Failure: EBUSY, a client of this process has mapped what it has of a virtual IOMMU.
 [[nodiscard]] Result<void> check_not_mapped(iommu::Locked& locked, Iommufd& iommufd, u32 id);
 [[nodiscard]] bool has_newer_requests();  // set_newer_requests()
+[[nodiscard]] bool has_test_commands();   // set_test_commands()
 
 // VFIO's own requests on an iommufd (vfio_compat.cc). >= 0 or a refusal.
 [[nodiscard]] Result<long> vfio_request(Iommufd& iommufd, u32 request, u64 arg);

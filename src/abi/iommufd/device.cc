@@ -83,8 +83,7 @@ Result<const Row*> row_of(u32 request) {
 // Does the table reach to this number? What is beyond it is VFIO's.
 bool in_table(u32 request) {
   const u32 number = _IOC_NR(request);
-  const u32 last =
-      test_commands.load(sync::kRelaxed) ? u32{_IOC_NR(IOMMU_TEST_CMD)} : last_request();
+  const u32 last = has_test_commands() ? u32{_IOC_NR(IOMMU_TEST_CMD)} : last_request();
   return number >= IOMMUFD_CMD_BASE && number <= last;
 }
 
@@ -153,6 +152,10 @@ Result<void> copy_in_struct(void* to, size_t known, u64 from, size_t size, int t
 
 bool has_newer_requests() {
   return newer_requests.load(sync::kRelaxed);
+}
+
+bool has_test_commands() {
+  return test_commands.load(sync::kRelaxed);
 }
 
 void set_newer_requests(bool on) {

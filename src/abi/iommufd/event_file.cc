@@ -58,6 +58,7 @@ Outcome veventq_alloc(Call& call, iommu_veventq_alloc& cmd) {
     auto* const queue =
         ST_TRY(iommu::make_event_queue(locked, *viommu, cmd.type, cmd.veventq_depth));
     queue->object.users = 1;
+    locked.hold_back(queue->object);
     cmd.out_veventq_id = queue->object.id;
   }
   return hand_out<EventFile>(call, cmd, cmd.out_veventq_id, &cmd.out_veventq_fd);

@@ -93,6 +93,7 @@ Outcome fault_queue_alloc(Call& call, iommu_fault_alloc& cmd) {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const queue = ST_TRY(locked.make_fault_queue());
     queue->object.users = 1;
+    locked.hold_back(queue->object);
     cmd.out_fault_id = queue->object.id;
   }
   return hand_out<FaultFile>(call, cmd, cmd.out_fault_id, &cmd.out_fault_fd);

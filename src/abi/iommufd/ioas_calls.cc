@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 
 #include "abi/iommufd/calls.h"
+#include "abi/iommufd/test_commands.h"
 #include "base/bits.h"
 #include "base/sys.h"
 
@@ -35,17 +36,25 @@ Outcome destroy(Call& call, iommu_destroy& cmd) {
   return locked.destroy(cmd.id);
 }
 
+Outcome finish(Call& call, u32 id, Result<void> answered) {
+  ST_LOCK_IOMMUFD(locked, call);
+  if (answered) {
+    locked.told(id);
+  } else {
+    locked.take_back(id);
+  }
+  return answered;
+}
+
 Outcome ioas_alloc(Call& call, iommu_ioas_alloc& cmd) {
   if (cmd.flags != 0) return refuse(EOPNOTSUPP);
   {
     ST_LOCK_IOMMUFD(locked, call);
-    cmd.out_ioas_id = ST_TRY(locked.make_ioas())->object.id;
+    iommu::Object& object = ST_TRY(locked.make_ioas())->object;
+    locked.hold_back(object);
+    cmd.out_ioas_id = object.id;
   }
-  const auto told = call.respond(cmd);
-  if (told) return {};
-  ST_LOCK_IOMMUFD(locked, call);
-  static_cast<void>(locked.destroy(cmd.out_ioas_id));
-  return told;
+  return finish(call, cmd.out_ioas_id, call.respond(cmd));
 }
 
 Outcome allow_iovas(Call& call, iommu_ioas_allow_iovas& cmd) {
@@ -117,6 +126,7 @@ Outcome ioas_map(Call& call, iommu_ioas_map& cmd) {
 }
 
 Outcome ioas_copy(Call& call, iommu_ioas_copy& cmd) {
+  if (has_test_commands()) take_nth_area(call, cmd);
   if ((cmd.flags & ~kMapFlags) != 0) return refuse(EOPNOTSUPP);
   if (cmd.length == kMost || cmd.src_iova == kMost || cmd.dst_iova == kMost) {
     return refuse(EOVERFLOW);

@@ -62,7 +62,7 @@ class QueueFile : public host::Description {
     ST_TRY(hold(fd));
     iommu::Locked locked(iommufd_->context());
     if (!locked.ok()) return refuse(EIO);
-    auto* const queue = ST_TRY(locked.template find<Queue>(id_));
+    auto* const queue = ST_TRY(locked.template find_made<Queue>(id_));
     queue->file = end_;
     queue->file.open = true;
     if (has_waiting(*queue)) locked.queue_files().rise(queue->file, false);
@@ -74,7 +74,7 @@ class QueueFile : public host::Description {
   void last_close() override {
     iommu::Locked locked(iommufd_->context());
     if (!locked.ok()) return;
-    const auto queue = locked.template find<Queue>(id_);
+    const auto queue = locked.template find_made<Queue>(id_);
     if (!queue || !(*queue)->file.open) return;
     (*queue)->file.open = false;
     --(*queue)->object.users;
@@ -108,8 +108,8 @@ Result<int> make_queue_descriptor(Call& call, u32 id) {
   return host::publish(std::move(file), std::move(backing), queue_spec<File>());
 }
 
-// Makes the descriptor of a queue that is there, with a user, and answers. Failure: the queue is
-// gone again.
+// Makes the descriptor of a queue that is held back, with a user, and answers. Failure: the queue
+// is gone again.
 template <typename File, typename Cmd>
 Outcome hand_out(Call& call, Cmd& cmd, u32 id, u32* out_fd) {
   const auto fd = make_queue_descriptor<File>(call, id);
@@ -117,13 +117,16 @@ Outcome hand_out(Call& call, Cmd& cmd, u32 id, u32* out_fd) {
   if (fd) {
     *out_fd = static_cast<u32>(*fd);
     told = call.respond(cmd);
-    if (told) return {};
-    close_untold(*fd);
+    if (!told) close_untold(*fd);
   } else {
     told = refuse(fd.error());
   }
   ST_LOCK_IOMMUFD(locked, call);
-  if (const auto queue = locked.find<typename File::Queue>(id)) destroy_queue(locked, *queue);
+  if (told) {
+    locked.told(id);
+  } else if (const auto queue = locked.find_made<typename File::Queue>(id)) {
+    destroy_queue(locked, *queue);
+  }
   return told;
 }
 

@@ -123,7 +123,34 @@ class AccessRef {
   AccessFile* access_ = nullptr;
 };
 
+// What a fuzzer that cannot guess an IOVA asks for: how many areas stand before, and how far into
+// the one that is meant. 0: there are not so many.
+u64 nth_area_iova(const iommu::Ioas& ioas, u64 asked) {
+  u32 before = static_cast<u32>(asked);
+  const iommu::Area* area = ioas.areas.first();
+  for (; area != nullptr && before != 0; --before) area = ioas.areas.next(area);
+  return area == nullptr ? 0 : area->iova() + (asked >> 32);
+}
+
+// Which IOVA an access means; one in no IOAS 0. Failure: EIO, ENOENT.
+Result<u64> iova_of(iommu::Context& context, u32 access_id, u64 asked, u32 flags) {
+  if ((flags & MOCK_FLAGS_ACCESS_SYZ) == 0) return asked;
+  iommu::Locked locked(context);
+  if (!locked.ok()) return refuse(EIO);
+  const iommu::Ioas* const ioas = ST_TRY(locked.find<iommu::Access>(access_id))->ioas;
+  return ioas == nullptr ? 0 : nth_area_iova(*ioas, asked);
+}
+
 }  // namespace
+
+void take_nth_area(Call& call, iommu_ioas_copy& cmd) {
+  if ((cmd.flags & MOCK_FLAGS_ACCESS_SYZ) == 0) return;
+  cmd.flags &= ~u32{MOCK_FLAGS_ACCESS_SYZ};
+  const iommu::Locked locked(call.context());
+  if (!locked.ok()) return;
+  const auto ioas = locked.find<iommu::Ioas>(cmd.src_ioas_id);
+  if (ioas) cmd.src_iova = nth_area_iova(**ioas, cmd.src_iova);
+}
 
 Outcome create_access(Call& call, iommu_test_cmd& cmd) {
   const u32 flags = cmd.create_access.flags;
@@ -159,13 +186,16 @@ Outcome create_access(Call& call, iommu_test_cmd& cmd) {
 Outcome access_pages(Call& call, iommu_test_cmd& cmd) {
   auto& c = cmd.access_pages;
   if (c.length > kMostBytes) return refuse(ENOMEM);
-  if ((c.flags & ~u32{MOCK_FLAGS_ACCESS_WRITE}) != 0) return refuse(EOPNOTSUPP);
+  if ((c.flags & ~u32{MOCK_FLAGS_ACCESS_WRITE | MOCK_FLAGS_ACCESS_SYZ}) != 0) {
+    return refuse(EOPNOTSUPP);
+  }
   const AccessRef access(cmd.id);
   if (!access) return refuse(EBADFD);
   ST_TRY(may_fail("abi_iommufd.find_access", ENOENT));
   if (!access->pins()) return refuse(EOPNOTSUPP);
+  const u64 iova = ST_TRY(iova_of(access->context(), access->id(), c.iova, c.flags));
   c.out_access_pages_id =
-      ST_TRY(access->pin(c.iova, c.length, c.uptr, (c.flags & MOCK_FLAGS_ACCESS_WRITE) != 0));
+      ST_TRY(access->pin(iova, c.length, c.uptr, (c.flags & MOCK_FLAGS_ACCESS_WRITE) != 0));
   const auto told = call.respond(cmd);
   if (!told) static_cast<void>(access->unpin(c.out_access_pages_id));
   return told;
@@ -173,7 +203,7 @@ Outcome access_pages(Call& call, iommu_test_cmd& cmd) {
 
 Outcome access_rw(Call&, iommu_test_cmd& cmd) {
   const auto& c = cmd.access_rw;
-  constexpr u32 kKnown = MOCK_ACCESS_RW_WRITE | MOCK_ACCESS_RW_SLOW_PATH;
+  constexpr u32 kKnown = MOCK_ACCESS_RW_WRITE | MOCK_ACCESS_RW_SLOW_PATH | MOCK_FLAGS_ACCESS_SYZ;
   if (c.length > kMostBytes) return refuse(ENOMEM);
   if ((c.flags & ~kKnown) != 0) return refuse(EOPNOTSUPP);
   const AccessRef access(cmd.id);
@@ -183,11 +213,12 @@ Outcome access_rw(Call&, iommu_test_cmd& cmd) {
   Vec<u8> bytes("abi_iommufd.access_bytes");
   ST_TRY(bytes.resize(c.length));
   if (write) ST_TRY(copy_in_bytes(bytes.data(), c.uptr, c.length));
+  const u64 iova = ST_TRY(iova_of(access->context(), access->id(), c.iova, c.flags));
   {
     iommu::Locked locked(access->context());
     if (!locked.ok()) return refuse(EIO);
     auto* const object = ST_TRY(locked.find<iommu::Access>(access->id()));
-    ST_TRY(locked.transfer(*object, c.iova, c.length, write ? nullptr : bytes.data(),
+    ST_TRY(locked.transfer(*object, iova, c.length, write ? nullptr : bytes.data(),
                            write ? bytes.data() : nullptr));
   }
   if (!write) ST_TRY(copy_out_bytes(c.uptr, bytes.data(), c.length));

@@ -60,16 +60,13 @@ Outcome mock_domain(Call& call, iommu_test_cmd& cmd) {
   u32 pt_id = cmd.id;
   {
     ST_LOCK_IOMMUFD(locked, call);
-    const auto* const test = ST_TRY(make_test_device(locked, flags, &pt_id));
+    auto* const test = ST_TRY(make_test_device(locked, flags, &pt_id));
+    locked.hold_back(test->object);
     cmd.mock_domain_flags.out_stdev_id = test->object.id;
     cmd.mock_domain_flags.out_idev_id = test->device->object.id;
     cmd.mock_domain_flags.out_hwpt_id = pt_id;
   }
-  const auto told = call.respond(cmd);
-  if (told) return {};
-  ST_LOCK_IOMMUFD(locked, call);
-  static_cast<void>(locked.destroy(cmd.mock_domain_flags.out_stdev_id));
-  return told;
+  return finish(call, cmd.mock_domain_flags.out_stdev_id, call.respond(cmd));
 }
 
 Outcome mock_domain_replace(Call& call, iommu_test_cmd& cmd) {
@@ -83,10 +80,17 @@ Outcome mock_domain_replace(Call& call, iommu_test_cmd& cmd) {
   return call.respond(cmd);
 }
 
-Result<iommu::Hwpt*> find_paging(iommu::Locked& locked, u32 id) {
+// One of a test device's. Failure: ENOENT; EINVAL, another unit's.
+Result<iommu::Hwpt*> find_table(iommu::Locked& locked, u32 id, iommu::ObjectType type) {
   auto* const hwpt = ST_TRY(locked.find<iommu::Hwpt>(id));
-  if (hwpt->object.type != iommu::ObjectType::kHwptPaging) return refuse(ENOENT);
+  if (hwpt->object.type != type) return refuse(ENOENT);
+  const iommu::Hwpt* const parent = hwpt->parent;
+  const iommu::Domain& domain = parent == nullptr ? hwpt->domain : parent->domain;
+  if (domain.format != iommu::FormatKind::kMock) return refuse(EINVAL);
   return hwpt;
+}
+Result<iommu::Hwpt*> find_paging(iommu::Locked& locked, u32 id) {
+  return find_table(locked, id, iommu::ObjectType::kHwptPaging);
 }
 
 // Every IOVA leads to the very frame the caller has at the address beside it.
@@ -134,8 +138,7 @@ Outcome check_refs(const iommu_test_cmd& cmd) {
 
 Outcome check_iotlb(Call& call, const iommu_test_cmd& cmd) {
   ST_LOCK_IOMMUFD(locked, call);
-  const auto* const hwpt = ST_TRY(locked.find<iommu::Hwpt>(cmd.id));
-  if (hwpt->object.type != iommu::ObjectType::kHwptNested) return refuse(ENOENT);
+  const auto* const hwpt = ST_TRY(find_table(locked, cmd.id, iommu::ObjectType::kHwptNested));
   if (cmd.check_iotlb.id > MOCK_NESTED_DOMAIN_IOTLB_ID_MAX ||
       hwpt->cache_words[cmd.check_iotlb.id] != cmd.check_iotlb.iotlb) {
     return refuse(EINVAL);
@@ -176,7 +179,9 @@ Outcome dirty(Call& call, iommu_test_cmd& cmd) {
 Outcome trigger_fault(Call& call, const iommu_test_cmd& cmd) {
   ST_LOCK_IOMMUFD(locked, call);
   const auto& c = cmd.trigger_iopf;
-  locked.report(*ST_TRY(locked.find<iommu::Device>(c.dev_id)), c.pasid, c.grpid, c.perm, c.addr);
+  iommu::Device& device = *ST_TRY(locked.find<iommu::Device>(c.dev_id));
+  if (device.vtd) return refuse(EINVAL);  // no test device
+  locked.report(device, c.pasid, c.grpid, c.perm, c.addr);
   return {};
 }
 

@@ -21,4 +21,7 @@ Outcome access_rw(Call& call, iommu_test_cmd& cmd);
 Outcome destroy_access_pages(iommu_test_cmd& cmd);
 Outcome replace_access_ioas(iommu_test_cmd& cmd);
 
+// With MOCK_FLAGS_ACCESS_SYZ the source is an area's number and an offset; the flag goes.
+void take_nth_area(Call& call, iommu_ioas_copy& cmd);
+
 }  // namespace stagetwo::abi_iommufd

@@ -30,6 +30,7 @@ enum {
 
 enum {
   MOCK_FLAGS_ACCESS_WRITE = 1 << 0,
+  MOCK_FLAGS_ACCESS_SYZ = 1 << 16, /* of ACCESS_RW and IOMMU_IOAS_COPY, too: an area's number */
 };
 
 enum {

@@ -48,15 +48,9 @@ Result<void> make_locked(Call& call, iommu_viommu_alloc& cmd, const Result<void>
   data->out_data = data->in_data;
   data->out_mmap_offset = viommu->page;
   data->out_mmap_length = iommu::kViommuPageBytes;
+  locked.hold_back(viommu->object);
   cmd.out_viommu_id = viommu->object.id;
   return {};
-}
-
-// Undoes an object that its client was never told of.
-Outcome untold(Call& call, u32 id, Result<void> why) {
-  ST_LOCK_IOMMUFD(locked, call);
-  static_cast<void>(locked.destroy(id));
-  return why;
 }
 
 }  // namespace
@@ -69,7 +63,7 @@ Outcome viommu_alloc(Call& call, iommu_viommu_alloc& cmd) {
   Result<void> told;
   if (cmd.data_len != 0) told = copy_out_bytes(cmd.data_uptr, &data, cmd.data_len);
   if (told) told = call.respond(cmd);
-  return told ? Outcome{} : untold(call, cmd.out_viommu_id, told);
+  return finish(call, cmd.out_viommu_id, std::move(told));
 }
 
 Outcome vdevice_alloc(Call& call, iommu_vdevice_alloc& cmd) {
@@ -77,11 +71,12 @@ Outcome vdevice_alloc(Call& call, iommu_vdevice_alloc& cmd) {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const viommu = ST_TRY(locked.find<iommu::Viommu>(cmd.viommu_id));
     auto* const device = ST_TRY(locked.find<iommu::Device>(cmd.dev_id));
-    cmd.out_vdevice_id =
-        ST_TRY(iommu::make_vdevice(locked, *viommu, *device, cmd.virt_id))->object.id;
+    iommu::Object& object =
+        ST_TRY(iommu::make_vdevice(locked, *viommu, *device, cmd.virt_id))->object;
+    locked.hold_back(object);
+    cmd.out_vdevice_id = object.id;
   }
-  const auto told = call.respond(cmd);
-  return told ? Outcome{} : untold(call, cmd.out_vdevice_id, told);
+  return finish(call, cmd.out_vdevice_id, call.respond(cmd));
 }
 
 Outcome hw_queue_alloc(Call& call, iommu_hw_queue_alloc& cmd) {
@@ -92,12 +87,13 @@ Outcome hw_queue_alloc(Call& call, iommu_hw_queue_alloc& cmd) {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const viommu = ST_TRY(locked.find<iommu::Viommu>(cmd.viommu_id));
     if (cmd.type != IOMMU_HW_QUEUE_TYPE_SELFTEST) return refuse(EOPNOTSUPP);
-    cmd.out_hw_queue_id = ST_TRY(iommu::make_hardware_queue(locked, *viommu, cmd.index,
-                                                            cmd.nesting_parent_iova, cmd.length))
-                              ->object.id;
+    iommu::Object& object = ST_TRY(iommu::make_hardware_queue(locked, *viommu, cmd.index,
+                                                              cmd.nesting_parent_iova, cmd.length))
+                                ->object;
+    locked.hold_back(object);
+    cmd.out_hw_queue_id = object.id;
   }
-  const auto told = call.respond(cmd);
-  return told ? Outcome{} : untold(call, cmd.out_hw_queue_id, told);
+  return finish(call, cmd.out_hw_queue_id, call.respond(cmd));
 }
 
 namespace {

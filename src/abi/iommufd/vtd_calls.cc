@@ -47,19 +47,19 @@ Result<iommu::Hwpt*> find_parent(iommu::Locked& locked, const iommu_hwpt_alloc& 
   const u32 known = has_newer_requests() ? kNewer : u32{IOMMU_HWPT_FAULT_ID_VALID};
   if ((cmd.flags & ~known) != 0) return refuse(EOPNOTSUPP);
   if (parent->automatic || !parent->nest_parent) return refuse(EINVAL);
+  ST_TRY(check_driver(*device, *parent));
   if (!device->vtd) return refuse(EOPNOTSUPP);
-  if (parent->domain.format != iommu::FormatKind::kVtdSecondLevel) return refuse(EINVAL);
   return parent;
 }
 
-// Differs: what the unit cannot walk is refused here, in the kernel when it is attached.
+// Whatever it says is taken: what no unit here walks (all accesses are a user's) is refused when a
+// device is attached, as in the kernel.
 Result<iommu::GuestTables> guest_tables(Result<iommu_hwpt_vtd_s1> read, u32 flags) {
   const auto data = ST_TRY(std::move(read));
-  const bool wide = data.addr_width == kFiveLevels;
-  const bool known = (data.flags & ~u64{IOMMU_VTD_S1_WPE}) == 0;  // all accesses are a user's
-  if (!known || (data.addr_width != kFourLevels && !wide)) return refuse(EINVAL);
+  u32 levels = data.addr_width == kFourLevels ? 4 : data.addr_width == kFiveLevels ? 5 : 0;
+  if ((data.flags & (IOMMU_VTD_S1_SRE | IOMMU_VTD_S1_EAFE)) != 0) levels = 0;
   return iommu::GuestTables{.table = data.pgtbl_addr & kPageMask,
-                            .levels = wide ? 5u : 4u,
+                            .levels = levels,
                             .pasid = (flags & IOMMU_HWPT_ALLOC_PASID) != 0};
 }
 
@@ -79,6 +79,7 @@ Result<void> alloc_guest_level(Call& call, iommu_hwpt_alloc& cmd) {
   auto* const parent = ST_TRY(find_parent(locked, cmd));
   const auto guest = ST_TRY(guest_tables(std::move(data), cmd.flags));
   auto* const hwpt = ST_TRY(locked.make_nested(*parent, guest));
+  locked.hold_back(hwpt->object);
   cmd.out_hwpt_id = hwpt->object.id;
   return take_fault_queue(locked, *hwpt, cmd);
 }

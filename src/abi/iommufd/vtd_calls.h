@@ -15,6 +15,8 @@ Result<void> alloc_guest_level(Call& call, iommu_hwpt_alloc& cmd);
 Result<bool> is_guest_level(Call& call, u32 id);
 Result<void> invalidate_guest_level(Call& call, const iommu_hwpt_invalidate& cmd, u32* done);
 
+// Is the device of the unit whose format the parent has? Failure: EINVAL.
+[[nodiscard]] Result<void> check_driver(const iommu::Device& device, const iommu::Hwpt& parent);
 // The fault queue the request names, if it names one; else the page table is taken back (ENOENT).
 Result<void> take_fault_queue(iommu::Locked& locked, iommu::Hwpt& hwpt,
                               const iommu_hwpt_alloc& cmd);

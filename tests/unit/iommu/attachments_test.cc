@@ -178,6 +178,54 @@ TEST_F(VtdAttachments, ADevicesOwnReserveItsInterruptsWindowAndPasidsDoNot) {
   for (const u32 id : {table, device, ioas}) EXPECT_EQ(destroy(id), 0);
 }
 
+// The order of the kernel: what the device must not use as memory, then what its driver says.
+TEST_F(VtdAttachments, AWindowInUseIsToldBeforeATableThatCannotBeWalked) {
+  const u32 ioas = make_ioas(), other = make_ioas();
+  const u32 narrow = make_vtd(0x21, 8, 3), wide = make_vtd(0x22, 8, 5);
+  const u32 deep = make_hwpt(ioas, wide), flat = make_hwpt(other, narrow);
+  const test::GuardedPages memory(1);
+  ASSERT_EQ(map_at(ioas, memory.address(), kPageSize, kInterruptStart), 0);
+  EXPECT_EQ(attach(narrow, deep), EADDRINUSE);
+  ASSERT_EQ(attach(narrow, flat), 0);
+  EXPECT_EQ(replace(narrow, deep), EADDRINUSE);
+  EXPECT_EQ(replace(narrow, ioas), EADDRINUSE) << "by a table made for it";
+  EXPECT_EQ(unmap(ioas, kInterruptStart, kPageSize), 0);
+  EXPECT_EQ(replace(narrow, deep), EINVAL);
+  EXPECT_EQ(attached(narrow), flat);
+  EXPECT_EQ(map_at(other, memory.address(), kPageSize, kInterruptStart), EINVAL) << "still its own";
+  detach(narrow);
+  EXPECT_EQ(attach(narrow, deep), EINVAL);
+  // Nothing of what was refused is left.
+  EXPECT_EQ(map_at(ioas, memory.address(), kPageSize, kInterruptStart), 0);
+  EXPECT_EQ(map_at(other, memory.address(), kPageSize, kInterruptStart), 0);
+  for (const u32 id : {ioas, other}) EXPECT_EQ(unmap_all(id), 0);
+  for (const u32 id : {deep, flat, narrow, wide, ioas, other}) EXPECT_EQ(destroy(id), 0);
+}
+
+// What a guest says of its own tables is looked at when a device is to walk them.
+TEST_F(VtdAttachments, AGuestsTablesAreJudgedByTheUnitThatWalksThem) {
+  const u32 ioas = make_ioas(), device = make_vtd(0x21), wide = make_vtd(0x22, 8, 5);
+  const u32 parent = make_hwpt(ioas, device, {.nest_parent = true}),
+            deep = make_hwpt(ioas, wide, {.nest_parent = true});
+  const auto nest = [&](u32 on, u32 levels) {
+    Locked locked(*context_);
+    return (*locked.make_nested(**locked.find<Hwpt>(on), {.levels = levels}))->object.id;
+  };
+  const u32 four = nest(parent, 4), five = nest(parent, 5), none = nest(parent, 0),
+            on_deep = nest(deep, 4);
+  EXPECT_EQ(attach(device, none), EINVAL);
+  EXPECT_EQ(attach(device, five), EINVAL) << "more levels than the unit has";
+  EXPECT_EQ(attach(device, on_deep), ENODEV) << "the parent has";
+  EXPECT_EQ(attach(wide, five), 0);
+  EXPECT_EQ(attach(device, four), 0);
+  EXPECT_EQ(replace(device, five), EINVAL);
+  EXPECT_EQ(attached(device), four);
+  detach(device);
+  detach(wide);
+  for (const u32 id : {four, five, none, on_deep, parent, deep, device, wide, ioas})
+    EXPECT_EQ(destroy(id), 0);
+}
+
 TEST_F(VtdAttachments, TakeTheTablesTheirDeviceCanWalk) {
   const u32 ioas = make_ioas(), narrow = make_vtd(0x21, 8, 3), wide = make_vtd(0x22, 8, 5);
   EXPECT_EQ(make_vtd(0x21), 0u) << "one device a source";

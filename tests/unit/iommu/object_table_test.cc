@@ -28,6 +28,30 @@ TEST_F(ObjectTable, KnowsNobodyElse) {
   EXPECT_EQ(destroy(ioas), ENOENT);
 }
 
+// It has its number, and is found by its maker alone.
+TEST_F(ObjectTable, KeepsWhatIsHeldBackToItsMaker) {
+  const u32 ioas = make_ioas();
+  {
+    Locked locked(*context_);
+    locked.hold_back((*locked.find<Ioas>(ioas))->object);
+    EXPECT_EQ(error_of(locked.find(ioas)), ENOENT);
+    EXPECT_EQ(error_of(locked.find<Ioas>(ioas)), ENOENT);
+    EXPECT_EQ(error_of(locked.find_made<Ioas>(ioas)), 0);
+    EXPECT_EQ(error_of(locked.find_made<Hwpt>(ioas)), ENOENT);
+  }
+  EXPECT_EQ(destroy(ioas), ENOENT);
+  const u32 other = make_ioas();
+  EXPECT_NE(other, ioas) << "nobody else gets its number";
+  {
+    Locked locked(*context_);
+    locked.told(ioas);
+    locked.hold_back((*locked.find<Ioas>(other))->object);
+    locked.take_back(other);
+    EXPECT_EQ(error_of(locked.find_made<Ioas>(other)), ENOENT);
+  }
+  EXPECT_EQ(destroy(ioas), 0);
+}
+
 TEST_F(ObjectTable, Grows) {
   for (u32 id = 1; id <= 1000; ++id) ASSERT_EQ(make_ioas(), id);
   for (u32 id = 1; id <= 1000; ++id) ASSERT_EQ(destroy(id), 0);

@@ -106,6 +106,46 @@ TEST_F(HwptCalls, HardwareInformationIsCutOrFilledUp) {
   EXPECT_EQ(call(IOMMU_GET_HW_INFO, &cmd), -EOPNOTSUPP);
 }
 
+// docs/decisions/0050: the suite of 6.12.117 asks for it of test devices, the kernel refuses it.
+TEST_F(HwptCalls, WhichInformationIsAskedForByLaterKernelsAndTheSuite) {
+  const auto asks = [&](u32 device, u32 type, u32 flags = IOMMU_HW_INFO_FLAG_INPUT_TYPE) {
+    iommu_hw_info cmd{};
+    cmd.size = sizeof(cmd);
+    cmd.flags = flags;
+    cmd.dev_id = device;
+    cmd.in_data_type = type;
+    return call(IOMMU_GET_HW_INFO, &cmd);
+  };
+  constexpr u32 kOwn = IOMMU_HW_INFO_TYPE_SELFTEST, kOther = IOMMU_HW_INFO_TYPE_INTEL_VTD;
+  EXPECT_EQ(asks(mock_.device, kOwn), 0);
+  abi_iommufd::set_test_commands(false);
+  EXPECT_EQ(asks(mock_.device, kOwn), -EOPNOTSUPP);
+  EXPECT_EQ(asks(9999, kOwn), -EOPNOTSUPP) << "before the device";
+  EXPECT_EQ(asks(mock_.device, kOther, 0), 0) << "the type is then an answer";
+  abi_iommufd::set_newer_requests(true);
+  EXPECT_EQ(asks(mock_.device, kOwn), 0);
+  EXPECT_EQ(asks(mock_.device, kOther), -EOPNOTSUPP) << "of another unit";
+  abi_iommufd::set_newer_requests(false);
+  abi_iommufd::set_test_commands(true);
+}
+
+// The test device's driver looks at the nested table alone, which tells nothing of what is written.
+TEST_F(HwptCalls, ADeviceThatCannotTellTakesATableOnAParentThatDoes) {
+  const MockDevice blunt = mock_device(ioas_, MOCK_FLAGS_DEVICE_NO_DIRTY);
+  const u32 parent = alloc(ioas_, IOMMU_HWPT_ALLOC_NEST_PARENT | IOMMU_HWPT_ALLOC_DIRTY_TRACKING);
+  iommu_hwpt_selftest data{1};
+  auto nest = hwpt_cmd(mock_.device, parent);
+  nest.data_type = IOMMU_HWPT_DATA_SELFTEST;
+  nest.data_len = sizeof(data);
+  nest.data_uptr = reinterpret_cast<u64>(&data);
+  ASSERT_EQ(call(IOMMU_HWPT_ALLOC, &nest), 0);
+  auto replace = test_cmd(IOMMU_TEST_OP_MOCK_DOMAIN_REPLACE, blunt.test_device);
+  replace.mock_domain_replace.pt_id = parent;
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &replace), -EINVAL);
+  replace.mock_domain_replace.pt_id = nest.out_hwpt_id;
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &replace), 0);
+}
+
 TEST_F(HwptCalls, InvalidationSaysHowFarItCame) {
   const u32 parent = alloc(ioas_, IOMMU_HWPT_ALLOC_NEST_PARENT);
   iommu_hwpt_selftest data{0xbadbeef};

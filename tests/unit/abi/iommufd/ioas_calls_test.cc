@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Requests on IOASes and options: what is checked first.
+#include <atomic>
+#include <thread>
+
 #include "tests/unit/abi/iommufd/iommufd_client.h"
 
 namespace stagetwo {
@@ -31,6 +34,27 @@ TEST_F(IoasCalls, AnswersThatCannotBeGivenLeaveNoIoas) {
   // Readable, not writable: a struct of zeros has no size.
   EXPECT_EQ(ask(fd_, IOMMU_IOAS_ALLOC, page.pointer()), -EINVAL);
   EXPECT_EQ(destroy(ioas_ + 1), -ENOENT);
+}
+
+// Its number is somebody else's at once: what one thread was never told of no other destroys.
+TEST_F(IoasCalls, NobodyFindsAnIoasBeforeItsClientWasTold) {
+  test::GuardedPages page(1);
+  static_cast<iommu_ioas_alloc*>(page.pointer())->size = sizeof(iommu_ioas_alloc);
+  ASSERT_EQ(mprotect(page.pointer(), page.bytes(), PROT_READ), 0);
+  std::atomic<bool> over{false};
+  u64 untold = 0;
+  std::thread asks([&] {
+    for (; untold < 3000; ++untold) {
+      if (ask(fd_, IOMMU_IOAS_ALLOC, page.pointer()) != -EFAULT) break;
+    }
+    over.store(true);
+  });
+  u64 tries = 0, found = 0;
+  for (; !over.load() || tries < 1000; ++tries) found += destroy(ioas_ + 1) == 0;
+  asks.join();
+  EXPECT_EQ(untold, 3000u);
+  EXPECT_EQ(found, 0u) << "of " << tries << " tries";
+  EXPECT_EQ(ioas_alloc(), ioas_ + 1) << "nothing is left of them";
 }
 
 TEST_F(IoasCalls, UnmapKnowsEverythingAndNothing) {

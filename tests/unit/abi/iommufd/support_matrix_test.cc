@@ -33,7 +33,9 @@ constexpr Request kRequests[] = {
      "nesting with the payloads of VT-d and of the test device; with `--abi=6.18` for PASIDs, and "
      "on a viommu"},
     {"IOMMU_GET_HW_INFO", 0x8a,
-     "a VT-d unit's registers or the test device's; with the input type of later kernels"},
+     "a VT-d unit's registers or the test device's; with `--abi=6.18` or the test command it may "
+     "ask "
+     "for a type"},
     {"IOMMU_HWPT_SET_DIRTY_TRACKING", 0x8b, ""},
     {"IOMMU_HWPT_GET_DIRTY_BITMAP", 0x8c, ""},
     {"IOMMU_HWPT_INVALIDATE", 0x8d,

@@ -94,6 +94,55 @@ TEST_F(TestAccess, ReadsAndWrites) {
   EXPECT_EQ(transfer(memory_.bytes(), bytes, 4, 0), -ENOENT);
 }
 
+// The low half is how many areas stand before, the high one how far into the area.
+TEST_F(TestAccess, AnAreaIsMeantByItsPlaceInTheOrder) {
+  ASSERT_EQ(map(ioas_, memory_.address() + 4096, 8192, 0x100000), 0);
+  ASSERT_EQ(create(MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES), 0);
+  const auto nth = [](u64 area, u64 offset) { return area | offset << 32; };
+  u32 byte = 0;
+  *memory_.bytes_at(4096 + 77) = 42;
+  EXPECT_EQ(transfer(nth(1, 77), &byte, 1, MOCK_FLAGS_ACCESS_SYZ), 0);
+  EXPECT_EQ(byte, 42u);
+  EXPECT_EQ(transfer(nth(1, 77), &byte, 1, 0), -ENOENT) << "an IOVA that nobody has";
+  *memory_.bytes_at(0) = 7;
+  EXPECT_EQ(transfer(nth(2, 77), &byte, 1, MOCK_FLAGS_ACCESS_SYZ), 0) << "no such area: 0";
+  EXPECT_EQ(byte, 7u);
+  EXPECT_EQ(transfer(nth(1, 77), &byte, 1, MOCK_FLAGS_ACCESS_SYZ << 1), -EOPNOTSUPP);
+  auto cmd = test_cmd(IOMMU_TEST_OP_ACCESS_PAGES, static_cast<u32>(access_));
+  cmd.access_pages.iova = nth(1, 4096);
+  cmd.access_pages.length = 4096;
+  cmd.access_pages.uptr = memory_.address() + 8192;
+  cmd.access_pages.flags = MOCK_FLAGS_ACCESS_SYZ | MOCK_FLAGS_ACCESS_WRITE;
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &cmd), 0) << "the very page";
+  EXPECT_EQ(cmd.access_pages.iova, nth(1, 4096)) << "left as it was";
+  EXPECT_EQ(unpin(cmd.access_pages.out_access_pages_id), 0);
+}
+
+// IOMMU_IOAS_COPY has the same flag, while the test command is there.
+TEST_F(TestAccess, TheSourceOfACopyIsMeantByItsPlaceInTheOrder) {
+  iommu_ioas_copy cmd{};
+  cmd.size = sizeof(cmd);
+  cmd.flags = kMapFlags | MOCK_FLAGS_ACCESS_SYZ;
+  cmd.dst_ioas_id = cmd.src_ioas_id = ioas_;
+  cmd.length = 4096;
+  cmd.dst_iova = 0x200000;
+  cmd.src_iova = u64{4096} << 32;  // area 0
+  EXPECT_EQ(call(IOMMU_IOAS_COPY, &cmd), 0);
+  ASSERT_EQ(create(0), 0);
+  u8 byte = 0;
+  *memory_.bytes_at(4096) = 9;
+  EXPECT_EQ(transfer(0x200000, &byte, 1, 0), 0);
+  EXPECT_EQ(byte, 9);
+  EXPECT_EQ(cmd.flags, kMapFlags) << "the flag is taken off";
+  cmd.dst_iova = 0x300000;
+  cmd.flags = kMapFlags | MOCK_FLAGS_ACCESS_SYZ;
+  abi_iommufd::set_test_commands(false);
+  EXPECT_EQ(call(IOMMU_IOAS_COPY, &cmd), -EOPNOTSUPP);
+  abi_iommufd::set_test_commands(true);
+  cmd.src_ioas_id = 9999;
+  EXPECT_EQ(call(IOMMU_IOAS_COPY, &cmd), -ENOENT);
+}
+
 TEST_F(TestAccess, KeepsTheIommufdAlive) {
   ASSERT_EQ(create(MOCK_FLAGS_ACCESS_CREATE_NEEDS_PIN_PAGES), 0);
   ASSERT_EQ(pin(0, 4096, memory_.address()), 0);

@@ -89,6 +89,37 @@ TEST_F(VtdCalls, TheUnitTellsWhatItHas) {
   EXPECT_EQ(call(IOMMU_GET_HW_INFO, &cmd), -EOPNOTSUPP);
 }
 
+// A bit for each 2^49 bytes and more: all of them are one part of the walk, which then ends.
+TEST_F(VtdCalls, ABitmapMayBeAsCoarseAsAnIovaIsLong) {
+  constexpr u64 kFar = u64{1} << 50;
+  u32 hwpt = 0;
+  {
+    iommu::Locked locked(iommufd_->context());
+    auto* const wide = *locked.make_vtd_device({.source = SourceId{0x81}, .levels = 5});
+    auto* const table =
+        *locked.make_hwpt(**locked.find<iommu::Ioas>(ioas_), *wide, {.dirty = true});
+    hwpt = table->object.id;
+    ASSERT_TRUE(locked.set_dirty_tracking(*table, true));
+  }
+  ASSERT_EQ(map(ioas_, memory_.address(), 4096, kFar), 0);
+  for (const unsigned shift : {48u, 49u, 50u}) {
+    {
+      iommu::Locked locked(iommufd_->context());
+      ASSERT_TRUE(
+          iommu::set_dirty(locked.arena(), (*locked.find<iommu::Hwpt>(hwpt))->domain, kFar));
+    }
+    u8 bits = 0;
+    iommu_hwpt_get_dirty_bitmap get{};
+    get.size = sizeof(get);
+    get.hwpt_id = hwpt;
+    get.iova = kFar;
+    get.length = get.page_size = u64{1} << shift;
+    get.data = reinterpret_cast<u64>(&bits);
+    EXPECT_EQ(call(IOMMU_HWPT_GET_DIRTY_BITMAP, &get), 0) << shift;
+    EXPECT_EQ(bits, 1) << shift;
+  }
+}
+
 TEST_F(VtdCalls, NestingIsCheckedInTheKernelsOrder) {
   iommu_hwpt_vtd_s1 guest{};
   guest.addr_width = 48;
@@ -97,11 +128,38 @@ TEST_F(VtdCalls, NestingIsCheckedInTheKernelsOrder) {
   EXPECT_EQ(nest(ioas_, &guest), -EOPNOTSUPP);
   EXPECT_EQ(nest(plain, &guest, nullptr, IOMMU_HWPT_ALLOC_DIRTY_TRACKING), -EOPNOTSUPP);
   EXPECT_EQ(nest(plain, &guest), -EINVAL) << "not made to be nested on";
-  guest.flags = IOMMU_VTD_S1_SRE;
-  EXPECT_EQ(nest(parent, &guest), -EINVAL) << "no supervisor's requests here";
-  guest = {.flags = 0, .pgtbl_addr = 0, .addr_width = 39, .__reserved = 0};
-  EXPECT_EQ(nest(parent, &guest), -EINVAL);
-  guest.addr_width = 48;
+  // What the guest says is taken, and judged when the device is to walk it.
+  struct Row {
+    u64 flags;
+    u32 width;
+    int error;
+  };
+  for (const Row& row : {Row{IOMMU_VTD_S1_SRE, 48, EINVAL}, Row{IOMMU_VTD_S1_EAFE, 48, EINVAL},
+                         Row{0, 39, EINVAL}, Row{0, 57, EINVAL}, Row{IOMMU_VTD_S1_WPE, 48, 0}}) {
+    u32 id = 0;
+    guest.flags = row.flags;
+    guest.addr_width = row.width;
+    ASSERT_EQ(nest(parent, &guest, &id), 0);
+    {
+      iommu::Locked locked(iommufd_->context());
+      auto& device = **locked.find<iommu::Device>(device_);
+      const auto attached = locked.attach(device, &id);
+      EXPECT_EQ(attached ? 0 : to_int(attached.error()), row.error)
+          << row.flags << ", " << row.width;
+      locked.detach_all(device);
+    }
+    EXPECT_EQ(destroy(id), 0);
+  }
+  guest = {.flags = 0, .pgtbl_addr = 0, .addr_width = 48, .__reserved = 0};
+  const MockDevice mock = mock_device(ioas_alloc());
+  auto foreign = hwpt_cmd(mock.device, parent);
+  foreign.data_type = IOMMU_HWPT_DATA_VTD_S1;
+  foreign.data_len = sizeof(guest);
+  foreign.data_uptr = reinterpret_cast<u64>(&guest);
+  EXPECT_EQ(call(IOMMU_HWPT_ALLOC, &foreign), -EINVAL) << "a parent of another unit";
+  foreign.data_type = IOMMU_HWPT_DATA_SELFTEST;
+  EXPECT_EQ(call(IOMMU_HWPT_ALLOC, &foreign), -EINVAL);
+  EXPECT_EQ(destroy(mock.test_device), 0);
   EXPECT_EQ(nest(parent, &guest, nullptr, IOMMU_HWPT_FAULT_ID_VALID), -ENOENT);
   EXPECT_EQ(nest(parent, reinterpret_cast<iommu_hwpt_vtd_s1*>(16)), -EFAULT);
   auto cmd = hwpt_cmd(device_, parent);
