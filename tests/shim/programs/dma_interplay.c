@@ -2,99 +2,43 @@
 // A device's DMA and what else becomes of the same memory: a guest's slot over it goes, half of it
 // becomes private, it is reclaimed. To be run with a memory limit far below the guest's memory.
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/idxd.h>
-#include <linux/vfio.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "abi/kvm/uapi.h"
+#include "vfio_client.h"
 
-#define REQUIRE(condition)                                            \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      printf("%d: %s (%s)\n", __LINE__, #condition, strerror(errno)); \
-      exit(1);                                                        \
-    }                                                                 \
-  } while (0)
-
-enum { kPage = 4096, kSlotBytes = 16 << 20, kDoorbell = 0x800 };
+enum { kSlotBytes = 16 << 20 };
 
 struct client {
   int container, group, device;
-  struct {
-    uint32_t tail, head, asleep;
-  }* ring;
+  struct ring* ring;
   struct dsa_completion_record* record;
 };
 
-static void put(const char* name, const char* text) {
-  const int fd = open(name, O_WRONLY);
-  REQUIRE(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
-  close(fd);
-}
-
-static void* memory(size_t size) {
-  void* const at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  REQUIRE(at != MAP_FAILED);
-  return at;
-}
-
 static int map(struct client* c, void* at, uint64_t iova, size_t size) {
-  struct vfio_iommu_type1_dma_map map = {.argsz = sizeof map,
-                                         .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-                                         .vaddr = (uintptr_t)at,
-                                         .iova = iova,
-                                         .size = size};
-  return ioctl(c->container, VFIO_IOMMU_MAP_DMA, &map);
+  return map_dma(c->container, at, iova, size);
 }
 
 static void open_client(struct client* c, const char* type, const char* uuid) {
-  char path[256], link[256];
+  char path[256];
   snprintf(path, sizeof path, "/sys/class/mdev_bus/dma-engine/mdev_supported_types/%s/create",
            type);
-  put(path, uuid);
-  snprintf(path, sizeof path, "/sys/bus/mdev/devices/%s/iommu_group", uuid);
-  const ssize_t size = readlink(path, link, sizeof link - 1);
-  REQUIRE(size > 0);
-  link[size] = '\0';
-  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
-  c->group = open(path, O_RDWR);
+  REQUIRE(put(path, uuid) == 36);
+  snprintf(path, sizeof path, "/sys/bus/mdev/devices/%s", uuid);
+  c->group = open(group_of(path), O_RDWR);
   c->container = open("/dev/vfio/vfio", O_RDWR);
-  REQUIRE(ioctl(c->group, VFIO_GROUP_SET_CONTAINER, &c->container) == 0);
-  REQUIRE(ioctl(c->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
-  c->device = ioctl(c->group, VFIO_GROUP_GET_DEVICE_FD, uuid);
-  REQUIRE(c->device >= 0);
-  c->ring = mmap(NULL, 128 << 10, PROT_READ | PROT_WRITE, MAP_SHARED, c->device, (off_t)4 << 40);
-  REQUIRE(c->ring != MAP_FAILED);
+  c->device = open_in_container(c->container, c->group, uuid);
+  c->ring = ring_of(c->device);
   // An IOVA is the address of the same memory, so that both kinds are asked in the same way.
-  c->record = memory(kPage);
+  c->record = memory_of(kPage);
   REQUIRE(map(c, c->record, (uintptr_t)c->record, kPage) == 0);
 }
 
 static int move(struct client* c, const void* from, void* to, size_t size) {
-  struct dsa_hw_desc* const slots = (void*)((char*)c->ring + kPage);
-  struct dsa_hw_desc d = {.opcode = DSA_OPCODE_MEMMOVE,
-                          .flags = IDXD_OP_FLAG_CRAV | IDXD_OP_FLAG_RCR | IDXD_OP_FLAG_BOF,
-                          .completion_addr = (uintptr_t)c->record,
-                          .xfer_size = (uint32_t)size};
-  d.src_addr = (uintptr_t)from;
-  d.dst_addr = (uintptr_t)to;
+  struct dsa_hw_desc d =
+      descriptor_of(DSA_OPCODE_MEMMOVE, (uintptr_t)c->record, (uintptr_t)from, (uintptr_t)to, size);
+  d.flags |= IDXD_OP_FLAG_BOF;
   memset(c->record, 0, sizeof *c->record);
-  slots[c->ring->tail % 1024] = d;
-  __atomic_store_n(&c->ring->tail, c->ring->tail + 1, __ATOMIC_SEQ_CST);
-  const uint32_t one = 1;
-  if (__atomic_load_n(&c->ring->asleep, __ATOMIC_SEQ_CST) != 0) {
-    REQUIRE(pwrite(c->device, &one, 4, kDoorbell) == 4);
-  }
-  while (__atomic_load_n(&c->record->status, __ATOMIC_ACQUIRE) == 0) usleep(20);
-  return c->record->status;
+  submit_to(c->device, c->ring, &d);
+  return status_of(c->record);
 }
 
 static void set_slot(int vm, unsigned slot, uint64_t guest, void* at, size_t size) {
@@ -105,7 +49,7 @@ static void set_slot(int vm, unsigned slot, uint64_t guest, void* at, size_t siz
 
 // The slot is the guest's; the mapping is the device's.
 static void slot_removal(struct client* mapped, int vm) {
-  char* const at = memory(4 * kPage);
+  char* const at = memory_of(4 * kPage);
   set_slot(vm, 1, 1u << 30, at, 4 * kPage);
   REQUIRE(map(mapped, at, (uintptr_t)at, 4 * kPage) == 0);
   strcpy(at, "before");
@@ -123,7 +67,7 @@ static void private_memory(struct client* mapped, int kvm) {
   struct kvm_create_guest_memfd size = {.size = 4 * kPage};
   const int file = ioctl(vm, KVM_CREATE_GUEST_MEMFD, &size);
   REQUIRE(file >= 0);
-  char* const shared = memory(4 * kPage);
+  char* const shared = memory_of(4 * kPage);
   struct kvm_userspace_memory_region2 both = {.slot = 0,
                                               .flags = KVM_MEM_GUEST_MEMFD,
                                               .guest_phys_addr = 0,
@@ -132,7 +76,7 @@ static void private_memory(struct client* mapped, int kvm) {
                                               .guest_memfd = (uint32_t)file};
   REQUIRE(ioctl(vm, KVM_SET_USER_MEMORY_REGION2, &both) == 0);
   REQUIRE(mmap(NULL, kPage, PROT_READ, MAP_SHARED, file, 0) == MAP_FAILED && errno == ENODEV);
-  char* const hole = memory(kPage);
+  char* const hole = memory_of(kPage);
   munmap(hole, kPage);
   REQUIRE(map(mapped, hole, (uintptr_t)hole, kPage) == -1 && errno == EFAULT);
   REQUIRE(map(mapped, shared, (uintptr_t)shared, 4 * kPage) == 0);
@@ -148,7 +92,7 @@ static void private_memory(struct client* mapped, int kvm) {
 
 // What is mapped is pinned and not taken; what the device shares addresses of comes back for it.
 static void reclaim(struct client* mapped, struct client* sharing, int vm) {
-  char* const at = memory(kSlotBytes);
+  char* const at = memory_of(kSlotBytes);
   set_slot(vm, 0, 0, at, kSlotBytes);
   REQUIRE(map(mapped, at, (uintptr_t)at, 16 * kPage) == 0);
   for (size_t i = 0; i < kSlotBytes; i += 8) *(uint64_t*)(at + i) = i / 512;
@@ -160,7 +104,7 @@ static void reclaim(struct client* mapped, struct client* sharing, int vm) {
     absent += (there[i] & 1) == 0;
     absent_pinned += i < 16 && (there[i] & 1) == 0;
   }
-  char* const to = memory(kSlotBytes);
+  char* const to = memory_of(kSlotBytes);
   REQUIRE(move(sharing, at, to, kSlotBytes) == 1);
   for (size_t i = 0; i < kSlotBytes; i += 8) {
     REQUIRE(*(uint64_t*)(to + i) == i / 512);

@@ -6,32 +6,14 @@
 //
 //   dma_storm SECONDS SEED VMM      (VMM: examples/vfio_vmm)
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/idxd.h>
-#include <linux/vfio.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
-#define REQUIRE(condition)                                                               \
-  do {                                                                                   \
-    if (!(condition)) {                                                                  \
-      printf("%d: %d: %s (%s)\n", (int)getpid(), __LINE__, #condition, strerror(errno)); \
-      exit(1);                                                                           \
-    }                                                                                    \
-  } while (0)
+#include "vfio_client.h"
 
 enum { kDevices = 16, kProcesses = 4, kMachines = 2, kWorkers = kProcesses + kMachines };
-enum { kPages = 16, kPage = 4096, kBytes = kPages * kPage, kRing = 128 << 10, kDoorbell = 0x800 };
+enum { kPages = 16, kBytes = kPages * kPage };
 static const char kType[] = "/sys/class/mdev_bus/dma-engine/mdev_supported_types/dma-engine-1";
 static uint64_t state;
 static unsigned own;  // which worker
@@ -50,46 +32,34 @@ static const char* uuid(unsigned device) {
   snprintf(text, sizeof text, "d0a5b652-825f-3413-9000-0000000000%02x", device);
   return text;
 }
-static int put(const char* folder, const char* name, const char* text) {
-  char path[256];
-  snprintf(path, sizeof path, "%s/%s", folder, name);
-  const int fd = open(path, O_WRONLY);
-  if (fd < 0) return -1;
-  const ssize_t done = write(fd, text, strlen(text));
-  const int error = errno;
-  close(fd);
-  errno = error;
-  return done < 0 ? -1 : 0;
-}
 static char* folder(unsigned device) {
   static char path[128];
   snprintf(path, sizeof path, "/sys/bus/mdev/devices/%s", uuid(device));
   return path;
 }
 
+static int put_into(const char* folder, const char* name, const char* text) {
+  char path[256];
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  return put(path, text) < 0 ? -1 : 0;
+}
+
 // ---- a worker
 
 struct client {
   int container, group, device;
-  struct {
-    uint32_t tail, head, asleep;
-  }* ring;
-  uint32_t tail;
+  struct ring* ring;
   uint8_t* memory;  // kBytes mapped, and a page behind that is not
   uint64_t iova;
 };
 
 static int open_group(unsigned device) {
-  char link[256], path[160];
-  snprintf(path, sizeof path, "%s/iommu_group", folder(device));
-  ssize_t size = readlink(path, link, sizeof link - 1);
-  if (size <= 0) {  // its last user was killed between taking it away and making it
-    REQUIRE(put(kType, "create", uuid(device)) == 0 || errno == EEXIST);
-    size = readlink(path, link, sizeof link - 1);
+  const char* path = group_of(folder(device));
+  if (path == NULL) {  // its last user was killed between taking it away and making it
+    REQUIRE(put_into(kType, "create", uuid(device)) == 0 || errno == EEXIST);
+    path = group_of(folder(device));
   }
-  REQUIRE(size > 0);
-  link[size] = '\0';
-  snprintf(path, sizeof path, "/dev/vfio/%s", strrchr(link, '/') + 1);
+  REQUIRE(path != NULL);
   // Whoever had it was killed: it is free at once, give or take the kernel's own time.
   const double until = now() + 20;
   int fd;
@@ -99,59 +69,34 @@ static int open_group(unsigned device) {
 }
 
 static void map(struct client* c) {
-  struct vfio_iommu_type1_dma_map map = {.argsz = sizeof map,
-                                         .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-                                         .vaddr = (uintptr_t)c->memory,
-                                         .iova = c->iova,
-                                         .size = kBytes};
-  REQUIRE(ioctl(c->container, VFIO_IOMMU_MAP_DMA, &map) == 0);
+  REQUIRE(map_dma(c->container, c->memory, c->iova, kBytes) == 0);
 }
 
 static void unmap(struct client* c) {
-  struct vfio_iommu_type1_dma_unmap unmap = {
-      .argsz = sizeof unmap, .iova = c->iova, .size = kBytes};
-  REQUIRE(ioctl(c->container, VFIO_IOMMU_UNMAP_DMA, &unmap) == 0 && unmap.size == kBytes);
+  uint64_t bytes = 0;
+  REQUIRE(unmap_dma(c->container, c->iova, kBytes, 0, &bytes) == 0 && bytes == kBytes);
 }
 
 static void open_client(struct client* c, unsigned device) {
   c->group = open_group(device);
   c->container = open("/dev/vfio/vfio", O_RDWR);
-  REQUIRE(ioctl(c->group, VFIO_GROUP_SET_CONTAINER, &c->container) == 0);
-  REQUIRE(ioctl(c->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
-  c->device = ioctl(c->group, VFIO_GROUP_GET_DEVICE_FD, uuid(device));
-  REQUIRE(c->device >= 0);
-  c->ring = mmap(NULL, kRing, PROT_READ | PROT_WRITE, MAP_SHARED, c->device, (off_t)4 << 40);
-  REQUIRE(c->ring != MAP_FAILED);
+  c->device = open_in_container(c->container, c->group, uuid(device));
+  c->ring = ring_of(c->device);
   REQUIRE(c->ring->tail == 0 && c->ring->head == 0);  // nothing of whoever was here before
-  c->tail = 0;
-  c->memory =
-      mmap(NULL, kBytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  REQUIRE(c->memory != MAP_FAILED);
+  c->memory = memory_of(kBytes + kPage);
   memset(c->memory, (int)own, kBytes + kPage);
   c->iova = (1 + draw(2)) << 28;  // two places for all workers
   map(c);
 }
 
 static void submit(struct client* c, const struct dsa_hw_desc* d) {
-  struct dsa_hw_desc* const slots = (void*)((char*)c->ring + kPage);
-  while (c->tail - __atomic_load_n(&c->ring->head, __ATOMIC_ACQUIRE) >= 1024) usleep(10);
-  slots[c->tail % 1024] = *d;
-  __atomic_store_n(&c->ring->tail, ++c->tail, __ATOMIC_SEQ_CST);
-  const uint32_t one = 1;
-  if (__atomic_load_n(&c->ring->asleep, __ATOMIC_SEQ_CST) != 0) {
-    REQUIRE(pwrite(c->device, &one, 4, kDoorbell) == 4);
-  }
+  submit_to(c->device, c->ring, d);
 }
 
 static struct dsa_hw_desc make(struct client* c, int opcode, uint64_t from, uint64_t to,
                                size_t size) {
-  struct dsa_hw_desc d = {.opcode = (uint8_t)opcode,
-                          .flags = IDXD_OP_FLAG_CRAV | IDXD_OP_FLAG_RCR,
-                          .pasid = (uint32_t)draw(1 << 20),  // whosever it is
-                          .completion_addr = c->iova,
-                          .xfer_size = (uint32_t)size};
-  d.src_addr = from;
-  d.dst_addr = to;
+  struct dsa_hw_desc d = descriptor_of(opcode, c->iova, from, to, size);
+  d.pasid = (uint32_t)draw(1 << 20);  // whosever it is
   return d;
 }
 
@@ -203,7 +148,6 @@ static void take_away(struct client* c) {
   if (resets) {
     REQUIRE(ioctl(c->device, VFIO_DEVICE_RESET) == 0);
     REQUIRE(c->ring->tail == 0);
-    c->tail = 0;
   } else {
     unmap(c);
   }
@@ -212,13 +156,12 @@ static void take_away(struct client* c) {
   check(c, 0, kBytes + kPage);
   if (resets) return;
   REQUIRE(ioctl(c->device, VFIO_DEVICE_RESET) == 0);
-  c->tail = 0;
   map(c);
 }
 
 static void close_client(struct client* c, unsigned device) {
   if (draw(2) == 0) unmap(c);
-  munmap(c->ring, kRing);
+  munmap(c->ring, kRingBytes);
   close(c->device);
   if (draw(2) == 0) REQUIRE(ioctl(c->group, VFIO_GROUP_UNSET_CONTAINER) == 0);
   close(draw(2) == 0 ? c->group : c->container);  // the other goes with the next
@@ -226,8 +169,8 @@ static void close_client(struct client* c, unsigned device) {
   close(c->container);
   munmap(c->memory, kBytes + kPage);
   if (draw(3) == 0) {
-    REQUIRE(put(folder(device), "remove", "1") == 0);
-    REQUIRE(put(kType, "create", uuid(device)) == 0);
+    REQUIRE(put_into(folder(device), "remove", "1") == 0);
+    REQUIRE(put_into(kType, "create", uuid(device)) == 0);
   }
 }
 
@@ -277,7 +220,7 @@ static void start(struct worker* w, unsigned index, double until, const char* se
 static void run(double seconds, const char* self, const char* vmm) {
   static struct worker workers[kWorkers];
   unsigned killed = 0, ended = 0;
-  for (unsigned i = 0; i < kDevices; ++i) REQUIRE(put(kType, "create", uuid(i)) == 0);
+  for (unsigned i = 0; i < kDevices; ++i) REQUIRE(put_into(kType, "create", uuid(i)) == 0);
   const double until = now() + seconds;
   for (unsigned i = 0; i < kWorkers; ++i) start(&workers[i], i, until, self, vmm);
   for (unsigned running = kWorkers; running != 0;) {
@@ -306,7 +249,7 @@ static void run(double seconds, const char* self, const char* vmm) {
   }
   for (unsigned i = 0; i < kDevices; ++i) {
     close(open_group(i));
-    REQUIRE(put(folder(i), "remove", "1") == 0);
+    REQUIRE(put_into(folder(i), "remove", "1") == 0);
   }
   char left[16] = "";
   const int fd = open(
