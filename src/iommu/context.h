@@ -17,6 +17,7 @@
 #include "addr/addr.h"
 #include "base/alloc.h"
 #include "base/vec.h"
+#include "iommu/cancel.h"
 #include "iommu/domain.h"
 #include "iommu/queue_files.h"
 #include "iommu/requests.h"
@@ -61,9 +62,8 @@ class Context {
   DmaAnswer dma(u32 device_id, s64 pasid, u64 iova, u64 bytes, void* to, const void* from,
                 bool asks = false);
   // The page request alone. False: nobody takes it, or the response was not "success", or `cancel`
-  // is not 0: it is looked at while the response is waited for.
-  bool ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted,
-                    const sync::Atomic<u32>* cancel = nullptr);
+  // is set: it is looked at while the response is waited for.
+  bool ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted, Cancel cancel = {});
   // The access's maker lets go of everything and of the access. Context: not locked.
   void destroy_access(u32 access_id);
 
@@ -89,7 +89,7 @@ class Context {
   void remove_client(u32 access_id);
   AccessClient* begin_call(u32 access_id);
   void end_call(u32 access_id);
-  bool await_response(PageWait* wait, const sync::Atomic<u32>* cancel);
+  bool await_response(PageWait* wait, Cancel cancel);
   void call_clients(u32 ioas_id, u64 start, u64 last);
 
   Arena arena_;

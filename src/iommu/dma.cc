@@ -134,9 +134,8 @@ DmaAnswer Context::dma(u32 device_id, s64 pasid, u64 iova, u64 bytes, void* to, 
   }
 }
 
-bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted,
-                           const sync::Atomic<u32>* cancel) {
-  if (cancel != nullptr && cancel->load(sync::kAcquire) != 0) return false;
+bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted, Cancel cancel) {
+  if (cancel.is_set()) return false;
   PageWait* wait = nullptr;
   {
     Locked locked(*this);
@@ -166,7 +165,7 @@ bool Context::ask_for_page(u32 device_id, s64 pasid, u64 iova, Rights wanted,
 
 // Whoever responds may be of another process, whose wake does not come here. Who gives up leaves
 // the wait to the response that may still come.
-bool Context::await_response(PageWait* wait, const sync::Atomic<u32>* cancel) {
+bool Context::await_response(PageWait* wait, Cancel cancel) {
   constexpr u64 kLookAgainNs = 1'000'000;
   for (;;) {
     sync::Atomic<u32>* responses = nullptr;
@@ -182,7 +181,7 @@ bool Context::await_response(PageWait* wait, const sync::Atomic<u32>* cancel) {
         return success;
       }
     }
-    if (cancel != nullptr && cancel->load(sync::kAcquire) != 0) return false;
+    if (cancel.is_set()) return false;
     sync::futex_wait(*responses, seen, kLookAgainNs);
   }
 }

@@ -64,9 +64,9 @@ class DmaEngine {
   CopyAnswer copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks = false,
                   const Record* record = nullptr);
 
-  // While the word is not 0 no page is asked for: who waits for a response gives up within some
-  // milliseconds. Any thread may set it; it outlives the engine.
-  void set_cancel(const sync::Atomic<u32>* cancel) { cancel_ = cancel; }
+  // While it is set no page is asked for: who waits for a response gives up within some
+  // milliseconds. Its words outlive the engine.
+  void set_cancel(Cancel cancel) { cancel_ = cancel; }
 
   struct Counts {
     u64 hits = 0, misses = 0, iotlb_hits = 0, walks = 0;
@@ -127,7 +127,7 @@ class DmaEngine {
   SourceId source_{};
   u32 device_id_ = 0;
   Counts counts_;
-  const sync::Atomic<u32>* cancel_ = nullptr;
+  Cancel cancel_;
   Page device_tlb_[kDevicePages];
   Run runs_[kRuns];
   u32 next_run_ = 0;  // to be replaced

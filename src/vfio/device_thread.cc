@@ -20,6 +20,7 @@ bool DeviceThread::start() {
   if (is_mine()) return true;
   if (process_ != 0 && process_ != process_stamp()) work_.in_child();
   process_ = process_stamp();
+  row_ = nullptr;
   order_.store(kRun, sync::kRelaxed);
   state_.store(kRuns, sync::kRelease);
   const auto run = [](void* self) { static_cast<DeviceThread*>(self)->serve(); };
@@ -41,12 +42,15 @@ void DeviceThread::give(Order order) {
 }
 
 void DeviceThread::pause() {
-  if (!is_mine()) return;
-  give(kPause);
-  while (state_.load() == kRuns) sync::futex_wait(state_, kRuns);
+  if (is_mine()) {
+    give(kPause);
+    while (state_.load() == kRuns) sync::futex_wait(state_, kRuns);
+  }
+  if (halt_ != nullptr) halt_->hold();  // the other processes'
 }
 
 void DeviceThread::resume() {
+  if (halt_ != nullptr) halt_->release();
   if (is_mine()) give(kRun);
 }
 
@@ -65,14 +69,28 @@ void DeviceThread::serve() {
     if (order == kPause) {
       rest();
       work_.wakes_up();
-    } else if (!work_.work()) {
+    } else if (!turn()) {
       idle();
     }
   }
+  if (row_ != nullptr) row_->thread.store(0);
   // The model may be gone with the store: only its address is used behind it.
   sync::Atomic<u32>& state = state_;
   state.store(kNone);
   sync::futex_wake(state, INT32_MAX);
+}
+
+// False: there was nothing to do.
+bool DeviceThread::turn() {
+  if (halt_ == nullptr) return work_.work();
+  if (row_ == nullptr) row_ = halt_->enter_row();
+  if (row_ == nullptr) return false;
+  row_->inside.store(static_cast<u32>(sys::current_tid()));
+  const bool held = halt_->by.load() != 0;
+  const bool worked = held || work_.work();
+  row_->inside.store(0);
+  if (held) halt_->give_way();
+  return worked;
 }
 
 // Another pause may follow a resume before this thread has seen either: it looks at the count.
@@ -90,13 +108,13 @@ void DeviceThread::rest() {
 void DeviceThread::idle() {
   const u32 seen = bell_.load(sync::kAcquire);
   for (const u64 until = sync::now_ns() + kSpinNs; sync::now_ns() < until;) {
-    if (cancelled() || work_.work()) return;
+    if (cancelled() || turn()) return;
     sync::yield_thread();
   }
   work_.falls_asleep();
   // What was said is seen before what is looked for: a read-modify-write orders the two.
   bell_.fetch_add(0);
-  if (!cancelled() && !work_.work()) sync::futex_wait(bell_, seen, kNapNs);
+  if (!cancelled() && !turn()) sync::futex_wait(bell_, seen, kNapNs);
   if (!cancelled()) work_.wakes_up();
 }
 

@@ -10,13 +10,16 @@
 //   pause(): cancelled() from now on         drops what it is at, sleeps
 //   changes what work() reads; resume()      goes on with what stands there now
 //
-// I1  Between pause() and resume() the thread touches nothing, nor is anything of before under way.
+// I1  Between pause() and resume() the thread touches nothing, nor is anything of before under way;
+//     with a DeviceHalt that goes for the device's threads in all processes.
 // I2  What is put before wake() is found: the thread looks once more after it has said it sleeps.
 // I3  A child of fork has no thread; start() makes it one, with fresh state (Work::in_child).
 // Locking: start, pause, resume and wake under the device's lock. Lifetime: the model's, which
 // calls stop() first in its destructor.
 
+#include "iommu/cancel.h"
 #include "sync/futex.h"
+#include "vfio/device_halt.h"
 
 namespace stagetwo::vfio {
 
@@ -35,7 +38,7 @@ class DeviceThread {
     ~Work() = default;
   };
 
-  explicit DeviceThread(Work& work) : work_(work) {}
+  explicit DeviceThread(Work& work, DeviceHalt* halt = nullptr) : work_(work), halt_(halt) {}
   // False: none can be made.
   [[nodiscard]] bool start();
   void wake();
@@ -43,8 +46,14 @@ class DeviceThread {
   void resume();
   void stop();
   // To be asked between pieces. Where the thread waits: as a word that is 0 while it is not.
-  [[nodiscard]] bool cancelled() const { return order_.load() != kRun; }
-  [[nodiscard]] const sync::Atomic<u32>* cancel_word() const { return &order_; }
+  [[nodiscard]] bool cancelled() const {
+    return order_.load() != kRun || (halt_ != nullptr && halt_->by.load() != 0);
+  }
+  [[nodiscard]] iommu::Cancel cancel() const {
+    return {{&order_, halt_ != nullptr ? &halt_->by : nullptr}};
+  }
+  // Of the thread: does another process's work? Racy.
+  [[nodiscard]] bool others_work() const { return halt_ != nullptr && halt_->others_inside(row_); }
 
  private:
   enum Order : u32 { kRun, kPause, kStop };
@@ -53,10 +62,13 @@ class DeviceThread {
   void serve();
   void rest();
   void idle();
+  bool turn();
   [[nodiscard]] bool is_mine() const;
 
   Work& work_;
-  u32 process_ = 0;  // whose the rest is
+  DeviceHalt* const halt_;
+  DeviceHalt::Row* row_ = nullptr;  // the thread's
+  u32 process_ = 0;                 // whose the rest is
   // The thread stores kRuns and then reads the order; who pauses stores the order and then reads
   // the state; all seq_cst: one of them sees the other.
   sync::Atomic<u32> order_{kRun};   // who calls stores

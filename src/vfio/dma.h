@@ -62,8 +62,8 @@ class DmaChannel {
                                     const iommu::DmaEngine::Record* record = nullptr);
   // A record whose first word comes last (iommu/dma_engine.h).
   iommu::DmaAnswer post(const iommu::DmaEngine::Record& record, DmaHow how = {});
-  // While the word is not 0, nothing waits for the response to a page request. It outlives this.
-  void set_cancel(const sync::Atomic<u32>* cancel) { cancel_ = cancel; }
+  // While it is set, nothing waits for the response to a page request. Its words outlive this.
+  void set_cancel(iommu::Cancel cancel) { cancel_ = cancel; }
   // Made now, so that the first access need not. Pre: the device has an IOMMU device. Failure:
   // ENOSPC (too many engines), ENOMEM, EIO.
   Result<void> prepare();
@@ -77,7 +77,7 @@ class DmaChannel {
   Dma& dma_;
   Box<iommu::DmaEngine> engine_;
   host::ProcessOwner made_in_;
-  const sync::Atomic<u32>* cancel_ = nullptr;
+  iommu::Cancel cancel_;
 };
 
 class Dma final : public iommu::AccessClient {

@@ -44,7 +44,8 @@ static_assert(kRingMemory + kRingBytes <= Model::kMemoryBytes);
 // Shared by all processes.
 struct State {
   PciConfig config;
-  sync::Atomic<u32> server;  // the process whose thread serves the ring
+  QueueShare queue;
+  DeviceHalt halt;
   sync::Atomic<u32> cause, command_status, pasid;
   sync::Atomic<u64> error[3];  // as in the register: what, batch and flags, address
 };
@@ -104,12 +105,12 @@ class Engine final : public Model, DeviceThread::Work {
   DmaChannel channel_;  // the thread's
   const bool shares_addresses_;
   Shape shape_;
-  DeviceThread thread_{*this};
+  DeviceThread thread_{*this, &state_.halt};
 };
 
 Engine::Engine(bool shares_addresses, const ModelContext& context)
     : state_(*reinterpret_cast<State*>(context.state.data())),
-      queue_(context.memory.data() + kRingMemory, state_.server),
+      queue_(context.memory.data() + kRingMemory, state_.queue),
       interrupts_(context.interrupts),
       dma_(context.dma),
       channel_(context.dma),
@@ -119,7 +120,7 @@ Engine::Engine(bool shares_addresses, const ModelContext& context)
   shape_.regions[4] = {kRingBytes, kRing};
   shape_.regions[kConfigRegion] = {PciConfig::kBytes};
   shape_.vectors[kMsixIndex] = kEngineVectors;
-  channel_.set_cancel(thread_.cancel_word());
+  channel_.set_cancel(thread_.cancel());
   reset();  // whoever had it before leaves nothing behind
 }
 
@@ -249,7 +250,9 @@ bool Engine::work() {
   for (u32 i = 0; i < some && !cancelled(); ++i) execute(taken[i]);
   if (overrun) report(Status::kBadCount, nullptr, 0, false);
   if (some != 0 || overrun) return true;
-  u32 active = kActive;  // a drain: there is nothing before it any more
+  // A drain: there is nothing before it any more. Else the other finishes it.
+  if (thread_.others_work()) return false;
+  u32 active = kActive;
   if (!state_.command_status.compare_exchange(active, 0)) return false;
   state_.cause.fetch_or(kCauseCommand);
   interrupts_.raise(0);

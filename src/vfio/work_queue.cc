@@ -18,6 +18,7 @@ const Descriptor* WorkQueue::write_portal(u64 offset, std::span<const u8> from) 
 
 bool WorkQueue::put(const Descriptor& descriptor) {
   const sync::MutexGuard guard(lock_);
+  if (is_discarded()) forget();  // by another process, and the thread has not looked yet
   const u32 queued = queued_.load(sync::kRelaxed);
   if (queued == kPlaces) return false;
   queue_[(first_ + queued) % kPlaces] = descriptor;
@@ -48,24 +49,32 @@ void WorkQueue::write_ring(u64 offset, std::span<const u8> from) {
 void WorkQueue::reset() {
   std::memset(ring_, 0, kRingBytes);
   word(&RingHead::asleep).store(1, sync::kRelease);  // nobody serves it before a doorbell
-  server_.store(process_stamp(), sync::kRelease);
+  share_.server.store(process_stamp(), sync::kRelease);
   discard();
 }
 
 void WorkQueue::discard() {
   const sync::MutexGuard guard(lock_);
+  word(&RingHead::head).store(word(&RingHead::tail).load(sync::kAcquire), sync::kRelease);
+  share_.discards.fetch_add(1);
+  forget();
+}
+
+void WorkQueue::forget() {
+  const u32 now = share_.discards.load(sync::kAcquire);
   queued_.store(0, sync::kRelease);
-  head_ = word(&RingHead::tail).load(sync::kAcquire);
-  word(&RingHead::head).store(head_, sync::kRelease);
+  head_ = word(&RingHead::head).load(sync::kAcquire);
+  seen_.store(now, sync::kRelease);
 }
 
 void WorkQueue::in_child() {
   std::construct_at(&lock_, sync::Rank::kLeaf);
-  discard();
+  const sync::MutexGuard guard(lock_);
+  forget();
 }
 
 bool WorkQueue::serves() const {
-  return server_.load(sync::kRelaxed) == process_stamp();
+  return share_.server.load(sync::kRelaxed) == process_stamp();
 }
 
 void WorkQueue::say_asleep(bool asleep) {
@@ -73,6 +82,10 @@ void WorkQueue::say_asleep(bool asleep) {
 }
 
 u32 WorkQueue::take(Descriptor* to, bool* overrun) {
+  if (is_discarded()) [[unlikely]] {
+    const sync::MutexGuard guard(lock_);
+    if (is_discarded()) forget();
+  }
   if (queued_.load(sync::kAcquire) == 0) return take_from_ring(to, overrun);
   const sync::MutexGuard guard(lock_);
   const u32 queued = queued_.load(sync::kRelaxed);

@@ -9,7 +9,7 @@
 //            thread serves it: the one that reset the device last.
 //
 // I1  A descriptor is copied before it is looked at: the client may change its memory at any time.
-// I2  What is discarded is not taken any more.
+// I2  What is discarded is not taken any more, by no process's thread.
 // Locking: lock_, a leaf, for the portal's places. The client's calls are under the device's lock;
 // take() is the thread's; discard() and reset() come while the thread is paused.
 
@@ -21,12 +21,18 @@
 
 namespace stagetwo::vfio {
 
+// Of all processes; zero: none.
+struct QueueShare {
+  sync::Atomic<u32> server;    // the process whose thread serves the ring
+  sync::Atomic<u32> discards;  // ever made
+};
+
 class WorkQueue {
  public:
   static constexpr u32 kPlaces = 64, kTaken = 16;
 
-  // `ring`: kRingBytes of the device's memory; `server` of its state, both shared by all processes.
-  WorkQueue(u8* ring, sync::Atomic<u32>& server) : ring_(ring), server_(server) {}
+  // `ring`: kRingBytes of the device's memory.
+  WorkQueue(u8* ring, QueueShare& share) : ring_(ring), share_(share) {}
 
   // ---- the client's calls
   // Answers the descriptor that is whole now; else null.
@@ -45,19 +51,24 @@ class WorkQueue {
 
  private:
   u32 take_from_ring(Descriptor* to, bool* overrun);
+  [[nodiscard]] bool is_discarded() const {
+    return seen_.load(sync::kAcquire) != share_.discards.load(sync::kAcquire);
+  }
+  void forget() TA_REQ(lock_);
   [[nodiscard]] bool serves() const;
   [[nodiscard]] sync::Atomic<u32>& word(u32 RingHead::* which) const {
     return reinterpret_cast<sync::Atomic<u32>&>(reinterpret_cast<RingHead*>(ring_)->*which);
   }
 
   u8* const ring_;
-  sync::Atomic<u32>& server_;   // the process whose thread serves the ring
+  QueueShare& share_;
   Descriptor portal_[64] = {};  // of slots that are being written
   sync::Mutex lock_{sync::Rank::kLeaf};
   Descriptor queue_[kPlaces] TA_GUARDED(lock_) = {};
   u32 first_ TA_GUARDED(lock_) = 0;
   sync::Atomic<u32> queued_{0};  // written under the lock
   u32 head_ = 0;                 // the thread's, or of who paused it
+  sync::Atomic<u32> seen_{0};    // discards that this process has heeded; written under the lock
 };
 
 }  // namespace stagetwo::vfio

@@ -10,141 +10,67 @@
 //                      another process, kill -9 in the middle of a move, half a map taken away, all
 //                      of them under a move, a group opened twice
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/idxd.h>
-#include <linux/vfio.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#define REQUIRE(condition)                                            \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      printf("%d: %s (%s)\n", __LINE__, #condition, strerror(errno)); \
-      exit(1);                                                        \
-    }                                                                 \
-  } while (0)
-#define REFUSED(call, error)                                                         \
-  do {                                                                               \
-    errno = 0;                                                                       \
-    const long answer = (long)(call);                                                \
-    if (answer != -1 || errno != (error)) {                                          \
-      printf("%d: %s: %ld (%s), not %s\n", __LINE__, #call, answer, strerror(errno), \
-             strerror(error));                                                       \
-      exit(1);                                                                       \
-    }                                                                                \
-  } while (0)
+#include "vfio_client.h"
 
-enum { kPage = 4096, kRingBytes = 128 << 10, kDoorbell = 0x800 };
 static const uint64_t kIova = 0x10000000;
 
 struct client {
   int container, group, device;
   char uuid[40], group_path[64];
-  volatile uint32_t* ring;  // tail, head, asleep
+  struct ring* ring;
   struct dsa_completion_record* record;
   int shares;  // the process's addresses
 };
 
-static void put(const char* name, const char* text) {
-  const int fd = open(name, O_WRONLY);
-  REQUIRE(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
-  close(fd);
-}
-
-static void* memory(size_t size) {
-  void* const at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  REQUIRE(at != MAP_FAILED);
-  return at;
-}
-
 static int map(struct client* c, void* at, uint64_t iova, size_t size) {
-  struct vfio_iommu_type1_dma_map map = {.argsz = sizeof map,
-                                         .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-                                         .vaddr = (uintptr_t)at,
-                                         .iova = iova,
-                                         .size = size};
-  return ioctl(c->container, VFIO_IOMMU_MAP_DMA, &map);
+  return map_dma(c->container, at, iova, size);
 }
 static int unmap(struct client* c, uint64_t iova, uint64_t size, uint32_t flags, uint64_t* bytes) {
-  struct vfio_iommu_type1_dma_unmap unmap = {
-      .argsz = sizeof unmap, .flags = flags, .iova = iova, .size = size};
-  const int done = ioctl(c->container, VFIO_IOMMU_UNMAP_DMA, &unmap);
-  *bytes = unmap.size;
-  return done;
+  return unmap_dma(c->container, iova, size, flags, bytes);
 }
 
 static void make(struct client* c, const char* type, unsigned number) {
-  char path[256], link[256];
+  char path[256];
   snprintf(c->uuid, sizeof c->uuid, "17171717-0000-4000-8000-%012x", number);
   snprintf(path, sizeof path, "/sys/class/mdev_bus/dma-engine/mdev_supported_types/%s/create",
            type);
-  put(path, c->uuid);
-  snprintf(path, sizeof path, "/sys/bus/mdev/devices/%s/iommu_group", c->uuid);
-  const ssize_t size = readlink(path, link, sizeof link - 1);
-  REQUIRE(size > 0);
-  link[size] = '\0';
-  snprintf(c->group_path, sizeof c->group_path, "/dev/vfio/%.40s", strrchr(link, '/') + 1);
+  REQUIRE(put(path, c->uuid) == 36);
+  snprintf(path, sizeof path, "/sys/bus/mdev/devices/%s", c->uuid);
+  snprintf(c->group_path, sizeof c->group_path, "%.63s", group_of(path));
 }
 
 static void begin(struct client* c) {
   c->container = open("/dev/vfio/vfio", O_RDWR);
   c->group = open(c->group_path, O_RDWR);
-  REQUIRE(c->container >= 0 && c->group >= 0);
   REQUIRE(ioctl(c->container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
   REQUIRE(ioctl(c->container, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU) == 1);
   struct vfio_group_status status = {.argsz = sizeof status};
   REQUIRE(ioctl(c->group, VFIO_GROUP_GET_STATUS, &status) == 0);
   REQUIRE((status.flags & VFIO_GROUP_FLAGS_VIABLE) != 0);
-  REQUIRE(ioctl(c->group, VFIO_GROUP_SET_CONTAINER, &c->container) == 0);
-  REQUIRE(ioctl(c->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
-  c->device = ioctl(c->group, VFIO_GROUP_GET_DEVICE_FD, c->uuid);
-  REQUIRE(c->device >= 0);
-  struct vfio_region_info region = {.argsz = sizeof region, .index = 4};
-  REQUIRE(ioctl(c->device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0);
-  REQUIRE((region.flags & VFIO_REGION_INFO_FLAG_MMAP) != 0);
-  c->ring =
-      mmap(NULL, kRingBytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->device, (off_t)region.offset);
-  REQUIRE(c->ring != MAP_FAILED);
-  c->record = memory(kPage);
+  c->device = open_in_container(c->container, c->group, c->uuid);
+  c->ring = ring_of(c->device);
+  c->record = memory_of(kPage);
   if (!c->shares) REQUIRE(map(c, c->record, kIova - kPage, kPage) == 0);
 }
 
 static void submit(struct client* c, uint64_t from, uint64_t to, size_t size) {
-  struct dsa_hw_desc d = {.opcode = DSA_OPCODE_MEMMOVE,
-                          .flags = IDXD_OP_FLAG_CRAV | IDXD_OP_FLAG_RCR,
-                          .completion_addr = c->shares ? (uintptr_t)c->record : kIova - kPage,
-                          .xfer_size = (uint32_t)size};
+  struct dsa_hw_desc d = descriptor_of(
+      DSA_OPCODE_MEMMOVE, c->shares ? (uintptr_t)c->record : kIova - kPage, from, to, size);
   if (c->shares) d.flags |= IDXD_OP_FLAG_BOF;
-  d.src_addr = from;
-  d.dst_addr = to;
   memset(c->record, 0, sizeof *c->record);
-  ((struct dsa_hw_desc*)((char*)(uintptr_t)c->ring + kPage))[c->ring[0] % 1024] = d;
-  __atomic_store_n(&c->ring[0], c->ring[0] + 1, __ATOMIC_SEQ_CST);
-  const uint32_t one = 1;
-  if (__atomic_load_n(&c->ring[2], __ATOMIC_SEQ_CST) != 0) {
-    REQUIRE(pwrite(c->device, &one, 4, kDoorbell) == 4);
-  }
-}
-static int status_of(struct client* c) {
-  while (__atomic_load_n(&c->record->status, __ATOMIC_ACQUIRE) == 0) usleep(20);
-  return c->record->status;
+  submit_to(c->device, c->ring, &d);
 }
 static int move(struct client* c, uint64_t from, uint64_t to, size_t size) {
   submit(c, from, to, size);
-  return status_of(c);
+  return status_of(c->record);
 }
 
 static void end(struct client* c) {
-  munmap((void*)(uintptr_t)c->ring, kRingBytes);
+  munmap(c->ring, kRingBytes);
   close(c->device);
   REQUIRE(ioctl(c->group, VFIO_GROUP_UNSET_CONTAINER) == 0);
   close(c->group);
@@ -153,7 +79,7 @@ static void end(struct client* c) {
 static void remove_device(struct client* c) {
   char path[128];
   snprintf(path, sizeof path, "/sys/bus/mdev/devices/%s/remove", c->uuid);
-  put(path, "1");
+  REQUIRE(put(path, "1") == 1);
   REFUSED(open(c->group_path, O_RDWR), ENOENT);
 }
 
@@ -168,7 +94,7 @@ static void move_a_mebibyte(void) {
   struct client c = {0};
   make(&c, "dma-engine-1", 1);
   begin(&c);
-  uint8_t* const from = memory(2 * kBytes);
+  uint8_t* const from = memory_of(2 * kBytes);
   fill(from, kBytes, 1);
   REQUIRE(map(&c, from, kIova, 2 * kBytes) == 0);
   REFUSED(map(&c, from, kIova + kBytes, kPage), EEXIST);
@@ -212,13 +138,13 @@ static void work_alone(unsigned number, int told, int asked) {
   REQUIRE(move(&c, (uintptr_t)kSame, (uintptr_t)kSame + kShared / 2, kPage) == DSA_COMP_SUCCESS);
   // A page is freed under the move: it ends there, and what was counted is what arrived.
   for (unsigned i = 0; i < 8; ++i) {
-    uint8_t* const from = memory(kShared);
+    uint8_t* const from = memory_of(kShared);
     fill(from, kShared, i);
     memset(kSame, 0, kShared);
     const size_t hole = (kShared / kPage - 1 - i) * (size_t)kPage;
     submit(&c, (uintptr_t)from, (uintptr_t)kSame, kShared);
     munmap(from + hole, kPage);
-    const int status = status_of(&c);
+    const int status = status_of(c.record);
     if (status == DSA_COMP_SUCCESS) {  // it was faster
       munmap(from, kShared);
       continue;
@@ -262,7 +188,7 @@ static void two_processes(const char* self) {
   // What the other left goes when it is asked to: nobody has it open.
   struct client left = {0};
   snprintf(left.uuid, sizeof left.uuid, "17171717-0000-4000-8000-%012x", 21);
-  strcpy(left.group_path, "/dev/vfio/47");
+  strcpy(left.group_path, "/dev/vfio/63");
   remove_device(&left);
 }
 
@@ -338,7 +264,7 @@ static int receive(int socket) {
   if (ioctl(other.container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) != -1 || errno != EINVAL) return 2;
   uint64_t bytes = 0;
   if (unmap(&other, kIova, kPage, 0, &bytes) != -1 || errno != EINVAL) return 3;  // half a map
-  uint8_t* const own = memory(kPage);
+  uint8_t* const own = memory_of(kPage);
   if (map(&other, own, kIova, kPage) != -1 || errno != EEXIST) return 4;
   return 0;
 }
@@ -360,7 +286,38 @@ static void take_all_away_under_a_move(struct client* c, uint8_t* at, size_t siz
     REQUIRE(map(c, c->record, kIova - kPage, kPage) == 0 && map(c, at, kIova, size) == 0);
     const uint32_t reset = 5u << 20;
     REQUIRE(pwrite(c->device, &reset, 4, 0xa0) == 4);
-    memset((void*)(uintptr_t)c->ring, 0, 64);
+    memset(c->ring, 0, 64);
+  }
+}
+
+// A reset is the device's, whichever process asks: of what was under way nothing lands any more.
+static void reset_by_a_child(struct client* c, uint8_t* at, size_t size) {
+  for (unsigned i = 0; i < 10; ++i) {
+    const uint64_t record = kIova - kPage, pattern = 0x1111111111111111;
+    const struct dsa_hw_desc d =
+        descriptor_of(DSA_OPCODE_MEMFILL, record, pattern, kIova + size / 2, size / 2);
+    memset(c->record, 0, sizeof *c->record);
+    for (unsigned n = 0; n < 1000; ++n) submit_to(c->device, c->ring, &d);
+    while (((volatile uint8_t*)at)[size / 2] != 0x11) usleep(10);
+    const pid_t child = fork();
+    if (child == 0) {
+      const uint32_t abort_all = 4u << 20;
+      if (i % 2 == 0 && ioctl(c->device, VFIO_DEVICE_RESET) != 0) _exit(1);
+      if (i % 2 != 0 && pwrite(c->device, &abort_all, 4, 0xa0) != 4) _exit(2);
+      memset(at + size / 2, 0x5a, size / 2);  // of both; a canary from here on
+      for (unsigned n = 0; n < 20; ++n) {
+        usleep(100);
+        for (size_t b = size / 2; b < size; ++b) {
+          if (at[b] != 0x5a) _exit(3);
+        }
+      }
+      _exit(0);
+    }
+    const int status = exit_of(child);
+    if (status != 0) printf("%u: the child ended with 0x%x\n", i, status);
+    REQUIRE(status == 0);
+    REQUIRE(ioctl(c->device, VFIO_DEVICE_RESET) == 0);
+    REQUIRE(move(c, kIova, kIova + size / 2, kPage) == DSA_COMP_SUCCESS);
   }
 }
 
@@ -395,6 +352,7 @@ static void hostile(const char* self) {
   REFUSED(open(c.group_path, O_RDWR), EBUSY);
   REQUIRE(map(&c, both, kIova, kBytes) == 0);
   fork_with_everything_open(&c);
+  reset_by_a_child(&c, both, kBytes);
   send_the_container(&c, self);
   uint64_t bytes = 0;
   REFUSED(unmap(&c, kIova, kBytes / 2, 0, &bytes), EINVAL);
@@ -407,7 +365,7 @@ static void hostile(const char* self) {
   REFUSED(open(c.group_path, O_RDWR), EBUSY);
   close(container);
   REQUIRE(move(&c, kIova, kIova + kPage, kPage) == DSA_COMP_SUCCESS);
-  munmap((void*)(uintptr_t)c.ring, kRingBytes);
+  munmap(c.ring, kRingBytes);
   close(c.device);
   remove_device(&c);
 }

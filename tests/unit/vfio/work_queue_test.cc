@@ -37,8 +37,8 @@ class WorkQueueTest : public testing::Test {
   }
 
   std::vector<u8> ring_ = std::vector<u8>(kRingBytes);
-  sync::Atomic<u32> server_{process_stamp()};
-  WorkQueue queue_{ring_.data(), server_};
+  QueueShare share_{sync::Atomic<u32>(process_stamp()), {}};
+  WorkQueue queue_{ring_.data(), share_};
   bool overrun_ = false;
 };
 
@@ -110,13 +110,13 @@ TEST_F(WorkQueueTest, WhatWasDiscardedIsNotTaken) {
 
 TEST_F(WorkQueueTest, OneProcessServesTheRing) {
   send(0, 3);
-  server_.store(process_stamp() + 1);
+  share_.server.store(process_stamp() + 1);
   EXPECT_TRUE(taken().empty());
   queue_.say_asleep(true);
   EXPECT_EQ(head().asleep, 0u) << "that is the other's to say";
   EXPECT_TRUE(queue_.put(numbered(7)));
   EXPECT_EQ(taken(), std::vector<u64>{7}) << "the portal is each process's own";
-  server_.store(process_stamp());
+  share_.server.store(process_stamp());
   EXPECT_EQ(taken().size(), 3u);
 }
 
