@@ -18,7 +18,7 @@ namespace {
 
 // The engine's own copy of a client's eventfd. Failure: EBADF, EINVAL (another file), EMFILE.
 Result<Box<host::HeldFd>> copy_eventfd(int fd) {
-  static_cast<void>(ST_TRY(sys::fcntl(fd, F_GETFD)));
+  if ((ST_TRY(sys::fcntl(fd, F_GETFL)) & O_PATH) != 0) return refuse(EBADF);
   FixedString<48> link;
   link.append("/proc/thread-self/fd/").append_int(fd);
   char target[32];
@@ -62,7 +62,7 @@ void Interrupts::ring(const Vector& vector) {
 
 void Interrupts::ring_line() {
   if (index_ == kIntxIndex) {
-    if (masked_) return;
+    if (masked_ || line_off_) return;
     masked_ = true;
     if (resample_) resample_->arm();
   }
@@ -83,8 +83,9 @@ void Interrupts::ask_for_release() {
   if (own_[1].bell) ring(own_[1]);
 }
 
-void Interrupts::set_line(bool up) {
+void Interrupts::set_line(bool up, bool off) {
   const sync::MutexGuard guard(lock_);
+  line_off_ = off;
   const bool rises = up && !line_;
   line_ = up;
   if (rises || (up && index_ == kIntxIndex)) ring_line();
@@ -130,14 +131,20 @@ Result<void> Interrupts::trigger(const Shape& shape, const IrqSet& request, Goin
   }
   if (!in_use && index_ != kNone) return refuse(EINVAL);
   if (request.count == 0) {
-    if (in_use && shape.function && request.index != kIntxIndex) return {};  // of messages, none
-    return refuse(EINVAL);
+    if (!shape.function || request.index == kIntxIndex) return refuse(EINVAL);
+    if (in_use) return {};  // of messages, none
+    if ((request.flags & IrqSet::kEventfds) == 0) return refuse(EINVAL);
+    if (request.start == 0) return refuse(ERANGE);  // as many vectors are asked for
   }
   if ((request.flags & IrqSet::kEventfds) != 0) return take(shape, request, going);
   if (!in_use) return refuse(EINVAL);
-  // The client's own ring: the line is neither asked nor masked.
+  // The client's own ring: a function's line is neither asked nor masked, mtty's is.
   for (u32 i = 0; i < request.count; ++i) {
-    if (bool_at(request, i)) ring(request.start + i);
+    if (!bool_at(request, i)) continue;
+    const bool line = !shape.function && index_ == kIntxIndex;
+    if (line && masked_) continue;
+    if (line) masked_ = true;
+    ring(request.start + i);
   }
   return {};
 }
@@ -196,7 +203,7 @@ Result<void> Interrupts::set_own(Vector* own, const IrqSet& request) {
   if (request.count == 0) return refuse(EINVAL);
   if ((request.flags & IrqSet::kEventfds) != 0) {
     const s32 fd = eventfd_at(request, 0);
-    own->bell = fd >= 0 ? ST_TRY(copy_eventfd(fd)) : Box<host::HeldFd>();
+    if (fd >= -1) own->bell = fd >= 0 ? ST_TRY(copy_eventfd(fd)) : Box<host::HeldFd>();
     return {};
   }
   if ((request.flags & IrqSet::kNoData) != 0 && !own->bell) return refuse(EINVAL);

@@ -50,7 +50,8 @@ class Interrupts {
   // Its holder is asked to let go of the device, if he listens to that.
   void ask_for_release();
   // The level of what interrupts by a line; with MSI in use each rise is a message of vector 0.
-  void set_line(bool up);
+  // `off`: the line itself says nothing (the command register's bit).
+  void set_line(bool up, bool off = false);
 
  private:
   static constexpr u32 kNone = ~u32{0};
@@ -77,6 +78,7 @@ class Interrupts {
   u32 index_ TA_GUARDED(lock_) = kNone;
   bool masked_ TA_GUARDED(lock_) = false;
   bool line_ TA_GUARDED(lock_) = false;
+  bool line_off_ TA_GUARDED(lock_) = false;
   Box<Resample> resample_ TA_GUARDED(lock_);  // of INTx
 };
 

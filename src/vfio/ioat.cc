@@ -87,6 +87,7 @@ class Ioat final : public Model {
     shape_.vectors[kIntxIndex] = shape_.vectors[kMsiIndex] = shape_.vectors[kMsixIndex] = 1;
     shape_.vectors[kErrorIndex] = shape_.vectors[kRequestIndex] = 1;
     shape_.function = true;
+    shape_.msix_region = 0;
     if (state_.started == 0) first_open();
   }
 
@@ -326,7 +327,7 @@ void Ioat::show_line() {
   registers_.intr_ctrl =
       static_cast<u8>((registers_.intr_ctrl & (kMasterEnable | kMsixEnable)) |
                       (state_.interrupting != 0 ? kIntStatus : 0) | (up ? kInterrupting : 0));
-  interrupts_.set_line(up);
+  interrupts_.set_line(up, (state_.config.command() & PciConfig::kCommandNoIntx) != 0);
 }
 
 Result<Box<Model>> make_ioat(const Type&, const ModelContext& context) {

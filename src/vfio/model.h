@@ -47,6 +47,7 @@ struct Shape {
   u32 vectors[kIrqIndexes] = {};  // 0: there is no such index
   // Requests are answered as vfio-pci answers for a PCI function; else as mtty.c does.
   bool function = false;
+  unsigned msix_region = kRegions;  // of a function: where the table of its messages is
 };
 
 // What a model is given.

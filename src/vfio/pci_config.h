@@ -40,6 +40,7 @@ class PciConfig {
  public:
   static constexpr unsigned kBytes = 256;
   static constexpr u16 kCommandIo = 1, kCommandMemory = 2, kCommandMaster = 4;
+  static constexpr u16 kCommandNoIntx = 1 << 10;
 
   void start(const PciIdentity& identity);
   void read(u64 offset, std::span<u8> to) const;

@@ -134,6 +134,46 @@ TEST_F(InterruptsTest, TheClientMayCloseItsOwn) {
   EXPECT_EQ(rings(), 1u);
 }
 
+TEST_F(InterruptsTest, ALineThatIsOffSaysNothingAndMessagesGoOn) {
+  ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+  interrupts_.set_line(true, true);
+  EXPECT_EQ(rings(), 0u);
+  interrupts_.set_line(true, false);
+  EXPECT_EQ(rings(), 1u) << "it is still up";
+  interrupts_.set_line(false, true);
+  ASSERT_EQ(plain(IrqSet::kTrigger, kIntxIndex, 0), 0);
+  ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
+  interrupts_.set_line(true, true);
+  EXPECT_EQ(rings(), 1u);
+}
+
+// mtty.c: a line that its client rings is masked, and silent while it is; vfio-pci only rings.
+TEST_F(InterruptsTest, AClientsOwnRingOfALineIsTheDriversAffair) {
+  for (const bool function : {false, true}) {
+    shape_.function = function;
+    ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
+    EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex), 0);
+    EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex), 0);
+    EXPECT_EQ(rings(), function ? 2u : 1u);
+    EXPECT_EQ(plain(IrqSet::kUnmask, kIntxIndex), 0);
+    EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex), 0);
+    EXPECT_EQ(rings(), 1u);
+    EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex, 0), 0);
+  }
+}
+
+// vfio_pci_intrs.c: -1 takes the eventfd out, what is below it changes nothing.
+TEST_F(InterruptsTest, OfTheFunctionsOwnOnlyMinusOneTakesItOut) {
+  shape_.function = true;
+  shape_.vectors[kRequestIndex] = 1;
+  ASSERT_EQ(listen(kRequestIndex, bells_[0]), 0);
+  EXPECT_EQ(listen(kRequestIndex, -2), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kRequestIndex), 0);
+  EXPECT_EQ(rings(), 1u);
+  EXPECT_EQ(listen(kRequestIndex, -1), 0);
+  EXPECT_EQ(plain(IrqSet::kTrigger, kRequestIndex), EINVAL);
+}
+
 TEST_F(InterruptsTest, AClientMayTriggerThemItself) {
   ASSERT_EQ(listen(kMsiIndex, bells_[0]), 0);
   EXPECT_EQ(plain(IrqSet::kTrigger, kMsiIndex), 0);
@@ -211,6 +251,7 @@ TEST_F(InterruptsTest, WhatWaitsOnTheEventfdOfAMaskedLineCounts) {
 }
 
 TEST_F(InterruptsTest, TheClientsOwnRingsMaskNothing) {
+  shape_.function = true;
   ASSERT_EQ(listen(kIntxIndex, bells_[0]), 0);
   EXPECT_EQ(plain(IrqSet::kTrigger, kIntxIndex), 0);
   EXPECT_EQ(bools(IrqSet::kTrigger, kIntxIndex, {1}), 0);
