@@ -40,9 +40,11 @@ class DeviceFile final : public host::Description, public host::PlacedIo, public
   Result<void> mapped_at(Hva at, const host::MapRequest& request) override;
   [[nodiscard]] bool moves_bytes() const override { return true; }
   // Without an offset: at the file's own position.
-  Result<long> read_bytes(u64 to, u64 size) override { return advance(read_at(to, size, at_)); }
+  Result<long> read_bytes(u64 to, u64 size) override {
+    return advance(read_at(to, size, at_.load()));
+  }
   Result<long> write_bytes(u64 from, u64 size) override {
-    return advance(write_at(from, size, at_));
+    return advance(write_at(from, size, at_.load()));
   }
   Result<long> read_at(u64 to, u64 size, off_t at) override;
   Result<long> write_at(u64 from, u64 size, off_t at) override;
@@ -51,25 +53,31 @@ class DeviceFile final : public host::Description, public host::PlacedIo, public
   Result<long> serve(u32 request, u64 arg);
   Result<long> serve_node(u32 request, u64 arg);
   Result<long> advance(Result<long> moved) {
-    if (moved) at_ += *moved;
+    if (moved) at_.fetch_add(*moved);
     return moved;
   }
 
   [[nodiscard]] vfio::Device& device() const { return device_->device(); }
 
   sync::Ref<OpenDevice> device_;
-  off_t at_ = 0;
+  sync::Atomic<off_t> at_{0};
 };
 
 // ---- what it is
 
-Result<long> get_info(u64 arg) {
-  vfio_device_info info{};
-  ST_TRY(copy_in(&info, arg, ST_SIZE_TO(vfio_device_info, num_irqs)));
-  info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
-  info.num_regions = VFIO_PCI_NUM_REGIONS;
-  info.num_irqs = VFIO_PCI_NUM_IRQS;
-  ST_TRY(copy_out_bytes(arg, &info, ST_SIZE_TO(vfio_device_info, num_irqs)));
+Result<long> get_info(const vfio::Shape& shape, u64 arg) {
+  constexpr size_t kHead = ST_SIZE_TO(vfio_device_info, num_irqs);
+  struct {
+    vfio_device_info info;
+    u32 room[2];  // the struct of 6.12 is longer than Debian's
+  } told{};
+  ST_TRY(copy_in(&told.info, arg, kHead));
+  constexpr size_t kWhole = kHead + 2 * sizeof(u32);  // no capabilities, a reserved word
+  told.info.flags = VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET;
+  told.info.num_regions = VFIO_PCI_NUM_REGIONS;
+  told.info.num_irqs = VFIO_PCI_NUM_IRQS;
+  const size_t size = shape.function ? std::min<size_t>(told.info.argsz, kWhole) : kHead;
+  ST_TRY(copy_out_bytes(arg, &told, size));
   return 0;
 }
 
@@ -113,17 +121,21 @@ Result<long> get_region_info(const vfio::Shape& shape, u64 arg) {
   info.offset = u64{info.index} << kOffsetBits;
   info.size = region.size;
   info.cap_offset = 0;
-  info.flags = info.size == 0 ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+  const bool nothing = info.size == 0 && shape.function;
+  info.flags = nothing ? 0 : VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
   if (!region.mapped.empty()) {
     info.flags |= VFIO_REGION_INFO_FLAG_MMAP;
     const SparseAreas sparse = sparse_areas(region);
     const bool whole = sparse.head.nr_areas == 1 && sparse.areas[0].offset == 0 &&
                        sparse.areas[0].size >= region.size;
-    if (!whole) {
+    const vfio_info_cap_header messages{VFIO_REGION_INFO_CAP_MSIX_MAPPABLE, 1, 0};
+    const void* const capability = whole ? static_cast<const void*>(&messages) : &sparse;
+    const size_t bytes = whole ? sizeof(messages) : sparse.bytes();
+    if (!whole || info.index == shape.msix_region) {
       info.flags |= VFIO_REGION_INFO_FLAG_CAPS;
-      info.argsz = static_cast<u32>(sizeof(info) + sparse.bytes());
+      info.argsz = static_cast<u32>(sizeof(info) + bytes);
       if (room >= info.argsz) {
-        ST_TRY(copy_out_bytes(arg + sizeof(info), &sparse, sparse.bytes()));
+        ST_TRY(copy_out_bytes(arg + sizeof(info), capability, bytes));
         info.cap_offset = sizeof(info);
         info.argsz = static_cast<u32>(room);
       }
@@ -223,7 +235,7 @@ Result<long> hot_reset(const vfio::Shape& shape, u64 arg, bool has_group) {
 Result<long> DeviceFile::serve(u32 request, u64 arg) {
   switch (request) {
     case VFIO_DEVICE_GET_INFO:
-      return get_info(arg);
+      return get_info(device().shape(), arg);
     case VFIO_DEVICE_GET_REGION_INFO:
       return get_region_info(device().shape(), arg);
     case VFIO_DEVICE_GET_IRQ_INFO:
@@ -269,12 +281,26 @@ struct Place {
   u64 bytes;  // of the request that are in the region
 };
 
-Result<Place> place_of(const vfio::Shape& shape, u64 size, off_t at) {
+// Of a function: is its memory off? Then its BARs answer nothing.
+bool memory_is_off(vfio::Device& device) {
+  constexpr u64 kCommand = 4;
+  constexpr u8 kMemory = 2;
+  u8 low = 0;
+  device.read(vfio::kConfigRegion, kCommand, {&low, 1});
+  return (low & kMemory) == 0;
+}
+
+Result<Place> place_of(vfio::Device& device, u64 size, off_t at) {
+  const vfio::Shape& shape = device.shape();
   const u64 index = static_cast<u64>(at) >> kOffsetBits;
   const u64 offset = static_cast<u64>(at) & kOffsetMask;
   if (index >= vfio::kRegions) return refuse(EINVAL);
   const u64 whole = shape.regions[index].size;
+  // vfio_pci_config.c takes accesses whole, and its word for what is outside is another.
+  const bool configures = shape.function && index == vfio::kConfigRegion;
+  if (configures && (offset >= whole || size > whole - offset)) return refuse(EFAULT);
   if (offset >= whole) return refuse(EINVAL);
+  if (shape.function && index < vfio::kBars && memory_is_off(device)) return refuse(EIO);
   return Place{static_cast<unsigned>(index), offset, std::min(size, whole - offset)};
 }
 
@@ -288,7 +314,7 @@ unsigned width_at(u64 offset, u64 left) {
 Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
   if (!device_->is_granted()) return refuse(EINVAL);
   if (size == 0) return 0;
-  const Place place = ST_TRY(place_of(device().shape(), size, at));
+  const Place place = ST_TRY(place_of(device(), size, at));
   for (u64 done = 0; done < place.bytes;) {
     const unsigned width = width_at(place.offset + done, place.bytes - done);
     u8 bytes[4] = {};
@@ -302,7 +328,7 @@ Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
 Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
   if (!device_->is_granted()) return refuse(EINVAL);
   if (size == 0) return 0;
-  const Place place = ST_TRY(place_of(device().shape(), size, at));
+  const Place place = ST_TRY(place_of(device(), size, at));
   for (u64 done = 0; done < place.bytes;) {
     const unsigned width = width_at(place.offset + done, place.bytes - done);
     u8 bytes[4] = {};

@@ -3,9 +3,10 @@
 // drivers/vfio/device_cdev.c, iommufd.c. What is looked at first:
 //
 //   BIND     the struct; the group's own file; the group is open; bound already; the iommufd;
-//   another
-//            file is bound
+//   another file is bound
 //   ATTACH   not bound: EINVAL, as everything but BIND; the struct; PASIDs where there are any
+#include <fcntl.h>
+
 #include "abi/vfio/client_memory.h"
 #include "abi/vfio/files.h"
 #include "abi/vfio/uapi.h"
@@ -41,7 +42,7 @@ Result<u32> OpenDevice::bind(int fd) {
   auto against = vfio::claim(vfio::ClaimKind::kGroup, which_.born, vfio::Share::kMany);
   if (!against) return refuse(against.error());
   if (is_granted()) return refuse(EINVAL);
-  static_cast<void>(ST_TRY(sys::fcntl(fd, F_GETFD)));
+  if ((ST_TRY(sys::fcntl(fd, F_GETFL)) & O_PATH) != 0) return refuse(EBADF);
   auto iommufd = iommu::find_iommufd(fd);
   if (!iommufd) return refuse(EBADFD);
   auto bound = vfio::claim(vfio::ClaimKind::kBound, which_.born, vfio::Share::kOne);

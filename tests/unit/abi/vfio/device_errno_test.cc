@@ -109,6 +109,8 @@ const Row kRows[] = {
      {20, kNone | kTrigger, kIntx, 0, 0},
      EINVAL,
      EINVAL},
+    {"MessagesNone", VFIO_DEVICE_SET_IRQS, {20, kFd | kTrigger, kMsi, 0, 0}, EINVAL, ERANGE},
+    {"LineNone", VFIO_DEVICE_SET_IRQS, {20, kFd | kTrigger, kIntx, 0, 0}, EINVAL, EINVAL},
     {"NoDescriptor", VFIO_DEVICE_SET_IRQS, {24, kFd | kTrigger, kMsi, 0, 1, 9999}, EBADF, EBADF},
     {"NoEventfd",
      VFIO_DEVICE_SET_IRQS,
@@ -291,6 +293,70 @@ TEST_F(DeviceAnswers, AccessesOutsideOfRegionsAreRefused) {
     EXPECT_EQ(io(write, u64{1} << 63, 1, 0), -EFAULT);
     EXPECT_EQ(io(write, at, 100, 6), 2) << "as far as the region goes";
   }
+}
+
+// An access of a function's configuration is taken whole or not at all.
+TEST_F(DeviceAnswers, AFunctionsConfigurationEndsInAFault) {
+  open(true);
+  constexpr off_t kConfig = off_t{VFIO_PCI_CONFIG_REGION_INDEX} << 40;
+  const u64 at = memory_.address();
+  for (const bool write : {false, true}) {
+    std::memset(memory_.bytes_at(0), 0x5a, 16);
+    EXPECT_EQ(io(write, at, 4, kConfig + 4096), -EFAULT);
+    EXPECT_EQ(io(write, at, 16, kConfig + 4090), -EFAULT);
+    EXPECT_EQ(*memory_.bytes_at(0), 0x5a) << "nothing was read";
+    EXPECT_EQ(io(write, at, 0, kConfig + 4096), 0);
+    EXPECT_EQ(io(write, at, 4, kConfig + 4092), 4);
+    EXPECT_EQ(io(write, at, 16, 0x3ff8), 8) << "as far as the BAR goes";
+  }
+}
+
+TEST_F(DeviceAnswers, AFunctionWhoseMemoryIsOffHasNoRegisters) {
+  open(true);
+  constexpr off_t kCommand = (off_t{VFIO_PCI_CONFIG_REGION_INDEX} << 40) + 4;
+  const u64 at = memory_.address();
+  const auto set_command = [&](u16 value) {
+    std::memcpy(memory_.bytes_at(0), &value, sizeof(value));
+    ASSERT_EQ(io(true, at, 2, kCommand), 2);
+  };
+  set_command(0);
+  EXPECT_EQ(io(false, at, 4, 0), -EIO);
+  EXPECT_EQ(io(true, at, 4, 0x80), -EIO);
+  EXPECT_EQ(io(false, at, 4, 0x4000), -EINVAL) << "behind the BAR comes first";
+  EXPECT_EQ(io(false, at, 2, kCommand), 2);
+  set_command(2);
+  EXPECT_EQ(io(false, at, 4, 0), 4);
+}
+
+TEST_F(DeviceAnswers, AFunctionsInfoIsWrittenAsFarAsItsClientHasRoom) {
+  open(true);
+  for (const u32 size : {16u, 20u, 24u, 40u}) {
+    u32 words[10];
+    std::memset(words, 0xff, sizeof(words));
+    words[0] = size;
+    ASSERT_EQ(ask(device_, VFIO_DEVICE_GET_INFO, words), 0);
+    for (u32 i = 4; i < 10; ++i) {
+      EXPECT_EQ(words[i], i < 6 && 4 * i < size ? 0 : ~0u) << size << " word " << i;
+    }
+  }
+}
+
+TEST_F(DeviceAnswers, TheTableOfMessagesMayBeMapped) {
+  open(true);
+  struct {
+    vfio_region_info info;
+    vfio_info_cap_header cap;
+  } told{};
+  told.info.argsz = sizeof(told.info);
+  ASSERT_EQ(ask(device_, VFIO_DEVICE_GET_REGION_INFO, &told), 0);
+  EXPECT_EQ(told.info.flags, u32{VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE |
+                                 VFIO_REGION_INFO_FLAG_MMAP | VFIO_REGION_INFO_FLAG_CAPS});
+  EXPECT_EQ(told.info.argsz, sizeof(told));
+  EXPECT_EQ(told.info.cap_offset, 0u);
+  ASSERT_EQ(ask(device_, VFIO_DEVICE_GET_REGION_INFO, &told), 0);
+  EXPECT_EQ(told.info.cap_offset, sizeof(told.info));
+  EXPECT_EQ(told.cap.id, VFIO_REGION_INFO_CAP_MSIX_MAPPABLE);
+  EXPECT_EQ(told.cap.next, 0u);
 }
 
 TEST_F(DeviceAnswers, MappingsOutsideOfMappedAreasAreRefused) {
