@@ -9,6 +9,7 @@
 #include "abi/vfio/requests.h"
 #include "abi/vfio/vfio.h"
 #include "base/sys.h"
+#include "base/vec.h"
 #include "host/access.h"
 
 namespace stagetwo::abi_vfio {
@@ -27,21 +28,50 @@ class GroupFile final : public host::Description {
 };
 
 // A name as the kernel takes it: it ends within a page. Failure: EFAULT, EINVAL.
-Result<bool> is_name(u64 from, std::string_view name) {
-  bool same = true;
+Result<Vec<char>> read_name(u64 from) {
+  Vec<char> name{"abi_vfio.name"};
   for (size_t i = 0; i < kLongestName; ++i) {
     char c = 0;
     ST_TRY(copy_in_bytes(&c, from + i, 1));
-    if (c == '\0') return same && i == name.size();
-    same = same && i < name.size() && name[i] == c;
+    if (c == '\0') return name;
+    ST_TRY(name.push_back(c));
   }
   return refuse(EINVAL);
+}
+
+// Behind a function's name: blanks, and one token of a virtual function's owner, which this one has
+// no use for. Analogue: vfio_pci_core_match.
+Result<void> check_options(std::string_view rest) {
+  constexpr std::string_view kToken = "vf_token=";
+  for (bool token = false; !rest.empty();) {
+    if (rest.front() == ' ') {
+      rest.remove_prefix(1);
+      continue;
+    }
+    if (token || !rest.starts_with(kToken)) return refuse(EINVAL);
+    rest.remove_prefix(kToken.size());
+    if (rest.size() < vfio::Uuid::kTextBytes) return refuse(EINVAL);
+    static_cast<void>(ST_TRY(vfio::parse_uuid(rest.substr(0, vfio::Uuid::kTextBytes))));
+    rest.remove_prefix(vfio::Uuid::kTextBytes);
+    token = true;
+  }
+  return {};
+}
+
+Result<bool> is_name(std::string_view text, std::string_view name, bool function) {
+  if (!text.starts_with(name)) return false;
+  text.remove_prefix(name.size());
+  if (!function || text.empty() || text.front() != ' ') return text.empty();
+  ST_TRY(check_options(text));
+  return true;
 }
 
 Result<long> get_device(sync::Ref<Group> group, u64 arg) {
   FixedString<vfio::Uuid::kTextBytes + 1> name;
   vfio::append_name(group->which(), name);
-  const bool known = ST_TRY(is_name(arg, name.view()));
+  const Vec<char> asked = ST_TRY(read_name(arg));
+  const bool function = group->which().type.parent->function != nullptr;
+  const bool known = ST_TRY(is_name({asked.data(), asked.size()}, name.view(), function));
   if (!known || group->is_gone()) return refuse(ENODEV);
   // The container wants its type first.
   if (!group->has_container() || !group->has_type()) return refuse(EINVAL);
@@ -61,7 +91,7 @@ Result<long> get_status(Group& group, u64 arg) {
 Result<long> set_container(Group& group, u64 arg) {
   s32 fd = -1;
   ST_TRY(copy_in_bytes(&fd, arg, sizeof(fd)));
-  static_cast<void>(ST_TRY(sys::fcntl(fd, F_GETFD)));
+  if ((ST_TRY(sys::fcntl(fd, F_GETFL)) & O_PATH) != 0) return refuse(EBADF);
   if (group.has_container()) return refuse(EINVAL);
   if (group.is_gone()) return refuse(ENODEV);
   const auto file = host::find(fd);
@@ -135,7 +165,6 @@ Result<void> Group::join(sync::Ref<iommu::Iommufd> iommufd) {
   return {};
 }
 
-// Bound and attached by who opens it first.
 Result<void> Group::connect_to_iommufd(vfio::Device& device) {
   static_cast<void>(ST_TRY(device.bind(iommufd_.clone())));
   u32 ioas = 0;
@@ -149,8 +178,10 @@ Result<void> Group::connect_to_iommufd(vfio::Device& device) {
   return device.attach(&ioas);
 }
 
+// Whoever opens it again finds it where the first has put it.
 Result<void> Group::connect(vfio::Device& device) {
   const sync::MutexGuard guard(lock_);
+  if (device.is_connected()) return {};
   if (iommufd_) return connect_to_iommufd(device);
   if (!container_) return refuse(EINVAL);
   return device.connect(container_.clone());
