@@ -148,11 +148,13 @@ Result<Area*> Locked::insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_
   area->start_byte = start_byte;
   area->rights = rights;
   ioas.areas.insert(area);
+  ++ioas.area_count;
   return area;
 }
 
 void Locked::erase_area(Ioas& ioas, Area* area) {
   ioas.areas.erase(area);
+  --ioas.area_count;
   arena().destroy(area);
 }
 
@@ -357,6 +359,7 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   area->node.last = iova;
   ioas.areas.insert(area);
   ioas.areas.insert(rest);
+  ++ioas.area_count;
   return {};
 }
 

@@ -43,6 +43,7 @@ class Locked {
   // ---- page sets (pages.cc)
   Result<PageSet*> make_page_set(u64 user_address, u64 length, bool writable);
   void put_page_set(PageSet* set);
+  Result<void> move_page_set(PageSet& set, u64 address);  // EOPNOTSUPP: of another process
   // Pins pages that nobody holds yet and holds all. Failure: EFAULT, ENOMEM.
   Result<void> hold_pages(PageSet& set, u64 first, u64 count);
   void release_pages(PageSet& set, u64 first, u64 count);

@@ -80,6 +80,7 @@ struct Access;
 struct Ioas {
   Object object;
   IntervalSet<Area, Intervals::kDisjoint> areas;
+  u64 area_count = 0;
   IntervalSet<Reserved> reserved;
   IntervalSet<Allowed> allowed;
   u64 alignment = 1;

@@ -112,6 +112,13 @@ Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writab
   return set;
 }
 
+Result<void> Locked::move_page_set(PageSet& set, u64 address) {
+  if (!is_this_process(set.process)) return refuse(EOPNOTSUPP);
+  set.start = address;
+  set.file_asked = set.file_known = false;
+  return {};
+}
+
 void Locked::put_page_set(PageSet* set) {
   if (--set->users != 0 || set->orphans != 0) return;  // orphans: until they are unpinned
   free_page_set(set);

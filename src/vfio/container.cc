@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vfio/container.h"
 
+#include <algorithm>
+
 #include "iommu/auxiliary.h"
 #include "vfio/container_state.h"
 
@@ -8,6 +10,7 @@ namespace stagetwo::vfio {
 namespace {
 
 // Where a message-signalled interrupt is written to: no memory of anybody's.
+constexpr u64 kUnmapAll = 9;  // VFIO_UNMAP_ALL
 constexpr u64 kMessages = 0xfee00000, kMessagesLast = 0xfeefffff;
 
 bool is_known(u64 type) {
@@ -59,7 +62,12 @@ Result<void> Container::set_type(u64 type) {
   if (found == nullptr || found->groups == 0 || found->type != IommuType::kNone) {
     return refuse(EINVAL);
   }
+  // It is an extension, so a driver is asked, and refuses it as a type.
+  if (type == kUnmapAll) return refuse(EINVAL);
   if (!is_known(type)) return refuse(ENODEV);
+  const auto has_device = [](const Member& member) { return member.pasid_bits != 0; };
+  const bool nests = type == static_cast<u64>(IommuType::kNesting);
+  if (nests && std::ranges::any_of(found->members, has_device)) return refuse(EINVAL);
   found->ioas = ST_TRY(locked.make_ioas())->object.id;
   Result<void> done;
   for (u32 slot = 0; done && slot < kSlots; ++slot) {
@@ -81,12 +89,14 @@ Result<void> Container::add_group(const Listed& device) {
   ContainerState& found = *ST_TRY(state(locked, true));
   Member& member = found.members[device.slot];
   if (member.born != 0) return refuse(EINVAL);
+  if (!found.moving.empty()) return refuse(EBUSY);  // its maps could not be replayed
   member.born = device.born;
   member.source = device.type.parent->source;
   member.pasid_bits = device.type.parent->pasid_bits;
+  member.mediated = device.type.parent->function == nullptr;
   if (found.type != IommuType::kNone) {
     if (const auto done = attach_group(locked, found, device.slot); !done) {
-      member.born = 0;
+      member = {};
       return done;
     }
   }
@@ -98,6 +108,7 @@ Result<void> Container::add_group(const Listed& device) {
 Result<void> Container::attach_group(iommu::Locked& locked, ContainerState& found, u32 slot) {
   Member& member = found.members[slot];
   if (member.pasid_bits == 0) return {};
+  if (found.type == IommuType::kNesting) return refuse(EINVAL);  // its domains do not nest
   iommu::Device* device = nullptr;
   for (const Member& other : found.members) {
     if (other.device != 0 && other.source == member.source) {
@@ -118,6 +129,16 @@ Result<void> Container::attach_group(iommu::Locked& locked, ContainerState& foun
   return done;
 }
 
+// The devices of the domain that goes may have written everywhere. Analogue: update_dirty_scope.
+void Container::note_all_dirty(iommu::Locked& locked, ContainerState& found) {
+  const auto ioas = locked.find<iommu::Ioas>(found.ioas);
+  if (!ioas) return;
+  for (const iommu::Area* area = (*ioas)->areas.first(); area != nullptr;
+       area = (*ioas)->areas.next(area)) {
+    if (!note_dirty(locked, found, area->iova(), area->last())) found.all_dirty = true;
+  }
+}
+
 void Container::detach_group(iommu::Locked& locked, ContainerState& found, u32 slot) {
   Member& member = found.members[slot];
   if (member.device == 0) return;
@@ -130,6 +151,7 @@ void Container::detach_group(iommu::Locked& locked, ContainerState& found, u32 s
   for (const Member& other : found.members) {
     if (other.device != 0) return;
   }
+  if (found.tracking) note_all_dirty(locked, found);
   static_cast<void>(locked.destroy(std::exchange(found.hwpt, 0u)));
 }
 
@@ -205,12 +227,12 @@ void Container::drop_type() {
   iommu::Locked locked(*context_);
   const auto found = state(locked, false);
   if (!found || *found == nullptr) return;
-  clear_dirty(locked, **found, 0, ~u64{0});
+  clear(locked, (*found)->dirty, 0, ~u64{0});
+  clear(locked, (*found)->moving, 0, ~u64{0});
   static_cast<void>(locked.destroy(ioas));
   (*found)->type = IommuType::kNone;
   (*found)->ioas = 0;
-  (*found)->maps = 0;
-  (*found)->tracking = false;
+  (*found)->tracking = (*found)->all_dirty = false;
 }
 
 }  // namespace stagetwo::vfio

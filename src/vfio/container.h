@@ -74,10 +74,19 @@ class Container final : public sync::RefCounted {
 
   // Pre: a type is set.
   Result<void> map(const Map& map);
-  // Why a map does not move to another address: no map ever waits for one.
-  Result<int> move_refusal(const Map& map);
-  // Answers the bytes.
-  Result<u64> unmap(const Unmap& unmap);
+  // Maps move to other addresses, where no group is a mediated device's: of those in the range the
+  // addresses are gone until move() says others. A device reaches what is pinned all the time; no
+  // group joins meanwhile. Answers the bytes. Failure: EBUSY (mediated), EINVAL (as unmap(), or one
+  // of them waits already), ENOMEM.
+  Result<u64> lose_addresses(const Unmap& range);
+  // Failure: EINVAL (not one whole map that waits), ENOENT (no map), EOPNOTSUPP (of another
+  // process: what it has pinned is its own).
+  Result<void> move(const Map& map);
+  [[nodiscard]] bool may_move();
+  // Answers the bytes. late(context, first, last): what drivers wrote up to the end and nobody has
+  // read; under the lock.
+  using LateFn = void (*)(void* context, u64 first, u64 last);
+  Result<u64> unmap(const Unmap& unmap, LateFn late = nullptr, void* context = nullptr);
   Result<ContainerInfo> info();
   // The nth range of IOVAs that may be mapped. Empty: no more.
   Result<std::optional<iommu::IovaRanges>> range_from(u64 iova);
@@ -85,10 +94,12 @@ class Container final : public sync::RefCounted {
   Result<void> set_tracking(bool on);
   [[nodiscard]] Result<bool> is_tracking();
   // fn(context, first, last, dirty) of each map in [iova, last] as clean, then of each dirty range
-  // of them, which is clean from now on. Failure: EINVAL (a map would be cut, or nobody tracks),
-  // fn's.
+  // of them; if all are told they are clean from now on. Failure: EINVAL (a map would be cut, or
+  // nobody tracks), fn's.
   using DirtyFn = Result<void> (*)(void* context, u64 first, u64 last, bool dirty);
   Result<void> read_dirty(u64 iova, u64 last, DirtyFn fn, void* context);
+  // What was told and did not arrive. Failure: ENOMEM.
+  Result<void> note_dirty_again(u64 iova, u64 last);
 
  private:
   friend class Dma;
@@ -96,6 +107,7 @@ class Container final : public sync::RefCounted {
   static Result<ContainerState*> state(iommu::Locked& locked, bool make);
   static Result<void> attach_group(iommu::Locked& locked, ContainerState& state, u32 slot);
   static void detach_group(iommu::Locked& locked, ContainerState& state, u32 slot);
+  static void note_all_dirty(iommu::Locked& locked, ContainerState& state);
   void drop_type();
 
   Box<iommu::Context> context_;

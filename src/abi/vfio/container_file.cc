@@ -21,14 +21,16 @@ static_assert(static_cast<u32>(vfio::IommuType::kType1) == VFIO_TYPE1_IOMMU);
 static_assert(static_cast<u32>(vfio::IommuType::kType1v2) == VFIO_TYPE1v2_IOMMU);
 static_assert(static_cast<u32>(vfio::IommuType::kNesting) == VFIO_TYPE1_NESTING_IOMMU);
 
-long check_extension(u64 extension) {
+long check_extension(vfio::Container& container, u64 extension) {
   switch (extension) {
     case VFIO_TYPE1_IOMMU:
     case VFIO_TYPE1v2_IOMMU:
     case VFIO_TYPE1_NESTING_IOMMU:
     case VFIO_UNMAP_ALL:
       return 1;
-    default:  // moving addresses is not for containers with mediated devices
+    case VFIO_UPDATE_VADDR:
+      return container.may_move() ? 1 : 0;
+    default:
       return 0;
   }
 }
@@ -118,7 +120,10 @@ Result<long> map_dma(vfio::Container& container, u64 arg) {
   if ((map.flags & ~(kRights | VFIO_DMA_MAP_FLAG_VADDR)) != 0) return refuse(EINVAL);
   const bool moves = (map.flags & VFIO_DMA_MAP_FLAG_VADDR) != 0;
   if (moves == ((map.flags & kRights) != 0)) return refuse(EINVAL);
-  if (moves) return refuse(ST_TRY(container.move_refusal({map.iova, map.size, map.vaddr, 0})));
+  if (moves) {
+    ST_TRY(container.move({map.iova, map.size, map.vaddr, 0}));
+    return 0;
+  }
   const u32 rights = ((map.flags & VFIO_DMA_MAP_FLAG_READ) != 0 ? iommu::kMayRead : 0u) |
                      ((map.flags & VFIO_DMA_MAP_FLAG_WRITE) != 0 ? iommu::kMayWrite : 0u);
   ST_TRY(container.map({map.iova, map.size, map.vaddr, rights}));
@@ -139,11 +144,11 @@ Result<long> unmap_dma(vfio::Container& container, u64 arg) {
     if (unmap.argsz < kHead + sizeof(vfio_bitmap)) return refuse(EINVAL);
     bitmap = ST_TRY(DirtyBitmap::read(arg + kHead, unmap.iova, unmap.size));
   }
-  // Every group of ours has a mediated device, and those cannot follow an address.
-  if ((unmap.flags & VFIO_DMA_UNMAP_FLAG_VADDR) != 0) return refuse(EBUSY);
-  if (wants) ST_TRY(bitmap.fill(container));
-  unmap.size = ST_TRY(
-      container.unmap({unmap.iova, unmap.size, (unmap.flags & VFIO_DMA_UNMAP_FLAG_ALL) != 0}));
+  const vfio::Unmap range{unmap.iova, unmap.size, (unmap.flags & VFIO_DMA_UNMAP_FLAG_ALL) != 0};
+  const bool addresses_only = (unmap.flags & VFIO_DMA_UNMAP_FLAG_VADDR) != 0;
+  unmap.size = ST_TRY(addresses_only ? container.lose_addresses(range)
+                      : wants        ? bitmap.fill_and_unmap(container)
+                                     : container.unmap(range));
   ST_TRY(copy_out_bytes(arg, &unmap, kHead));
   return 0;
 }
@@ -194,7 +199,7 @@ Result<long> serve(vfio::Container& container, u32 request, u64 arg) {
     case VFIO_GET_API_VERSION:
       return VFIO_API_VERSION;
     case VFIO_CHECK_EXTENSION:
-      return check_extension(arg);
+      return check_extension(container, arg);
     case VFIO_SET_IOMMU:
       ST_TRY(container.set_type(arg));
       return 0;

@@ -50,21 +50,51 @@ Result<void> DirtyBitmap::fill(vfio::Container& container) {
       },
       &ranges));
   for (const Range& range : ranges) {
-    ST_TRY(set((range.first - iova_) / kPageSize, (range.last - iova_) / kPageSize, range.dirty));
+    const auto told = set_pages(range.first, range.last, range.dirty);
+    if (told) continue;
+    for (const Range& lost : ranges) {
+      if (lost.dirty) static_cast<void>(container.note_dirty_again(lost.first, lost.last));
+    }
+    return told;
   }
   return {};
 }
 
-Result<void> DirtyBitmap::set(u64 first_page, u64 last_page, bool value) const {
+Result<u64> DirtyBitmap::fill_and_unmap(vfio::Container& container) {
+  ST_TRY(fill(container));
+  // What comes between the two.
+  struct Late {
+    Vec<Range> ranges{"abi_vfio.dirty_ranges"};
+    bool too_many = false;
+  } late;
+  const u64 bytes = ST_TRY(container.unmap(
+      {iova_, size_, false},
+      [](void* to, u64 first, u64 last) {
+        auto& noted = *static_cast<Late*>(to);
+        if (!noted.ranges.push_back({first, last, true})) noted.too_many = true;
+      },
+      &late));
+  if (late.too_many) ST_TRY(set_pages(iova_, iova_ + (size_ - 1), true));
+  for (const Range& range : late.ranges) ST_TRY(set_pages(range.first, range.last, true));
+  return bytes;
+}
+
+Result<void> DirtyBitmap::set_pages(u64 first, u64 last, bool dirty) const {
+  return set((first - iova_) / kPageSize, (last - iova_) / kPageSize, dirty);
+}
+
+// Of a map whole words are written: what stands in front of its first bit stays, behind its last
+// one there is nothing.
+Result<void> DirtyBitmap::set(u64 first_page, u64 last_page, bool dirty) const {
+  constexpr u64 kBits = 64;
   const u64 base = reinterpret_cast<u64>(bitmap_.data);
   for (u64 page = first_page; page <= last_page;) {
-    const u64 byte = page / 8;
-    const u64 end = std::min(last_page, byte * 8 + 7);
-    const auto bits = static_cast<u8>((0xffu << (page % 8)) & (0xffu >> (7 - end % 8)));
-    u8 old = 0;
-    if (bits != 0xff) ST_TRY(copy_in_bytes(&old, base + byte, 1));
-    const u8 fresh = static_cast<u8>(value ? old | bits : old & ~bits);
-    ST_TRY(copy_out_bytes(base + byte, &fresh, 1));
+    const u64 at = base + page / kBits * sizeof(u64), end = std::min(last_page, page | (kBits - 1));
+    const u64 bits = (~u64{0} << page % kBits) & (~u64{0} >> (kBits - 1 - end % kBits));
+    u64 word = 0;
+    if (dirty ? ~bits != 0 : page % kBits != 0) ST_TRY(copy_in_bytes(&word, at, sizeof(word)));
+    word = dirty ? word | bits : word & ~(~u64{0} << page % kBits);
+    ST_TRY(copy_out_bytes(at, &word, sizeof(word)));
     page = end + 1;
   }
   return {};

@@ -23,11 +23,15 @@ class DirtyBitmap {
   // Failure: EFAULT, EINVAL (not in the client's half, too small or too large for the range).
   static Result<DirtyBitmap> make(const vfio_bitmap& bitmap, u64 iova, u64 size);
   static Result<DirtyBitmap> read(u64 at, u64 iova, u64 size);
-  // What the maps in the range have; bits of no map are left as they are. Failure: EINVAL, EFAULT.
+  // What the maps in the range have; bits of no map are left as they are. Failure: EINVAL, EFAULT;
+  // what was written stays to be told.
   Result<void> fill(vfio::Container& container);
+  // The range goes, with what is written to the end. Answers the bytes.
+  Result<u64> fill_and_unmap(vfio::Container& container);
 
  private:
-  Result<void> set(u64 first_page, u64 last_page, bool value) const;
+  Result<void> set_pages(u64 first, u64 last, bool dirty) const;
+  Result<void> set(u64 first_page, u64 last_page, bool dirty) const;
   vfio_bitmap bitmap_{};
   u64 iova_ = 0, size_ = 0;
 };

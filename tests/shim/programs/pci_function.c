@@ -3,28 +3,12 @@
 // VFIO type 1, maps its registers and has it copy. Nothing here knows of stagetwo.
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/vfio.h>
 #include <poll.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#define REQUIRE(condition)                                            \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      printf("%d: %s (%s)\n", __LINE__, #condition, strerror(errno)); \
-      exit(1);                                                        \
-    }                                                                 \
-  } while (0)
+#include "vfio_client.h"
 
-enum { kPage = 4096, kPages = 64 };
+enum { kPages = 64 };
 static const char kDevices[] = "/sys/bus/pci/devices";
 static const uint64_t kIova = 0x40000000;
 
@@ -77,34 +61,15 @@ static void find_device(char* name) {
   REQUIRE(name[0] != '\0');
 }
 
-static const char* last_of_link(const char* device, const char* name) {
-  static char path[256], text[256];
-  snprintf(path, sizeof path, "%s/%s/%s", kDevices, device, name);
-  const ssize_t size = readlink(path, text, sizeof text - 1);
-  REQUIRE(size > 0);
-  text[size] = '\0';
-  return strrchr(text, '/') + 1;
-}
-
 static int open_device(const char* name, struct memory* memory, int* container) {
-  char path[64];
-  REQUIRE(strcmp(last_of_link(name, "driver"), "vfio-pci") == 0);
-  snprintf(path, sizeof path, "/dev/vfio/%s", last_of_link(name, "iommu_group"));
+  char folder[280];
+  snprintf(folder, sizeof folder, "%s/%s", kDevices, name);
+  REQUIRE(strcmp(link_of(folder, "driver"), "vfio-pci") == 0);
   *container = open("/dev/vfio/vfio", O_RDWR);
-  const int group = open(path, O_RDWR);
-  REQUIRE(*container >= 0 && group >= 0);
-  REQUIRE(ioctl(group, VFIO_GROUP_SET_CONTAINER, container) == 0);
-  REQUIRE(ioctl(*container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
-  struct vfio_iommu_type1_dma_map map = {.argsz = sizeof map,
-                                         .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-                                         .vaddr = (uintptr_t)memory,
-                                         .iova = kIova,
-                                         .size = kPages * kPage};
-  REQUIRE(ioctl(*container, VFIO_IOMMU_MAP_DMA, &map) == 0);
-  errno = 0;
-  REQUIRE(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, "0000:ff:1f.7") == -1 && errno == ENODEV);
-  const int device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, name);
-  REQUIRE(device >= 0);
+  const int group = open(group_of(folder), O_RDWR);
+  const int device = open_in_container(*container, group, name);
+  REQUIRE(map_dma(*container, memory, kIova, kPages * kPage) == 0);
+  REFUSED(ioctl(group, VFIO_GROUP_GET_DEVICE_FD, "0000:ff:1f.7"), ENODEV);
   close(group);
   return device;
 }
@@ -163,6 +128,31 @@ static void copies(struct memory* memory) {
   REQUIRE(memcmp(memory->source, memory->target, sizeof memory->source) == 0);
 }
 
+// Its address is taken away, the memory goes elsewhere, the map follows; the channel goes on all
+// the time.
+static struct memory* moves(int container, struct memory* memory) {
+  enum { kBytes = kPages * kPage };
+  REQUIRE(ioctl(container, VFIO_CHECK_EXTENSION, VFIO_UPDATE_VADDR) == 1);
+  uint64_t bytes = 0;
+  struct vfio_iommu_type1_dma_map map = map_of(memory, kIova, kBytes);
+  map.flags = VFIO_DMA_MAP_FLAG_VADDR;
+  REFUSED(ioctl(container, VFIO_IOMMU_MAP_DMA, &map), EINVAL);
+  REQUIRE(unmap_dma(container, kIova, kBytes, VFIO_DMA_UNMAP_FLAG_VADDR, &bytes) == 0);
+  REQUIRE(bytes == kBytes);
+  REFUSED(unmap_dma(container, kIova, kBytes, VFIO_DMA_UNMAP_FLAG_VADDR, &bytes), EINVAL);
+  void* const room = memory_of(kBytes);
+  struct memory* const moved = mremap(memory, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, room);
+  REQUIRE(moved == room);
+  memset(moved->target, 0, sizeof moved->target);
+  copies(moved);
+  map.vaddr = (uintptr_t)moved;
+  REQUIRE(ioctl(container, VFIO_IOMMU_MAP_DMA, &map) == 0);
+  REFUSED(ioctl(container, VFIO_IOMMU_MAP_DMA, &map), EINVAL);
+  memset(moved->target, 0, sizeof moved->target);
+  copies(moved);
+  return moved;
+}
+
 static void rings(int device, struct memory* memory) {
   const int bell = eventfd(0, EFD_NONBLOCK);
   struct {
@@ -186,15 +176,15 @@ static void rings(int device, struct memory* memory) {
 int main(void) {
   char name[256];
   int container = -1;
-  struct memory* const memory =
-      mmap(NULL, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  REQUIRE(memory != MAP_FAILED && sizeof *memory <= kPages * kPage);
+  struct memory* memory = memory_of(kPages * kPage);
+  REQUIRE(sizeof *memory <= kPages * kPage);
   for (unsigned i = 0; i < sizeof memory->source; ++i)
     memory->source[i] = (uint8_t)(i * 5 + i / 251);
   find_device(name);
   const int device = open_device(name, memory, &container);
   map_registers(device);
   copies(memory);
+  memory = moves(container, memory);
   rings(device, memory);
   // What is mapped no longer is not reached.
   struct vfio_iommu_type1_dma_unmap unmap = {

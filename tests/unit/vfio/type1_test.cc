@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What type 1 takes and refuses, in the kernel's order.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <vector>
+
+#include "host/process.h"
 
 #include "tests/unit/vfio/container_world.h"
 #include "vfio/container_state.h"
@@ -129,6 +134,79 @@ TEST_F(Type1, WithADomainEveryMapIsDirty) {
   const Ranges all = {{kIova, kIova + 2 * kPageSize - 1}};
   EXPECT_EQ(dirty(kIova, 2), all);
   EXPECT_EQ(dirty(kIova, 2), all);
+}
+
+// The count of two processes that share a container is one.
+TEST_F(Type1, WhatTwoProcessesUnmapIsCountedOnce) {
+  start(0);
+  constexpr u64 kMaps = 2000;
+  for (u64 i = 0; i < kMaps; ++i) ASSERT_EQ(map(kIova + 2 * i * kPageSize), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    host::after_fork_child();  // as the shim does
+    for (u64 i = 0; i < kMaps; ++i) static_cast<void>(unmap(kIova + 2 * i * kPageSize, 1));
+    _exit(0);
+  }
+  for (u64 i = 0; i < kMaps; ++i) static_cast<void>(unmap(kIova + 2 * i * kPageSize, 1));
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_EQ(status, 0);
+  EXPECT_EQ(container_->info()->maps_left, Container::kMostMaps);
+}
+
+// What a driver writes when the bitmap was read already comes with the unmap.
+TEST_F(Type1, WhatIsWrittenBeforeTheMapHasGoneIsToldWithIt) {
+  start(0);
+  ASSERT_EQ(map(kIova, 4), 0);
+  ASSERT_TRUE(container_->set_tracking(true));
+  EXPECT_EQ(dirty(kIova, 4), Ranges{});
+  {
+    iommu::Locked locked(container_->context());
+    auto& state = *reinterpret_cast<ContainerState*>(locked.root().above.get());
+    ASSERT_TRUE(note_dirty(locked, state, kIova + 2 * kPageSize, kIova + 2 * kPageSize));
+  }
+  Ranges late;
+  const auto done = container_->unmap(
+      {kIova, 4 * kPageSize, false},
+      [](void* to, u64 first, u64 last) { static_cast<Ranges*>(to)->push_back({first, last}); },
+      &late);
+  ASSERT_TRUE(done);
+  EXPECT_EQ(late, (Ranges{{kIova + 2 * kPageSize, kIova + 3 * kPageSize - 1}}));
+}
+
+// Told as a whole or not at all.
+TEST_F(Type1, WhatCouldNotBeToldStaysDirty) {
+  start(0);
+  ASSERT_EQ(map(kIova, 4), 0);
+  ASSERT_TRUE(container_->set_tracking(true));
+  {
+    iommu::Locked locked(container_->context());
+    auto& state = *reinterpret_cast<ContainerState*>(locked.root().above.get());
+    ASSERT_TRUE(note_dirty(locked, state, kIova, kIova));
+    ASSERT_TRUE(note_dirty(locked, state, kIova + 2 * kPageSize, kIova + 2 * kPageSize));
+  }
+  u32 calls = 0;
+  const auto done = container_->read_dirty(
+      kIova, kIova + 4 * kPageSize - 1,
+      [](void* told, u64, u64, bool) -> Result<void> {
+        if (++*static_cast<u32*>(told) == 3) return refuse(ENOMEM);
+        return {};
+      },
+      &calls);
+  EXPECT_EQ(error_of(done), ENOMEM);
+  EXPECT_EQ(dirty(kIova, 4), (Ranges{{kIova, kIova + kPageSize - 1},
+                                     {kIova + 2 * kPageSize, kIova + 3 * kPageSize - 1}}));
+}
+
+// What its devices wrote is known by no bit: all of it, and once.
+TEST_F(Type1, WhenTheDomainGoesEverythingIsDirty) {
+  start(0);
+  ASSERT_EQ(add(4), 0);
+  ASSERT_EQ(map(kIova, 4), 0);
+  ASSERT_TRUE(container_->set_tracking(true));
+  container_->remove_group(group(4));
+  EXPECT_EQ(dirty(kIova, 4), (Ranges{{kIova, kIova + 4 * kPageSize - 1}}));
+  EXPECT_EQ(dirty(kIova, 4), Ranges{});
 }
 
 TEST_F(Type1, WithoutOneThatIsDirtyWhichADriverWrote) {

@@ -74,6 +74,10 @@ Bytes no_argument(ErrnoWorld&) {
 Bytes own_name(ErrnoWorld& world) {
   return {world.name_.c_str(), world.name_.c_str() + world.name_.size() + 1};
 }
+Bytes only_a_place(ErrnoWorld&) {
+  static const int place = open("/", O_PATH | O_CLOEXEC);
+  return bytes_of(place);
+}
 Bytes other_file(ErrnoWorld&) {
   static const int file = eventfd(0, EFD_CLOEXEC);
   return bytes_of(file);
@@ -178,6 +182,7 @@ const Row kRows[] = {
     {"StatusShort", kFresh, kG, VFIO_GROUP_GET_STATUS, ST_WORDS(7, 0), EINVAL},
     {"UnknownOfAGroup", kTyped, kG, VFIO_IOMMU_MAP_DMA, ST_MAP(), ENOTTY},
     {"JoinNoDescriptor", kFresh, kG, VFIO_GROUP_SET_CONTAINER, ST_WORDS(9999), EBADF},
+    {"JoinAPlace", kFresh, kG, VFIO_GROUP_SET_CONTAINER, only_a_place, EBADF},
     {"JoinAnotherFile", kFresh, kG, VFIO_GROUP_SET_CONTAINER, other_file, EBADFD},
     {"JoinAgainNoDescriptorFirst", kJoined, kG, VFIO_GROUP_SET_CONTAINER, ST_WORDS(9999), EBADF},
     {"JoinAgainBeforeTheFilesKind", kJoined, kG, VFIO_GROUP_SET_CONTAINER, other_file, EINVAL},
@@ -217,6 +222,8 @@ constexpr Plain kTypes[] = {{"WithoutAGroup", kFresh, VFIO_TYPE1v2_IOMMU, EINVAL
                             {"OfAnotherMachine", kJoined, VFIO_SPAPR_TCE_IOMMU, ENODEV},
                             {"Unknown", kJoined, 77, ENODEV},
                             {"NoIommu", kJoined, VFIO_NOIOMMU_IOMMU, ENODEV},
+                            {"AnExtensionThatIsNoType", kJoined, VFIO_UNMAP_ALL, EINVAL},
+                            {"AnExtensionThatIsNotThere", kJoined, VFIO_UPDATE_VADDR, ENODEV},
                             {"Again", kTyped, VFIO_TYPE1v2_IOMMU, EINVAL},
                             {"AgainBeforeTheType", kTyped, 77, EINVAL}};
 INSTANTIATE_TEST_SUITE_P(Table, SetIommuErrno, testing::ValuesIn(kTypes), row_name<Plain>);
@@ -265,6 +272,40 @@ TEST_F(ContainerOrder, S4_16_AnOverlapComesBeforeTheLimitAndThatBeforeTheWindow)
   all.iova = all.size = 0;
   ASSERT_EQ(ask(container_, VFIO_IOMMU_UNMAP_DMA, &all), 0);
   EXPECT_EQ(ask(container_, VFIO_IOMMU_MAP_DMA, &map), 0);
+}
+
+// vfio_pci_core_match(): options behind a blank.
+TEST_F(ContainerOrder, AFunctionsNameMayHaveOptions) {
+  build(kTyped, true);
+  const auto open = [&](const char* behind) {
+    const long done = ask(group_, VFIO_GROUP_GET_DEVICE_FD, (name_ + behind).c_str());
+    if (done >= 0) close_fd(static_cast<int>(done));
+    return done >= 0 ? 0 : -done;
+  };
+  EXPECT_EQ(open(""), 0);
+  EXPECT_EQ(open(" "), 0);
+  EXPECT_EQ(open("  vf_token=83b8f4f2-509f-382f-3c1e-e6bfe0fa1001 "), 0);
+  EXPECT_EQ(open(" vf_token=83b8f4f2"), EINVAL);
+  EXPECT_EQ(open(" vf_token=83b8f4f2-509f-382f-3c1e-e6bfe0fa10xx"), EINVAL);
+  EXPECT_EQ(open(" x"), EINVAL);
+  EXPECT_EQ(open("x"), ENODEV);
+  EXPECT_EQ(open("\t"), ENODEV);
+}
+
+TEST_F(ContainerOrder, AMediatedDevicesNameHasNone) {
+  build(kTyped);
+  expect_refusal(group_, VFIO_GROUP_GET_DEVICE_FD,
+                 bytes_of("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001 "), ENODEV);
+}
+
+TEST_F(ContainerOrder, ADomainDoesNotNest) {
+  build(kJoined, true);
+  EXPECT_EQ(number(container_, VFIO_SET_IOMMU, VFIO_TYPE1_NESTING_IOMMU), -EINVAL);
+  EXPECT_EQ(number(container_, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU), 0);
+  vfio_iommu_type1_info info{};
+  info.argsz = sizeof(info);
+  ASSERT_EQ(ask(container_, VFIO_IOMMU_GET_INFO, &info), 0);
+  EXPECT_EQ(info.iova_pgsizes, 0x40201000u);
 }
 
 TEST_F(ContainerOrder, ADeviceThatIsOpenKeepsItsGroupInItsContainer) {
