@@ -81,7 +81,7 @@ DescriptorSlot buckets[kBuckets];
 sync::Mutex table_lock{sync::Rank::kDescriptors};
 DescriptorSlot* watched = nullptr;  // guarded by table_lock
 sync::Atomic<u32> watched_count{0};
-sync::Atomic<u32> watched_memory{0};  // of those, the memory of guests
+sync::Atomic<u32> watched_memory{0};  // of those, what is_waited_for()
 sync::Atomic<bool> sweeper_added{false};
 sync::Atomic<u32> live_count{0};
 sync::Atomic<bool> anything{false};
@@ -150,8 +150,10 @@ bool ends_with_holders(const DescriptorSpec& spec) {
   return spec.home == StateHome::kProcess || spec.wants_last_close;
 }
 
-bool is_memory(const DescriptorSlot& slot) {
-  return slot.spec.shape == FileShape::kMemory;
+// May somebody wait for its end who asks nothing of this process: a guest, another process?
+bool is_waited_for(const DescriptorSlot& slot) {
+  const bool shared = slot.spec.home == StateHome::kDescription && slot.spec.wants_last_close;
+  return slot.spec.shape == FileShape::kMemory || shared;
 }
 
 void watch(DescriptorSlot& slot, int watch_fd) TA_REQ(table_lock) {
@@ -159,7 +161,7 @@ void watch(DescriptorSlot& slot, int watch_fd) TA_REQ(table_lock) {
   slot.watch_fd = watch_fd;
   slot.next_watched = std::exchange(watched, &slot);
   watched_count.fetch_add(1, sync::kRelaxed);
-  if (is_memory(slot)) watched_memory.fetch_add(1, sync::kRelaxed);
+  if (is_waited_for(slot)) watched_memory.fetch_add(1, sync::kRelaxed);
 }
 
 void take_off_list(DescriptorSlot& slot) TA_REQ(table_lock) {
@@ -167,7 +169,7 @@ void take_off_list(DescriptorSlot& slot) TA_REQ(table_lock) {
   while (*link != &slot) link = &(*link)->next_watched;
   *link = std::exchange(slot.next_watched, nullptr);
   watched_count.fetch_sub(1, sync::kRelaxed);
-  if (is_memory(slot)) watched_memory.fetch_sub(1, sync::kRelaxed);
+  if (is_waited_for(slot)) watched_memory.fetch_sub(1, sync::kRelaxed);
 }
 
 void unwatch(DescriptorSlot& slot) TA_REQ(table_lock) {
@@ -456,8 +458,8 @@ CloseWatch::~CloseWatch() {
 
 namespace {
 
-// Memory of a guest that was closed here while another process holds it: nobody calls us when that
-// process lets go, and a vCPU that stays in its guest asks nothing. The engine's thread looks.
+// What was closed here while another process holds it: nobody calls us when that process lets go,
+// and a vCPU that stays in its guest asks nothing. The engine's thread looks.
 class Sweeper final : public WorkItem {
  public:
   void turn() override { sweep_closed_memory(); }

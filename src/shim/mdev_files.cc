@@ -125,7 +125,8 @@ int remove(const VirtualFile& file, std::string_view text) {
   const auto device = vfio::device_from(file.level);
   if (!device || device->slot != file.level) return ENODEV;
   auto removal = vfio::begin_removal(device->uuid);
-  if (!removal) return to_int(removal.error());
+  // Somebody takes it away: the file has gone meanwhile.
+  if (!removal) return to_int(removal.error()) == EAGAIN ? ENODEV : to_int(removal.error());
   vfio::finish_removal(std::move(*removal));  // waits for the last close
   return 0;
 }

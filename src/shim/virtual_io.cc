@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdio_ext.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -111,11 +112,20 @@ int store_lines(const VirtualFile& file, std::string_view text) {
   return error;
 }
 
+// What was appended: by one write that was seen, or by writes that were not, whose lines it is.
+enum class By { kOneWrite, kUnseen };
+
+int store_text(const VirtualFile& file, std::string_view text, By by) {
+  return by == By::kOneWrite ? store(file, text) : store_lines(file, text);
+}
+
 // What the bus is written has locks of its own, and is stored without the session's.
-using Later = FixedString<kTakenAtOnce>;
+struct Later {
+  FixedString<kTakenAtOnce> unseen, write;
+};
 
 // Pre: SessionLock held. `fd` reads what was appended; the word says how much is taken.
-int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken, Later& later) {
+int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken, By by, Later& later) {
   struct ::stat behind{};
   if (!sys::fstat(fd, &behind)) return 0;
   const u64 size = static_cast<u64>(behind.st_size);
@@ -127,9 +137,9 @@ int take_from(int fd, const VirtualFile& file, sync::Atomic<u64>& taken, Later& 
     const auto got = sys::pread(fd, buffer, sizeof(buffer), static_cast<off_t>(from));
     if (!got || *got == 0) break;
     if (file.of_bus()) {
-      later.append({buffer, *got});
+      (by == By::kOneWrite ? later.write : later.unseen).append({buffer, *got});
     } else {
-      error = store_lines(file, {buffer, *got});
+      error = store_text(file, {buffer, *got}, by);
     }
     from += *got;
   }
@@ -141,9 +151,10 @@ sync::Atomic<u64>& taken_word(const VirtualFile& file) {
   return host::session_word(host::kAppendedWords + file.number());
 }
 
-// Context: no lock.
+// Answers the write's error, if there was one. Context: no lock.
 int store_later(const VirtualFile& file, const Later& later) {
-  return store_lines(file, later.view());
+  const int unseen = store_lines(file, later.unseen.view());
+  return later.write.empty() ? unseen : store(file, later.write.view());
 }
 
 // A write we see. Behind `fd` is a file of the session, or without one a memfd of this open. The
@@ -152,14 +163,16 @@ long write_locked(int fd, const VirtualFile& file, const iovec* parts, int count
   const sync::PassingNumber passing;
   const host::SessionLock lock;
   const auto shared = open_appended(file, O_RDONLY);
-  if (shared) static_cast<void>(take_from(*shared, file, taken_word(file), later));  // came before
+  if (shared) {  // what came before
+    static_cast<void>(take_from(*shared, file, taken_word(file), By::kUnseen, later));
+  }
   const long written = sys::call(SYS_writev, fd, sys::arg(parts), count);
   int error = 0;
   if (written > 0 && shared) {
-    error = take_from(*shared, file, taken_word(file), later);
+    error = take_from(*shared, file, taken_word(file), By::kOneWrite, later);
   } else if (const auto own = sys::reopen_engine_fd(fd, O_RDWR); written > 0 && own) {
     sync::Atomic<u64> none{0};
-    error = take_from(*own, file, none, later);
+    error = take_from(*own, file, none, By::kOneWrite, later);
     static_cast<void>(sys::ftruncate(*own, 0));
     static_cast<void>(sys::close(*own));
   }
@@ -171,7 +184,7 @@ long write_now(int fd, const VirtualFile& file, const iovec* parts, int count) {
   Later later;
   const long written = write_locked(fd, file, parts, count, later);
   const int error = store_later(file, later);
-  return error == 0 ? written : -error;
+  return error == 0 || written <= 0 ? written : -error;
 }
 
 // Of a descriptor open for reading and writing: the text as it is now.
@@ -274,7 +287,9 @@ bool virtual_io(int fd, Io io, const iovec* parts, int count, const off_t* at, s
   return true;
 }
 
-int take_appended(const VirtualFile& file) {
+namespace {
+
+int take_appended_by(const VirtualFile& file, By by) {
   if (file.source != Source::kParameter && file.source != Source::kPool && !file.of_bus()) return 0;
   Later later;
   int error = 0;
@@ -283,10 +298,16 @@ int take_appended(const VirtualFile& file) {
     const host::SessionLock lock;
     const auto fd = open_appended(file, O_RDONLY);
     if (!fd) return 0;
-    error = take_from(*fd, file, taken_word(file), later);
+    error = take_from(*fd, file, taken_word(file), by, later);
     static_cast<void>(sys::close(*fd));
   }
   return file.of_bus() ? store_later(file, later) : error;
+}
+
+}  // namespace
+
+int take_appended(const VirtualFile& file) {
+  return take_appended_by(file, By::kUnseen);
 }
 
 void take_all_appended() {
@@ -295,12 +316,15 @@ void take_all_appended() {
   }
 }
 
+// A stream is flushed by one write of its buffer; one without, or by lines, has written already.
 int flush_stream(FILE* stream) {
-  const int result = next::fflush(stream);
-  if (!any_virtual_io() || stream == nullptr || result != 0) return result;
+  if (!any_virtual_io() || stream == nullptr) return next::fflush(stream);
   const VirtualFile file = virtual_behind(fileno(stream));
-  if (!file) return result;
-  const int error = take_appended(file);
+  const bool one_write = __flbf(stream) == 0 && __fpending(stream) != 0;
+  if (file && one_write) static_cast<void>(take_appended(file));  // what came before
+  const int result = next::fflush(stream);
+  if (!file || result != 0) return result;
+  const int error = take_appended_by(file, one_write ? By::kOneWrite : By::kUnseen);
   if (error == 0) return result;
   stream->_flags |= _IO_ERR_SEEN;  // as if write(2) had refused it
   errno = error;

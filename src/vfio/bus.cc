@@ -178,6 +178,7 @@ Result<Removal> begin_removal(const Uuid& uuid) {
   Removal removal(static_cast<u32>(slot - shared.slots), slot->born,
                   ST_TRY(claim(ClaimKind::kRemover, slot->born, Share::kOne)));
   slot->state.store(SlotState::kRemoving, sync::kRelease);
+  tree_hide_remove(listed(shared, static_cast<u32>(slot - shared.slots)));
   return removal;
 }
 

@@ -77,6 +77,11 @@ Device::~Device() {
   if (memory_ != nullptr) unmap_pages(memory_, Model::kMemoryBytes);
 }
 
+bool Device::is_connected() {
+  const Locked locked(*this);
+  return connected_;
+}
+
 Result<void> Device::connect(sync::Ref<Container> container) {
   const Locked locked(*this);
   if (connected_) return {};

@@ -37,6 +37,7 @@ class Device final : public sync::RefCounted {
   void detach(u32 pasid = 0) { dma_.detach(pasid); }
 
   // One access: 1, 2 or 4 bytes, aligned. Pre: in the region.
+  [[nodiscard]] bool is_connected();  // or bound
   void read(unsigned region, u64 offset, std::span<u8> to);
   void write(unsigned region, u64 offset, std::span<const u8> from);
   void reset();

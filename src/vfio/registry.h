@@ -34,7 +34,7 @@ struct Slot {
 };
 static_assert(sizeof(Slot) == 4096);
 
-inline constexpr unsigned kSlots = 48;
+inline constexpr unsigned kSlots = 64;  // as many as all parents have units
 
 struct Registry {
   static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"

@@ -97,6 +97,12 @@ void tree_add(const Registry& shared, const Listed& device) {
   write_available(tree, shared, *device.type.parent);
 }
 
+void tree_hide_remove(const Listed& device) {
+  const Tree tree;
+  if (!tree || !device.type || device.type.parent->function != nullptr) return;
+  tree.remove(Places(device).folder.below("/remove"));
+}
+
 void tree_remove(const Registry& shared, const Listed& device) {
   const Tree tree;
   if (!tree || !device.type) return;

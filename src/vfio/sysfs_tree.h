@@ -20,6 +20,7 @@ inline constexpr std::string_view kTreeFolder = "sys";
 // The parents and their types. False: there is no session.
 bool tree_start(const Registry& shared);
 void tree_add(const Registry& shared, const Listed& device);
+void tree_hide_remove(const Listed& device);  // it is being removed: not a second time
 void tree_remove(const Registry& shared, const Listed& device);
 
 }  // namespace stagetwo::vfio

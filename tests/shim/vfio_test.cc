@@ -105,6 +105,12 @@ TEST(Vfio, AFunctionIsDrivenByItsOwnNode) {
   }
 }
 
+TEST(Vfio, APasidOfADeviceIsAnAddressSpaceOfItsOwn) {
+  const Outcome outcome =
+      run_program({tool(), "run", "--abi=6.18", "--", program("engine_pasids")});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 // ---- stagetwo mdev
 
 Outcome mdev(const std::string& script) {

@@ -20,7 +20,7 @@ inline constexpr u32 kMiscMajor = 10;
 inline constexpr u32 kMinor = 196;       // VFIO_MINOR
 inline constexpr u32 kGroupMajor = 511;  // the kernel takes a free one
 inline constexpr u32 kNodeMajor = 510;   // the same
-inline constexpr unsigned kMostGroups = 48;
+inline constexpr unsigned kMostGroups = 64;
 
 // open("/dev/vfio/vfio", flags). Failure: EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_container(int flags);

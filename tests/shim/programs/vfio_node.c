@@ -3,45 +3,13 @@
 // own node, binds it to an iommufd, attaches address spaces to it, maps its registers, hears its
 // interrupts and has it copy. With an argument: PASIDs, too, which kernels have from 6.15 on.
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include "abi/iommufd/uapi.h"
-#include "abi/vfio/uapi.h"
+#include "vfio_node.h"
 
-#define REQUIRE(condition)                                            \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      printf("%d: %s (%s)\n", __LINE__, #condition, strerror(errno)); \
-      exit(1);                                                        \
-    }                                                                 \
-  } while (0)
-#define REFUSED(call, error)                                                         \
-  do {                                                                               \
-    errno = 0;                                                                       \
-    const long answer = (long)(call);                                                \
-    if (answer != -1 || errno != (error)) {                                          \
-      printf("%d: %s: %ld (%s), not %s\n", __LINE__, #call, answer, strerror(errno), \
-             strerror(error));                                                       \
-      exit(1);                                                                       \
-    }                                                                                \
-  } while (0)
-
-enum { kPage = 4096 };
 static const char kDevice[] = "/sys/bus/pci/devices/fffe:00:04.0";
 static const uint64_t kIova = 0x40000000;
 
@@ -62,70 +30,18 @@ static volatile uint8_t* registers;
 #define REG32(at) (*(volatile uint32_t*)(registers + (at)))
 #define REG64(at) (*(volatile uint64_t*)(registers + (at)))
 
-// By its folder in sysfs: vfio-dev/vfioN, and the numbers in its `dev`.
-static int open_node(char* path) {
-  char text[256];
-  snprintf(text, sizeof text, "%s/vfio-dev", kDevice);
-  DIR* const folder = opendir(text);
-  REQUIRE(folder != NULL);
-  path[0] = '\0';
-  for (struct dirent* entry; (entry = readdir(folder)) != NULL;) {
-    if (strncmp(entry->d_name, "vfio", 4) == 0)
-      sprintf(path, "/dev/vfio/devices/%s", entry->d_name);
-  }
-  closedir(folder);
-  REQUIRE(path[0] != '\0');
-  snprintf(text, sizeof text, "%s/vfio-dev/%s/dev", kDevice, strrchr(path, '/') + 1);
-  FILE* const dev = fopen(text, "r");
-  unsigned major_number = 0, minor_number = 0;
-  REQUIRE(dev != NULL && fscanf(dev, "%u:%u", &major_number, &minor_number) == 2);
-  fclose(dev);
-  struct stat said;
-  REQUIRE(stat(path, &said) == 0 && S_ISCHR(said.st_mode));
-  REQUIRE(major(said.st_rdev) == major_number && minor(said.st_rdev) == minor_number);
-  return open(path, O_RDWR);
-}
-
 static uint32_t make_ioas(int iommufd, struct memory* memory) {
-  struct iommu_ioas_alloc alloc = {.size = sizeof alloc};
-  REQUIRE(ioctl(iommufd, IOMMU_IOAS_ALLOC, &alloc) == 0);
-  struct iommu_ioas_map map = {
-      .size = sizeof map,
-      .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE | IOMMU_IOAS_MAP_WRITEABLE,
-      .ioas_id = alloc.out_ioas_id,
-      .user_va = (uintptr_t)memory,
-      .length = sizeof *memory,
-      .iova = kIova};
-  REQUIRE(ioctl(iommufd, IOMMU_IOAS_MAP, &map) == 0);
-  return alloc.out_ioas_id;
+  return ioas_of(iommufd, memory, sizeof *memory, kIova);
 }
 
 static struct memory* make_memory(const char* text) {
-  struct memory* const made =
-      mmap(NULL, sizeof *made, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  REQUIRE(made != MAP_FAILED);
+  struct memory* const made = memory_of(sizeof *made);
   strcpy(made->source, text);
   made->one = (struct descriptor){.size = kPage,
                                   .control = 1,
                                   .source = kIova + offsetof(struct memory, source),
                                   .destination = kIova + offsetof(struct memory, target)};
   return made;
-}
-
-static int attach(int device, uint32_t pt) {
-  struct vfio_device_attach_iommufd_pt_pasid cmd = {.argsz = 12, .pt_id = pt};
-  return ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd);
-}
-static int attach_pasid(int device, uint32_t pt, uint32_t pasid) {
-  struct vfio_device_attach_iommufd_pt_pasid cmd = {
-      .argsz = sizeof cmd, .flags = VFIO_DEVICE_ATTACH_PASID, .pt_id = pt, .pasid = pasid};
-  return ioctl(device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &cmd);
-}
-static int detach(int device, uint32_t pasid) {
-  struct vfio_device_detach_iommufd_pt_pasid cmd = {
-      .argsz = sizeof cmd, .flags = pasid == 0 ? 0 : VFIO_DEVICE_DETACH_PASID, .pasid = pasid};
-  if (pasid == 0) cmd.argsz = 8;
-  return ioctl(device, VFIO_DEVICE_DETACH_IOMMUFD_PT, &cmd);
 }
 
 // One descriptor. 0, or the channel's error.
@@ -197,23 +113,15 @@ static void map_registers(int device) {
   REQUIRE(pwrite(device, &command, 2, (off_t)config.offset + 4) == 2);
 }
 
-static uint32_t make_table(int iommufd, uint32_t device, uint32_t ioas) {
-  struct iommu_hwpt_alloc alloc = {
-      .size = sizeof alloc, .flags = IOMMU_HWPT_ALLOC_PASID, .dev_id = device, .pt_id = ioas};
-  REQUIRE(ioctl(iommufd, IOMMU_HWPT_ALLOC, &alloc) == 0);
-  return alloc.out_hwpt_id;
-}
-
 static void pasids(int iommufd, int device, uint32_t id, uint32_t ioas, struct memory* memory) {
-  const uint32_t table = make_table(iommufd, id, ioas);
+  const uint32_t table = table_of(iommufd, id, ioas);
   REQUIRE(attach(device, table) == 0);
   REFUSED(attach_pasid(device, table, 0), EINVAL);
   REFUSED(attach_pasid(device, table, 1 << 20), EINVAL);
   REFUSED(attach_pasid(device, 9999, 7), ENOENT);
   REQUIRE(attach_pasid(device, table, 7) == 0);
   REQUIRE(attach_pasid(device, table, 7) == 0);  // in its own place
-  struct iommu_destroy destroy = {.size = sizeof destroy, .id = table};
-  REFUSED(ioctl(iommufd, IOMMU_DESTROY, &destroy), EBUSY);
+  REFUSED(destroy(iommufd, table), EBUSY);
   // Requests without a PASID have their own attachment.
   memset(memory->target, 0, kPage);
   REQUIRE(detach(device, 7) == 0);
@@ -222,15 +130,15 @@ static void pasids(int iommufd, int device, uint32_t id, uint32_t ioas, struct m
   REQUIRE(detach(device, 0) == 0);
   REQUIRE(copy() != 0);
   REQUIRE(detach(device, 8) == 0);  // unused: no effect
-  REFUSED(ioctl(iommufd, IOMMU_DESTROY, &destroy), EBUSY);
+  REFUSED(destroy(iommufd, table), EBUSY);
   REQUIRE(detach(device, 7) == 0);
-  REQUIRE(ioctl(iommufd, IOMMU_DESTROY, &destroy) == 0);
+  REQUIRE(destroy(iommufd, table) == 0);
 }
 
 int main(int argc, char** argv) {
   (void)argv;
-  char path[512];
-  const int device = open_node(path), iommufd = open("/dev/iommu", O_RDWR);
+  char path[280];
+  const int device = open_node(kDevice, path), iommufd = open("/dev/iommu", O_RDWR);
   REQUIRE(device >= 0 && iommufd >= 0);
   struct vfio_device_info info = {.argsz = 16};
   REFUSED(ioctl(device, VFIO_DEVICE_GET_INFO, &info), EINVAL);  // bind it first
@@ -258,10 +166,8 @@ int main(int argc, char** argv) {
   memset(a->target, 0, kPage);
   REQUIRE(copy() == 0 && strcmp(b->target, b->source) == 0 && a->target[0] == '\0');
   interrupts(device);
-  struct iommu_destroy destroy = {.size = sizeof destroy, .id = other};
-  REFUSED(ioctl(iommufd, IOMMU_DESTROY, &destroy), EBUSY);
-  destroy.id = bind.out_devid;
-  REFUSED(ioctl(iommufd, IOMMU_DESTROY, &destroy), EBUSY);
+  REFUSED(destroy(iommufd, other), EBUSY);
+  REFUSED(destroy(iommufd, bind.out_devid), EBUSY);
   // What is unmapped is not reached; what is mapped again is.
   struct iommu_ioas_unmap unmap = {
       .size = sizeof unmap, .ioas_id = other, .iova = kIova, .length = sizeof *b};
@@ -284,7 +190,7 @@ int main(int argc, char** argv) {
   REQUIRE(waitpid(child, &status, 0) == child && status == 0);
   munmap((void*)(uintptr_t)registers, 0x4000);
   close(device);
-  REQUIRE(ioctl(iommufd, IOMMU_DESTROY, &destroy) == -1 && errno == ENOENT);
+  REQUIRE(destroy(iommufd, bind.out_devid) == -1 && errno == ENOENT);
   const int group = open("/dev/vfio/0", O_RDWR);
   REQUIRE(group >= 0);  // its group's way is open again
   close(group);

@@ -4,38 +4,12 @@
 // stagetwo. With an argument: the errnos of every request instead.
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/vfio.h>
 #include <poll.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#define REQUIRE(condition)                                            \
-  do {                                                                \
-    if (!(condition)) {                                               \
-      printf("%d: %s (%s)\n", __LINE__, #condition, strerror(errno)); \
-      exit(1);                                                        \
-    }                                                                 \
-  } while (0)
-#define REFUSED(call, error)                                                         \
-  do {                                                                               \
-    errno = 0;                                                                       \
-    const long answer = (long)(call);                                                \
-    if (answer != -1 || errno != (error)) {                                          \
-      printf("%d: %s: %ld (%s), not %s\n", __LINE__, #call, answer, strerror(errno), \
-             strerror(error));                                                       \
-      exit(1);                                                                       \
-    }                                                                                \
-  } while (0)
+#include "vfio_client.h"
 
 static const char kUuid[] = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
 static const char kTypes[] = "/sys/class/mdev_bus/serial/mdev_supported_types";
@@ -48,16 +22,6 @@ static char* path(const char* folder, const char* name) {
   char* const text = texts[next++ % 32];
   snprintf(text, sizeof texts[0], "%s/%s", folder, name);
   return text;
-}
-
-static ssize_t put(const char* name, const char* text) {
-  const int fd = open(name, O_WRONLY);
-  if (fd < 0) return -1;
-  const ssize_t written = write(fd, text, strlen(text));
-  const int error = errno;
-  close(fd);
-  errno = error;
-  return written;
 }
 
 static long number(const char* name) {
@@ -79,11 +43,7 @@ static int entries(const char* name) {
 
 static int make_device(void) {
   REQUIRE(put(path(kTypes, "serial-1/create"), kUuid) == 36);
-  char link[128];
-  const ssize_t size = readlink(path(path(kDevices, kUuid), "iommu_group"), link, sizeof link - 1);
-  REQUIRE(size > 0);
-  link[size] = '\0';
-  return open(path("/dev/vfio", strrchr(link, '/') + 1), O_RDWR);
+  return open(group_of(path(kDevices, kUuid)), O_RDWR);
 }
 
 static void check_sysfs(void) {
@@ -92,6 +52,15 @@ static void check_sysfs(void) {
   REFUSED(put(path(kTypes, "serial-1/create"), "83b8f4f2-509f-382f-3c1e-e6bfe0fa100"), EINVAL);
   REFUSED(put(path(kTypes, "serial-1/create"), "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001xx"), EINVAL);
   REFUSED(put(path(kTypes, "serial-1/create"), "83b8f4f2-509f-382f-3c1e-e6bfe0fa10zz"), EINVAL);
+  // One write is one request, whatever lines are in it: refused, it has done nothing.
+  REFUSED(put(path(kTypes, "serial-1/create"), "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n\n"), EINVAL);
+  REFUSED(put(path(kTypes, "serial-1/create"),
+              "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n83b8f4f2-509f-382f-3c1e-e6bfe0fa1002\n"),
+          EINVAL);
+  FILE* const stream = fopen(path(kTypes, "serial-1/create"), "w");
+  REQUIRE(stream != NULL && fputs("83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n\n", stream) >= 0);
+  REFUSED(fflush(stream), EINVAL);
+  fclose(stream);
   REQUIRE(entries(kDevices) == 0);
   const int group = make_device();
   REQUIRE(group >= 0);
@@ -103,6 +72,8 @@ static void check_sysfs(void) {
   REFUSED(open(left, O_WRONLY), EACCES);
   char* const remove = path(path(kDevices, kUuid), "remove");
   REFUSED(put(remove, "x"), EINVAL);
+  REFUSED(put(remove, "1\n\n"), EINVAL);
+  REFUSED(put(remove, "0\n1\n"), EINVAL);
   REQUIRE(put(remove, "0") == 1 && entries(kDevices) == 1);
   REQUIRE(put(remove, "1\n") == 2 && entries(kDevices) == 0);
   REFUSED(put(remove, "1"), ENOENT);
@@ -172,19 +143,8 @@ static void drive(int device) {
   REQUIRE(ioctl(device, VFIO_DEVICE_RESET) == 0 && in(device, 5) == 0x60 && in(device, 1) == 0);
 }
 
-static struct vfio_iommu_type1_dma_map map_of(const void* at, uint64_t iova, uint64_t size) {
-  return (struct vfio_iommu_type1_dma_map){
-      .argsz = sizeof(struct vfio_iommu_type1_dma_map),
-      .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-      .vaddr = (uintptr_t)at,
-      .iova = iova,
-      .size = size};
-}
-
 static void map_memory(int container) {
-  char* const memory =
-      mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  REQUIRE(memory != MAP_FAILED);
+  char* const memory = memory_of(1 << 20);
   struct vfio_iommu_type1_dma_map map = map_of(memory, kIova, 1 << 20);
   REQUIRE(ioctl(container, VFIO_IOMMU_MAP_DMA, &map) == 0);
   REFUSED(ioctl(container, VFIO_IOMMU_MAP_DMA, &map), EEXIST);
@@ -249,6 +209,47 @@ static void use(void) {
   REQUIRE(ioctl(group, VFIO_GROUP_UNSET_CONTAINER) == 0);
   close(group);
   close(container);
+}
+
+// The last close is whoever's: its parent has closed long ago and asks nothing more; another
+// program of the session's, which has nothing of it, waits.
+static void closed_by_a_child_last(void) {
+  int goes[2], asks[2];
+  char byte = '\n';
+  int status = -1;
+  REQUIRE(pipe(goes) == 0 && pipe(asks) == 0);
+  const int group = make_device();
+  close(group);
+  const pid_t other = fork();
+  if (other == 0) {
+    dup2(asks[0], STDIN_FILENO);
+    for (int fd = 3; fd < 64; ++fd) close(fd);
+    execl("/bin/sh", "sh", "-c",
+          "read x; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.05; (exec 3<>$0) 2>/dev/null && exit 0; "
+          "done; exit 1",
+          group_of(path(kDevices, kUuid)), (char*)NULL);
+    _exit(127);
+  }
+  const int mine = open(group_of(path(kDevices, kUuid)), O_RDWR);
+  const int container = open("/dev/vfio/vfio", O_RDWR);
+  const int device = open_in_container(container, mine, kUuid);
+  const pid_t child = fork();
+  if (child == 0) {
+    close(goes[1]);
+    _exit(read(goes[0], &byte, 1) == 0 ? 0 : 1);
+  }
+  close(device);
+  close(mine);
+  close(container);
+  REFUSED(open(group_of(path(kDevices, kUuid)), O_RDWR), EBUSY);
+  close(goes[1]);
+  REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+  REQUIRE(write(asks[1], &byte, 1) == 1);
+  REQUIRE(waitpid(other, &status, 0) == other && status == 0);
+  close(goes[0]);
+  close(asks[0]);
+  close(asks[1]);
+  REQUIRE(put(path(path(kDevices, kUuid), "remove"), "1") == 1);
 }
 
 static void check_errnos(void) {
@@ -338,6 +339,7 @@ int main(int argc, char** argv) {
   (void)argv;
   if (argc == 1) {
     use();
+    closed_by_a_child_last();
   } else {
     check_errnos();
   }
