@@ -3,8 +3,9 @@
 
 A line of an expected file that begins with `--memory-limit=SIZE` is such a run. While it lasts the
 program's memory is sampled: what is resident of the memory a VMM can give to a guest (all private
-anonymous memory of the client, and the blocks of every memfd it has), and what the engine keeps of it
-compressed. The run passes if the program does and
+anonymous memory of the client; the blocks of each file of shared memory that it maps or has open, with
+or without a name, those that hold the pages of its guest_memfds among them), and what the engine keeps
+of it compressed. The run passes if the program does and
 
     the sum never exceeds the limit by more than 5 % and 16 MiB,
     pages came back (refaults), and the swap file had blocks on the disk, where it has to have them.
@@ -32,33 +33,55 @@ def bytes_of(text):
     return int(match[1]) * UNITS[match[2]]
 
 
+SHARED_MEMORY = ("/memfd:", "/dev/zero (deleted)", "/SYSV", "/dev/shm/")
+
+
 def client_memory(smaps):
-    """Resident bytes of private anonymous mappings that are the client's own."""
-    total, rss, counts = 0, 0, False
+    """Resident bytes: of private anonymous mappings that are the client's own, and of its mappings of
+    shared memory, (start, end) -> (file, bytes)."""
+    total, rss, counts, shared = 0, 0, False, {}
     for line in smaps.splitlines():
-        if head := re.match(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) \S+ \S+ \d+ *(.*)$", line):
-            counts = head[1][3] == "p" and (head[2] == "" or head[2].startswith(("[anon:", "[heap]")))
+        if head := re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ (\S+) (\d+) *(.*)$", line):
+            place, name = (int(head[1], 16), int(head[2], 16)), head[6]
+            private = head[3][3] == "p"
+            counts = private and (name == "" or name.startswith(("[anon:", "[heap]")))
+            file = None if private or not name.startswith(SHARED_MEMORY) else (head[4], int(head[5]))
             rss = 0
         elif line.startswith("Rss:"):
             rss = int(line.split()[1]) * 1024
+            if file:
+                shared[place] = file, rss
         elif line.startswith("VmFlags:") and counts and " dd" not in line:
             total += rss
-    return total
+    return total, shared
 
 
-def blocks_of_files(pid, folder):
-    """Bytes on memfds, and of the swap file, each file once."""
-    memory, swap = {}, 0
+def blocks_of_files(pid, shared, folder):
+    """Bytes of files of shared memory, and of the swap file, each file once. Of one that is mapped and not
+    open only root can ask for its blocks: others get what the mappings show of it."""
+    memory, swap, seen = {}, 0, {}
+    for (start, end), (file, rss) in shared.items():
+        try:
+            stat = Path(f"/proc/{pid}/map_files/{start:x}-{end:x}").stat()
+            memory[stat.st_ino] = stat.st_blocks * 512
+        except OSError:
+            seen[file] = max(seen.get(file, 0), rss)
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target, stat = os.readlink(fd), fd.stat()
         except OSError:
             continue
-        if target.startswith("/memfd:"):
+        if target.startswith(SHARED_MEMORY):
             memory[stat.st_ino] = stat.st_blocks * 512
         elif target.startswith(f"{folder}/"):
             swap = stat.st_blocks * 512
-    return sum(memory.values()), swap
+    return sum(memory.values()) + sum(rss for (_, inode), rss in seen.items() if inode not in memory), swap
+
+
+def sample(pid, folder):
+    """Bytes of (private anonymous memory, files of shared memory, the swap file)."""
+    held, shared = client_memory(Path(f"/proc/{pid}/smaps").read_text())
+    return held, *blocks_of_files(pid, shared, folder)
 
 
 class Sampler:
@@ -112,8 +135,7 @@ class Sampler:
             if pid is None:
                 continue
             try:
-                held = client_memory(Path(f"/proc/{pid}/smaps").read_text())
-                files, swap = blocks_of_files(pid, self.folder)
+                held, files, swap = sample(pid, self.folder)
             except OSError:
                 pid = None
                 continue
@@ -128,7 +150,7 @@ class Sampler:
         """Answers (was all kept to, what was seen)."""
         allowed = self.limit * 105 // 100 + 16 * MIB
         parts = " + ".join(f"{part / MIB:.1f}" for part in self.parts)
-        said = f"{self.most / MIB:.1f} MiB of {self.limit // MIB} at most (memory, memfds, compressed: {parts}), {self.stats.get('refaults', 0)} refaults, " \
+        said = f"{self.most / MIB:.1f} MiB of {self.limit // MIB} at most (memory, files of it, compressed: {parts}), {self.stats.get('refaults', 0)} refaults, " \
                f"{self.swap // MIB} MiB in the swap file, {self.looks} looks"
         if not self.looks or not self.stats:
             return False, f"nobody looked, or no statistics were left: {said}"

@@ -94,7 +94,10 @@ void GuestMemfd::for_each_binding(PageRange pages, F&& fn) {
 
 Result<void> GuestMemfd::fallocate(int mode, u64 offset, u64 size) {
   ST_TRY(check_modes(mode, offset, size));
-  if (mode != kPunch) return allocate(file_.use().get(), size_, offset, size);
+  // Where pages may be taken, one that nobody has written is taken first, and nothing is kept of
+  // it. So none is made, of however many one call asks for: whoever touches one makes it, and pays.
+  const bool makes_pages = !private_pages::is_open();
+  if (mode != kPunch) return allocate(makes_pages ? file_.use().get() : -1, size_, offset, size);
   const PageRange pages{offset >> kPageShift, (offset + size) >> kPageShift};
   if (!private_pages::is_open()) return punch_pages(pages);
   // What is away of them dies with them, and nothing of them is taken meanwhile.

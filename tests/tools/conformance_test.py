@@ -2,6 +2,8 @@
 """The harness judges as tests/conformance/expected says, and finds what is missing on either side."""
 import importlib.machinery
 import importlib.util
+import mmap
+import os
 import sys
 import tempfile
 import unittest
@@ -68,11 +70,20 @@ VmFlags: rd mr mw me
 """
 
     def test_CountsTheClientsAnonymousMemoryAlone(self):
-        count = conformance_limit.client_memory
+        def count(smaps):
+            return conformance_limit.client_memory(smaps)[0]
         self.assertEqual(65536, count(self.SMAPS.format(name="", flags="")))
         self.assertEqual(65536, count(self.SMAPS.format(name="[heap]", flags="")))
         self.assertEqual(0, count(self.SMAPS.format(name="[stack]", flags="")))
         self.assertEqual(0, count(self.SMAPS.format(name="", flags=" dd")), "the engine's own")
+
+    def test_CountsSharedMemoryByItsFileWhetherItHasADescriptorOrNot(self):
+        with mmap.mmap(-1, 4 * mmap.PAGESIZE) as mapped, open(os.memfd_create("open"), "wb") as opened:
+            none = conformance_limit.sample(os.getpid(), "/none")[1]
+            mapped[0] = mapped[mmap.PAGESIZE] = 1
+            self.assertEqual(2 * mmap.PAGESIZE, conformance_limit.sample(os.getpid(), "/none")[1] - none)
+            os.pwrite(opened.fileno(), b"12", mmap.PAGESIZE - 1)
+            self.assertEqual(4 * mmap.PAGESIZE, conformance_limit.sample(os.getpid(), "/none")[1] - none)
 
     def verdict(self, most, swap=1, **stats):
         sampler = conformance_limit.Sampler("64M")

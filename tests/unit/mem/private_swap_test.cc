@@ -113,6 +113,17 @@ class PrivatePages : public testing::Test {
 constexpr int kAllocate = FALLOC_FL_KEEP_SIZE;
 constexpr int kPunch = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
 
+// A page that nobody has written is what goes first, and nothing is kept of it.
+TEST_F(PrivatePages, UnderALimitPagesAreMadeByWhoWritesThem) {
+  EXPECT_EQ(0, change(kAllocate, 0, kPages));
+  EXPECT_EQ(0U, in_file()) << "more memory than any limit may allow, in one call";
+  EXPECT_EQ(EINVAL, change(kAllocate, 1, kPages)) << "it ends before that";
+  EXPECT_EQ(0, *page(3));
+  fill(0, 2);
+  EXPECT_EQ(0, change(kAllocate, 0, kPages));
+  EXPECT_TRUE(is_right(1));
+}
+
 TEST_F(PrivatePages, GoAndComeBackWithTheirBytes) {
   use_file();
   fill(0, 32);
@@ -165,7 +176,7 @@ TEST_F(PrivatePages, AreNotReadableWhereTheyWait) {
 }
 
 TEST_F(PrivatePages, OfZerosCostNothing) {
-  ASSERT_EQ(0, change(kAllocate, 0, 8));
+  ASSERT_EQ(0, ::fallocate(fd_, kAllocate, 0, 8 << kPageShift));
   EXPECT_EQ(8U, take(0, 8).pages);
   EXPECT_EQ(0U, in_file());
   EXPECT_EQ(8U, store_.use().same_filled);
@@ -190,7 +201,7 @@ TEST_F(PrivatePages, ThatAreAllocatedMeanwhileKeepTheirBytes) {
   use_file();
   fill(0, 4);
   ASSERT_EQ(4U, take(0, 4).pages);
-  ASSERT_EQ(0, change(kAllocate, 0, 4));
+  ASSERT_EQ(0, ::fallocate(fd_, kAllocate, 0, 4 << kPageShift));
   EXPECT_EQ(4U, in_file()) << "pages of zeros, of no meaning";
   EXPECT_EQ(0U, take(0, 2).pages);
   EXPECT_EQ(2U, in_file()) << "and no longer there when memory is short";
