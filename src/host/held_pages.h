@@ -36,6 +36,12 @@ namespace stagetwo::host {
 // is not known of.
 [[nodiscard]] bool pages_copied_away();
 
+// Of a shared object: the first page from `first` on of which an owner has the bytes (`kept`), or
+// of which none has; `end`: none is before it. The file has a hole where a page is kept.
+[[nodiscard]] u64 next_page_of(u64 object, u64 first, u64 end, bool kept);
+// How many are kept. Racy.
+[[nodiscard]] u64 kept_pages_of(u64 object);
+
 class HeldPages {
  public:
   HeldPages() = default;

@@ -13,7 +13,7 @@
 namespace stagetwo::host {
 
 // What an announced change does to absent pages of its range, between the bell's start and end. Of
-// shared memory all but kClears and kPunches bring them back first: the file outlives its mapping.
+// shared memory kUnmaps brings them back first, as kMoves: the file outlives its mapping.
 enum class Announced : u8 {
   kUnmaps,    // munmap, mmap over it: they die if it succeeds
   kClears,    // madvise: the same, and the mapping goes on

@@ -52,6 +52,7 @@ struct SharedView {
   u64 object;
   u64 first;  // the index of its first page
   Prot prot;
+  bool rights_known = true;  // else the client has changed them since
 };
 
 // A span whose touches are reported to us. It is given up when nothing of it is absent, so that
@@ -76,5 +77,32 @@ struct Hold {
   u64 id;
   int thread;
 };
+
+// Records that are looked at under one lock.
+inline constexpr unsigned kBatch = 256;
+// Of a page whose owner says "not now": who cannot wait any longer goes on without it.
+inline constexpr unsigned kMostAsks = 4096;
+// How many of them an outcome is worth. The kernel changes its mind less often than an owner.
+constexpr unsigned asks_of(BringBack outcome) {
+  if (outcome == BringBack::kStuck) return kMostAsks / 16;
+  return outcome == BringBack::kRetry ? 1 : 0;
+}
+
+constexpr PageKey private_key(Hva at) {
+  return {kPrivateMemory, at.raw() >> kPageShift};
+}
+constexpr PageKey behind(PageKey key, u64 pages) {
+  return {key.object, key.index + pages};
+}
+// What the pages of one mapping are called.
+struct Names {
+  u64 object = kPrivateMemory;
+  u64 shift = 0;  // of a page's index against its address's
+
+  [[nodiscard]] PageKey of(Hva at) const { return {object, (at.raw() >> kPageShift) + shift}; }
+};
+constexpr HvaRange page_at(Hva at) {
+  return HvaRange(page_floor(at), kPageSize);
+}
 
 }  // namespace stagetwo::host

@@ -206,9 +206,11 @@ bool OwnerTable::take(PageKey key, const PageRecord& fresh, u32 layout) {
   return taken;
 }
 
-void OwnerTable::reading(PageKey key, bool on) {
+void OwnerTable::reading(PageKey first, unsigned pages, bool on) {
   const sync::MutexGuard guard(lock_);
-  pages_.find(key)->stage = on ? PageStage::kReading : PageStage::kTaking;
+  for (unsigned i = 0; i < pages; ++i) {
+    pages_.find(behind(first, i))->stage = on ? PageStage::kReading : PageStage::kTaking;
+  }
 }
 
 // ---- bringing back --------------------------------------------------------------------------
@@ -314,7 +316,7 @@ bool OwnerTable::resolve(const userfault::Touch& touch) {
     PageRecord* record = pages_.find(key);
     const bool nobodys = record == nullptr || record->stage == PageStage::kReading;
     if (nobodys && touch.write_protected && record == nullptr) {
-      static_cast<void>(userfault::write_protect(touch.page, false));
+      static_cast<void>(userfault::write_protect(page_at(touch.page), false));
     }
     if (nobodys && !touch.write_protected) {
       static_cast<void>(userfault::zero(touch.page));  // or it is there already
@@ -415,9 +417,9 @@ bool OwnerTable::fetch_for(const OwnedChange& change) {
   for (unsigned asked = 0; asked < kMostAsks;) {
     const unsigned count =
         collect(change.reach_, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
-          const bool wanted =
-              what == Announced::kMoves || key.object != kPrivateMemory ||
-              (what == Announced::kProtects && record.hiding == Hiding::kProtection);
+          const bool wanted = what == Announced::kProtects
+                                  ? record.hiding == Hiding::kProtection
+                                  : what == Announced::kMoves || key.object != kPrivateMemory;
           return wanted && record.stage != PageStage::kLost;
         });
     if (count == 0) return true;
@@ -465,7 +467,11 @@ void OwnerTable::close_change(OwnedChange* change) {
     if (private_memory && change->what_ != Announced::kClears &&
         change->what_ != Announced::kPunches) {
       ++layout_;
-      forget_views(change->reach_.range);
+      if (change->what_ == Announced::kProtects) {
+        forget_rights(change->reach_.range);
+      } else {
+        forget_views(change->reach_.range);
+      }
       if (unmapped) static_cast<void>(cut_spans(change->reach_.range, false));
     }
     OwnedChange** link = &changes_;

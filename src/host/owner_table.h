@@ -30,14 +30,15 @@ class OwnerTable final : public TransitWatcher {
   // Raised by every change of mappings: what was looked up before it may be otherwise now.
   static constexpr u32 kAnyLayout = ~u32{0};
   [[nodiscard]] u32 layout();
-  // The same for neighbours of private memory whose touches are reported; how many were taken.
-  unsigned take_run(const PageRecord* fresh, unsigned pages, u32 layout);
+  // The same for neighbours whose touches are reported; how many were taken, the first ones.
+  unsigned take_run(PageKey first, const PageRecord* fresh, unsigned pages, u32 layout);
   // All its mappings; answers their layout. Failure: ENOMEM; EBUSY, one of them is private.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
   // The kernel shows private memory there: what was unmapped behind our back is forgotten.
   void note_private(HvaRange range);
   unsigned views_of(u64 object, SharedView* out, unsigned room);
-  void view_made(const Reach& reach);  // nobody has the mapping's address yet
+  // A part of it at `made`, from byte `offset` of the object on: nobody has its address yet.
+  void view_made(u64 object, const Mapping& mapping, HvaRange made, u64 offset);
   // Pre: marked (host/given_files.h). False: some of it is lost, or does not come.
   [[nodiscard]] bool bring_back_for_good(u64 object);
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
@@ -79,11 +80,13 @@ class OwnerTable final : public TransitWatcher {
   bool has_private(HvaRange range);     // any record of private memory
   u64 pages_of_owners(HvaRange range);  // whose touch comes to us, a bit each, of at most 64
   bool is_absent(PageKey key);          // waits for a page in transit
+  [[nodiscard]] u64 next_page_of(u64 object, u64 first, u64 end, bool kept);
+  [[nodiscard]] u64 kept_of(u64 object);
   [[nodiscard]] PageKey key_of(Hva at);
   [[nodiscard]] u32 turn() const { return turn_.load(sync::kAcquire); }
   [[nodiscard]] bool ever_protected() const { return ever_protected_.load(sync::kRelaxed); }
 
-  void reading(PageKey key, bool on) override;
+  void reading(PageKey first, unsigned pages, bool on) override;
 
  private:
   bool drop_if_stale(PageKey key, const PageJob& job);
@@ -105,8 +108,13 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] bool stands_on(const PageViews& views) const;
   [[nodiscard]] PageKey key_at(Hva at) const TA_REQ(lock_);
   PageViews views_at(PageKey key, const PageRecord& record) const TA_REQ(lock_);
+  // Of so many neighbours the first ones that stand side by side wherever the first one is seen.
+  [[nodiscard]] unsigned side_by_side(PageKey first, unsigned pages) const TA_REQ(lock_);
   [[nodiscard]] bool within(PageKey key, Hva at, const Reach& reach) const TA_REQ(lock_);
   void forget_views(HvaRange range) TA_REQ(lock_);
+  void forget_rights(HvaRange range) TA_REQ(lock_);
+  [[nodiscard]] bool join_view(u64 object, const Mapping& mapping);
+  void bring_back_for_view(const Reach& reach);
   void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
@@ -159,22 +167,10 @@ class OwnerTable final : public TransitWatcher {
 // Starts the thread that answers touches. Idempotent. Failure: EAGAIN, ENOMEM.
 [[nodiscard]] Result<void> start_resolver();
 
-// Records that are looked at under one lock.
-inline constexpr unsigned kBatch = 256;
-// Of a page whose owner says "not now": who cannot wait any longer goes on without it.
-inline constexpr unsigned kMostAsks = 4096;
-// How many of them an outcome is worth. The kernel changes its mind less often than an owner.
-constexpr unsigned asks_of(BringBack outcome) {
-  if (outcome == BringBack::kStuck) return kMostAsks / 16;
-  return outcome == BringBack::kRetry ? 1 : 0;
-}
-
-constexpr PageKey private_key(Hva at) {
-  return {kPrivateMemory, at.raw() >> kPageShift};
-}
-constexpr HvaRange page_at(Hva at) {
-  return HvaRange(page_floor(at), kPageSize);
-}
+// In runs of neighbours with the same rights, and singly what does not go so. *stopped is the first
+// one that another layout kept from being taken. Pre: as OwnerTable::take().
+u64 take_records(OwnerTable& table, const Names& names, const PageRecord* records, unsigned count,
+                 u32 layout, Hva* stopped);
 
 template <typename F>
 unsigned OwnerTable::collect(const Reach& reach, PageKey* out, unsigned room, F&& wanted) {

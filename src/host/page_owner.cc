@@ -11,6 +11,7 @@
 #include "host/blocked_faults.h"
 #include "host/change.h"
 #include "host/footing.h"
+#include "host/held_pages.h"
 #include "host/kernel_io.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
@@ -62,43 +63,6 @@ constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 
 // How often a page is looked at whose mappings change all the time, before it stays.
 constexpr unsigned kMostLooks = 16;
-
-// In runs of neighbours with the same rights, and singly what does not go so: one page where a run
-// ended, twice as many after each run of which none went. *stopped is the first one that another
-// layout kept from being taken.
-u64 take_records(OwnerTable& table, const PageRecord* records, unsigned count, u32 layout,
-                 Hva* stopped) {
-  u64 taken = 0;
-  unsigned singly = 0;
-  unsigned after_next = 1;
-  for (unsigned i = 0; i < count;) {
-    unsigned run = 1;
-    while (singly == 0 && i + run < count &&
-           records[i + run].at == records[i].at + run * kPageSize &&
-           records[i + run].writable == records[i].writable) {
-      ++run;
-    }
-    const bool runs = run > 1 && records[i].hiding == Hiding::kUserfault;
-    const unsigned moved = runs ? table.take_run(records + i, run, layout) : 0;
-    taken += moved;
-    i += moved;
-    if (moved == run) continue;
-    if (singly != 0) {
-      --singly;
-    } else if (runs) {
-      singly = moved == 0 ? after_next - 1 : 0;
-      after_next = moved == 0 ? 2 * after_next : 1;
-    }
-    if (table.take(private_key(records[i].at), records[i], layout)) {
-      ++taken;
-    } else if (table.layout() != layout) {
-      *stopped = records[i].at;
-      return taken;
-    }
-    ++i;
-  }
-  return taken;
-}
 
 // A part of a huge page that is pinned cannot be moved, and Linux 6.12 tries for ever: it asks the
 // page to be split until somebody lets go.
@@ -182,7 +146,7 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
       record.writable = none ? mapping.prot.write : states[i].writable(mapping);
     }
     Hva stopped = piece.end();
-    taken += take_records(table, wanted, records, layout, &stopped);
+    taken += take_records(table, {}, wanted, records, layout, &stopped);
     if (stopped < piece.end()) {
       *reached = stopped;
       return taken;
@@ -335,9 +299,20 @@ void owners_see_mapping(HvaRange made) {
     const HvaRange part = part_of(left, *mapping);
     const u64 object = object_behind(mapping->device, mapping->inode);
     const u64 offset = mapping->offset + (part.start() - mapping->range.start());
-    if (object != 0) table->view_made({object, HvaRange(Hva(offset), part.size())});
+    if (object != 0) table->view_made(object, *mapping, part, offset);
     left = HvaRange(part.end(), left.end() - part.end());
   }
+}
+
+u64 next_page_of(u64 object, u64 first, u64 end, bool kept) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  if (table == nullptr) return kept ? end : first;
+  return table->next_page_of(object, first, end, kept);
+}
+
+u64 kept_pages_of(u64 object) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table == nullptr ? 0 : table->kept_of(object);
 }
 
 bool kernel_meets_hidden_pages() {

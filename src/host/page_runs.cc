@@ -32,22 +32,72 @@ void set_owner_warning(SayWarning say) {
   warning.store(say, sync::kRelaxed);
 }
 
-unsigned OwnerTable::take_run(const PageRecord* fresh, unsigned pages, u32 layout) {
+// One page singly where a run ended, twice as many after each run of which none went.
+u64 take_records(OwnerTable& table, const Names& names, const PageRecord* records, unsigned count,
+                 u32 layout, Hva* stopped) {
+  u64 taken = 0;
+  unsigned singly = 0;
+  unsigned after_next = 1;
+  for (unsigned i = 0; i < count;) {
+    unsigned run = 1;
+    while (singly == 0 && i + run < count &&
+           records[i + run].at == records[i].at + run * kPageSize &&
+           records[i + run].writable == records[i].writable) {
+      ++run;
+    }
+    const bool runs = run > 1 && records[i].hiding == Hiding::kUserfault;
+    const PageKey first = names.of(records[i].at);
+    const unsigned moved = runs ? table.take_run(first, records + i, run, layout) : 0;
+    taken += moved;
+    i += moved;
+    if (moved == run) continue;
+    if (singly != 0) {
+      --singly;
+    } else if (runs) {
+      singly = moved == 0 ? after_next - 1 : 0;
+      after_next = moved == 0 ? 2 * after_next : 1;
+    }
+    if (table.take(names.of(records[i].at), records[i], layout)) {
+      ++taken;
+    } else if (table.layout() != layout) {
+      *stopped = records[i].at;
+      return taken;
+    }
+    ++i;
+  }
+  return taken;
+}
+
+unsigned OwnerTable::side_by_side(PageKey first, unsigned pages) const {
+  if (first.object == kPrivateMemory) return pages;
+  u64 all = pages;
+  for (const SharedView& view : views_) {
+    if (view.object != first.object) continue;
+    const u64 end = view.first + (view.range.size() >> kPageShift);
+    if (view.first > first.index) all = std::min(all, view.first - first.index);
+    if (view.first <= first.index && end > first.index) all = std::min(all, end - first.index);
+  }
+  return static_cast<unsigned>(all);
+}
+
+unsigned OwnerTable::take_run(PageKey first, const PageRecord* fresh, unsigned pages, u32 layout) {
   unsigned entered = 0;
-  const PageKey first = private_key(fresh->at);
   PageViews views;
-  views.view[views.count++] = {fresh->at, fresh->prot};
   const Footings::Taking taking(footings_);
   {
     const sync::MutexGuard guard(lock_);
     footings_.count_taking();
-    const HvaRange stood = footings_.first_in(HvaRange(fresh->at, pages * kPageSize));
-    if (!stood.empty()) pages = static_cast<unsigned>((stood.start() - fresh->at) / kPageSize);
     if (layout != kAnyLayout && layout != layout_) return 0;
+    views = views_at(first, *fresh);
+    if (views.count == 0) return 0;
+    pages = side_by_side(first, pages);
+    for (const PageView& view : views) {
+      const HvaRange stood = footings_.first_in(HvaRange(view.at, pages * kPageSize));
+      if (!stood.empty()) pages = static_cast<unsigned>((stood.start() - view.at) / kPageSize);
+    }
     for (; entered < pages; ++entered) {
-      const PageKey key = private_key(fresh[entered].at);
-      PageViews one;
-      one.view[one.count++] = {fresh[entered].at, fresh[entered].prot};
+      const PageKey key = behind(first, entered);
+      const PageViews one = views_at(key, fresh[entered]);
       if (pages_.find(key) != nullptr || refusal(key, one) != Refusal::kNone) break;
       if (!insert(key, fresh[entered])) break;
     }
@@ -60,7 +110,7 @@ unsigned OwnerTable::take_run(const PageRecord* fresh, unsigned pages, u32 layou
   {
     const sync::MutexGuard guard(lock_);
     for (unsigned i = 0; i < entered; ++i) {
-      const PageKey key = private_key(fresh[i].at);
+      const PageKey key = behind(first, i);
       if (i < taken) {
         pages_.find(key)->stage = PageStage::kAbsent;
       } else {
@@ -78,21 +128,22 @@ unsigned OwnerTable::take_run(const PageRecord* fresh, unsigned pages, u32 layou
 unsigned OwnerTable::bring_back_run(const PageKey* keys, unsigned count) {
   unsigned entered = 0;
   PageRecord first;
+  PageViews views;
   {
     const sync::MutexGuard guard(lock_);
+    count = side_by_side(*keys, count);
     for (; entered < count; ++entered) {
       PageRecord* record = pages_.find(keys[entered]);
       if (record == nullptr || record->stage != PageStage::kAbsent) break;
       if (record->hiding != Hiding::kUserfault) break;
-      if (entered != 0 && record->owner != first.owner) break;
       if (entered == 0) first = *record;
+      if (record->owner != first.owner || record->at != first.at + entered * kPageSize) break;
       record->stage = PageStage::kFilling;
     }
+    if (entered != 0) views = views_at(*keys, first);
   }
   if (entered == 0) return 0;
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, keys->object, keys->index);
-  PageViews views;
-  views.view[views.count++] = {first.at, first.prot};
   const PagesInHand in_hand;
   PageTransit transit(*keys, views, Hiding::kUserfault, this, entered);
   const unsigned back =
@@ -190,11 +241,7 @@ u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
   u64 back = 0;
   for (unsigned i = 0; i < count;) {
     unsigned run = 1;
-    const bool runs = keys[i].object == kPrivateMemory;
-    while (runs && i + run < count && keys[i + run].object == kPrivateMemory &&
-           keys[i + run].index == keys[i].index + run) {
-      ++run;
-    }
+    while (i + run < count && keys[i + run] == behind(keys[i], run)) ++run;
     const unsigned moved = run > 1 ? bring_back_run(keys + i, run) : 0;
     back += moved;
     i += moved;
@@ -206,15 +253,14 @@ u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
   return back;
 }
 
-// Pages of private memory that may come in one go, or one of shared memory.
+// Pages that may come in one go.
 unsigned OwnerTable::keys_ahead(HvaRange range, PageKey* keys) {
   const sync::MutexGuard guard(lock_);
   unsigned count = 0;
   for (Hva at = range.start(); at < range.end() && count < kBatch; at += kPageSize) {
     const PageKey key = key_at(at);
-    const bool runs = key.object == kPrivateMemory;
-    if (runs || count == 0) keys[count++] = key;
-    if (!runs) break;
+    if (count != 0 && key != behind(*keys, count)) break;
+    keys[count++] = key;
   }
   return count;
 }

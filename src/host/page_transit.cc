@@ -74,7 +74,7 @@ bool pages_copied_away() {
 bool PageTransit::to(Hva place) {
   if (left_) return false;
   if (hiding_ == Hiding::kProtection) return left_ = copy_protected(place);
-  if (shared()) return left_ = copy_and_drop(place);
+  if (shared()) return left_ = copy_and_drop(place) != 0;
   auto moved = userfault::move(place, at());
   if (is(moved, EBUSY)) {
     make_own(0);
@@ -86,62 +86,88 @@ bool PageTransit::to(Hva place) {
   // ENOENT: there is no page to move, so there are no bytes but zeros.
   if (moved || is(moved, ENOENT)) return left_ = true;
   any_private_copied.store(true);
-  return left_ = copy_and_drop(place);
+  return left_ = copy_and_drop(place) != 0;
 }
 
 // Of pages that a child of fork shares or shared, or that are on the swap device with others, the
 // process gets its own, as by a store: from the first one that did not go. Pre: the process may
 // store there.
 void PageTransit::make_own(unsigned first) {
-  const auto reading = [&](bool on) {
-    for (unsigned i = first; i < pages_; ++i) watcher_->reading({key_.object, key_.index + i}, on);
-  };
-  reading(true);
+  watcher_->reading(behind(key_, first), pages_ - first, true);
   static_cast<void>(sys::madvise(pointer(at() + first * kPageSize), (pages_ - first) * kPageSize,
                                  MADV_POPULATE_WRITE));
-  reading(false);
+  watcher_->reading(behind(key_, first), pages_ - first, false);
 }
 
 bool PageTransit::protect(bool on) {
   bool all = true;
   for (const PageView& view : views_) {
-    if (!userfault::write_protect(view.at, on)) all = false;
+    if (!userfault::write_protect(HvaRange(view.at, bytes()), on)) all = false;
   }
   return all;
 }
 
-// A page of a sealed file cannot be dropped, and a locked one by this advice alone.
-bool PageTransit::drop() {
-  const auto drop_by = [&](int advice) {
-    return sys::madvise(pointer(at()), kPageSize, advice).has_value();
-  };
-  if (shared()) return drop_by(MADV_REMOVE);
-  return drop_by(MADV_DONTNEED) || (locked_too_ && drop_by(MADV_DONTNEED_LOCKED));
+bool PageTransit::drop_by(int advice) {
+  return sys::madvise(pointer(at()), kPageSize, advice).has_value();
 }
 
-bool PageTransit::copy_and_drop(Hva place) {
+// The kernel punches through a mapping that may be written alone: where this one may not, through
+// one more that lasts as long. Not around the client's lock, which is another refusal.
+bool PageTransit::punch(unsigned first, unsigned pages) {
+  void* const there = pointer(at() + u64{first} * kPageSize);
+  const u64 size = u64{pages} * kPageSize;
+  const auto punched = sys::madvise(there, size, MADV_REMOVE);
+  if (!is(punched, EACCES)) return punched.has_value();
+  const auto alias = map_again_apart(there, size);
+  if (!alias) return false;
+  const bool done = sys::mprotect(*alias, size, PROT_READ | PROT_WRITE) &&
+                    sys::madvise(*alias, size, MADV_REMOVE);
+  unmap_again(*alias, size);
+  return done;
+}
+
+// How many are gone, the first ones. A page of a sealed file cannot be dropped, and a locked one by
+// this advice alone. Of a run of which a part is mapped no longer, behind our back, the kernel says
+// so when the rest is gone already: what has gone behind the first that stays gets its bytes again.
+unsigned PageTransit::drop(Hva copies) {
+  if (!shared()) {
+    return drop_by(MADV_DONTNEED) || (locked_too_ && drop_by(MADV_DONTNEED_LOCKED)) ? 1 : 0;
+  }
+  if (punch(0, pages_)) return pages_;
+  if (pages_ == 1) return 0;
+  unsigned gone = 0;
+  while (gone < pages_ && punch(gone, 1)) ++gone;
+  for (unsigned i = gone; i < pages_; ++i) {
+    static_cast<void>(put(i, pointer(copies + u64{i} * kPageSize)));
+  }
+  return gone;
+}
+
+// Answers how many went, the first ones: of a private page one at most.
+unsigned PageTransit::copy_and_drop(Hva place) {
   const bool protected_first = ST_GUARD(owners_protect_first, true);
   Copied copied = protected_first ? Copied::kNo : copy(place);
   if (ST_GUARD(owners_write_protect, !protect(true))) {
     static_cast<void>(protect(false));
-    return false;
+    return 0;
   }
   // From here on nobody new gets to write it by the kernel; who does already is not shown by pages.
   const bool pinned = ST_GUARD(owners_kernel_pins, kernel_pins_memory());
   if (pinned) copied = Copied::kNo;
   if (protected_first && !pinned) copied = copy(place);
-  if (copied == Copied::kNothing || (copied == Copied::kYes && drop())) return true;
-  static_cast<void>(protect(false));
-  return false;
+  if (copied == Copied::kNothing) return pages_;
+  const unsigned gone = copied == Copied::kYes ? drop(place) : 0;
+  if (gone < pages_) static_cast<void>(protect(false));
+  return gone;
 }
 
 PageTransit::Copied PageTransit::copy(Hva place) {
   PageState state;
-  if (!page_states(at(), 1, &state)) return Copied::kNo;
+  if (!shared() && !page_states(at(), 1, &state)) return Copied::kNo;
   if (!shared() && !state.present && !state.swapped) return Copied::kNothing;
-  watcher_->reading(key_, true);
-  const bool copied = copy_from(pointer(place), at(), kPageSize) == kPageSize;
-  watcher_->reading(key_, false);
+  watcher_->reading(key_, pages_, true);
+  const bool copied = copy_from(pointer(place), at(), bytes()) == bytes();
+  watcher_->reading(key_, pages_, false);
   return copied ? Copied::kYes : Copied::kNo;
 }
 
@@ -154,7 +180,8 @@ bool PageTransit::copy_protected(Hva place) {
   if (hidden && !ST_GUARD(owners_kernel_pins, kernel_pins_memory())) {
     const auto got =
         sys::pread(fd->get(), pointer(place), kPageSize, static_cast<off_t>(at().raw()));
-    if (got && *got == kPageSize && (shared() ? drop() : wipe_protected(fd->get(), place))) {
+    if (got && *got == kPageSize &&
+        (shared() ? drop(place) != 0 : wipe_protected(fd->get(), place))) {
       return true;
     }
   }
@@ -256,24 +283,28 @@ bool PageTransit::from(Hva place) {
   return zeroed || !is(zeroed, ENOMEM);
 }
 
+// The bytes of one page of the run, in whichever view takes them.
+PageTransit::Put PageTransit::put(unsigned page, const void* bytes) {
+  for (const PageView& view : views_) {
+    const auto copied = userfault::copy(view.at + u64{page} * kPageSize, bytes);
+    if (copied || is(copied, EEXIST)) return Put::kYes;
+    if (is(copied, ENOMEM)) return Put::kNoMemory;
+  }
+  return Put::kNo;
+}
+
 bool PageTransit::from_bytes(const void* page) {
   if (hiding_ == Hiding::kProtection) return put_behind_protection(page);
-  bool filled = false;
-  bool no_memory = false;
-  for (const PageView& view : views_) {
-    const auto copied = userfault::copy(view.at, page);
-    filled = copied || is(copied, EEXIST);
-    no_memory = is(copied, ENOMEM);
-    if (filled || no_memory) break;
-  }
-  if (shared() && filled) static_cast<void>(protect(false));
-  // ENOENT: the client unmapped it behind our back. Nobody wants the bytes of private memory; a
-  // file may still have a descriptor.
-  return filled || (!shared() && !no_memory);
+  const Put done = put(0, page);
+  if (shared() && done == Put::kYes) static_cast<void>(protect(false));
+  // Not watched: the client unmapped it behind our back. Nobody wants the bytes of private memory;
+  // a file may still have a descriptor.
+  return done == Put::kYes || (done == Put::kNo && !shared());
 }
 
 unsigned PageTransit::run_to(Hva place) {
-  if (hiding_ == Hiding::kProtection || shared()) return 0;
+  if (hiding_ == Hiding::kProtection) return 0;
+  if (shared()) return copy_and_drop(place);
   unsigned moved = static_cast<unsigned>(userfault::move_run(place, at(), pages_));
   if (moved == pages_) return moved;
   make_own(moved);
@@ -283,19 +314,27 @@ unsigned PageTransit::run_to(Hva place) {
 }
 
 unsigned PageTransit::run_from(Hva place) {
-  if (hiding_ == Hiding::kProtection || shared()) return 0;
+  if (hiding_ == Hiding::kProtection) return 0;
+  if (shared()) return run_from_bytes(pointer(place), pages_);
   return static_cast<unsigned>(userfault::move_run(at(), place, pages_));
 }
 
 unsigned PageTransit::run_from_bytes(const void* bytes, unsigned pages) {
-  if (hiding_ == Hiding::kProtection || shared()) return 0;
-  return static_cast<unsigned>(userfault::copy_run(at(), bytes, pages));
+  if (hiding_ == Hiding::kProtection) return 0;
+  const auto came = static_cast<unsigned>(userfault::copy_run(at(), bytes, pages));
+  if (shared() && came != 0) {
+    for (const PageView& view : views_) {
+      const HvaRange there(view.at, u64{came} * kPageSize);
+      static_cast<void>(userfault::write_protect(there, false));
+    }
+  }
+  return came;
 }
 
 void PageTransit::wake() {
   if (hiding_ == Hiding::kProtection) return;
   for (const PageView& view : views_) {
-    userfault::wake(HvaRange(page_floor(view.at), pages_ * kPageSize));
+    userfault::wake(HvaRange(page_floor(view.at), bytes()));
   }
 }
 

@@ -49,11 +49,11 @@ struct PageViews {
 // mappings than it may.
 [[nodiscard]] bool allow_pages(HvaRange pages, Prot prot);
 
-// Told around the reading of a page that is still in place: a touch that finds it missing then has
+// Told around the reading of pages that are still in place: a touch that finds one missing then has
 // been discarded behind our back.
 class TransitWatcher {
  public:
-  virtual void reading(PageKey key, bool on) = 0;
+  virtual void reading(PageKey first, unsigned pages, bool on) = 0;
 
  protected:
   ~TransitWatcher() = default;
@@ -62,7 +62,7 @@ class TransitWatcher {
 class PageTransit final : public PageExit, public PageEntry {
  public:
   // Pre: one view of a private page, at least one of a shared one.
-  // `pages` more than one: a run of private memory, by the run forms alone.
+  // `pages` more than one: a run, side by side in every view, by the run forms alone.
   PageTransit(PageKey key, const PageViews& views, Hiding hiding, TransitWatcher* watcher,
               unsigned pages = 1)
       : key_(key), views_(views), hiding_(hiding), watcher_(watcher), pages_(pages) {}
@@ -100,12 +100,17 @@ class PageTransit final : public PageExit, public PageEntry {
  private:
   [[nodiscard]] bool shared() const { return key_.object != kPrivateMemory; }
   [[nodiscard]] Hva at() const { return views_.view[0].at; }
-  [[nodiscard]] bool drop();
+  [[nodiscard]] u64 bytes() const { return u64{pages_} * kPageSize; }
+  [[nodiscard]] unsigned drop(Hva copies);
+  bool drop_by(int advice);
+  bool punch(unsigned first, unsigned pages);
+  enum class Put : u8 { kNo, kYes, kNoMemory };
+  [[nodiscard]] Put put(unsigned page, const void* bytes);
   bool protect(bool on);
   enum class Copied : u8 { kNo, kYes, kNothing };  // there was nothing: zeros
   Copied copy(Hva place);
   void make_own(unsigned first);
-  bool copy_and_drop(Hva place);
+  unsigned copy_and_drop(Hva place);
   bool copy_protected(Hva place);
   [[nodiscard]] bool wipe_protected(int memory, Hva place);
   bool put_behind_protection(const void* page);

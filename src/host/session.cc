@@ -81,6 +81,12 @@ std::string_view session_folder() {
                                                      : std::string_view();
 }
 
+bool session_is_named() {
+  const std::string_view folder = session_folder();
+  const size_t name = folder.rfind('/') + 1;  // 0: no slash
+  return name < folder.size() && folder[name] != '.';
+}
+
 Result<int> open_in_session(std::string_view name, int flags) {
   if (joined.load(sync::kAcquire) != Joined::kYes) return refuse(ENOENT);
   return open_below(directory, name, flags);

@@ -28,6 +28,7 @@ inline constexpr unsigned kSpmWords = 24;        // 2 words: parameters of test_
 inline constexpr unsigned kLimitWord = 17;       // 1 word: of memory; 0: as each was told
 inline constexpr unsigned kGuestLimitWord = 18;  // 1 word: the same for each VM
 inline constexpr u64 kUnlimited = ~u64{0};       // their value for none
+inline constexpr unsigned kNotLimitedWord = 19;  // 1 word: a process that no limit reaches; 0: none
 inline constexpr unsigned kPinnedWord = 32;      // 1 word: pages charged (host/pin_account.h)
 inline constexpr unsigned kParameterWords = 64;  // 64 words: values of module parameters
 inline constexpr unsigned kAppendedWords = 256;  // 128 words: read so far of what was appended
@@ -43,6 +44,8 @@ inline constexpr const char* kSessionValues = "values";
 Result<void> join_session(std::string_view directory);
 // That directory; empty: none.
 [[nodiscard]] std::string_view session_folder();
+// Can somebody name it (`--session=NAME`)? A folder with a dot in front is one run's alone.
+[[nodiscard]] bool session_is_named();
 // A file below the directory; O_CREAT makes it with mode 0600. Failure: ENOENT without a session.
 Result<int> open_in_session(std::string_view name, int flags);
 

@@ -4,12 +4,12 @@
 //
 //   taker                                  | who maps, unmaps or protects a view
 //   lock; layout n; unlock                 |
-//   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; what its pages are
-//   lock; the views and n are noted        | absent comes back; only then the client has the
-//   address lock; layout is n: record (taking)     | announced change: what is absent below it
-//   comes back, write-protects, copies, punches        | records in transit are waited for; layout
-//   + 1 at its
-//                                          | end, and its views are forgotten
+//   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; it is noted and
+//   watched lock; the views and n are noted        | as a taker does, or what is absent of it comes
+//   back; lock; layout is n: record (taking)     | only then the client has the address
+//   write-protects, copies, punches        | announced change: what is absent below it comes back
+//                                          | (not for other rights), records in transit are waited
+//                                          | for; layout + 1 at its end; its views are forgotten
 //
 // Either the taker sees the new layout and leaves the page, or the other one finds its record.
 // Tried and rejected: noting views as mmap and munmap go by, which misses those made before the
@@ -41,7 +41,7 @@ HvaRange common(HvaRange a, HvaRange b) {
 
 SharedView part_of(const SharedView& view, HvaRange part) {
   const u64 skipped = (part.start() - view.range.start()) >> kPageShift;
-  return {part, view.object, view.first + skipped, view.prot};
+  return {part, view.object, view.first + skipped, view.prot, view.rights_known};
 }
 
 // The engine's own second mappings (PageTransit::put_through_alias(), pins) are none of them. One
@@ -122,7 +122,8 @@ void OwnerTable::keep_rights(Vec<SharedView>* views) const {
   for (SharedView& fresh : *views) {
     if (fresh.prot.read || fresh.prot.write) continue;
     for (const SharedView& old : views_) {
-      if (old.object == fresh.object && old.range.overlaps(fresh.range)) fresh.prot = old.prot;
+      const bool same = old.object == fresh.object && old.range.overlaps(fresh.range);
+      if (same && old.rights_known) fresh.prot = old.prot;
     }
   }
 }
@@ -169,11 +170,61 @@ unsigned OwnerTable::views_of(u64 object, SharedView* out, unsigned room) {
   return count;
 }
 
-void OwnerTable::view_made(const Reach& reach) {
+namespace {
+
+// All views are watched, or none is relied on.
+Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned count) {
+  Hiding hiding = Hiding::kUserfault;
+  for (unsigned i = 0; i < count; ++i) {
+    Mapping mapping;
+    mapping.shared = mapping.file_backed = true;
+    const Hiding here = ST_TRY(table.watch(views[i].range, views[i].object, mapping));
+    if (here == Hiding::kProtection) hiding = here;
+  }
+  return hiding;
+}
+
+}  // namespace
+
+// The new mapping is one more that shows what is absent by its touches: nothing comes back for it.
+// Who had a page in hand before it was noted wakes nobody there, and holds no store through it up:
+// that is waited for. False: it is no such one.
+bool OwnerTable::join_view(u64 object, const Mapping& mapping) {
+  if (kept_of(object) == 0 || !note_views(object, mapping)) return false;
+  SharedView views[kMaxViews + 1];
+  const unsigned count = views_of(object, views, kMaxViews + 1);
+  if (count > kMaxViews) return false;
+  const auto hiding = watch_views(*this, views, count);
+  if (!hiding || *hiding != Hiding::kUserfault) return false;
+  constexpr u64 kWholeFile = u64{1} << 62;
+  PageKey keys[kBatch];
+  for (unsigned found = kBatch; found == kBatch;) {
+    found =
+        collect({object, HvaRange(Hva(0), kWholeFile)}, keys, kBatch,
+                [](const PageKey&, const PageRecord& record) { return in_transit(record.stage); });
+    for (unsigned i = 0; i < found; ++i) static_cast<void>(is_absent(keys[i]));
+  }
+  return true;
+}
+
+void OwnerTable::view_made(u64 object, const Mapping& mapping, HvaRange made, u64 offset) {
   {
     const sync::MutexGuard guard(lock_);
     ++layout_;
   }
+  const bool joined = join_view(object, mapping);
+  if (!joined) bring_back_for_view({object, HvaRange(Hva(offset), made.size())});
+  if (counts().lost_now == 0) return;
+  const Names names{object, (offset >> kPageShift) - (made.start().raw() >> kPageShift)};
+  for (Hva at = made.start(); at < made.end(); at += kPageSize) {
+    PageRecord record;
+    if (!find(names.of(at), &record) || record.stage != PageStage::kLost) continue;
+    // Lost in each of its views. A child of fork has what is mapped, and asks only those noted.
+    if (!joined || !userfault::poison(at)) PageTransit::make_bus_error(at);
+  }
+}
+
+void OwnerTable::bring_back_for_view(const Reach& reach) {
   // Takers go on with what they are told of now. Of a page that comes back they keep off until all
   // have: with a guest larger than its limit some page would always be absent.
   HeldPages held;
@@ -185,9 +236,40 @@ void OwnerTable::view_made(const Reach& reach) {
 bool OwnerTable::bring_back_for_good(u64 object) {
   constexpr u64 kWholeFile = u64{1} << 62;
   const Reach all{object, HvaRange(Hva(0), kWholeFile)};
-  view_made(all);
+  {
+    const sync::MutexGuard guard(lock_);
+    ++layout_;
+  }
+  bring_back_for_view(all);
   PageKey left;
   return collect(all, &left, 1, [](const PageKey&, const PageRecord&) { return true; }) == 0;
+}
+
+// The pages that are absent there stay so, whatever the rights.
+void OwnerTable::forget_rights(HvaRange range) {
+  for (SharedView& view : views_) {
+    if (view.range.overlaps(range)) view.rights_known = false;
+  }
+}
+
+// Not in one go: takers and touches come in between.
+u64 OwnerTable::next_page_of(u64 object, u64 first, u64 end, bool kept) {
+  constexpr u64 kAtOnce = 4096;
+  for (u64 index = first; index < end;) {
+    const sync::MutexGuard guard(lock_);
+    for (const u64 stop = std::min(end, index + kAtOnce); index < stop; ++index) {
+      if ((pages_.find({object, index}) != nullptr) == kept) return index;
+    }
+  }
+  return end;
+}
+
+u64 OwnerTable::kept_of(u64 object) {
+  const sync::MutexGuard guard(lock_);
+  for (const WatchedSpan& span : spans_) {
+    if (span.object == object) return span.absent;
+  }
+  return 0;
 }
 
 // Nothing is absent there. Without memory for the second half of a view that is cut in two it stays
@@ -222,35 +304,25 @@ struct Chunk {
   Hiding hiding;
 };
 
-// All views are watched, or none is relied on.
-Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned count) {
-  Hiding hiding = Hiding::kUserfault;
-  for (unsigned i = 0; i < count; ++i) {
-    Mapping mapping;
-    mapping.shared = mapping.file_backed = true;
-    const Hiding here = ST_TRY(table.watch(views[i].range, views[i].object, mapping));
-    if (here == Hiding::kProtection) hiding = here;
-  }
-  return hiding;
-}
-
 u64 take_pages(OwnerTable& table, const Chunk& chunk, PageOwner* owner) {
   unsigned char cached[kMaxPageStates];
+  PageRecord wanted[kMaxPageStates];
+  unsigned count = 0;
   if (!sys::mincore(reinterpret_cast<void*>(chunk.piece.start().raw()), chunk.piece.size(),
                     cached)) {
     return 0;
   }
-  u64 taken = 0;
   for (u64 i = 0; i < chunk.piece.size() / kPageSize; ++i) {
     if ((cached[i] & 1) == 0) continue;  // a hole: nothing to take
-    PageRecord record;
+    PageRecord& record = wanted[count++];
     record.owner = owner;
     record.at = chunk.piece.start() + i * kPageSize;
     record.hiding = chunk.hiding;
     record.writable = chunk.writable;
-    if (table.take({chunk.object, chunk.first + i}, record, chunk.layout)) ++taken;
   }
-  return taken;
+  const Names names{chunk.object, chunk.first - (chunk.piece.start().raw() >> kPageShift)};
+  Hva stopped;
+  return take_records(table, names, wanted, count, chunk.layout, &stopped);
 }
 
 // The bell at every other address of the chunk's pages, then the pages.

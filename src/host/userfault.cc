@@ -229,8 +229,8 @@ Result<void> poison(Hva page) {
   PoisonRequest request{page.raw(), kPageSize, 0, 0};
   return ask(kPoison, &request);
 }
-Result<void> write_protect(Hva page, bool on) {
-  uffdio_writeprotect request{{page.raw(), kPageSize},
+Result<void> write_protect(HvaRange pages, bool on) {
+  uffdio_writeprotect request{{pages.start().raw(), pages.size()},
                               on ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE};
   return ask(UFFDIO_WRITEPROTECT, &request);
 }

@@ -59,7 +59,7 @@ void bind_beside(HvaRange piece);
 [[nodiscard]] Result<void> zero(Hva to);
 // Every touch of a missing page is SIGBUS from now on, EFAULT for a system call (Linux 6.6).
 [[nodiscard]] Result<void> poison(Hva page);
-[[nodiscard]] Result<void> write_protect(Hva page, bool on);
+[[nodiscard]] Result<void> write_protect(HvaRange pages, bool on);
 // Whoever waits for a page of the range touches it again.
 void wake(HvaRange range);
 

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -27,101 +26,17 @@
 #include "host/userfault.h"
 #include "tests/support/counting_clients.h"
 #include "tests/support/pages.h"
+#include "tests/support/shared_pages.h"
 
 namespace stagetwo {
 namespace {
 
 using host::BringBack;
 
-constexpr size_t kPages = 8;
+using test::hiding_name;
+using test::kPages;
+using test::SharedPages;
 
-// A place for each page of the object.
-class Store final : public host::PageOwner {
- public:
-  bool take(const host::AbsentPage& page, host::PageExit& exit) override {
-    EXPECT_NE(host::kPrivateMemory, page.key.object);
-    if (!exit.to(place_of(page))) return false;
-    ++taken;
-    return true;
-  }
-  BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
-    if (loses) return BringBack::kLost;
-    if (!entry.from(place_of(page))) return BringBack::kRetry;
-    ++back;
-    return BringBack::kBack;
-  }
-  void discard(const host::AbsentPage&) override { ++discarded; }
-
-  // A touch that another thread serves orders nothing in the eyes of a sanitizer.
-  std::atomic<bool> loses{false};
-  std::atomic<u64> taken{0}, back{0}, discarded{0};
-
- private:
-  Hva place_of(const host::AbsentPage& page) const {
-    return Hva(places_.address() + page.key.index * kPageSize);
-  }
-  test::GuardedPages places_{kPages};
-};
-
-class SharedPages : public testing::TestWithParam<bool> {
- protected:
-  void SetUp() override {
-    ASSERT_TRUE(host::backstop::install());
-    host::userfault::debug_deny(GetParam());
-    if (!GetParam() && !host::userfault::open()) GTEST_SKIP() << "userfaultfd is denied here";
-    file_ = ::memfd_create("shared", MFD_CLOEXEC);
-    ASSERT_EQ(0, ::ftruncate(file_, kPages * kPageSize));
-    host::shared_file_made(file_);
-    one_ = map();
-    two_ = map();
-    for (size_t i = 0; i < kPages; ++i) std::memset(one(i), static_cast<int>(i + 1), kPageSize);
-  }
-  void TearDown() override {
-    host::bring_back_range(range(one_));
-    unmap(one_);
-    unmap(two_);
-    ::close(file_);
-    host::userfault::debug_deny(false);
-  }
-  u8* map() {
-    void* at = ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
-    host::owners_see_mapping(range(static_cast<u8*>(at)));
-    return static_cast<u8*>(at);
-  }
-  int unmap(u8* at) {
-    if (at == nullptr) return 0;
-    return host::change(reinterpret_cast<u64>(at), kPages * kPageSize, host::EventKind::kUnmap,
-                        [&] { return ::munmap(at, kPages * kPageSize); });
-  }
-  static HvaRange range(const u8* at, size_t first = 0, size_t pages = kPages) {
-    return HvaRange(Hva(reinterpret_cast<u64>(at)) + first * kPageSize, pages * kPageSize);
-  }
-  u64 take(size_t first = 0, size_t pages = kPages) {
-    const auto taken = host::take_away(range(one_, first, pages), &store_, this, host::Which::kAll);
-    return taken ? *taken : ~u64{0};
-  }
-  u8* one(size_t i) { return one_ + i * kPageSize; }
-  u8* two(size_t i) { return two_ + i * kPageSize; }
-  static bool all(const u8* page, size_t i) {
-    for (size_t b = 0; b < kPageSize; ++b) {
-      if (page[b] != i + 1) return false;
-    }
-    return true;
-  }
-  u64 blocks() {
-    struct ::stat said{};
-    EXPECT_EQ(0, ::fstat(file_, &said));
-    return static_cast<u64>(said.st_blocks);
-  }
-
-  int file_ = -1;
-  u8* one_ = nullptr;
-  u8* two_ = nullptr;
-  Store store_;
-};
-std::string hiding_name(const testing::TestParamInfo<bool>& denied) {
-  return denied.param ? "Protection" : "Userfault";
-}
 INSTANTIATE_TEST_SUITE_P(Hiding, SharedPages, testing::Bool(), hiding_name);
 
 TEST_P(SharedPages, TakenFromTheFileAndFromEveryView) {
@@ -187,7 +102,8 @@ TEST_P(SharedPages, AViewMadeWhilePagesAreAbsentShowsTheirBytes) {
   ASSERT_EQ(kPages, take());
   u8* three = map();
   EXPECT_TRUE(all(three + 4 * kPageSize, 4));
-  EXPECT_EQ(kPages, take());
+  // Where touches are reported nothing else came back for it.
+  EXPECT_EQ(GetParam() ? kPages : 1U, take());
   EXPECT_TRUE(all(three + 5 * kPageSize, 5));
   unmap(three);
 }
@@ -493,15 +409,15 @@ TEST_P(SharedPages, WritersThroughTwoViewsLoseNothing) {
     return reinterpret_cast<u64*>(i % 2 == 0 ? one(0) : two(0)) + i * 16;
   };
   test::CountingClients writers({word(0), word(1), word(2), word(3)});
-  u64 taken = 0;
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-  while (taken < 100 && std::chrono::steady_clock::now() < end) {
-    taken += take(0, 1);
+  // However long a busy machine needs for that many.
+  for (u64 taken = 0; taken < 40;) {
+    const u64 more = take(0, 1);
+    ASSERT_LE(more, 1U) << "refused";
+    taken += more;
     std::this_thread::yield();
   }
   writers.stop();
   EXPECT_EQ(0u, writers.wrong());
-  EXPECT_GT(taken, 10u);
 }
 
 }  // namespace

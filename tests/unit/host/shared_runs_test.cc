@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Absent pages of shared memory in runs, with other rights, and in mappings that are made
+// meanwhile.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <thread>
+
+#include "host/access.h"
+#include "host/change.h"
+#include "host/held_pages.h"
+#include "tests/support/counting_clients.h"
+#include "tests/support/shared_pages.h"
+
+namespace stagetwo {
+namespace {
+
+using test::kPages;
+using test::SharedPages;
+
+// Takes and gives back neighbours in one go.
+class RunStore final : public test::Store {
+ public:
+  unsigned take_run(const host::AbsentPage& first, unsigned, host::PageExit& exit) override {
+    if (before_run != nullptr) ::munmap(before_run, kPageSize);
+    before_run = nullptr;
+    const unsigned went = exit.run_to(place_of(first));
+    in_runs += went;
+    return went;
+  }
+  unsigned bring_back_run(const host::AbsentPage& first, unsigned pages,
+                          host::PageEntry& entry) override {
+    const auto* const bytes = reinterpret_cast<const u8*>(place_of(first).raw());
+    const unsigned came = entry.run_from_bytes(bytes, pages);
+    back_in_runs += came;
+    return came;
+  }
+  u64 in_runs = 0;
+  u64 back_in_runs = 0;
+  void* before_run = nullptr;  // a page that is unmapped under the next run, behind our back
+};
+
+class SharedRuns : public SharedPages {
+ protected:
+  void SetUp() override {
+    SharedPages::SetUp();
+    if (!IsSkipped() && !host::userfault::serves_kernel()) GTEST_SKIP() << "no system call waits";
+  }
+  u64 take_in_runs(size_t first = 0, size_t pages = kPages) {
+    const auto taken = host::take_away(range(one_, first, pages), &runs_, this, host::Which::kAll);
+    return taken ? *taken : ~u64{0};
+  }
+  template <typename F>
+  void protect(u8* at, int rights, F&& meanwhile) {
+    const auto call = [&](int prot) {
+      return host::change(range(at).start().raw(), kPages * kPageSize, host::EventKind::kProtection,
+                          [&] { return ::mprotect(at, kPages * kPageSize, prot); });
+    };
+    ASSERT_EQ(0, call(rights));
+    meanwhile();
+    ASSERT_EQ(0, call(PROT_READ | PROT_WRITE));
+  }
+  RunStore runs_;
+};
+INSTANTIATE_TEST_SUITE_P(Hiding, SharedRuns, testing::Values(false), test::hiding_name);
+
+TEST_P(SharedRuns, GoAndComeBackInOneGo) {
+  ASSERT_EQ(kPages, take_in_runs());
+  EXPECT_EQ(kPages, runs_.in_runs);
+  EXPECT_EQ(0u, blocks());
+  EXPECT_EQ(kPages, host::bring_back_range(range(two_)));
+  EXPECT_EQ(kPages, runs_.back_in_runs);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i) && all(two(i), i));
+  one(2)[1] = 77;
+  two(2)[2] = 78;
+  EXPECT_EQ(77, two(2)[1]);
+  EXPECT_EQ(78, one(2)[2]);
+}
+
+// Pages of which the file has nothing end a run.
+TEST_P(SharedRuns, EndWhereAViewEnds) {
+  unmap(two_);
+  two_ = static_cast<u8*>(
+      ::mmap(nullptr, 3 * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 2 * kPageSize));
+  host::owners_see_mapping(range(two_, 0, 3));
+  ASSERT_EQ(kPages, take_in_runs());
+  EXPECT_EQ(6u, runs_.in_runs) << "two and two and two, and one alone where a view ends";
+  for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(all(two_ + i * kPageSize, i + 2));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i));
+  host::change(range(two_).start().raw(), 3 * kPageSize, host::EventKind::kUnmap,
+               [&] { return ::munmap(two_, 3 * kPageSize); });
+  two_ = nullptr;
+}
+
+TEST_P(SharedRuns, WhatIsUnmappedUnderOneLosesNobodysBytes) {
+  runs_.before_run = one(5);
+  EXPECT_GE(kPages, take_in_runs());
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(two(i), i)) << i;
+  ASSERT_EQ(one(5), ::mmap(one(5), kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_,
+                           5 * kPageSize));
+  host::owners_see_mapping(range(one_, 5, 1));
+  EXPECT_TRUE(all(one(5), 5));
+}
+
+TEST_P(SharedRuns, OtherRightsBringNothingBack) {
+  ASSERT_EQ(kPages, take_in_runs());
+  protect(one_, PROT_READ, [&] {
+    EXPECT_EQ(0u, blocks());
+    EXPECT_TRUE(all(one(3), 3));
+    EXPECT_EQ(1u, take_in_runs()) << "it goes again though it may not be written there";
+    EXPECT_EQ(0u, blocks());
+  });
+  protect(one_, PROT_NONE, [&] { EXPECT_TRUE(all(two(6), 6)); });
+  EXPECT_TRUE(all(one(6), 6));
+  one(0)[0] = 50;
+  EXPECT_EQ(50, two(0)[0]);
+}
+
+TEST_P(SharedRuns, ANewMappingBringsNothingBackAndHoldsStoresUp) {
+  test::CountingClients old({reinterpret_cast<u64*>(one(0)), reinterpret_cast<u64*>(two(1))});
+  u64 stored = 0;
+  auto* const word = reinterpret_cast<u64*>(one(2));
+  __atomic_store_n(word, 0, __ATOMIC_RELAXED);
+  std::atomic<bool> over{false};
+  std::atomic<u64> taken{0};
+  std::thread taker([&] {
+    while (!over.load()) taken += take_in_runs();
+  });
+  for (int i = 0; i < 50 || taken.load() < 500; ++i) {
+    u8* const three = map();
+    for (int k = 0; k < 20; ++k, ++stored) {
+      __atomic_fetch_add(reinterpret_cast<u64*>(three + 2 * kPageSize), 1, __ATOMIC_RELAXED);
+      std::this_thread::yield();
+    }
+    unmap(three);
+  }
+  over.store(true);
+  taker.join();
+  old.stop();
+  EXPECT_EQ(0u, old.wrong());
+  EXPECT_EQ(stored, __atomic_load_n(word, __ATOMIC_RELAXED));
+  EXPECT_TRUE(all(one(7), 7));
+}
+
+TEST_P(SharedRuns, ALostPageIsLostInANewMapping) {
+  ASSERT_EQ(kPages, take());
+  store_.loses = true;
+  EXPECT_EQ(host::BringBack::kLost, host::bring_back(range(two_, 3).start()));
+  store_.loses = false;
+  u8* const three = map();
+  u8 byte = 1;
+  EXPECT_EQ(0u, host::copy_from(&byte, range(three, 3).start(), 1)) << "never zeros";
+  EXPECT_EQ(-1, ::write(file_, three + 3 * kPageSize, 1));
+  EXPECT_EQ(EFAULT, errno);
+  EXPECT_TRUE(all(three + 4 * kPageSize, 4));
+  unmap(three);
+}
+
+// What the file has holes for is data all the same.
+TEST_P(SharedRuns, AreToldFromHoles) {
+  ASSERT_EQ(4u, take_in_runs(2, 4));
+  const u64 object = host::object_behind(file_);
+  EXPECT_EQ(2u, host::next_page_of(object, 0, kPages, true));
+  EXPECT_EQ(6u, host::next_page_of(object, 2, kPages, false));
+  EXPECT_EQ(kPages, host::next_page_of(object, 6, kPages, true));
+  EXPECT_EQ(4u, host::kept_pages_of(object));
+}
+
+}  // namespace
+}  // namespace stagetwo
