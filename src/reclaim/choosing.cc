@@ -40,7 +40,8 @@ constexpr const char* kFileFull =
     "the memory limit is not kept: the swap file is full (--swap=FILE,size=SIZE)";
 constexpr const char* kStuck =
     "the memory limit is not kept: what is over it is pinned, locked, shared with another process, "
-    "a private mapping of a file or watched by the program itself (--stats says how much of each)";
+    "a private mapping of a file, watched by the program itself or, with an io_uring, any shared "
+    "memory (--stats says how much of each)";
 constexpr Age kAnyAge = -1;
 constexpr unsigned kFruitless = 3;  // looks for pages in a row that found none
 constexpr Age kNothing = kOldest + 1;
@@ -217,8 +218,8 @@ void Reclaimer::forget_taken(Age from, u64 taken) {
   }
 }
 
-void Reclaimer::keep_under(u64 limit, u64 until) {
-  const u64 low = limit - limit / 16;
+void Reclaimer::keep_under(const Marks& marks, u64 until) {
+  const u64 low = marks.low;
   for (u64 used = usage(); used > low && sync::now_ns() < until; used = usage()) {
     const u64 wanted = std::min((used - low) >> kPageShift, kBatch) + 1;
     const Age from = choose_age(wanted, until);
@@ -233,9 +234,20 @@ void Reclaimer::keep_under(u64 limit, u64 until) {
     look();
     // Who is old is an estimate, and may have turned out young: before nothing goes, anything does.
     if (from != kAnyAge && evict(Scope{}, kAnyAge, wanted) != 0) continue;
-    if (usage() > limit) give_in(&said_stuck_, kStuck);
+    if (usage() > marks.limit) give_in(&said_stuck_, kStuck);
     return;
   }
+}
+
+// Where what cannot leave has most of the limit for itself, the rest gets a quarter of it all the
+// same: to take the same few pages again and again would keep no limit either.
+Reclaimer::Marks Reclaimer::marks() const {
+  const u64 asked = limit_.load(sync::kRelaxed);
+  if (asked == kNoLimit) return {asked, asked, asked};
+  const bool fits = look_.fixed <= asked - asked / 4;
+  const u64 room = fits ? asked : asked / 4;
+  const u64 limit = fits ? asked : look_.fixed + room;
+  return {limit, limit - room / 32, limit - room / 16};
 }
 
 // The limit cannot be kept now: guests get some pages beyond it, or they would stand still. Once
@@ -244,6 +256,10 @@ void Reclaimer::give_in(bool* said, const char* why) {
   const u64 now = sync::now_ns();
   if (now >= unkept_until_) host::budget::grant(kUnkeptPages);
   unkept_until_ = now + std::max(kUnkeptNs, kLookShare * look_.took);
+  say_once(said, why);
+}
+
+void Reclaimer::say_once(bool* said, const char* why) {
   if (*said || say_ == nullptr) return;
   *said = true;
   say_(why);
@@ -261,23 +277,27 @@ void Reclaimer::give_in_full() {
 }
 
 void Reclaimer::give_budget(u64 used) {
-  const u64 limit = limit_.load(sync::kRelaxed);
+  const u64 limit = marks().limit;
   // Over the limit it is a debt: who must not wait slows down by it.
   const s64 left = static_cast<s64>(limit >> kPageShift) - static_cast<s64>(used >> kPageShift);
   host::budget::grant(unkept() ? std::max(left, host::budget::left()) : left);
 }
 
 void Reclaimer::keep_limits(u64 now) {
-  const u64 limit = limit_.load(sync::kRelaxed);
+  const u64 asked = limit_.load(sync::kRelaxed);
   busy_ = false;
-  if (limit != kNoLimit) {
+  if (asked != kNoLimit) {
     if (now - look_.at > kStaleLookNs) look();
-    const u64 high = limit - limit / 32;
-    if (usage() > high && now - look_.at > std::max(kFreshLookNs, kLookShare * look_.took)) look();
+    const u64 look_apart = std::max(kFreshLookNs, kLookShare * look_.took);
+    if (usage() > marks().high && now - look_.at > look_apart) look();
+    const Marks now_marks = marks();
+    if (look_.fixed > asked) say_once(&said_stuck_, kStuck);
     // A look may take longer than a turn is to last: what it finds is still acted on.
-    if (usage() > high && !unkept()) keep_under(limit, sync::now_ns() + kLongestTurnNs);
+    if (usage() > now_marks.high && !unkept()) {
+      keep_under(now_marks, sync::now_ns() + kLongestTurnNs);
+    }
     const u64 used = usage();
-    busy_ = used > high && !unkept();
+    busy_ = used > now_marks.high && !unkept();
     give_budget(used);
   }
   keep_guests_limits(sync::now_ns() + kLongestTurnNs);

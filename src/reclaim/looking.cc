@@ -55,12 +55,31 @@ bool is_locked(HvaRange span) {
   return !cold && to_int(cold.error()) == EINVAL;
 }
 
-Span::Kind kind_of(const host::Mapping& mapping, HvaRange span) {
+// Of the span, mapping by mapping: bytes that are locked. Of a span in very many pieces (each with
+// rights of its own) the first ones: the kernel refuses the others when they are to go.
+u64 locked_bytes(const host::Mapping& first, HvaRange span) {
+  constexpr unsigned kMostPieces = 64;
+  u64 locked = 0;
+  host::Mapping mapping = first;
+  for (unsigned pieces = 0; pieces < kMostPieces; ++pieces) {
+    const Hva start = std::max(span.start(), mapping.range.start());
+    const Hva end = std::min(span.end(), mapping.range.end());
+    if (start < end && is_locked(HvaRange(start, end - start))) locked += end - start;
+    if (mapping.range.end() >= span.end()) break;
+    const auto next = host::shown_mapping_from(mapping.range.end());
+    if (!next || next->range.start() >= span.end()) break;
+    mapping = *next;
+  }
+  return locked;
+}
+
+Span::Kind kind_of(const host::Mapping& mapping, HvaRange span, u64* locked) {
   if (mapping.page_size != kPageSize) return Span::Kind::kHugetlb;
   // Several mappings of a file in one range: nothing that a VMM does often enough to be worth it.
   if (mapping.shared && mapping.range.end() < span.end()) return Span::Kind::kUnmapped;
   if (!mapping.shared && mapping.file_backed) return Span::Kind::kFile;
-  return is_locked(span) ? Span::Kind::kLocked : Span::Kind::kOrdinary;
+  *locked = locked_bytes(mapping, span);
+  return *locked == span.size() ? Span::Kind::kLocked : Span::Kind::kOrdinary;
 }
 
 // Bytes of what stays, by why.
@@ -95,7 +114,8 @@ struct LeftAlone {
 
 void Reclaimer::look_at(Span& span) {
   const auto mapping = host::shown_mapping_at(span.range.start());
-  span.kind = mapping ? kind_of(*mapping, span.range) : Span::Kind::kUnmapped;
+  span.locked = 0;
+  span.kind = mapping ? kind_of(*mapping, span.range, &span.locked) : Span::Kind::kUnmapped;
   if (span.kind == Span::Kind::kOrdinary && mem::private_pages::are_bound(span.range)) {
     // Who else has the file may punch it, and would be told nothing of what is away.
     const bool alone = host::alone_with(mapping->device, mapping->inode) != 0;
@@ -117,14 +137,19 @@ void Reclaimer::look() {
   LeftAlone alone;
   look_.process = process_resident() - std::min(process_resident(), kept_bytes());
   u64 resident = 0;
+  u64 fixed = 0;
   for_each_span([&](Span& span) {
     span.forget_stuck(begun);
     look_at(span);
     const u64 bytes = span.resident_count << kPageShift;
     if (u64* const figure = alone.figure_of(span.kind)) *figure += bytes;
+    // Locked pages are there, and those of a part of a span stay as the whole of one does.
+    if (span.can_leave()) alone.locked += std::min(span.locked, bytes);
     if (span.kind != Span::Kind::kHugetlb) resident += bytes;
+    if (span.kind != Span::Kind::kHugetlb) fixed += span.can_leave() ? span.locked : bytes;
   });
   look_.resident = resident;
+  look_.fixed = fixed;
   look_.at = sync::now_ns();
   look_.took = look_.at - begun;
   swapper_.set_resident(resident >> kPageShift);

@@ -72,10 +72,16 @@ class Reclaimer final : public host::WorkItem {
   // choosing.cc
   void keep_limits(u64 now);
   void keep_guests_limits(u64 until);
-  void keep_under(u64 limit, u64 until);
+  // The worker begins above `high` and stops at `low`.
+  struct Marks {
+    u64 limit, high, low;
+  };
+  [[nodiscard]] Marks marks() const;
+  void keep_under(const Marks& marks, u64 until);
   [[nodiscard]] Age choose_age(u64 wanted, u64 until);
   void forget_taken(Age from, u64 taken);
   void give_in(bool* said, const char* why);
+  void say_once(bool* said, const char* why);
   void give_in_full();  // nothing more goes to the store
   [[nodiscard]] bool unkept() const { return sync::now_ns() < unkept_until_; }
   [[nodiscard]] Age threshold(u64 wanted);
@@ -108,6 +114,7 @@ class Reclaimer final : public host::WorkItem {
     u64 at = 0;
     u64 took = 0;      // nanoseconds
     u64 resident = 0;  // bytes
+    u64 fixed = 0;     // of these, what cannot leave
     u64 process = 0;   // the process's resident set then, without what is ours
   } look_;
   u64 histogram_[kOldest + 1] = {};  // resident pages by age, those below zero not counted

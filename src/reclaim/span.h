@@ -117,6 +117,7 @@ struct Span {
   u64 ask_again = 0;                  // when it is forgotten
   int patience = 0;
   u64* huge = nullptr;     // a bit a huge page that it touches: the same, mapped as one
+  u64 locked = 0;          // bytes, of a part: as of the last look
   u64 resident_count = 0;  // bits in it
   bool shared = false;     // as of the last look: a mapping of a file
   // kPrivate: of a guest_memfd, at the engine's addresses (mem/private_swap.h). Where its pages are

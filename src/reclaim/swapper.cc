@@ -247,7 +247,9 @@ int Swapper::settle() {
       continue;
     }
     refusal = to_int(stored.error());
+    refused_.store(sys::current_tid(), sync::kRelaxed);
     static_cast<void>(host::bring_back(staged.at));
+    refused_.store(0, sync::kRelaxed);
     const sync::MutexGuard guard(spans_.lock());
     ++counts_.not_stored;
   }
@@ -329,7 +331,8 @@ host::BringBack Swapper::bring_back(const host::AbsentPage& page, host::PageEntr
   const host::BringBack outcome = put_back(page.at, job, entry);
   const bool back = outcome == host::BringBack::kBack;
   if (back) owe_for(1);
-  const u32 ahead = end_return(page.at, job, outcome, back ? Touch::kWanted : Touch::kNone);
+  const bool wanted = back && refused_.load(sync::kRelaxed) != sys::current_tid();
+  const u32 ahead = end_return(page.at, job, outcome, wanted ? Touch::kWanted : Touch::kNone);
   if (ahead != 0) read_ahead(page.at + kPageSize, ahead);
   return outcome;
 }

@@ -133,7 +133,8 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   u32 staged_ = 0;
   SwapCounts counts_ TA_GUARDED(spans_.lock());
   sync::Atomic<u64> resident_{0};
-  sync::Atomic<int> ahead_{0};  // the thread that reads ahead
+  sync::Atomic<int> ahead_{0};    // the thread that reads ahead
+  sync::Atomic<int> refused_{0};  // the one that puts back what the store refused
   // Pages on their way back together: of one thread at a time, which says so first.
   u8* run_bytes_ = nullptr;
   sync::Atomic<bool> run_busy_{false};

@@ -63,6 +63,7 @@ TEST_F(SwapperTest, WhatTheStoreRefusesIsPutBack) {
   EXPECT_EQ(16U, take(0, 16));
   EXPECT_EQ(ENOSPC, swapper_.settle()) << "no file";
   EXPECT_EQ(8U, swapper_.counts().not_stored);
+  EXPECT_EQ(0U, swapper_.counts().refaults) << "nobody has touched them";
   for (size_t i = 0; i < 16; ++i) {
     const Hva at(reinterpret_cast<u64>(memory_ + (i << kPageShift)));
     EXPECT_EQ(i % 2 != 0, host::is_absent(at)) << i;
