@@ -20,6 +20,7 @@
 #include "shim/closing.h"
 #include "shim/described.h"
 #include "shim/engine.h"
+#include "shim/file_holes.h"
 #include "shim/mdev_files.h"
 #include "shim/next.h"
 #include "shim/paths.h"
@@ -91,6 +92,11 @@ void correct(int fd, struct ::stat* said) {
   host::EngineSection section(host::Touches::kNothing);
   if (const host::DescriptionRef ref = ours_behind(fd, *said)) show_description(ref, said);
   section.leave();
+}
+
+void correct_blocks(struct ::stat* said) {
+  const auto kept = static_cast<blkcnt_t>(kept_blocks(said->st_dev, said->st_ino));
+  if (kept != 0) said->st_blocks += kept;
 }
 
 // The name of a descriptor in /proc leads to what is behind it.
@@ -235,14 +241,18 @@ int stat_at(int directory, const char* name, struct stat* out, int flags) {
   const char* const path = moved.path();
   if (asks_about_descriptor(path, flags)) {
     const int result = call_next_stat(directory, path, out, flags);
-    if (result == 0) correct(directory, out);
-    return result;
+    if (result != 0) return result;
+    correct(directory, out);
+    correct_blocks(out);
+    return 0;
   }
   const Target target = target_of(directory, path);
   if (!target || target.file.kernel_has_it()) [[likely]] {
     const int result = call_next_stat(directory, path, out, flags);
-    if (result == 0 && (flags & AT_SYMLINK_NOFOLLOW) == 0) correct_by_name(directory, path, out);
-    return result;
+    if (result != 0 || (flags & AT_SYMLINK_NOFOLLOW) != 0) return result;
+    correct_by_name(directory, path, out);
+    correct_blocks(out);
+    return 0;
   }
   if (target.trailing_slash && target.kind != PathKind::kDirectory) {
     return static_cast<int>(as_libc(-ENOTDIR));
@@ -254,8 +264,10 @@ int stat_at(int directory, const char* name, struct stat* out, int flags) {
 int stat_fd(int fd, struct stat* out) {
   if (engines_refused(fd)) return -1;
   const int result = with_buffer(out, sizeof(*out), [&] { return next::fstat(fd, out); });
-  if (result == 0) correct(fd, out);
-  return result;
+  if (result != 0) return result;
+  correct(fd, out);
+  correct_blocks(out);
+  return 0;
 }
 
 int statx_at(int directory, const char* name, int flags, unsigned mask, struct statx* out) {
@@ -276,6 +288,10 @@ int statx_at(int directory, const char* name, int flags, unsigned mask, struct s
   const int result = with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
                                   [&] { return next::statx(directory, path, flags, mask, out); });
   if (result != 0 || !awake()) return result;
+  if ((out->stx_mask & STATX_BLOCKS) != 0) {
+    const u64 device = ::makedev(out->stx_dev_major, out->stx_dev_minor);
+    if (const u64 kept = kept_blocks(device, out->stx_ino)) out->stx_blocks += kept;
+  }
   if (about_fd && may_be_ours(directory, &said)) {
     const nlink_t links = said.st_nlink;
     correct(directory, &said);
@@ -437,6 +453,9 @@ long requests_allowed(const iocb* const* requests, long count) {
 
 off_t seek_fd(int fd, off_t offset, int whence) {
   if (engines_refused(fd)) return -1;
+  if (whence == SEEK_DATA || whence == SEEK_HOLE) {
+    if (const u64 object = has_our_holes(fd)) return seek_data(fd, object, offset, whence);
+  }
   struct ::stat behind{};
   if (!awake() || !may_be_ours(fd, &behind)) [[likely]]
     return next::lseek(fd, offset, whence);

@@ -42,7 +42,7 @@ class GivingVmm(unittest.TestCase):
         self.assertEqual(0, stats["lost_pages"])
 
     def test_ToItselfOnceMore(self):
-        for way in ("mapped", "copied", "allocated"):
+        for way in ("mapped", "copied", "allocated", "sought"):
             with self.subTest(way):
                 self.gives(way)
 
