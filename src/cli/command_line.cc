@@ -186,7 +186,8 @@ void describe_memory(CLI::App* sub, RunOptions& run) {
   sub->add_option("--memory-limit", run.memory_limit,
                   "guest memory of each process stays under SIZE (bytes, or with K, M, G, T);\n"
                   "what nobody uses is compressed and comes back when it is touched. ',vm=SIZE'\n"
-                  "limits each VM, too; with 'none', 'stagetwo limit' can say later")
+                  "limits each VM, too. 'stagetwo limit' says another one later, if the session\n"
+                  "has a name; with 'none' also of what was shared before the first device")
       ->type_name("SIZE[,vm=SIZE]")
       ->check(check_limit);
   sub->add_option(
@@ -282,11 +283,13 @@ std::optional<std::string> untransportable(const RunOptions& run) {
   return std::nullopt;
 }
 
-// What --swap and --compressed are for. A run inside a run has its caller's.
-bool has_limit(const RunOptions& run) {
+// What --swap and --compressed are for: a limit, or one that may be said later. A run inside a run
+// has its caller's.
+bool may_have_limit(const RunOptions& run) {
   const char* const given = std::getenv("STAGETWO_OPTIONS");
   const std::string outer = std::string(":") + (given == nullptr ? "" : given);
-  return !run.memory_limit.empty() || outer.find(":memory-limit=") != std::string::npos;
+  return !run.memory_limit.empty() || !run.session.empty() ||
+         outer.find(":memory-limit=") != std::string::npos;
 }
 
 }  // namespace
@@ -341,11 +344,11 @@ CommandLine parse_command_line(int argc, char** argv) {
   if (const auto why = untransportable(line.run)) {
     return refuse_line(*why, "see 'stagetwo run --help'");
   }
-  if ((!line.run.swap.empty() || !line.run.compressed.empty()) && !has_limit(line.run)) {
+  if ((!line.run.swap.empty() || !line.run.compressed.empty()) && !may_have_limit(line.run)) {
     return refuse_line(
         fmt::format("{} does nothing without --memory-limit",
                     line.run.swap.empty() ? "--compressed" : "--swap"),
-        "say --memory-limit=SIZE, or --memory-limit=none if 'stagetwo limit' is to say it later");
+        "say --memory-limit=SIZE, or --session=NAME if 'stagetwo limit' is to say it later");
   }
   line.run.program.assign(dashes + 1, end);
   line.command = Command::kRun;

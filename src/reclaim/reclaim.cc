@@ -31,6 +31,7 @@ constexpr u64 kReserveShare = 128;
 // Set under guests.lock; read there, or by who knows that it is active.
 constinit sync::Atomic<Reclaimer*> the_reclaimer{nullptr};
 constinit sync::Atomic<u32> reclaimer_of{0};  // the process that made it
+constinit sync::Atomic<void (*)()> before_first_guest{nullptr};
 
 void limit_guests(u64 bytes) {
   const sync::MutexGuard guard(guests.lock);
@@ -222,6 +223,10 @@ bool active() {
   return own() != nullptr;
 }
 
+void set_before_first_guest(void (*start)()) {
+  before_first_guest.store(start, sync::kRelease);
+}
+
 void stop() {
   Reclaimer* const reclaimer = own();
   if (reclaimer == nullptr) return;
@@ -279,6 +284,9 @@ void after_fork_child() {
 // ---- guests ---------------------------------------------------------------------------------
 
 Guest::Guest() {
+  // Taken out: once.
+  void (*const start)() = before_first_guest.exchange(nullptr, sync::kAcquire);
+  if (start != nullptr) start();
   const sync::MutexGuard guard(guests.lock);
   limit_ = guests.limit;
   next_ = guests.first;

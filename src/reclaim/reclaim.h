@@ -51,6 +51,9 @@ struct Settings {
 // which nothing can be taken. The file is closed then.
 [[nodiscard]] Result<void> start(const Settings& settings);
 [[nodiscard]] bool active();
+// Whoever makes a guest calls `start` before it, once: what a limit needs is to be there before the
+// guest's memory is, and costs nothing where no guest ever is.
+void set_before_first_guest(void (*start)());
 // Pre: no guest. Everything comes back. For tests and clients that unload us.
 void stop();
 

@@ -127,16 +127,14 @@ bool limited_from_the_start() {
   return !option("memory-limit").empty() || !option("vm-limit").empty();
 }
 
-void start_memory_limit() {
+namespace {
+
+// Pre: nothing of it has been started.
+Result<void> start_engine(u64 interval_ns) {
   reclaim::Settings settings;
   settings.memory_limit = limit_of("memory-limit", host::kLimitWord);
   settings.guest_limit = limit_of("vm-limit", host::kGuestLimitWord);
-  settings.interval_ns = option("wss").empty()  ? 0
-                         : option("wss") == "1" ? kDefaultInterval
-                                                : value_of("wss", kDefaultInterval, parse_interval);
-  const bool wanted = !option("memory-limit").empty() || settings.interval_ns != 0 ||
-                      settings.memory_limit != reclaim::kNoLimit || !option("swap").empty();
-  if (!wanted) return;
+  settings.interval_ns = interval_ns;
   settings.swap_fd = open_swap();
   settings.swap_limit = value_of("swap-size", reclaim::kNoLimit, parse_size);
   settings.compressed_limit = value_of("compressed", reclaim::kNoLimit, parse_size);
@@ -144,14 +142,43 @@ void start_memory_limit() {
   if (settings.interval_ns != 0) settings.on_sample = on_sample;
   if (!option("wss-file").empty()) append_to(option("wss-file"), {}, O_TRUNC);
   const auto started = reclaim::start(settings);
-  if (started) return;
+  if (!started) {
+    const auto pid = static_cast<u64>(sys::getpid());
+    host::session_word(host::kNotLimitedWord).store(pid, sync::kRelaxed);
+  }
+  return started;
+}
+
+void say_not_limited(Errno why) {
   FixedString<160> line;
   line.append("guest memory is not limited: ");
-  const int error = to_int(started.error());
+  const int error = to_int(why);
   const bool denied = error == EPERM || error == ENOSYS;
   line.append(denied ? "userfaultfd is denied (see 'stagetwo doctor')" : "it cannot be started");
   line.append(", errno ").append_int(error);
   warn(line.view(), {});
+}
+
+// Nobody asked for a limit yet, so nobody hears that there can be none: `stagetwo limit` says so.
+void start_for_later() {
+  static_cast<void>(start_engine(0));
+}
+
+}  // namespace
+
+void start_memory_limit() {
+  const u64 interval = option("wss").empty()  ? 0
+                       : option("wss") == "1" ? kDefaultInterval
+                                              : value_of("wss", kDefaultInterval, parse_interval);
+  const bool wanted = !option("memory-limit").empty() || interval != 0 ||
+                      limit_of("memory-limit", host::kLimitWord) != reclaim::kNoLimit ||
+                      !option("swap").empty();
+  if (!wanted) {
+    if (host::session_is_named()) reclaim::set_before_first_guest(start_for_later);
+    return;
+  }
+  const auto started = start_engine(interval);
+  if (!started) say_not_limited(started.error());
 }
 
 void say_statistics() {

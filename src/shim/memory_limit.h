@@ -11,7 +11,9 @@
 //
 // A value that makes no sense, or cannot be had, is one line and then as if it were not given: the
 // program is not ours to end.
-// Context: the end of waking; at exit. Nothing is started where none of these is given.
+// Where none of these is given nothing is started, but in a session that has a name: `stagetwo
+// limit` may say one at any time, so the first guest there starts what a limit needs, with none.
+// Context: the end of waking; at exit.
 
 namespace stagetwo::shim {
 

@@ -15,6 +15,7 @@ from pathlib import Path
 BUILD = Path(__file__).resolve().parents[2] / "build"
 TOOL = BUILD / "bin/stagetwo"
 CLIENT = BUILD / "clients/swapping_vmm"
+DENIED = BUILD / "tests/programs/denied"
 MIB = 1 << 20
 SECONDS = float(os.environ.get("STAGETWO_TEST_SECONDS", "3"))
 SEED = os.environ.get("STAGETWO_SEED") or os.environ.get("STAGETWO_DEFAULT_SEED") or str(time.time_ns() & 0xffffffff)
@@ -76,11 +77,12 @@ class SwappingVmm(unittest.TestCase):
     def tearDown(self):
         shutil.rmtree(self.folder)
 
-    def start(self, megabytes, limit, *more, options=(), ms=None, size=""):
+    def start(self, megabytes, limit, *more, options=(), ms=None, size="", denied=None):
         self.stats = self.folder / "stats.json"
         self.samples = self.folder / "samples.jsonl"
-        command = [TOOL, "run", "--memory-limit", limit, "--swap", f"{self.folder}{size}", f"--stats={self.stats}",
-                   f"--wss=100ms,file={self.samples}", "--log-file", self.folder / "log", *options, "--", CLIENT,
+        limited = ["--memory-limit", limit, "--swap", f"{self.folder}{size}", f"--wss=100ms,file={self.samples}"]
+        command = [*(denied or []), TOOL, "run", *(limited if limit else []), f"--stats={self.stats}",
+                   "--log-file", self.folder / "log", *options, "--", CLIENT,
                    megabytes, ms or int(SECONDS * 200), SEED, *more]
         return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -164,9 +166,25 @@ class SwappingVmm(unittest.TestCase):
     def test_TheLimitOfEachVmIsChangedWhileItRuns(self):
         self.limits_while_it_runs("none", "none,vm=6M", "none,vm=none")
 
+    def test_AProgramStartedWithoutALimitGetsOneWhileItRuns(self):
+        self.limits_while_it_runs(None, "6M", "none")
+
+    def test_WhomNoLimitReachesIsNamed(self):
+        name = f"swapping-{os.getpid()}"
+        with self.start(16, None, options=[f"--session={name}"], ms=120000, denied=[DENIED]) as run:
+            pid = child_of(run.pid)
+            run.stdout.readline()
+            told = subprocess.run([TOOL, "limit", f"--session={name}", "6M"], capture_output=True, text=True, check=False)
+            none = subprocess.run([TOOL, "limit", f"--session={name}", "none"], capture_output=True, text=True, check=False)
+            os.kill(pid, signal.SIGKILL)
+        self.assertNotEqual(0, told.returncode)
+        self.assertIn(f"program {pid} of session {name} runs without a limit", told.stderr)
+        self.assertEqual((0, ""), (none.returncode, none.stderr))
+
     def limits_while_it_runs(self, first, less, more):
         name = f"swapping-{os.getpid()}"
-        with self.start(16, first, options=[f"--session={name}"], ms=120000) as run:
+        options = [f"--session={name}", *([] if first else ["--swap", self.folder])]
+        with self.start(16, first, options=options, ms=120000) as run:
             pid = child_of(run.pid)
             _, start, size = run.stdout.readline().split()
 
