@@ -13,7 +13,8 @@
 //   vCPU, fault                            | the keeper, about the frame
 //   snapshot s                             |
 //   find(): kept, at P; home H             |
-//                                          | frames_going: gate up for H; zaps; flush, wait
+//                                          | frames_going: gate up for H; zaps; what was read of
+//                                          | it is stale; flush, wait
 //   mmu_lock shared: count != 0 -> retry   | the page leaves P, or becomes another's
 //                                          | frames_gone: sequence up, count down
 //   (or later: s is old -> retry)          |
@@ -93,20 +94,20 @@ void PrivateMemory::frames_going(GfnRange frames) {
   // Each going has its gone.
   if (!closed) vm_.gate_.begin(0, 0);
   pt::Gather removed;
-  bool flush_owed = false;
   if (ST_GUARD(kept_zap, true)) {
     for_each_part(frames, [&](u32 space, GfnRange part, Hva) {
-      flush_owed |= vm_.tdp_.zap_leafs(space, part, &removed, true);
+      static_cast<void>(vm_.tdp_.zap_leafs(space, part, &removed, true));
     });
   }
-  if (flush_owed) vm_.tdp_.flush();
+  // Also where there was no entry: what a vCPU has read may be older than that.
+  given_up_.fetch_add(1, sync::kRelease);
+  vm_.tdp_.flush();
   // KVM's own accesses on the guest's behalf.
   vm_.slots_.wait_for_readers();
   vm_.give_back(&removed);
 }
 
 void PrivateMemory::frames_gone() {
-  given_up_.fetch_add(1, sync::kRelease);
   vm_.gate_.end();
 }
 

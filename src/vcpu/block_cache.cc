@@ -13,6 +13,7 @@
 #include "vcpu/decoder.h"
 #include "vcpu/mem.h"
 #include "vcpu/ops.h"
+#include "vcpu/remains.h"
 
 namespace stagetwo::vcpu {
 namespace {
@@ -96,25 +97,53 @@ Result<void*> map_arena(u64 bytes, bool named) {
   return map_pages(bytes, kSite);
 }
 
+// A block, its parts each at their own border.
+constexpr u64 block_bytes(u64 instructions, u64 words) {
+  return ((sizeof(Block) + 31) & ~u64{31}) + sizeof(Uop) * (instructions + 1) +
+         sizeof(u64) * words + sizeof(Insn) * instructions;
+}
+
 }  // namespace
 
-Result<BlockCache*> BlockCache::create(bool named) {
+// What is kept is locked, whole, as the pool it comes from is. Where little may be, fewer blocks
+// are decoded at a time: what is left for others is to be as much as several times this.
+Result<void> BlockCache::map_secret() {
+  constexpr u64 kOthers = 16;
+  const auto lock = [](u64 bytes) {
+    return mem::SecureMemory::map(bytes, mem::SecureMemory::Want::kSecretOrLocked, kSite);
+  };
+  while (arena_size_ > kLeastArena && !lock(kOthers * arena_size_)) arena_size_ /= 2;
+  secret_ = ST_TRY(lock(arena_size_ + kBehind));
+  arena_ = secret_.data();
+  return {};
+}
+
+Result<void> BlockCache::map(Code code) {
+  static_assert(block_bytes(kMaxBlockInsns, kMaxBlockInsns * kMaxInsnLength / 8) <= kLeastArena);
+  static_assert(sizeof(Insn) * kMaxBlockInsns <= kPageSize);
+  if (code == Code::kKept) return map_secret();
+  void* const arena = ST_TRY(map_arena(arena_size_ + kBehind, code == Code::kPrivate));
+  // Code of private pages stands here, too: not for a core dump. Refused: it is in the dump.
+  static_cast<void>(sys::madvise(arena, arena_size_ + kBehind, MADV_DONTDUMP));
+  arena_ = static_cast<u8*>(arena);
+  return {};
+}
+
+Result<BlockCache*> BlockCache::create(Code code) {
   auto made = make<BlockCache>(kSite);
   if (!made) return refuse(made.error());
-  auto arena = map_arena(kMapped, named);
-  if (!arena) {
+  if (const auto mapped = (*made)->map(code); !mapped) {
     stagetwo::destroy(*made);
-    return refuse(arena.error());
+    return refuse(mapped.error());
   }
-  // Code of private pages stands here, too: not for a core dump. Refused: it is in the dump.
-  static_cast<void>(sys::madvise(*arena, kMapped, MADV_DONTDUMP));
-  (*made)->arena_ = static_cast<u8*>(*arena);
   return *made;
 }
 
 void BlockCache::destroy(BlockCache* cache) {
   if (cache == nullptr) return;
-  unmap_pages(cache->arena_, kMapped);
+  if (cache->secret_.data() == nullptr) {
+    unmap_pages(cache->arena_, cache->arena_size_ + kBehind);
+  }
   stagetwo::destroy(cache);
 }
 
@@ -133,13 +162,17 @@ void BlockCache::wipe() {
 
 void BlockCache::wipe_scratch() {
   if (!scratch_used_) return;
-  std::memset(scratch(), 0, kPageSize);
+  std::memset(scratch(), 0, kBehind);
   scratch_used_ = false;
+}
+
+Insn* BlockCache::decoding() {
+  return reinterpret_cast<Insn*>(scratch() + kPageSize);
 }
 
 void* BlockCache::take(u64 bytes) {
   bytes = (bytes + 63) & ~u64{63};
-  if (used_ + bytes > kArenaSize) clear();
+  if (used_ + bytes > arena_size_) clear();
   void* at = arena_ + used_;
   used_ += bytes;
   most_used_ = std::max(most_used_, used_);
@@ -147,7 +180,7 @@ void* BlockCache::take(u64 bytes) {
 }
 
 Block* BlockCache::build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached) {
-  Insn insns[kMaxBlockInsns];
+  Insn* const insns = decoding();
   bool needs_more = false;
   const unsigned count =
       decode_run(mode, bytes, size, cached ? kMaxBlockInsns : 1, insns, &needs_more);
@@ -155,9 +188,7 @@ Block* BlockCache::build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size
   u64 code = 0;
   for (unsigned i = 0; i < count; ++i) code += insns[i].length;
   const u64 word_count = code < 8 ? 1 : (code + 7) / 8;
-  const u64 total = ((sizeof(Block) + 31) & ~u64{31}) + sizeof(Uop) * (count + 1) +
-                    sizeof(u64) * word_count + sizeof(Insn) * count;
-  auto* at = static_cast<u8*>(take(total));
+  auto* at = static_cast<u8*>(take(block_bytes(count, word_count)));
   auto* block = ::new (at) Block{};
   at += (sizeof(Block) + 31) & ~u64{31};
   block->uops = reinterpret_cast<Uop*>(at);
@@ -217,7 +248,7 @@ namespace {
 // An instruction that crosses its page: decoded from a copy, used once. Clears *served if the host
 // does not give what stage 2 has; there is no c.stop then.
 Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room, bool* served) {
-  u8 bytes[kMaxInsnLength];
+  u8* const bytes = c.blocks->scratch();
   const u64 section = c.section;
   Hva second;
   bool backed = false;
@@ -232,14 +263,14 @@ Block* straddling_block(Cpu& c, u64 linear, Hva first, u64 room, bool* served) {
     return nullptr;
   }
   if (host::copy_from(bytes, first, room) != room ||
-      host::copy_from(bytes + room, second, sizeof(bytes) - room) != sizeof(bytes) - room) {
+      host::copy_from(bytes + room, second, kMaxInsnLength - room) != kMaxInsnLength - room) {
     c.flush_tlb();
     *served = false;
     return nullptr;
   }
   c.code_start = first.raw();
   c.code_size = room;
-  return c.blocks->build(first.raw(), c.s.rip, c.mode, bytes, sizeof(bytes), false);
+  return c.blocks->build(first.raw(), c.s.rip, c.mode, bytes, kMaxInsnLength, false);
 }
 
 }  // namespace
@@ -282,7 +313,12 @@ Block* translate_block(Cpu& c, u64 linear) {
 
 }  // namespace
 
+// Of private pages that were given up nothing stays decoded while the guest runs on: the flush that
+// came with it emptied the TLB and cut all links, so after the block that was running then, or that
+// was being looked for, the next one is found here. Nothing is run just now.
 Block* find_block(Cpu& c) {
+  if (c.blocks->holds_private()) [[unlikely]]
+    wipe_stale_code(c);
   const u64 linear = c.linear_rip();
   if (c.long64()) {
     if (!is_canonical(linear, (c.s.sys.cr4 & cr4::kLa57) != 0)) {

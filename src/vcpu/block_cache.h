@@ -18,11 +18,13 @@
 // I2  A block never leaves its page; an instruction that does is decoded anew each time.
 // I3  Blocks hold no host address that is used without the exec translation of this entry: the
 //     address is only the name, and a part of what is compared.
-// I4  What stands here of a guest's code is in one mapping, which is not dumped. Of a guest with
-//     private memory it has a name in /proc/PID/maps: /memfd:stagetwo:1:vcpu.
+// I4  What stands here of a guest's code is in one mapping, which is not dumped, also while it is
+//     being decoded. Of a guest with private memory it has a name in /proc/PID/maps:
+//     /memfd:stagetwo:1:vcpu; of one whose frames somebody keeps it is memory for secrets.
 // Analogue: none in KVM. Locking: none; one vCPU's thread.
 
 #include "base/result.h"
+#include "mem/secure_memory.h"
 #include "vcpu/cpu.h"
 
 namespace stagetwo::vcpu {
@@ -74,8 +76,11 @@ inline constexpr unsigned kMaxBlockInsns = 48;
 
 class BlockCache {
  public:
-  // `named`: of a guest with private memory (I4). Failure: ENOMEM.
-  [[nodiscard]] static Result<BlockCache*> create(bool named);
+  // Whose code it will be (I4).
+  enum class Code : u8 { kAnybodys, kPrivate, kKept };
+  // Failure: ENOMEM; of kKept what mem::SecureMemory::map() says, where not even a block's memory
+  // may be locked.
+  [[nodiscard]] static Result<BlockCache*> create(Code code);
   static void destroy(BlockCache* cache);
 
   [[nodiscard]] Block* find(u64 host, u64 rip, Mode mode) const {
@@ -99,7 +104,7 @@ class BlockCache {
   // For bytes that go through the host on their way: a page, where they do not stay on a stack.
   [[nodiscard]] u8* scratch() {
     scratch_used_ = true;
-    return arena_ + kArenaSize;
+    return arena_ + arena_size_;
   }
   void wipe_scratch();
   // Translations, privilege or mode changed: links are no shorter way any more.
@@ -109,13 +114,20 @@ class BlockCache {
  private:
   static constexpr unsigned kTableLg2 = 12;
   static constexpr u64 kArenaSize = u64{4} << 20;
-  static constexpr u64 kMapped = kArenaSize + kPageSize;  // the scratch page comes last
+  static constexpr u64 kLeastArena = 2 * kPageSize;  // where little memory may be locked
+  // Behind the arena: the scratch page, and one for what is being decoded.
+  static constexpr u64 kBehind = 2 * kPageSize;
 
   static u64 index_of(u64 host) { return (host * 0x9e3779b97f4a7c15) >> (64 - kTableLg2); }
+  [[nodiscard]] Result<void> map(Code code);
+  [[nodiscard]] Result<void> map_secret();
   [[nodiscard]] void* take(u64 bytes);
+  [[nodiscard]] Insn* decoding();
 
   Block* table_[u64{1} << kTableLg2] = {};
   u8* arena_ = nullptr;
+  u64 arena_size_ = kArenaSize;
+  mem::SecureMemory secret_;  // the arena, if it is one; else it is mapped by itself
   u64 used_ = 0;
   u64 most_used_ = 0;
   u64 epoch_ = 1;

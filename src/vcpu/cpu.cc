@@ -124,7 +124,8 @@ Step Cpu::emulation_failure() {
   const Hold hold(*this);
   const TlbEntry& e = tlb->slot(start);
   u64 size = 0;
-  if (e.exec_tag == (start & kPageMask)) {
+  // Of a secure guest they are no business of the client's.
+  if (e.exec_tag == (start & kPageMask) && !memory->private_memory().keeps_frames()) {
     size = host::copy_from(bytes, Hva(start + e.addend), wanted);
   }
   exit.kind = ExitKind::kInternalError;

@@ -27,6 +27,8 @@ void wipe_stale_code(Cpu& c) {
   c.private_given_up = given_up;
   if (!ST_GUARD(stale_code_is_wiped, c.blocks->holds_private())) return;
   c.blocks->wipe();
+  c.blocks->wipe_scratch();
+  wipe_stack();
   c.flush_tlb();
 }
 

@@ -213,8 +213,7 @@ Step run_one(Cpu& c) {
   const Block* block = find_block(c);
   Step step = c.stop;
   if (block != nullptr) {
-    const Insn insn = block->insns[0];
-    step = execute(c, insn, c.s.rip);
+    step = execute(c, block->insns[0], c.s.rip);
     c.insn = nullptr;
     ++c.instructions;
   }

@@ -28,7 +28,11 @@ Result<void> make_caches(Cpu& c) {
     c.look_through(*c.views);
   }
   if (c.blocks == nullptr) {
-    auto blocks = BlockCache::create(c.memory->private_memory().has_secrets());
+    const auto& memory = c.memory->private_memory();
+    const auto code = memory.is_kept()       ? BlockCache::Code::kKept
+                      : memory.has_secrets() ? BlockCache::Code::kPrivate
+                                             : BlockCache::Code::kAnybodys;
+    auto blocks = BlockCache::create(code);
     if (!blocks) return refuse(blocks.error());
     c.blocks = *blocks;
   }

@@ -8,9 +8,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <string>
-#include <string_view>
 #include <thread>
 
 #include "abi/kvm/level.h"
@@ -140,37 +137,6 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
   EXPECT_EQ(guest_word(kPlugged + kPage), 0x22222222u);
   EXPECT_NE(between[kPage], 0x22) << "it is the guest's";
-}
-
-// How often the process has the guest's first instructions where its vCPUs keep decoded code.
-u64 decoded_copies(const u8* code) {
-  u64 copies = 0;
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    if (line.find(":vcpu") == std::string::npos || line.find("kvm-vcpu") != std::string::npos) {
-      continue;
-    }
-    const u64 start = std::stoull(line, nullptr, 16);
-    const u64 end = std::stoull(line.substr(line.find('-') + 1), nullptr, 16);
-    const std::string_view bytes(reinterpret_cast<const char*>(start), end - start);
-    const std::string_view wanted(reinterpret_cast<const char*>(code), 8);
-    for (size_t at = bytes.find(wanted); at != bytes.npos; at = bytes.find(wanted, at + 1)) {
-      ++copies;
-    }
-  }
-  return copies;
-}
-
-TEST_F(SecureGuest, NothingOfItsCodeStandsDecodedWhenItDoesNotRun) {
-  const Bytes code = seen(kBase);
-  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
-  EXPECT_GT(decoded_copies(code.data()), 0U) << "of a normal guest: where to look";
-  become_secure();
-  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
-  EXPECT_EQ(decoded_copies(code.data()), 0U);
-  static_cast<void>(seen(kBase));
-  EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
-  EXPECT_EQ(decoded_copies(code.data()), 0U);
 }
 
 TEST_F(SecureGuest, CallsOfASecureGuestHaveTheirCodes) {

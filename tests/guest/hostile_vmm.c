@@ -482,12 +482,25 @@ static const struct {
 
 // Dies where it stands, some pages sealed, some used since; or before the guest was secure: then
 // the dump has its bytes.
-static void die(int is_secure) {
+// Page 3 is not the text any more.
+static void* runs_on(void* none) {
+  order(kCount, kWindow + 3 * kPage, 0);
+  return none;
+}
+static void die(int is_secure, int is_running) {
   is_secure ? begin() : begin_normal();
   if (is_secure) {
     seal(1);
     seal(2);
     guest_has_its_page(2);
+  }
+  if (is_running) {
+    if (is_secure) must(order(kShare, kWindowFrame + 3, 1) == 0 && said == 0, "UV_SHARE_PAGE");
+    volatile uint32_t* const count = (volatile uint32_t*)page_at(3);
+    count[0] = count[1] = 0;
+    pthread_t thread;
+    must(pthread_create(&thread, NULL, runs_on, NULL) == 0, "a thread");
+    while (*count < 1000) sched_yield();
   }
   printf("dies\n");
   abort();
@@ -501,7 +514,9 @@ int main(int argc, char** argv) {
     argc--;
     argv++;
   }
-  if (argc > 1 && strncmp(argv[1], "die", 3) == 0) die(strcmp(argv[1], "die_secure") == 0);
+  if (argc > 1 && strncmp(argv[1], "die", 3) == 0) {
+    die(strstr(argv[1], "secure") != NULL, strstr(argv[1], "running") != NULL);
+  }
   for (unsigned i = 0; i < sizeof kAttacks / sizeof kAttacks[0]; i++) {
     now = kAttacks[i].name;
     if (argc > 1 && strcmp(argv[1], now) != 0) continue;

@@ -28,6 +28,11 @@ def words_in(dump):
     return sum(row in dump for row in rows)
 
 
+def code_in(dump):
+    """The loop's NOP of hostile_guest.h, and its displacement by itself, as a decoder has it."""
+    return dump.count(bytes.fromhex("670f1f80a1e7c25e")), dump.count(bytes.fromhex("a1e7c25e00000000"))
+
+
 class HostileVmm(unittest.TestCase):
     def rounds(self):
         return range(max(1, int(float(os.environ.get("STAGETWO_TEST_SECONDS", "3")) / 3)))
@@ -50,7 +55,7 @@ class HostileVmm(unittest.TestCase):
         for _ in self.rounds():
             self.assertEqual(WHOLE, told(user=65534, group=65534, extra_groups=[]))
 
-    def rows_in_the_dump(self, *options):
+    def dump_of(self, *options):
         pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
         if pattern.startswith(("|", "/")):
             self.skipTest("core dumps go elsewhere on this machine")
@@ -63,7 +68,10 @@ class HostileVmm(unittest.TestCase):
             self.assertEqual((134, "dies\n", ""), (code, out, err))
             dumps = list(Path(folder).glob("*"))
             self.assertEqual(1, len(dumps), dumps)
-            return words_in(dumps[0].read_bytes())
+            return dumps[0].read_bytes()
+
+    def rows_in_the_dump(self, *options):
+        return words_in(self.dump_of(*options))
 
     def test_ACoreDumpHasWhatTheGuestHadBeforeItWasSecureAndNothingOfIt(self):
         self.assertEqual(128, self.rows_in_the_dump("die_normal"))
@@ -72,6 +80,11 @@ class HostileVmm(unittest.TestCase):
     def test_ACoreDumpHasNothingOfItWhereUserfaultfdIsDenied(self):
         self.assertEqual(128, self.rows_in_the_dump("denied", "die_normal"))
         self.assertEqual(0, self.rows_in_the_dump("denied", "die_secure"))
+
+    def test_ACoreDumpOfAVcpuThatRunsHasNothingOfItsCode(self):
+        normal = code_in(self.dump_of("die_normal_running"))
+        self.assertEqual((1, 0), normal, "the guest's memory; what is decoded is in no dump")
+        self.assertEqual((0, 0), code_in(self.dump_of("die_secure_running")))
 
 
 if __name__ == "__main__":

@@ -41,9 +41,16 @@ sync::Atomic<u64> offered_bytes{0};
 sync::Atomic<SecureMachine*> the_machine{nullptr};
 sync::Mutex machine_lock{sync::Rank::kVm};
 
+// May as much more be locked? Each vCPU is to have some for its decoded code, or it cannot run.
+bool leaves_room(u64 bytes) {
+  return mem::SecureMemory::map(bytes, mem::SecureMemory::Want::kSecretOrLocked, "abi.code_room")
+      .has_value();
+}
+
 // As much of the pool as may be locked: half, and half again. Empty: not even a little.
 Box<SecureMachine> open_machine(u64 bytes) {
   constexpr u32 kFewestPages = 64;
+  constexpr u64 kCodeRoom = 64 * kPageSize;
   auto pages = static_cast<u32>(std::min<u64>(bytes / kPageSize, u64{1} << 30));
   for (;; pages /= 2) {
     auto made = make_box<SecureMachine>("abi.secure_machine");
@@ -52,7 +59,9 @@ Box<SecureMachine> open_machine(u64 bytes) {
     options.pool_pages = std::max(pages, kFewestPages);
     options.esm_pages = 64;  // some milliseconds
     SecureMachine& fresh = **made;
-    if (fresh.ultravisor.open(options, &fresh.hypervisor, &fresh.real)) return std::move(*made);
+    if (fresh.ultravisor.open(options, &fresh.hypervisor, &fresh.real) && leaves_room(kCodeRoom)) {
+      return std::move(*made);
+    }
     if (pages <= kFewestPages) return {};
   }
 }
