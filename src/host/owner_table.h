@@ -50,11 +50,11 @@ class OwnerTable final : public TransitWatcher {
 
   BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
   BringBack bring_back(Hva at);
-  // Everything of it; answers how many came back. An owner is asked kMostAsks times.
-  u64 bring_back_all(const Reach& reach);
+  u64 bring_back_all(const Reach& reach);  // an owner is asked kMostAsks times
   u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
   bool resolve(const userfault::Touch& touch);  // userfaultfd's; waits for no thread. Memory grew?
   void free_swapped(HvaRange range);
+  bool leave_hole(Hva at, const PageOwner* owner);
   void open_change(OwnedChange* change);
   void close_change(OwnedChange* change);
   void before_fork();

@@ -244,6 +244,11 @@ u64 bring_back_range(HvaRange range) {
   return table == nullptr ? 0 : table->bring_back_all({kPrivateMemory, range});
 }
 
+bool leave_hole(Hva at, const PageOwner* owner) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  return table != nullptr && table->leave_hole(at, owner);
+}
+
 u64 bring_back_ahead(HvaRange range) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   return table == nullptr ? 0 : table->bring_back_ahead(range);

@@ -151,6 +151,9 @@ BringBack bring_back(Hva at);
 // A first touch where touches are reported: the page is there at once. False: ask the kernel.
 bool fill_first_touch(Hva at, Access access);
 u64 bring_back_range(HvaRange range);  // every page of it; answers how many came back
+// `owner`, who is not told, gives up its private page at `at`: zeros, no memory before a touch.
+// False: not its, in transit, or hidden by its rights; nothing has changed. Context: as above.
+[[nodiscard]] bool leave_hole(Hva at, const PageOwner* owner);
 // The pages from range.start() on that are absent and nobody's to wait for, up to the first that is
 // not. For an owner that expects the next pages to be wanted: it may call this in bring_back().
 u64 bring_back_ahead(HvaRange range);
@@ -159,7 +162,7 @@ u64 bring_back_ahead(HvaRange range);
 struct OwnerCounts {
   u64 now = 0, taken = 0, back = 0;  // now: pages that owners have
   u64 lost = 0, retries = 0;         // an owner could not bring one back, or not at once
-  u64 discarded = 0, lost_now = 0;   // given up by the client while absent; of `now`, those lost
+  u64 discarded = 0, lost_now = 0;   // given up while absent; of `now`, those lost
   u64 refused_owner = 0;   // the owner did not want it, or it could not be moved or copied
   u64 refused_held = 0;    // a call was using it
   u64 refused_change = 0;  // its address was being changed
@@ -168,8 +171,7 @@ struct OwnerCounts {
 };
 [[nodiscard]] OwnerCounts owner_counts();
 
-// A file was mapped there, or a mapping has grown: what is absent of it comes back. Pre: the client
-// does not have the address yet.
+// A file was mapped there, or a mapping grew: what is absent of it comes back. Pre: not known yet.
 void owners_see_mapping(HvaRange made);
 
 [[nodiscard]] bool owners_active();  // has any page ever been taken here? A relaxed load
@@ -184,8 +186,7 @@ void set_owner_warning(SayWarning say);
 
 // Would a touch by the kernel itself, in a system call, meet a page that nobody brings back for it?
 [[nodiscard]] bool kernel_meets_hidden_pages();
-// Changes whenever a page comes back or is given up: two looks with the same number in between
-// belong together.
+// Raised when a page comes back or is given up: two looks with one number belong together.
 [[nodiscard]] u64 owners_turn();
 
 // A fault of the process at `at`. True: the page was absent, or has just come back; the instruction

@@ -387,6 +387,22 @@ void OwnerTable::free_swapped(HvaRange range) {
   }
 }
 
+// Nobody waits for a page that is absent and in nobody's hand: a touch that is reported later finds
+// no record, and is given zeros (resolve), or the kernel's own where nothing is watched any more.
+bool OwnerTable::leave_hole(Hva at, const PageOwner* owner) {
+  const sync::MutexGuard guard(lock_);
+  const PageKey key = key_at(at);
+  const PageRecord* const record = pages_.find(key);
+  const bool is_owners = record != nullptr && record->owner == owner &&
+                         record->stage == PageStage::kAbsent &&
+                         record->hiding == Hiding::kUserfault && key.object == kPrivateMemory;
+  if (!is_owners) return false;
+  ++counts_.discarded;
+  erase(key);
+  turn_over();
+  return true;
+}
+
 // Pre: this thread put them in transit.
 void OwnerTable::discard_each(const PageKey* keys, unsigned count) {
   for (unsigned i = 0; i < count; ++i) {

@@ -12,6 +12,7 @@ namespace stagetwo::mem {
 SecurePool::~SecurePool() {
   const sync::MutexGuard guard(lock_);
   dealloc(entries_, count_ * sizeof(Entry));
+  dealloc(asked_for_, count_ * sizeof(*asked_for_));
 }
 
 Result<void> SecurePool::open(u32 pages, u64 page_bytes, SecureMemory::Want want) {
@@ -24,10 +25,17 @@ Result<void> SecurePool::open(u32 pages, u64 page_bytes, SecureMemory::Want want
   SecureMemory memory = ST_TRY(SecureMemory::map(bytes, want, "mem.secure_pool"));
   void* entries = alloc(pages * sizeof(Entry), kMinAlign, "mem.secure_pool_entries");
   if (entries == nullptr) return refuse(ENOMEM);
+  void* asked_for = alloc(pages * sizeof(*asked_for_), kMinAlign, "mem.secure_pool_entries");
+  if (asked_for == nullptr) {
+    dealloc(entries, pages * sizeof(Entry));
+    return refuse(ENOMEM);
+  }
   const sync::MutexGuard guard(lock_);
   memory_ = std::move(memory);
   entries_ = static_cast<Entry*>(entries);
   for (u32 i = 0; i < pages; ++i) ::new (static_cast<void*>(entries_ + i)) Entry();
+  asked_for_ = static_cast<sync::Atomic<u8>*>(asked_for);
+  for (u32 i = 0; i < pages; ++i) ::new (static_cast<void*>(asked_for_ + i)) sync::Atomic<u8>(0);
   page_bytes_ = page_bytes;
   count_ = free_ = pages;
   return {};
@@ -44,7 +52,9 @@ u32 SecurePool::take(Holder holder) {
 
 void SecurePool::give_back(u32 page) {
   // Before anybody can be given it; it is ours alone until then.
-  wipe(at(page), page_bytes_);
+  if (asked_for_[page].exchange(0, sync::kRelaxed) != 0) {
+    wipe(memory_.data() + page * page_bytes_, page_bytes_);
+  }
   const sync::MutexGuard guard(lock_);
   ST_CHECK(page < count_ && entries_[page].taken);
   entries_[page].taken = false;

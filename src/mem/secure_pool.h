@@ -5,7 +5,8 @@
 // Analogue: kvmppc_uvmem_pgmap and its bitmap (kernel file: book3s_hv_uvmem.c). Differs: each page
 // says whose it is, so that somebody can be asked to give one up; and it is wiped when it is free.
 //
-// I1: a free page is zeros. I2: taken + free = count. I3: a page has one holder at a time.
+// I1: a free page is zeros. I2: taken + free = count. I3: a page has one holder at a time. I4: one
+// whose holder never asked where it is has no memory yet, and gets none.
 // Locking: lock_ (rank: mem store), innermost, over a search of a bitmap.
 // Lifetime: whoever takes pages gives them back before the pool ends.
 
@@ -36,7 +37,7 @@ class SecurePool {
 
   // A page of zeros. kNone: the pool is empty.
   [[nodiscard]] u32 take(Holder holder) TA_EXCL(lock_);
-  // Wipes it first. Pre: nobody uses it any more.
+  // Wipes it first, if it may have been written. Pre: nobody uses it any more.
   void give_back(u32 page) TA_EXCL(lock_);
   // The next page in the order of a clock, whose hand is the caller's (0 at first, moved under this
   // lock, so that who shares it gets another page), that `guest` holds, of any guest but it with
@@ -47,7 +48,11 @@ class SecurePool {
   // The page was used. Pre: the caller holds it.
   void used(u32 page) TA_EXCL(lock_);
 
-  [[nodiscard]] u8* at(u32 page) const { return memory_.data() + page * page_bytes_; }
+  // For its holder, who may write there from now on.
+  [[nodiscard]] u8* at(u32 page) const {
+    asked_for_[page].store(1, sync::kRelaxed);
+    return memory_.data() + page * page_bytes_;
+  }
   [[nodiscard]] u64 page_bytes() const { return page_bytes_; }
   [[nodiscard]] u32 count() const { return count_; }
   [[nodiscard]] u32 free_count() TA_EXCL(lock_);
@@ -68,6 +73,9 @@ class SecurePool {
   SecureMemory memory_;
   u64 page_bytes_ = 0;  // immutable after open()
   u32 count_ = 0;       // immutable after open()
+  // By page: its holder has asked where it is. Written by the holder alone, who may be several
+  // threads.
+  sync::Atomic<u8>* asked_for_ = nullptr;
   sync::Mutex lock_{sync::Rank::kMemStore};
   Entry* entries_ TA_GUARDED(lock_) = nullptr;
   u32 free_ TA_GUARDED(lock_) = 0;

@@ -448,8 +448,25 @@ bool ProcessPages::has_places(Gpa first, u64 bytes) {
   return true;
 }
 
+// The stand-in, which represents the secure page, leaves nothing behind, as though that had never
+// been touched; what there is else, or where the process has no userfaultfd, is overwritten.
 void ProcessPages::discard(Gpa page) {
+  const Hva at = address(page);
+  if (at.raw() == 0 || leave_hole(at)) return;
   static_cast<void>(put(page, ProcessFrames::kZeros));
+}
+
+bool ProcessPages::leave_hole(Hva at) {
+  if (pieces() != 1) {
+    settle(at);
+  } else {
+    u64 ahead = 0;
+    while (take_ahead(at, {}, &ahead) == Ahead::kInHand) sync::yield_thread();
+    drop_frame(ahead);
+  }
+  bool all = true;
+  for (u64 i = 0; i < pieces(); ++i) all = host::leave_hole(at + i * kPageSize, this) && all;
+  return all;
 }
 
 // What a touch is to put there: what is due, or else the page, sealed now.

@@ -108,6 +108,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   void set_due(Hva at, Due fresh) TA_EXCL(lock_);
   [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
   [[nodiscard]] static bool put_over(Hva at, u64 bytes);
+  [[nodiscard]] bool leave_hole(Hva at) TA_EXCL(lock_);
   enum class Ahead : u8 { kNo, kYes, kInHand };
   enum class Left : u8 { kNo, kYes, kStillDue };
   [[nodiscard]] Ahead take_ahead(Hva at, const Due& otherwise, u64* frame) TA_EXCL(lock_);

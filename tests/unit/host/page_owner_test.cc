@@ -280,6 +280,29 @@ TEST_P(AbsentPages, DontneedDiscardsThem) {
   EXPECT_TRUE(is_page_of(4));
 }
 
+// Its owner's alone, and only where a touch of what is missing is reported.
+TEST_P(AbsentPages, AnOwnerThatGivesOneUpLeavesAHole) {
+  ASSERT_EQ(kPages, take());
+  const bool is_missing = host::leave_hole(at(2), &keeper_);
+  EXPECT_FALSE(host::leave_hole(at(2), &keeper_)) << "it has it no more, or never could";
+  Keeper other{at(0)};
+  EXPECT_FALSE(host::leave_hole(at(3), &other));
+  EXPECT_EQ(is_missing, !host::is_absent(at(2)));
+  unsigned char there = 0;
+  ASSERT_EQ(0, ::mincore(page(2), kPageSize, &there));
+  if (is_missing) {
+    EXPECT_EQ(0, there & 1);
+    EXPECT_EQ(0, page(2)[0]);
+  } else {
+    EXPECT_TRUE(is_page_of(2));
+  }
+  EXPECT_EQ(0, keeper_.discarded);
+  EXPECT_TRUE(is_page_of(3));
+  for (u64 n = 0; n < kPages; ++n) host::bring_back(at(n));
+  EXPECT_FALSE(host::leave_hole(at(4), &keeper_)) << "it is back";
+  EXPECT_TRUE(is_page_of(4));
+}
+
 TEST_P(AbsentPages, AChangeThatFailsDiscardsNothing) {
   ASSERT_EQ(kPages, take());
   const int result = host::change(at(0).raw(), 4 * kPageSize, host::EventKind::kClear,

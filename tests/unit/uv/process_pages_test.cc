@@ -112,6 +112,49 @@ TEST_F(ProcessGuest, AResetLeavesZeros) {
   for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(seen(page), Bytes(kPageSize)) << page;
 }
 
+bool is_present(const u8* at) {
+  unsigned char there = 0;
+  EXPECT_EQ(::mincore(const_cast<u8*>(at), kPageSize, &there), 0);
+  return (there & 1) != 0;
+}
+
+// What the process has not asked for takes no memory of its own, as though never touched.
+TEST_F(ProcessGuest, AResetLeavesHolesWhereStandInsWere) {
+  become_secure();
+  static_cast<void>(seen(3));
+  ASSERT_TRUE(guest->svm_off().has_value());
+  for (u64 page = 0; page < kPages; ++page) {
+    EXPECT_FALSE(host::is_absent(hva(page))) << page;
+    EXPECT_EQ(is_present(at(page)), page == 3) << page;
+  }
+  for (u64 page = 0; page < kPages; ++page) {
+    EXPECT_EQ(seen(page), Bytes(kPageSize)) << page;
+    std::memcpy(at(page), text(page).data(), kPageSize);
+  }
+  become_secure();
+  for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+  guest->remove_slot(0);
+  for (u64 page = 0; page < kPages; ++page) EXPECT_FALSE(is_present(at(page))) << page;
+  EXPECT_EQ(seen(2), Bytes(kPageSize));
+}
+
+// A guest that was on its way to be secure: what left with its neighbours, and was not asked for
+// yet, is where it was.
+TEST_F(ProcessGuest, AResetOnTheWayLeavesNoneAhead) {
+  ASSERT_EQ(ultravisor.esm_begin(kLpid), Status::kSuccess);
+  constexpr u64 kAsked = 4;
+  for (u64 page = 0; page < kAsked; ++page) {
+    ASSERT_EQ(ultravisor.ask_page_in(kLpid, Gpa(page * kPageSize)), Status::kSuccess) << page;
+  }
+  ASSERT_GT(pages.frames_in_use(), 0U) << "ahead";
+  ASSERT_TRUE(guest->svm_off().has_value());
+  EXPECT_EQ(pages.frames_in_use(), 0U);
+  for (u64 page = 0; page + 1 < kPages; ++page) {
+    EXPECT_FALSE(host::is_absent(hva(page))) << page;
+    EXPECT_EQ(seen(page), page < kAsked ? Bytes(kPageSize) : text(page)) << page;
+  }
+}
+
 TEST_F(ProcessGuest, AChildOfForkHasSealedBytesAndTheGuestGoesOn) {
   become_secure();
   host::owners_before_fork();
@@ -401,12 +444,6 @@ TEST_F(ProcessGuest, APageGoesOutToAMappingThatTookItsPlacesAddress) {
 }
 
 // ---- pages in order -----------------------------------------------------------------------------
-
-bool is_present(const u8* at) {
-  unsigned char there = 0;
-  EXPECT_EQ(::mincore(const_cast<u8*>(at), kPageSize, &there), 0);
-  return (there & 1) != 0;
-}
 
 TEST_F(ProcessGuest, PagesWantedInOrderLeaveTogetherAndATouchHasThemBackAsTheyWere) {
   become_secure();

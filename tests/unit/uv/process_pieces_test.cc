@@ -98,6 +98,18 @@ TEST_F(ProcessPieces, AbortGivesTheBytesBackAndAResetZeros) {
   for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(seen(page), Bytes(kBytes)) << page;
 }
 
+TEST_F(ProcessPieces, AResetLeavesHolesWhereStandInsWere) {
+  become_secure();
+  touch(2, 3);
+  ASSERT_TRUE(guest->svm_off().has_value());
+  for (u64 page = 0; page < kPages; ++page) {
+    for (u64 piece = 0; piece < kBytes / kPageSize; ++piece) {
+      EXPECT_EQ(is_present(page, piece), page == 2) << page << " " << piece;
+    }
+    EXPECT_EQ(seen(page), Bytes(kBytes)) << page;
+  }
+}
+
 TEST_F(ProcessPieces, WhoseAddressIsGivenUpInPartIsNotTheGuestsAnyMore) {
   become_secure();
   touch(2, 3);
