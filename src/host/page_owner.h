@@ -175,8 +175,7 @@ struct OwnerCounts {
 void owners_see_mapping(HvaRange made);
 
 [[nodiscard]] bool owners_active();  // has any page ever been taken here? A relaxed load
-// Waits for a page that is on its way: whoever has touched a page finds it present.
-[[nodiscard]] bool is_absent(Hva at);
+[[nodiscard]] bool is_absent(Hva at);  // waits for a page on its way: who touched it finds it there
 // Of a page hidden behind PROT_NONE: what the client may do with it; *range becomes this page.
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot);
 
