@@ -174,7 +174,7 @@ struct OwnerCounts {
 // A file was mapped there, or a mapping grew: what is absent of it comes back. Pre: not known yet.
 void owners_see_mapping(HvaRange made);
 
-[[nodiscard]] bool owners_active();  // has any page ever been taken here? A relaxed load
+[[nodiscard]] bool owners_active();    // has any page ever been taken here? A relaxed load
 [[nodiscard]] bool is_absent(Hva at);  // waits for a page on its way: who touched it finds it there
 // Of a page hidden behind PROT_NONE: what the client may do with it; *range becomes this page.
 bool hidden_rights(Hva at, HvaRange* range, Prot* prot);

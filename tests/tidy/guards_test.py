@@ -60,6 +60,19 @@ class Guards(unittest.TestCase):
             if name not in {"S4-11", "S4-12", "S4-13", "S4-14", "S4-18", "S4-21"}:
                 self.assertRegex(row, r"`\w+\.[A-Z]\w+`", name)
 
+    def test_EveryCheckOfSecureGuestsHasATest(self):
+        """S0-1 to S0-24, W1 to W15, DOC-1 to DOC-5, and what upstream mended: races by a schedule."""
+        rows = dict(re.findall(r"^\| (S0-\d+|A7-\d+|W\d+|DOC-\d) \|(.*)$", house.text(SECURE_GUESTS), re.MULTILINE))
+        names = ([f"S0-{n}" for n in range(1, 25)] + [f"A7-{n}" for n in range(1, 22)] +
+                 [f"W{n}" for n in range(1, 16)] + [f"DOC-{n}" for n in range(1, 6)])
+        self.assertEqual(sorted(names), sorted(rows))
+        for name, row in rows.items():
+            prefix = name.replace("-", "_" if name[0] == "S" else "")
+            number = re.sub(r"\d+$", lambda m: m[0].zfill(1 if name[0] == "D" else 2), prefix)
+            self.assertRegex(row, rf"`\w+\.{number}_" if name[0] != "A" else r"`\w+\.[A-Zt]\w+`", name)
+        for race in (2, 3, 4, 5, 6, 14, 15, 17, 21):
+            self.assertIn("`SecurePages.", rows[f"A7-{race}"])
+
     def test_EveryGuardOfACheckExists(self):
         for path in CHECKS:
             named = set(re.findall(r"ST_GUARD\((\w+)\)", house.text(path)))
