@@ -31,7 +31,7 @@ class Device::Locked {
   sync::ProcessMutexGuard guard_;
 };
 
-Result<sync::Ref<Device>> Device::open(const Listed& device) {
+Result<sync::Ref<Device>> Device::open(const Listed& device, bool received) {
   if (!device.type) return refuse(ENODEV);
   Registry& shared = *ST_TRY(registry());
   const sync::MutexGuard guard(opening);
@@ -43,7 +43,7 @@ Result<sync::Ref<Device>> Device::open(const Listed& device) {
   sync::Ref<Device> made;
   {
     const sync::ProcessMutexGuard lock(shared.slots[device.slot].lock, sync::Rank::kDevice);
-    const bool first = !is_claimed(ClaimKind::kDevice, device.born);
+    const bool first = !received && !is_claimed(ClaimKind::kDevice, device.born);
     auto held = ST_TRY(claim(ClaimKind::kDevice, device.born, Share::kMany));
     made = ST_TRY(sync::Ref<Device>::make("vfio.device", device, std::move(held)));
     ST_TRY(made->start(shared));

@@ -19,9 +19,10 @@ namespace stagetwo::vfio {
 
 class Device final : public sync::RefCounted {
  public:
-  // The one of this process, made at the first call. Failure: ENODEV (gone, being removed, or of a
+  // The one of this process, made at the first call. `received`: another process has opened it, and
+  // what it has made of it stays. Failure: ENODEV (gone, being removed, or of a
   // parent that this process does not know), ENOMEM, EMFILE.
-  static Result<sync::Ref<Device>> open(const Listed& device);
+  static Result<sync::Ref<Device>> open(const Listed& device, bool received = false);
   Device(const Listed& which, Claim claim) : which_(which), claim_(std::move(claim)) {}
 
   [[nodiscard]] const Listed& which() const { return which_; }

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <memory>
@@ -103,8 +104,13 @@ Result<Claim> claim(ClaimKind kind, u64 born, Share share) {
     const auto use = file.load(sync::kAcquire)->number().use();
     return host::reopen_engine_file(use.get());
   }());
-  struct ::flock byte = byte_of(kind, born, share == Share::kOne ? F_WRLCK : F_RDLCK);
-  if (const auto locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&byte)); !locked) {
+  struct ::flock byte = byte_of(kind, born, share == Share::kMany ? F_RDLCK : F_WRLCK);
+  auto locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&byte));
+  if (locked && share == Share::kFirst) {
+    byte.l_type = F_RDLCK;
+    locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&byte));
+  }
+  if (!locked) {
     static_cast<void>(sys::close(fd));
     return refuse(EBUSY);
   }
@@ -153,6 +159,13 @@ bool is_claimed(ClaimKind kind, u64 born) {
   struct ::flock byte = byte_of(kind, born, F_WRLCK);
   const auto asked = sys::fcntl(use.get(), F_OFD_GETLK, sys::arg(&byte));
   return asked && byte.l_type != F_UNLCK;
+}
+
+u64 registry_identity() {
+  if (!registry()) return 0;
+  const auto use = file.load(sync::kAcquire)->number().use();
+  struct ::stat behind{};
+  return sys::fstat(use.get(), &behind) ? behind.st_ino : 0;
 }
 
 void registry_after_fork_child() {

@@ -14,6 +14,7 @@
 #include "base/alloc.h"
 #include "host/kept_fd.h"
 #include "sync/process_mutex.h"
+#include "vfio/group_link.h"
 #include "vfio/mdev.h"
 #include "vfio/uuid.h"
 
@@ -30,7 +31,9 @@ struct Slot {
   u32 units;
   sync::ProcessMutex lock;  // of the device's model
   alignas(64) u8 model[Model::kStateBytes];
-  u8 unused[4096 - Model::kStateBytes - 128];
+  u64 openings;    // of the group's file there ever were
+  GroupLink link;  // of the last one
+  u8 unused[4096 - Model::kStateBytes - 128 - sizeof(u64) - sizeof(GroupLink)];
 };
 static_assert(sizeof(Slot) == 4096);
 
@@ -38,7 +41,7 @@ inline constexpr unsigned kSlots = 64;  // as many as all parents have units
 
 struct Registry {
   static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"
-  static constexpr u64 kVersion = 3;
+  static constexpr u64 kVersion = 5;
   u64 magic;
   u64 version;
   u64 last_born;
@@ -66,10 +69,12 @@ void wipe_memory(u32 slot);
 [[nodiscard]] u32 units_in_use(const Registry& shared, const Parent& parent);
 [[nodiscard]] u32 instances_left(const Registry& shared, const TypeRef& type);
 
-// A byte of the file that is somebody's. kOne: nobody else's at the same time.
-// kNode: has the device's own node open, bound or not; kBound: to an iommufd.
-enum class ClaimKind : u32 { kGroup, kDevice, kBound, kRemover, kNode };
-enum class Share : u8 { kOne, kMany };
+// A byte of the file that is somebody's. kOne: nobody else's at the same time; kFirst: nobody had
+// it, and who is given the same descriptor has it from then on, too (kMany).
+// kNode: has the device's own node open, bound or not; kBound: to an iommufd; kOwnNode: has bound
+// it, which keeps the group's file out.
+enum class ClaimKind : u32 { kGroup, kDevice, kBound, kRemover, kNode, kOwnNode };
+enum class Share : u8 { kOne, kFirst, kMany };
 using Claim = Box<host::HeldFd>;
 // Failure: EBUSY (somebody has it), EMFILE, ENOMEM.
 [[nodiscard]] Result<Claim> claim(ClaimKind kind, u64 born, Share share);
@@ -78,6 +83,9 @@ using Claim = Box<host::HeldFd>;
 [[nodiscard]] inline bool is_in_use(u64 born) {
   return is_claimed(ClaimKind::kDevice, born) || is_claimed(ClaimKind::kNode, born);
 }
+
+// Which registry it is, for a process that may have another. 0: none.
+[[nodiscard]] u64 registry_identity();
 
 void registry_after_fork_child();
 // For tests: the next registry() maps afresh.

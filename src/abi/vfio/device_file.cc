@@ -17,7 +17,8 @@
 namespace stagetwo::abi_vfio {
 namespace {
 
-constexpr unsigned kOffsetBits = 40;  // of a region's place in the file
+constexpr unsigned kOffsetBits = 40;               // of a region's place in the file
+constexpr std::string_view kKind = "vfio-device";  // opened by its group
 constexpr u64 kOffsetMask = (u64{1} << kOffsetBits) - 1;
 static_assert(vfio::kRegions == VFIO_PCI_NUM_REGIONS && vfio::kIrqIndexes == VFIO_PCI_NUM_IRQS);
 static_assert(kNodeMajor == vfio::kNodeMajor);
@@ -363,27 +364,48 @@ Result<void> DeviceFile::mapped_at(Hva at, const host::MapRequest& request) {
                       static_cast<u64>(request.offset) & kOffsetMask);
 }
 
+host::DescriptorSpec device_spec() {
+  return {.shape = host::FileShape::kAnonInode,
+          .home = host::StateHome::kDescription,
+          .open_flags = O_RDWR | O_CLOEXEC,
+          .wants_last_close = true};
+}
+
+Result<Box<DeviceFile>> make_device_file(sync::Ref<Group> group, sync::Ref<vfio::Device> device) {
+  auto opened = ST_TRY(
+      sync::Ref<OpenDevice>::make("abi_vfio.open_device", std::move(group), std::move(device)));
+  return make_box<DeviceFile>("abi_vfio.device_file", std::move(opened));
+}
+
 }  // namespace
 
 Result<long> open_device(sync::Ref<Group> group) {
   auto device = ST_TRY(vfio::Device::open(group->which()));
   ST_TRY(group->connect(*device));
-  auto backing = ST_TRY(host::Backing::create("vfio-device", 0));
-  auto opened = ST_TRY(
-      sync::Ref<OpenDevice>::make("abi_vfio.open_device", std::move(group), std::move(device)));
-  auto file = ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(opened)));
-  return ST_TRY(host::publish(std::move(file), std::move(backing),
-                              {.shape = host::FileShape::kAnonInode,
-                               .home = host::StateHome::kDescription,
-                               .open_flags = O_RDWR | O_CLOEXEC,
-                               .wants_last_close = true}));
+  FixedString<kLongestKind> kind;
+  group->append_kind(kKind, kind);
+  auto backing = ST_TRY(host::Backing::create(kind.c_str(), 0));
+  auto file = ST_TRY(make_device_file(std::move(group), std::move(device)));
+  return ST_TRY(host::publish(std::move(file), std::move(backing), device_spec()));
+}
+
+Box<host::Description> attach_device(std::string_view kind, host::DescriptorSpec* spec) {
+  if (!kind.starts_with(kKind) || !kind.substr(kKind.size()).starts_with(':')) return {};
+  auto group = Group::received(kind.substr(kKind.size()));
+  if (!group) return {};
+  auto device = vfio::Device::open((*group)->which(), true);
+  if (!device || !(*group)->connect(**device)) return {};
+  *spec = device_spec();
+  auto file = make_device_file(std::move(*group), std::move(*device));
+  if (!file) return {};
+  return std::move(*file);
 }
 
 Result<int> open_node(u32 number, int flags) {
   const auto which = vfio::device_at(number);
   if (!which || !which->type) return refuse(ENODEV);
   auto node = ST_TRY(vfio::claim(vfio::ClaimKind::kNode, which->born, vfio::Share::kMany));
-  auto backing = ST_TRY(host::Backing::create("vfio-device", 0));
+  auto backing = ST_TRY(host::Backing::create("vfio-node", 0));
   auto opened =
       ST_TRY(sync::Ref<OpenDevice>::make("abi_vfio.open_device", *which, std::move(node)));
   auto file = ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(opened)));

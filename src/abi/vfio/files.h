@@ -16,10 +16,20 @@
 
 namespace stagetwo::abi_vfio {
 
-// A group that is open. Lifetime: its descriptor, and those of its device.
+inline constexpr size_t kLongestKind = 128;
+
+// A group that is open, as one process sees it: what it has in the place of a container stands in
+// the registry (vfio/group_link.h). Lifetime: its descriptor here, and those of its device; in
+// whichever process the last one ends it leaves its container.
 class Group final : public sync::RefCounted {
  public:
-  Group(const vfio::Listed& which, vfio::Claim claim) : which_(which), claim_(std::move(claim)) {}
+  Group(const vfio::Listed& which, vfio::Claim claim, u64 opening)
+      : which_(which), opening_(opening), claim_(std::move(claim)) {}
+  // The group behind a descriptor that another process has opened. Failure: EIO (that was another
+  // session's, or it is over), EMFILE, ENOMEM.
+  static Result<sync::Ref<Group>> received(std::string_view kind);
+  // How its descriptors, and those of its device, are named: PREFIX:slot:device:opening:registry.
+  void append_kind(std::string_view prefix, TextWriter& out) const;
 
   [[nodiscard]] const vfio::Listed& which() const { return which_; }
   // Has the device gone meanwhile?
@@ -38,13 +48,19 @@ class Group final : public sync::RefCounted {
  private:
   ~Group() override;
   Result<void> connect_to_iommufd(vfio::Device& device) TA_REQ(lock_);
+  void follow();
 
   const vfio::Listed which_;
-  const vfio::Claim claim_;
+  const u64 opening_;
+  vfio::Claim claim_;
   sync::Mutex lock_{sync::Rank::kVm};
-  sync::Ref<vfio::Container> container_ TA_GUARDED(lock_);  // one of the two
+  // What the link names, here; one of the two, or, where no process that has it is left, none.
+  vfio::GroupLink seen_ TA_GUARDED(lock_);
+  sync::Ref<vfio::Container> container_ TA_GUARDED(lock_);
   sync::Ref<iommu::Iommufd> iommufd_ TA_GUARDED(lock_);
 };
+// What a process that died with the group open has left in its container.
+void clean_up(const vfio::Listed& device, const vfio::GroupLink& left);
 
 // A device's file: of its group, or of its own node, and then it is the device's once it is bound
 // to an iommufd. Lifetime: its descriptor, and its mappings.
@@ -95,6 +111,12 @@ class ContainerFile final : public host::Description {
 
 // Answers the descriptor.
 [[nodiscard]] Result<long> open_device(sync::Ref<Group> group);
+
+// Of received descriptors; empty: none of these, or nothing that can be found from here.
+[[nodiscard]] Box<host::Description> attach_group(std::string_view kind,
+                                                  host::DescriptorSpec* spec);
+[[nodiscard]] Box<host::Description> attach_device(std::string_view kind,
+                                                   host::DescriptorSpec* spec);
 
 // The requests of a device's own node (open_device.cc).
 [[nodiscard]] Result<long> bind_iommufd(OpenDevice& device, u64 arg);

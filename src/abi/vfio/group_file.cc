@@ -16,6 +16,7 @@ namespace stagetwo::abi_vfio {
 namespace {
 
 constexpr size_t kLongestName = 4096;
+constexpr std::string_view kKind = "vfio-group";
 
 class GroupFile final : public host::Description {
  public:
@@ -126,84 +127,16 @@ long GroupFile::ioctl(int, unsigned long request, unsigned long arg) {
   return as_answer(serve(static_cast<u32>(request), arg));
 }
 
+host::DescriptorSpec group_spec(u32 group, int flags) {
+  return {.shape = host::FileShape::kCharDevice,
+          .home = host::StateHome::kDescription,
+          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
+          .device_major = kGroupMajor,
+          .device_minor = group,
+          .wants_last_close = true};
+}
+
 }  // namespace
-
-bool Group::is_gone() const {
-  const auto now = vfio::device_at(which_.slot);
-  return !now || now->born != which_.born;
-}
-
-bool Group::has_container() {
-  const sync::MutexGuard guard(lock_);
-  return iommufd_ || (container_ && container_->has_group(which_));
-}
-
-bool Group::has_type() {
-  const sync::MutexGuard guard(lock_);
-  if (iommufd_) return true;
-  return container_ && container_->type() != vfio::IommuType::kNone;
-}
-
-Result<void> Group::join(sync::Ref<vfio::Container> container) {
-  const sync::MutexGuard guard(lock_);
-  ST_TRY(container->add_group(which_));
-  container_ = std::move(container);
-  return {};
-}
-
-// What an iommufd serves containers' requests with; a client may have named one.
-Result<void> Group::join(sync::Ref<iommu::Iommufd> iommufd) {
-  const sync::MutexGuard guard(lock_);
-  {
-    iommu::Locked locked(iommufd->context());
-    if (!locked.ok()) return refuse(EIO);
-    if (locked.root().vfio_ioas.get() == nullptr) {
-      locked.root().vfio_ioas = ST_TRY(locked.make_ioas());
-    }
-  }
-  iommufd_ = std::move(iommufd);
-  return {};
-}
-
-Result<void> Group::connect_to_iommufd(vfio::Device& device) {
-  static_cast<void>(ST_TRY(device.bind(iommufd_.clone())));
-  u32 ioas = 0;
-  {
-    iommu::Locked locked(iommufd_->context());
-    if (!locked.ok()) return refuse(EIO);
-    const iommu::Ioas* const compat = locked.root().vfio_ioas;
-    if (compat == nullptr) return refuse(ENODEV);
-    ioas = compat->object.id;
-  }
-  return device.attach(&ioas);
-}
-
-// Whoever opens it again finds it where the first has put it.
-Result<void> Group::connect(vfio::Device& device) {
-  const sync::MutexGuard guard(lock_);
-  if (device.is_connected()) return {};
-  if (iommufd_) return connect_to_iommufd(device);
-  if (!container_) return refuse(EINVAL);
-  return device.connect(container_.clone());
-}
-
-Result<void> Group::leave() {
-  const sync::MutexGuard guard(lock_);
-  if (iommufd_) {
-    iommufd_.reset();
-    return {};
-  }
-  if (!container_ || !container_->has_group(which_)) return refuse(EINVAL);
-  if (vfio::is_claimed(vfio::ClaimKind::kDevice, which_.born)) return refuse(EBUSY);
-  container_->remove_group(which_);
-  container_.reset();
-  return {};
-}
-
-Group::~Group() {
-  const sync::MutexGuard guard(lock_);
-  if (container_) container_->remove_group(which_);
-}
 
 bool has_group(u32 group) {
   return group < kMostGroups && vfio::start_bus().has_value() && vfio::device_at(group).has_value();
@@ -212,17 +145,28 @@ bool has_group(u32 group) {
 Result<int> open_group(u32 group, int flags) {
   const auto which = vfio::device_at(group);
   if (!which || !which->type) return refuse(ENODEV);
-  auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, which->born, vfio::Share::kOne));
-  auto backing = ST_TRY(host::Backing::create("vfio-group", 0));
-  auto made = ST_TRY(sync::Ref<Group>::make("abi_vfio.group", *which, std::move(claim)));
+  host::sweep_closed();  // what was closed here first, and elsewhere since, is open no more
+  auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, which->born, vfio::Share::kFirst));
+  if (vfio::is_claimed(vfio::ClaimKind::kOwnNode, which->born)) return refuse(EBUSY);
+  const auto opening = ST_TRY(vfio::begin_opening(group));
+  clean_up(*which, opening.before);
+  auto made =
+      ST_TRY(sync::Ref<Group>::make("abi_vfio.group", *which, std::move(claim), opening.number));
+  FixedString<kLongestKind> kind;
+  made->append_kind(kKind, kind);
+  auto backing = ST_TRY(host::Backing::create(kind.c_str(), 0));
   auto file = ST_TRY(make_box<GroupFile>("abi_vfio.group_file", std::move(made)));
-  return host::publish(std::move(file), std::move(backing),
-                       {.shape = host::FileShape::kCharDevice,
-                        .home = host::StateHome::kDescription,
-                        .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-                        .device_major = kGroupMajor,
-                        .device_minor = group,
-                        .wants_last_close = true});
+  return host::publish(std::move(file), std::move(backing), group_spec(group, flags));
+}
+
+Box<host::Description> attach_group(std::string_view kind, host::DescriptorSpec* spec) {
+  if (!kind.starts_with(kKind) || !kind.substr(kKind.size()).starts_with(':')) return {};
+  auto group = Group::received(kind.substr(kKind.size()));
+  if (!group) return {};
+  *spec = group_spec((*group)->which().slot, O_RDWR | O_CLOEXEC);
+  auto file = make_box<GroupFile>("abi_vfio.group_file", std::move(*group));
+  if (!file) return {};
+  return std::move(*file);
 }
 
 void after_fork_child() {

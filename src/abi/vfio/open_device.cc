@@ -39,8 +39,8 @@ void set_newer_requests(bool on) {
 
 Result<u32> OpenDevice::bind(int fd) {
   // Against the group's file, which is one's own; of these there may be several.
-  auto against = vfio::claim(vfio::ClaimKind::kGroup, which_.born, vfio::Share::kMany);
-  if (!against) return refuse(against.error());
+  auto against = ST_TRY(vfio::claim(vfio::ClaimKind::kOwnNode, which_.born, vfio::Share::kMany));
+  if (vfio::is_claimed(vfio::ClaimKind::kGroup, which_.born)) return refuse(EBUSY);
   if (is_granted()) return refuse(EINVAL);
   if ((ST_TRY(sys::fcntl(fd, F_GETFL)) & O_PATH) != 0) return refuse(EBADF);
   auto iommufd = iommu::find_iommufd(fd);
@@ -51,7 +51,7 @@ Result<u32> OpenDevice::bind(int fd) {
   const u32 id = ST_TRY(device->bind(std::move(iommufd)));
   device_ = std::move(device);
   bound_ = std::move(*bound);
-  against_group_ = std::move(*against);
+  against_group_ = std::move(against);
   return id;
 }
 

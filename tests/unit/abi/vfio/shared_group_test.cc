@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// A group, and its device, of which several processes have a descriptor: what one makes of it is so
+// for all. kernel file: drivers/vfio/group.c, whose state is the open file's.
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <cstring>
+
+#include "abi/iommufd/iommufd.h"
+#include "host/placed_io.h"
+#include "host/process.h"
+#include "tests/unit/abi/vfio/vfio_client.h"
+
+namespace stagetwo {
+namespace {
+
+class SharedGroup : public VfioClient {
+ protected:
+  void SetUp() override {
+    host::set_attacher(abi_vfio::attach);
+    VfioClient::SetUp();
+  }
+  static bool has_container(int group) {
+    vfio_group_status status{.argsz = sizeof(status), .flags = 0};
+    EXPECT_EQ(ask(group, VFIO_GROUP_GET_STATUS, &status), 0);
+    return (status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET) != 0;
+  }
+  // What `fn` answers in a child of fork, or a signal's number.
+  template <typename F>
+  static int in_child(F&& fn) {
+    const pid_t child = fork();
+    if (child == 0) {
+      host::after_fork_child();  // as the shim does
+      abi_vfio::after_fork_child();
+      _exit(fn());
+    }
+    int status = -1;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  }
+  static int set(int group, int container) {
+    return static_cast<int>(-ask(group, VFIO_GROUP_SET_CONTAINER, &container));
+  }
+  static int unset(int group) { return static_cast<int>(-ask(group, VFIO_GROUP_UNSET_CONTAINER)); }
+};
+
+TEST_F(SharedGroup, AChildsContainerIsTheParents) {
+  EXPECT_EQ(in_child([&] {
+              join();
+              return 0;
+            }),
+            0);
+  EXPECT_TRUE(has_container(group_));
+  EXPECT_EQ(set(group_, container_), EINVAL);
+  device_ = static_cast<int>(ask(group_, VFIO_GROUP_GET_DEVICE_FD, kName));
+  EXPECT_GE(device_, 0);
+  EXPECT_EQ(map(kIova, 1), 0);
+  EXPECT_EQ(in_child([&] { return unset(group_); }), EBUSY);
+  close_fd(std::exchange(device_, -1));
+  EXPECT_EQ(in_child([&] { return unset(group_); }), 0);
+  EXPECT_FALSE(has_container(group_));
+  EXPECT_EQ(unset(group_), EINVAL);
+  EXPECT_EQ(map(kIova, 1), -EINVAL) << "the type went with its last group";
+  EXPECT_EQ(set(group_, container_), 0);
+}
+
+TEST_F(SharedGroup, AContainerThatTheChildAloneHasIsFoundThere) {
+  int talk[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, talk), 0);
+  const pid_t child = fork();
+  char go = 0;
+  if (child == 0) {
+    host::after_fork_child();
+    abi_vfio::after_fork_child();
+    container_ = *abi_vfio::open_container(O_RDWR | O_CLOEXEC);
+    join();
+    _exit(write(talk[1], "x", 1) == 1 && read(talk[1], &go, 1) == 1 ? 0 : 1);
+  }
+  ASSERT_EQ(read(talk[0], &go, 1), 1);
+  device_ = static_cast<int>(ask(group_, VFIO_GROUP_GET_DEVICE_FD, kName));
+  EXPECT_GE(device_, 0);
+  ASSERT_EQ(write(talk[0], "x", 1), 1);
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  close(talk[0]);
+  close(talk[1]);
+}
+
+TEST_F(SharedGroup, AnIommufdStandsInAsAContainerDoes) {
+  const int iommufd = *abi_iommufd::open_device(O_RDWR | O_CLOEXEC);
+  EXPECT_EQ(in_child([&] { return set(group_, iommufd); }), 0);
+  EXPECT_TRUE(has_container(group_));
+  EXPECT_EQ(set(group_, iommufd), EINVAL);
+  device_ = static_cast<int>(ask(group_, VFIO_GROUP_GET_DEVICE_FD, kName));
+  EXPECT_GE(device_, 0);
+  close_fd(std::exchange(device_, -1));
+  EXPECT_EQ(in_child([&] { return unset(group_); }), 0);
+  EXPECT_FALSE(has_container(group_));
+  close_fd(iommufd);
+}
+
+// Who dies with the group open closes nothing: the next opener finds it as the kernel leaves it.
+TEST_F(SharedGroup, WhoDiesLeavesNothingInTheContainer) {
+  close_fd(std::exchange(group_, -1));
+  EXPECT_EQ(in_child([&] {
+              group_ = *abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
+              join();
+              return 0;
+            }),
+            0);
+  group_ = *abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
+  EXPECT_FALSE(has_container(group_));
+  EXPECT_EQ(map(kIova, 1), -EINVAL) << "its last group is out";
+  join();
+}
+
+// To a process that has never seen them.
+void send_all(int socket, const int (&fds)[3]) {
+  char byte = 'x';
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(fds))] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(fds));
+  std::memcpy(CMSG_DATA(header), &fds, sizeof(fds));
+  EXPECT_EQ(sendmsg(socket, &message, 0), 1);
+}
+bool receive_all(int socket, int (&fds)[3]) {
+  char byte = 0;
+  iovec data{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(fds))] = {};
+  msghdr message{};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  if (recvmsg(socket, &message, 0) != 1) return false;
+  std::memcpy(&fds, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fds));
+  return true;
+}
+
+// Of its configuration space; 0: it cannot be read.
+u32 read_id(int device) {
+  const auto file = host::find(device);
+  auto* const io = dynamic_cast<host::PlacedIo*>(file.get());
+  u32 id = 0;
+  constexpr off_t kConfig = off_t{VFIO_PCI_CONFIG_REGION_INDEX} << 40;
+  return io != nullptr && io->read_at(reinterpret_cast<u64>(&id), 4, kConfig) ? id : 0;
+}
+
+TEST_F(SharedGroup, SentToAnotherProcessItIsTheSame) {
+  int talk[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, talk), 0);
+  for (const int fd : {group_, container_}) close_fd(fd);
+  group_ = container_ = -1;
+  const pid_t child = fork();
+  if (child == 0) {
+    host::after_fork_child();
+    abi_vfio::after_fork_child();
+    int fds[3];
+    if (!receive_all(talk[1], fds)) _exit(1);
+    const auto [container, group, device] = fds;
+    vfio_device_info info{};
+    info.argsz = offsetof(vfio_device_info, cap_offset);
+    if (!has_container(group)) _exit(2);
+    if (ask(device, VFIO_DEVICE_GET_INFO, &info) != 0 || info.num_irqs != 5) _exit(3);
+    if (read_id(device) == 0) _exit(4);
+    if (unset(group) != EBUSY) _exit(5);
+    char go = 0;
+    if (write(talk[1], "x", 1) != 1 || read(talk[1], &go, 1) != 1) _exit(6);
+    // The other has closed all it had.
+    if (ask(device, VFIO_DEVICE_RESET) != 0 || !has_container(group)) _exit(7);
+    close_fd(device);
+    // Who has closed his before looks by himself in a program of the shim's; here he is asked to.
+    if (write(talk[1], "x", 1) != 1 || read(talk[1], &go, 1) != 1) _exit(6);
+    if (unset(group) != 0 || set(group, container) != 0) _exit(8);
+    close_fd(group);
+    _exit(ask(container, VFIO_GET_API_VERSION) == VFIO_API_VERSION ? 0 : 9);
+  }
+  container_ = *abi_vfio::open_container(O_RDWR | O_CLOEXEC);
+  group_ = *abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
+  open_device();
+  send_all(talk[0], {container_, group_, device_});
+  char go = 0;
+  EXPECT_EQ(read(talk[0], &go, 1), 1);
+  for (const int fd : {device_, group_, container_}) close_fd(fd);
+  device_ = group_ = container_ = -1;
+  const auto taken = abi_vfio::open_group(0, O_RDWR);
+  EXPECT_EQ(taken ? 0 : to_int(taken.error()), EBUSY) << "the other has it";
+  EXPECT_EQ(write(talk[0], "x", 1), 1);
+  EXPECT_EQ(read(talk[0], &go, 1), 1);
+  host::sweep_closed();
+  EXPECT_EQ(write(talk[0], "x", 1), 1);
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status, 0);
+  host::sweep_closed();
+  const auto free = abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
+  ASSERT_TRUE(free);
+  group_ = *free;
+  close(talk[0]);
+  close(talk[1]);
+}
+
+}  // namespace
+}  // namespace stagetwo
