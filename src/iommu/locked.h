@@ -154,7 +154,7 @@ class Locked {
   bool touch_frame(u64 address, u64 bytes, void* to, const void* from) const;
 
   Result<void> insert_object(Object* object);
-  void erase_object(Object* object), destroy_object(Object* object);
+  void erase_object(Object* object), destroy_object(Object* object), put_hwpt(Hwpt* hwpt);
   Object* object_at(u32 id) const;  // null: none
   Result<IntervalSet<Allowed>*> make_allowed(std::span<const IovaRanges> ranges);
   void free_allowed(IntervalSet<Allowed>* set), erase_area(Ioas& ioas, Area* area);
@@ -176,7 +176,6 @@ class Locked {
   Result<Hwpt*> do_replace(Device& device, u32 pasid, Hwpt& hwpt);
   Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id);
   Result<void> replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id);
-  void put_hwpt(Hwpt* hwpt);
   Result<void> reserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
   void unreserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
   static Result<void> check_takes(Device& device, u32 pasid, const Hwpt& hwpt);
