@@ -32,8 +32,8 @@ namespace stagetwo::host {
 // Has a page ever left by a copy: of shared memory, or of private memory where the kernel cannot
 // move it? Then a buffer that a call pins for the kernel to write (a read from a file opened with
 // O_DIRECT, process_vm_writev) is held for as long, too: the copy would miss what is written after
-// it, however the kernel's touches are met. A call that was under way at the first such page of all
-// is not known of.
+// it, however the kernel's touches are met. A call that was under way when the first limit was set
+// is not known of (expect_takes()).
 [[nodiscard]] bool pages_copied_away();
 
 // Of a shared object: the first page from `first` on of which an owner has the bytes (`kept`), or

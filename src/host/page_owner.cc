@@ -214,6 +214,10 @@ void prepare_places(HvaRange range) {
   if (userfault::open()) static_cast<void>(userfault::watch_protection(range));
 }
 
+void expect_takes() {
+  if (make_table()) copies_may_come();
+}
+
 Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Which which,
                       const HvaRange* span) {
   OwnerTable* table = ST_TRY(make_table());

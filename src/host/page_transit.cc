@@ -46,7 +46,7 @@
 namespace stagetwo::host {
 namespace {
 
-constinit sync::Atomic<bool> any_private_copied{false};
+constinit sync::Atomic<bool> copies_come{false};
 
 void* pointer(Hva at) {
   return reinterpret_cast<void*>(at.raw());
@@ -68,7 +68,11 @@ bool allow_pages(HvaRange pages, Prot prot) {
 }
 
 bool pages_copied_away() {
-  return shared_pages_taken() || any_private_copied.load(sync::kRelaxed);
+  return shared_pages_taken() || copies_come.load(sync::kRelaxed);
+}
+
+void copies_may_come() {
+  copies_come.store(true);
 }
 
 bool PageTransit::to(Hva place) {
@@ -85,7 +89,7 @@ bool PageTransit::to(Hva place) {
   if (is(moved, EBUSY)) return false;
   // ENOENT: there is no page to move, so there are no bytes but zeros.
   if (moved || is(moved, ENOENT)) return left_ = true;
-  any_private_copied.store(true);
+  copies_may_come();
   return left_ = copy_and_drop(place) != 0;
 }
 

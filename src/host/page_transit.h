@@ -31,6 +31,9 @@ namespace stagetwo::host {
 
 enum class Hiding : u8 { kUserfault, kProtection };
 
+// From now on pages may leave by a copy: pages_copied_away() (host/held_pages.h).
+void copies_may_come();
+
 // Where the process sees a page.
 struct PageView {
   Hva at;

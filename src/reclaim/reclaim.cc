@@ -34,6 +34,7 @@ constinit sync::Atomic<u32> reclaimer_of{0};  // the process that made it
 constinit sync::Atomic<void (*)()> before_first_guest{nullptr};
 
 void limit_guests(u64 bytes) {
+  if (bytes != kNoLimit) host::expect_takes();
   const sync::MutexGuard guard(guests.lock);
   guests.limit = bytes;
   for (Guest* guest = guests.first; guest != nullptr; guest = GuestAccess::next(*guest)) {
@@ -74,6 +75,7 @@ Result<void> Reclaimer::init(const Settings& settings) {
 // Compressed pages may have a quarter of the limit before the oldest go to the file; half of it
 // where there is none.
 void Reclaimer::set_limit(u64 bytes) {
+  if (bytes != kNoLimit) host::expect_takes();
   limit_.store(bytes, sync::kRelaxed);
   const u64 share = swapper_.file().get() >= 0 ? 4 : 2;
   const u64 compressed = bytes == kNoLimit ? kNoLimit : bytes / share;

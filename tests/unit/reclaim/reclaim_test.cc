@@ -13,6 +13,7 @@
 #include <fstream>
 
 #include "host/given_files.h"
+#include "host/held_pages.h"
 #include "host/piecewise.h"
 #include "host/pin.h"
 #include "sync/futex.h"
@@ -41,6 +42,16 @@ TEST_F(Reclaim, IsNotThereUntilItIsStarted) {
   EXPECT_FALSE(reclaim::active());
   reclaim::Guest guest;
   EXPECT_TRUE(guest.use(0, HvaRange(Hva(0x10000), kPageSize)));
+  EXPECT_EQ(0U, reclaim::statistics().taken);
+}
+
+// A call that pins its buffers may be under way when the first page of all is taken.
+TEST_F(Reclaim, BuffersAreHeldFromTheMomentThereIsALimit) {
+  u8* const memory = map(1, MAP_SHARED);
+  EXPECT_FALSE(host::HeldPages(range_of(memory, 1)).holds());
+  start(64 * kMiB);
+  EXPECT_TRUE(host::HeldPages(range_of(memory, 1)).holds());
+  EXPECT_TRUE(host::pages_copied_away());
   EXPECT_EQ(0U, reclaim::statistics().taken);
 }
 
