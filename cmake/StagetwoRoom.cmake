@@ -46,11 +46,27 @@ function(stagetwo_read_headers_once target flavour options)
   target_precompile_headers(${target} REUSE_FROM ${first})
 endfunction()
 
-# stagetwo_room(NAME <room> FLOOR <n> [USES <room>…] [SOURCES <file>…])
+# What is compiled for tests alone is compiled eight files at once: most of what a small source costs
+# is its headers. Files that give one name to two things cannot stand together: APART names those
+# that are compiled by themselves. The rooms as they are shipped, what a compiler cache serves and
+# what clang's tools look at are one file at a time.
+option(STAGETWO_TOGETHER "compile the files of a test, and of a room for tests, together"
+       ${STAGETWO_READS_ONCE})
+function(stagetwo_compile_together target)
+  if(STAGETWO_TOGETHER)
+    # What is no fault of a file by itself is none of one that is included.
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8
+      UNITY_BUILD_CODE_BEFORE_INCLUDE "#pragma GCC diagnostic ignored \"-Wshadow\"\n\
+#pragma GCC diagnostic ignored \"-Wsubobject-linkage\"")
+    set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  endif()
+endfunction()
+
+# stagetwo_room(NAME <room> FLOOR <n> [USES <room>…] [SOURCES <file>…] [APART <file>…])
 # Creates st_<room>, and st_<room>_sched: the same sources with every atomic and lock going through
 # the schedule seam (built only when a test of tests/sched asks for it).
 function(stagetwo_room)
-  cmake_parse_arguments(ROOM "" "NAME;FLOOR" "USES;SOURCES" ${ARGN})
+  cmake_parse_arguments(ROOM "" "NAME;FLOOR" "USES;SOURCES;APART" ${ARGN})
   stagetwo_floor_of(${ROOM_NAME} floor)
   if(NOT floor EQUAL ROOM_FLOOR)
     message(FATAL_ERROR "stagetwo_room: '${ROOM_NAME}' says floor ${ROOM_FLOOR}, "
@@ -72,6 +88,7 @@ function(stagetwo_room)
       if((flavour OR STAGETWO_MUTATION) AND CMAKE_BUILD_TYPE STREQUAL RelWithDebInfo AND
          NOT STAGETWO_SANITIZE)
         set(options -O1 -g1 -Wno-maybe-uninitialized)
+        stagetwo_compile_together(${target}${flavour} ${ROOM_APART})
       endif()
       target_compile_options(${target}${flavour} PRIVATE ${options})
       if(STAGETWO_READS_ONCE)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# stagetwo_test(NAME <name> SOURCES <file>… [ROOMS <room>…] [LINK <lib>…] [SCHED] [MUTATION])
+# stagetwo_test(NAME <name> SOURCES <file>… [APART <file>…] [ROOMS <room>…] [LINK <lib>…] [SCHED]
+#               [MUTATION])
 # A GoogleTest program at build/tests/<name>. SCHED links the rooms whose atomics go through the
 # schedule seam. MUTATION is a program that removes guards: it exists in the preset `mutation` only,
 # where the target mutation_tests builds all of them.
@@ -33,7 +34,7 @@ endif()
 # The old linker reads the rooms' archives slowly, and there are two hundred programs.
 find_program(STAGETWO_GOLD ld.gold)
 function(stagetwo_test)
-  cmake_parse_arguments(T "SCHED;MUTATION" "NAME" "SOURCES;ROOMS;LINK" ${ARGN})
+  cmake_parse_arguments(T "SCHED;MUTATION" "NAME" "SOURCES;APART;ROOMS;LINK" ${ARGN})
   if(T_MUTATION AND NOT STAGETWO_MUTATION)
     return()
   endif()
@@ -42,6 +43,7 @@ function(stagetwo_test)
     return()
   endif()
   add_executable(${T_NAME} ${T_SOURCES})
+  stagetwo_compile_together(${T_NAME} ${T_APART})
   if(STAGETWO_SANITIZE)
     target_sources(${T_NAME} PRIVATE $<TARGET_OBJECTS:sanitizer_options>)
   endif()
