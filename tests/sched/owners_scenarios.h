@@ -252,7 +252,7 @@ struct RunAgainstTouchers : host::PageOwner {
         run[i].owner = this;
         run[i].at = at(i);
       }
-      table_.take_run(run, 2, host::OwnerTable::kAnyLayout);
+      table_.take_run(host::private_key(at(0)), run, 2, host::OwnerTable::kAnyLayout);
       table_.end_take();
     } else if (me == 1) {
       for (int i = 0; i < 2; ++i) {
