@@ -42,6 +42,12 @@ namespace stagetwo::host {
 // How many are kept. Racy.
 [[nodiscard]] u64 kept_pages_of(u64 object);
 
+// Pages are going to be taken, copied ones among them: from now on buffers are held. A call that is
+// under way now is not known of, and what it has pinned could be copied before it is written; so it
+// is said when a limit is set, not with the first page. Failure: without memory for the table the
+// first take says it. Context: as take_away().
+void expect_takes();
+
 class HeldPages {
  public:
   HeldPages() = default;

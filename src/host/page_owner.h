@@ -128,12 +128,6 @@ class PageOwner {
 // pages, and a child of fork does not have them. Pre: private anonymous memory of the engine.
 void prepare_places(HvaRange range);
 
-// Pages are going to be taken, copied ones among them: from now on the buffers of system calls are
-// held (host/held_pages.h). A call that is under way now is not known of, and what it has pinned
-// could be copied before it is written; so it is said when a limit is set, not with the first page.
-// Failure: without memory for the table the first take says it. Context: as take_away().
-void expect_takes();
-
 enum class Which : u8 {
   kAnonymous,  // private pages, those never touched included; of a private file mapping its copies
   kPresent,    // of those, only the ones the process has

@@ -5,6 +5,7 @@
 
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "host/held_pages.h"
 #include "host/memory_budget.h"
 #include "host/mmu_notifier.h"
 #include "host/page_owner.h"

@@ -3,6 +3,9 @@
 // the test runs itself.
 #include "reclaim/reclaimer.h"
 
+#include <unistd.h>
+
+#include "host/held_pages.h"
 #include "tests/support/reclaimed_guest.h"
 
 namespace stagetwo::reclaim {
@@ -44,6 +47,20 @@ class ReclaimerTest : public test::ReclaimedGuest {
   std::unique_ptr<Reclaimer> reclaimer_;
   u8* memory_ = nullptr;
 };
+
+// A call that pins its buffers may be under way when the first page of all is taken. In a program
+// of its own, for the table of owners stays once there was one.
+TEST_F(ReclaimerTest, BuffersAreHeldFromTheMomentThereIsALimit) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto hold = [&] { return host::HeldPages(range_of(memory_, 1)).holds(); };
+  EXPECT_EXIT(
+      {
+        const bool before = hold() || host::pages_copied_away();
+        make(64 * kMiB);
+        _exit(!before && hold() && host::pages_copied_away() ? 0 : 1);
+      },
+      ::testing::ExitedWithCode(0), "");
+}
 
 TEST_F(ReclaimerTest, CountsWhatIsResidentAndNoMore) {
   make(64 * kMiB);
