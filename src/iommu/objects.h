@@ -6,8 +6,7 @@
 //
 //   IOAS ── areas ── page set          a window of IOVAs over the memory of one process
 //     └── page tables (HWPT) ── domain a format's tables, filled with all areas
-//           └── attachments ── device  one for each PASID of it; a device's own requests are PASID
-//           0
+//           └── attachments ── device  one for each PASID of it; its own requests are PASID 0
 //   accesses: who reads, writes or pins through an IOAS without a page table
 //
 // Analogue: struct iommufd_object and its kinds (drivers/iommu/iommufd/iommufd_private.h).
