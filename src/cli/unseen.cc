@@ -22,6 +22,12 @@ constexpr Unseen kAll[] = {
      "absent memory looked at from another process (/proc/PID/mem, process_vm_readv, ptrace)",
      "EIO or EFAULT; without userfaultfd the bytes from before the page left"},
     {Where::kEverywhere,
+     "a device that a program opened, in a child it has forked, in a program it was sent to and "
+     "after exec",
+     "it answers there, but DMA reaches only what that process itself has mapped, and rings only "
+     "eventfds set there or before the fork; the rest is a fault, an error in its completion; an "
+     "own node (/dev/vfio/devices/vfioN) that was sent or kept over exec answers EIO"},
+    {Where::kEverywhere,
      "the file of shared guest memory of which pages are absent, "
      "read by a program's own instruction, or opened by another process "
      "by /proc/PID/fd or pidfd_getfd",
