@@ -215,10 +215,12 @@ Step lods(Cpu& c, const Insn& insn) {
 Step cmps(Cpu& c, const Insn& insn) {
   return compare(c, insn, [&]<typename T>(Pointers& p, T* left, T* right) {
     u64 from = 0, to = 0;
-    if (!source_address<T>(c, insn, p, &from) || !dest_address<T>(c, p, false, &to) ||
-        !load(c, from, left) || !load(c, to, right)) {
-      return false;
-    }
+    if (!source_address<T>(c, insn, p, &from) || !dest_address<T>(c, p, false, &to)) return false;
+    // As processors do: where both operands fault, one by itself tells of its destination, a
+    // repeated one of its source.
+    const bool source_first = insn.rep || insn.repne;
+    if (source_first && !load(c, from, left)) return false;
+    if (!load(c, to, right) || (!source_first && !load(c, from, left))) return false;
     p.advance(kRsi, sizeof(T));
     return true;
   });
