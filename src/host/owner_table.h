@@ -32,13 +32,13 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] u32 layout();
   // The same for neighbours whose touches are reported; how many were taken, the first ones.
   unsigned take_run(PageKey first, const PageRecord* fresh, unsigned pages, u32 layout);
-  // All its mappings; answers their layout. Failure: ENOMEM; EBUSY, one of them is private.
+  // All its mappings; answers their layout. Failure: ENOMEM; EBUSY, one is private, or they change.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
   // The kernel shows private memory there: what was unmapped behind our back is forgotten.
   void note_private(HvaRange range);
   unsigned views_of(u64 object, SharedView* out, unsigned room);
   // A part of it at `made`, from byte `offset` of the object on: nobody has its address yet.
-  void view_made(u64 object, const Mapping& mapping, HvaRange made, u64 offset);
+  void view_made(u64 object, HvaRange made, u64 offset);
   // Pre: marked (host/given_files.h). False: some of it is lost, or does not come.
   [[nodiscard]] bool bring_back_for_good(u64 object);
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
@@ -113,7 +113,6 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] bool within(PageKey key, Hva at, const Reach& reach) const TA_REQ(lock_);
   void forget_views(HvaRange range) TA_REQ(lock_);
   void forget_rights(HvaRange range) TA_REQ(lock_);
-  [[nodiscard]] bool join_view(u64 object, const Mapping& mapping);
   void bring_back_for_view(const Reach& reach);
   void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);

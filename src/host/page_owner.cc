@@ -308,7 +308,7 @@ void owners_see_mapping(HvaRange made) {
     const HvaRange part = part_of(left, *mapping);
     const u64 object = object_behind(mapping->device, mapping->inode);
     const u64 offset = mapping->offset + (part.start() - mapping->range.start());
-    if (object != 0) table->view_made(object, *mapping, part, offset);
+    if (object != 0) table->view_made(object, part, offset);
     left = HvaRange(part.end(), left.end() - part.end());
   }
 }

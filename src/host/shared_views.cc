@@ -4,9 +4,9 @@
 //
 //   taker                                  | who maps, unmaps or protects a view
 //   lock; layout n; unlock                 |
-//   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; it is noted and
-//   watched lock; the views and n are noted        | as a taker does, or what is absent of it comes
-//   back; lock; layout is n: record (taking)     | only then the client has the address
+//   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; what its pages are
+//   lock; layout is n: they are noted      | absent comes back; only then the client has the
+//   lock; layout is n: record (taking)     | address
 //   write-protects, copies, punches        | announced change: what is absent below it comes back
 //                                          | (not for other rights), records in transit are waited
 //                                          | for; layout + 1 at its end; its views are forgotten
@@ -128,29 +128,33 @@ void OwnerTable::keep_rights(Vec<SharedView>* views) const {
   }
 }
 
+// What was found is what stands only if no mapping changed meanwhile: a list from before a mapping
+// was made, put in place of the one that names it, would have its touches taken for nobody's, and
+// zeros for what is absent.
 Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
+  constexpr unsigned kTries = 16;
   any_taken.store(true);
-  u32 layout = 0;
-  {
+  for (unsigned tries = 0; tries < kTries; ++tries) {
+    const u32 found_at = layout();
+    Vec<SharedView> fresh{"host.shared_views"};
+    ST_TRY(find_views(object, mapping, &fresh));
     const sync::MutexGuard guard(lock_);
-    layout = layout_;
-  }
-  Vec<SharedView> fresh{"host.shared_views"};
-  ST_TRY(find_views(object, mapping, &fresh));
-  const sync::MutexGuard guard(lock_);
-  keep_rights(&fresh);
-  ST_TRY(views_.reserve(2 * views_.size() + fresh.size()));
-  for (size_t i = 0; i < views_.size();) {
-    if (views_[i].object == object) {
-      views_.swap_erase(i);
-    } else {
-      ++i;
+    if (layout_ != found_at) continue;
+    keep_rights(&fresh);
+    ST_TRY(views_.reserve(2 * views_.size() + fresh.size()));
+    for (size_t i = 0; i < views_.size();) {
+      if (views_[i].object == object) {
+        views_.swap_erase(i);
+      } else {
+        ++i;
+      }
     }
+    // Where the kernel shows this object, another one was unmapped behind our back.
+    for (const SharedView& view : fresh) forget_views(view.range);
+    for (const SharedView& view : fresh) static_cast<void>(views_.push_back(view));
+    return found_at;
   }
-  // Where the kernel shows this object, another one was unmapped behind our back.
-  for (const SharedView& view : fresh) forget_views(view.range);
-  for (const SharedView& view : fresh) static_cast<void>(views_.push_back(view));
-  return layout;
+  return refuse(EBUSY);
 }
 
 void OwnerTable::note_private(HvaRange range) {
@@ -186,41 +190,21 @@ Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned 
 
 }  // namespace
 
-// The new mapping is one more that shows what is absent by its touches: nothing comes back for it.
-// Who had a page in hand before it was noted wakes nobody there, and holds no store through it up:
-// that is waited for. False: it is no such one.
-bool OwnerTable::join_view(u64 object, const Mapping& mapping) {
-  if (kept_of(object) == 0 || !note_views(object, mapping)) return false;
-  SharedView views[kMaxViews + 1];
-  const unsigned count = views_of(object, views, kMaxViews + 1);
-  if (count > kMaxViews) return false;
-  const auto hiding = watch_views(*this, views, count);
-  if (!hiding || *hiding != Hiding::kUserfault) return false;
-  constexpr u64 kWholeFile = u64{1} << 62;
-  PageKey keys[kBatch];
-  for (unsigned found = kBatch; found == kBatch;) {
-    found =
-        collect({object, HvaRange(Hva(0), kWholeFile)}, keys, kBatch,
-                [](const PageKey&, const PageRecord& record) { return in_transit(record.stage); });
-    for (unsigned i = 0; i < found; ++i) static_cast<void>(is_absent(keys[i]));
-  }
-  return true;
-}
-
-void OwnerTable::view_made(u64 object, const Mapping& mapping, HvaRange made, u64 offset) {
+// What is absent would be zeros there until the mapping is watched, so it comes back first. To have
+// the mapping join those that show absent pages by their touches was tried, and lost a page once.
+void OwnerTable::view_made(u64 object, HvaRange made, u64 offset) {
   {
     const sync::MutexGuard guard(lock_);
     ++layout_;
   }
-  const bool joined = join_view(object, mapping);
-  if (!joined) bring_back_for_view({object, HvaRange(Hva(offset), made.size())});
+  bring_back_for_view({object, HvaRange(Hva(offset), made.size())});
   if (counts().lost_now == 0) return;
   const Names names{object, (offset >> kPageShift) - (made.start().raw() >> kPageShift)};
   for (Hva at = made.start(); at < made.end(); at += kPageSize) {
     PageRecord record;
     if (!find(names.of(at), &record) || record.stage != PageStage::kLost) continue;
     // Lost in each of its views. A child of fork has what is mapped, and asks only those noted.
-    if (!joined || !userfault::poison(at)) PageTransit::make_bus_error(at);
+    PageTransit::make_bus_error(at);
   }
 }
 
