@@ -120,6 +120,21 @@ bool HeldPages::fetch_file() {
   return table->collect(reach_, &left, 1, any) == 0;
 }
 
+bool HeldPages::hold_for_view_of(u64 object, u64 offset, u64 size) {
+  if (object == 0) return true;
+  hold_object(object, offset, size);
+  return reach_.range.empty() || (holds() && owner_table()->bring_back_for_view(reach_));
+}
+
+bool HeldPages::hold_for_view(int fd, u64 offset, u64 size) {
+  return owner_table() == nullptr || hold_for_view_of(object_behind(fd), offset, size);
+}
+
+bool HeldPages::hold_for_view(const Mapping& like, u64 offset, u64 size) {
+  return owner_table() == nullptr ||
+         hold_for_view_of(object_behind(like.device, like.inode), offset, size);
+}
+
 // In a child of fork there is no table and no record.
 void HeldPages::leave() {
   if (OwnerTable* table = owner_table()) table->release_hold(id_);

@@ -24,6 +24,7 @@
 #include "addr/addr.h"
 #include "base/types.h"
 #include "host/page_owner.h"
+#include "host/process_map.h"
 
 namespace stagetwo::host {
 
@@ -71,6 +72,13 @@ class HeldPages {
   void hold_file(int fd, u64 offset, u64 size);
   void hold_object(u64 object, u64 offset, u64 size);
   [[nodiscard]] bool fetch_file();
+  // The same for a part of a file that is about to be mapped: the kernel may fill what the file has
+  // holes for before anybody knows of the mapping (MAP_POPULATE, MAP_LOCKED, mlockall(MCL_FUTURE),
+  // remap_file_pages, locked memory that grows), with zeros. Held until owners_see_mapping() has
+  // seen it. Of the file behind `fd`, or of the one that `like` shows. False: no memory for the
+  // record, or some of it stays absent; the map is refused (ENOMEM).
+  [[nodiscard]] bool hold_for_view(int fd, u64 offset, u64 size);
+  [[nodiscard]] bool hold_for_view(const Mapping& like, u64 offset, u64 size);
   void release() {
     if (id_ != 0) [[unlikely]]
       leave();
@@ -78,6 +86,7 @@ class HeldPages {
   [[nodiscard]] bool holds() const { return id_ != 0; }
 
  private:
+  bool hold_for_view_of(u64 object, u64 offset, u64 size);
   void enter();
   void leave();
 

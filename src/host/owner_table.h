@@ -39,6 +39,8 @@ class OwnerTable final : public TransitWatcher {
   unsigned views_of(u64 object, SharedView* out, unsigned room);
   // A part of it at `made`, from byte `offset` of the object on: nobody has its address yet.
   void view_made(u64 object, HvaRange made, u64 offset);
+  // What is absent of it is not to be taken again at once. False: some of it stays absent.
+  bool bring_back_for_view(const Reach& reach);
   // Pre: marked (host/given_files.h). False: some of it is lost, or does not come.
   [[nodiscard]] bool bring_back_for_good(u64 object);
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
@@ -50,7 +52,7 @@ class OwnerTable final : public TransitWatcher {
 
   BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
   BringBack bring_back(Hva at);
-  u64 bring_back_all(const Reach& reach);  // an owner is asked kMostAsks times
+  u64 bring_back_all(const Reach& reach);       // an owner is asked kMostAsks times
   u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
   bool resolve(const userfault::Touch& touch);  // userfaultfd's; waits for no thread. Memory grew?
   void free_swapped(HvaRange range);
@@ -113,7 +115,6 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] bool within(PageKey key, Hva at, const Reach& reach) const TA_REQ(lock_);
   void forget_views(HvaRange range) TA_REQ(lock_);
   void forget_rights(HvaRange range) TA_REQ(lock_);
-  void bring_back_for_view(const Reach& reach);
   void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);

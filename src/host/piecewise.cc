@@ -194,6 +194,15 @@ HvaRange growth_of(const Remap& call) {
   return HvaRange(Hva(call.from + call.size), grows ? call.new_size - call.size : 0);
 }
 
+// Of no size it is a second mapping of what is shared.
+bool hold_growth(const Remap& call, HeldPages* held) {
+  if (!owners_active() || (call.size != 0 && call.new_size <= call.size)) return true;
+  const auto first = mapping_at(Hva(call.from));
+  if (!first || !first->shared) return true;
+  const u64 offset = first->offset + (call.from - first->range.start().raw());
+  return held->hold_for_view(*first, offset, call.new_size);
+}
+
 // What the kernel refuses at once it is given as a whole: a gap at the beginning, one mapping
 // alone.
 bool goes_by_mapping(const Remap& call) {

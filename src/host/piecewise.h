@@ -20,6 +20,7 @@
 
 #include "host/change.h"
 #include "host/footing.h"
+#include "host/held_pages.h"
 #include "host/process_map.h"
 
 namespace stagetwo::host {
@@ -78,6 +79,9 @@ enum class Remapping : u8 {
 };
 // By what is asked for alone. Pre: whole pages.
 [[nodiscard]] Remapping kind_of(const Remap& call);
+// Shared memory of which it shows more than before, the kernel fills where it is locked: nothing of
+// that is absent while `held` holds it. False: the call is refused (ENOMEM).
+[[nodiscard]] bool hold_growth(const Remap& call, HeldPages* held);
 // What has to be one mapping of the client's; empty: nothing.
 [[nodiscard]] HvaRange source_of(const Remap& call, Remapping kind);
 // What stays behind, empty, when its pages have gone. The kernel lets go of all that binds it to
@@ -143,6 +147,8 @@ void* remap(const Remap& asked, F&& remap, G&& made) {
   call.new_size = (asked.new_size + kPageSize - 1) & kPageMask;
   const Remapping kind = kind_of(call);
   if (kind == Remapping::kRefused) return remap(asked);
+  HeldPages grown;
+  if (!hold_growth(call, &grown)) return no_memory<void*>();
   // What is left behind stays one mapping with what is beside it, unless it was one by itself.
   const EvenSides source_sides(left_behind(call), true);
   const OwnedChange source(source_of(call, kind), Announced::kMoves);

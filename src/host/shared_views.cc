@@ -4,9 +4,10 @@
 //
 //   taker                                  | who maps, unmaps or protects a view
 //   lock; layout n; unlock                 |
-//   asks the kernel for every mapping      | mmap; lock; layout + 1; unlock; what its pages are
-//   lock; layout is n: they are noted      | absent comes back; only then the client has the
-//   lock; layout is n: record (taking)     | address
+//   asks the kernel for every mapping      | holds the part of the file: what is absent of it comes
+//   lock; layout is n: they are noted      | back before the kernel can fill its hole with zeros
+//   lock; layout is n: record (taking)     | mmap; lock; layout + 1; unlock; only then the client
+//   (a page that is held: refused)         | has the address, and the hold ends
 //   write-protects, copies, punches        | announced change: what is absent below it comes back
 //                                          | (not for other rights), records in transit are waited
 //                                          | for; layout + 1 at its end; its views are forgotten
@@ -208,13 +209,17 @@ void OwnerTable::view_made(u64 object, HvaRange made, u64 offset) {
   }
 }
 
-void OwnerTable::bring_back_for_view(const Reach& reach) {
+bool OwnerTable::bring_back_for_view(const Reach& reach) {
   // Takers go on with what they are told of now. Of a page that comes back they keep off until all
   // have: with a guest larger than its limit some page would always be absent.
   HeldPages held;
   held.hold_object(reach.object, reach.range.start().raw(), reach.range.size());
   const budget::NoRoom none_is_made;
   bring_back_all(reach);
+  PageKey left;
+  return collect(reach, &left, 1, [](const PageKey&, const PageRecord& record) {
+           return record.stage != PageStage::kLost;
+         }) == 0;
 }
 
 bool OwnerTable::bring_back_for_good(u64 object) {

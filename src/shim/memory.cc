@@ -328,6 +328,8 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
     const long refusal = refusal_of_map(fd, &request);
     if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
   }
+  const ViewToCome view(anonymous ? -1 : fd, request.offset, size);
+  if (view.refused()) return MAP_FAILED;
   void* mapped = host::mmap_replaces(flags)
                      ? map_over(at, size, [&] { return forgetting(at, size, true, go_on); })
                      : go_on();
@@ -493,8 +495,15 @@ int remap_pages(void* at, size_t size, int prot, size_t page, int flags) {
     return go_on();
   const u64 first = number_of(at) & kPageMask;
   page = page_behind(at, size, page);
-  return announce(reinterpret_cast<void*>(first), size & kPageMask, host::EventKind::kUnmap,
-                  host::Announced::kMoves, go_on);
+  void* const there = reinterpret_cast<void*>(first);
+  const u64 bytes = size & kPageMask;
+  // The kernel fills it as it maps it.
+  const ViewToCome view(there, static_cast<off_t>(page << kPageShift), bytes);
+  if (view.refused()) return -1;
+  const int result =
+      announce(there, bytes, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
+  if (result == 0) noted_mapping(there, bytes, false);
+  return result;
 }
 
 }  // namespace stagetwo::shim

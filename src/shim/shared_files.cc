@@ -67,6 +67,28 @@ void* noted_mapping(void* at, size_t size, bool anonymous) {
   return at;
 }
 
+ViewToCome::ViewToCome(int fd, off_t offset, u64 size) {
+  if (!awake() || fd < 0 || !host::owners_active()) [[likely]]
+    return;
+  tell(host::Touches::kNothing,
+       [&] { refused_ = !held_.hold_for_view(fd, static_cast<u64>(offset), size); });
+  if (refused_) errno = ENOMEM;
+}
+
+ViewToCome::ViewToCome(const void* at, off_t offset, u64 size) {
+  if (!awake() || !host::owners_active()) [[likely]]
+    return;
+  tell(host::Touches::kNothing, [&] {
+    const auto like = host::mapping_at(Hva(number_of(at)));
+    refused_ = like && !held_.hold_for_view(*like, static_cast<u64>(offset), size);
+  });
+  if (refused_) errno = ENOMEM;
+}
+
+ViewToCome::~ViewToCome() {
+  if (held_.holds()) tell(host::Touches::kNothing, [&] { held_.release(); });
+}
+
 void note_private(const void* at, size_t size, bool fresh) {
   // Where touches are signals it may have been a stack of libc's before.
   const bool matters = awake() && (host::owners_active() || host::touches_are_signals());

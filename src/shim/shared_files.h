@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "host/file_change.h"
+#include "host/held_pages.h"
 #include "host/process_map.h"
 #include "host/run_section.h"
 #include "shim/announce.h"
@@ -27,6 +28,22 @@ namespace stagetwo::shim {
 int noted_file(int fd);
 // Shared memory was mapped there; MAP_FAILED is nothing. Post: no absent page shows through.
 void* noted_mapping(void* at, size_t size, bool anonymous);
+// Around a call that maps a part of a file, and what is told of the mapping: nothing of the part is
+// absent meanwhile, so that the kernel cannot fill it with zeros. Where it is refused the call is
+// not made; errno says so.
+class ViewToCome {
+ public:
+  ViewToCome(int fd, off_t offset, u64 size);
+  ViewToCome(const void* at, off_t offset, u64 size);  // of the file that is mapped there
+  ~ViewToCome();
+  ViewToCome(const ViewToCome&) = delete;
+  ViewToCome& operator=(const ViewToCome&) = delete;
+  [[nodiscard]] bool refused() const { return refused_; }
+
+ private:
+  host::HeldPages held_;
+  bool refused_ = false;
+};
 // Private memory was mapped there, which nobody has the address of if it is `fresh`, or got other
 // rights: host::join_watched().
 void note_private(const void* at, size_t size, bool fresh);

@@ -160,9 +160,33 @@ static void look_again(int flags) {
   check(wrong_pages(again, kMemoryPages) == 0, "it shows every byte");
   usleep(20000);
   check(wrong_pages(again, kMemoryPages) == 0, "and goes on to");
-  if (flags == MAP_PRIVATE) check(munmap(again, bytes) == 0, "munmap");
+  const int copies = (flags & MAP_TYPE) == MAP_PRIVATE;
+  if (copies) check(munmap(again, bytes) == 0, "munmap");
   wait_until_most_is_absent();
-  if (flags == MAP_SHARED) check(wrong_pages(again, kMemoryPages) == 0, "as often as it is asked");
+  if (!copies) check(wrong_pages(again, kMemoryPages) == 0, "as often as it is asked");
+}
+// What is locked the kernel fills where it grows; so it does what it maps by number.
+static void show_more(void) {
+  enum { kShown = 8, kLocked = 1, kFew = 9 };
+  make_memory(MFD_CLOEXEC);
+  char* more = mmap(NULL, kLocked * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd, 0);
+  check(more != MAP_FAILED && mlock(more, kLocked * kPage) == 0, "mlock");
+  wait_until_most_is_absent();
+  more = mremap(more, kLocked * kPage, kFew * kPage, MREMAP_MAYMOVE);
+  check(more != MAP_FAILED, "mremap");
+  check(wrong_pages(more, kFew) == 0, "what has grown shows every byte");
+  char* again = mremap(more, 0, (kFew + 4) * kPage, MREMAP_MAYMOVE);
+  check(again != MAP_FAILED, "mremap of no size");
+  check(wrong_pages(again, kFew + 4) == 0, "so does another one");
+  check(munmap(more, kFew * kPage) == 0 && munmap(again, (kFew + 4) * kPage) == 0, "munmap");
+  char* other = mmap(NULL, kMemoryPages * kPage, PROT_READ, MAP_SHARED, memory_fd, 0);
+  check(other != MAP_FAILED, "mmap");
+  wait_until_most_is_absent();
+  check(syscall(SYS_remap_file_pages, other + kShown * kPage, (kMemoryPages - kShown) * kPage, 0, 0,
+                0) == 0,
+        "remap_file_pages");
+  check(wrong_pages(other + kShown * kPage, kMemoryPages - kShown) == 0,
+        "what is mapped by number shows every byte");
 }
 static void allocate(void) {
   const off_t bytes = kMemoryPages * kPage;
@@ -269,6 +293,12 @@ static void give(const char* way) {
     look_again(MAP_SHARED);
   } else if (strcmp(way, "copied") == 0) {
     look_again(MAP_PRIVATE);
+  } else if (strcmp(way, "populated") == 0) {
+    look_again(MAP_SHARED | MAP_POPULATE);
+  } else if (strcmp(way, "populated-copy") == 0) {
+    look_again(MAP_PRIVATE | MAP_POPULATE);
+  } else if (strcmp(way, "more") == 0) {
+    show_more();
   } else if (strcmp(way, "allocated") == 0) {
     allocate();
   } else if (strcmp(way, "sought") == 0) {
