@@ -49,6 +49,8 @@ struct DescriptorSpec {
   bool wants_last_close = false;
   // Nobody waits to write it, so it is opened for reading alone; the client hears O_RDWR.
   bool reads_alone = false;
+  // Has its file a position to be set? (file_operations.llseek)
+  bool seeks = true;
 };
 
 // What stands before the kind in the name of a pipe of ours.

@@ -463,7 +463,7 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   host::DescriptionRef found = host::find(fd, behind);
   const bool ours = static_cast<bool>(found);
   const bool seekable = ours && found.spec().shape != host::FileShape::kMemory &&
-                        !S_ISFIFO(behind.st_mode);  // a queue
+                        found.spec().seeks && !S_ISFIFO(behind.st_mode);  // a queue
   const bool moves = ours && found->native_read();
   found.reset();
   section.leave();

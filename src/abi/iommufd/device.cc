@@ -126,7 +126,8 @@ host::DescriptorSpec device_spec(int flags) {
           .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
           .device_major = kMiscMajor,
           .device_minor = kMinor,
-          .wants_last_close = true};
+          .wants_last_close = true,
+          .seeks = false};
 }
 
 Result<Box<DeviceFile>> make_file(int fd) {

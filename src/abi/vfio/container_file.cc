@@ -215,7 +215,8 @@ host::DescriptorSpec container_spec(int flags) {
           .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
           .device_major = kMiscMajor,
           .device_minor = kMinor,
-          .wants_last_close = true};
+          .wants_last_close = true,
+          .seeks = false};
 }
 
 Result<Box<ContainerFile>> make_file(int fd) {

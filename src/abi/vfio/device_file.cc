@@ -368,7 +368,8 @@ host::DescriptorSpec device_spec() {
   return {.shape = host::FileShape::kAnonInode,
           .home = host::StateHome::kDescription,
           .open_flags = O_RDWR | O_CLOEXEC,
-          .wants_last_close = true};
+          .wants_last_close = true,
+          .seeks = false};
 }
 
 Result<Box<DeviceFile>> make_device_file(sync::Ref<Group> group, sync::Ref<vfio::Device> device) {
@@ -415,7 +416,8 @@ Result<int> open_node(u32 number, int flags) {
                         .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
                         .device_major = kNodeMajor,
                         .device_minor = number,
-                        .wants_last_close = true});
+                        .wants_last_close = true,
+                        .seeks = false});
 }
 
 }  // namespace stagetwo::abi_vfio

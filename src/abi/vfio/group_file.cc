@@ -133,7 +133,8 @@ host::DescriptorSpec group_spec(u32 group, int flags) {
           .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
           .device_major = kGroupMajor,
           .device_minor = group,
-          .wants_last_close = true};
+          .wants_last_close = true,
+          .seeks = false};
 }
 
 }  // namespace

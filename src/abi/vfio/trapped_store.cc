@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "abi/vfio/trapped_store.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
+#include "abi/vfio/vector_store.h"
 #include "host/access.h"
 #include "vcpu/alu.h"
 #include "vcpu/decoder.h"
@@ -23,7 +26,7 @@ constexpr unsigned kMostBytes = 16;
 constexpr int kPlaces[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
                              REG_RSI, REG_RDI, REG_R8,  REG_R9,  REG_R10, REG_R11,
                              REG_R12, REG_R13, REG_R14, REG_R15};
-constexpr unsigned kRax = 0, kRcx = 1, kRsi = 6, kRdi = 7;
+constexpr unsigned kRax = 0, kRcx = 1, kRsp = 4, kRsi = 6, kRdi = 7;
 
 class Store {
  public:
@@ -38,6 +41,7 @@ class Store {
   void skip() { reg(REG_RIP) += insn_.length; }
 
   [[nodiscard]] bool fetch();
+  [[nodiscard]] bool fetch_direct_store();
   u64 address();
   [[nodiscard]] bool is_trapped(u64 at, u64 bytes) const {
     const u64 start = trapped_.start().raw();
@@ -50,7 +54,14 @@ class Store {
   }
   bool source(const Operand& from, u8* bytes);
   bool move();
+  bool move_vector();
+  bool move_64_bytes();
+  bool pop();
   bool change();
+  template <typename T>
+  bool compare_and_exchange(vcpu::LazyFlags& flags, T old, T value, T* result);
+  template <typename T>
+  u64 bit_place();
   template <typename T>
   bool change_as();
   template <typename T>
@@ -62,12 +73,27 @@ class Store {
   const StoreSink sink_;
   void* const who_;
   Insn insn_{};
+  u8 code_[vcpu::kMaxInsnLength] = {};
+  bool direct_ = false;  // MOVDIR64B
 };
 
 bool Store::fetch() {
-  u8 bytes[vcpu::kMaxInsnLength];
-  const u64 got = host::copy_from(bytes, Hva(static_cast<u64>(reg(REG_RIP))), sizeof(bytes));
-  return vcpu::decode({bytes, got}, vcpu::Mode::k64, &insn_) == vcpu::DecodeStatus::kOk;
+  const u64 got = host::copy_from(code_, Hva(static_cast<u64>(reg(REG_RIP))), sizeof(code_));
+  if (vcpu::decode({code_, got}, vcpu::Mode::k64, &insn_) == vcpu::DecodeStatus::kOk) return true;
+  return fetch_direct_store();
+}
+
+// 66 0F 38 F8, which the decoder leaves out, as the guests' processor does: but for its number it
+// looks as MOVBE from memory.
+bool Store::fetch_direct_store() {
+  static constexpr u8 kNumber[] = {0x0f, 0x38, 0xf8};
+  const auto found =
+      std::search(std::begin(code_), std::end(code_), std::begin(kNumber), std::end(kNumber));
+  if (found == std::end(code_) || std::find(std::begin(code_), found, 0x66) == found) return false;
+  found[2] = 0xf0;
+  direct_ = vcpu::decode(code_, vcpu::Mode::k64, &insn_) == vcpu::DecodeStatus::kOk &&
+            insn_.op == Op::kMovbe;
+  return direct_;
 }
 
 u64 Store::address() {
@@ -118,11 +144,59 @@ bool Store::source(const Operand& from, u8* bytes) {
 
 bool Store::move() {
   u8 bytes[kMostBytes] = {};
-  if (!source(insn_.operand[1], bytes)) return false;
+  if (insn_.op != Op::kSetcc && !source(insn_.operand[1], bytes)) return false;
+  const unsigned size = insn_.operand[0].size;
   if (insn_.op == Op::kMovhps || insn_.op == Op::kMovhpd) std::memcpy(bytes, bytes + 8, 8);
-  if (!put(address(), bytes, insn_.operand[0].size)) return false;
+  if (insn_.op == Op::kMovbe) std::reverse(bytes, bytes + size);
+  if (insn_.op == Op::kSetcc) {
+    vcpu::LazyFlags flags;
+    flags.set_exact(static_cast<u64>(reg(REG_EFL)));
+    bytes[0] = flags.test(insn_.cond) ? 1 : 0;
+  }
+  if (!put(address(), bytes, size)) return false;
   skip();
   return true;
+}
+
+bool Store::move_vector() {
+  VectorStore store;
+  if (!read_vector_store({code_, insn_.length}, *context_, &insn_, &store)) return false;
+  const u64 at = address();
+  for (unsigned i = 0; i < store.bytes; ++i) {
+    if (store.keeps(i) && !is_trapped(at + i, 1)) return false;
+  }
+  for (unsigned i = 0; i < store.bytes;) {
+    unsigned end = i;
+    while (end < store.bytes && store.keeps(end)) ++end;
+    if (end != i) put(at + i, store.value + i, end - i);
+    i = end + 1;
+  }
+  skip();
+  return true;
+}
+
+bool Store::move_64_bytes() {
+  u8 bytes[64];
+  if (host::copy_from(bytes, Hva(address()), sizeof(bytes)) != sizeof(bytes)) return false;
+  const u64 to = gpr(insn_.operand[0].reg);
+  if (!put(insn_.address_size == 4 ? static_cast<u32>(to) : to, bytes, sizeof(bytes))) return false;
+  skip();
+  return true;
+}
+
+// The address is that of after it.
+bool Store::pop() {
+  u64 value = 0;
+  const unsigned size = insn_.operand[0].size;
+  const u64 stack = gpr(kRsp);
+  if (host::copy_from(&value, Hva(stack), size) != size) return false;
+  reg(REG_RSP) = static_cast<greg_t>(stack + size);
+  if (put(address(), &value, size)) {
+    skip();
+    return true;
+  }
+  reg(REG_RSP) = static_cast<greg_t>(stack);
+  return false;
 }
 
 // ---- read, change, write
@@ -159,12 +233,52 @@ bool Store::result_of(vcpu::LazyFlags& flags, T old, T value, T* result) {
     case Op::kNot:
       *result = static_cast<T>(~old);
       return true;
+    case Op::kAdc:
+      *result = alu::adc<T>(flags, old, value);
+      return true;
+    case Op::kSbb:
+      *result = alu::sbb<T>(flags, old, value);
+      return true;
     case Op::kXchg:
       *result = value;
       return true;
+    case Op::kCmpxchg:
+      return compare_and_exchange<T>(flags, old, value, result);
+    case Op::kBts:
+    case Op::kBtr:
+    case Op::kBtc: {
+      const T one = static_cast<T>(T{1} << (value & (8 * sizeof(T) - 1)));
+      *result = static_cast<T>(insn_.op == Op::kBts   ? old | one
+                               : insn_.op == Op::kBtr ? old & ~one
+                                                      : old ^ one);
+      flags.set_exact((flags.bits() & ~vcpu::rflags::kCf) |
+                      ((old & one) != 0 ? vcpu::rflags::kCf : 0));
+      return true;
+    }
     default:
       return false;
   }
+}
+
+// What differs is written back as it was.
+template <typename T>
+bool Store::compare_and_exchange(vcpu::LazyFlags& flags, T old, T value, T* result) {
+  const T wanted = static_cast<T>(gpr(kRax));
+  static_cast<void>(vcpu::alu::sub<T>(flags, wanted, old));
+  *result = wanted == old ? value : old;
+  if (wanted != old) set_gpr(kRax, sizeof(T), old);
+  return true;
+}
+
+// Of a single bit: a number in a register counts from the operand on, either way.
+template <typename T>
+u64 Store::bit_place() {
+  const bool bits = insn_.op == Op::kBts || insn_.op == Op::kBtr || insn_.op == Op::kBtc;
+  if (!bits || insn_.operand[1].kind != OperandKind::kGpr) return address();
+  const auto number = static_cast<std::make_signed_t<T>>(gpr(insn_.operand[1].reg));
+  constexpr s64 kBits = 8 * sizeof(T);
+  const s64 words = (number < 0 ? number - (kBits - 1) : number) / kBits;
+  return address() + static_cast<u64>(words) * sizeof(T);
 }
 
 template <typename T>
@@ -172,7 +286,7 @@ bool Store::change_as() {
   // An exchange names its memory first or second.
   const bool first = insn_.operand[0].kind == OperandKind::kMem;
   const Operand& other = insn_.operand[first ? 1 : 0];
-  const u64 at = address();
+  const u64 at = bit_place<T>();
   u8 bytes[kMostBytes] = {};
   T old = 0, value = 0, result = 0;
   if (insn_.operand_count > 1 && !source(other, bytes)) return false;
@@ -231,6 +345,7 @@ bool Store::string() {
 
 bool Store::run() {
   if (!fetch()) return false;
+  if (direct_) return move_64_bytes();
   const bool own_segment = insn_.segment != vcpu::Seg::kFs && insn_.segment != vcpu::Seg::kGs;
   if (insn_.op == Op::kStos || insn_.op == Op::kMovs) return own_segment && string();
   if (!insn_.has_mem || !own_segment) return false;
@@ -254,7 +369,15 @@ bool Store::run() {
     case Op::kMovhpd:
     case Op::kMovd:
     case Op::kMovq:
+    case Op::kMovbe:
+    case Op::kSetcc:
       return insn_.operand[0].kind == OperandKind::kMem && move();
+    case Op::kPop:
+      return pop();
+    case Op::kVex:
+    case Op::kEvex:
+    case Op::kSseLater:
+      return move_vector();
     default:
       return change();
   }

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "vfio_client.h"
@@ -331,6 +332,19 @@ static void check_errnos(void) {
   void* volatile nowhere = (void*)8;
   REFUSED(pread(device, nowhere, 1, 0), EFAULT);
   REQUIRE(pread(device, far, 64, 4) == 4);
+  // None of these has a position to be set; what it reads by is its own all the same.
+  const int files[] = {container, group, device};
+  for (unsigned i = 0; i < 3; ++i) {
+    REFUSED(lseek(files[i], 0, SEEK_SET), ESPIPE);
+    REFUSED(lseek(files[i], 0, SEEK_CUR), ESPIPE);
+    REFUSED(lseek(files[i], 0, 9), EINVAL);
+  }
+  uint8_t registers[4], again[4];
+  struct iovec parts[2] = {{registers, 1}, {registers + 1, 3}};
+  REQUIRE(preadv(device, parts, 2, 2) == 4 && pread(device, again, 4, 2) == 4);
+  REQUIRE(memcmp(registers, again, 4) == 0);
+  REQUIRE(readv(device, parts, 2) == 4 && read(device, again, 4) == 4);
+  REQUIRE(read(device, again, 1) == -1 && errno == EINVAL);  // behind the registers
   REFUSED((intptr_t)mmap(NULL, 4096, PROT_READ, MAP_SHARED, device, 0), EINVAL);
   close(device);
 }

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -110,7 +111,8 @@ TEST_F(InterruptsTest, VectorsRingTheirOwnBells) {
 TEST_F(InterruptsTest, ALowLimitOfDescriptorsIsNoHindrance) {
   struct rlimit before{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
-  for (const rlim_t few : {1024u, 256u, 64u}) {
+  for (rlim_t few : {1024u, 256u, 64u}) {
+    few = std::min(few, before.rlim_max);  // where an administrator allows less
     const struct rlimit lower{few, before.rlim_max};
     ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &lower), 0);
     EXPECT_EQ(listen(kMsiIndex, bells_[0]), 0) << few;
