@@ -17,6 +17,8 @@
 #include "cli/program.h"
 #include "cli/session.h"
 #include "cli/supervisor.h"
+#include "host/session.h"
+#include "vfio/bus.h"
 
 extern char** environ;
 
@@ -114,6 +116,21 @@ std::string log_refusal(const std::string& log_file) {
   return fmt::format("the log {} cannot be written: {}", log_file, std::strerror(errno));
 }
 
+// What is asked for is there from the beginning, for whoever else is in the session, too, not from
+// when the program first looks. Empty: nothing is wrong.
+std::string make_functions(const RunOptions& options, const Session& session) {
+  if (options.vfio_devices.empty() || session.directory().empty()) return {};
+  static std::string names;  // kept by the room
+  for (const std::string& device : options.vfio_devices) {
+    names += (names.empty() ? "" : ",") + device;
+  }
+  vfio::want_functions(names);
+  auto ready = host::join_session(session.directory());
+  if (ready) ready = vfio::start_bus();
+  if (ready) return {};
+  return fmt::format("{}: {}", session.directory(), std::strerror(to_int(ready.error())));
+}
+
 }  // namespace
 
 int run(const RunOptions& options) {
@@ -146,6 +163,10 @@ int run(const RunOptions& options) {
                         : Session::open(options.session);
   if (!session.failure().empty()) {
     fmt::print(stderr, "stagetwo: {}\n", session.failure());
+    return kExitToolFailed;
+  }
+  if (const std::string refusal = make_functions(options, session); !refusal.empty()) {
+    fmt::print(stderr, "stagetwo: {}\n", refusal);
     return kExitToolFailed;
   }
   const std::string text = options_text(options, session);

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -31,6 +32,8 @@ constexpr std::string_view kOwnFolders[] = {"/sys/devices/pcifffe:00",
                                             "/sys/bus/pci/drivers/vfio-pci", "/sys/module/vfio",
                                             "/sys/module/vfio_pci"};
 constexpr std::string_view kLists[] = {"/sys/bus/pci/devices", "/sys/bus/pci/drivers"};
+// As folders; what they list is opened by its own name (shim/paths.h).
+constexpr std::string_view kNodes = "/dev/vfio", kNodeFolders[] = {kNodes, "/dev/vfio/devices"};
 constexpr std::string_view kFunctions = "/sys/bus/pci/devices/fffe:";
 
 bool is_below(std::string_view name, std::string_view folder) {
@@ -47,6 +50,11 @@ bool is_of_bus(std::string_view name) {
     if (is_below(rest, parent->name)) return true;
   }
   return false;
+}
+
+bool is_node_folder(std::string_view name) {
+  while (name.ends_with('/') || name.ends_with("/.")) name.remove_suffix(1);
+  return name == kNodeFolders[0] || name == kNodeFolders[1];
 }
 
 // Empty: not of the functions. Else what the tree has if there are any.
@@ -149,15 +157,21 @@ Result<void> lead(int directory, const char* path, Place& to) {
   return {};
 }
 
-bool is_in_tree(std::string_view place) {
+// What `place` is called below the session's folder; empty: it is elsewhere.
+std::string_view in_session(std::string_view place) {
   const std::string_view session = option("session");
-  return !session.empty() && place.starts_with(session) &&
-         place.substr(session.size()).starts_with(kSys);
+  if (session.empty() || !place.starts_with(session)) return {};
+  place.remove_prefix(session.size());
+  return place.starts_with('/') ? place : std::string_view();
+}
+bool is_in_tree(std::string_view place) {
+  return in_session(place).starts_with(kSys);
 }
 
 void hide_session(char* name) {
   const std::string_view whole(name);
-  if (!is_in_tree(whole)) return;  // out of the tree, to the machine's own
+  // Out of the tree, to the machine's own?
+  if (!is_in_tree(whole) && !is_below(in_session(whole), kNodes)) return;
   const size_t session = option("session").size();
   memmove(name, name + session, whole.size() - session + 1);
 }
@@ -167,6 +181,16 @@ bool ends_in_written_file(const char* path) {
   const std::string_view name(path);
   const std::string_view last = name.substr(name.rfind('/') + 1);
   return last == "create" || last == "remove" || last == "config";
+}
+
+// `create` of a type, `remove` of a device.
+bool takes_writes_only(std::string_view place) {
+  struct ::stat behind {};
+  FixedString<512> path;
+  path.append(place);
+  const long said =
+      sys::call(SYS_newfstatat, AT_FDCWD, sys::arg(path.c_str()), sys::arg(&behind), 0);
+  return said == 0 && S_ISREG(behind.st_mode) && (behind.st_mode & 0444) == 0;
 }
 
 VirtualFile config_file(std::string_view folder) {
@@ -227,7 +251,10 @@ Result<int> open_place(std::string_view place, int flags) {
 }  // namespace
 
 MovedName::MovedName(const char* path) : path_(path) {
-  if (reinterpret_cast<u64>(path) < 4096 || path[0] != '/' || path[1] != 's') [[likely]]
+  if (reinterpret_cast<u64>(path) < 4096 || path[0] != '/') [[likely]]
+    return;
+  if (path[1] == 'd') move_node_folder();
+  if (path[1] != 's') [[likely]]
     return;
   std::string_view name(path);
   if (!name.starts_with(kSys)) return;
@@ -244,6 +271,19 @@ MovedName::MovedName(const char* path) : path_(path) {
   if (!place.cut()) path_ = place_;
 }
 
+void MovedName::move_node_folder() {
+  const std::string_view name(path_);
+  if (!name.starts_with(kNodes) || !is_node_folder(name) || !has_tree()) return;
+  TextWriter place(place_, sizeof(place_));
+  if (!place.append(option("session")).append(name).cut()) path_ = place_;
+}
+
+std::string_view spelt_name(std::string_view place) {
+  read_options();
+  const std::string_view name = in_session(place);
+  return is_below(name, kNodes) ? name : place;
+}
+
 char* real_name(const char* path, char* to) {
   const MovedName moved(path);
   char* const answer =
@@ -253,7 +293,27 @@ char* real_name(const char* path, char* to) {
   return answer;
 }
 
+namespace {
+
+// Kernel file: fs/kernfs/file.c: what has no show is not opened to be read, by root either.
+bool is_refused_to_read(int directory, const MovedName& name, int flags) {
+  constexpr int kPlaceOnly = O_PATH | O_DIRECTORY;
+  if ((flags & kPlaceOnly) != 0 || (flags & O_ACCMODE) == O_WRONLY) return false;
+  const std::string_view path(name.path());
+  if (!path.ends_with("/create") && !path.ends_with("/remove")) return false;
+  Place place;
+  return lead(name.moved() ? AT_FDCWD : directory, name.path(), place) &&
+         is_in_tree(place.view()) && takes_writes_only(place.view());
+}
+
+}  // namespace
+
 bool opened_of_bus(int directory, const MovedName& name, int flags, int* opened) {
+  if (is_node_folder(name.moved() ? in_session(name.path()) : std::string_view())) return false;
+  if (name.moved() && is_refused_to_read(directory, name, flags)) {
+    *opened = static_cast<int>(as_libc(-EACCES));
+    return true;
+  }
   if ((flags & O_ACCMODE) == O_RDONLY) return false;
   Place place;
   if (name.moved()) {

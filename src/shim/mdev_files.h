@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// sysfs as far as it tells of mediated devices and of the session's PCI functions:
+// /dev/vfio as a folder, and sysfs as far as it tells of mediated devices and of the session's PCI
+// functions:
 // /sys/class/mdev_bus, /sys/bus/mdev, /sys/kernel/iommu_groups, the parents' own folders, and where
 // there are functions these, the lists of PCI devices and drivers, and vfio-pci are a tree of real
 // files in the session's directory (vfio/bus.h), and a name that begins so is rewritten to lead
@@ -32,6 +33,8 @@ class MovedName {
   [[nodiscard]] bool moved() const { return path_ == place_; }
 
  private:
+  void move_node_folder();
+
   static constexpr size_t kLongest = 512;
   const char* path_;
   char place_[kLongest];
@@ -40,14 +43,18 @@ class MovedName {
 // realpath(): the session's folder is not in the answer.
 char* real_name(const char* path, char* to);
 
-// open() for writing of a name that was moved, or leads into the tree all the same: what the bus
-// takes is taken, the rest is for reading. True: *opened is the answer, a descriptor or -1 and
-// errno.
+// A place, as /proc tells it, in the folder that stands for /dev/vfio: as it is spelt. Others:
+// itself.
+[[nodiscard]] std::string_view spelt_name(std::string_view place);
+
+// open() of what the bus takes, by a name that was moved or leads into the tree all the same: that
+// is taken, and for writing alone; the rest is for reading. True: *opened is the answer, a
+// descriptor or -1 and errno.
 [[nodiscard]] bool opened_of_bus(int directory, const MovedName& name, int flags, int* opened);
 
 // Of VirtualFile: which it is, by its number among these.
 [[nodiscard]] VirtualFile bus_file(unsigned number);
-inline constexpr unsigned kMostTypes = 8, kMostDevices = 48;
+inline constexpr unsigned kMostTypes = 8, kMostDevices = 64;
 
 // One write; a removal waits for the last close. 0 or the kernel's errno. Context: no lock.
 [[nodiscard]] int store_bus_file(const VirtualFile& file, std::string_view text);

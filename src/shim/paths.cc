@@ -16,6 +16,7 @@
 #include "abi/vfio/vfio.h"
 #include "base/sys.h"
 #include "base/text.h"
+#include "shim/mdev_files.h"
 #include "shim/options.h"
 
 namespace stagetwo::shim {
@@ -134,7 +135,10 @@ bool relative_could_be_ours(std::string_view path) {
   while (path.ends_with('/')) path.remove_suffix(1);
   const size_t slash = path.rfind('/');
   const std::string_view last = slash == std::string_view::npos ? path : path.substr(slash + 1);
-  return last.starts_with("kvm") || last == "iommu" || last.starts_with("hmm_dmirror") ||
+  // What /dev/vfio lists is asked for by its number.
+  const bool node = last.starts_with("vfio") ||
+                    (!last.empty() && last.find_first_not_of("0123456789") == last.npos);
+  return node || last.starts_with("kvm") || last == "iommu" || last.starts_with("hmm_dmirror") ||
          path.find("parameters") != std::string_view::npos ||
          (last.find('_') != std::string_view::npos && slash == std::string_view::npos) ||
          last == "ignore-gfp-wait" || last == "meminfo" || last == "pagemap" ||
@@ -155,7 +159,7 @@ bool append_base(Name& name, int directory) {
                      sizeof(buffer));
   }
   if (size <= 0 || size >= static_cast<long>(sizeof(buffer)) || buffer[0] != '/') return false;
-  return append_normal(name, {buffer, static_cast<size_t>(size)});
+  return append_normal(name, spelt_name({buffer, static_cast<size_t>(size)}));
 }
 
 bool is_module_directory(std::string_view below) {

@@ -43,12 +43,14 @@ Listed listed(const Registry& registry, u32 index) {
   return {index, slot.born, slot.uuid, type_of(slot), state_of(slot) == SlotState::kRemoving};
 }
 
-// Pre: the lock.
+// Pre: the lock. Who dies here has left a removal that others finish, until all but the number of
+// those left is right; that is written again by whoever comes into the session next.
 void free_slot(Registry& registry, u32 index) {
   const Listed gone = listed(registry, index);
   wipe_memory(index);
+  tree_remove(gone);
   registry.slots[index].state.store(SlotState::kFree, sync::kRelease);
-  tree_remove(registry, gone);
+  tree_count(registry, gone.type);
 }
 
 // Removals whose remover has gone.
@@ -178,7 +180,7 @@ Result<Removal> begin_removal(const Uuid& uuid) {
   Removal removal(static_cast<u32>(slot - shared.slots), slot->born,
                   ST_TRY(claim(ClaimKind::kRemover, slot->born, Share::kOne)));
   slot->state.store(SlotState::kRemoving, sync::kRelease);
-  tree_hide_remove(listed(shared, static_cast<u32>(slot - shared.slots)));
+  tree_begin_removal(listed(shared, static_cast<u32>(slot - shared.slots)));
   return removal;
 }
 

@@ -60,13 +60,15 @@ void write_resources(const Tree& tree, const Places& at, const PciIdentity& iden
   tree.file(at.folder.below("/resource"), text.view(), 0444);
 }
 
-void write_modalias(const Tree& tree, const Path& path, const PciIdentity& identity) {
-  FixedString<96> text;
+void append_upper(TextWriter& text, u32 value, unsigned digits) {
+  FixedString<16> small;
+  small.append_digits(value, 16, digits);
+  for (const char c : small.view()) text.append_char(c >= 'a' ? static_cast<char>(c - 32) : c);
+}
+
+void append_modalias(TextWriter& text, const PciIdentity& identity) {
   const auto upper = [&text](std::string_view key, u32 value, unsigned digits) {
-    text.append(key);
-    FixedString<16> small;
-    small.append_digits(value, 16, digits);
-    for (const char c : small.view()) text.append_char(c >= 'a' ? static_cast<char>(c - 32) : c);
+    append_upper(text.append(key), value, digits);
   };
   upper("pci:v", identity.vendor, 8);
   upper("d", identity.device, 8);
@@ -75,7 +77,21 @@ void write_modalias(const Tree& tree, const Path& path, const PciIdentity& ident
   upper("bc", identity.class_code >> 16, 2);
   upper("sc", identity.class_code >> 8 & 0xff, 2);
   upper("i", identity.class_code & 0xff, 2);
-  tree.file(path, text.append_char('\n').view(), 0444);
+  text.append_char('\n');
+}
+
+// What the kernel tells of it to who manages devices. Analogue: pci_uevent.
+void write_uevent(const Tree& tree, const Places& at, const PciIdentity& identity) {
+  FixedString<256> text;
+  text.append("DRIVER=vfio-pci\nPCI_CLASS=");
+  append_upper(text, identity.class_code, 4);
+  append_upper(text.append("\nPCI_ID="), identity.vendor, 4);
+  append_upper(text.append_char(':'), identity.device, 4);
+  append_upper(text.append("\nPCI_SUBSYS_ID="), identity.sub_vendor, 4);
+  append_upper(text.append_char(':'), identity.sub_device, 4);
+  text.append("\nPCI_SLOT_NAME=").append(at.name.view()).append("\nMODALIAS=");
+  append_modalias(text, identity);
+  tree.file(at.folder.below("/uevent"), text.view(), 0444);
 }
 
 constexpr size_t kConfigBytes = 4096;  // of a function of PCI Express
@@ -102,7 +118,11 @@ void write_attributes(const Tree& tree, const Places& at, const PciIdentity& ide
   tree.file(path("/enable"), "0\n", 0444);
   tree.file(path("/driver_override"), "(null)\n", 0444);
   write_resources(tree, at, identity, number);
-  write_modalias(tree, path("/modalias"), identity);
+  FixedString<96> alias;
+  append_modalias(alias, identity);
+  tree.file(path("/modalias"), alias.view(), 0444);
+  write_uevent(tree, at, identity);
+  add_power(tree, at.folder);
   write_config(tree, path("/config"), identity);
 }
 
@@ -175,7 +195,7 @@ void add_function(const Tree& tree, const Listed& function) {
   tree.link(at.folder.below("/subsystem"), Path("../../../bus/pci"));
   tree.link(at.folder.below("/driver"), Path("../../../").append(kDriver));
   tree.link(at.folder.below("/iommu_group"), Path("../../../").append(at.group.view()));
-  tree.folder(at.group.below("/devices").view());
+  add_group(tree, at.group, "DMA-FQ\n", "0x00000000fee00000 0x00000000feefffff msi\n");
   tree.link(at.of_group, Path("../../../../").append(at.folder.view()));
   tree.link(at.of_driver, Path("../../../../").append(at.folder.view()));
   tree.link(at.of_bus, Path("../../../").append(at.folder.view()));
@@ -184,8 +204,7 @@ void add_function(const Tree& tree, const Listed& function) {
 void remove_function(const Tree& tree, const Listed& function) {
   const Places at(function);
   for (const Path* link : {&at.of_bus, &at.of_driver, &at.of_group}) tree.remove(*link);
-  tree.remove(at.group.below("/devices"), true);
-  tree.remove(at.group, true);
+  tree.remove_folder(at.group);
 }
 
 }  // namespace stagetwo::vfio

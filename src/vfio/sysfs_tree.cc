@@ -11,6 +11,11 @@ Path parent_path(const Parent& parent) {
   return Path("devices/virtual/").append(parent.name).append("/").append(parent.name);
 }
 
+// As mtty's driver is called by its parent's name.
+Path driver_path(const Parent& parent) {
+  return Path("bus/mdev/drivers/").append(parent.name);
+}
+
 Path folder_of(const TypeRef& type) {
   FixedString<2 * Parent::kLongestName> name;
   append_folder(type, name);
@@ -56,9 +61,10 @@ struct Places {
         node(folder.below("/vfio-dev/").append(numbered("vfio", device.number()).view())),
         of_bus(Path("bus/mdev/devices/").append(name.view())),
         of_group(group.below("/devices/").append(name.view())),
+        of_driver(driver_path(*device.type.parent).append("/").append(name.view())),
         of_type(type_path(device.type, "/devices/").append(name.view())) {}
   Path name, folder, group, node;
-  Path of_bus, of_group, of_type;  // links to the folder
+  Path of_bus, of_group, of_driver, of_type;  // links to the folder
 };
 
 }  // namespace
@@ -69,9 +75,12 @@ bool tree_start(const Registry& shared) {
   tree.folder("class/mdev_bus");
   tree.folder("bus/mdev/devices");
   tree.folder("kernel/iommu_groups");
+  tree.folder(kOwnNodes);
+  tree.node(Path(kNodes).append("/vfio"));
   for (unsigned i = 0; const Parent* parent = parent_at(i); ++i) {
     if (parent->function != nullptr) continue;
     for (u32 type = 0; type < parent->types.size(); ++type) add_type(tree, {parent, type});
+    tree.folder(driver_path(*parent).view());
     tree.link(Path("class/mdev_bus/").append(parent->name),
               Path("../../").append(parent_path(*parent).view()));
     write_available(tree, shared, *parent);
@@ -90,35 +99,45 @@ void tree_add(const Registry& shared, const Listed& device) {
             Path("../mdev_supported_types/").append(folder_of(device.type).view()));
   tree.link(at.folder.below("/iommu_group"), Path("../../../../../").append(at.group.view()));
   tree.link(at.folder.below("/subsystem"), Path("../../../../../bus/mdev"));
-  tree.folder(at.group.below("/devices").view());
+  tree.link(at.folder.below("/driver"),
+            Path("../../../../../").append(driver_path(*device.type.parent).view()));
+  tree.file(at.folder.below("/uevent"),
+            Path("DRIVER=").append(device.type.parent->name).append("\n").view(), 0444);
+  add_power(tree, at.folder);
+  add_group(tree, at.group, "unknown\n", {});  // it has no domain of the kernel's own
+  tree.link(at.of_driver, Path("../../../../").append(at.folder.view()));
   tree.link(at.of_group, Path("../../../../").append(at.folder.view()));
   tree.link(at.of_bus, Path("../../../").append(at.folder.view()));
   tree.link(at.of_type, Path("../../../").append(at.name.view()));
   write_available(tree, shared, *device.type.parent);
 }
 
-void tree_hide_remove(const Listed& device) {
+void tree_begin_removal(const Listed& device) {
   const Tree tree;
-  if (!tree || !device.type || device.type.parent->function != nullptr) return;
+  if (!tree) return;
+  remove_nodes(tree, device.number());
+  if (!device.type || device.type.parent->function != nullptr) return;
   tree.remove(Places(device).folder.below("/remove"));
 }
 
-void tree_remove(const Registry& shared, const Listed& device) {
+void tree_remove(const Listed& device) {
   const Tree tree;
   if (!tree || !device.type) return;
+  remove_nodes(tree, device.number());
   if (device.type.parent->function != nullptr) return remove_function(tree, device);
   const Places at(device);
-  for (const Path* link : {&at.of_type, &at.of_bus, &at.of_group}) tree.remove(*link);
-  tree.remove(at.group.below("/devices"), true);
-  tree.remove(at.group, true);
-  for (const std::string_view file : {"/remove", "/mdev_type", "/iommu_group", "/subsystem"}) {
-    tree.remove(at.folder.below(file));
+  for (const Path* link : {&at.of_type, &at.of_bus, &at.of_driver, &at.of_group}) {
+    tree.remove(*link);
   }
-  tree.remove(at.node.below("/dev"));
-  tree.remove(at.node, true);
-  tree.remove(at.folder.below("/vfio-dev"), true);
-  tree.remove(at.folder, true);
-  write_available(tree, shared, *device.type.parent);
+  tree.remove_folder(at.group);
+  tree.remove_folder(at.folder);
+}
+
+void tree_count(const Registry& shared, const TypeRef& type) {
+  const Tree tree;
+  if (tree && type && type.parent->function == nullptr) {
+    write_available(tree, shared, *type.parent);
+  }
 }
 
 }  // namespace stagetwo::vfio

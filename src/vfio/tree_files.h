@@ -5,8 +5,10 @@
 // rooms.
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include "base/directory_names.h"
 #include "base/sys.h"
 #include "host/session.h"
 #include "vfio/sysfs_tree.h"
@@ -84,6 +86,31 @@ class Tree {
   void remove(const Path& path, bool is_folder = false) const {
     sys::call(SYS_unlinkat, root_, sys::arg(path.c_str()), is_folder ? AT_REMOVEDIR : 0);
   }
+  // With all that is in it, half a file of a process that died included.
+  void remove_folder(const Path& path) const {
+    const auto folder =
+        sys::openat(root_, path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (!folder) return;
+    DirectoryNames names(*folder);
+    while (const char* const name = names.next()) {
+      const std::string_view entry(name);
+      if (entry == "." || entry == "..") continue;
+      const Path inside = path.below("/").append(entry);
+      if (sys::call(SYS_unlinkat, root_, sys::arg(inside.c_str()), 0) == -EISDIR) {
+        remove_folder(inside);
+      }
+    }
+    static_cast<void>(sys::close(*folder));
+    remove(path, true);
+  }
+  // What stands for a device node: its name, and that it is one. Who opens that name is not led
+  // here (shim/paths.h). Nobody needs a right to make a node 0:0; where it cannot be made, a file.
+  void node(const Path& path) const {
+    constexpr mode_t kMode = 0600;
+    if (sys::call(SYS_mknodat, root_, sys::arg(path.c_str()), S_IFCHR | kMode, 0) == -EPERM) {
+      file(path, {}, kMode);
+    }
+  }
 
  private:
   int root_ = -1;
@@ -95,12 +122,56 @@ inline Path numbered(std::string_view before, u32 number) {
   return Path(before).append(digits.view());
 }
 
+// /dev/vfio, beside sysfs.
+inline constexpr std::string_view kNodes = "../dev/vfio", kOwnNodes = "../dev/vfio/devices";
+
+struct Nodes {
+  explicit Nodes(u32 number)
+      : group(numbered("../dev/vfio/", number)),
+        own(numbered("../dev/vfio/devices/vfio", number)) {}
+  Path group, own;
+};
+inline void add_nodes(const Tree& tree, u32 number) {
+  const Nodes nodes(number);
+  tree.folder(kOwnNodes);
+  tree.node(nodes.group);
+  tree.node(nodes.own);
+}
+inline void remove_nodes(const Tree& tree, u32 number) {
+  const Nodes nodes(number);
+  tree.remove(nodes.group);
+  tree.remove(nodes.own);
+}
+
 // vfio-dev/vfioN of a device, and the number of its node.
 inline void add_node(const Tree& tree, const Path& at, u32 number) {
   FixedString<24> text;
   text.append_int(kNodeMajor).append_char(':').append_int(number).append_char('\n');
   tree.folder(at.view());
   tree.file(at.below("/dev"), text.view(), 0444);
+  FixedString<96> event;
+  event.append("MAJOR=").append_int(kNodeMajor).append("\nMINOR=").append_int(number);
+  event.append("\nDEVNAME=vfio/devices/vfio").append_int(number).append_char('\n');
+  tree.file(at.below("/uevent"), event.view(), 0444);
+  add_nodes(tree, number);
+}
+
+// A group's own files. What is reserved: a line each.
+inline void add_group(const Tree& tree, const Path& at, std::string_view type,
+                      std::string_view reserved) {
+  tree.folder(at.below("/devices").view());
+  tree.file(at.below("/type"), type, 0444);
+  tree.file(at.below("/reserved_regions"), reserved, 0444);
+}
+
+// Run-time power management of a device that has none. Analogue: drivers/base/power/sysfs.c.
+inline void add_power(const Tree& tree, const Path& device) {
+  const Path at = device.below("/power");
+  tree.folder(at.view());
+  tree.file(at.below("/control"), "auto\n", 0444);
+  tree.file(at.below("/runtime_status"), "unsupported\n", 0444);
+  tree.file(at.below("/runtime_active_time"), "0\n", 0444);
+  tree.file(at.below("/runtime_suspended_time"), "0\n", 0444);
 }
 
 }  // namespace stagetwo::vfio

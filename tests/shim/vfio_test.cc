@@ -65,7 +65,7 @@ TEST(Vfio, TheTreeIsOneOfFoldersAndLinks) {
       "readlink -f /sys/class/mdev_bus/serial; find $D/ -name dev");
   EXPECT_EQ(told.out,
             "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001:\n"
-            "iommu_group\nmdev_type\nremove\nsubsystem\nvfio-dev\n\n"
+            "driver\niommu_group\nmdev_type\npower\nremove\nsubsystem\nuevent\nvfio-dev\n\n"
             "/sys/class/mdev_bus/serial/mdev_supported_types/serial-2:\n"
             "available_instances\ncreate\ndevice_api\ndevices\nname\n"
             "kernel/iommu_groups/0\n../mdev_supported_types/serial-2\n"
@@ -76,6 +76,48 @@ TEST(Vfio, TheTreeIsOneOfFoldersAndLinks) {
             "vfio-pci\nDual port serial\n/sys/devices/virtual/serial/serial\n"
             "/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001/vfio-dev/vfio0/dev\n")
       << told.err;
+}
+
+// Who looks for groups and devices there finds them, by whatever name.
+TEST(Vfio, TheFoldersOfNodesAreListed) {
+  const Outcome told = shell(
+      "ls -p /dev/vfio /dev/vfio/devices/; echo ${U}01 > $T/serial-1/create; "
+      "echo ${U}02 > $T/serial-1/create; cd /dev/vfio && ls; stat -c '%F %t' 0 devices/vfio1; cd "
+      "/; "
+      "find /dev/vfio -type c | sort; echo /dev/vfio/*; realpath /dev/vfio/devices; "
+      "python3 -c 'import os; d = os.open(\"/dev/vfio\", os.O_RDONLY); "
+      "os.close(os.open(\"1\", os.O_RDWR, dir_fd=d)); print(\"opened\")'; "
+      "echo 1 > $B/${U}01/remove; ls /dev/vfio /dev/vfio/devices");
+  EXPECT_EQ(told.out,
+            "/dev/vfio:\ndevices/\nvfio\n\n/dev/vfio/devices/:\n"
+            "0\n1\ndevices\nvfio\ncharacter special file 1ff\ncharacter special file 1fe\n"
+            "/dev/vfio/0\n/dev/vfio/1\n/dev/vfio/devices/vfio0\n/dev/vfio/devices/vfio1\n"
+            "/dev/vfio/vfio\n/dev/vfio/0 /dev/vfio/1 /dev/vfio/devices /dev/vfio/vfio\n"
+            "/dev/vfio/devices\nopened\n/dev/vfio:\n1\ndevices\nvfio\n\n"
+            "/dev/vfio/devices:\nvfio1\n")
+      << told.err;
+}
+
+// As of any file of sysfs without a show, root included.
+TEST(Vfio, WhatIsWrittenOnlyIsNotOpenedToBeRead) {
+  const Outcome told = shell(
+      "echo ${U}01 > $T/serial-1/create; for f in $T/serial-1/create $B/${U}01/remove; do "
+      "(exec 3< $f) 2>&1 | grep -o 'Permission.*'; (exec 3<> $f) 2>&1 | grep -o 'Permission.*'; "
+      "done; ls $B");
+  EXPECT_EQ(told.out,
+            "Permission denied\nPermission denied\nPermission denied\nPermission denied\n"
+            "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\n")
+      << told.err;
+}
+
+// A function that was asked for is there for whoever is in the session, whether or not the program
+// that came with it looks.
+TEST(Vfio, AFunctionIsTheSessionsFromItsBeginning) {
+  const std::string session = "--session=vfio-function-" + std::to_string(getpid());
+  const Outcome told =
+      run_program({tool(), "run", session, "--vfio-device=ioat", "--", "env", "-u", "LD_PRELOAD",
+                   "sh", "-c", tool() + " mdev list " + session + " | cut -c1-12"});
+  EXPECT_EQ(told.out, "fffe:00:04.0\n") << told.err;
 }
 
 TEST(Vfio, S4_17_AnUnmodifiedClientMovesAMebibyte) {
