@@ -439,9 +439,11 @@ void OwnerTable::open_change(OwnedChange* change) {
     changes_ = change;
   }
   change->refused_ = !fetch_for(*change);
+  // Of what is still absent touches are reported as before.
+  const bool moves = change->what_ == Announced::kMoves && !change->refused_;
   const bool private_memory = change->reach_.object == kPrivateMemory;
-  if (change->what_ == Announced::kMoves && private_memory && ST_GUARD(owners_undivided, true)) {
-    change->refused_ = !stop_watching(change->reach_.range) || change->refused_;
+  if (moves && private_memory && ST_GUARD(owners_undivided, true)) {
+    change->refused_ = !stop_watching(change->reach_.range);
   }
   if (change->what_ == Announced::kMoves || change->what_ == Announced::kProtects) return;
   u32 seen = 0;
@@ -469,7 +471,7 @@ void OwnerTable::close_change(OwnedChange* change) {
       ++layout_;
       if (change->what_ == Announced::kProtects) {
         forget_rights(change->reach_.range);
-      } else {
+      } else if (!change->refused_) {
         forget_views(change->reach_.range);
       }
       if (unmapped) static_cast<void>(cut_spans(change->reach_.range, false));

@@ -139,6 +139,9 @@ Result<u32> OwnerTable::note_views(u64 object, const Mapping& mapping) {
     const u32 found_at = layout();
     Vec<SharedView> fresh{"host.shared_views"};
     ST_TRY(find_views(object, mapping, &fresh));
+    // Of more than can be named nothing is taken. Those that are noted stay: what is absent comes
+    // back through them.
+    if (fresh.size() > kMaxViews) return refuse(EBUSY);
     const sync::MutexGuard guard(lock_);
     if (layout_ != found_at) continue;
     keep_rights(&fresh);

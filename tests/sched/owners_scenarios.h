@@ -346,6 +346,51 @@ struct FailedPunchAgainstUnmap : host::PageOwner {
   host::OwnerTable table_{footings_};
 };
 
+// A taker asks for the views of a file while one more is made, which a later taker has noted: what
+// the first one found before does not stand in its place.
+struct ViewsAgainstMapping {
+  static constexpr unsigned kThreads = 2;
+  ViewsAgainstMapping() : file_(::memfd_create("sched", MFD_CLOEXEC)) {
+    if (file_ < 0 || ::ftruncate(file_, kPageSize) != 0) std::abort();
+    first_ = map();
+    mapping_ = *host::shown_mapping_at(at(first_));
+  }
+  ~ViewsAgainstMapping() {
+    ::munmap(first_, kPageSize);
+    ::munmap(made_, kPageSize);
+    ::close(file_);
+  }
+  void thread(unsigned me) {
+    if (me == 1) {
+      sync::sched::point();
+      made_ = map(kLow);
+      table_.view_made(kObject, host::page_at(at(made_)), 0);
+    }
+    static_cast<void>(table_.note_views(kObject, mapping_));
+    const bool last = done_.fetch_add(1) == 1;
+    sync::sched::expect(!last || table_.key_of(at(made_)) == kKey, "the new view is forgotten");
+  }
+
+ private:
+  static constexpr u64 kObject = 7;
+  static constexpr host::PageKey kKey{kObject, 0};
+  static constexpr u64 kLow = 0x10000000;  // who looks for views is past it soon
+  static Hva at(void* view) { return Hva(reinterpret_cast<u64>(view)); }
+  void* map(u64 there = 0) {
+    void* const view = ::mmap(reinterpret_cast<void*>(there), kPageSize, PROT_READ | PROT_WRITE,
+                              MAP_SHARED, file_, 0);
+    if (view == MAP_FAILED) std::abort();
+    return view;
+  }
+  int file_;
+  void* first_ = nullptr;
+  void* made_ = nullptr;
+  host::Mapping mapping_;
+  sync::Atomic<u32> done_{0};
+  host::Footings footings_;
+  host::OwnerTable table_{footings_};
+};
+
 // A fork of one thread, a taker and a toucher.
 struct ForkAgainstTaker : OwnersWorld {
   static constexpr unsigned kThreads = 3;

@@ -38,6 +38,9 @@ TEST(Owners, ARunComesBackOncePageByPage) {
 TEST(Owners, AHoleThatFailsLeavesNoPageToAnUnmapThatWaitsForIt) {
   expect_holds<FailedPunchAgainstUnmap>();
 }
+TEST(Owners, ViewsFoundBeforeAMappingDoNotReplaceThoseThatNameIt) {
+  expect_holds<ViewsAgainstMapping>(300);
+}
 TEST(Owners, AForkFindsEveryPageInItsPlace) {
   expect_holds<ForkAgainstTaker>();
 }

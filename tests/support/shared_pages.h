@@ -36,6 +36,7 @@ class Store : public host::PageOwner {
   }
   host::BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
     if (loses) return host::BringBack::kLost;
+    if (refuses) return host::BringBack::kStuck;  // asked less often than who answers kRetry
     if (!entry.from(place_of(page))) return host::BringBack::kRetry;
     ++back;
     return host::BringBack::kBack;
@@ -43,7 +44,7 @@ class Store : public host::PageOwner {
   void discard(const host::AbsentPage&) override { ++discarded; }
 
   // A touch that another thread serves orders nothing in the eyes of a sanitizer.
-  std::atomic<bool> loses{false};
+  std::atomic<bool> loses{false}, refuses{false};
   std::atomic<u64> taken{0}, back{0}, discarded{0};
 
  protected:

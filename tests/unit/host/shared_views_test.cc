@@ -107,6 +107,46 @@ TEST_P(SharedPages, AViewMadeWhilePagesAreAbsentShowsTheirBytes) {
   unmap(three);
 }
 
+// Of one more mapping than can be named nothing is taken, and what is absent has to come back.
+TEST_P(SharedPages, OneViewTooManyLosesNothing) {
+  constexpr size_t kNamed = 8;  // host::kMaxViews
+  u8* more[kNamed - 2];
+  for (u8*& view : more) view = map();
+  ASSERT_EQ(kPages, take());
+  void* const at =
+      ::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, file_, 0);
+  u8* const last = static_cast<u8*>(at);
+  EXPECT_EQ(0u, take()) << "a taker comes before it is announced";
+  host::owners_see_mapping(range(last));
+  for (size_t i = 0; i < kPages; ++i) ASSERT_TRUE(all(last + i * kPageSize, i)) << i;
+  EXPECT_EQ(0u, take());
+  EXPECT_EQ(0, unmap(last));
+  EXPECT_EQ(kPages, take());
+  EXPECT_TRUE(all(more[3] + 5 * kPageSize, 5));
+  for (u8* view : more) EXPECT_EQ(0, unmap(view));
+}
+
+// Its pages are as absent as before, and it shows them by their touches.
+TEST_P(SharedPages, AnUnmappingThatIsRefusedLosesNothing) {
+  ASSERT_EQ(kPages, take());
+  store_.refuses = true;
+  EXPECT_EQ(-1, unmap(one_));
+  EXPECT_EQ(ENOMEM, errno);
+  store_.refuses = false;
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i)) << i;
+}
+
+TEST_P(SharedPages, AMoveThatIsRefusedLosesNothing) {
+  ASSERT_EQ(kPages, take());
+  store_.refuses = true;
+  const void* const moved =
+      host::change(range(one_).start().raw(), kPages * kPageSize, host::EventKind::kUnmap,
+                   host::Announced::kMoves, [] { return static_cast<void*>(nullptr); });
+  EXPECT_EQ(MAP_FAILED, moved);
+  store_.refuses = false;
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i)) << i;
+}
+
 TEST_P(SharedPages, TheFileOutlivesAViewAndTheLastView) {
   ASSERT_EQ(kPages, take());
   ASSERT_EQ(0, unmap(one_));

@@ -137,6 +137,37 @@ TEST_F(SharedFiles, ASecondMappingShowsTheBytes) {
   unmap(two, kPages * kPageSize);
 }
 
+TEST_F(SharedFiles, OtherPagesOfTheFileInItsPlaceShowTheirBytes) {
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, remap_pages(bytes_, kPageSize, 0, 2, 0)) << errno;
+  EXPECT_EQ(3, bytes_[0]);
+  EXPECT_EQ(2, bytes_[kPageSize]);
+  EXPECT_EQ(3, bytes_[2 * kPageSize]);
+}
+
+// Other threads know the address: what they touch may be the new pages before the call is over.
+TEST_F(SharedFiles, WhoTouchesWhatIsMappedInItsPlaceLosesNothing) {
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    while (!over.load()) __atomic_fetch_add(bytes_, 1, __ATOMIC_RELAXED);
+  });
+  for (int round = 0; round < 40; ++round) {
+    EXPECT_LE(1u, take());
+    const size_t page = 2 + static_cast<size_t>(round % 2);
+    const auto offset = static_cast<off_t>(page * kPageSize);
+    if (round % 4 < 2) {
+      EXPECT_EQ(bytes_, map(bytes_, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                            file_, offset));
+    } else {
+      EXPECT_EQ(0, remap_pages(bytes_, kPageSize, 0, page, 0)) << errno;
+    }
+    EXPECT_EQ(page + 1, bytes_[8]) << round;
+  }
+  over.store(true);
+  other.join();
+  EXPECT_EQ(2, bytes_[kPageSize]);
+}
+
 TEST_F(SharedFiles, AnonymousSharedMemoryIsOursToo) {
   auto* mine = static_cast<u8*>(
       map(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
