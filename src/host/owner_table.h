@@ -32,6 +32,9 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] u32 layout();
   // The same for neighbours whose touches are reported; how many were taken, the first ones.
   unsigned take_run(PageKey first, const PageRecord* fresh, unsigned pages, u32 layout);
+  // The same for pages without memory, at most kMostMissing, by themselves: they are not moved, and
+  // the owner is not asked. Adds to *taken how many. False: the layout is another.
+  bool take_missing(HvaRange pages, const PageRecord& like, u32 layout, u64* taken);
   // All its mappings; answers their layout. Failure: ENOMEM; EBUSY, one is private, or they change.
   [[nodiscard]] Result<u32> note_views(u64 object, const Mapping& mapping);
   // The kernel shows private memory there: what was unmapped behind our back is forgotten.

@@ -94,6 +94,29 @@ void bind_by_store(Hva untouched, const Mapping& mapping) {
   static_cast<void>(sys::madvise(page, kPageSize, kPopulateWrite));
 }
 
+// Its pages without memory, where touches are reported. *reached as below.
+u64 take_missing(OwnerTable& table, HvaRange piece, const Taking& taking, const Mapping& mapping,
+                 u32 layout, Hva* reached) {
+  u64 taken = 0;
+  if (mapping.file_backed) return taken;
+  PageRecord like;
+  like.owner = taking.owner;
+  like.prot = mapping.prot;
+  like.writable = mapping.prot.write;
+  const auto stays = [](Hva page) { return is_own_data(page) || is_library_data(page); };
+  for (Hva at = piece.start(); at < piece.end();) {
+    const Hva most = std::min(piece.end(), at + kMostMissing * kPageSize);
+    Hva end = at;
+    while (end < most && !stays(end)) end += kPageSize;
+    if (end > at && !table.take_missing(HvaRange(at, end - at), like, layout, &taken)) {
+      *reached = at;
+      return taken;
+    }
+    at = end < most ? end + kPageSize : end;
+  }
+  return taken;
+}
+
 // The pages of one private mapping, looked up under `layout`; *reached is where it was no longer
 // that one. A page that was mapped anew since is watched by nobody, and may have lost its rights.
 Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking,
@@ -111,6 +134,9 @@ Result<u64> take_private(OwnerTable& table, HvaRange piece, const Taking& taking
   if (behind_protection && !may_hide_pages()) return u64{0};
   const bool kernel_waits = !behind_protection && userfault::serves_kernel();
   if (!kernel_waits) note_thread_data();
+  if (taking.which == Which::kMissing) {
+    return kernel_waits ? take_missing(table, piece, taking, mapping, layout, reached) : 0;
+  }
   u64 taken = 0;
   bool bound = false;
   PageState states[kMaxPageStates];

@@ -131,6 +131,7 @@ void prepare_places(HvaRange range);
 enum class Which : u8 {
   kAnonymous,  // private pages, those never touched included; of a private file mapping its copies
   kPresent,    // of those, only the ones the process has
+  kMissing,    // of those, only the ones without memory: nothing moves, and no owner is asked
   kAll,        // whatever takes memory: pages present, private or of shared memory
   kReclaim,    // of those, only where the kernel reports touches: it has their memory back then
 };

@@ -7,6 +7,7 @@
 #include "base/trace.h"
 #include "host/memory_budget.h"
 #include "host/owner_table.h"
+#include "host/process_map.h"
 #include "sync/futex.h"
 
 namespace stagetwo::host {
@@ -122,6 +123,65 @@ unsigned OwnerTable::take_run(PageKey first, const PageRecord* fresh, unsigned p
   }
   transit.wake();
   return taken;
+}
+
+// Pages that have no memory go as they are:
+//
+//   taker                              | a touch
+//   the range is watched               |
+//                                      | finds no record: zeros, under the lock (resolve)
+//   records, under the lock            |
+//                                      | finds one: waits
+//   looks again: a page that is there  |
+//     stays; the others are absent     | brings it back
+//
+bool OwnerTable::take_missing(HvaRange pages, const PageRecord& like, u32 layout, u64* taken) {
+  u64 entered[kMostMissing / 64] = {};
+  const auto has = [](const u64* bits, u64 i) { return (bits[i / 64] >> (i % 64) & 1) != 0; };
+  const Footings::Taking taking(footings_);
+  {
+    const sync::MutexGuard guard(lock_);
+    footings_.count_taking();
+    if (layout != layout_) return false;
+    const HvaRange stood = footings_.first_in(pages);
+    const Hva end = stood.empty() ? pages.end() : stood.start();
+    PageRecord fresh = like;
+    for (fresh.at = pages.start(); fresh.at < end; fresh.at += kPageSize) {
+      const PageKey key = private_key(fresh.at);
+      if (pages_.find(key) != nullptr || refusal(key, views_at(key, fresh)) != Refusal::kNone) {
+        continue;
+      }
+      if (!insert(key, fresh)) break;
+      const u64 i = (fresh.at - pages.start()) / kPageSize;
+      entered[i / 64] |= u64{1} << (i % 64);
+    }
+  }
+  const PagesInHand in_hand;
+  const u64 count = pages.size() / kPageSize;
+  u64 missing[kMostMissing / 64] = {};
+  const bool is_known =
+      missing_pages(pages.start(), static_cast<unsigned>(count), missing).has_value();
+  bool is_touched = false;
+  {
+    const sync::MutexGuard guard(lock_);
+    for (u64 i = 0; i < count; ++i) {
+      if (!has(entered, i)) continue;
+      const PageKey key = private_key(pages.start() + i * kPageSize);
+      PageRecord* const record = pages_.find(key);
+      is_touched = is_touched || record->touched;
+      record->touched = false;
+      if (is_known && has(missing, i)) {
+        record->stage = PageStage::kAbsent;
+        ++counts_.taken;
+        ++*taken;
+      } else {
+        erase(key);
+      }
+    }
+    turn_over();
+  }
+  if (is_touched) userfault::wake(pages);
+  return true;
 }
 
 // Neighbours that one owner has. Answers how many came back, from the first one on.

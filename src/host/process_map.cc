@@ -269,6 +269,34 @@ Result<void> page_states(Hva first, unsigned count, PageState* out) {
   return {};
 }
 
+Result<void> missing_pages(Hva first, unsigned count, u64* bits) {
+  u64 words[kMostMissing];
+  const FdUse pagemap = ST_TRY(pagemap_file());
+  const auto got = ST_TRY(sys::pread(pagemap.get(), words, u64{count} * sizeof(u64),
+                                     static_cast<off_t>(first.raw() / kPageSize * sizeof(u64))));
+  if (got != u64{count} * sizeof(u64)) return refuse(EIO);
+  std::fill_n(bits, (count + 63) / 64, u64{0});
+  for (unsigned i = 0; i < count; ++i) {
+    const bool none = (words[i] & (kEntryPresent | kEntrySwapped)) == 0;
+    bits[i / 64] |= u64{none} << (i % 64);
+  }
+  return {};
+}
+
+bool is_untouched(HvaRange range) {
+  u64 missing[kMostMissing / 64];
+  for (Hva at = range.start(); at < range.end();) {
+    const u64 left = (range.end() - at) / kPageSize;
+    const auto count = static_cast<unsigned>(std::min<u64>(left, kMostMissing));
+    if (!missing_pages(at, count, missing)) return false;
+    for (unsigned i = 0; i < count; ++i) {
+      if ((missing[i / 64] >> (i % 64) & 1) == 0) return false;
+    }
+    at += count * kPageSize;
+  }
+  return true;
+}
+
 u64 present_pages(HvaRange range, bool own) {
   const auto fd = pagemap_file();
   if (!fd || range.empty()) return 0;

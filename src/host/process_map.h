@@ -80,6 +80,13 @@ struct PageState {
 inline constexpr unsigned kMaxPageStates = 64;
 [[nodiscard]] Result<void> page_states(Hva first, unsigned count, PageState* out);
 
+// Which of the pages from `first` on have no entry: never touched, or given back. Bit n is set for
+// page n, the others are cleared. Pre: count <= kMostMissing. Failure: the kernel's.
+inline constexpr unsigned kMostMissing = 512;
+[[nodiscard]] Result<void> missing_pages(Hva first, unsigned count, u64* bits);
+// Have all of them none? False also where the kernel does not say.
+[[nodiscard]] bool is_untouched(HvaRange range);
+
 // How many pages of `range`, from the first on, are there: not the page of zeros, and nobody waits
 // for a store to them (userfaultfd). `own`: nor are they a file's. What the mapping permits goes
 // through there without bringing anything. One question, whatever the range. 0 also where the

@@ -50,6 +50,10 @@ enum class Call : u32 {
   // away if it can be foreseen that the last has none. Nothing is done. gpa, count.
   kPlacesFor = 0xE04,
 
+  // Ours: H_SVM_PAGE_IN of many pages at once, each of which was never touched, so that nothing is
+  // sent for it. PARAMETER where one is not so: none of them has gone in. gpa, count.
+  kPageInUntouched = 0xE08,
+
   // No call but an interrupt: the ultravisor passes a guest's fault on to the hypervisor, whose
   // page it is (the hypervisor data storage interrupt, vector 0xE00). gpa.
   kReflectedFault = 0xE00,

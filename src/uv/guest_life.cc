@@ -15,8 +15,9 @@
 // gives back what it can, SVM_OFF and a slot that goes give back zeros.
 //
 // A page is held (busy) while its life is decided: messages are answered BUSY, touches come again.
-// It is let go as soon as that is done, not when all are: a fork has what is absent brought back,
-// by touches, and lets nobody take a page until it is over.
+// It is let go as soon as that is done, not when all are, and where pages are to be taken only
+// those are held that are on their way: a fork has what is absent brought back, by touches, and
+// lets nobody take a page until it is over.
 //
 //   who takes pages (take_all)         | fork
 //   takes page 1; lets it go           |
@@ -234,27 +235,72 @@ Status SecureGuest::init_start() {
 }
 
 // What is still normal leaves the process, and its contents are thrown away: nobody measured them.
-bool SecureGuest::take_all(const Slot* only, Untakable untakable) {
-  return for_each_held_page(only, kAllStates, [&](Gpa page, PageState was) {
-    const PageCell& cell = page_cell(PageEvent::kHvInitDone, was);
-    if (cell.work != PageWork::kGiveUp) {
-      return cell.status == Status::kSuccess ? cell.next : PageState::kNone;
+// Pre: a Life, so that nobody else changes a normal page. No more is held than what is on its way:
+// see above.
+bool SecureGuest::take_all(const Slot* only, Untakable untakable, u64 away) {
+  RunLength length;
+  for (size_t at = 0, word = 0;;) {
+    Gpa page;
+    u64 count = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      if (at == slots_.size()) return true;
+      Slot& slot = slots_[at];
+      if (only != nullptr && &slot != only) word = slot.words.size();
+      for (; word < slot.words.size(); ++word) {
+        const PageCell& cell = page_cell(PageEvent::kHvInitDone, slot.words[word].state);
+        if (cell.status != Status::kSuccess) return false;
+        if (cell.work == PageWork::kGiveUp) break;
+      }
+      if (word == slot.words.size()) {
+        ++at;
+        word = 0;
+        continue;
+      }
+      page = Gpa((slot.first + word) * page_bytes_);
+      count = hold_normal(slot, word, length.most());
+      ST_CHECK(count != 0);
     }
-    u64 frame = 0;
-    switch (memory_.take(page, 1, &frame)) {
-      case Taken::kHole:
-      case Taken::kBusy:
-        if (untakable == Untakable::kEnds) return PageState::kNone;
-        break;
-      case Taken::kFrame:
-        memory_.drop_frame(frame);
-        break;
-      case Taken::kUntouched:
-        break;
+    const bool by_itself = count == 1;
+    const bool taken = by_itself ? take_away(page, untakable) : memory_.take_untouched(page, count);
+    if (taken) note_change(Gpa(page.raw() + away), count);
+    const sync::MutexGuard guard(lock_);
+    for (u64 i = 0; i < count; ++i) {
+      Word& done = slots_[at].words[word + i];
+      if (taken) done.state = page_cell(PageEvent::kHvInitDone, done.state).next;
+      done.busy = false;
     }
-    note_change(page);
-    return cell.next;
-  });
+    turnstile_.turn();
+    if (by_itself && !taken) return false;
+    if (taken) word += count;
+    length.next(count, taken);
+  }
+}
+
+// How many pages from this one on are normal, at most so many; they are held.
+u64 SecureGuest::hold_normal(Slot& slot, u64 word, u64 most) {
+  u64 count = 0;
+  for (; count < most && word + count < slot.words.size(); ++count) {
+    Word& next = slot.words[word + count];
+    if (next.state != PageState::kNormal || next.busy) break;
+    next.busy = true;
+  }
+  return count;
+}
+
+bool SecureGuest::take_away(Gpa page, Untakable untakable) {
+  u64 frame = 0;
+  switch (memory_.take(page, 1, &frame)) {
+    case Taken::kHole:
+    case Taken::kBusy:
+      return untakable == Untakable::kStays;
+    case Taken::kFrame:
+      memory_.drop_frame(frame);
+      break;
+    case Taken::kUntouched:
+      break;
+  }
+  return true;
 }
 
 // Not idempotent. Refused, it leaves moved what it has moved: the ultravisor ends the guest then.
@@ -268,8 +314,7 @@ Status SecureGuest::init_done() {
     case GuestState::kTransient:
       break;
   }
-  hold_pages(nullptr);
-  const bool all = take_all(nullptr, Untakable::kEnds);
+  const bool all = take_all(nullptr, Untakable::kEnds, 0);
   if (all) life.becomes(GuestState::kSecure);
   return all ? Status::kSuccess : Status::kState;
 }
@@ -301,12 +346,12 @@ void SecureGuest::restore(Gpa page, PageState was) {
   memory_.discard(page);
 }
 
-void SecureGuest::give_up(const Slot* only) {
+void SecureGuest::give_up(const Slot* only, u64 away) {
   static_cast<void>(for_each_held_page(only, kAllStates, [&](Gpa page, PageState was) {
     const PageCell& cell = page_cell(PageEvent::kHvSvmOff, was);
     if (cell.work != PageWork::kGiveUp) return cell.next;
     memory_.discard(page);
-    note_change(page);
+    note_change(Gpa(page.raw() + away));
     return cell.next;
   }));
 }
@@ -372,7 +417,7 @@ Result<void> SecureGuest::svm_off() {
   hold_pages(nullptr);
   const Status told = tell(Call::kUvSvmTerminate);
   if (told == Status::kSuccess) {
-    give_up(nullptr);
+    give_up(nullptr, 0);
     life.becomes(GuestState::kNormal);
   } else {
     let_pages_go(nullptr);
@@ -417,16 +462,12 @@ Result<void> SecureGuest::add_slot(u32 id, Gpa base, u64 bytes) {
     state = state_;
   }
   if (state == GuestState::kNormal) return {};
-  hold_pages(fresh);
   const bool known = tell(Call::kUvRegisterMemSlot, base.raw(), bytes, 0, id) == Status::kSuccess;
-  if (!known || state != GuestState::kSecure) {
-    let_pages_go(fresh);
-    if (known) return {};
-  } else {
-    if (take_all(fresh, Untakable::kEnds)) return {};
+  if (known) {
+    if (state != GuestState::kSecure || take_all(fresh, Untakable::kEnds, 0)) return {};
     hold_pages(fresh);
     static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
-    give_up(fresh);
+    give_up(fresh, 0);
   }
   const sync::MutexGuard guard(lock_);
   slots_.pop_back();
@@ -471,7 +512,9 @@ Result<u32> SecureGuest::move_slot(u32 id, u32 spare, Gpa to) {
   const bool is_told = state != GuestState::kNormal;
   if (is_told) hold_pages(slot);
   const Moved moved = is_told ? register_moved(&id, spare, from, to, bytes) : Moved::kYes;
-  if (is_told && moved != Moved::kNo) give_up(slot);
+  // Whoever keeps the log has the slot at its new place by now, also if it is to come back.
+  const u64 away = to.raw() - from.raw();
+  if (is_told && moved != Moved::kNo) give_up(slot, away);
   if (moved == Moved::kYes) {
     memory_.moved(from, to, bytes);
     const sync::MutexGuard guard(lock_);
@@ -480,8 +523,7 @@ Result<u32> SecureGuest::move_slot(u32 id, u32 spare, Gpa to) {
   }
   if (is_told && moved == Moved::kNo) let_pages_go(slot);
   if (state == GuestState::kSecure && moved != Moved::kNo) {
-    hold_pages(slot);
-    static_cast<void>(take_all(slot, Untakable::kStays));
+    static_cast<void>(take_all(slot, Untakable::kStays, moved == Moved::kYes ? 0 : away));
   }
   if (moved != Moved::kYes) return refuse(EINVAL);
   return id;
@@ -500,7 +542,7 @@ void SecureGuest::remove_slot(u32 id) {
   if (state != GuestState::kNormal) {
     hold_pages(slot);
     static_cast<void>(tell(Call::kUvUnregisterMemSlot, id));
-    give_up(slot);
+    give_up(slot, 0);
   }
   const sync::MutexGuard guard(lock_);
   slots_.erase(static_cast<size_t>(slot - slots_.begin()));

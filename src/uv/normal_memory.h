@@ -28,6 +28,9 @@ class NormalMemory {
   // The process has the page no more; *frame is the caller's. The `alike` pages from it on may be
   // wanted next, and be taken, too: a touch has them back as they were, and nobody is told.
   [[nodiscard]] virtual Taken take(Gpa page, u64 alike, u64* frame) = 0;
+  // Each of these pages has a stand-in now, and none was ever touched. False: not all of them were
+  // so, or it cannot be said; nothing has changed.
+  [[nodiscard]] virtual bool take_untouched(Gpa /*first*/, u64 /*pages*/) { return false; }
   // What was taken so, and was not asked for, is back. Context: as all.
   virtual void leave_none_ahead() {}
   // A frame of zeros; 0: no memory.

@@ -33,8 +33,8 @@
 //                                      | nothing is due: asks the guest, whose page is busy
 //
 //   or                                 | finds the frame, has it in hand
-//   in hand: answers BUSY              | puts it; nothing is due
-//   asked again: takes the page        |
+//   in hand: waits                     | puts it; nothing is due
+//   takes the page                     |
 //
 //   or                                 | take of the page before, with this one
 //   nothing ahead; due: f              |
@@ -226,6 +226,16 @@ ProcessPages::Ahead ProcessPages::take_ahead(Hva at, const Due& otherwise, u64* 
   return Ahead::kYes;
 }
 
+// The same when nobody has it in hand: who has puts it, and waits for nobody. (Told to come again,
+// UV_ESM gave up when the thread that had it was a forking one, and did not run for a while.)
+bool ProcessPages::take_if_ahead(Hva at, const Due& otherwise, u64* frame) {
+  for (;;) {
+    const Ahead ahead = take_ahead(at, otherwise, frame);
+    if (ahead != Ahead::kInHand) return ahead == Ahead::kYes;
+    static_cast<void>(host::is_absent(at));  // looked at when it is not on its way
+  }
+}
+
 // Has the page left for `fresh`? If not, that may still be due, or the page have left, and be back,
 // with another. kStillDue, and `gives_up`: it is not due any more. It may be on its way there in
 // another's hand, whose run began with it, and the place must not be another's until that is over:
@@ -284,32 +294,51 @@ Taken ProcessPages::leave(Hva at, u64 fresh, u64 pages, u64* frame) {
   *frame = fresh;
   if (left == Left::kYes) return Taken::kFrame;
   frames_.give_places(fresh, pages);
-  const Ahead ahead = take_ahead(at, {}, frame);
-  if (ahead == Ahead::kYes) return Taken::kFrame;
-  const bool may_come = left == Left::kNo || ahead == Ahead::kInHand;
-  return may_come || may_leave(at, taken) ? Taken::kBusy : Taken::kHole;
+  if (take_if_ahead(at, {}, frame)) return Taken::kFrame;
+  return left == Left::kNo || may_leave(at, taken) ? Taken::kBusy : Taken::kHole;
 }
 
 Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
   const Hva at = address(page);
   if (at.raw() == 0) return Taken::kHole;
   if (pieces() != 1) return zeros_or(take_pieces(at, frame), frame);
-  Taken taken = Taken::kFrame;
-  Ahead ahead = take_ahead(at, {}, frame);
+  bool is_here = take_if_ahead(at, {}, frame);
   // On its way with those before it, which another thread wanted?
-  if (ahead == Ahead::kNo && host::is_absent(at)) ahead = take_ahead(at, {}, frame);
-  if (ahead == Ahead::kNo) {
-    u64 pages = 1;
-    const u64 fresh = places(at, alike, &pages);
-    if (fresh == 0) return Taken::kBusy;
-    ahead = take_ahead(at, {fresh, Due::What::kPlace, static_cast<u8>(pages)}, frame);
-    if (ahead == Ahead::kNo) {
-      taken = leave(at, fresh, pages, frame);
-    } else {
-      frames_.give_places(fresh, pages);
-    }
+  is_here = is_here || (host::is_absent(at) && take_if_ahead(at, {}, frame));
+  if (is_here) return zeros_or(Taken::kFrame, frame);
+  u64 pages = 1;
+  const u64 fresh = places(at, alike, &pages);
+  if (fresh == 0) return Taken::kBusy;
+  is_here = take_if_ahead(at, {fresh, Due::What::kPlace, static_cast<u8>(pages)}, frame);
+  if (!is_here) return zeros_or(leave(at, fresh, pages, frame), frame);
+  frames_.give_places(fresh, pages);
+  return zeros_or(Taken::kFrame, frame);
+}
+
+// Where these pages are, in one piece, if nothing is due at any of them; or nothing.
+HvaRange ProcessPages::nobodys(Gpa first, u64 bytes) {
+  const sync::MutexGuard guard(lock_);
+  const Part* const part = find(first);
+  if (part == nullptr || bytes > part->at.size() - (first - part->base)) return {};
+  const u64 offset = first - part->base;
+  const Due* const due = &part->due[offset / kPageSize];
+  const auto is_due = [](const Due& one) { return one.what != Due::What::kNothing; };
+  if (std::any_of(due, due + bytes / kPageSize, is_due)) return {};
+  return HvaRange(part->at.start() + offset, bytes);
+}
+
+// Looked at first: it costs little, and where some have bytes, or are another owner's, the others
+// would come back again.
+bool ProcessPages::take_untouched(Gpa first, u64 pages) {
+  const HvaRange range = nobodys(first, pages * page_bytes_);
+  if (range.empty() || !host::is_untouched(range)) return false;
+  const HvaRange span = part_at(range.start());
+  const auto taken = host::take_away(range, this, this, host::Which::kMissing, &span);
+  if (taken && *taken == range.size() / kPageSize) return true;
+  for (Hva at = range.start(); at < range.end(); at += kPageSize) {
+    static_cast<void>(host::leave_hole(at, this));
   }
-  return ahead == Ahead::kInHand ? Taken::kBusy : zeros_or(taken, frame);
+  return false;
 }
 
 // Never touched, or zeros: nobody can tell, and nothing is to be moved.
@@ -394,12 +423,7 @@ bool ProcessPages::put(Gpa page, u64 frame) {
   if (at.raw() == 0) return false;
   if (pieces() != 1) return put_whole(at, frame);
   u64 ahead = 0;
-  for (;;) {
-    const Ahead now = take_ahead(at, {frame, Due::What::kPut}, &ahead);
-    if (now == Ahead::kNo) break;
-    if (now == Ahead::kInHand) sync::yield_thread();
-  }
-  drop_frame(ahead);
+  while (take_if_ahead(at, {frame, Due::What::kPut}, &ahead)) drop_frame(ahead);
   for (;;) {
     switch (host::bring_back(at)) {
       case host::BringBack::kRetry:
@@ -461,8 +485,7 @@ bool ProcessPages::leave_hole(Hva at) {
     settle(at);
   } else {
     u64 ahead = 0;
-    while (take_ahead(at, {}, &ahead) == Ahead::kInHand) sync::yield_thread();
-    drop_frame(ahead);
+    if (take_if_ahead(at, {}, &ahead)) drop_frame(ahead);
   }
   bool all = true;
   for (u64 i = 0; i < pieces(); ++i) all = host::leave_hole(at + i * kPageSize, this) && all;

@@ -51,6 +51,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   void forget(Gpa base);
 
   Taken take(Gpa page, u64 alike, u64* frame) override;
+  bool take_untouched(Gpa first, u64 pages) override;
   void leave_none_ahead() override;
   u64 new_frame() override;
   bool put_back(Gpa page, u64 frame) override;
@@ -105,6 +106,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] Due* due_at(Hva at) TA_REQ(lock_);
   [[nodiscard]] Hva address(Gpa page) TA_EXCL(lock_);
   [[nodiscard]] HvaRange part_at(Hva at) TA_EXCL(lock_);
+  [[nodiscard]] HvaRange nobodys(Gpa first, u64 bytes) TA_EXCL(lock_);
   void set_due(Hva at, Due fresh) TA_EXCL(lock_);
   [[nodiscard]] bool put(Gpa page, u64 frame) TA_EXCL(lock_);
   [[nodiscard]] static bool put_over(Hva at, u64 bytes);
@@ -112,6 +114,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   enum class Ahead : u8 { kNo, kYes, kInHand };
   enum class Left : u8 { kNo, kYes, kStillDue };
   [[nodiscard]] Ahead take_ahead(Hva at, const Due& otherwise, u64* frame) TA_EXCL(lock_);
+  [[nodiscard]] bool take_if_ahead(Hva at, const Due& otherwise, u64* frame) TA_EXCL(lock_);
   [[nodiscard]] Taken leave(Hva at, u64 fresh, u64 pages, u64* frame) TA_EXCL(lock_);
   [[nodiscard]] Left has_left(Hva at, u64 fresh, bool gives_up) TA_EXCL(lock_);
   [[nodiscard]] Due begin_leaving(Hva at, u64 pages) TA_EXCL(lock_);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "uv/secure_guest.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/trace.h"
@@ -85,6 +87,16 @@ SecureGuest::Word* SecureGuest::find(Gpa page) {
   return nullptr;
 }
 
+// All of them in one slot, or nullptr.
+SecureGuest::Word* SecureGuest::find_all(Gpa first, u64 count) {
+  const u64 number = first.raw() / page_bytes_;
+  for (Slot& slot : slots_) {
+    const u64 at = number - slot.first, pages = slot.words.size();
+    if (at < pages) return count <= pages - at ? &slot.words[at] : nullptr;
+  }
+  return nullptr;
+}
+
 SecureGuest::Claim SecureGuest::claim(u64 gpa, PageEvent event) {
   const sync::MutexGuard guard(lock_);
   const auto answer = [](Status status) {
@@ -142,6 +154,8 @@ Status SecureGuest::serve(const Message& message, Caller caller) {
       return reflected(message.args[0]);
     case Call::kPlacesFor:
       return places(message.args[0], message.args[1]);
+    case Call::kPageInUntouched:
+      return page_in_untouched(message.args[0], message.args[1]);
     // UV_* numbers are not the hypervisor's to serve, H_SVM_TPM_COMM nobody's.
     default:
       return Status::kFunction;
@@ -240,6 +254,36 @@ Status SecureGuest::places(u64 gpa, u64 count) {
     if (page < end && page < first + kAtOnce) ++page;
   }
   return Status::kSuccess;
+}
+
+// Not idempotent, as H_SVM_PAGE_IN; no success but of pages nothing is sent for.
+Status SecureGuest::page_in_untouched(u64 gpa, u64 count) {
+  const Gpa first(gpa);
+  if (gpa % page_bytes_ != 0 || count == 0) return Status::kParameter;
+  {
+    const sync::MutexGuard guard(lock_);
+    if (state_ == GuestState::kNormal) return Status::kUnsupported;
+    if (life_comes_first()) return Status::kBusy;
+    Word* const words = find_all(first, count);
+    if (words == nullptr) return Status::kParameter;
+    const auto is_normal = [](const Word& w) { return !w.busy && w.state == PageState::kNormal; };
+    if (!std::all_of(words, words + count, is_normal)) return Status::kParameter;
+    std::for_each(words, words + count, [](Word& word) { word.busy = true; });
+    ++messages_;
+  }
+  const bool taken = memory_.take_untouched(first, count);
+  if (taken) note_change(first, count);
+  const PageState next = page_cell(PageEvent::kHvPageIn, PageState::kNormal).next;
+  const sync::MutexGuard guard(lock_);
+  // A message is under way: the slot is where it was.
+  std::for_each_n(find_all(first, count), count, [&](Word& word) {
+    if (taken) word.state = next;
+    word.busy = false;
+  });
+  --messages_;
+  use_.page_ins += taken ? count : 0;
+  turnstile_.turn();
+  return taken ? Status::kSuccess : Status::kParameter;
 }
 
 // ---- the works --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@
 #include "uv/guest_use.h"
 #include "uv/normal_memory.h"
 #include "uv/page_states.h"
+#include "uv/run_length.h"
 #include "uv/turnstile.h"
 
 namespace stagetwo::uv {
@@ -121,6 +122,7 @@ class SecureGuest {
   Status page_out(u64 gpa, u64 flags, u64 order) TA_EXCL(lock_);
   Status reflected(u64 gpa) TA_EXCL(lock_);
   Status places(u64 gpa, u64 count) TA_EXCL(lock_);
+  Status page_in_untouched(u64 gpa, u64 count) TA_EXCL(lock_);
 
   // The works of the table, on a page that is the caller's; what they answer is the status to give.
   Status work_on(Gpa page, PageState was, PageWork work) TA_EXCL(lock_);
@@ -129,8 +131,8 @@ class SecureGuest {
   Status share_fresh(Gpa page) TA_EXCL(lock_);
   Status name_frame(Gpa page, bool* named) TA_EXCL(lock_);
   void restore(Gpa page, PageState was) TA_EXCL(lock_);
-  void note_change(Gpa page) {
-    if (log_ != nullptr) log_->changed(page, page_bytes_);
+  void note_change(Gpa page, u64 count = 1) {
+    if (log_ != nullptr) log_->changed(page, count * page_bytes_);
   }
 
   Status tell(Call call, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0);
@@ -151,6 +153,7 @@ class SecureGuest {
   void release(Gpa page, PageState now, u64 GuestUse::* counter) TA_EXCL(lock_);
   [[nodiscard]] bool life_comes_first() const TA_REQ(lock_) { return living_ || wanted_ != 0; }
   [[nodiscard]] Word* find(Gpa page) TA_REQ(lock_);
+  [[nodiscard]] Word* find_all(Gpa first, u64 count) TA_REQ(lock_);
   [[nodiscard]] Slot* find_slot(u32 id) TA_REQ(lock_);
   [[nodiscard]] Result<void> check_slot(u32 id, Gpa base, u64 bytes) TA_REQ(lock_);
   [[nodiscard]] Result<void> check_place(Gpa base, u64 bytes, const Slot* but) TA_REQ(lock_);
@@ -165,10 +168,13 @@ class SecureGuest {
   Status register_slots() TA_EXCL(lock_);
   void unregister_slots(size_t count) TA_EXCL(lock_);
   enum class Untakable : u8 { kEnds, kStays };  // what becomes of a page that cannot be taken
-  [[nodiscard]] bool take_all(const Slot* only, Untakable untakable) TA_EXCL(lock_);
+  // `away`: whoever keeps the log has a page so far away from where it is here.
+  [[nodiscard]] bool take_all(const Slot* only, Untakable untakable, u64 away) TA_EXCL(lock_);
+  void give_up(const Slot* only, u64 away) TA_EXCL(lock_);
+  [[nodiscard]] u64 hold_normal(Slot& slot, u64 word, u64 most) TA_REQ(lock_);
+  [[nodiscard]] bool take_away(Gpa page, Untakable untakable);
   enum class Moved : u8 { kYes, kNo, kBack };  // kBack: it is where it was, with zeros
   [[nodiscard]] Moved register_moved(u32* id, u32 spare, Gpa from, Gpa to, u64 bytes);
-  void give_up(const Slot* only) TA_EXCL(lock_);
 
   const u32 lpid_;
   const u64 page_bytes_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "uv/run_length.h"
 #include "uv/ultravisor_internal.h"
 
 // Who may call what, and the life of a guest. Pages: ultravisor_pages.cc, ultravisor_guest.cc.
@@ -16,6 +17,7 @@ namespace stagetwo::uv {
 namespace {
 
 constexpr unsigned kPatience = 256;  // turns at a page somebody else is at, of UV_ESM
+constexpr u64 kAsOne = 64;           // untouched pages that take as long as one that moves
 
 // UV_ESM's answers to what INIT_START said: not allowed, or not possible.
 constexpr Status to_guest(Status start) {
@@ -254,19 +256,32 @@ Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
       }
     }
     from = end;
-    for (u64 page = first; page < end; ++page) {
-      if (most-- == 0) {
+    RunLength length;
+    for (u64 page = first; page < end;) {
+      if (most == 0) {
         *next = page;
         return Status::kSuccess;
       }
-      Status done = Status::kBusy;
-      for (unsigned i = 0; i < kPatience && is_transient(done); ++i) {
-        if (i != 0) sync::yield_thread();
-        done = page_in_of(svm, page);
-      }
-      if (done != Status::kSuccess) return done;
+      const u64 count = std::min(length.most(), end - page);
+      const bool by_itself = count == 1;
+      const Status done = by_itself ? load_page(svm, page) : page_in_untouched(svm, page, count);
+      if (by_itself && done != Status::kSuccess) return done;
+      const bool is_in = done == Status::kSuccess;
+      if (is_in) page += count;
+      // Of an untouched page nothing moves.
+      most -= std::min(most, by_itself ? 1 : is_in ? std::max<u64>(count / kAsOne, 1) : 0);
+      length.next(count, is_in);
     }
   }
+}
+
+Status Ultravisor::load_page(Svm* svm, u64 page) {
+  Status done = Status::kBusy;
+  for (unsigned i = 0; i < kPatience && is_transient(done); ++i) {
+    if (i != 0) sync::yield_thread();
+    done = page_in_of(svm, page);
+  }
+  return done;
 }
 
 // The hypervisor's process may touch a page it has just given up, before it has answered: what is

@@ -115,6 +115,7 @@ class Ultravisor final : public Port {
   [[nodiscard]] bool esm_goes_on(u32 lpid, u64* next);
   void esm_rests(u32 lpid, u64 next);
   Status load_from(u32 lpid, u64* next, u64 most);
+  Status load_page(Svm* svm, u64 page);
   Status register_slot(const Message& m);
   Status unregister_slot(const Message& m);
   Status terminate(u64 lpid);
@@ -136,6 +137,7 @@ class Ultravisor final : public Port {
   // What it asks the hypervisor, and what the guest wants (ultravisor_guest.cc).
   Status ask(u32 lpid, Call call, u64 page, u64 flags);
   Status page_in_of(Svm* svm, u64 page);
+  Status page_in_untouched(Svm* svm, u64 first, u64 count);
   Status share(u32 lpid, u64 gfn, u64 count);
   [[nodiscard]] bool has_places(u32 lpid, u64 gfn, u64 count);
   Status share_claim(Svm* svm, u64 first, u64 count, u64* claimed);

@@ -101,6 +101,44 @@ Status Ultravisor::page_in_of(Svm* svm, u64 page) {
   return answer;
 }
 
+// Pages that may never have been touched, all at once: as page_in_of() of each, but for room in the
+// pool, of which they need none yet. Refused, nothing has changed.
+Status Ultravisor::page_in_untouched(Svm* svm, u64 first, u64 count) {
+  const u64 end = first + count;
+  {
+    const sync::MutexGuard guard(svm->lock);
+    for (u64 page = first; page < end; ++page) {
+      const PageRecord* const record = svm->find_open(page);
+      const bool is_free =
+          record != nullptr && record->idle() && record->state == PageState::kNormal;
+      if (!is_free) return Status::kParameter;
+    }
+    for (u64 page = first; page < end; ++page) svm->find(page)->asked = Asked::kIn;
+  }
+  const Message asks{Call::kPageInUntouched, svm->lpid, {address_of(first), count}};
+  const Status answer = hypervisor_->call(asks, Caller::kUltravisor);
+  // A touch may be at one already.
+  for (u64 page = first; page < end;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(svm->lock);
+      for (; page < end; ++page) {
+        PageRecord* const record = svm->find(page);
+        if (record->busy) break;
+        if (answer == Status::kSuccess && record->state == PageState::kNormal) {
+          record->state = PageState::kSecure;
+          note_page(svm->lpid, address_of(page), PageState::kNormal, record->state);
+        }
+        record->asked = Asked::kNothing;
+      }
+      svm->turnstile.turn();
+      turn = svm->turnstile.now();
+    }
+    if (page < end) svm->turnstile.wait(turn);
+  }
+  return answer;
+}
+
 Status Ultravisor::ask_page_out(u32 lpid, Gpa page) {
   Svm* const svm = find(lpid);
   const Run run(svm, kLiving);

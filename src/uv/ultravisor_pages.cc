@@ -214,9 +214,9 @@ Status Ultravisor::page_out(const Message& m) {
   PageRecord* const record = claim(svm, page);
   if (record == nullptr) return Status::kP3;
   const PageState was = record->state;
-  // The hypervisor had nothing to give for a page it was asked for, and gave it up.
-  if (record->state == PageState::kNormal && record->asked == Asked::kIn &&
-      record->pool != mem::SecurePool::kNone) {
+  // The hypervisor had nothing to give for a page it was asked for, and its process has touched
+  // what stands in for it before the answer has come.
+  if (record->state == PageState::kNormal && record->asked == Asked::kIn) {
     change(svm, record, PageState::kSecure, 0);
   }
   std::optional<Going> going;

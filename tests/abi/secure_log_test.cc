@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The dirty log of a VM whose guest is secure: what the client reads otherwise than before is
 // marked, and what it has saved by the log is what the guest takes back.
+#include <signal.h>
+#include <unistd.h>
+
 #include <array>
+#include <thread>
 #include <vector>
 
 #include "tests/abi/secure_guest.h"
@@ -63,6 +67,57 @@ TEST_F(SecureGuestLog, HasPagesThatBecomeSecureSharedUnsharedSealedAnewAndWiped)
   ASSERT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
   EXPECT_EQ(marked(), (u64{1} << kLogged) - 1);
   EXPECT_EQ(marked(), 0u);
+}
+
+// UV_ESM is not over, its pages are zeros there, and the log has moved with the slot.
+TEST_F(SecureGuestLog, HasWhatASlotThatMovesInTheMiddleOfUvEsmThrowsAway) {
+  constexpr u64 kMany = 4096 * kPage, kHere = 0x10000, kThere = 0x4000000;
+  u8* const more = map(kMany);
+  std::memset(more, 0x11, kMany);
+  ASSERT_EQ(set_slot(1, kHere, kMany, more, KVM_MEM_LOG_DIRTY_PAGES), 0);
+  ASSERT_EQ(enable(), 0);
+  const std::array<u32, 3> orders{kEsm, 1, 1};
+  for (const u32 order : orders) {
+    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+    std::memcpy(pio(), &order, sizeof(order));
+  }
+  sigset_t alarm, before;
+  sigemptyset(&alarm);
+  sigaddset(&alarm, SIGALRM);
+  ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm, &before), 0);
+  struct {
+    u32 length = 8;
+    u8 set[8] = {};
+  } __attribute__((packed)) open;
+  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+  std::thread kicker([runner = ::pthread_self(), more] {
+    while (is_present(more)) ::usleep(100);
+    ::pthread_kill(runner, SIGALRM);
+  });
+  const long done = call(vcpu_, KVM_RUN);
+  kicker.join();
+  const timespec now{};
+  EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
+  ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+  using Bits = std::array<u64, kMany / kPage / 64>;
+  const auto harvest_more = [&] {
+    Bits bits{};
+    kvm_dirty_log log{};
+    log.slot = 1;
+    log.dirty_bitmap = bits.data();
+    EXPECT_EQ(call(vm_, KVM_GET_DIRTY_LOG, &log), 0);
+    return bits;
+  };
+  const Bits taken_in = harvest_more();
+  ASSERT_EQ(set_slot(1, kThere, kMany, more, KVM_MEM_LOG_DIRTY_PAGES), 0);
+  const Bits thrown_away = harvest_more();
+  for (u64 page = 0; page < kMany / kPage; ++page) {
+    const auto has = [page](const Bits& bits) { return (bits[page / 64] >> (page % 64) & 1) != 0; };
+    const bool is_zeros = more[page * kPage] != 0x11 || more[page * kPage + 8] != 0x11;
+    EXPECT_EQ(is_zeros, has(thrown_away)) << page;
+    EXPECT_TRUE(done == 0 || is_zeros == has(taken_in)) << page;
+  }
+  EXPECT_EQ(done, -EINTR) << "UV_ESM was over before the signal came";
 }
 
 // By rounds, as a client that moves a guest does it; then all that was saved is put back.

@@ -98,11 +98,12 @@ class UvProcessWorld {
     sched::expect(zeros, "wiped");
   }
   // The guest's pages from `first` on, in order: the later ones leave ahead of being asked for.
-  void wants(u64 first, u64 end) {
+  void wants(u64 first, u64 end, bool at_once = false) {
     for (u64 page = first; page < end; ++page) {
       auto done = uv::Status::kBusy;
       while (uv::is_transient(done)) {
         done = ultravisor.ask_page_in(kLpid, Gpa(page * page_bytes));
+        sched::expect(!at_once || !uv::is_transient(done), "nobody is told to come again");
         if (uv::is_transient(done)) sync::yield_thread();
       }
       sched::expect(done == uv::Status::kSuccess, "a page that is wanted comes");
@@ -129,13 +130,14 @@ class UvProcessWorld {
   unsigned done_ = 0;
 };
 
-// The process touches pages that left with their neighbours, while the guest asks for them.
+// The process touches pages that left with their neighbours, while the guest asks for them. Who has
+// one in hand puts it, and is waited for: UV_ESM, told to come again, once gave up.
 struct TouchAgainstPagesAhead : UvProcessWorld {
   static constexpr unsigned kThreads = 2;
   void thread(unsigned me) { act(this, me); }
   void play(unsigned me) {
     if (me == 0) {
-      wants(0, kPages);
+      wants(0, kPages, true);
     } else {
       for (u64 page = kPages; page-- > 1;) touch(page);
     }

@@ -105,6 +105,18 @@ class PlainNormalMemory final : public uv::NormalMemory {
     what.address = 0;
     return uv::Taken::kFrame;
   }
+  // Pages that were never touched go together, if the test says so: nobody sees each of them leave.
+  bool takes_runs = false;
+  bool take_untouched(Gpa first, u64 pages) override {
+    const std::lock_guard guard(lock_);
+    for (u64 i = 0; i < pages; ++i) {
+      const Page& what = pages_[first.raw() + i * memory_.page_bytes()];
+      const bool is_nothing = what.address == 0 && !what.absent && !what.hole && !what.pinned;
+      if (!takes_runs || !is_nothing) return false;
+    }
+    for (u64 i = 0; i < pages; ++i) pages_[first.raw() + i * memory_.page_bytes()].absent = true;
+    return true;
+  }
   u64 new_frame() override {
     if (failing_frames_ > 0 && --failing_frames_ == 0) return 0;
     return memory_.make();
@@ -246,7 +258,15 @@ class Wire final : public uv::Port {
       if (arrived.call == refused_ && --left_ == 0) return refusal_;
     }
     if (arrived.call == awaited_) std::exchange(before_, [] {})();
-    return to->call(arrived, caller);
+    const uv::Status answer = to->call(arrived, caller);
+    if (arrived.call == answered_) std::exchange(after_, [] {})();
+    return answer;
+  }
+  // Done when the first message of this call has been answered, and nobody has read it yet. Pre: no
+  // message is under way.
+  void after(uv::Call call, std::function<void()> what) {
+    answered_ = call;
+    after_ = std::move(what);
   }
   // Done when the first message of this call is under way. Pre: no message is.
   void before(uv::Call call, std::function<void()> what) {
@@ -273,8 +293,8 @@ class Wire final : public uv::Port {
  private:
   std::mutex lock_;
   std::map<uv::Call, u64> counts_;
-  uv::Call awaited_{};
-  std::function<void()> before_;
+  uv::Call awaited_{}, answered_{};
+  std::function<void()> before_, after_;
   uv::Call refused_{};
   unsigned left_ = 0;
   bool agrees_ = false;

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <thread>
 
 #include "base/failpoint.h"
@@ -19,6 +20,7 @@ namespace {
 using test::AbsentPages;
 using test::BringBack;
 using test::hiding_name;
+using test::Keeper;
 
 class WatchedPages : public AbsentPages {};
 INSTANTIATE_TEST_SUITE_P(Hiding, WatchedPages, testing::Values(false), hiding_name);
@@ -45,6 +47,51 @@ TEST_P(WatchedPages, NeighboursGoAndComeInOnePiece) {
   EXPECT_EQ(kPages, keeper_.in_runs);
   EXPECT_EQ(kPages, host::bring_back_range(range()));
   for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
+}
+
+TEST_P(WatchedPages, OnlyWhatHasNoMemoryGoesIfThatIsAllThatIsWanted) {
+  for (const size_t i : {1UL, 2UL, 5UL}) ASSERT_EQ(0, ::madvise(page(i), kPageSize, MADV_DONTNEED));
+  const auto taken = [&] {
+    const auto done = host::take_away(range(), &keeper_, this, host::Which::kMissing);
+    return done ? *done : ~u64{0};
+  };
+  EXPECT_EQ(3U, taken());
+  EXPECT_EQ(0U, keeper_.taken) << "nothing moves";
+  for (size_t i = 0; i < kPages; ++i) {
+    EXPECT_EQ(i == 1 || i == 2 || i == 5, host::is_absent(at(i))) << i;
+  }
+  EXPECT_EQ(0U, taken());
+  // Each is brought back by its owner, whose place for it is empty.
+  EXPECT_EQ(0, page(2)[7]);
+  EXPECT_EQ(1U, keeper_.back);
+  EXPECT_TRUE(host::leave_hole(at(1), &keeper_));
+  EXPECT_FALSE(host::leave_hole(at(0), &keeper_)) << "not absent";
+  EXPECT_EQ(1U, host::bring_back_range(range()));
+  for (const size_t i : {0UL, 3UL, 4UL, 6UL, 7UL}) EXPECT_TRUE(is_page_of(i));
+}
+
+// Threads that touch it for the first time meanwhile: what they store stays, whoever was first.
+TEST_P(WatchedPages, AFirstTouchAndATakerOfWhatHasNoMemoryLoseNothing) {
+  constexpr size_t kMany = Keeper::kPages;
+  test::GuardedPages many(kMany);
+  Keeper keeper{Hva(many.address())};
+  const HvaRange all(Hva(many.address()), kMany * kPageSize);
+  std::atomic<bool> go{false};
+  std::thread toucher([&] {
+    while (!go) {
+    }
+    for (size_t i = 0; i < kMany; i += 3) many.bytes_at(i * kPageSize)[i % 4096] = 0x77;
+  });
+  go = true;
+  u64 taken = 0;
+  for (int i = 0; i < 20; ++i) {
+    taken += host::take_away(all, &keeper, this, host::Which::kMissing).value_or(0);
+  }
+  toucher.join();
+  EXPECT_GE(taken, kMany / 2);
+  for (size_t i = 0; i < kMany; ++i) {
+    ASSERT_EQ(i % 3 == 0 ? 0x77 : 0, many.bytes_at(i * kPageSize)[i % 4096]) << i;
+  }
 }
 
 TEST_P(WatchedPages, ARunGoesOnBehindAPageThatCannotBeMoved) {

@@ -23,8 +23,8 @@ class MarkedPages final : public ChangeLog {
   explicit MarkedPages(u64 page_bytes) : page_bytes_(page_bytes) {}
   void changed(Gpa page, u64 bytes) override {
     EXPECT_EQ(page.raw() % page_bytes_, 0u);
-    EXPECT_EQ(bytes, page_bytes_);
-    marked.insert(page.raw() / page_bytes_);
+    EXPECT_EQ(bytes % page_bytes_, 0u);
+    for (u64 i = 0; i < bytes / page_bytes_; ++i) marked.insert(page.raw() / page_bytes_ + i);
   }
   std::set<u64> marked;
 
@@ -66,8 +66,8 @@ class SecureGuestLog : public testing::TestWithParam<u64> {
     return pages;
   }
 
+  MarkedPages log_{GetParam()};  // outlives the guest
   SecureMachine m_{GetParam(), kPool};
-  MarkedPages log_{GetParam()};
   Bytes saved_[kPages];
 };
 
@@ -114,6 +114,39 @@ TEST_P(SecureGuestLog, HasWhatAnAbortGivesBack) {
   EXPECT_EQ(m_.ultravisor.esm_abort(m_.kLpid), Status::kParameter);
   EXPECT_EQ(log_.marked, std::set<u64>({0, 1}));
   EXPECT_EQ(missed(), std::set<u64>());
+}
+
+// Between two turns of UV_ESM. Whoever keeps the log has the slot at its new place when its pages
+// become zeros, also if the ultravisor refuses that one and it is to come back.
+TEST_P(SecureGuestLog, HasWhatASlotThatMovesThrowsAwayWhereTheSlotIsThen) {
+  for (const bool refused : {false, true}) {
+    ASSERT_EQ(m_.ultravisor.esm_begin(m_.kLpid), Status::kSuccess);
+    for (const u64 page : {0UL, 1UL}) {
+      ASSERT_EQ(m_.ultravisor.ask_page_in(m_.kLpid, m_.gpa(page)), Status::kSuccess);
+    }
+    ASSERT_EQ(m_.ultravisor.ask_page_out(m_.kLpid, m_.gpa(1)), Status::kSuccess);
+    ASSERT_EQ(m_.ultravisor.ask_share(m_.kLpid, m_.gpa(3)), Status::kSuccess);
+    log_.marked.clear();
+    if (refused) m_.to_uv.refuse(Call::kUvRegisterMemSlot, 1, Status::kParameter);
+    EXPECT_EQ(m_.guest.move_slot(0, 1, m_.gpa(5)).has_value(), !refused);
+    EXPECT_EQ(log_.marked, std::set<u64>({5, 6, 8})) << refused;
+    if (!refused) {
+      EXPECT_EQ(m_.vmm_read(5), Bytes(GetParam()));
+      EXPECT_EQ(m_.vmm_read(7), m_.text(2)) << "it was normal, and is";
+      EXPECT_EQ(m_.ultravisor.esm_abort(m_.kLpid), Status::kParameter);
+      ASSERT_TRUE(m_.guest.move_slot(0, 1, m_.gpa(0)).has_value());
+      m_.vmm_fill(0, kPages - 1);
+    }
+  }
+  // Of a secure guest: thrown away, and sealed zeros from then on.
+  ASSERT_EQ(m_.ultravisor.esm_abort(m_.kLpid), Status::kParameter);
+  ASSERT_EQ(m_.esm(), Status::kSuccess);
+  m_.to_uv.refuse(Call::kUvRegisterMemSlot, 1, Status::kParameter);
+  log_.marked.clear();
+  EXPECT_FALSE(m_.guest.move_slot(0, 1, m_.gpa(5)).has_value());
+  std::set<u64> there;
+  for (const u64 page : all()) there.insert(page + 5);
+  EXPECT_EQ(log_.marked, there);
 }
 
 TEST_P(SecureGuestLog, NothingThatReadsOtherwiseIsMissed) {

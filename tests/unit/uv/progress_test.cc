@@ -135,6 +135,26 @@ TEST(SecureGuestProgress, WhoeverTakesPagesHoldsNoneThatAreAbsent) {
   EXPECT_EQ(m.hv_page(8), PageState::kSecure);
 }
 
+// The same where what is absent lies behind: only what is on its way is held.
+TEST(SecureGuestProgress, DoneHoldsNoPageThatAForkWouldHaveBack) {
+  SecureMachine m;
+  m.plug(0, 0, 3);
+  m.vmm_fill(0, 3);
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(2)), Status::kSuccess);
+  u64 forks = 0;
+  m.normal.before_take = [&](Gpa) {
+    u64 frame = 0;
+    ASSERT_EQ(m.guest.touch_begin(m.gpa(2), &frame), SecureGuest::Touch::kFrame);
+    m.guest.touch_end(m.gpa(2), frame, false);
+    ++forks;
+  };
+  EXPECT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  EXPECT_EQ(forks, 2u);
+  m.normal.before_take = nullptr;
+  EXPECT_EQ(m.guest_bytes(2), m.text(2));
+}
+
 TEST(SecureGuestProgress, AbortTakesASealedPageWhenNoPageIsAbsent) {
   SecureMachine m;
   m.plug(0, 0, 4);

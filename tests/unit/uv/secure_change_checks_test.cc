@@ -56,6 +56,84 @@ TEST_P(SecureGuestCheck, S0_18_EsmTakesNoRoomForWhatWasNeverTouched) {
   EXPECT_EQ(m.ultravisor.pool_free(), 4u);
 }
 
+// And many of them go in at once: a message for each page is not sent.
+TEST_P(SecureGuestCheck, S0_18_EsmTakesWhatWasNeverTouchedManyPagesAtOnce) {
+  constexpr u64 kPages = 20'000;
+  const std::set<u64> touched{0, 7, 8, 4097, 4099, 9000, 15'003, 15'777, kPages - 1};
+  SecureMachine m(GetParam(), 64);
+  m.normal.takes_runs = true;
+  m.plug(0, 0, kPages);
+  for (const u64 page : touched) m.vmm_fill(page, 1);
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_LT(m.to_hv.count(Call::kHSvmPageIn), 200u);
+  EXPECT_LT(m.to_hv.count(Call::kPageInUntouched), 200u);
+  EXPECT_EQ(m.guest.use().page_ins, kPages);
+  for (u64 page = 0; page < kPages; ++page) {
+    ASSERT_EQ(m.hv_page(page), PageState::kSecure) << page;
+    ASSERT_EQ(m.uv_page(page), PageState::kSecure) << page;
+    ASSERT_TRUE(m.normal.is_absent(m.gpa(page))) << page;
+  }
+  for (const u64 page : touched) EXPECT_EQ(m.guest_bytes(page), m.text(page)) << page;
+  for (const u64 page : {6UL, 9UL, 4098UL, kPages - 2}) EXPECT_EQ(m.guest_bytes(page), zeros());
+  // Plugged into it, and left over by who sends INIT_DONE without asking.
+  const u64 before = m.to_uv.count(Call::kUvPageIn);
+  m.plug(1, 1 << 20, kPages);
+  EXPECT_EQ(m.hv_page((1 << 20) + kPages - 1), PageState::kSecure);
+  EXPECT_EQ(m.to_uv.count(Call::kUvPageIn), before);
+  EXPECT_EQ(m.guest_bytes((1 << 20) + 5), zeros());
+}
+
+// A run is refused whole: one that is not so, is somebody's or no slot's; and nobody but the
+// ultravisor may ask.
+TEST_P(SecureGuestCheck, S0_18_ARunWithAPageThatIsNotUntouchedChangesNothing) {
+  SecureMachine m(GetParam(), 64);
+  m.normal.takes_runs = true;
+  m.plug(0, 0, 32);
+  m.vmm_fill(5, 1);
+  const auto run = [&](u64 first, u64 count, Caller who = Caller::kUltravisor) {
+    return m.h_svm(Call::kPageInUntouched, first * m.page_bytes, count, 0, who);
+  };
+  EXPECT_EQ(run(0, 4), Status::kUnsupported) << "before START";
+  ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+  EXPECT_EQ(run(0, 8), Status::kParameter);
+  EXPECT_EQ(run(5, 1), Status::kParameter);
+  EXPECT_EQ(run(30, 3), Status::kParameter);
+  EXPECT_EQ(run(40, 1), Status::kParameter);
+  EXPECT_EQ(run(0, 0), Status::kParameter);
+  EXPECT_EQ(run(0, ~u64{0}), Status::kParameter);
+  EXPECT_EQ(m.h_svm(Call::kPageInUntouched, 8, 1), Status::kParameter);
+  for (const Caller who : {Caller::kGuest, Caller::kSecureGuest, Caller::kHypervisor}) {
+    EXPECT_EQ(run(0, 4, who), Status::kUnsupported);
+  }
+  for (u64 page = 0; page < 32; ++page) {
+    ASSERT_EQ(m.hv_page(page), PageState::kNormal) << page;
+    ASSERT_FALSE(m.guest.debug_busy(m.gpa(page))) << page;
+    ASSERT_FALSE(m.normal.is_absent(m.gpa(page))) << page;
+  }
+  ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+  ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+  EXPECT_EQ(run(0, 4), Status::kParameter) << "they are secure";
+  EXPECT_EQ(m.guest_bytes(5), m.text(5));
+}
+
+// The hypervisor has agreed, and its process touches the stand-in before the ultravisor has heard.
+TEST_P(SecureGuestCheck, S0_18_ATouchBeforeTheAnswerIsSealedZerosNotABusError) {
+  for (const Call call : {Call::kHSvmPageIn, Call::kPageInUntouched}) {
+    SecureMachine m(GetParam(), 64);
+    m.normal.takes_runs = call == Call::kPageInUntouched;
+    m.plug(0, 0, 16);
+    ASSERT_EQ(m.ultravisor.esm_begin(m.kLpid), Status::kSuccess);
+    Bytes seen;
+    m.to_hv.after(call, [&] { seen = m.vmm_read(0); });
+    ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+    ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
+    EXPECT_EQ(seen.size(), GetParam()) << "a bus error";
+    EXPECT_NE(seen, zeros());
+    EXPECT_EQ(m.guest_bytes(0), zeros());
+    EXPECT_EQ(m.ultravisor.use(m.kLpid).tampered, 0u);
+  }
+}
+
 TEST(SecureGuestEsm, GoesOnWhereItRestedUnlessTheGuestWasResetMeanwhile) {
   SecureMachine m(4096, 64, true, 8, 3);
   m.plug(0, 0, 5);
