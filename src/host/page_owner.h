@@ -155,8 +155,7 @@ u64 bring_back_range(HvaRange range);  // every page of it; answers how many cam
 // `owner`, who is not told, gives up its private page at `at`: zeros, no memory before a touch.
 // False: not its, in transit, or hidden by its rights; nothing has changed. Context: as above.
 [[nodiscard]] bool leave_hole(Hva at, const PageOwner* owner);
-// The pages from range.start() on that are absent and nobody's to wait for, up to the first that is
-// not. For an owner that expects the next pages to be wanted: it may call this in bring_back().
+// Pages from range.start() on, up to the first not absent or in a hand; also inside bring_back().
 u64 bring_back_ahead(HvaRange range);
 
 // What became of pages since the process began; each one is read by itself.
