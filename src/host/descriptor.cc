@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/descriptor.h"
 
+#include <limits.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <new>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/client_limits.h"
+#include "host/descriptor_file.h"
 #include "host/kept_fd.h"
 #include "host/worker.h"
 #include "sync/atomic.h"
@@ -66,11 +69,6 @@ static_assert(std::is_trivially_destructible_v<DescriptorSlot>,
 
 namespace {
 
-constexpr std::string_view kNamePrefix = "stagetwo:1:";
-constexpr std::string_view kLinkPrefix = "/memfd:";
-constexpr std::string_view kLinkSuffix = " (deleted)";
-constexpr size_t kMaxKind = 200;
-constexpr size_t kMaxLink = 768;  // with the folder a pipe was made in
 constexpr unsigned kBuckets = 256;
 // In DescriptorSlot::refs: the last ref is gone and the object is being destroyed.
 constexpr u32 kDying = u32{1} << 31;
@@ -81,7 +79,8 @@ DescriptorSlot buckets[kBuckets];
 sync::Mutex table_lock{sync::Rank::kDescriptors};
 DescriptorSlot* watched = nullptr;  // guarded by table_lock
 sync::Atomic<u32> watched_count{0};
-sync::Atomic<u32> watched_memory{0};  // of those, what is_waited_for()
+sync::Atomic<u32> watched_memory{0};  // of those, what is_waited_for(), until its end is over
+sync::Atomic<u32> ending_memory{0};   // of that, what is no longer watched
 sync::Atomic<bool> sweeper_added{false};
 sync::Atomic<u32> live_count{0};
 sync::Atomic<bool> anything{false};
@@ -189,6 +188,33 @@ bool forget(DescriptorSlot& slot) {
   return true;
 }
 
+// Who asks for the end of what is waited for (sweep_closed_memory) finds it watched, under way, or
+// over. From before it is forgotten until its last_close() has returned.
+class Ending {
+ public:
+  explicit Ending(const DescriptorSlot& slot) : counts_(is_waited_for(slot)) {
+    if (!counts_) return;
+    ending_memory.fetch_add(1, sync::kRelaxed);
+    watched_memory.fetch_add(1, sync::kRelaxed);
+  }
+  Ending(const Ending&) = delete;
+  Ending& operator=(const Ending&) = delete;
+  ~Ending() {
+    if (!counts_) return;
+    if (ending_memory.fetch_sub(1, sync::kRelease) == 1) sync::futex_wake(ending_memory, INT_MAX);
+    watched_memory.fetch_sub(1, sync::kRelease);
+  }
+  // Progress: who ends something waits for nobody that waits here.
+  static void wait() {
+    while (const u32 seen = ending_memory.load(sync::kAcquire)) {
+      sync::futex_wait(ending_memory, seen, sync::kNoTimeout);
+    }
+  }
+
+ private:
+  bool counts_;
+};
+
 // Pre: the caller has a ref of its own.
 void end_of(DescriptorSlot& slot) {
   if (!forget(slot)) return;
@@ -243,10 +269,6 @@ Result<DescriptorSlot*> enter_made(Box<Description> object, const DescriptorSpec
   }
 }
 
-struct ProcPath : FixedString<48> {
-  explicit ProcPath(int fd) { append("/proc/thread-self/fd/").append_int(fd); }
-};
-
 constexpr int kWatching = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
 
 // Ours until close_passing(), or until it is written down.
@@ -259,58 +281,6 @@ void close_passing(int fd) {
   static_cast<void>(sys::close(fd));
   sync::PassingNumber::end();
   take_number_back();
-}
-
-struct flock held_byte(short type) {
-  struct flock lock{};
-  lock.l_type = type;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = kHeldByte;
-  lock.l_len = 1;
-  return lock;
-}
-
-// Does any open file description still hold the memfd (I2)? On doubt, yes.
-bool is_held(int watch_fd) {
-  struct flock lock = held_byte(F_WRLCK);
-  const auto asked = sys::fcntl(watch_fd, F_OFD_GETLK, sys::arg(&lock));
-  return !asked || lock.l_type != F_UNLCK;
-}
-
-// The client's own open of the memfd, locked (I2). Where the kernel's file has no position ours is
-// at the last one, from which the kernel reads and writes nothing and says EINVAL: what libc does
-// inside (streams, dprintf) is refused as it would be there.
-Result<int> open_for_client(int backing_fd, int flags, bool has_position) {
-  const ProcPath path(backing_fd);
-  const int keep = O_ACCMODE | O_CLOEXEC | O_NONBLOCK | O_APPEND;
-  const int fd = ST_TRY(open_proc(path.c_str(), flags & keep));
-  const bool readable = (flags & O_ACCMODE) == O_RDONLY;
-  struct flock lock = held_byte(readable ? F_RDLCK : F_WRLCK);
-  const auto locked = sys::fcntl(fd, F_OFD_SETLK, sys::arg(&lock));
-  if (!locked) {
-    static_cast<void>(sys::close(fd));
-    return refuse(locked.error());
-  }
-  if (!has_position) sys::call(SYS_lseek, fd, INT64_MAX, SEEK_SET);
-  return fd;
-}
-
-// The kind in a memfd's name; empty: not one of ours.
-std::string_view kind_behind(int fd, char* buffer, size_t capacity) {
-  const ProcPath path(fd);
-  const long size = sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(path.c_str()), sys::arg(buffer),
-                              static_cast<long>(capacity));
-  if (size <= 0) return {};
-  std::string_view name(buffer, static_cast<size_t>(size));
-  if (!name.ends_with(kLinkSuffix)) return {};
-  name.remove_suffix(kLinkSuffix.size());
-  if (const size_t pipe = name.rfind(kReadyPrefix); pipe != std::string_view::npos) {
-    return name.substr(pipe + kReadyPrefix.size());
-  }
-  if (!name.starts_with(kLinkPrefix)) return {};
-  name.remove_prefix(kLinkPrefix.size());
-  if (!name.starts_with(kNamePrefix)) return {};
-  return name.substr(kNamePrefix.size());
 }
 
 // What stands for a description whose state lives in another process (I4).
@@ -462,7 +432,9 @@ namespace {
 // and a vCPU that stays in its guest asks nothing. The engine's thread looks.
 class Sweeper final : public WorkItem {
  public:
-  void turn() override { sweep_closed_memory(); }
+  void turn() override {
+    if (watched_memory.load(sync::kRelaxed) != 0) sweep_closed();
+  }
   u64 period_ns() override {
     return watched_memory.load(sync::kRelaxed) != 0 ? kSweepPeriodNs : sync::kNoTimeout;
   }
@@ -506,6 +478,7 @@ void CloseWatch::closed() {
       // Whoever still holds it is recognised again by its name.
       if (forget(slot)) unref(slot);
     } else if (watch_fd_ >= 0 && !is_held(watch_fd_)) {
+      const Ending ending(slot);
       end_of(slot);
       ref_.reset();
     } else if (watch_fd_ >= 0) {
@@ -524,23 +497,29 @@ void sweep_closed() {
   if (watched_count.load(sync::kRelaxed) == 0) [[likely]]
     return;
   DescriptorSlot* over[kSweepLimit];
+  std::optional<Ending> endings[kSweepLimit];
   int count = 0;
   {
     const sync::MutexGuard guard(table_lock);
     for (DescriptorSlot* slot = watched; slot != nullptr && count < kSweepLimit;
          slot = slot->next_watched) {
-      if (!is_held(slot->watch_fd) && try_ref(*slot)) over[count++] = slot;
+      if (is_held(slot->watch_fd) || !try_ref(*slot)) continue;
+      endings[count].emplace(*slot);
+      over[count++] = slot;
     }
   }
   for (int i = 0; i < count; ++i) {
     end_of(*over[i]);
     unref(*over[i]);
+    endings[i].reset();
   }
 }
 
 void sweep_closed_memory() {
-  if (watched_memory.load(sync::kRelaxed) != 0) [[unlikely]]
-    sweep_closed();
+  if (watched_memory.load(sync::kAcquire) == 0) [[likely]]
+    return;
+  sweep_closed();
+  Ending::wait();  // the engine's thread may have been first
 }
 
 bool is_engine_fd(int fd) {
@@ -586,6 +565,7 @@ void descriptors_after_fork_child() {
   DescriptorSlot* slot = std::exchange(watched, nullptr);
   watched_count.store(0, sync::kRelaxed);
   watched_memory.store(0, sync::kRelaxed);
+  ending_memory.store(0, sync::kRelaxed);
   sweeper_added.store(false, sync::kRelaxed);
   while (slot != nullptr) {
     static_cast<void>(sys::close(std::exchange(slot->watch_fd, -1)));

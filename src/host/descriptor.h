@@ -128,7 +128,8 @@ class CloseWatch {
 // still held them. One relaxed load when there are none.
 void sweep_closed();
 // The same where memory of a guest is among them: what a vCPU asks before it enters. While there is
-// such memory the engine's thread asks too, every 5 ms (docs/decisions/0017-guest-memfd.md).
+// such memory the engine's thread asks too, every 5 ms (docs/decisions/0017-guest-memfd.md). Post:
+// what nobody held before the call has ended, whoever saw it first.
 void sweep_closed_memory();
 
 // Does the caller run in memory it has borrowed (a child of vfork)? What is written down about

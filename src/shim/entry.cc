@@ -18,6 +18,7 @@
 #include "shim/next.h"
 #include "shim/raw.h"
 #include "shim/segments.h"
+#include "shim/shared_files.h"
 #include "shim/signal_masks.h"
 #include "shim/transfers.h"
 #include "shim/virtual_io.h"
@@ -76,22 +77,22 @@ ST_ENTRY int __openat64_2(int directory, const char* path, int flags) {
   return shim::open_at(directory, path, flags, 0);
 }
 ST_ENTRY FILE* fopen(const char* path, const char* mode) {
-  return shim::open_stream(path, mode);
+  return shim::noted_stream(shim::open_stream(path, mode));
 }
 ST_ENTRY FILE* fopen64(const char* path, const char* mode) {
-  return shim::open_stream(path, mode);
+  return shim::noted_stream(shim::open_stream(path, mode));
 }
 ST_ENTRY FILE* fdopen(int fd, const char* mode) noexcept {
-  return shim::stream_on(fd, mode);
+  return shim::stream_refused(fd) ? nullptr : shim::stream_on(fd, mode);
 }
 ST_ENTRY int fclose(FILE* stream) {
   return shim::close_stream(stream);
 }
 ST_ENTRY FILE* freopen(const char* path, const char* mode, FILE* stream) {
-  return shim::reopen_stream(path, mode, stream);
+  return shim::noted_stream(shim::reopen_stream(path, mode, stream));
 }
 ST_ENTRY FILE* freopen64(const char* path, const char* mode, FILE* stream) {
-  return shim::reopen_stream(path, mode, stream);
+  return shim::noted_stream(shim::reopen_stream(path, mode, stream));
 }
 ST_ENTRY int fflush(FILE* stream) {
   return shim::flush_stream(stream);

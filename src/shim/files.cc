@@ -539,8 +539,7 @@ bool is_known_change(int mode) {
 // In the order of vfs_fallocate (kernel file: fs/open.c).
 long allocate_ours(const host::DescriptionRef& ref, int fd, int mode, off_t offset, off_t size) {
   const auto flags = sys::fcntl(fd, F_GETFL);
-  const bool open = !flags || (*flags & O_PATH) == 0;
-  if (!open) return -EBADF;
+  if (flags && (*flags & O_PATH) != 0) return -EBADF;
   if (offset < 0 || size <= 0) return -EINVAL;
   if (!is_known_change(mode)) return -EOPNOTSUPP;
   if (flags && (*flags & O_ACCMODE) == O_RDONLY) return -EBADF;
@@ -548,6 +547,13 @@ long allocate_ours(const host::DescriptionRef& ref, int fd, int mode, off_t offs
   if (off_t end = 0; __builtin_add_overflow(offset, size, &end)) return -EFBIG;
   const auto done = ref->fallocate(fd, mode, offset, size);
   return done ? 0 : -static_cast<long>(to_int(done.error()));
+}
+
+// Another file than the one that was looked at, or none, or one of ours.
+bool means_another(int fd, const struct ::stat& before) {
+  struct ::stat now{};
+  return !sys::fstat(fd, &now) || now.st_ino != before.st_ino || now.st_dev != before.st_dev ||
+         behind_fd(fd) == Behind::kMemory;
 }
 
 }  // namespace
@@ -585,8 +591,9 @@ int fallocate_fd(int fd, int mode, off_t offset, off_t size) {
       if (ours) return static_cast<int>(as_libc(answer));
     }
     const int done = go_on();
-    // A stand-in is sealed: the number has come to mean one in between.
-    if (done == 0 || errno != EPERM || behind_fd(fd) != Behind::kMemory) return done;
+    // A stand-in is sealed: the number has come to mean one in between, and may mean another by
+    // now.
+    if (done == 0 || errno != EPERM || !(awake() && means_another(fd, behind))) return done;
   }
 }
 

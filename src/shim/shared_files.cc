@@ -15,6 +15,7 @@
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
 #include "shim/announce.h"
+#include "shim/files.h"
 #include "shim/memory_limit.h"
 #include "shim/rights.h"
 
@@ -94,6 +95,27 @@ void note_private(const void* at, size_t size, bool fresh) {
   const bool matters = awake() && (host::owners_active() || host::touches_are_signals());
   const auto range = matters ? host::pages_of(number_of(at), size) : std::optional<HvaRange>{};
   if (range) tell(host::Touches::kNothing, [&] { host::join_watched(*range, fresh); });
+}
+
+bool stream_refused(int fd) {
+  if (!awake()) [[likely]]
+    return false;
+  bool whole = true;
+  tell(host::Touches::kNothing, [&] {
+    host::GivenFiles given;
+    whole = given.add(fd, host::GivenTo::kReceiver);
+    given.keep();
+  });
+  if (!whole) errno = EIO;
+  return !whole;
+}
+
+FILE* noted_stream(FILE* stream) {
+  if (!awake() || stream == nullptr || !stream_refused(::fileno(stream))) [[likely]]
+    return stream;
+  close_stream(stream);
+  errno = EIO;
+  return nullptr;
 }
 
 bool giving_refused(const msghdr* message) {

@@ -48,6 +48,11 @@ class ViewToCome {
 // rights: host::join_watched().
 void note_private(const void* at, size_t size, bool fresh);
 
+// A stream reads and writes by libc's own calls, which are not seen: the memory behind it is whole
+// from now on, and stays. Where some of it is lost there is no stream; errno says so.
+bool stream_refused(int fd);
+FILE* noted_stream(FILE* stream);
+
 // Descriptors on their way to others (host/given_files.h). True: bytes of one are lost; errno says
 // so.
 bool giving_refused(const msghdr* message);

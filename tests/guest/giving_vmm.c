@@ -197,6 +197,18 @@ static void allocate(void) {
   check(posix_fallocate(memory_fd, 0, bytes) == 0, "posix_fallocate");
 }
 
+// Streams read and write by calls of libc's own.
+static void read_by_stream(void) {
+  make_memory(MFD_CLOEXEC);
+  char* bytes = malloc(kMemoryPages * kPage);
+  FILE* stream = fdopen(dup(memory_fd), "r");
+  check(bytes != NULL && stream != NULL, "fdopen");
+  check(fread(bytes, kPage, kMemoryPages, stream) == kMemoryPages, "fread");
+  check(wrong_pages(bytes, kMemoryPages) == 0, "a stream reads every byte");
+  fclose(stream);
+  free(bytes);
+}
+
 // Who copies the file without its holes copies every byte.
 static void seek_through(void) {
   const off_t bytes = kMemoryPages * kPage;
@@ -301,6 +313,8 @@ static void give(const char* way) {
     show_more();
   } else if (strcmp(way, "allocated") == 0) {
     allocate();
+  } else if (strcmp(way, "stream") == 0) {
+    read_by_stream();
   } else if (strcmp(way, "sought") == 0) {
     seek_through();
   } else {

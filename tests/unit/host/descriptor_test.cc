@@ -140,6 +140,38 @@ TEST(Descriptor, LivesWhileAChildHoldsIt) {
   EXPECT_EQ(descriptor_counts().watched, 0u);
 }
 
+class SlowToEnd final : public Description {
+ public:
+  explicit SlowToEnd(std::atomic<int>* turn) : turn_(turn) {}
+  long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
+  void last_close() override {
+    turn_->store(1);
+    ::usleep(50'000);
+    turn_->store(2);
+  }
+
+ private:
+  std::atomic<int>* turn_;
+};
+
+TEST(Descriptor, MemoryThatAnotherThreadEndsHasEndedForWhoAsks) {
+  std::atomic<int> turn{0};
+  auto backing = Backing::create("toy", 0);
+  auto slow = make_box<SlowToEnd>("toy", &turn);
+  ASSERT_TRUE(backing && slow);
+  const auto fd = publish(std::move(*slow), std::move(*backing), {.shape = FileShape::kMemory});
+  ASSERT_TRUE(fd.has_value());
+  const int held = ::dup(*fd);
+  watched_close(*fd);
+  EXPECT_EQ(turn.load(), 0);
+  ::close(held);  // behind our back, as by the end of another process
+  std::thread first([] { sweep_closed(); });
+  while (turn.load() == 0) std::this_thread::yield();
+  sweep_closed_memory();
+  EXPECT_EQ(turn.load(), 2);
+  first.join();
+}
+
 TEST(Descriptor, StateOfTheProcessIsForeignInAChild) {
   Life life;
   DescriptorSpec shared;
