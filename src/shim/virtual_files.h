@@ -58,7 +58,7 @@ struct VirtualFile {
   }
 };
 
-inline constexpr unsigned kMaxVirtualFiles = 128;
+inline constexpr unsigned kMaxVirtualFiles = 160;
 inline constexpr size_t kLongestVirtualText = 8192;
 
 // Pre: `name` is absolute and normal. Asks for options where it must (shim/options.h).
