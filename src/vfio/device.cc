@@ -31,7 +31,7 @@ class Device::Locked {
   sync::ProcessMutexGuard guard_;
 };
 
-Result<sync::Ref<Device>> Device::open(const Listed& device, bool received) {
+Result<sync::Ref<Device>> Device::open(const Listed& device, Opening how) {
   if (!device.type) return refuse(ENODEV);
   Registry& shared = *ST_TRY(registry());
   const sync::MutexGuard guard(opening);
@@ -43,10 +43,10 @@ Result<sync::Ref<Device>> Device::open(const Listed& device, bool received) {
   sync::Ref<Device> made;
   {
     const sync::ProcessMutexGuard lock(shared.slots[device.slot].lock, sync::Rank::kDevice);
-    const bool first = !received && !is_claimed(ClaimKind::kDevice, device.born);
+    const bool first = how != Opening::kReceived && !is_claimed(ClaimKind::kDevice, device.born);
     auto held = ST_TRY(claim(ClaimKind::kDevice, device.born, Share::kMany));
     made = ST_TRY(sync::Ref<Device>::make("vfio.device", device, std::move(held)));
-    ST_TRY(made->start(shared));
+    ST_TRY(made->start(shared, how != Opening::kByName));
     if (lock.died()) made->model_->reset();
     if (first) made->model_->first_open();
     made->changed(kConfigRegion);
@@ -56,9 +56,11 @@ Result<sync::Ref<Device>> Device::open(const Listed& device, bool received) {
 }
 
 // Pre: the slot's lock. Only after the claim: from here on nobody takes the slot away (I1).
-Result<void> Device::start(Registry& shared) {
+// `may_be_going`: a removal waits for somebody's claim already.
+Result<void> Device::start(Registry& shared, bool may_be_going) {
   slot_ = &shared.slots[which_.slot];
-  const bool there = slot_->state.load(sync::kAcquire) == SlotState::kActive;
+  const SlotState state = slot_->state.load(sync::kAcquire);
+  const bool there = state == SlotState::kActive || (may_be_going && state == SlotState::kRemoving);
   if (!there || slot_->born != which_.born) return refuse(ENODEV);
   memory_ = ST_TRY(map_memory(which_.slot));
   model_ = ST_TRY(which_.type.parent->make(

@@ -14,15 +14,18 @@
 #include "vfio/bus.h"
 #include "vfio/dma.h"
 #include "vfio/interrupts.h"
+#include "vfio/registry.h"
 
 namespace stagetwo::vfio {
 
 class Device final : public sync::RefCounted {
  public:
-  // The one of this process, made at the first call. `received`: another process has opened it, and
-  // what it has made of it stays. Failure: ENODEV (gone, being removed, or of a
-  // parent that this process does not know), ENOMEM, EMFILE.
-  static Result<sync::Ref<Device>> open(const Listed& device, bool received = false);
+  // kHeld: the caller has its node open, and a removal waits for that. kReceived: another process
+  // has opened it, and what it has made of it stays.
+  enum class Opening : u8 { kByName, kHeld, kReceived };
+  // The one of this process, made at the first call. Failure: ENODEV (gone, of a parent that this
+  // process does not know; by name: being removed), ENOMEM, EMFILE.
+  static Result<sync::Ref<Device>> open(const Listed& device, Opening how = Opening::kByName);
   Device(const Listed& which, Claim claim) : which_(which), claim_(std::move(claim)) {}
 
   [[nodiscard]] const Listed& which() const { return which_; }
@@ -46,6 +49,8 @@ class Device final : public sync::RefCounted {
   // on: plain areas as `prot` says, trapped ones without a right to write. Pre: the range is in
   // areas that are mapped. Failure: ENOMEM.
   Result<void> show(unsigned region, u64 offset, u64 size, int prot, Hva at);
+  // Nothing is there: a touch is SIGBUS. Failure: EMFILE, ENOMEM; what was there stands.
+  Result<void> hide(u64 size, int prot, Hva at) { return show_nothing(size, prot, at); }
   Result<void> set_irqs(const IrqSet& request);
 
  private:
@@ -65,7 +70,7 @@ class Device final : public sync::RefCounted {
     unsigned turns_ = 0;
   };
   ~Device() override;
-  Result<void> start(Registry& shared);
+  Result<void> start(Registry& shared, bool may_be_going);
   void changed(unsigned region);
 
   const Listed which_;

@@ -120,6 +120,7 @@ Engine::Engine(bool shares_addresses, const ModelContext& context)
   shape_.regions[4] = {kRingBytes, kRing};
   shape_.regions[kConfigRegion] = {PciConfig::kBytes};
   shape_.vectors[kMsixIndex] = kEngineVectors;
+  shape_.vectors[kRequestIndex] = 1;  // who has it open hears that it is to go
   channel_.set_cancel(thread_.cancel());
   reset();  // whoever had it before leaves nothing behind
 }

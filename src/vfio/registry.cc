@@ -11,6 +11,7 @@
 #include "base/sys.h"
 #include "host/client_limits.h"
 #include "host/session.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::vfio {
 namespace {
@@ -130,6 +131,16 @@ Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at) {
   static_cast<void>(
       ST_TRY(sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot, MAP_SHARED | MAP_FIXED,
                        use.get(), static_cast<off_t>(memory_of(slot) + offset))));
+  return {};
+}
+
+Result<void> show_nothing(u64 size, int prot, Hva at) {
+  const sync::PassingNumber passing;
+  const int empty = ST_TRY(sys::memfd_create("stagetwo-off", MFD_CLOEXEC));
+  const auto done = sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot,
+                              MAP_SHARED | MAP_FIXED, empty, 0);
+  static_cast<void>(sys::close(empty));
+  if (!done) return refuse(done.error());
   return {};
 }
 

@@ -60,6 +60,8 @@ inline constexpr u64 memory_of(u32 slot) {
 [[nodiscard]] Result<u8*> map_memory(u32 slot);
 // A part of it in the place of a client's mapping. Failure: ENOMEM; that mapping stands.
 [[nodiscard]] Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at);
+// Pages behind the end of a file in that place. Failure: EMFILE, ENOMEM; the same.
+[[nodiscard]] Result<void> show_nothing(u64 size, int prot, Hva at);
 void wipe_memory(u32 slot);
 
 // Maps it. Failure: ENOMEM, EMFILE, EIO (not one of this version).

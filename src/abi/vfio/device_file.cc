@@ -282,15 +282,6 @@ struct Place {
   u64 bytes;  // of the request that are in the region
 };
 
-// Of a function: is its memory off? Then its BARs answer nothing.
-bool memory_is_off(vfio::Device& device) {
-  constexpr u64 kCommand = 4;
-  constexpr u8 kMemory = 2;
-  u8 low = 0;
-  device.read(vfio::kConfigRegion, kCommand, {&low, 1});
-  return (low & kMemory) == 0;
-}
-
 Result<Place> place_of(vfio::Device& device, u64 size, off_t at) {
   const vfio::Shape& shape = device.shape();
   const u64 index = static_cast<u64>(at) >> kOffsetBits;
@@ -335,6 +326,7 @@ Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
     u8 bytes[4] = {};
     ST_TRY(copy_in_bytes(bytes, from + done, width));
     device().write(place.region, place.offset + done, {bytes, width});
+    if (place.region == vfio::kConfigRegion) follow_memory(device());
     done += width;
   }
   return static_cast<long>(place.bytes);
@@ -394,7 +386,7 @@ Box<host::Description> attach_device(std::string_view kind, host::DescriptorSpec
   if (!kind.starts_with(kKind) || !kind.substr(kKind.size()).starts_with(':')) return {};
   auto group = Group::received(kind.substr(kKind.size()));
   if (!group) return {};
-  auto device = vfio::Device::open((*group)->which(), true);
+  auto device = vfio::Device::open((*group)->which(), vfio::Device::Opening::kReceived);
   if (!device || !(*group)->connect(**device)) return {};
   *spec = device_spec();
   auto file = make_device_file(std::move(*group), std::move(*device));

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <tuple>
 
+#include "abi/vfio/requests.h"
 #include "abi/vfio/trapped_store.h"
 #include "base/process_page.h"
 #include "base/vec.h"
@@ -18,12 +20,17 @@ struct Mapping {
   sync::Ref<OpenDevice> device;
   unsigned region = 0;
   u64 offset = 0;  // of the range's start in the region
+  int prot = 0;
+  // A change of its pages is under way: they may be another's by now.
   bool going = false;
+  // Is the region's memory off, and do the pages say so?
+  bool off = false, hidden = false;
 };
 
 class Mappings final : public host::MmuNotifier {
  public:
-  Result<void> add(Mapping mapping);
+  Result<void> add(Mapping mapping, int prot);
+  void follow(vfio::Device& device);
   bool store(Hva at, ucontext_t* context);
   [[nodiscard]] size_t count();
 
@@ -34,7 +41,6 @@ class Mappings final : public host::MmuNotifier {
                                                  : host::TryStart::kNotMine;
   }
   void invalidate_range_end(const host::InvalidateEvent& event) override { forget(event.range); }
-  void forget(HvaRange range);
 
   // In a child: nobody subscribes, and the lock may have been another thread's.
   void after_fork_child() {
@@ -43,6 +49,9 @@ class Mappings final : public host::MmuNotifier {
   }
 
  private:
+  void forget(HvaRange range);
+  void follow_locked(vfio::Device& device) TA_REQ(changing_);
+  void settle(Mapping& row) TA_REQ(lock_);
   // The lower and the upper end of what stays; false: nothing, or not one piece.
   static bool trim(const Mapping& mapping, HvaRange gone, HvaRange* left);
   sync::Ref<OpenDevice> take_gone(HvaRange range);
@@ -73,17 +82,54 @@ bool on_store(Hva at, void* context) {
   return known != nullptr && known->store(at, static_cast<ucontext_t*>(context));
 }
 
-Result<void> Mappings::add(Mapping mapping) {
+Result<void> Mappings::add(Mapping mapping, int prot) {
   const sync::MutexGuard changing(changing_);
   if (subscribed_ != process_stamp()) {
     if (const auto done = host::register_notifier(this); !done) return refuse(ENOMEM);
     subscribed_ = process_stamp();
     host::backstop::set_store_trap(on_store);
   }
-  const sync::MutexGuard guard(lock_);
-  ST_TRY(rows_.push_back(std::move(mapping)));
-  used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
+  const sync::Ref<OpenDevice> opened = mapping.device.clone();
+  const auto [range, region, offset] = std::tuple(mapping.range, mapping.region, mapping.offset);
+  {
+    const sync::MutexGuard guard(lock_);
+    ST_TRY(rows_.push_back(std::move(mapping)));
+    used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
+  }
+  vfio::Device& device = opened->device();
+  if (const auto shown = device.show(region, offset, range.size(), prot, range.start()); !shown) {
+    forget(range);
+    return shown;
+  }
+  follow_locked(device);
   return {};
+}
+
+// ---- memory that is off: a touch is SIGBUS
+
+void Mappings::settle(Mapping& row) {
+  if (row.going || row.off == row.hidden) return;
+  vfio::Device& device = row.device->device();
+  const Hva at = row.range.start();
+  const auto done = row.off ? device.hide(row.range.size(), row.prot, at)
+                            : device.show(row.region, row.offset, row.range.size(), row.prot, at);
+  if (done) row.hidden = row.off;
+}
+
+void Mappings::follow_locked(vfio::Device& device) {
+  if (!device.shape().function) return;
+  const bool off = memory_is_off(device);
+  const sync::MutexGuard guard(lock_);
+  for (Mapping& row : rows_) {
+    if (&row.device->device() != &device || row.region >= vfio::kBars) continue;
+    row.off = off;
+    settle(row);
+  }
+}
+
+void Mappings::follow(vfio::Device& device) {
+  const sync::MutexGuard changing(changing_);
+  follow_locked(device);
 }
 
 size_t Mappings::count() {
@@ -95,7 +141,10 @@ bool Mappings::invalidate_range_start(const host::InvalidateEvent& event) {
   if (event.kind != host::EventKind::kUnmap || used_.load(sync::kAcquire) == 0) return false;
   const sync::MutexGuard guard(lock_);
   bool any = false;
-  for (const Mapping& row : rows_) any = any || row.range.overlaps(event.range);
+  for (Mapping& row : rows_) {
+    if (!row.range.overlaps(event.range)) continue;
+    row.going = any = true;
+  }
   return any;
 }
 
@@ -118,6 +167,8 @@ sync::Ref<OpenDevice> Mappings::take_gone(HvaRange range) {
     if (trim(row, range, &left)) {
       row.offset += left.start() - row.range.start();
       row.range = left;
+      row.going = false;
+      settle(row);
       continue;
     }
     sync::Ref<OpenDevice> device = std::move(row.device);
@@ -157,7 +208,10 @@ bool Mappings::store(Hva at, ucontext_t* context) {
     const sync::MutexGuard guard(lock_);
     for (const Mapping& row : rows_) {
       if (row.range.contains(at)) {
-        found = {row.range, row.device.clone(), row.region, row.offset};
+        found = {.range = row.range,
+                 .device = row.device.clone(),
+                 .region = row.region,
+                 .offset = row.offset};
       }
     }
   }
@@ -181,10 +235,16 @@ bool Mappings::store(Hva at, ucontext_t* context) {
 
 Result<void> note_mapping(const sync::Ref<OpenDevice>& device, Hva at, u64 size, int prot,
                           unsigned region, u64 offset) {
-  ST_TRY(mappings().add({HvaRange(at, size), device.clone(), region, offset}));
-  const auto shown = device->device().show(region, offset, size, prot, at);
-  if (!shown) mappings().forget(HvaRange(at, size));
-  return shown;
+  return mappings().add({.range = HvaRange(at, size),
+                         .device = device.clone(),
+                         .region = region,
+                         .offset = offset,
+                         .prot = prot},
+                        prot);
+}
+
+void follow_memory(vfio::Device& device) {
+  if (Mappings* const known = made.load(sync::kAcquire)) known->follow(device);
 }
 
 size_t debug_mappings() {

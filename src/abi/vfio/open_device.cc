@@ -47,7 +47,7 @@ Result<u32> OpenDevice::bind(int fd) {
   if (!iommufd) return refuse(EBADFD);
   auto bound = vfio::claim(vfio::ClaimKind::kBound, which_.born, vfio::Share::kOne);
   if (!bound) return refuse(to_int(bound.error()) == EBUSY ? EINVAL : to_int(bound.error()));
-  auto device = ST_TRY(vfio::Device::open(which_));
+  auto device = ST_TRY(vfio::Device::open(which_, vfio::Device::Opening::kHeld));
   const u32 id = ST_TRY(device->bind(std::move(iommufd)));
   device_ = std::move(device);
   bound_ = std::move(*bound);

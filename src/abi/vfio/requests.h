@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Parts of the container's requests. Not for other rooms.
+// Parts of the container's requests, and of the device's. Not for other rooms.
 
 #include <linux/vfio.h>
 
 #include "vfio/container.h"
+#include "vfio/device.h"
 
 namespace stagetwo::abi_vfio {
 
 inline long as_answer(const Result<long>& done) {
   return done ? *done : -static_cast<long>(to_int(done.error()));
+}
+
+// Of a function: is its memory off? Then its BARs answer nothing.
+[[nodiscard]] inline bool memory_is_off(vfio::Device& device) {
+  constexpr u64 kCommand = 4;
+  constexpr u8 kMemory = 2;
+  u8 low = 0;
+  device.read(vfio::kConfigRegion, kCommand, {&low, 1});
+  return (low & kMemory) == 0;
 }
 
 // INT_MAX pages.

@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 
 #include "vfio_client.h"
@@ -92,6 +94,44 @@ static void map_registers(int device) {
   REQUIRE(pwrite(device, &command, 2, place) == 2);
   REQUIRE(ioctl(device, VFIO_DEVICE_RESET) == 0);
   REQUIRE(*reg8(0x08) == 0x33 && *reg8(0x00) == 1 && (*reg64(0x88) & 7) == 3);
+}
+
+static sigjmp_buf off;
+static void on_bus_error(int number) {
+  siglongjmp(off, number);
+}
+// What becomes of a touch: 0, or the signal.
+static int touch(volatile uint8_t* at, int stores) {
+  const int number = sigsetjmp(off, 1);
+  if (number != 0) return number;
+  if (stores) {
+    *at = *at;
+  } else {
+    (void)*at;
+  }
+  return 0;
+}
+
+// While the function's memory is off its registers are not there, by whatever way.
+static void memory_off(int device) {
+  const off_t place = ((off_t)VFIO_PCI_CONFIG_REGION_INDEX << 40) + 4;
+  uint16_t command = 0;
+  uint8_t value = 0;
+  REQUIRE(pread(device, &command, 2, place) == 2);
+  const uint16_t none = command & (uint16_t)~2u;
+  struct sigaction before, ours = {.sa_handler = on_bus_error};
+  REQUIRE(sigaction(SIGBUS, &ours, &before) == 0);
+  REQUIRE(touch(reg8(0x08), 0) == 0);
+  REQUIRE(pwrite(device, &none, 2, place) == 2);
+  REFUSED(pread(device, &value, 1, 8), EIO);
+  REQUIRE(touch(reg8(0x08), 0) == SIGBUS && touch(reg8(0x08), 1) == SIGBUS);
+  volatile uint8_t* const more = mmap(NULL, 0x4000, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0);
+  REQUIRE(more != MAP_FAILED && touch(more + 8, 0) == SIGBUS);
+  REQUIRE(munmap((void*)(more + 3 * kPage), kPage) == 0);
+  REQUIRE(pwrite(device, &command, 2, place) == 2);
+  REQUIRE(*reg8(0x08) == 0x33 && more[8] == 0x33 && touch(reg8(0x08), 1) == 0);
+  REQUIRE(munmap((void*)more, 0x4000) == 0);
+  REQUIRE(sigaction(SIGBUS, &before, NULL) == 0);
 }
 
 static uint64_t iova_of(struct memory* memory, const volatile void* what) {
@@ -183,6 +223,7 @@ int main(void) {
   find_device(name);
   const int device = open_device(name, memory, &container);
   map_registers(device);
+  memory_off(device);
   copies(memory);
   memory = moves(container, memory);
   rings(device, memory);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Isolation between clients of the dma-engine: those cases of the matrix in
 // docs/support-matrix-vfio.md that need descriptors. The others: isolation_test.cc.
+#include <sys/eventfd.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <memory>
 #include <random>
@@ -54,6 +57,25 @@ TEST_F(EngineIsolation, I3ADescriptorThatNamesAnothersPasidIsTreatedAsItsOwners)
   a_->submit(d);
   EXPECT_NE(a_->wait_error(), 0u) << "not even its completion record can be written";
   EXPECT_EQ(a_->bytes(kData)[0], 0);
+}
+
+TEST_F(EngineIsolation, I19WhoHasAnEngineOpenHearsThatItIsToGo) {
+  const int bell = eventfd(0, EFD_NONBLOCK);
+  const u32 number = static_cast<u32>(bell);
+  ASSERT_TRUE(a_->device().set_irqs({IrqSet::kEventfds | IrqSet::kTrigger,
+                                     kRequestIndex,
+                                     0,
+                                     1,
+                                     {reinterpret_cast<const u8*>(&number), sizeof(number)}}));
+  auto removal = begin_removal(uuid(1));
+  ASSERT_TRUE(removal);
+  u64 rings = 0;
+  for (int i = 0; i < 500 && ::read(bell, &rings, sizeof(rings)) < 0; ++i) usleep(10'000);
+  EXPECT_EQ(rings, 1u);
+  a_.reset();
+  finish_removal(std::move(*removal));
+  EXPECT_FALSE(find_device(uuid(1)));
+  close(bell);
 }
 
 // Its queue is its own: what it fills with rubbish is its own time. The figure that the matrix asks

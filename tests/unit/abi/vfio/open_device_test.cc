@@ -114,21 +114,38 @@ TEST_F(Node, ItsDmaFollowsWhatIsAttached) {
 TEST_F(Node, EachPasidIsAnIoasOfItsOwn) {
   abi_vfio::set_newer_requests(true);
   ASSERT_EQ(bind(device_, iommufd_), 0);
-  const u32 ioas = make_ioas();
-  ASSERT_EQ(map(ioas, kIova, 2), 0);
+  constexpr u32 kFirst = 5, kSecond = 6, kUnused = 7;
+  const u32 spaces[] = {make_ioas(), make_ioas()};
+  for (const u64 page : {u64{0}, u64{1}}) {
+    ASSERT_EQ(map(spaces[page], kIova, page), 0) << "the same IOVA of both";
+    ASSERT_EQ(map(spaces[page], kIova + (page + 1) * kPageSize, 2 + page), 0);
+  }
+  const u32 tables[] = {make_table(spaces[0]), make_table(spaces[1])};
   EXPECT_EQ(attach(9999, VFIO_DEVICE_ATTACH_PASID, 0), -EINVAL) << "PASID 0 is no PASID";
-  EXPECT_EQ(attach(9999, VFIO_DEVICE_ATTACH_PASID, 5), -ENOENT);
-  EXPECT_EQ(attach(9999, 2, 5), -EINVAL) << "an unknown flag";
-  const u32 table = make_table(ioas);
-  EXPECT_EQ(attach(table, VFIO_DEVICE_ATTACH_PASID, 1 << 20), -EINVAL);
-  ASSERT_EQ(attach(table, VFIO_DEVICE_ATTACH_PASID, 5), 0);
-  EXPECT_EQ(write(kIova, 0xb1, {5, false}), 0u);
-  EXPECT_EQ(byte(2), 0xb1);
-  EXPECT_EQ(write(kIova, 1, {6, false}), 0x59u);
-  EXPECT_EQ(write(kIova, 1), 0x59u);
-  EXPECT_EQ(detach(VFIO_DEVICE_DETACH_PASID, 6), 0) << "unused: no effect";
-  ASSERT_EQ(detach(VFIO_DEVICE_DETACH_PASID, 5), 0);
-  EXPECT_EQ(write(kIova, 1, {5, false}), 0x59u);
+  EXPECT_EQ(attach(9999, VFIO_DEVICE_ATTACH_PASID, kFirst), -ENOENT);
+  EXPECT_EQ(attach(9999, 2, kFirst), -EINVAL) << "an unknown flag";
+  EXPECT_EQ(attach(tables[0], VFIO_DEVICE_ATTACH_PASID, 1 << 20), -EINVAL);
+  ASSERT_EQ(attach(tables[0], VFIO_DEVICE_ATTACH_PASID, kFirst), 0);
+  ASSERT_EQ(attach(tables[1], VFIO_DEVICE_ATTACH_PASID, kSecond), 0);
+  EXPECT_EQ(write(kIova, 0xb1, {kFirst, false}), 0u);
+  EXPECT_EQ(write(kIova, 0xb2, {kSecond, false}), 0u);
+  EXPECT_EQ(byte(0), 0xb1);
+  EXPECT_EQ(byte(1), 0xb2);
+  // What only one of them has.
+  EXPECT_EQ(write(kIova + kPageSize, 0xc1, {kFirst, false}), 0u);
+  EXPECT_NE(write(kIova + kPageSize, 1, {kSecond, false}), 0u);
+  EXPECT_EQ(write(kIova + 2 * kPageSize, 0xc2, {kSecond, false}), 0u);
+  EXPECT_NE(write(kIova + 2 * kPageSize, 1, {kFirst, false}), 0u);
+  EXPECT_EQ(byte(2), 0xc1);
+  EXPECT_EQ(byte(3), 0xc2);
+  EXPECT_EQ(write(kIova, 1, {kUnused, false}), 0x59u);
+  EXPECT_EQ(write(kIova, 1), 0x59u) << "and the device itself has none";
+  EXPECT_EQ(detach(VFIO_DEVICE_DETACH_PASID, kUnused), 0) << "no effect";
+  ASSERT_EQ(detach(VFIO_DEVICE_DETACH_PASID, kFirst), 0);
+  EXPECT_EQ(write(kIova, 1, {kFirst, false}), 0x59u);
+  EXPECT_EQ(write(kIova, 0xb3, {kSecond, false}), 0u) << "the other one goes on";
+  EXPECT_EQ(byte(1), 0xb3);
+  EXPECT_EQ(byte(0), 0xb1);
 }
 
 TEST_F(Node, ADeviceWithoutAnIommuDeviceIsAnAccess) {
@@ -177,6 +194,22 @@ TEST_F(Node, AnIommufdServesAGroup) {
 }
 
 // ---- who has it open hears that it is to go
+
+// Whose file was open before the removal began is served: the kernel's holds the registration.
+TEST_F(Node, AnOpenNodeIsBoundWhileARemovalWaitsForIt) {
+  auto removal = vfio::begin_removal(uuid());
+  ASSERT_TRUE(removal);
+  ASSERT_EQ(bind(device_, iommufd_), 0);
+  const u32 ioas = make_ioas();
+  ASSERT_EQ(map(ioas, kIova, 0), 0);
+  ASSERT_EQ(attach(ioas), 0);
+  EXPECT_EQ(write(kIova, 0x77), 0u);
+  EXPECT_EQ(byte(0), 0x77);
+  close_fd(device_);
+  device_ = -1;
+  vfio::finish_removal(std::move(*removal));
+  EXPECT_FALSE(vfio::device_from(0));
+}
 
 TEST_F(Node, I19ARemovalWaitsForTheNodeAndAsksItsHolder) {
   ASSERT_EQ(bind(device_, iommufd_), 0);
