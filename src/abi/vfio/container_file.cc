@@ -238,6 +238,7 @@ Result<int> open_container(int flags) {
 Box<host::Description> attach(std::string_view kind, int fd, host::DescriptorSpec* spec) {
   if (auto group = attach_group(kind, spec)) return group;
   if (auto device = attach_device(kind, spec)) return device;
+  if (auto node = attach_node(kind, spec)) return node;
   if (kind != kKind) return {};
   *spec = container_spec(O_RDWR | O_CLOEXEC);
   auto file = make_file(fd);

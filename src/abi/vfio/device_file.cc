@@ -19,6 +19,7 @@ namespace {
 
 constexpr unsigned kOffsetBits = 40;               // of a region's place in the file
 constexpr std::string_view kKind = "vfio-device";  // opened by its group
+constexpr std::string_view kNodeKind = "vfio-node";
 constexpr u64 kOffsetMask = (u64{1} << kOffsetBits) - 1;
 static_assert(vfio::kRegions == VFIO_PCI_NUM_REGIONS && vfio::kIrqIndexes == VFIO_PCI_NUM_IRQS);
 static_assert(kNodeMajor == vfio::kNodeMajor);
@@ -259,8 +260,9 @@ Result<long> DeviceFile::serve(u32 request, u64 arg) {
 
 // Before it is bound a node's file answers nothing else.
 Result<long> DeviceFile::serve_node(u32 request, u64 arg) {
-  if (request == VFIO_DEVICE_BIND_IOMMUFD) return bind_iommufd(*device_, arg);
-  if (!device_->is_granted()) return refuse(EINVAL);
+  if (request == VFIO_DEVICE_BIND_IOMMUFD && !device_->is_elsewhere())
+    return bind_iommufd(*device_, arg);
+  if (!device_->is_granted()) return refuse(device_->is_elsewhere() ? EIO : EINVAL);
   if (!device_->has_group() && request == VFIO_DEVICE_ATTACH_IOMMUFD_PT) {
     return attach_pt(*device_, arg);
   }
@@ -394,22 +396,49 @@ Box<host::Description> attach_device(std::string_view kind, host::DescriptorSpec
   return std::move(*file);
 }
 
+namespace {
+
+host::DescriptorSpec node_spec(u32 number, int flags) {
+  return {.shape = host::FileShape::kCharDevice,
+          .home = host::StateHome::kDescription,
+          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
+          .device_major = kNodeMajor,
+          .device_minor = number,
+          .wants_last_close = true,
+          .seeks = false};
+}
+
+Result<Box<DeviceFile>> make_node_file(const vfio::Listed& which, vfio::Claim node, bool received) {
+  auto opened =
+      ST_TRY(sync::Ref<OpenDevice>::make("abi_vfio.open_device", which, std::move(node), received));
+  return make_box<DeviceFile>("abi_vfio.device_file", std::move(opened));
+}
+
+}  // namespace
+
 Result<int> open_node(u32 number, int flags) {
   const auto which = vfio::device_at(number);
   if (!which || !which->type) return refuse(ENODEV);
   auto node = ST_TRY(vfio::claim(vfio::ClaimKind::kNode, which->born, vfio::Share::kMany));
-  auto backing = ST_TRY(host::Backing::create("vfio-node", 0));
-  auto opened =
-      ST_TRY(sync::Ref<OpenDevice>::make("abi_vfio.open_device", *which, std::move(node)));
-  auto file = ST_TRY(make_box<DeviceFile>("abi_vfio.device_file", std::move(opened)));
-  return host::publish(std::move(file), std::move(backing),
-                       {.shape = host::FileShape::kCharDevice,
-                        .home = host::StateHome::kDescription,
-                        .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-                        .device_major = kNodeMajor,
-                        .device_minor = number,
-                        .wants_last_close = true,
-                        .seeks = false});
+  FixedString<kLongestKind> kind;
+  append_kind(kNodeKind, *which, 0, kind);
+  auto backing = ST_TRY(host::Backing::create(kind.c_str(), 0));
+  auto file = ST_TRY(make_node_file(*which, std::move(node), false));
+  return host::publish(std::move(file), std::move(backing), node_spec(number, flags));
+}
+
+// A removal waits for the sender's claim, and from here on for this one; what went before is gone.
+Box<host::Description> attach_node(std::string_view kind, host::DescriptorSpec* spec) {
+  if (!kind.starts_with(kNodeKind)) return {};
+  kind.remove_prefix(kNodeKind.size());
+  const auto named = read_kind(kind);
+  if (!named) return {};
+  auto node = vfio::claim(vfio::ClaimKind::kNode, named->which.born, vfio::Share::kMany);
+  if (!node || !read_kind(kind)) return {};
+  *spec = node_spec(named->which.slot, O_RDWR | O_CLOEXEC);
+  auto file = make_node_file(named->which, std::move(*node), true);
+  if (!file) return {};
+  return std::move(*file);
 }
 
 }  // namespace stagetwo::abi_vfio

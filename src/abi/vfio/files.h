@@ -18,6 +18,16 @@ namespace stagetwo::abi_vfio {
 
 inline constexpr size_t kLongestKind = 128;
 
+// How descriptors of a device are named, for whoever receives one: PREFIX:slot:device:opening:
+// registry; of its own node the opening is 0.
+void append_kind(std::string_view prefix, const vfio::Listed& which, u64 opening, TextWriter& out);
+struct Named {
+  vfio::Listed which;
+  u64 opening;
+};
+// Such a name without its prefix. Failure: EIO (another session's, or the device is gone).
+[[nodiscard]] Result<Named> read_kind(std::string_view kind);
+
 // A group that is open, as one process sees it: what it has in the place of a container stands in
 // the registry (vfio/group_link.h). Lifetime: its descriptor here, and those of its device; in
 // whichever process the last one ends it leaves its container.
@@ -28,8 +38,10 @@ class Group final : public sync::RefCounted {
   // The group behind a descriptor that another process has opened. Failure: EIO (that was another
   // session's, or it is over), EMFILE, ENOMEM.
   static Result<sync::Ref<Group>> received(std::string_view kind);
-  // How its descriptors, and those of its device, are named: PREFIX:slot:device:opening:registry.
-  void append_kind(std::string_view prefix, TextWriter& out) const;
+  // Of its descriptors, and those of its device.
+  void append_kind(std::string_view prefix, TextWriter& out) const {
+    abi_vfio::append_kind(prefix, which_, opening_, out);
+  }
 
   [[nodiscard]] const vfio::Listed& which() const { return which_; }
   // Has the device gone meanwhile?
@@ -71,10 +83,15 @@ class OpenDevice final : public sync::RefCounted {
         group_(std::move(group)),
         device_(std::move(device)),
         granted_(true) {}
-  OpenDevice(const vfio::Listed& which, vfio::Claim node) : which_(which), node_(std::move(node)) {}
+  OpenDevice(const vfio::Listed& which, vfio::Claim node, bool received = false)
+      : which_(which), received_(received), node_(std::move(node)) {}
 
   // May it be used? Before it is, nothing but bind() and has_group() is asked.
   [[nodiscard]] bool is_granted() const { return granted_.load(sync::kAcquire); }
+  // Of one that was received: is it bound in another process? It cannot be used by this one then.
+  [[nodiscard]] bool is_elsewhere() const {
+    return received_ && !is_granted() && vfio::is_claimed(vfio::ClaimKind::kBound, which_.born);
+  }
   [[nodiscard]] bool has_group() const { return static_cast<bool>(group_); }
   [[nodiscard]] vfio::Device& device() const { return *device_; }
   [[nodiscard]] sync::Mutex& changing() TA_RETURN(changing_) { return changing_; }
@@ -89,6 +106,7 @@ class OpenDevice final : public sync::RefCounted {
  private:
   ~OpenDevice() override = default;
   const vfio::Listed which_;
+  const bool received_ = false;
   sync::Mutex changing_{sync::Rank::kVm};
   vfio::Claim node_;
   vfio::Claim against_group_, bound_;
@@ -117,6 +135,7 @@ class ContainerFile final : public host::Description {
                                                   host::DescriptorSpec* spec);
 [[nodiscard]] Box<host::Description> attach_device(std::string_view kind,
                                                    host::DescriptorSpec* spec);
+[[nodiscard]] Box<host::Description> attach_node(std::string_view kind, host::DescriptorSpec* spec);
 
 // The requests of a device's own node (open_device.cc).
 [[nodiscard]] Result<long> bind_iommufd(OpenDevice& device, u64 arg);

@@ -31,7 +31,7 @@ sync::Ref<iommu::Iommufd> iommufd_of(const host::DescriptionRef& ref) {
 // the one that has set it. Empty: neither has it open.
 template <typename F>
 auto find_linked(const vfio::GroupLink& link, F&& what) {
-  struct ::stat behind{};
+  struct ::stat behind {};
   behind.st_mode = S_IFREG;
   behind.st_dev = link.device;
   behind.st_ino = link.inode;
@@ -58,15 +58,14 @@ void clean_up(const vfio::Listed& device, const vfio::GroupLink& left) {
   if (const auto container = find_linked(left, container_of)) container->remove_group(device);
 }
 
-void Group::append_kind(std::string_view prefix, TextWriter& out) const {
+void append_kind(std::string_view prefix, const vfio::Listed& which, u64 opening, TextWriter& out) {
   out.append(prefix);
-  for (const u64 number : {u64{which_.slot}, which_.born, opening_, vfio::registry_identity()}) {
+  for (const u64 number : {u64{which.slot}, which.born, opening, vfio::registry_identity()}) {
     out.append_char(':').append_int(number);
   }
 }
 
-// The claim first: while it is there, no other opening begins.
-Result<sync::Ref<Group>> Group::received(std::string_view kind) {
+Result<Named> read_kind(std::string_view kind) {
   std::array<u64, 4> numbers{};
   for (u64& number : numbers) {
     if (!kind.starts_with(':')) return refuse(EIO);
@@ -81,9 +80,15 @@ Result<sync::Ref<Group>> Group::received(std::string_view kind) {
   }
   const auto which = vfio::device_from(static_cast<u32>(slot));
   if (!which || which->slot != slot || which->born != born || !which->type) return refuse(EIO);
-  auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, born, vfio::Share::kMany));
-  if (!vfio::is_opening(which->slot, opening)) return refuse(EIO);
-  return sync::Ref<Group>::make("abi_vfio.group", *which, std::move(claim), opening);
+  return Named{*which, opening};
+}
+
+// The claim first: while it is there, no other opening begins.
+Result<sync::Ref<Group>> Group::received(std::string_view kind) {
+  const auto [which, opening] = ST_TRY(read_kind(kind));
+  auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, which.born, vfio::Share::kMany));
+  if (!vfio::is_opening(which.slot, opening)) return refuse(EIO);
+  return sync::Ref<Group>::make("abi_vfio.group", which, std::move(claim), opening);
 }
 
 bool Group::is_gone() const {

@@ -35,8 +35,8 @@ inline constexpr unsigned kMostGroups = 64;
 // May PASIDs be attached, as from 6.15 on? Default: no. `stagetwo run --abi=6.18`.
 void set_newer_requests(bool on);
 
-// The description of a received descriptor (host::set_attacher); empty: not of this room, a
-// device by its own node, or nothing of it can be found from here (another session's; it is over).
+// The description of a received descriptor (host::set_attacher); empty: not of this room, or
+// nothing of it can be found from here (another session's; it is over).
 [[nodiscard]] Box<host::Description> attach(std::string_view kind, int fd,
                                             host::DescriptorSpec* spec);
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "abi/iommufd/iommufd.h"
+#include "abi/vfio/uapi.h"
 #include "host/placed_io.h"
 #include "host/process.h"
 #include "tests/unit/abi/vfio/vfio_client.h"
@@ -201,7 +202,65 @@ TEST_F(SharedGroup, SentToAnotherProcessItIsTheSame) {
   int status = -1;
   waitpid(child, &status, 0);
   EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status, 0);
-  host::sweep_closed();
+  const auto free = abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
+  ASSERT_TRUE(free);
+  group_ = *free;
+  close(talk[0]);
+  close(talk[1]);
+}
+
+// As who may open the node hands it to a machine monitor that may not.
+TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
+  int talk[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, talk), 0);
+  for (const int fd : {group_, container_}) close_fd(fd);
+  group_ = container_ = -1;
+  const pid_t child = fork();
+  char go = 0;
+  if (child == 0) {
+    host::after_fork_child();
+    abi_vfio::after_fork_child();
+    int fds[3];
+    if (!receive_all(talk[1], fds)) _exit(1);
+    vfio_device_info info{};
+    info.argsz = offsetof(vfio_device_info, cap_offset);
+    const auto bind = [](int fd, int iommufd) {
+      vfio_device_bind_iommufd cmd{sizeof(cmd), 0, iommufd, 0};
+      return ask(fd, VFIO_DEVICE_BIND_IOMMUFD, &cmd);
+    };
+    if (ask(fds[0], VFIO_DEVICE_GET_INFO, &info) != -EINVAL) _exit(2);
+    const int iommufd = *abi_iommufd::open_device(O_RDWR | O_CLOEXEC);
+    if (bind(fds[0], iommufd) != 0) _exit(3);
+    if (ask(fds[0], VFIO_DEVICE_GET_INFO, &info) != 0 || info.num_irqs != 5) _exit(4);
+    if (read_id(fds[0]) == 0) _exit(5);
+    if (ask(fds[2], VFIO_DEVICE_GET_INFO, &info) != -EIO) _exit(6);
+    // The other closes all it had.
+    if (write(talk[1], "x", 1) != 1 || read(talk[1], &go, 1) != 1) _exit(7);
+    if (read_id(fds[0]) == 0) _exit(8);
+    for (const int fd : fds) close_fd(fd);
+    close_fd(iommufd);
+    _exit(0);
+  }
+  // The third: of another device, which is bound here.
+  ASSERT_TRUE(vfio::create_device(vfio::find_type(type_), {{7}}));
+  const int node = *abi_vfio::open_node(0, O_RDWR | O_CLOEXEC);
+  const int other = *abi_vfio::open_node(1, O_RDWR | O_CLOEXEC);
+  const int iommufd = *abi_iommufd::open_device(O_RDWR | O_CLOEXEC);
+  vfio_device_bind_iommufd cmd{sizeof(cmd), 0, iommufd, 0};
+  ASSERT_EQ(ask(other, VFIO_DEVICE_BIND_IOMMUFD, &cmd), 0);
+  send_all(talk[0], {node, iommufd, other});
+  EXPECT_EQ(read(talk[0], &go, 1), 1);
+  EXPECT_EQ(ask(node, VFIO_DEVICE_BIND_IOMMUFD, &cmd), -EINVAL) << "the other has bound it";
+  for (const int fd : {node, other, iommufd}) close_fd(fd);
+  const auto taken = abi_vfio::open_group(0, O_RDWR);
+  EXPECT_EQ(taken ? 0 : to_int(taken.error()), EBUSY) << "it is in use by its own node";
+  EXPECT_EQ(write(talk[0], "x", 1), 1);
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status, 0);
+  auto removal = vfio::begin_removal({{7}});
+  ASSERT_TRUE(removal);
+  vfio::finish_removal(std::move(*removal));
   const auto free = abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
   ASSERT_TRUE(free);
   group_ = *free;
