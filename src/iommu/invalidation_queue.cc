@@ -8,7 +8,7 @@
 namespace stagetwo::iommu {
 namespace {
 
-constexpr unsigned kSpins = 200;   // a section is one page long
+constexpr unsigned kSpins = 200;   // most sections are a page long
 constexpr unsigned kLooks = 1000;  // between two looks whether its thread lives
 
 }  // namespace

@@ -8,7 +8,7 @@
 //   engine                                    who unmaps (has the arena's lock)
 //   enter(line)   inside = tid
 //   heed(line)    tail; forget; heeded = it   entries are gone from the tables
-//   use what is cached: one page              post(…): descriptor, tail
+//   use what is cached: a piece               post(…): descriptor, tail
 //   leave(line)   inside = 0                  wait(): each line is outside or has heeded the tail
 //                                             pages are unpinned
 //

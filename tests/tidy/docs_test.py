@@ -37,6 +37,7 @@ class Docs(unittest.TestCase):
         self.assertEqual(set(), set(commands) - made(Path("README.md")))
 
     def test_EveryPathInADocumentExists(self):
+        rooms = {room.split("/")[0] for room in house.floors()}
         offences = []
         for p in documents():
             for word in re.findall(r"`([^`\s]+)`|\]\(([^)\s]+)\)", house.text(p)):
@@ -48,6 +49,9 @@ class Docs(unittest.TestCase):
                     # A pair is named by its stem.
                     if not (house.ROOT / path).exists() and not list(house.ROOT.glob(path + ".*")):
                         offences.append(f"{p}: {path} does not exist")
+                elif re.fullmatch(r"[a-z0-9_/]+\.(h|cc)", path) and path.split("/")[0] in rooms:
+                    if not (house.ROOT / "src" / path).exists():
+                        offences.append(f"{p}: src/{path} does not exist")
         house.report(self, offences)
 
     def test_JourneysNameFilesAndFunctionsThatExist(self):
@@ -65,6 +69,25 @@ class Docs(unittest.TestCase):
                 elif match := re.fullmatch(r"(?:[\w]+::)*(\w+)\(\)", word):
                     if not re.search(rf"\b{match[1]}\b", everything):
                         offences.append(f"{p}: {word} does not exist in src/")
+        house.report(self, offences)
+
+    def test_EachStepOfAJourneyIsAFileAndAFunctionInIt(self):
+        offences = []
+        for p in documents():
+            if p.parts[:2] != ("docs", "journeys"):
+                continue
+            for step in re.findall(r"^\| *\d+ \|([^|]*)\|", house.text(p), re.MULTILINE):
+                path, functions = None, 0
+                for word in re.findall(r"`([^`]+)`", step):
+                    if word.endswith((".cc", ".h")):
+                        path = Path("src", word)
+                        continue
+                    functions += 1
+                    name = word.removesuffix("()").split("::")[-1]
+                    if path is None or not re.search(rf"\b{name}\b *[({{]", house.bare(path)):
+                        offences.append(f"{p}: {word} does not stand in {path}")
+                if functions == 0:
+                    offences.append(f"{p}: a step names no function:{step}")
         house.report(self, offences)
 
     def test_DecisionsAreNumberedAndListed(self):
