@@ -27,8 +27,7 @@ class File {
     fd = ::memfd_create("given", MFD_CLOEXEC);
     EXPECT_EQ(0, ::ftruncate(fd, kPageSize));
     shared_file_made(fd);
-    at_ = static_cast<u8*>(
-        ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    at_ = static_cast<u8*>(::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
     std::memset(at_, byte, kPageSize);
   }
   ~File() {
