@@ -50,6 +50,14 @@ struct PageRecord {
 };
 static_assert(sizeof(PageRecord) == 32, "0.78 % of memory at 4 KiB");
 
+// A call of the guest's about many pages, between two of its turns: made again, it goes on.
+struct CallRest {
+  Call call{};
+  u64 gfn = 0, count = 0;
+  u64 next = 0;
+  Status so_far = Status::kSuccess;
+};
+
 // So far.
 struct SvmUse {
   u64 page_ins = 0;   // opened or copied into secure memory
@@ -85,6 +93,7 @@ struct Svm {
   u64 esm_next TA_GUARDED(lock) = 0;             // from this page on
   u64 esm_behind TA_GUARDED(lock) = kAllPages;   // slots came meanwhile, from this page on
   bool esm_loaded TA_GUARDED(lock) = false;      // a slot that comes now is zeros
+  CallRest rest TA_GUARDED(lock);                // the latest one
   GuestTable* table TA_GUARDED(lock) = nullptr;  // null: its vCPUs have no translations
   u32 runs TA_GUARDED(lock) = 0;                 // operations under way, those of its life aside
   Vec<Slot> slots TA_GUARDED(lock){"uv.svm_slots"};

@@ -210,6 +210,7 @@ Status Ultravisor::esm_begin(u32 lpid) {
     svm->was_secure = false;
     svm->esm_rests = false;
     svm->esm_loaded = false;
+    svm->rest = {};
     ++svm->incarnation;
     svm->use = {};
   }

@@ -35,7 +35,7 @@ struct UltravisorOptions {
   mem::SecureMemory::Want memory = mem::SecureMemory::Want::kSecretOrLocked;
   bool evicts = true;   // pages out to make room
   u32 cipher_runs = 8;  // at once
-  // UV_ESM looks at so many, answers BUSY and goes on where it is called again.
+  // A guest's call changes so many, answers BUSY, and goes on where it is made again.
   u64 esm_pages = ~u64{0};
 };
 
@@ -140,7 +140,12 @@ class Ultravisor final : public Port {
   Status page_in_untouched(Svm* svm, u64 first, u64 count);
   Status share(u32 lpid, u64 gfn, u64 count);
   [[nodiscard]] bool has_places(u32 lpid, u64 gfn, u64 count);
-  Status share_claim(Svm* svm, u64 first, u64 count, u64* claimed);
+  [[nodiscard]] static CallRest begin_or_go_on(Svm* svm, Call call, u64 gfn, u64 count);
+  static Status rest(Svm* svm, const CallRest& at);
+  Status share_check(Svm* svm, u64 first, u64 count);
+  Status share_claim(Svm* svm, const CallRest& turn, u64 stop, u64* claimed);
+  Status share_turn(Svm* svm, const CallRest& turn, u64 stop);
+  void share_undo(Svm* svm, u64 first, u64 end);
   Status share_one(Svm* svm, u64 page);
   Status unshare_one(Svm* svm, u64 page, bool by_force);
   Status unshare(u32 lpid, u64 gfn, u64 count);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <utility>
 
 #include "base/guard.h"
 #include "uv/ultravisor_internal.h"
@@ -166,50 +167,91 @@ Status Ultravisor::ask_share(u32 lpid, Gpa page) {
 // ---- sharing
 // ------------------------------------------------------------------------------------------
 
-// All of the range or nothing: first every page is marked and looked at, then they are shared one
-// by one. If the hypervisor refuses one, those before it become secure again. Their contents are
-// gone either way, so whatever can be foreseen is refused before the first page changes.
-// Idempotent: a page that is shared already stays as it is.
+// Calls about many pages are made of turns: between two of them the vCPU's thread may have a signal
+// to answer. Whatever else is made of the vCPU meanwhile, what was done stays done.
+CallRest Ultravisor::begin_or_go_on(Svm* svm, Call call, u64 gfn, u64 count) {
+  const sync::MutexGuard guard(svm->lock);
+  const CallRest& rest = svm->rest;
+  if (rest.call != call || rest.gfn != gfn || rest.count != count) return {call, gfn, count, gfn};
+  return std::exchange(svm->rest, CallRest());
+}
+
+Status Ultravisor::rest(Svm* svm, const CallRest& at) {
+  const sync::MutexGuard guard(svm->lock);
+  svm->rest = at;
+  return Status::kBusy;
+}
+
+// All of the range or nothing: first every page of the turn is marked and looked at, then they are
+// shared one by one. If the hypervisor refuses one, those before it become secure again, of former
+// turns too. Their contents are gone either way, so whatever can be foreseen is refused before the
+// first page changes. Idempotent: a page that is shared already stays as it is.
 Status Ultravisor::share(u32 lpid, u64 gfn, u64 count) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kSecure));
   if (!run.ok()) return not_a_secure_guest(run.state());
-  u64 claimed = 0;
-  Status done = share_claim(svm, gfn, count, &claimed);
-  // Of a single page the hypervisor says so before it does anything.
-  if (done == Status::kSuccess && count > 1 && !has_places(lpid, gfn, count)) {
-    done = Status::kParameter;
+  CallRest turn = begin_or_go_on(svm, Call::kUvSharePage, gfn, count);
+  if (turn.next == gfn) {
+    const Status checked = share_check(svm, gfn, count);
+    if (checked != Status::kSuccess) return checked;
   }
-  u64 shared = 0;
-  while (done == Status::kSuccess && shared < count) {
-    done = share_one(svm, gfn + shared);
-    if (done == Status::kSuccess) ++shared;
+  const u64 end = gfn + count, left = end - turn.next;
+  const u64 stop = turn.next + std::min(left, options_.esm_pages);
+  const Status done = share_turn(svm, turn, stop);
+  if (done == Status::kSuccess && stop < end) {
+    turn.next = stop;
+    return rest(svm, turn);
   }
-  if (done != Status::kSuccess) {
-    for (u64 i = 0; i < shared; ++i) {
-      if (!look(svm, gfn + i).keeps) static_cast<void>(unshare_one(svm, gfn + i, true));
-    }
+  const sync::MutexGuard guard(svm->lock);
+  for (u64 page = gfn; page < stop; ++page) {
+    PageRecord* const record = svm->find(page);
+    if (record != nullptr && record->idle()) record->keeps = false;
   }
-  for (u64 i = 0; i < claimed; ++i) unmark(svm, gfn + i, [](PageRecord& r) { r.keeps = false; });
   return is_transient(done) ? Status::kRetry : done;
 }
 
-Status Ultravisor::share_claim(Svm* svm, u64 first, u64 count, u64* claimed) {
+// Before anything is marked: is the range there, all of it?
+Status Ultravisor::share_check(Svm* svm, u64 first, u64 count) {
   u64 end = 0;
   if (count == 0 || __builtin_add_overflow(first, count, &end)) return Status::kP2;
-  {
-    // Before anything is marked: is the range there, all of it?
-    const sync::MutexGuard guard(svm->lock);
-    for (u64 page = first; page < end; ++page) {
-      const PageRecord* const record = svm->find_open(page);
-      if (record == nullptr) return page == first ? Status::kParameter : Status::kP2;
-      const PageCell& cell = page_cell(PageEvent::kUvShare, record->state);
-      if (cell.status != Status::kSuccess) return cell.status;
+  const sync::MutexGuard guard(svm->lock);
+  for (u64 page = first; page < end; ++page) {
+    const PageRecord* const record = svm->find_open(page);
+    if (record == nullptr) return page == first ? Status::kParameter : Status::kP2;
+    const PageCell& cell = page_cell(PageEvent::kUvShare, record->state);
+    if (cell.status != Status::kSuccess) return cell.status;
+  }
+  return Status::kSuccess;
+}
+
+Status Ultravisor::share_turn(Svm* svm, const CallRest& turn, u64 stop) {
+  u64 claimed = turn.next;
+  Status done = share_claim(svm, turn, stop, &claimed);
+  // Of a single page the hypervisor says so before it does anything.
+  const bool begins = turn.next == turn.gfn;
+  if (done == Status::kSuccess && begins && turn.count > 1 &&
+      !has_places(svm->lpid, turn.gfn, turn.count)) {
+    done = Status::kParameter;
+  }
+  u64 shared = turn.next;
+  while (done == Status::kSuccess && shared < stop) {
+    done = share_one(svm, shared);
+    if (done == Status::kSuccess) ++shared;
+  }
+  if (done != Status::kSuccess) {
+    for (u64 page = turn.next; page < shared; ++page) {
+      if (!look(svm, page).keeps) static_cast<void>(unshare_one(svm, page, true));
     }
   }
-  for (u64 page = first; page < end; ++page) {
+  for (u64 page = turn.next; page < claimed; ++page) unmark(svm, page);
+  if (done != Status::kSuccess) share_undo(svm, turn.gfn, turn.next);
+  return done;
+}
+
+Status Ultravisor::share_claim(Svm* svm, const CallRest& turn, u64 stop, u64* claimed) {
+  for (u64 page = turn.next; page < stop; ++page) {
     const Status marked = mark(svm, page, Asked::kShare, false);
-    if (marked != Status::kSuccess) return page == first ? marked : Status::kP2;
+    if (marked != Status::kSuccess) return page == turn.gfn ? marked : Status::kP2;
     ++*claimed;
     const sync::MutexGuard guard(svm->lock);
     PageRecord* const record = svm->find(page);
@@ -217,6 +259,19 @@ Status Ultravisor::share_claim(Svm* svm, u64 first, u64 count, u64* claimed) {
     if (record->state == PageState::kLost) return Status::kState;
   }
   return Status::kSuccess;
+}
+
+// Pages of former turns, but those that had been shared before. Who has unshared one since, or
+// unplugged it, has done it already.
+void Ultravisor::share_undo(Svm* svm, u64 first, u64 end) {
+  for (u64 page = first; page < end; ++page) {
+    if (mark(svm, page, Asked::kShare, true) != Status::kSuccess) continue;
+    const PageRecord is = look(svm, page);
+    if (is.state == PageState::kShared && !is.keeps) {
+      static_cast<void>(unshare_one(svm, page, true));
+    }
+    unmark(svm, page);
+  }
 }
 
 bool Ultravisor::has_places(u32 lpid, u64 gfn, u64 count) {
@@ -263,39 +318,55 @@ Status Ultravisor::unshare(u32 lpid, u64 gfn, u64 count) {
   if (!run.ok()) return not_a_secure_guest(run.state());
   u64 end = 0;
   if (count == 0 || __builtin_add_overflow(gfn, count, &end)) return Status::kP2;
-  for (u64 page = gfn; page < end; ++page) {
+  CallRest turn = begin_or_go_on(svm, Call::kUvUnsharePage, gfn, count);
+  for (u64 page = gfn; turn.next == gfn && page < end; ++page) {
     const PageState is = look(svm, page).state;
     if (is == PageState::kNone) return page == gfn ? Status::kParameter : Status::kP2;
     const Status status = page_cell(PageEvent::kUvUnshare, is).status;
     if (status != Status::kSuccess) return status;
   }
-  for (u64 page = gfn; page < end; ++page) {
+  u64 most = options_.esm_pages;
+  for (; turn.next < end; ++turn.next) {
+    if (most == 0) return rest(svm, turn);
+    const u64 page = turn.next;
     Status done = mark(svm, page, Asked::kUnshare, false);
     if (done != Status::kSuccess) return done;
     const PageCell& cell = page_cell(PageEvent::kUvUnshare, look(svm, page).state);
-    if (cell.work == PageWork::kGiveUp) done = unshare_one(svm, page, false);
+    if (cell.work == PageWork::kGiveUp) {
+      done = unshare_one(svm, page, false);
+      --most;
+    }
     unmark(svm, page);
     if (done != Status::kSuccess) return done;
   }
   return Status::kSuccess;
 }
 
-// Idempotent, as unshare().
+// Idempotent. Goes on behind a page that stays shared, and answers what the first of them did: the
+// guest is to know that one is left, and to have as few as can be. One whose slot has gone is none.
 Status Ultravisor::unshare_all(u32 lpid) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kSecure));
   if (!run.ok()) return not_a_secure_guest(run.state());
-  for (u64 from = 0;;) {
-    u64 first = 0, end = 0;
+  const auto is_shared = [svm](u64 page) {
+    const sync::MutexGuard guard(svm->lock);
+    const PageRecord* const record = svm->find_open(page);
+    return record != nullptr && record->state == PageState::kShared;
+  };
+  CallRest turn = begin_or_go_on(svm, Call::kUvUnshareAllPages, 0, 0);
+  u64 most = options_.esm_pages;
+  for (;;) {
+    u64 end = 0;
     {
       const sync::MutexGuard guard(svm->lock);
-      if (!svm->pages_from(from, &first, &end)) return Status::kSuccess;
+      if (!svm->pages_from(turn.next, &turn.next, &end)) return turn.so_far;
     }
-    from = end;
-    for (u64 page = first; page < end; ++page) {
-      if (look(svm, page).state != PageState::kShared) continue;
-      const Status done = unshare(lpid, page, 1);
-      if (done != Status::kSuccess && done != Status::kParameter) return done;
+    for (; turn.next < end; ++turn.next) {
+      if (!is_shared(turn.next)) continue;
+      if (most-- == 0) return rest(svm, turn);
+      const Status done = unshare(lpid, turn.next, 1);
+      const bool is_left = done != Status::kSuccess && is_shared(turn.next);
+      if (is_left && turn.so_far == Status::kSuccess) turn.so_far = done;
     }
   }
 }

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A client that unmaps the memory of its secure guest: what the guest has stays its own, and
 // whoever wants a place there is told.
+#include <signal.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <thread>
 
 #include "host/change.h"
 #include "tests/abi/secure_guest.h"
@@ -33,6 +37,42 @@ TEST_F(SecureGuestPlaces, SharingARangeWithAHoleIsRefusedAndChangesNothing) {
   EXPECT_EQ(guest_call(kShare, 4, 4), kSuccess);
   EXPECT_EQ(guest_word(0x4000), 0u);
   EXPECT_EQ(guest_word(0x6000), 0u);
+}
+
+TEST_F(SecureGuestPlaces, ASignalEndsARunInTheMiddleOfASharingAndTheNextGoesOn) {
+  constexpr u64 kMany = 1024 * kPage;
+  u8* const more = map(kMany);
+  ASSERT_EQ(set_slot(1, 0x100000, kMany, more), 0);
+  become_secure();
+  const std::array<u32, 3> orders{kShare, 0x100, kMany / kPage};
+  for (const u32 order : orders) {
+    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+    std::memcpy(pio(), &order, sizeof(order));
+  }
+  sigset_t alarm, before;
+  sigemptyset(&alarm);
+  sigaddset(&alarm, SIGALRM);
+  ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm, &before), 0);
+  struct {
+    u32 length = 8;
+    u8 set[8] = {};
+  } __attribute__((packed)) open;
+  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+  std::thread kicker([runner = ::pthread_self(), more] {
+    while (!is_present(more)) ::usleep(100);
+    ::pthread_kill(runner, SIGALRM);
+  });
+  EXPECT_EQ(call(vcpu_, KVM_RUN), -EINTR);
+  kicker.join();
+  EXPECT_FALSE(is_present(more + kMany - kPage)) << "it has not come that far";
+  const timespec now{};
+  EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
+  ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+  ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+  u32 said = 1;
+  std::memcpy(&said, pio(), sizeof(said));
+  EXPECT_EQ(said, 0U);
+  EXPECT_TRUE(is_present(more + kMany - kPage));
 }
 
 // The pool is full, and none of its pages has a place to go: KVM_RUN says so, and goes on when one

@@ -273,10 +273,9 @@ std::optional<u64> SecureVm::call(const vcpu::HypercallExit& call) {
   const bool of_hypervisor = call.nr < static_cast<u64>(uv::Call::kUvWritePate);
   const uv::Status answer = of_hypervisor ? machine_.hypervisor.call(message, caller)
                                           : machine_.ultravisor.call(message, caller);
-  // Another vCPU is in UV_ESM: a guest that is neither normal nor secure does not run.
-  // Or this one is, and has a while to go.
-  const bool is_esm = message.call == uv::Call::kUvEsm;
-  if ((of_hypervisor || is_esm) && answer == uv::Status::kBusy) return std::nullopt;
+  // Another vCPU is in UV_ESM: a guest that is neither normal nor secure does not run. Or this one
+  // is in a call about many pages, and has a while to go.
+  if (answer == uv::Status::kBusy) return std::nullopt;
   return uv::to_word(answer);
 }
 

@@ -34,6 +34,23 @@ TEST_P(SecureGuestCheck, SharingARangeWithAHoleChangesNothing) {
   }
 }
 
+// A guest that is told that nothing is shared may store anything anywhere.
+TEST_P(SecureGuestCheck, UnshareAllSaysThatAPageStaysSharedAndUnsharesTheOthers) {
+  const auto m = secure(5);
+  ASSERT_EQ(m->guest_call(Call::kUvSharePage, 0, 4), Status::kSuccess);
+  m->normal.unmap(&m->guest, m->gpa(1), true);
+  EXPECT_EQ(m->guest_call(Call::kUvUnsharePage, 1, 1), Status::kParameter);
+  for (int again = 0; again < 2; ++again) {
+    EXPECT_EQ(m->guest_call(Call::kUvUnshareAllPages), Status::kParameter);
+    for (u64 page = 0; page < 5; ++page) {
+      EXPECT_EQ(m->uv_page(page), page == 1 ? PageState::kShared : PageState::kSecure) << page;
+    }
+  }
+  m->normal.set_hole(m->gpa(1), false);
+  EXPECT_EQ(m->guest_call(Call::kUvUnshareAllPages), Status::kSuccess);
+  EXPECT_EQ(m->uv_page(1), PageState::kSecure);
+}
+
 // Of a caller that is not the ultravisor, of no guest and of pages in no slot.
 TEST_P(SecureGuestCheck, AskingForPlacesDoesNothingAndIsTheUltravisorsAlone) {
   const auto m = secure(3);

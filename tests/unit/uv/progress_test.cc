@@ -174,6 +174,77 @@ TEST(SecureGuestProgress, AbortTakesASealedPageWhenNoPageIsAbsent) {
   for (u64 page = 0; page < 4; ++page) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
 }
 
+// Calls about many pages: three a turn, and the vCPU makes the call again.
+class SecureGuestTurns : public testing::Test {
+ protected:
+  static constexpr u64 kPages = 10;
+  void SetUp() override {
+    m.plug(0, 0, kPages);
+    m.vmm_fill(0, kPages);
+    ASSERT_EQ(to_the_end([this] { return m.esm(); }), Status::kSuccess);
+  }
+  template <typename F>
+  Status to_the_end(F call) {
+    Status done = Status::kBusy;
+    for (turns = 0; done == Status::kBusy && turns < 20; ++turns) done = call();
+    return done;
+  }
+  Status share() { return m.guest_call(Call::kUvSharePage, 0, kPages); }
+  void expect_all(PageState state, u64 but = kPages) {
+    for (u64 page = 0; page < kPages; ++page) {
+      EXPECT_TRUE(page == but || m.uv_page(page) == state) << page;
+    }
+  }
+  SecureMachine m{4096, 64, true, 8, 3};
+  unsigned turns = 0;
+};
+
+TEST_F(SecureGuestTurns, ASharingAndItsEndGoOnWhereTheyRested) {
+  EXPECT_EQ(share(), Status::kBusy);
+  EXPECT_EQ(m.uv_page(2), PageState::kShared);
+  EXPECT_EQ(m.uv_page(3), PageState::kSecure);
+  // Another vCPU's call is none of its business.
+  ASSERT_EQ(m.guest_call(Call::kUvSharePage, 8, 1), Status::kSuccess);
+  EXPECT_EQ(to_the_end([this] { return share(); }), Status::kSuccess);
+  EXPECT_EQ(turns, 3u);
+  expect_all(PageState::kShared);
+  const auto unshare = [this] { return m.guest_call(Call::kUvUnsharePage, 0, kPages); };
+  EXPECT_EQ(to_the_end(unshare), Status::kSuccess);
+  EXPECT_EQ(turns, 4u);
+  expect_all(PageState::kSecure);
+  ASSERT_EQ(to_the_end([this] { return share(); }), Status::kSuccess);
+  const auto all = [this] { return m.guest_call(Call::kUvUnshareAllPages); };
+  EXPECT_EQ(to_the_end(all), Status::kSuccess);
+  EXPECT_EQ(turns, 4u);
+  expect_all(PageState::kSecure);
+}
+
+TEST_F(SecureGuestTurns, ASharingThatIsRefusedInALaterTurnLeavesTheWholeRangeSecure) {
+  ASSERT_EQ(m.guest_call(Call::kUvSharePage, 1, 1), Status::kSuccess);
+  ASSERT_TRUE(m.vmm_write(1, m.text(1, 3)));
+  m.to_hv.refuse(Call::kHSvmPageIn, 8, Status::kParameter);
+  EXPECT_EQ(to_the_end([this] { return share(); }), Status::kParameter);
+  EXPECT_EQ(turns, 3u);
+  expect_all(PageState::kSecure, 1);
+  EXPECT_EQ(m.uv_page(1), PageState::kShared);
+  EXPECT_EQ(m.guest_bytes(1), m.text(1, 3)) << "it had been shared before";
+  EXPECT_EQ(m.guest_bytes(9), m.text(9)) << "it had not come that far";
+  EXPECT_EQ(m.guest_bytes(0), test::Bytes(4096));
+  // And again, from the beginning.
+  EXPECT_EQ(to_the_end([this] { return share(); }), Status::kSuccess);
+  EXPECT_EQ(turns, 4u);
+}
+
+TEST_F(SecureGuestTurns, AResetBetweenTwoTurnsEndsTheCall) {
+  EXPECT_EQ(share(), Status::kBusy);
+  ASSERT_TRUE(m.guest.svm_off().has_value());
+  EXPECT_EQ(share(), Status::kPermission);
+  ASSERT_EQ(to_the_end([this] { return m.esm(); }), Status::kSuccess);
+  EXPECT_EQ(to_the_end([this] { return share(); }), Status::kSuccess);
+  EXPECT_EQ(turns, 4u) << "the first pages are shared anew, too";
+  expect_all(PageState::kShared);
+}
+
 TEST(SecureGuestTrace, ACallAndWhatItMakesOfAPageAreEvents) {
   using trace::Event;
   SecureMachine m;
