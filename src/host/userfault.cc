@@ -158,10 +158,18 @@ Result<void> ask_to_move(int fd, MoveRequest* request) {
   return refuse(asked.error());
 }
 
-// So many of the first pages are there, whatever the answer was.
-u64 came(Hva to, u64 pages, Errno answer) {
+// So many of the first pages are there, whatever the answer was; and have left: what else is there
+// is what the kernel has put into an empty place for mlockall(MCL_FUTURE).
+u64 came(Hva to, Hva from, u64 pages, Errno answer) {
   if (to_int(answer) != EEXIST) return 0;
-  return present_pages(HvaRange(to, pages * kPageSize), false);
+  const u64 there = present_pages(HvaRange(to, pages * kPageSize), false);
+  u64 left = 0;
+  PageState state;
+  while (left < there && page_states(from + left * kPageSize, 1, &state) && !state.present &&
+         !state.swapped) {
+    ++left;
+  }
+  return left;
 }
 
 }  // namespace
@@ -176,9 +184,7 @@ Result<void> move(Hva to, Hva from) {
       sync::yield_thread();
       continue;
     }
-    PageState left;
-    const bool is_empty = page_states(from, 1, &left).has_value() && !left.present && !left.swapped;
-    if (is_empty && came(to, 1, asked.error()) == 1) return {};
+    if (came(to, from, 1, asked.error()) == 1) return {};
     return refuse(asked.error());
   }
 }
@@ -193,7 +199,7 @@ u64 move_run(Hva to, Hva from, u64 pages) {
     const auto asked = ask_to_move(fd->get(), &request);
     if (asked) return pages;
     if (to_int(asked.error()) != EAGAIN) {
-      return done + came(to + offset, pages - done, asked.error());
+      return done + came(to + offset, from + offset, pages - done, asked.error());
     }
     // A part of it, or none because the address space is changing.
     if (request.moved > 0) done += static_cast<u64>(request.moved) / kPageSize;

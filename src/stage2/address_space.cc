@@ -277,9 +277,16 @@ FaultOutcome GuestMemory::find_resident(Fault& fault, Mode mode, bool trust_cach
     const bool can_wait = fault.is_later && mode == Mode::kMayBlock;
     if (found != FaultOutcome::kFixed && !can_wait) return found;
   }
-  if (fault.is_later) [[unlikely]]
-    return private_.bring(fault);
-  return make_resident(fault, resident_, mode, trust_cache);
+  if (!fault.is_later) [[likely]]
+    return make_resident(fault, resident_, mode, trust_cache);
+  // A keeper may take as long as it likes (a guest that rests on its way to be secure is brought no
+  // page), and whose thread this is may have a signal to answer. kSpurious: not now either.
+  const FaultOutcome brought = private_.bring(fault);
+  if (brought != FaultOutcome::kRetry) return brought;
+  begin(fault);
+  const Memslots::Reader section(slots_);
+  static_cast<void>(look_up(fault, section));
+  return fault.is_later ? FaultOutcome::kSpurious : FaultOutcome::kRetry;
 }
 
 bool GuestMemory::is_stale(const Fault& fault) {

@@ -102,6 +102,10 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   enter_section(c);
   if (outcome == FaultOutcome::kFixed) return PteRead::kOk;
   if (outcome == FaultOutcome::kMmio) return PteRead::kAbsent;
+  if (outcome == FaultOutcome::kSpurious) {
+    c.stop = Step::kAgain;  // its keeper has it not just now: a client that wants out is heard
+    return PteRead::kStopped;
+  }
   // Its attribute changed after the fault, which the next one meets, or a page of a file is not
   // what stage 2 thinks.
   if (changed) return PteRead::kUnserved;
@@ -148,6 +152,8 @@ BitsSet set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
     case FaultOutcome::kFixed:
       return swapped ? BitsSet::kYes : BitsSet::kAgain;
     case FaultOutcome::kSpurious:
+      c.stop = Step::kAgain;
+      return BitsSet::kStopped;
     case FaultOutcome::kRetry:
     case FaultOutcome::kEmulate:
     case FaultOutcome::kMmio:

@@ -49,6 +49,18 @@ TEST_P(WatchedPages, NeighboursGoAndComeInOnePiece) {
   for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i));
 }
 
+// The kernel fills an owner's empty places for mlockall(MCL_FUTURE), and says EEXIST of a move
+// there: nothing has moved.
+TEST_P(WatchedPages, ARunIsNotTakenForGoneWhereItsPlacesHavePages) {
+  std::memset(keeper_.bytes_of(page(2)), 0, 3 * kPageSize);
+  ASSERT_EQ(kPages, take());
+  for (size_t i = 0; i < kPages; ++i) {
+    EXPECT_TRUE(host::is_absent(at(i))) << i;
+    EXPECT_EQ(i + 1, keeper_.bytes_of(page(i))[7]) << i;
+  }
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(is_page_of(i)) << i;
+}
+
 TEST_P(WatchedPages, OnlyWhatHasNoMemoryGoesIfThatIsAllThatIsWanted) {
   for (const size_t i : {1UL, 2UL, 5UL}) ASSERT_EQ(0, ::madvise(page(i), kPageSize, MADV_DONTNEED));
   const auto taken = [&] {

@@ -113,6 +113,20 @@ TEST_F(KeptFrames, AreBroughtOutsideOfEverything) {
   EXPECT_EQ(keeper_.brought, 2u);
 }
 
+// As long as a guest rests on its way to be secure. (A page walk went on asking for ever, and no
+// signal ended KVM_RUN.)
+TEST_F(KeptFrames, WhoseKeeperHasThemNotJustNowAreNotWaitedFor) {
+  keep(1, Where::kLater);
+  keeper_.brings = {Where::kLater, Hva()};
+  u64 word = 0;
+  EXPECT_EQ(memory_->read_as_guest(Gpa(gpa(1)), &word, sizeof(word)), FaultOutcome::kSpurious);
+  u32 expected = 0;
+  bool swapped = false;
+  EXPECT_EQ(memory_->cmpxchg<u32>(Gpa(gpa(1)), &expected, 1, &swapped), FaultOutcome::kSpurious);
+  EXPECT_FALSE(swapped);
+  EXPECT_EQ(keeper_.brought, 2u);
+}
+
 TEST_F(KeptFrames, MayBeNoMemoryOrAGuestsThatHasEnded) {
   keep(1, Where::kMmio);
   EXPECT_EQ(fault(gpa(1), Access::kRead), FaultOutcome::kMmio);

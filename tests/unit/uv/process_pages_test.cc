@@ -104,6 +104,23 @@ TEST_F(ProcessGuest, AnAbortGivesTheProcessItsMemoryBack) {
   for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(seen(page), text(page)) << page;
 }
 
+// As VMMs do that want no page of theirs on the swap device: the engine's own places are locked,
+// too, and have pages.
+TEST_F(ProcessGuest, MemoryThatIsLockedAllOfItBecomesSecureAndLosesNothing) {
+  if (::mlockall(MCL_CURRENT | MCL_FUTURE) != 0) GTEST_SKIP() << "needs a higher limit (mlock)";
+  become_secure();
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+  for (u64 page = 0; page + 1 < kPages; ++page) {
+    EXPECT_LT(equal_bytes(seen(page), text(page)), kPageSize / 50);
+  }
+  ASSERT_EQ(::mlockall(MCL_CURRENT), 0);
+  for (u64 page = 0; page + 1 < kPages; ++page) EXPECT_EQ(guest_bytes(page), text(page)) << page;
+  EXPECT_EQ(ultravisor.use(kLpid).tampered, 0u);
+  ASSERT_TRUE(guest->svm_off().has_value());
+  for (u64 page = 0; page < kPages; ++page) EXPECT_EQ(seen(page), Bytes(kPageSize)) << page;
+  ::munlockall();
+}
+
 TEST_F(ProcessGuest, AResetLeavesZeros) {
   become_secure();
   EXPECT_NE(seen(3), text(3));
