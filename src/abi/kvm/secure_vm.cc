@@ -6,6 +6,7 @@
 #include "abi/kvm/kvm.h"
 #include "base/process_page.h"
 #include "base/trace.h"
+#include "sync/futex.h"
 #include "uv/hypervisor.h"
 
 // Slots. stage2 has the last word on what a slot may be, so it is asked first; what the guest
@@ -39,7 +40,9 @@ namespace {
 
 sync::Atomic<u64> offered_bytes{0};
 sync::Atomic<SecureMachine*> the_machine{nullptr};
-sync::Mutex machine_lock{sync::Rank::kVm};
+// The process in which somebody makes it just now. A child of fork in which it is another's makes
+// its own: nobody there goes on with what a thread of the parent had begun.
+sync::Atomic<u32> making{0};
 
 // May as much more be locked? Each vCPU is to have some for its decoded code, or it cannot run.
 bool leaves_room(u64 bytes) {
@@ -69,17 +72,27 @@ Box<SecureMachine> open_machine(u64 bytes) {
 SecureMachine* machine() {
   const u64 bytes = offered_bytes.load(sync::kRelaxed);
   if (bytes == 0) return nullptr;
-  SecureMachine* now = the_machine.load(sync::kAcquire);
-  if (now != nullptr && now->stamp == process_stamp()) return now;
-  const sync::MutexGuard guard(machine_lock);
-  now = the_machine.load(sync::kRelaxed);
-  if (now != nullptr && now->stamp == process_stamp()) return now;
-  Box<SecureMachine> made = open_machine(bytes);
-  if (!made) return nullptr;
-  made->stamp = process_stamp();
-  // Never ends: guests find it from everywhere.
-  the_machine.store(made.release(), sync::kRelease);
-  return the_machine.load(sync::kRelaxed);
+  const u32 stamp = process_stamp();
+  for (;;) {
+    SecureMachine* const now = the_machine.load(sync::kAcquire);
+    if (now != nullptr && now->stamp == stamp) return now;
+    u32 maker = making.load(sync::kAcquire);
+    if (maker == stamp) {
+      sync::yield_thread();  // progress: another thread of this process is at it
+    } else if (making.compare_exchange(maker, stamp)) {
+      break;
+    }
+  }
+  SecureMachine* machine = the_machine.load(sync::kAcquire);
+  if (machine == nullptr || machine->stamp != stamp) {
+    Box<SecureMachine> made = open_machine(bytes);
+    if (made) made->stamp = stamp;
+    // Never ends: guests find it from everywhere.
+    machine = made ? made.release() : nullptr;
+    if (machine != nullptr) the_machine.store(machine, sync::kRelease);
+  }
+  making.store(0, sync::kRelease);
+  return machine;
 }
 
 // 0: all are taken.
