@@ -81,16 +81,19 @@ std::optional<Frame> frame_at(Hva at) {
   return table == nullptr ? std::nullopt : table->frame_at(at);
 }
 
-FrameSection::FrameSection() : ticket_(pin_table()->accesses().enter()) {}
+FrameSection::FrameSection() : table_(*pin_table()), ticket_(table_.accesses().enter()) {}
 FrameSection::~FrameSection() {
-  pin_table()->accesses().leave(ticket_);
+  table_.accesses().leave(ticket_);
+}
+u64 FrameSection::moves() const {
+  return table_.moves();
 }
 std::optional<Hva> FrameSection::at(Frame frame, Access access) const {
   u64 one = 1;
-  return pin_table()->direct(frame, access, &one);
+  return table_.direct(frame, access, &one);
 }
 std::optional<Hva> FrameSection::at(Frame first, Access access, u64* pages) const {
-  return pin_table()->direct(first, access, pages);
+  return table_.direct(first, access, pages);
 }
 
 bool read_frame(Frame frame, u64 offset, void* to, size_t size) {

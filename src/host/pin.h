@@ -77,6 +77,8 @@ void unpin_pages(FrameRun run);
 
 // ---- a device's access ------------------------------------------------------------------------
 
+class PinTable;
+
 // While it lives, no page is moved. Short: a client's munmap of pinned memory waits for it.
 class FrameSection {
  public:
@@ -91,8 +93,13 @@ class FrameSection {
   // The same of frames that follow each other: *pages is cut to those that stand behind one
   // another. Pre: all are pinned; *pages is not 0.
   [[nodiscard]] std::optional<Hva> at(Frame first, Access access, u64* pages) const;
+  // How often pages were moved, or are about to be. In a section that finds the same number, what
+  // at() has said in an earlier one is still so, of frames that are still pinned. Where it rises in
+  // a section, a move waits for its end.
+  [[nodiscard]] u64 moves() const;
 
  private:
+  PinTable& table_;
   sync::Passage::Ticket ticket_;
 };
 

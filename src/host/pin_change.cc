@@ -15,6 +15,7 @@
 //
 //   change                                  | device
 //   lock; word: held (seq_cst); unlock      | accesses.enter (seq_cst)
+//   moves + 1 (seq_cst)                     | moves as before: where the page was said to be, it is
 //   accesses.wait (loads the counts)        | word (seq_cst): held → leaves, waits for the turn
 //   moves the page; the system call         | else loads and stores, leaves
 //   lock; word: where it is now; turn + 1   |
@@ -109,6 +110,7 @@ void PinTable::hold(PinnedChange& change) {
       any = true;
     });
   }
+  if (ST_GUARD(pins_moves, any)) moves_.fetch_add(1);
   if (ST_GUARD(pins_devices, any)) accesses_.wait();
 }
 

@@ -49,6 +49,7 @@ class PinTable {
   std::optional<Hva> direct(Frame first, Access access, u64* pages);
   bool transfer(Frame frame, u64 offset, void* to, const void* from, size_t size);
   sync::Passage& accesses() { return accesses_; }
+  [[nodiscard]] u64 moves() const { return moves_.load(); }
 
   void open_change(PinnedChange* change), close_change(PinnedChange* change);
   void before_fork();
@@ -161,6 +162,9 @@ class PinTable {
   sync::Atomic<Directory*> directories_[kDirectories] = {};
   pin_store::Windows windows_;
   sync::Passage accesses_;
+  // Raised (seq_cst) when slots were made held, before those inside are waited for; read (seq_cst)
+  // inside, before words: who finds it as it was is waited for, who finds it raised sees them held.
+  sync::Atomic<u64> moves_{0};
 };
 
 // The one of this process, or null.

@@ -44,6 +44,7 @@ TEST(PinsDisturbed, WithoutItAPinMeansAnAddressInsteadOfAPage) {
 }
 TEST(PinsDevices, WithoutTheWaitForThemAStoreGoesToTheWrongPage) {
   EXPECT_TRUE(found_without<SlowDeviceAgainstChange>("pins_devices"));
+  EXPECT_TRUE(found_without<RememberingDeviceAgainstChange>("pins_moves"));
 }
 
 // Does a pinned page come back over what was mapped when the call that unmapped it had failed?

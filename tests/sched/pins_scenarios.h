@@ -143,6 +143,44 @@ struct SlowDeviceAgainstChange : PinsWorld {
   sync::Atomic<u32> left_{0};
 };
 
+// The same for one that does not ask again where no page was moved since.
+struct RememberingDeviceAgainstChange : PinsWorld {
+  static constexpr unsigned kThreads = 2;
+  RememberingDeviceAgainstChange() { frame_ = pin(); }
+  void thread(unsigned me) {
+    if (me == 1) {
+      map_over(100);
+    } else {
+      for (u32 i = 2; i <= 3; ++i) {
+        write_where_it_was(i);
+        sync::sched::expect(read(frame_) == i, "the store went elsewhere");
+      }
+    }
+    if (left_.fetch_add(1) == 1) {
+      sync::sched::expect(meaning() == 100, "the device wrote where something else is mapped");
+    }
+  }
+  void write_where_it_was(u32 value) {
+    const sync::Passage::Ticket ticket = table_.accesses().enter();
+    const u64 moves = table_.moves();
+    if (!there_ || moves != moves_) {
+      u64 pages = 1;
+      there_ = table_.direct(frame_, Access::kWrite, &pages);
+      moves_ = moves;
+    }
+    if (there_) {
+      sync::sched::point();
+      sync::sched::expect(host::store(*there_, value), "the page is where it was");
+    }
+    table_.accesses().leave(ticket);
+    if (!there_) write(frame_, value);
+  }
+  host::Frame frame_{};
+  std::optional<Hva> there_;  // the device's, with the next
+  u64 moves_ = 0;
+  sync::Atomic<u32> left_{0};
+};
+
 // A change that is refused: for client and device nothing has happened.
 struct DeviceAgainstRefusedChange : PinsWorld {
   static constexpr unsigned kThreads = 3;

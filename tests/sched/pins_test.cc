@@ -19,6 +19,7 @@ TEST(Pins, ADeviceLosesNoStoreWhileItsPageMoves) {
 }
 TEST(Pins, AChangeWaitsForADeviceThatHasAskedWhereThePageIs) {
   expect_holds<SlowDeviceAgainstChange>(500);
+  expect_holds<RememberingDeviceAgainstChange>(500);
 }
 // In a child: the process's own tables would meet the changes of the other scenarios.
 TEST(Pins, APageIsPinnedOrWithAnOwnerAndNeverBoth) {

@@ -2,6 +2,9 @@
 // A device's section over many pages: as far as they stand behind one another, and no further.
 #include <gtest/gtest.h>
 
+#include <thread>
+
+#include "host/access.h"
 #include "host/backstop.h"
 #include "host/change.h"
 #include "host/pin.h"
@@ -47,6 +50,36 @@ TEST(PinSection, ReachesPagesBehindOneAnotherAtOnce) {
   EXPECT_EQ(reached(a, 10), 3u) << "the next is in the store";
   for (unsigned i = 0; i < pinned->runs; ++i) host::unpin_pages(runs[i]);
   EXPECT_EQ(host::pin_use().pages, 0u);
+}
+
+// For who remembers where pages are, and for who stays long.
+TEST(PinSection, CountsWhatMovesAndSaysSoToWhoIsInside) {
+  ASSERT_TRUE(host::backstop::install());
+  const test::GuardedPages memory(2);
+  const Hva first(memory.address());
+  const auto page = host::pin_page(first, {.write = true});
+  ASSERT_TRUE(page);
+  const auto moves = [] { return host::FrameSection().moves(); };
+  const auto unmap = [](Hva at) {
+    void* const mapped = reinterpret_cast<void*>(at.raw());
+    EXPECT_EQ(host::change(at.raw(), kPageSize, host::EventKind::kUnmap,
+                           [&] { return munmap(mapped, kPageSize); }),
+              0);
+  };
+  const u64 before = moves();
+  unmap(first + kPageSize);
+  EXPECT_EQ(moves(), before) << "nobody has pinned that one";
+  std::thread mover;
+  {
+    const host::FrameSection section;
+    mover = std::thread([&] { unmap(first); });
+    while (section.moves() == before) std::this_thread::yield();
+    u8 byte = 0;
+    EXPECT_TRUE(host::load(first, &byte)) << "it waits for the section";
+  }
+  mover.join();
+  EXPECT_EQ(moves(), before + 1);
+  host::unpin_pages({page->frame, 1});
 }
 
 }  // namespace
