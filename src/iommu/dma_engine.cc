@@ -88,6 +88,7 @@ DmaEngine::Page& DmaEngine::page_of(Page* pages, unsigned count, u32 pasid, u64 
 }
 
 void DmaEngine::heed() {
+  if (ST_GUARD(iommu_places, true)) places_.forget();
   queue_->heed(*line_, [this](const Invalidation* what) { forget(what); });
 }
 
@@ -245,19 +246,6 @@ DmaAnswer DmaEngine::access(s64 pasid, u64 iova, u64 bytes, void* to, const void
 
 namespace {
 
-// Where the bytes at `address` are while the section lives; *bytes is cut to those that are there
-// in one piece.
-std::optional<Hva> where(const host::FrameSection& frames, u64 address, stagetwo::Access access,
-                         u64* bytes) {
-  const host::Frame first{address / kPageSize & (bit(kFrameBits) - 1)};
-  const u64 offset = address % kPageSize;
-  u64 pages = (offset + *bytes + kPageSize - 1) / kPageSize;
-  const auto start = frames.at(first, access, &pages);
-  if (!start) return {};
-  *bytes = std::min(*bytes, pages * kPageSize - offset);
-  return *start + offset;
-}
-
 // Answers how far it came. The guard of a long move covers both of its ends.
 u64 move_bytes(Hva to, Hva from, u64 bytes) {
   u8 buffer[512];
@@ -270,23 +258,45 @@ u64 move_bytes(Hva to, Hva from, u64 bytes) {
 // While it lives, what runs like the one it was made for lead to stays where it is.
 class DmaEngine::Grip {
  public:
-  explicit Grip(const Run& run) {
+  Grip(const Run& run, FramePlaces& places) : places_(places) {
     ProcessSpace* const space = run.own ? process_space() : nullptr;
     if (space != nullptr) own_.emplace(*space);
     if (!run.own) frames_.emplace();
+    if (!run.own) moves_ = frames_->moves();
   }
   // Of the bytes from `iova` on, which begin in the run; *bytes is cut to those that are there in
   // one piece. None: they are not to be touched directly now.
   std::optional<Hva> at(const Run& run, u64 iova, stagetwo::Access access, u64* bytes) const {
     *bytes = std::min(*bytes, run.last - iova + 1);
-    if (frames_ && !run.own) return where(*frames_, run.address + (iova - run.iova), access, bytes);
+    const auto found = span(run, iova, access, *bytes);
+    if (!found) return std::nullopt;
+    *bytes = std::min(*bytes, found->last - iova + 1);
+    return found->place(iova);
+  }
+  // The same with all that is known around them, by IOVA. Pre: `bytes` do not leave the run.
+  std::optional<Span> span(const Run& run, u64 iova, stagetwo::Access access, u64 bytes) const {
+    if (frames_ && !run.own) {
+      const u64 address = run.address + (iova - run.iova);
+      const auto found = places_.span(*frames_, moves_, address, access, bytes);
+      if (!found) return std::nullopt;
+      const u64 first = std::max(found->first, run.address);
+      const u64 last = std::min(found->last, run.address + (run.last - run.iova));
+      return Span{run.iova + (first - run.address), run.iova + (last - run.address),
+                  found->place(first).raw()};
+    }
     if (!own_ || !run.own) return std::nullopt;
     const bool went = own_->removals() != run.removals;
     if (ST_GUARD(iommu_own_run, went)) return std::nullopt;
-    return Hva(iova);
+    return Span{run.iova, run.last, run.iova};
+  }
+  // Does somebody wait until it is gone?
+  [[nodiscard]] bool is_asked() const {
+    return frames_ ? frames_->moves() != moves_ : own_ && own_->is_asked();
   }
 
  private:
+  FramePlaces& places_;
+  u64 moves_ = 0;
   std::optional<host::FrameSection> frames_;
   std::optional<ProcessSpace::Section> own_;
 };
@@ -306,7 +316,7 @@ u64 DmaEngine::copy_cached(u32 pasid, u64 to, u64 from, u64 bytes, const Record*
   const Run* const source = find_run(pasid, from, kMayRead);
   const Run* const target = find_run(pasid, to, kMayWrite);
   if (source == nullptr || target == nullptr) return 0;
-  const Grip grip(*source);
+  const Grip grip(*source, places_);
   u64 some = std::min(bytes, kLongestCopy);
   const auto out = grip.at(*source, from, stagetwo::Access::kRead, &some);
   const auto in = grip.at(*target, to, stagetwo::Access::kWrite, &some);
@@ -327,6 +337,61 @@ std::optional<Hva> DmaEngine::place_of(u32 pasid, const Record& record, const Gr
   return grip.at(*run, record.iova, stagetwo::Access::kWrite, &bytes);
 }
 
+// Makes *span one that has all of the bytes. False: there is none.
+bool DmaEngine::reach(u32 pasid, u64 iova, u64 bytes, Rights wanted, const Grip& grip,
+                      Span* span) const {
+  if (span->has(iova, bytes)) return true;
+  const Run* const run = find_run(pasid, iova, wanted);
+  if (run == nullptr || bytes - 1 > run->last - iova) return false;
+  const auto access = wanted == kMayWrite ? stagetwo::Access::kWrite : stagetwo::Access::kRead;
+  const auto found = grip.span(*run, iova, access, bytes);
+  if (!found || !found->has(iova, bytes)) return false;
+  *span = *found;
+  return true;
+}
+
+// Who posts an invalidation waits until it is heeded, which is not done here: what is known already
+// would be older than that.
+bool DmaEngine::must_end(const Grip& grip) const {
+  const bool asked = queue_->owes(*line_) || grip.is_asked();
+  return ST_GUARD(iommu_moves_end, asked) || cancel_.is_set();
+}
+
+DmaEngine::Moved DmaEngine::move_known(s64 pasid, std::span<const Move> moves) {
+  ST_DCHECK(!moves.empty() && moves.size() <= kMostMoves);
+  const u32 number = number_of(pasid);
+  const Section section(*this);
+  const Run* const first = find_run(number, moves.front().from, kMayRead);
+  if (first == nullptr) return {};
+  const Grip grip(*first, places_);
+  Ends ends[kMostMoves];
+  Span from_span, to_span, record_span;
+  Ends* known = ends;
+  for (const Move& move : moves) {
+    if (!reach(number, move.from, move.bytes, kMayRead, grip, &from_span) ||
+        !reach(number, move.to, move.bytes, kMayWrite, grip, &to_span) ||
+        !reach(number, move.record.iova, kRecordBytes, kMayWrite, grip, &record_span)) {
+      break;
+    }
+    *known++ = {to_span.place(move.to).raw(), from_span.place(move.from).raw(),
+                record_span.place(move.record.iova).raw()};
+  }
+  Moved done;
+  while (ends + done.moves < known && !must_end(grip)) {
+    const Move& move = moves[done.moves];
+    const auto [to, from, record] = ends[done.moves];
+    if (done.bytes == 0) host::prefetch(Hva(record), stagetwo::Access::kWrite);
+    const u64 some = std::min(move.bytes - done.bytes, kLongestCopy);
+    const u64 came = move_bytes(Hva(to + done.bytes), Hva(from + done.bytes), some);
+    done.bytes += came;
+    if (came != some) break;
+    if (done.bytes != move.bytes) continue;
+    if (!put(Hva(record), move.record)) break;
+    done = {done.moves + 1, 0};
+  }
+  return done;
+}
+
 // The first word last: who sees it sees the rest.
 bool DmaEngine::put(Hva place, const Record& record) {
   constexpr u64 kRest = kRecordBytes - sizeof(u64);
@@ -341,7 +406,7 @@ DmaAnswer DmaEngine::post(s64 pasid, const Record& record, bool asks) {
       cache_run(pasid, record.iova, kRecordBytes, kMayWrite)) {
     const Section section(*this);
     if (const Run* const run = find_run(number, record.iova, kMayWrite)) {
-      const Grip grip(*run);
+      const Grip grip(*run, places_);
       const auto place = place_of(number, record, grip);
       if (place && put(*place, record)) return {kRecordBytes, FaultReason::kNone, record.iova};
     }
@@ -360,7 +425,7 @@ u64 DmaEngine::access_run(u32 pasid, u64 iova, u64 bytes, void* to, const void* 
   const Section section(*this);
   const Run* const run = find_run(pasid, iova, wanted);
   if (run == nullptr) return 0;
-  const Grip grip(*run);
+  const Grip grip(*run, places_);
   u64 some = std::min(bytes, kLongestCopy);
   const auto access = to != nullptr ? stagetwo::Access::kRead : stagetwo::Access::kWrite;
   const auto at = grip.at(*run, iova, access, &some);

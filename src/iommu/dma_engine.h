@@ -22,8 +22,10 @@
 // before its Context. In a child of fork it is dead: not to be used or destroyed.
 
 #include <optional>
+#include <span>
 
 #include "iommu/context.h"
+#include "iommu/frame_places.h"
 #include "iommu/invalidation_queue.h"
 #include "iommu/requests.h"
 #include "iommu/walk.h"
@@ -64,8 +66,23 @@ class DmaEngine {
   CopyAnswer copy(s64 pasid, u64 to, u64 from, u64 bytes, bool asks = false,
                   const Record* record = nullptr);
 
-  // While it is set no page is asked for: who waits for a response gives up within some
-  // milliseconds. Its words outlive the engine.
+  // Moves one after the other, as far as the caches know all that they reach: found out before the
+  // first is made, and made in one section. It ends between two pieces where somebody waits for it.
+  // Answers how many are done, their records posted, and how many bytes of the next: the rest is
+  // for copy(). Pre: kMostMoves at most; the ends of none overlap; a record as for post().
+  struct Move {
+    u64 to, from, bytes;
+    Record record;
+  };
+  struct Moved {
+    unsigned moves = 0;
+    u64 bytes = 0;
+  };
+  static constexpr unsigned kMostMoves = 16;
+  Moved move_known(s64 pasid, std::span<const Move> moves);
+
+  // While it is set no page is asked for and no further move_known() begun: who waits for a
+  // response gives up within some milliseconds. Its words outlive the engine.
   void set_cancel(Cancel cancel) { cancel_ = cancel; }
 
   struct Counts {
@@ -104,6 +121,9 @@ class DmaEngine {
   static constexpr unsigned kRuns = 32;
   class Section;
   class Grip;
+  struct Ends {
+    u64 to, from, record;
+  };
 
   static Page& page_of(Page* pages, unsigned count, u32 pasid, u64 iova);
   void forget(const Invalidation* what);
@@ -114,6 +134,8 @@ class DmaEngine {
   u64 access_run(u32 pasid, u64 iova, u64 bytes, void* to, const void* from);
   u64 copy_cached(u32 pasid, u64 to, u64 from, u64 bytes, const Record* record, bool* posted);
   std::optional<Hva> place_of(u32 pasid, const Record& record, const Grip& grip) const;
+  bool reach(u32 pasid, u64 iova, u64 bytes, Rights wanted, const Grip& grip, Span* span) const;
+  [[nodiscard]] bool must_end(const Grip& grip) const;
   static bool put(Hva place, const Record& record);
   const Run* find_run(u32 pasid, u64 iova, Rights wanted) const;
   bool cache_run(s64 pasid, u64 iova, u64 bytes, Rights wanted);
@@ -128,6 +150,7 @@ class DmaEngine {
   u32 device_id_ = 0;
   Counts counts_;
   Cancel cancel_;
+  FramePlaces places_;  // what the runs' frames are
   Page device_tlb_[kDevicePages];
   Run runs_[kRuns];
   u32 next_run_ = 0;  // to be replaced

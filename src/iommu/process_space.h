@@ -54,6 +54,8 @@ class ProcessSpace final : public host::MmuNotifier {
     [[nodiscard]] u64 present(Hva at, u64 most, Rights wanted) const;
     // As long as it is the same, everything that was present is.
     [[nodiscard]] u64 removals() const;
+    // Does a change wait for the section? A hint, for one that is long.
+    [[nodiscard]] bool is_asked() const { return space_.lock_.contended(); }
 
    private:
     const ProcessSpace& space_;

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without its guards a device keeps what was taken from it, by its tables or by one of its caches,
 // or reaches by its own requests what was never meant for PASIDs.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <thread>
+
+#include "host/change.h"
 #include "iommu/process_space.h"
 #include "iommu/sva.h"
 #include "tests/mutation/broken_without.h"
@@ -84,6 +90,72 @@ struct Scene : EngineWorld {
         {HvaRange(Hva(page(2)), kPageSize), host::EventKind::kUnmap});
     return engine_->copy(*pasid, page(2), page(0), 64).answer.done != 0;
   }
+  // Moves 64 bytes from one IOVA to another, with what is known of them.
+  bool moves(u64 to, u64 from) {
+    const u64 words[4] = {1, 2, 3, 4};
+    const DmaEngine::Move move{to, from, 64, {to + 512, words}};
+    engine_->copy(5, to, from, 64, false, &move.record);
+    engine_->post(5, move.record);
+    return engine_->move_known(5, {&move, 1}).moves == 1;
+  }
+  // A page that another mapping has taken the place of is the device's still.
+  bool moves_what_is_not_its_own() {
+    const u64 second = kIova + kPageSize;
+    if (attach(device_, table_[0], 5) != 0) return false;
+    if (map_at(ioas_[0], page(2), kPageSize, second) != 0 || !moves(second, kIova)) return false;
+    host::change(page(0), kPageSize, host::EventKind::kUnmap, [&] {
+      return mmap(memory_.bytes_at(0), kPageSize, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED;
+    });
+    *memory_.bytes_at(0) = 0xee;
+    return moves(second, kIova) && *memory_.bytes_at(2 * kPageSize) == 0xee;
+  }
+  // A frame that means another page now: of two blocks of memory one after the other has it.
+  bool moves_the_page_before() {
+    constexpr u64 kBlock = 2 << 20;
+    const test::GuardedPages two(3 * kBlock / kPageSize);
+    const u64 first = (two.address() + kBlock - 1) & ~(kBlock - 1), other = first + kBlock;
+    *reinterpret_cast<u8*>(first) = 0xaa;
+    *reinterpret_cast<u8*>(other) = 0xbb;
+    const u64 second = kIova + kPageSize, third = kIova + 8 * kPageSize;
+    if (attach(device_, table_[0], 5) != 0) return false;
+    if (map_at(ioas_[0], page(2), kPageSize, second) != 0) return false;
+    bool before = false;
+    for (const u64 block : {first, other}) {
+      if (map_at(ioas_[0], block, kPageSize, third) != 0 || !moves(second, third)) return false;
+      before = *memory_.bytes_at(2 * kPageSize) != *reinterpret_cast<u8*>(block);
+      if (unmap(ioas_[0], third, kPageSize) != 0) return false;
+    }
+    return before;
+  }
+  // Long moves against unmaps of another page: do they all go on to their end?
+  bool moves_keep_an_unmap_waiting() {
+    constexpr u64 kBytes = 1 << 20;
+    const test::GuardedPages both(2 * kBytes / kPageSize);
+    const u64 from = kIova + 64 * kPageSize, to = from + kBytes, other = kIova + 8 * kPageSize;
+    if (attach(device_, table_[0], 5) != 0) return false;
+    if (map_at(ioas_[0], both.address(), 2 * kBytes, from) != 0) return false;
+    const u64 words[4] = {1, 2, 3, 4};
+    DmaEngine::Move list[DmaEngine::kMostMoves];
+    for (auto& move : list) move = {to, from, kBytes - kPageSize, {to + kBytes - 32, words}};
+    engine_->copy(5, to, from, kBytes);
+    engine_->post(5, list[0].record);
+    std::atomic<bool> over{false};
+    std::thread unmapper([&] {
+      while (!over) {
+        static_cast<void>(map_at(ioas_[0], page(2), kPageSize, other));
+        static_cast<void>(unmap(ioas_[0], other, kPageSize));
+      }
+    });
+    bool ended = false;
+    for (unsigned i = 0; i < 300 && !ended; ++i) {
+      const auto done = engine_->move_known(5, list);
+      ended = done.moves != 0 && done.moves < DmaEngine::kMostMoves;
+    }
+    over = true;
+    unmapper.join();
+    return !ended;
+  }
   bool second_write_is_lost() {
     const u32 tracking = make_hwpt(ioas_[0], device_, {.dirty = true, .pasid = true});
     if (attach(device_, tracking, 5) != 0) return false;
@@ -143,6 +215,21 @@ TEST(IommuGuards, WithoutItsInvalidationThePasidCacheKeepsTheDomain) {
 TEST(IommuGuards, WithoutLookingWhetherPagesWentADeviceCopiesOverThem) {
   EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::copies_over_what_went>));
   EXPECT_TRUE(broken_without({"iommu_own_run"}, in_a_scene<&Scene::copies_over_what_went>));
+}
+
+TEST(IommuGuards, WithoutLookingWhetherPagesMovedADeviceReadsWhatIsNotItsOwn) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::moves_what_is_not_its_own>));
+  EXPECT_TRUE(broken_without({"iommu_frame_moves"}, in_a_scene<&Scene::moves_what_is_not_its_own>));
+}
+
+TEST(IommuGuards, WithoutForgettingPlacesAFrameIsThePageThatHadItBefore) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::moves_the_page_before>));
+  EXPECT_TRUE(broken_without({"iommu_places"}, in_a_scene<&Scene::moves_the_page_before>));
+}
+
+TEST(IommuGuards, WithoutAnEndForWhoWaitsMovesKeepHimWaitingForAllOfThem) {
+  EXPECT_FALSE(broken_without({}, in_a_scene<&Scene::moves_keep_an_unmap_waiting>));
+  EXPECT_TRUE(broken_without({"iommu_moves_end"}, in_a_scene<&Scene::moves_keep_an_unmap_waiting>));
 }
 
 TEST(IommuGuards, WithoutTheFlushAWriteAfterAReadingIsNotTold) {

@@ -2,6 +2,7 @@
 // A device with caches: what it knows it does not ask again, and what is no longer so it forgets.
 #include "iommu/dma_engine.h"
 
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "base/failpoint.h"
+#include "host/change.h"
 #include "tests/unit/iommu/engine_world.h"
 
 namespace stagetwo::iommu {
@@ -117,6 +119,119 @@ TEST_P(Engine, ARecordIsPostedWithTheCopyOrNotAtAll) {
   EXPECT_EQ(engine_->post(5, record).iova, second + 104) << "the first word comes last";
   EXPECT_EQ(there[0], 0u);
 }
+
+// Moves of 8 bytes from the page to places behind 64 in the second, told of in front of those.
+class Moves : public Engine {
+ protected:
+  static constexpr u64 kSecond = kIova + kPageSize;
+  static constexpr unsigned kCount = 4;
+  void SetUp() override {
+    Engine::SetUp();
+    ASSERT_EQ(attach(device_, table_[0], 5), 0);
+    ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, kSecond), 0);
+    for (unsigned i = 0; i < kPageSize; ++i) memory_.bytes_at(0)[i] = static_cast<u8>(i % 251);
+    for (unsigned i = 0; i < kCount; ++i) {
+      moves_[i] = {kSecond + 512 + 64 * i, kIova + 100 * i, 8, {kSecond + 32 * i, kWords}};
+    }
+  }
+  // So that the caches know them all.
+  void make_known() {
+    EXPECT_EQ(engine_->copy(5, kSecond + 512, kIova, 8).answer.done, 8u);
+    EXPECT_EQ(engine_->post(5, moves_[0].record).done, DmaEngine::kRecordBytes);
+    wipe();
+  }
+  void wipe() { memset(memory_.bytes_at(2 * kPageSize), 0, kPageSize); }
+  // How many of the first have come, with their records; of the others nothing.
+  unsigned came() {
+    unsigned count = 0;
+    for (unsigned i = 0; i < kCount; ++i) {
+      const u8* const to = memory_.bytes_at(2 * kPageSize + 512 + 64 * i);
+      const u8* const told = memory_.bytes_at(2 * kPageSize + 32 * i);
+      u8 nothing[DmaEngine::kRecordBytes] = {};
+      const bool whole = memcmp(to, memory_.bytes_at(100 * i), 8) == 0 &&
+                         memcmp(told, kWords, DmaEngine::kRecordBytes) == 0;
+      if (whole && count == i) {
+        ++count;
+      } else {
+        EXPECT_EQ(memcmp(told, nothing, sizeof(nothing)), 0) << i;
+        EXPECT_EQ(memcmp(to, nothing, 8), 0) << i;
+      }
+    }
+    return count;
+  }
+  static constexpr u64 kWords[4] = {0x0101, 2, 3, 4};
+  DmaEngine::Move moves_[kCount];
+};
+
+TEST_P(Moves, GoAsFarAsTheCachesKnow) {
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 0u);
+  make_known();
+  EXPECT_EQ(engine_->move_known(6, moves_).moves, 0u) << "another's";
+  EXPECT_EQ(came(), 0u);
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, kCount);
+  EXPECT_EQ(came(), kCount);
+  wipe();
+  moves_[2].to = kSecond + kPageSize - 4;  // not all of it is there
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 2u);
+  EXPECT_EQ(came(), 2u);
+  wipe();
+  moves_[1].record.iova = kSecond + kPageSize;
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 1u);
+  EXPECT_EQ(came(), 1u);
+}
+
+TEST_P(Moves, ReachNothingThatWasUnmappedOrDetached) {
+  make_known();
+  ASSERT_EQ(unmap(ioas_[0], kSecond, kPageSize), 0);
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 0u);
+  EXPECT_EQ(came(), 0u);
+  ASSERT_EQ(map_at(ioas_[0], page(2), kPageSize, kSecond), 0);
+  make_known();
+  detach(device_, 5);
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 0u);
+  EXPECT_EQ(came(), 0u);
+}
+
+TEST_P(Moves, OfWhatMayBeReadOnlyAreNone) {
+  ASSERT_EQ(unmap(ioas_[0], kSecond, kPageSize), 0);
+  u64 iova = kSecond;
+  ASSERT_EQ(map(ioas_[0], page(2), kPageSize, &iova, true, kMayRead), 0);
+  EXPECT_EQ(engine_->copy(5, kIova + 8, kSecond, 8).answer.done, 8u);
+  wipe();
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 0u);
+  EXPECT_EQ(came(), 0u);
+}
+
+TEST_P(Moves, FollowAPageThatIsMoved) {
+  make_known();
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, kCount);
+  wipe();
+  void* const from = memory_.bytes_at(0);
+  ASSERT_EQ(host::change(page(0), kPageSize, host::EventKind::kUnmap,
+                         [&] {
+                           const int both = PROT_READ | PROT_WRITE;
+                           const int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+                           return mmap(from, kPageSize, both, how, -1, 0) == from ? 0 : -1;
+                         }),
+            0);
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, kCount);
+  for (unsigned i = 0; i < kPageSize; ++i) memory_.bytes_at(0)[i] = static_cast<u8>(i % 251);
+  EXPECT_EQ(came(), kCount) << "the device has the page that was there";
+}
+
+TEST_P(Moves, EndWhereSomebodyCancels) {
+  make_known();
+  sync::Atomic<u32> cancel{1};
+  engine_->set_cancel({{&cancel, nullptr}});
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, 0u);
+  cancel.store(0);
+  EXPECT_EQ(engine_->move_known(5, moves_).moves, kCount);
+  engine_->set_cancel({});
+}
+
+INSTANTIATE_TEST_SUITE_P(OfEachFormat, Moves, testing::Values(false, true), [](const auto& first) {
+  return first.param ? "FirstLevel" : "SecondLevel";
+});
 
 TEST_P(Engine, NothingIsReachedAfterADetach) {
   for (const u32 pasid : {0u, 5u}) {

@@ -5,6 +5,8 @@
 
 #include <sys/mman.h>
 
+#include <thread>
+
 #include "base/failpoint.h"
 #include "host/backstop.h"
 #include "host/change.h"
@@ -14,6 +16,29 @@
 
 namespace stagetwo::iommu {
 namespace {
+
+// For who stays long: a change in another thread waits for its section.
+TEST(ProcessSpaceSection, KnowsWhetherItIsWaitedFor) {
+  ASSERT_TRUE(host::backstop::install());
+  const auto space = *ProcessSpace::make();
+  const test::GuardedPages memory(1);
+  const Hva at(memory.address());
+  ASSERT_TRUE(space->bring(at, kMayRead));
+  std::thread changer;
+  {
+    const ProcessSpace::Section section(*space);
+    EXPECT_FALSE(section.is_asked());
+    changer = std::thread([at] {
+      const host::InvalidateSection change({HvaRange(at, kPageSize), host::EventKind::kUnmap});
+    });
+    while (!section.is_asked()) std::this_thread::yield();
+    EXPECT_EQ(section.present(at, 1, kMayRead), 1u) << "it waits for the section";
+  }
+  changer.join();
+  const ProcessSpace::Section section(*space);
+  EXPECT_FALSE(section.is_asked());
+  EXPECT_EQ(section.present(at, 1, kMayRead), 0u);
+}
 
 struct SpaceOfADevice {
   SpaceOfADevice() {
