@@ -73,6 +73,13 @@ iommu::DmaAnswer DmaChannel::post(const iommu::DmaEngine::Record& record, DmaHow
   return write(record.iova, record.words, sizeof(u64), how);
 }
 
+iommu::DmaEngine::Moved DmaChannel::move_known(std::span<const iommu::DmaEngine::Move> moves,
+                                               DmaHow how) {
+  const auto pasid = dma_.pasid_of(how);
+  iommu::DmaEngine* const own = pasid && dma_.is_isolated() ? engine() : nullptr;
+  return own == nullptr ? iommu::DmaEngine::Moved{} : own->move_known(*pasid, moves);
+}
+
 iommu::DmaEngine::CopyAnswer DmaChannel::copy(u64 to, u64 from, u64 bytes, DmaHow how,
                                               const iommu::DmaEngine::Record* record) {
   const auto pasid = dma_.pasid_of(how);

@@ -60,6 +60,8 @@ class DmaChannel {
   // record came with the bytes. Pre: they do not overlap.
   iommu::DmaEngine::CopyAnswer copy(u64 to, u64 from, u64 bytes, DmaHow how = {},
                                     const iommu::DmaEngine::Record* record = nullptr);
+  // Moves that need not be looked at one by one, as far as that goes: see there.
+  iommu::DmaEngine::Moved move_known(std::span<const iommu::DmaEngine::Move> moves, DmaHow how);
   // A record whose first word comes last (iommu/dma_engine.h).
   iommu::DmaAnswer post(const iommu::DmaEngine::Record& record, DmaHow how = {});
   // While it is set, nothing waits for the response to a page request. Its words outlive this.

@@ -83,7 +83,8 @@ class Engine final : public Model, DeviceThread::Work {
   void falls_asleep() override { queue_.say_asleep(true); }
   void wakes_up() override { queue_.say_asleep(false); }
   void in_child() override { queue_.in_child(); }
-  bool execute(const Descriptor& descriptor, bool in_batch = false);
+  iommu::DmaEngine::Moved move_ahead(std::span<const Descriptor> list);
+  bool execute(const Descriptor& descriptor, bool in_batch = false, u64 bytes = 0);
   static Status refusal(const Descriptor& d, bool in_batch);
   void run(Task& task);
   void batch(Task& task);
@@ -248,7 +249,11 @@ bool Engine::work() {
   Descriptor taken[WorkQueue::kTaken];
   bool overrun = false;
   const u32 some = queue_.take(taken, &overrun);
-  for (u32 i = 0; i < some && !cancelled(); ++i) execute(taken[i]);
+  for (u32 i = 0; i < some && !cancelled();) {
+    const auto ahead = move_ahead({taken + i, some - i});
+    i += ahead.moves;
+    if (i < some && !cancelled()) execute(taken[i++], false, ahead.bytes);
+  }
   if (overrun) report(Status::kBadCount, nullptr, 0, false);
   if (some != 0 || overrun) return true;
   // A drain: there is nothing before it any more. Else the other finishes it.
@@ -260,9 +265,44 @@ bool Engine::work() {
   return true;
 }
 
-// False: it failed, or was dropped.
-bool Engine::execute(const Descriptor& descriptor, bool in_batch) {
+namespace {
+
+// Everything that a move can ask for but an interrupt.
+bool is_plain(const Descriptor& d) {
+  const bool says = (d.flags() & (kSays | kRequestInterrupt)) == kSays;
+  return d.opcode() == static_cast<u8>(Opcode::kMove) && says &&
+         d.completion % sizeof(Completion) == 0;
+}
+
+std::array<u64, 4> success_of(const Descriptor& d) {
+  Completion success{};
+  success.status = static_cast<u8>(Status::kSuccess);
+  success.bytes = d.size;
+  return success.words();
+}
+
+}  // namespace
+
+// Those that the list begins with and that go without a look between: one way to memory for all of
+// them. What it answers is done.
+iommu::DmaEngine::Moved Engine::move_ahead(std::span<const Descriptor> list) {
+  iommu::DmaEngine::Move moves[WorkQueue::kTaken];
+  std::array<u64, 4> words[WorkQueue::kTaken];
+  unsigned plain = 0;
+  for (const Descriptor& d : list) {
+    if (!is_plain(d) || refusal(d, false) != Status::kNone) break;
+    words[plain] = success_of(d);
+    moves[plain] = {d.destination, d.source, d.size, {d.completion, words[plain].data()}};
+    ++plain;
+  }
+  if (plain == 0) return {};
+  return channel_.move_known({moves, plain}, how(false));
+}
+
+// False: it failed, or was dropped. `bytes` of a move are done already.
+bool Engine::execute(const Descriptor& descriptor, bool in_batch, u64 bytes) {
   Task task{descriptor, how((descriptor.flags() & kBlockOnFault) != 0), in_batch};
+  task.done.bytes = static_cast<u32>(bytes);
   task.ends(refusal(descriptor, in_batch));
   if (task.is(Status::kNone)) run(task);
   if (cancelled()) return false;
@@ -340,13 +380,10 @@ bool Engine::get(Task& task, u64 from, void* to, u64 bytes) {
 // The record of success goes with the last piece: one way to memory less.
 void Engine::move(Task& task) {
   const Descriptor& d = task.what;
-  Completion success = task.done;
-  success.status = static_cast<u8>(Status::kSuccess);
-  success.bytes = d.size;
-  const auto words = success.words();
+  const auto words = success_of(d);
   const iommu::DmaEngine::Record record{d.completion, words.data()};
   const bool says = (d.flags() & kSays) == kSays && d.completion % sizeof(Completion) == 0;
-  for (u64 done = 0; done < d.size && !cancelled();) {
+  for (u64 done = task.done.bytes; done < d.size && !cancelled();) {
     const u64 some = std::min(kPiece, d.size - done);
     const bool last = done + some == d.size;
     const auto copied = channel_.copy(d.destination + done, d.source + done, some, task.how,

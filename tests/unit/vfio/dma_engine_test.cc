@@ -235,6 +235,55 @@ TEST_F(DmaEngineTest, TheRingTakesWhatStandsInItsMemory) {
   EXPECT_EQ(client_->wait_error() >> 8 & 0xff, u64{static_cast<u8>(Status::kBadCount)});
 }
 
+// Moves that come together, and among them what is none, what faults and what wants an interrupt:
+// each is told of as if it had come alone, and what stands behind it is done.
+TEST_F(DmaEngineTest, OfMovesThatComeTogetherEachIsToldOfAsIfAlone) {
+  constexpr u32 kCount = 40;
+  const u64 to = kIova + 8 * kPageSize;
+  ASSERT_EQ(status(move(kData, to, 2 * kPageSize)), 1) << "known from now on";
+  const int bell = eventfd(0, EFD_NONBLOCK);
+  ASSERT_TRUE(client_->device().set_irqs({IrqSet::kEventfds | IrqSet::kTrigger,
+                                          kMsixIndex,
+                                          1,
+                                          1,
+                                          {reinterpret_cast<const u8*>(&bell), sizeof(bell)}}));
+  u32 tail = 0;
+  for (unsigned round = 0; round < 20; ++round) {
+    memset(client_->bytes(to), 0, kCount * 128);
+    memset(client_->record(), 0, kPageSize);
+    for (u32 i = 0; i < kCount; ++i, ++tail) {
+      Descriptor d = move(kData + i, to + i * u64{128}, 100);
+      if (i == 5) d.source = kBehind - 60;
+      if (i == 9) d = EngineClient::make(Opcode::kFill, 0x0101010101010101, to + i * u64{128}, 100);
+      if (i == 20) d.destination = kBehind;
+      if (i == 30) d.flags_opcode |= kRequestInterrupt;
+      d.interrupt = i == 30;
+      d.completion = kIova + i * sizeof(Completion);
+      const u8* const from = reinterpret_cast<const u8*>(&d);
+      const u64 place = kRingAt + tail % kRingSlots * 64;
+      for (u64 at = 0; at < 64; at += 4) client_->device().write(4, place + at, {from + at, 4});
+    }
+    client_->device().write(4, 0, {reinterpret_cast<const u8*>(&tail), 4});
+    ring_bell();
+    for (u32 i = 0; i < kCount; ++i) {
+      const Completion& done = client_->wait(kIova + i * sizeof(Completion));
+      const bool reads = i == 5, writes = i == 20;
+      ASSERT_EQ(done.status, reads || writes ? status_of(Status::kPageFault, writes) : 1) << i;
+      EXPECT_EQ(done.bytes, reads ? 60u : (writes ? 0u : 100u)) << i;
+      EXPECT_EQ(done.fault_address, reads || writes ? kBehind : 0u) << i;
+      if (reads || writes) continue;
+      const u8* const there = client_->bytes(to + i * u64{128});
+      const u8 ones[1] = {1};
+      EXPECT_EQ(memcmp(there, i == 9 ? ones : client_->bytes(kData + i), i == 9 ? 1 : 100), 0) << i;
+      EXPECT_EQ(there[100], 0);
+    }
+  }
+  u64 rings = 0;
+  for (unsigned i = 0; ::read(bell, &rings, 8) != 8 && i < 10000; ++i) usleep(100);
+  EXPECT_GE(rings, 1u);
+  close(bell);
+}
+
 TEST_F(DmaEngineTest, InterruptsTellOfCompletionsAndOfErrors) {
   const int bells[2] = {eventfd(0, 0), eventfd(0, EFD_NONBLOCK)};
   const auto* const fds = reinterpret_cast<const u8*>(bells);
