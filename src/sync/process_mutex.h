@@ -62,7 +62,7 @@ class TA_CAP("process_mutex") ProcessMutex {
   void wake();
 
   Atomic<u32> word_{0};  // acquire on entry pairs with release on exit, across processes
-  u32 unused_[5] = {};
+  [[maybe_unused]] u32 unused_[5] = {};
   RobustLinks links_;  // the holder's
 
  public:
