@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "abi/vfio/vfio.h"
 #include "base/sys.h"
 #include "host/access.h"
 #include "host/session.h"
@@ -225,6 +226,7 @@ long write_config(const VirtualFile& file, const void* buffer, size_t size, u64 
     (*device)->write(vfio::kConfigRegion, place + done, {bytes + done, width});
     done += width;
   }
+  abi_vfio::follow_memory(**device);
   return static_cast<long>(size);
 }
 

@@ -7,6 +7,7 @@
 
 #include "abi/vfio/requests.h"
 #include "abi/vfio/trapped_store.h"
+#include "abi/vfio/vfio.h"
 #include "base/process_page.h"
 #include "base/vec.h"
 #include "host/backstop.h"

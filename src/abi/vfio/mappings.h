@@ -22,9 +22,6 @@ namespace stagetwo::abi_vfio {
 // Failure: ENOMEM.
 [[nodiscard]] Result<void> note_mapping(const sync::Ref<OpenDevice>& device, Hva at, u64 size,
                                         int prot, unsigned region, u64 offset);
-// The configuration of a function was written: its BARs are there, or a touch of them is SIGBUS, as
-// it says now.
-void follow_memory(vfio::Device& device);
 // How many there are, of all devices: for tests.
 [[nodiscard]] size_t debug_mappings();
 void mappings_after_fork_child();

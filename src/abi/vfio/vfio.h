@@ -14,6 +14,9 @@
 #include "base/types.h"
 #include "host/descriptor.h"
 
+namespace stagetwo::vfio {
+class Device;
+}
 namespace stagetwo::abi_vfio {
 
 inline constexpr u32 kMiscMajor = 10;
@@ -39,6 +42,10 @@ void set_newer_requests(bool on);
 // nothing of it can be found from here (another session's; it is over).
 [[nodiscard]] Box<host::Description> attach(std::string_view kind, int fd,
                                             host::DescriptorSpec* spec);
+
+// The configuration of a function was written: its BARs are there, or a touch of them is SIGBUS, as
+// it says now. Of this process's mappings.
+void follow_memory(vfio::Device& device);
 
 void after_fork_child();
 

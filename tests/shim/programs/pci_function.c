@@ -130,6 +130,9 @@ static void memory_off(int device) {
   REQUIRE(munmap((void*)(more + 3 * kPage), kPage) == 0);
   REQUIRE(pwrite(device, &command, 2, place) == 2);
   REQUIRE(*reg8(0x08) == 0x33 && more[8] == 0x33 && touch(reg8(0x08), 1) == 0);
+  const int config = open("/sys/bus/pci/devices/fffe:00:04.0/config", O_RDWR);
+  REQUIRE(config >= 0 && pwrite(config, &none, 2, 4) == 2 && touch(more + 8, 0) == SIGBUS);
+  REQUIRE(pwrite(config, &command, 2, 4) == 2 && more[8] == 0x33 && close(config) == 0);
   REQUIRE(munmap((void*)more, 0x4000) == 0);
   REQUIRE(sigaction(SIGBUS, &before, NULL) == 0);
 }
