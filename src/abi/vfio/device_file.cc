@@ -220,7 +220,10 @@ Result<long> feature(u64 arg) {
 // A function stands alone on its root bus, which no reset reaches.
 Result<long> hot_reset_info(const vfio::Shape& shape, u64 arg) {
   if (!shape.function) return refuse(ENOTTY);
-  vfio_pci_hot_reset_info asked{};
+  struct {
+    u32 argsz, flags, count;
+  } asked{};
+  static_assert(sizeof(asked) == sizeof(vfio_pci_hot_reset_info));
   ST_TRY(copy_in(&asked, arg, sizeof(asked)));
   return refuse(ENODEV);
 }

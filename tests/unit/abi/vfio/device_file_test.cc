@@ -73,11 +73,12 @@ TEST_F(DeviceFile, VectorsThatAreNotThereAreRefused) {
   vfio_irq_set set{};
   set.argsz = sizeof(set);
   set.flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
-  const auto answer = [&](u32 index, u32 start, u32 count) {
-    set.index = index;
-    set.start = start;
-    set.count = count;
-    return ask(device_, VFIO_DEVICE_SET_IRQS, &set);
+  vfio_irq_set* const request = &set;  // clang captures no struct with an array at its end
+  const auto answer = [this, request](u32 index, u32 start, u32 count) {
+    request->index = index;
+    request->start = start;
+    request->count = count;
+    return ask(device_, VFIO_DEVICE_SET_IRQS, request);
   };
   EXPECT_EQ(answer(VFIO_PCI_MSI_IRQ_INDEX, 1, 1), -EINVAL);
   EXPECT_EQ(answer(VFIO_PCI_MSI_IRQ_INDEX, 0, 2), -EINVAL);
