@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 
@@ -126,6 +127,21 @@ u64 place_apart() {
 
 }  // namespace
 
+namespace {
+
+// Without rights first: memory of which the client has said that all there will be is locked
+// (mlockall) is filled as soon as it may be touched.
+Result<void*> unlocked(void* at, size_t bytes, int prot) {
+  static_cast<void>(sys::call(SYS_munlock, sys::arg(at), static_cast<long>(bytes)));
+  if (prot == PROT_NONE) return at;
+  const auto allowed = sys::mprotect(at, bytes, prot);
+  if (allowed) return at;
+  static_cast<void>(sys::munmap(at, bytes));
+  return refuse(allowed.error());
+}
+
+}  // namespace
+
 Result<void*> map_apart(size_t bytes, int prot, int flags, int fd, long offset) {
   constexpr unsigned kTries = 8;
   constexpr u64 kFurther = u64{1} << 30;
@@ -135,9 +151,9 @@ Result<void*> map_apart(size_t bytes, int prot, int flags, int fd, long offset) 
   for (unsigned i = 0; i < kTries && start != kNowhere; ++i) {
     const u64 behind = __atomic_fetch_add(&apart_next, size + alignment - kPage, __ATOMIC_RELAXED);
     const u64 at = align_up(start + behind % kApart, alignment);
-    const auto mapped = sys::mmap(reinterpret_cast<void*>(at), bytes, prot,
+    const auto mapped = sys::mmap(reinterpret_cast<void*>(at), bytes, PROT_NONE,
                                   flags | MAP_FIXED_NOREPLACE, fd, offset);
-    if (mapped) return mapped;
+    if (mapped) return unlocked(*mapped, bytes, prot);
     const int why = to_int(mapped.error());
     if (why == EEXIST) {
       __atomic_fetch_add(&apart_next, kFurther, __ATOMIC_RELAXED);
@@ -147,7 +163,7 @@ Result<void*> map_apart(size_t bytes, int prot, int flags, int fd, long offset) 
       break;
     }
   }
-  return sys::mmap(nullptr, bytes, prot, flags, fd, offset);
+  return unlocked(ST_TRY(sys::mmap(nullptr, bytes, PROT_NONE, flags, fd, offset)), bytes, prot);
 }
 
 bool is_apart(const void* at) {

@@ -18,7 +18,8 @@ namespace stagetwo {
 // mmap for the engine itself, at a place of the kernel's or rather of ours: apart from what the
 // kernel gives to the client. A client that has unmapped a part of its memory may map it again with
 // MAP_FIXED whenever it likes, for it knows what its own threads do; nothing of ours must have come
-// there meanwhile. Not noted.
+// there meanwhile. Not noted. Never locked, whatever the client has said of what will be mapped: it
+// has holes that mean something, and its pages are given back one by one.
 [[nodiscard]] Result<void*> map_apart(size_t bytes, int prot, int flags, int fd = -1,
                                       long offset = 0);
 // Is it such a place? No other mapping of ours comes there for long after this one has gone.

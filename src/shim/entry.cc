@@ -406,6 +406,9 @@ ST_ENTRY ssize_t process_madvise(int pidfd, const iovec* parts, size_t count, in
 ST_ENTRY int remap_file_pages(void* at, size_t size, int prot, size_t page, int flags) noexcept {
   return shim::remap_pages(at, size, prot, page, flags);
 }
+ST_ENTRY int mlockall(int flags) noexcept {
+  return shim::lock_all(flags);
+}
 ST_ENTRY int mseal(void* at, size_t size, unsigned long flags) noexcept {
   return shim::seal(at, size, flags);
 }

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/own_memory.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "base/trace.h"
@@ -504,6 +505,59 @@ int remap_pages(void* at, size_t size, int prot, size_t page, int flags) {
       announce(there, bytes, host::EventKind::kUnmap, host::Announced::kMoves, go_on);
   if (result == 0) noted_mapping(there, bytes, false);
   return result;
+}
+
+namespace {
+
+// What the kernel cannot lock or fill it leaves, as mlockall does.
+void lock_part(HvaRange part) {
+  void* const at = reinterpret_cast<void*>(part.start().raw());
+  const long bytes = static_cast<long>(part.size());
+  with_buffer(at, part.size(),
+              [&] { return static_cast<int>(sys::call(SYS_mlock, sys::arg(at), bytes)); });
+}
+
+// Locks all that is mapped but what is ours, or lets go of what is ours.
+void lock_mappings(bool ours) {
+  const HvaRange everything(Hva(0), u64{1} << 47);
+  for (HvaRange left = everything; !left.empty();) {
+    const host::MappedPart part = host::first_part(left);
+    Hva end = part.range.end();
+    if (part.mapped) {
+      const OwnMemory own = own_memory_in(part.range.start().raw(), end.raw());
+      const bool begins = own.end != 0 && own.start <= part.range.start().raw();
+      if (own.end != 0) end = std::min(end, Hva(begins ? own.end : own.start));
+      const HvaRange here(part.range.start(), end - part.range.start());
+      if (begins && ours) {
+        sys::call(SYS_munlock, static_cast<long>(here.start().raw()),
+                  static_cast<long>(here.size()));
+      }
+      if (!begins && !ours) lock_part(here);
+    }
+    left = HvaRange(end, left.end() - end);
+  }
+}
+
+}  // namespace
+
+int lock_all(int flags) {
+  const auto call = [](int with) {
+    return static_cast<int>(as_libc(sys::call(SYS_mlockall, with)));
+  };
+  if (!awake() || (flags & MCL_CURRENT) == 0) [[likely]]
+    return call(flags);
+  // On fault at first: nothing of ours is filled.
+  if (const int refused = call(flags | MCL_ONFAULT); refused != 0) return refused;
+  const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
+  lock_mappings(true);
+  section.leave();
+  if ((flags & MCL_ONFAULT) == 0) {
+    if ((flags & MCL_FUTURE) != 0) call(MCL_FUTURE);
+    lock_mappings(false);
+  }
+  errno = error;
+  return 0;
 }
 
 }  // namespace stagetwo::shim

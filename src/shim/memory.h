@@ -30,6 +30,9 @@ ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, un
 int say_resident(void* at, size_t size, unsigned char* to);
 // Another file offset at an address.
 int remap_pages(void* at, size_t size, int prot, size_t page, int flags);
+// mlockall. Of what is the engine's nothing is locked: it has holes that mean something, and gives
+// its pages back one by one (base/own_memory.h).
+int lock_all(int flags);
 // What is absent behind PROT_NONE comes back first: afterwards nobody may give it rights.
 int seal(void* at, size_t size, unsigned long flags);
 

@@ -127,6 +127,8 @@ long by_address(long number, long a, long b, long c, long d, long e, long f, boo
                           static_cast<unsigned>(e));
     case SYS_mincore:
       return say_resident(pointer<void>(a), size_of(b), pointer<unsigned char>(c));
+    case SYS_mlockall:
+      return lock_all(integer(a));
     case kSeal:
       return seal(pointer<void>(a), size_of(b), static_cast<unsigned long>(c));
     case SYS_remap_file_pages:

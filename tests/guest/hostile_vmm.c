@@ -83,6 +83,22 @@ static void lock(void) {
   must(munlock(window, kBytes) == 0, "munlock");
   guest_has_all();
 }
+// What is the engine's is not locked with it. A process that may not lock so much is refused.
+static void lock_all(void) {
+  for (int on_fault = 0; on_fault <= MCL_ONFAULT; on_fault += MCL_ONFAULT) {
+    const int locked = mlockall(MCL_CURRENT | MCL_FUTURE | on_fault);
+    must(locked == 0 || errno == ENOMEM || errno == EPERM, "mlockall");
+    sees_nothing(window, kBytes);
+    guest_has_all();
+    end();
+    begin();
+    guest_has_all();
+    sees_nothing(window, kBytes);
+    guest_has_all();
+    must(munlockall() == 0, "munlockall");
+    guest_has_all();
+  }
+}
 static void move_pages_away(int flags) {
   seal(1);
   char* const to = map_at(NULL, 0);
@@ -456,6 +472,7 @@ static const struct {
     {"merge", merge},
     {"populate", populate},
     {"lock", lock},
+    {"lock_all", lock_all},
     {"remap", remap},
     {"remap_dontunmap", remap_dontunmap},
     {"remap_there_and_back", remap_there_and_back},

@@ -6,6 +6,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdio>
+#include <fstream>
+#include <string>
 #include <vector>
 
 #include "base/alloc.h"
@@ -34,6 +37,43 @@ TEST(OwnMemory, IsWhatTheEngineHasMapped) {
   EXPECT_FALSE(is_own(huge));
   dealloc(large, 3 * kPage);
   dealloc(small, 40);
+}
+
+// Of the range's mappings, as /proc/self/smaps shows them, how many are locked.
+int locked_in(const void* at) {
+  std::ifstream smaps("/proc/self/smaps");
+  bool here = false;
+  int locked = 0;
+  for (std::string line; std::getline(smaps, line);) {
+    u64 start = 0;
+    u64 end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &start, &end) == 2) {
+      here = start <= number(at) && number(at) < end;
+    }
+    if (here && line.starts_with("VmFlags:") && line.find(" lo") != line.npos) ++locked;
+  }
+  return locked;
+}
+
+TEST(OwnMemory, IsNotLockedWithTheClients) {
+  if (::mlockall(MCL_FUTURE) != 0) GTEST_SKIP() << "this user may lock nothing";
+  void* const theirs =
+      ::mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* const pages = *map_pages(4 * kPage, "test");
+  const int file = ::memfd_create("test", MFD_CLOEXEC);
+  ASSERT_EQ(0, ::ftruncate(file, 4 * kPage));
+  void* const mapped = *map_file(4 * kPage, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0, "test");
+  EXPECT_EQ(1, locked_in(theirs));
+  EXPECT_EQ(0, locked_in(pages));
+  EXPECT_EQ(0, locked_in(mapped));
+  unsigned char there[4] = {1, 1, 1, 1};
+  EXPECT_EQ(0, ::mincore(mapped, 4 * kPage, there));
+  EXPECT_EQ(0, (there[0] | there[1] | there[2] | there[3]) & 1) << "nor filled";
+  ::munlockall();
+  unmap_pages(mapped, 4 * kPage);
+  unmap_pages(pages, 4 * kPage);
+  ::munmap(theirs, kPage);
+  ::close(file);
 }
 
 TEST(OwnMemory, IsTheObjectWithItsData) {
