@@ -31,12 +31,24 @@
 #include "shim/signal_masks.h"
 #include "shim/signals.h"
 #include "shim/virtual_io.h"
-#include "sync/mutex.h"
+#include "sync/futex.h"
 
 namespace stagetwo::shim {
 namespace {
 
-sync::Mutex wake_lock{sync::Rank::kSession};
+// One thread wakes, and none while another forks: a child would have what is half made.
+//
+//   waker                                | forker, not awake (libc's fork, _Fork)
+//   no fork and no waker → waking        | no waker → forks + 1
+//   makes the engine; awake; free        | forks; parent: forks - 1; child: nobody
+//
+// A signal handler of a thread that is in there itself waits for nobody. clone3 by number, of a
+// process that sleeps, is not seen.
+sync::Atomic<u32> gate{0};
+constexpr u32 kWaking = u32{1} << 31;
+thread_local bool is_waking = false;
+thread_local bool is_forking = false;
+
 // Set once, released after everything it stands for; readers only branch on it.
 sync::Atomic<bool> is_awake{false};
 
@@ -123,6 +135,7 @@ void after_fork_in_child() {
   reclaim::after_fork_child();
   abi_hmm::after_fork_child();
   abi_vfio::after_fork_child();
+  abi_kvm::after_fork_child();
   signals_after_fork_child();
 }
 
@@ -130,11 +143,53 @@ bool awake() {
   return is_awake.load(sync::kRelaxed);
 }
 
+// False: another thread has woken it.
+static bool begin_waking() {
+  const u32 own = is_forking ? 1 : 0;
+  for (;;) {
+    if (is_awake.load(sync::kAcquire)) return false;
+    u32 seen = gate.load(sync::kRelaxed);
+    const bool free = seen <= own;
+    if (free && gate.compare_exchange_weak(seen, seen | kWaking, sync::kAcquire)) return true;
+    if (!free) sync::yield_thread();
+  }
+}
+
+bool begin_sleeping_fork() {
+  for (;;) {
+    if (is_awake.load(sync::kAcquire)) return false;
+    u32 seen = gate.load(sync::kRelaxed);
+    const bool free = (seen & kWaking) == 0 || is_waking;
+    if (free && gate.compare_exchange_weak(seen, seen + 1, sync::kAcquire)) break;
+    if (!free) sync::yield_thread();
+  }
+  is_forking = true;
+  return true;
+}
+
+void end_sleeping_fork(bool in_child) {
+  is_forking = false;
+  if (in_child) {
+    gate.store(is_waking ? kWaking : 0, sync::kRelaxed);
+  } else {
+    gate.fetch_sub(1, sync::kRelease);
+  }
+}
+
+static Result<void> make_awake();
+
 Result<void> wake() {
   if (is_awake.load(sync::kAcquire)) [[likely]]
     return {};
-  const sync::MutexGuard guard(wake_lock);
-  if (is_awake.load(sync::kAcquire)) return {};
+  if (!begin_waking()) return {};
+  is_waking = true;
+  const auto made = make_awake();
+  is_waking = false;
+  gate.fetch_sub(kWaking, sync::kRelease);
+  return made;
+}
+
+static Result<void> make_awake() {
   next::resolve_all();
   read_options();
   warn_of_options();

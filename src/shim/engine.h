@@ -23,6 +23,10 @@ bool awake();
 // Idempotent; a second thread waits for the first. Failure: what kept the engine from starting.
 Result<void> wake();
 
+// Around a fork while the engine sleeps. False: it is awake, by now, and nothing has begun; else no
+// thread wakes it until the end, in both processes.
+bool begin_sleeping_fork();
+void end_sleeping_fork(bool in_child);
 // Around every call that makes a process with a copy of this one's memory; libc's fork calls them
 // by itself. Pre: awake. A child has no page owners: what they hold comes back first, and what
 // another thread of the parent was in the middle of is gone.

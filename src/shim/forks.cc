@@ -18,33 +18,40 @@ extern void* __dso_handle;  // the linker's name for this object
 namespace stagetwo::shim {
 namespace {
 
-// `call` returns in both processes.
-template <typename F>
-long around(F&& call) {
-  before_fork();
-  const long child = call();
-  const int error = errno;
-  if (child == 0) {
+void end(bool asleep, bool in_child) {
+  if (asleep) {
+    end_sleeping_fork(in_child);
+  } else if (in_child) {
     after_fork_in_child();
   } else {
     after_fork_in_parent();
   }
+}
+
+// `call` returns in both processes.
+template <typename F>
+long around(F&& call) {
+  const bool asleep = begin_sleeping_fork();
+  if (!asleep) before_fork();
+  const long child = call();
+  const int error = errno;
+  end(asleep, child == 0);
   errno = error;
   return child;
 }
 
-// Did this thread's fork begin with the engine awake? It may wake before the fork is over.
-thread_local bool prepared = false;
+// How this thread's fork began.
+thread_local bool asleep = false;
 
 void prepare() {
-  prepared = awake();
-  if (prepared) before_fork();
+  asleep = begin_sleeping_fork();
+  if (!asleep) before_fork();
 }
 void in_parent() {
-  if (prepared) after_fork_in_parent();
+  end(asleep, false);
 }
 void in_child() {
-  if (awake()) after_fork_in_child();
+  end(asleep, true);
 }
 
 sync::Mutex registering{sync::Rank::kLeaf};
@@ -54,10 +61,11 @@ bool registered TA_GUARDED(registering) = false;
 struct Start {
   int (*run)(void*);
   void* argument;
+  bool asleep;
 };
 int start_child(void* given) {
   const auto* start = static_cast<const Start*>(given);
-  after_fork_in_child();
+  end(start->asleep, true);
   return start->run(start->argument);
 }
 
@@ -81,31 +89,27 @@ int register_fork_handlers(ForkHandler before, ForkHandler parent, ForkHandler c
 }
 
 pid_t fork_without_handlers() {
-  if (!awake()) [[likely]]
-    return next::_Fork();
   return static_cast<pid_t>(around([] { return long{next::_Fork()}; }));
 }
 
 int clone_process(int (*run)(void*), void* stack, int flags, void* argument, pid_t* parent_id,
                   void* tls, pid_t* child_id) {
-  if (!awake() || (flags & CLONE_VM) != 0 || run == nullptr) [[likely]] {
+  if ((flags & CLONE_VM) != 0 || run == nullptr) {
     return next::clone(run, stack, flags, argument, parent_id, tls, child_id);
   }
-  Start start{run, argument};
-  before_fork();
+  Start start{run, argument, begin_sleeping_fork()};
+  if (!start.asleep) before_fork();
   const int child = next::clone(start_child, stack, flags, &start, parent_id, tls, child_id);
   const int error = errno;
-  after_fork_in_parent();
+  end(start.asleep, false);
   errno = error;
   return child;
 }
 
 bool forks_by_number(long number, long a, long b) {
-  if (!awake()) [[likely]]
-    return false;
   if (number == SYS_fork) return true;
   if (number == SYS_clone) return (a & CLONE_VM) == 0 && b == 0;
-  if (number != SYS_clone3 || b < static_cast<long>(CLONE_ARGS_SIZE_VER0)) return false;
+  if (!awake() || number != SYS_clone3 || b < static_cast<long>(CLONE_ARGS_SIZE_VER0)) return false;
   struct {
     u64 flags, pidfd, child_id, parent_id, exit_signal, stack;
   } how{};

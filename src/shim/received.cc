@@ -15,6 +15,7 @@
 #include "host/descriptor.h"
 #include "host/run_section.h"
 #include "shim/engine.h"
+#include "shim/forks.h"
 #include "shim/open_descriptors.h"
 #include "shim/rights.h"
 #include "sync/passing_number.h"
@@ -78,8 +79,10 @@ bool has_inherited() {
 }
 
 // What exec left us. Before the program's own code; libraries that are initialised earlier have had
-// no reason to look.
+// no reason to look. The fork of a process that has not woken is seen, too: another thread may wake
+// it meanwhile.
 [[gnu::constructor]] void look_at_inherited() {
+  static_cast<void>(see_forks());
   if (has_inherited()) static_cast<void>(wake());
 }
 

@@ -33,6 +33,14 @@ TEST(Descriptor, SurvivesExec) {
 TEST(Descriptor, OfTheEngineIsNotTheClients) {
   expect_case("descriptors", "engine_descriptors");
 }
+TEST(Fork, BesideTheFirstOpenLeavesAChildThatCanOpen) {
+  expect_case("early_forks", "open");
+}
+TEST(Fork, BesideTheFirstSecureVmLeavesAChildThatCanMakeOne) {
+  const Outcome outcome =
+      run_program({tool(), "run", "--secure=1G", "--", program("early_forks"), "vm"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+}
 TEST(Signal, HandlerFromBeforeTheFirstOpenIsKept) {
   expect_case("signals", "handler_from_before");
 }
