@@ -135,7 +135,6 @@ void after_fork_in_child() {
   reclaim::after_fork_child();
   abi_hmm::after_fork_child();
   abi_vfio::after_fork_child();
-  abi_kvm::after_fork_child();
   signals_after_fork_child();
 }
 

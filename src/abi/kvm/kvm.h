@@ -31,9 +31,6 @@ inline constexpr std::string_view kGuestMemoryKind = "kvm-gmem-";
 // Before a VM that is to have it.
 void offer_secure_guests(u64 pool_bytes);
 
-// In a child of fork, before any other call: what another thread of the parent was making is gone.
-void after_fork_child();
-
 // What this process's vCPUs did so far: "3 vCPUs, exits 120, io_exits 117". Statistics that are 0
 // are left out. In a child of fork: not to be called, the parent's vCPUs are not its own.
 void append_summary(TextWriter& to);

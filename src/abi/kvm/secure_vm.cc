@@ -114,10 +114,6 @@ void offer_secure_guests(u64 pool_bytes) {
   offered_bytes.store(pool_bytes, sync::kRelaxed);
 }
 
-void after_fork_child() {
-  ::new (&machine_lock) sync::Mutex(sync::Rank::kVm);
-}
-
 bool SecureVm::offered() {
   return machine() != nullptr;
 }
