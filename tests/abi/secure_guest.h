@@ -6,10 +6,42 @@
 
 #include "tests/abi/kvm_client.h"
 
+#include <signal.h>
+
 #include <array>
+#include <atomic>
 #include <vector>
 
+#include "host/mmu_notifier.h"
+
 namespace kvm_client {
+
+// A signal to the thread that makes it, when the first page of memory goes: whoever takes the
+// memory is in the middle of it then, whatever else the machine does.
+class SignalWhenItGoes final : public stagetwo::host::MmuNotifier {
+ public:
+  SignalWhenItGoes(int signal, const void* at, u64 bytes)
+      : signal_(signal), range_(stagetwo::Hva(reinterpret_cast<u64>(at)), bytes) {
+    EXPECT_TRUE(stagetwo::host::register_notifier(this));
+  }
+  ~SignalWhenItGoes() { stagetwo::host::unregister_notifier(this); }
+  bool invalidate_range_start(const stagetwo::host::InvalidateEvent& event) override {
+    if (event.range.overlaps(range_) && !sent_.exchange(true)) ::pthread_kill(thread_, signal_);
+    return false;
+  }
+  stagetwo::host::TryStart try_invalidate_range_start(
+      const stagetwo::host::InvalidateEvent& event) override {
+    invalidate_range_start(event);
+    return stagetwo::host::TryStart::kNotMine;
+  }
+  void invalidate_range_end(const stagetwo::host::InvalidateEvent&) override {}
+
+ private:
+  const pthread_t thread_ = ::pthread_self();
+  const int signal_;
+  const stagetwo::HvaRange range_;
+  std::atomic<bool> sent_{false};
+};
 
 using Bytes = std::vector<u8>;
 

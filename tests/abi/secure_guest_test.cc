@@ -115,12 +115,10 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
     ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
     std::memcpy(pio(), &order, sizeof(order));
   }
-  std::thread kicker([runner = ::pthread_self()] {
-    ::usleep(2000);
-    ::pthread_kill(runner, SIGALRM);
-  });
-  EXPECT_EQ(call(vcpu_, KVM_RUN), -EINTR);
-  kicker.join();
+  {
+    const SignalWhenItGoes kicker(SIGALRM, more, kMany);
+    EXPECT_EQ(call(vcpu_, KVM_RUN), -EINTR);
+  }
   EXPECT_EQ(run_->exit_reason, static_cast<u32>(KVM_EXIT_INTR));
   EXPECT_EQ(more[kMany - 1], 0x11) << "it has not come that far";
   // What is plugged now, where it has been already, is taken in with the rest.

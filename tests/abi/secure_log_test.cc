@@ -2,10 +2,8 @@
 // The dirty log of a VM whose guest is secure: what the client reads otherwise than before is
 // marked, and what it has saved by the log is what the guest takes back.
 #include <signal.h>
-#include <unistd.h>
 
 #include <array>
-#include <thread>
 #include <vector>
 
 #include "tests/abi/secure_guest.h"
@@ -90,12 +88,10 @@ TEST_F(SecureGuestLog, HasWhatASlotThatMovesInTheMiddleOfUvEsmThrowsAway) {
     u8 set[8] = {};
   } __attribute__((packed)) open;
   ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
-  std::thread kicker([runner = ::pthread_self(), more] {
-    while (is_present(more)) ::usleep(100);
-    ::pthread_kill(runner, SIGALRM);
-  });
-  const long done = call(vcpu_, KVM_RUN);
-  kicker.join();
+  const long done = [&] {
+    const SignalWhenItGoes kicker(SIGALRM, more, kMany);
+    return call(vcpu_, KVM_RUN);
+  }();
   const timespec now{};
   EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
   ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
