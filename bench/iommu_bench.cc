@@ -64,9 +64,8 @@ class World {
   [[nodiscard]] u64 memory() const { return memory_; }
 
   bool map(u64 at, u64 bytes) {
-    Locked locked(*context_);
-    Locked::MapRequest request{true, kStart + at, bytes, kBoth};
-    return locked.map(**locked.find<Ioas>(ioas_), memory_ + at, &request).has_value();
+    MapRequest request{true, kStart + at, bytes, kBoth};
+    return context_->map(ioas_, memory_ + at, &request).has_value();
   }
   bool unmap(u64 at, u64 bytes) {
     u64 unmapped = 0;

@@ -16,6 +16,10 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere, "what another process does to a mapped file: its end, holes",
      "the guarded access: EFAULT; a pinned page that goes with it is lost to its device"},
     {Where::kEverywhere,
+     "a process that is stopped (SIGSTOP, a debugger, a freezer) inside of a request on an iommufd "
+     "that others share",
+     "their requests on it wait until it goes on"},
+    {Where::kEverywhere,
      "an end or a hole of a mapped file by open_by_handle_at, shm_open or the ioctls of XFS",
      "the guarded access: EFAULT"},
     {Where::kEverywhere,

@@ -67,6 +67,13 @@ Result<PinnedPage> pin_page(Hva at, PinHow how) {
   return PinnedPage{.frame = run.first, .shared = sink.done.shared};
 }
 
+std::optional<Frame> pin_known_page(Hva at) {
+  PinTable* const table = pin_table();
+  if (table == nullptr || __atomic_load_n(&failpoint::detail::active, __ATOMIC_RELAXED))
+    return std::nullopt;
+  return table->pin_known_page(at);
+}
+
 void unpin_pages(FrameRun run) {
   if (PinTable* table = pin_table()) table->unpin(run);
 }

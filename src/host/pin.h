@@ -67,6 +67,9 @@ struct PinnedPage {
   bool shared = false;
 };
 [[nodiscard]] Result<PinnedPage> pin_page(Hva at, PinHow how);
+// The same of a page that is known to be there and has a frame of its own: nothing is asked of the
+// kernel, and nothing is waited for. None: it is not known.
+[[nodiscard]] std::optional<Frame> pin_known_page(Hva at);
 // Pre: each page is pinned. Context: any, a change's callback too; no lock of rank pins or below.
 void unpin_pages(FrameRun run);
 

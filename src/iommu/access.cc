@@ -115,7 +115,7 @@ Result<void> Locked::pin(Access& access, u64 iova, u64 length, bool write, u64* 
   for (u64 at = iova;;) {
     Area* const area = ioas->areas.first(at, at);
     Result<u64> pages = refuse(ENOENT);
-    if (area != nullptr) pages = pin_pages_of(*area, at, *last, write, frames);
+    if (area != nullptr && area->filler == 0) pages = pin_pages_of(*area, at, *last, write, frames);
     if (!pages) {
       if (at != iova) unpin_areas(*ioas, iova, at - 1);
       return refuse(pages.error());
@@ -138,7 +138,7 @@ Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, co
   if (ioas == nullptr) return refuse(ENOENT);
   for (u64 at = iova;;) {
     const Area* const area = ioas->areas.first(at, at);
-    if (area == nullptr) return refuse(ENOENT);
+    if (area == nullptr || area->filler != 0) return refuse(ENOENT);
     if (area->prevent_access) return refuse(EINVAL);
     if (!permits(*area, from != nullptr)) return refuse(EPERM);
     const u64 end = std::min(*last, area->last());

@@ -30,11 +30,13 @@ Result<void> Arena::attach(int fd) {
   static_cast<void>(sys::madvise(base_, kFileBytes, MADV_DONTDUMP));
   ST_TRY(sys::mprotect(base_, kFileBytes, PROT_READ | PROT_WRITE));
   const sync::ProcessMutexGuard guard(header().lock, sync::Rank::kIoas);
-  if (header().magic == 0) {
+  const bool fresh = header().magic == 0;
+  if (fresh) {
     header().version = Header::kVersion;
     header().heap_end = kHeap;
     header().magic = Header::kMagic;
   }
+  if (guard.died() && !fresh) recover();
   if (header().magic != Header::kMagic || header().version != Header::kVersion) return refuse(EIO);
   return {};
 }
@@ -48,11 +50,12 @@ Arena::~Arena() {
 void* Arena::carve(unsigned order) {
   Header& h = header();
   const u64 bytes = u64{1} << (order < kPageOrder ? kPageOrder : order);
-  if (bytes > kFileBytes - h.heap_end) return nullptr;
+  if (bytes > kUndo - h.heap_end) return nullptr;
   u8* const first = base_ + h.heap_end;
   h.heap_end += bytes;
   for (u64 at = bytes - (u64{1} << order); at != 0; at -= u64{1} << order) {
-    memcpy(first + at, &h.free_lists[order], sizeof(u64));
+    const u64 next = h.free_lists[order];
+    memcpy(first + at, &next, sizeof(u64));
     h.free_lists[order] = offset_of(first + at);
   }
   return first;
@@ -77,10 +80,14 @@ void* Arena::take_new(unsigned order) {
 void Arena::free(void* block, u64 bytes) {
   if (block == nullptr) return;
   const unsigned order = order_of(bytes);
-  if (order >= kReturned && !sys::madvise(block, u64{1} << order, MADV_REMOVE).has_value()) {
-    memset(block, 0, u64{1} << order);
-  }
+  const bool now = undo::sections.load(sync::kRelaxed) == 0;
+  if (order >= kReturned && now) empty_block(block, order);
   give(block, order);
+}
+
+void Arena::empty_block(void* block, unsigned order) {
+  if (sys::madvise(block, u64{1} << order, MADV_REMOVE)) return;
+  memset(block, 0, u64{1} << order);
 }
 
 s64 Arena::blocks_in_use() const {

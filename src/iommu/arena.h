@@ -9,68 +9,39 @@
 //   0            header: magic, version, lock, free lists, the user's root object
 //   kNodes       a word for each page of the heap: the link of a page table in a gather
 //   kHeap …      blocks: below a page carved from one, from a page on in runs of 2^n pages
+//   kUndo …      what the section under way overwrites (kept.h)
 //
 // I1  Memory of a fresh file reads as zero, and so does every block that alloc() returns.
 // I2  Nothing in it points into a process: no address, no descriptor, no vtable, no thread's
 //     belongings but the lock word.
-// I3  A process that dies inside the lock leaves the arena broken: every later lock says so.
+// I3  Where a process dies inside the lock everything is put back as its section found it, and the
+//     next holder is told (Guard::recovered). Only in a section that did not note, because nobody
+//     else had ever had the lock, it leaves the arena broken: every later lock says so.
 // Locking: everything but attach() under lock(). Lifetime: the file's; this object is one
 // process's view of it. Failure: ENOMEM.
 
+#include <stddef.h>
 #include <string.h>
 
 #include <bit>
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
+#include "base/process_stamp.h"
 #include "base/result.h"
 #include "base/types.h"
 #include "host/description.h"
+#include "iommu/rel_ptr.h"
 #include "sync/process_mutex.h"
 
 namespace stagetwo::iommu {
-
-// A link inside an arena: the distance from itself. Not to be copied but by get().
-template <typename T>
-class RelPtr {
- public:
-  constexpr RelPtr() = default;
-  RelPtr(const RelPtr&) = delete;
-  RelPtr& operator=(const RelPtr&) = delete;
-  RelPtr& operator=(T* to) {
-    delta_ = to == nullptr ? 0 : address(to) - address(this);
-    return *this;
-  }
-  [[nodiscard]] T* get() const {
-    if (delta_ == 0) return nullptr;
-    return reinterpret_cast<T*>(static_cast<std::uintptr_t>(address(this) + delta_));
-  }
-  operator T*() const { return get(); }
-  T* operator->() const { return get(); }
-
- private:
-  template <typename U>
-  static s64 address(const U* at) {
-    return static_cast<s64>(reinterpret_cast<std::uintptr_t>(at));
-  }
-  s64 delta_ = 0;
-};
-
-// Blocks that are used one after the other stand one behind the other, as a rule: asks the
-// processor for those that come after `next` does, which were last used long ago. A wrong guess
-// costs nothing.
-inline void prefetch_ahead(const void* block, const void* next) {
-  constexpr u64 kBlocks = 8, kLine = 64;
-  const u64 at = reinterpret_cast<u64>(block), stride = reinterpret_cast<u64>(next) - at;
-  __builtin_prefetch(reinterpret_cast<const void*>(at + kBlocks * stride), 1);
-  __builtin_prefetch(reinterpret_cast<const void*>(at + kBlocks * stride + kLine), 1);
-}
 
 class Arena {
  public:
   static constexpr u64 kFileBytes = u64{1} << 34;
   static constexpr u64 kNodes = u64{1} << 20;
   static constexpr u64 kHeap = u64{1} << 26;
+  static constexpr u64 kUndo = kFileBytes - (u64{1} << 30);
 
   Arena() = default;
   Arena(const Arena&) = delete;
@@ -121,6 +92,23 @@ class Arena {
 
   // The lock of everything in it. `ok()` false: broken (I3); touch nothing.
   class Guard;
+  class Section;
+
+  // For tests: called at the beginning and at the end of each section that notes; every one does.
+  struct DebugHooks {
+    void (*begin)(const Arena&);
+    void (*end)(const Arena&);
+  };
+  static constinit inline DebugHooks debug_hooks{nullptr, nullptr};
+  static constinit inline bool debug_note_always = false;
+  // Puts back what was noted, and keeps the notes.
+  void debug_restore() const { restore_notes(); }
+  // fn(offset, bytes) of every free block.
+  template <typename F>
+  void debug_each_free(F&& fn) const;
+  [[nodiscard]] u64 debug_heap_end() const;
+  // Of the head of the file what is put back; the root behind it is.
+  static u64 debug_kept_from(), debug_kept_end();
 
  private:
   struct Header;
@@ -136,65 +124,18 @@ class Arena {
   Header& header() const;
   // A block; what is in it may be anything unless it is new.
   void *take(unsigned order, const char* site), *take_new(unsigned order), *carve(unsigned order);
-  void give(void* block, unsigned order);
+  void give(void* block, unsigned order), give_later(void* block, unsigned order);
+  static void empty_block(void* block, unsigned order);
+  void settle_limbo();
+  static constexpr u64 kUndoKept = u64{1} << 20;  // of the notes' memory, for the next section
+  void note_process(u32 stamp) const;
+  void recover() const;
+  void put_back() const, restore_notes() const;
 
   u8* base_ = nullptr;
-};
-
-struct Arena::Header {
-  static constexpr u64 kMagic = 0x756d6d6f69327473;  // "st2iommu"
-  static constexpr u64 kVersion = 3;
-  static constexpr unsigned kOrders = 34;
-  u64 magic;
-  u64 version;
-  sync::ProcessMutex lock;
-  u32 broken;
-  u64 heap_end;  // the first byte never used
-  s64 blocks;
-  u64 free_lists[kOrders];  // offsets; a free block's first word is the next one's
-};
-
-inline Arena::Header& Arena::header() const {
-  static_assert(sizeof(Header) <= kRoot);
-  return *reinterpret_cast<Header*>(base_);
-}
-
-// Whoever takes one takes the next one soon, and it was last used long ago.
-inline void* Arena::take(unsigned order, const char* site) {
-  if (failpoint::should_fail(site)) [[unlikely]]
-    return nullptr;
-  Header& h = header();
-  const u64 offset = h.free_lists[order];
-  if (offset == 0) [[unlikely]]
-    return take_new(order);
-  u8* const block = base_ + offset;
-  u64 next = 0;
-  memcpy(&next, block, sizeof(u64));
-  h.free_lists[order] = next;
-  prefetch_ahead(block, base_ + next);
-  ++h.blocks;
-  return block;
-}
-
-inline void Arena::give(void* block, unsigned order) {
-  Header& h = header();
-  memcpy(block, &h.free_lists[order], sizeof(u64));
-  h.free_lists[order] = offset_of(block);
-  --h.blocks;
-}
-
-class TA_SCOPED Arena::Guard {
- public:
-  explicit Guard(const Arena& arena) TA_ACQ(arena.header().lock)
-      : guard_(arena.header().lock, sync::Rank::kIoas), broken_(arena.header().broken) {
-    if (guard_.died()) broken_ = 1;
-  }
-  ~Guard() TA_REL() = default;
-  [[nodiscard]] bool ok() const { return broken_ == 0; }
-
- private:
-  sync::ProcessMutexGuard guard_;
-  u32& broken_;
+  mutable sync::Atomic<u32> stamp_{0};  // of the process that was counted
 };
 
 }  // namespace stagetwo::iommu
+
+#include "iommu/arena_sections.h"

@@ -89,7 +89,7 @@ Result<Device*> Locked::make_vtd_device(const VtdHow& how) {
 void Locked::destroy_device(Device* device) {
   ST_DCHECK(device->own.hwpt.get() == nullptr && device->pasids.empty());
   drop_partial(*device, 0);
-  if (device->vtd) remove_context(arena(), &root().root_table, SourceId{device->source});
+  if (device->vtd) remove_context(arena(), &root().root_table, SourceId{device->source.get()});
   remove(device);
 }
 
@@ -160,7 +160,7 @@ Result<void> Locked::enter(Device& device, u32 pasid, Hwpt& hwpt) {
   }
   Result<void> done;
   if (device.vtd) {
-    done = set_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
+    done = set_pasid_entry(arena(), root().root_table, SourceId{device.source.get()}, pasid,
                            entry_of(arena(), hwpt));
   }
   if (done) done = set_pasid_table(device, pasid);
@@ -181,7 +181,7 @@ void Locked::take_down(Attachment& attachment) {
   if (FaultQueue* const fault = hwpt.fault) answer_all(*fault, attachment.number);
   drop_partial(device, attachment.number);
   if (device.vtd && ST_GUARD(iommu_hide_entry, true)) {
-    const SourceId source{device.source};
+    const SourceId source{device.source.get()};
     hide_pasid_entry(arena(), root().root_table, source, pasid);
     flush_attachment(attachment);
     wipe_pasid_entry(arena(), root().root_table, source, pasid);
@@ -209,7 +209,7 @@ Result<Hwpt*> Locked::do_replace(Device& device, u32 pasid, Hwpt& hwpt) {
   if (FaultQueue* const fault = old->fault) answer_all(*fault, attachment->number);
   drop_partial(device, attachment->number);
   if (device.vtd) {
-    replace_pasid_entry(arena(), root().root_table, SourceId{device.source}, pasid,
+    replace_pasid_entry(arena(), root().root_table, SourceId{device.source.get()}, pasid,
                         entry_of(arena(), hwpt));
     flush_attachment(*attachment);
   }

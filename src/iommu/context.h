@@ -10,8 +10,9 @@
 //   Ioas* ioas = ST_TRY(l.find<Ioas>(id));
 //
 // Analogue: struct iommufd_ctx, and the functions of drivers/iommu/iommufd over its objects.
-// Locking: one lock for all (rank kIoas), taken by Locked. Who has it pins pages and may wait for
-// those that are brought back; it is let go for callbacks (AccessClient::unmap).
+// Locking: one lock for all (rank kIoas), taken by Locked. It is let go for callbacks
+// (AccessClient::unmap), and while map() pins. Who copies, attaches or pins through an access pins
+// under it, and may wait for pages that are brought back.
 // Failure: the kernel's errno, and nothing has changed.
 
 #include "addr/addr.h"
@@ -46,6 +47,10 @@ class Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
+  // Maps [user_address, + request->length), memory of this process. What has to be waited for is
+  // waited for without the lock (map.cc). Failure: ENOENT, EINVAL, EOVERFLOW, EEXIST, ENOSPC,
+  // EFAULT, ENOMEM, EIO. Context: not locked.
+  Result<void> map(u32 ioas_id, u64 user_address, MapRequest* request);
   // Unmaps the areas in [start, last], calling back who has pinned them. *unmapped counts bytes
   // also on failure. Failure: ENOENT (would cut an area), EDEADLOCK (a client does not let go),
   // EIO. Context: not locked.

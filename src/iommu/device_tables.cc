@@ -58,10 +58,11 @@ bool is_empty(const Arena& arena, u64 contexts) {
 }
 
 // Takes the tables a device was the last of.
-void drop_empty(Arena& arena, u64* root_table, SourceId source) {
+void drop_empty(Arena& arena, Kept<u64>* root_table, SourceId source) {
   u64* const half = half_of(arena, *root_table, source);
   if ((*half & kEntryPresent) != 0 && is_empty(arena, *half)) {
     arena.free(table_at<u8>(arena, *half), kPage);
+    undo::note(half, sizeof(*half));
     *half = 0;
   }
   const auto* const root = table_at<RootEntry>(arena, *root_table);
@@ -73,7 +74,7 @@ void drop_empty(Arena& arena, u64* root_table, SourceId source) {
 }
 
 // The tables above a device's context. What was made stays on failure, for drop_empty().
-Result<ContextEntry*> make_path(Arena& arena, u64* root_table, SourceId source) {
+Result<ContextEntry*> make_path(Arena& arena, Kept<u64>* root_table, SourceId source) {
   if (*root_table == 0) {
     void* const root = arena.alloc(kPage, "iommu.root_table");
     if (root == nullptr) return refuse(ENOMEM);
@@ -83,6 +84,7 @@ Result<ContextEntry*> make_path(Arena& arena, u64* root_table, SourceId source) 
   if ((*half & kEntryPresent) == 0) {
     void* const contexts = arena.alloc(kPage, "iommu.context_table");
     if (contexts == nullptr) return refuse(ENOMEM);
+    undo::note(half, sizeof(*half));
     *half = arena.offset_of(contexts) | kEntryPresent;
   }
   return context_of(arena, *root_table, source);
@@ -96,13 +98,15 @@ Result<void> fill_context(Arena& arena, ContextEntry* context, unsigned pasid_bi
   const u64 bytes = u64{8} << lg2;
   void* const directory = arena.alloc(bytes < kPage ? kPage : bytes, "iommu.pasid_directory");
   if (directory == nullptr) return refuse(ENOMEM);
+  undo::note(context, sizeof(*context));
   *context = make_context(arena.offset_of(directory), lg2, pasid_bits != 0);
   return {};
 }
 
 }  // namespace
 
-Result<void> add_context(Arena& arena, u64* root_table, SourceId source, unsigned pasid_bits) {
+Result<void> add_context(Arena& arena, Kept<u64>* root_table, SourceId source,
+                         unsigned pasid_bits) {
   ST_DCHECK(pasid_bits <= kMostPasidBits);
   const auto context = make_path(arena, root_table, source);
   auto done = context ? fill_context(arena, *context, pasid_bits) : Result<void>(refuse(ENOMEM));
@@ -110,7 +114,7 @@ Result<void> add_context(Arena& arena, u64* root_table, SourceId source, unsigne
   return done;
 }
 
-void remove_context(Arena& arena, u64* root_table, SourceId source) {
+void remove_context(Arena& arena, Kept<u64>* root_table, SourceId source) {
   ContextEntry* const context = context_of(arena, *root_table, source);
   ST_DCHECK(context != nullptr && context->present());
   const u64 bytes = directory_bytes(*context);
@@ -119,6 +123,7 @@ void remove_context(Arena& arena, u64* root_table, SourceId source) {
     if ((directory[i] & kEntryPresent) != 0) arena.free(table_at<u8>(arena, directory[i]), kPage);
   }
   arena.free(directory, bytes < kPage ? kPage : bytes);
+  undo::note(context, sizeof(*context));
   *context = {};
   drop_empty(arena, root_table, source);
 }
@@ -132,10 +137,12 @@ Result<void> set_pasid_entry(Arena& arena, u64 root_table, SourceId source, u32 
   if ((*table & kEntryPresent) == 0) {
     void* const made = arena.alloc(kPage, "iommu.pasid_table");
     if (made == nullptr) return refuse(ENOMEM);
+    undo::note(table, sizeof(*table));
     *table = arena.offset_of(made) | kEntryPresent;
   }
   PasidEntry* const place = entry_of(arena, root_table, source, pasid);
   if (place->present()) return refuse(EBUSY);
+  undo::note(place, sizeof(*place));
   *place = entry;
   return {};
 }
@@ -144,17 +151,21 @@ void replace_pasid_entry(Arena& arena, u64 root_table, SourceId source, u32 pasi
                          const PasidEntry& entry) {
   PasidEntry* const place = entry_of(arena, root_table, source, pasid);
   ST_DCHECK(place != nullptr && place->present());
+  undo::note(place, sizeof(*place));
   *place = entry;
 }
 
 void hide_pasid_entry(Arena& arena, u64 root_table, SourceId source, u32 pasid) {
   PasidEntry* const place = entry_of(arena, root_table, source, pasid);
   ST_DCHECK(place != nullptr && place->present());
+  undo::note(place, sizeof(*place));
   place->word[0] &= ~kEntryPresent;
 }
 
 void wipe_pasid_entry(Arena& arena, u64 root_table, SourceId source, u32 pasid) {
-  *entry_of(arena, root_table, source, pasid) = {};
+  PasidEntry* const place = entry_of(arena, root_table, source, pasid);
+  undo::note(place, sizeof(*place));
+  *place = {};
 }
 
 FoundPasid find_pasid(const Arena& arena, u64 root_table, SourceId source, s64 pasid) {

@@ -18,8 +18,8 @@ namespace stagetwo::iommu {
 
 // `root_table`: the unit's root table pointer, 0 while it has no device.
 // Failure: EBUSY (there is such a device), ENOMEM. Pre: pasid_bits <= kMostPasidBits.
-Result<void> add_context(Arena& arena, u64* root_table, SourceId source, unsigned pasid_bits);
-void remove_context(Arena& arena, u64* root_table, SourceId source);
+Result<void> add_context(Arena& arena, Kept<u64>* root_table, SourceId source, unsigned pasid_bits);
+void remove_context(Arena& arena, Kept<u64>* root_table, SourceId source);
 
 // Failure: ENODEV (no such device), EINVAL (beyond its directory), EBUSY (present), ENOMEM.
 Result<void> set_pasid_entry(Arena& arena, u64 root_table, SourceId source, u32 pasid,

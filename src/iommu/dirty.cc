@@ -33,7 +33,7 @@ bool Locked::read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, 
 bool Locked::collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context) {
   for (u64 at = iova;;) {
     const Area* const area = hwpt.ioas->areas.first(at, at);
-    if (area == nullptr) return false;
+    if (area == nullptr || area->filler != 0) return false;
     const u64 end = std::min(last, area->last());
     while (at <= end) {
       const auto page = next_dirty(arena(), hwpt.domain, at, end, clear);

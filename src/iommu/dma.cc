@@ -64,7 +64,8 @@ bool Locked::reaches(u64 address) const {
 
 Walked Locked::look_up(Device& device, s64 pasid, u64 iova, Rights wanted) {
   if (device.vtd) {
-    const FoundPasid found = find_pasid(arena(), root().root_table, SourceId{device.source}, pasid);
+    const FoundPasid found =
+        find_pasid(arena(), root().root_table, SourceId{device.source.get()}, pasid);
     if (found.reason != FaultReason::kNone) return refused(found.reason);
     return walk_entry(found.entry, iova, wanted);
   }

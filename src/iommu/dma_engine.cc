@@ -69,7 +69,7 @@ Result<Box<DmaEngine>> DmaEngine::make(Context& context, u32 device_id) {
   if (!locked.ok()) return refuse(EIO);
   const Device* const device = ST_TRY(locked.find<Device>(device_id));
   if (!device->vtd) return refuse(ENODEV);
-  engine->source_ = SourceId{device->source};
+  engine->source_ = SourceId{device->source.get()};
   engine->device_id_ = device_id;
   engine->queue_ = &locked.root().queue;
   engine->line_ = ST_TRY(locked.add_line());

@@ -61,18 +61,18 @@ pt::Entry<F>* near_entry(const Domain& domain, u64 iova, u64 bytes) {
 
 template <pt::Format F>
 Result<void> map_near(pt::Entry<F>* entry, u64 address, u32 rights) {
-  const pt::DirectMemory<typename F::Word> memory;
-  if (memory.load(entry) != F::kNonpresent) return refuse(EADDRINUSE);
-  memory.store(entry, pt::leaf_word<F>({}, address, attributes_of<F>(rights)));
+  using Memory = ArenaMemory<typename F::Word>;
+  if (Memory::load(entry) != F::kNonpresent) return refuse(EADDRINUSE);
+  Memory::store(entry, pt::leaf_word<F>({}, address, attributes_of<F>(rights)));
   return {};
 }
 
 template <pt::Format F>
 u64 unmap_near(pt::Entry<F>* entry) {
-  const pt::DirectMemory<typename F::Word> memory;
-  const auto word = memory.load(entry);
+  using Memory = ArenaMemory<typename F::Word>;
+  const auto word = Memory::load(entry);
   if (!F::is_leaf(word, 1) || pt::leaf_span_lg2<F>(word, 1) != 0) return 0;
-  memory.store(entry, F::kNonpresent);
+  Memory::store(entry, F::kNonpresent);
   return u64{1} << F::kGranuleLg2;
 }
 
@@ -283,7 +283,7 @@ bool set_dirty(Arena& arena, Domain& domain, u64 iova) {
 
 std::optional<DirtyPage> next_dirty(Arena& arena, Domain& domain, u64 iova, u64 last, bool clear) {
   if (iova > domain.aperture_last) return std::nullopt;
-  last = std::min(last, domain.aperture_last);
+  last = std::min(last, domain.aperture_last.get());
   return with_tables(arena, domain,
                      [&](auto& tables) { return tables.next_dirty(iova, last, clear); });
 }

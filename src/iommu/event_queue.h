@@ -17,23 +17,23 @@ inline constexpr u32 kMostEventBytes = 64;
 
 struct Event {
   RelPtr<Event> next;
-  u32 sequence = 0;
-  u32 bytes = 0;
-  u8 data[kMostEventBytes] = {};
+  Kept<u32> sequence;
+  Kept<u32> bytes;
+  u8 data[kMostEventBytes] = {};  // written before anybody finds it
 };
 
 struct EventQueue {
   Object object;
   RelPtr<Viommu> viommu;
   RelPtr<EventQueue> next;
-  u32 type = 0;
-  u32 room = 0;
-  u32 events = 0;
-  u32 sequence = 0;  // of the next
+  Kept<u32> type;
+  Kept<u32> room;
+  Kept<u32> events;
+  Kept<u32> sequence;  // of the next
   RelPtr<Event> first, last;
   QueueFile file;
-  bool lost = false;  // the mark
-  u32 lost_sequence = 0;
+  Kept<bool> lost;  // the mark
+  Kept<u32> lost_sequence;
 };
 
 template <>

@@ -4,16 +4,17 @@
 // tables, the PASID cache, the IOTLB, the device's TLB, wait; only then pages are given back.
 #include "base/guard.h"
 #include "iommu/locked.h"
+#include "iommu/other_process.h"
 
 namespace stagetwo::iommu {
 
 Result<DmaLine*> Locked::add_line() {
   const u32 process = ST_TRY(this_process());
   InvalidationQueue& queue = root().queue;
-  DmaLine* line = queue.add(process);
+  DmaLine* line = queue.add(process, pid_space());
   if (line == nullptr) {
     drop_dead_lines();
-    line = queue.add(process);
+    line = queue.add(process, pid_space());
   }
   if (line == nullptr) return refuse(ENOSPC);
   use_process(process, 1);
@@ -35,7 +36,7 @@ void Locked::remove_line(DmaLine* line) {
 void Locked::post_device(const Attachment& attachment, const PageBlock& block) {
   if (!ST_GUARD(iommu_device_tlb, attachment.device->vtd)) return;
   root().queue.post(
-      forget_device_pages(SourceId{attachment.device->source}, attachment.pasid(), block));
+      forget_device_pages(SourceId{attachment.device->source.get()}, attachment.pasid(), block));
 }
 
 // Guests' first levels on a parent: which of their pages are meant nobody knows.

@@ -20,9 +20,9 @@ struct HardwareQueue {
   RelPtr<Viommu> viommu;
   RelPtr<HardwareQueue> before;  // the one in the place before
   RelPtr<Access> access;
-  u64 iova = 0;  // of the pages it is in
-  u64 length = 0;
-  u32 place = 0;
+  Kept<u64> iova;  // of the pages it is in
+  Kept<u64> length;
+  Kept<u32> place;
 };
 
 template <>

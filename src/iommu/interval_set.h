@@ -20,10 +20,10 @@
 namespace stagetwo::iommu {
 
 struct IntervalNode {
-  u64 start = 0;
-  u64 last = 0;
-  u64 max_last = 0;
-  u64 priority = 0;
+  Kept<u64> start;
+  Kept<u64> last;
+  Kept<u64> max_last;
+  Kept<u64> priority;
   RelPtr<IntervalNode> left, right, parent;
   RelPtr<IntervalNode> previous, next;  // in the order
 };
@@ -68,7 +68,7 @@ class IntervalTree {
 
   RelPtr<IntervalNode> root_;
   RelPtr<IntervalNode> near_;  // entered last, or beside the one erased last
-  u64 random_ = 0;
+  Kept<u64> random_;
 };
 
 // Of T, whose first member is the node.

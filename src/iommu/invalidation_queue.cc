@@ -2,6 +2,7 @@
 #include "iommu/invalidation_queue.h"
 
 #include "base/guard.h"
+#include "iommu/other_process.h"
 #include "sync/futex.h"
 #include "sync/process_mutex.h"
 
@@ -30,7 +31,10 @@ void InvalidationQueue::wait_for(DmaLine& line, u64 tail) {
       continue;
     }
     sync::yield_thread();
-    if (turns % kLooks != 0 || !sync::is_thread_gone(tid)) continue;
+    if (turns % kLooks != 0) continue;
+    // A number of another PID namespace says nothing here.
+    const u32 space = line.space;
+    if ((space != 0 && space != pid_space()) || !sync::is_thread_gone(tid)) continue;
     line.inside.compare_exchange(tid, 0, sync::kSeqCst);
   }
 }
@@ -41,10 +45,12 @@ void InvalidationQueue::wait() {
   for_each_line([tail](DmaLine& line) { wait_for(line, tail); });
 }
 
-DmaLine* InvalidationQueue::add(u32 process) {
+DmaLine* InvalidationQueue::add(u32 process, u32 space) {
   for (DmaLine& line : line_) {
     if (line.used.load(sync::kRelaxed) != 0) continue;
     line.process = process;
+    line.space = space;
+    undo::note(&line, sizeof(line.inside) + sizeof(line.used));
     line.inside.store(0, sync::kRelaxed);
     line.heeded.store(tail_.load(sync::kRelaxed), sync::kRelaxed);
     line.used.store(1, sync::kRelaxed);
@@ -55,6 +61,7 @@ DmaLine* InvalidationQueue::add(u32 process) {
 }
 
 void InvalidationQueue::remove(DmaLine* line) {
+  undo::note(line, sizeof(line->inside) + sizeof(line->used));
   line->used.store(0, sync::kRelaxed);
   --lines_;
 }

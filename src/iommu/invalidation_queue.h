@@ -23,6 +23,7 @@
 // section takes no lock and none is waited for in it but a moving page's. Nothing can fail.
 
 #include "iommu/invalidation.h"
+#include "iommu/kept.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::iommu {
@@ -32,7 +33,8 @@ struct alignas(64) DmaLine {
   sync::Atomic<u32> inside;  // the thread in a section: engine stores, poster reads
   sync::Atomic<u32> used;    // under the arena's lock
   sync::Atomic<u64> heeded;  // engine stores (release), poster reads (acquire)
-  u32 process = 0;           // under the arena's lock
+  Kept<u32> process;         // under the arena's lock
+  Kept<u32> space;           // the same: whose numbers `inside` has
 };
 
 class InvalidationQueue {
@@ -46,7 +48,7 @@ class InvalidationQueue {
   void wait();
 
   // ---- engines. A place: null, all are taken.
-  DmaLine* add(u32 process);
+  DmaLine* add(u32 process, u32 space = 0);
   void remove(DmaLine* line);
   template <typename F>
   void for_each_line(F&& fn) {
@@ -86,7 +88,7 @@ class InvalidationQueue {
   static void wait_for(DmaLine& line, u64 tail);
 
   sync::Atomic<u64> tail_;  // descriptors ever posted
-  u32 lines_ = 0;           // in use
+  Kept<u32> lines_;         // in use
   Slot ring_[kLength];
   DmaLine line_[kLines];
 };

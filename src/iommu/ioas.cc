@@ -35,7 +35,7 @@ bool next_hole(const Ioas& ioas, u64 from, u64 last, IovaRanges* hole) {
     for (const IntervalNode* node : {area == nullptr ? nullptr : &area->node,
                                      reserved == nullptr ? nullptr : &reserved->node}) {
       if (node == nullptr || node->start > from) continue;
-      covered = std::max(covered, node->last);
+      covered = std::max(covered, node->last.get());
       is_covered = true;
     }
     if (is_covered) {
@@ -56,7 +56,7 @@ bool next_hole(const Ioas& ioas, u64 from, u64 last, IovaRanges* hole) {
 bool next_allowed(const Ioas& ioas, u64 from, u64 last, IovaRanges* span) {
   const Allowed* range = ioas.allowed.first(from, last);
   if (range == nullptr) return false;
-  *span = {std::max(from, range->node.start), range->node.last};
+  *span = {std::max(from, range->node.start.get()), range->node.last};
   while (span->last < last) {
     range = ioas.allowed.next(range);
     if (range == nullptr || range->node.start != span->last + 1) break;
@@ -124,12 +124,14 @@ Result<void> Locked::choose_iova(const Ioas& ioas, u64 user_address, u64 length,
   return refuse(ENOSPC);
 }
 
-Result<void> Locked::check_iova(const Ioas& ioas, u64 iova, u64 length) const {
+Result<void> Locked::check_iova(Ioas& ioas, u64 iova, u64 length) {
   if ((iova & (ioas.alignment - 1)) != 0) return refuse(EINVAL);
   const auto last = checked_add(iova, length - 1);
   if (!last) return refuse(EOVERFLOW);
   if (ioas.reserved.first(iova, *last) != nullptr) return refuse(EINVAL);
-  if (ioas.areas.first(iova, *last) != nullptr) return refuse(EEXIST);
+  while (Area* const area = ioas.areas.first(iova, *last)) {
+    if (!drop_dead_fill(ioas, area)) return refuse(EEXIST);
+  }
   return {};
 }
 
@@ -168,6 +170,18 @@ Result<void> Locked::map(Ioas& ioas, u64 user_address, MapRequest* request) {
 
 // Takes over the caller's use of `set` on success.
 Result<void> Locked::map_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapRequest* request) {
+  Area* const area = ST_TRY(place_page_set(ioas, set, start_byte, request));
+  if (const auto filled = fill_area(ioas, *area); !filled) {
+    erase_area(ioas, area);
+    return filled;
+  }
+  request->iova = area->iova();
+  return {};
+}
+
+// Nothing is pinned. Takes over the caller's use of `set` on success.
+Result<Area*> Locked::place_page_set(Ioas& ioas, PageSet& set, u64 start_byte,
+                                     MapRequest* request) {
   const u64 length = request->length;
   if ((length & (ioas.alignment - 1)) != 0 || length == 0) return refuse(EINVAL);
   u64 iova = request->iova;
@@ -176,13 +190,7 @@ Result<void> Locked::map_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapR
   } else {
     ST_TRY(choose_iova(ioas, set.start + start_byte, length, &iova));
   }
-  Area* const area = ST_TRY(insert_area(ioas, set, iova, start_byte, length, request->rights));
-  if (const auto filled = fill_area(ioas, *area); !filled) {
-    erase_area(ioas, area);
-    return filled;
-  }
-  request->iova = iova;
-  return {};
+  return insert_area(ioas, set, iova, start_byte, length, request->rights);
 }
 
 // The source's areas one after the other: same memory, no gap. All of it or nothing.
@@ -194,7 +202,7 @@ Result<void> Locked::copy(Ioas& from, u64 iova, u32 to_id, MapRequest* request) 
   Vec<Piece> pieces("iommu.copy");
   for (u64 at = iova;;) {
     Area* const area = from.areas.first(at, at);
-    if (area == nullptr) return refuse(ENOENT);
+    if (area == nullptr || area->filler != 0) return refuse(ENOENT);
     const u64 end = std::min(*last, area->last());
     ST_TRY(pieces.push_back({area->pages, area->byte_at(at), end - at + 1}));
     if (end == *last) break;
@@ -339,7 +347,7 @@ bool Locked::next_range(const Ioas& ioas, u64 from, IovaRanges* out) {
 Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   Area* const area = ioas.areas.first(iova, iova);
   if (area == nullptr || iova == area->iova() || iova == area->last()) return {};
-  if (area->prevent_access) return refuse(EBUSY);
+  if (area->prevent_access || area->filler != 0) return refuse(EBUSY);
   const u64 behind = iova + 1;
   if (((behind | area->byte_at(behind)) & (ioas.alignment - 1)) != 0) return refuse(EINVAL);
   if (area->accesses != 0) return refuse(EINVAL);
@@ -376,6 +384,10 @@ void prefetch_behind(const Ioas& ioas, const Area& area) {
 
 Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
   while (Area* area = ioas.areas.first(*start, last)) {
+    if (area->filler != 0) {
+      if (drop_dead_fill(ioas, area)) continue;
+      return refuse(EBUSY);
+    }
     if (area->locks != 0) return refuse(EBUSY);
     if (area->iova() < *start || area->last() > last) return refuse(ENOENT);
     const u64 area_last = area->last();

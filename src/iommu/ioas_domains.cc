@@ -10,7 +10,7 @@ namespace stagetwo::iommu {
 namespace {
 
 u64 pages_of(const Area& area) {
-  return (area.start_byte % kPageSize + area.length() - 1) / kPageSize + 1;
+  return area.page_count();
 }
 
 }  // namespace
@@ -55,13 +55,19 @@ Result<void> Locked::fill_area(Ioas& ioas, Area& area) {
   PageSet& set = *area.pages;
   const u64 first = area.start_byte / kPageSize, count = pages_of(area);
   ST_TRY(hold_pages(set, first, count));
+  const auto done = enter_area(ioas, area);
+  if (!done) release_pages(set, first, count);
+  return done;
+}
+
+// The same of one whose pages are held. Pre: there is a domain.
+Result<void> Locked::enter_area(Ioas& ioas, Area& area) {
   for (Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
     const auto mapped = map_area(ioas, *hwpt, area);
     if (mapped) continue;
     for (Hwpt* undo = ioas.hwpts; undo != hwpt; undo = undo->next) {
       unmap_range(arena(), undo->domain, area.iova(), area.length());
     }
-    release_pages(set, first, count);
     return mapped;
   }
   area.filled = true;
@@ -95,7 +101,7 @@ Result<void> Locked::recompute_alignment(Ioas& ioas) {
     alignment = std::max(alignment, hwpt->domain.page_sizes & -hwpt->domain.page_sizes);
   }
   for (const Access* access = ioas.accesses; access != nullptr; access = access->next) {
-    alignment = std::max(alignment, access->alignment);
+    alignment = std::max(alignment, access->alignment.get());
   }
   if (alignment > ioas.alignment) ST_TRY(check_alignment(ioas, alignment));
   ioas.alignment = alignment;
@@ -119,7 +125,7 @@ Result<void> Locked::set_large_pages(Ioas& ioas, bool on) {
 // Fills a fresh domain with every area and lists it. On failure it is empty and nothing changed.
 Result<void> Locked::add_domain(Ioas& ioas, Hwpt& hwpt) {
   const u64 smallest = hwpt.domain.page_sizes & -hwpt.domain.page_sizes;
-  const u64 alignment = std::max(ioas.alignment, smallest);
+  const u64 alignment = std::max(ioas.alignment.get(), smallest);
   if (alignment > kPageSize) return refuse(EINVAL);
   if (alignment != ioas.alignment) ST_TRY(check_alignment(ioas, alignment));
   const auto done = reserve_and_fill(ioas, hwpt);
@@ -147,6 +153,7 @@ Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
   }
   const bool first_domain = ioas.hwpts.get() == nullptr;
   for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+    if (area->filler != 0) continue;  // comes into every domain when its pages are there
     const u64 first = area->start_byte / kPageSize;
     Result<void> filled;
     if (first_domain) filled = hold_pages(*area->pages, first, pages_of(*area));
@@ -157,7 +164,7 @@ Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
     if (!filled) {
       for (Area* undo = ioas.areas.first(); undo != area; undo = ioas.areas.next(undo)) {
         unmap_range(arena(), hwpt.domain, undo->iova(), undo->length());
-        if (!first_domain) continue;
+        if (!first_domain || !undo->filled) continue;
         release_pages(*undo->pages, undo->start_byte / kPageSize, pages_of(*undo));
         undo->filled = false;
       }
@@ -181,7 +188,7 @@ void Locked::remove_domain(Ioas& ioas, Hwpt& hwpt) {
   const bool last_domain = ioas.hwpts.get() == nullptr;
   for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
     unmap_range(arena(), hwpt.domain, area->iova(), area->length());
-    if (!last_domain) continue;
+    if (!last_domain || !area->filled) continue;
     release_pages(*area->pages, area->start_byte / kPageSize, pages_of(*area));
     area->filled = false;
   }

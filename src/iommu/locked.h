@@ -9,6 +9,7 @@
 #include "iommu/context.h"
 #include "iommu/object_types.h"
 #include "iommu/requests.h"
+#include "iommu/uncharged.h"
 #include "iommu/walk.h"
 
 namespace stagetwo::iommu {
@@ -16,6 +17,8 @@ namespace stagetwo::iommu {
 class Locked {
  public:
   explicit Locked(Context& context) : c_(context), guard_(context.arena_) {
+    if (guard_.ok() && guard_.recovered()) [[unlikely]]
+      settle_after_death();
     if (guard_.ok() && root().orphans != 0) settle_orphans();
   }
   [[nodiscard]] bool ok() const { return guard_.ok(); }
@@ -63,8 +66,7 @@ class Locked {
   // The next usable range at or behind `from`; false: none.
   static bool next_range(const Ioas& ioas, u64 from, IovaRanges* out);
   Result<void> set_large_pages(Ioas& ioas, bool on);
-  // Cuts areas so that one ends at `iova`. Failure: EINVAL, EBUSY, ENOMEM.
-  Result<void> cut(Ioas& ioas, u64 iova);
+  Result<void> cut(Ioas& ioas, u64 iova);  // so that an area ends there; EINVAL, EBUSY, ENOMEM
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
 
   // ---- page tables (hwpt.cc)
@@ -123,8 +125,7 @@ class Locked {
   // Of a device; dropped where nobody takes it. `wait`: who is told of the response.
   void report(Device& device, u32 pasid, u32 group, u32 rights, u64 address, bool last = true);
   bool request_page(Device& device, const PageAsked& asked, PageWait* wait);
-  // To the reader: it has a cookie from now on. Pre: the first delivered.
-  void mark_read(FaultQueue& queue);
+  void mark_read(FaultQueue& queue);  // it has a cookie now. Pre: the first delivered
   void mark_unread(FaultQueue& queue, PageRequest* request);  // that could not be told
   // EINVAL: no such cookie.
   Result<void> answer(FaultQueue& queue, u32 cookie, bool success = true);
@@ -132,47 +133,45 @@ class Locked {
   void drop_partial(Device& device, u64 attachment);   // groups whose last has not come
   void destroy_fault_queue(FaultQueue* queue);
 
-  // The frame this process has at `at` now, as tables hold it; none: it is not pinned here.
-  std::optional<u64> frame_at(Hva at);
+  std::optional<u64> frame_at(Hva at);  // as tables hold it; none: it is not pinned here
 
  private:
   friend class Context;
   friend class TakeOver;
+  friend class MapCall;
   Result<u32> this_process(), find_this_process();
-  bool is_alive(u32 process) const;
+  bool is_alive(u32 process) const, is_near(u32 process) const, is_this_process(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
-  [[nodiscard]] bool is_this_process(u32 process) const;
-  Result<void> make_frames(PageSet& set);
   void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
-  Result<void> pin_run(PageSet& set, u64 first, u64 count);
+  Result<void> pin_run(PageSet& set, u64 first, u64 count), make_frames(PageSet& set);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
-  static void unpin_frames(PageSet& set, u64 first, u64 count);
-  void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans();
+  void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans(), note_file(PageSet& set);
   Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
   std::optional<Hva> address_here(const PageSet& set, u64 page) const;
-  void note_file(PageSet& set);
+  bool drop_dead_fills(Ioas& ioas);
   bool touch_frame(u64 address, u64 bytes, void* to, const void* from) const;
-
-  Result<void> insert_object(Object* object);
-  void erase_object(Object* object), destroy_object(Object* object), put_hwpt(Hwpt* hwpt);
+  void erase_object(Object* object), destroy_object(Object* object);
   Object* object_at(u32 id) const;  // null: none
   Result<IntervalSet<Allowed>*> make_allowed(std::span<const IovaRanges> ranges);
   void free_allowed(IntervalSet<Allowed>* set), erase_area(Ioas& ioas, Area* area);
   Result<void> map_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapRequest* request);
+  Result<Area*> place_page_set(Ioas& ioas, PageSet& set, u64 start_byte, MapRequest* request);
+  bool hold_known_page(PageSet& set, u32 process), drop_dead_fill(Ioas& ioas, Area* area);
   Result<void> insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 iova, u32 rights);
   Result<void> choose_iova(const Ioas& ioas, u64 user_address, u64 length, u64* iova) const;
-  Result<void> check_iova(const Ioas& ioas, u64 iova, u64 length) const;
+  Result<void> check_iova(Ioas& ioas, u64 iova, u64 length);
   Result<Area*> insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_byte, u64 length,
                             u32 rights);
-  Result<void> fill_area(Ioas& ioas, Area& area), fill_areas(Ioas& ioas, u64 iova, u64 length);
+  Result<void> fill_area(Ioas& ioas, Area& area), enter_area(Ioas& ioas, Area& area);
   void unfill_area(Ioas& ioas, Area& area), remove_areas(Ioas& ioas, u64 iova, u64 length);
+  Result<void> fill_areas(Ioas& ioas, u64 iova, u64 length);
   Result<void> map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area);
   Result<void> check_alignment(const Ioas& ioas, u64 alignment) const;
-  Result<void> recompute_alignment(Ioas& ioas);
-  Result<void> add_domain(Ioas& ioas, Hwpt& hwpt), reserve_and_fill(Ioas& ioas, Hwpt& hwpt);
+  Result<void> recompute_alignment(Ioas& ioas), add_domain(Ioas& ioas, Hwpt& hwpt);
+  Result<void> reserve_and_fill(Ioas& ioas, Hwpt& hwpt), join_ioas(Access& access, Ioas& ioas);
   void remove_domain(Ioas& ioas, Hwpt& hwpt), remove_reserved(Ioas& ioas, u32 owner);
   Result<void> do_attach(Device& device, u32 pasid, Hwpt& hwpt);
-  Result<void> enter(Device& device, u32 pasid, Hwpt& hwpt);
+  Result<void> enter(Device& device, u32 pasid, Hwpt& hwpt), insert_object(Object* object);
   Result<Hwpt*> do_replace(Device& device, u32 pasid, Hwpt& hwpt);
   Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id);
   Result<void> replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id);
@@ -181,17 +180,18 @@ class Locked {
   static Result<void> check_takes(Device& device, u32 pasid, const Hwpt& hwpt);
   void link(Attachment& attachment, Hwpt& hwpt), take_down(Attachment& attachment);
   static void unlink(Attachment& attachment);
-  void post_device(const Attachment& attachment, const PageBlock& block);
-  void post_children(const Hwpt& parent), post_pages(const Hwpt& hwpt, u64 iova, u64 last);
+  void post_device(const Attachment& attachment, const PageBlock& block), put_hwpt(Hwpt* hwpt);
+  void post_children(const Hwpt& parent), flush_attachment(const Attachment& attachment);
+  void post_pages(const Hwpt& hwpt, u64 iova, u64 last);
   void flush_pages(const Hwpt& hwpt, u64 iova, u64 last);
-  void flush_ioas(const Ioas& ioas, u64 iova, u64 last);
+  void flush_ioas(const Ioas& ioas, u64 iova, u64 last), leave_ioas(Access& access);
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
-  void flush_attachment(const Attachment& attachment), leave_ioas(Access& access);
-  Result<void> join_ioas(Access& access, Ioas& ioas);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
-  void unpin_areas(Ioas& ioas, u64 iova, u64 last);
+  void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death();
+  void uncharge(host::PinCharge mode, u64 pages), uncharge_dead(host::PinCharge mode, u64 pages);
 
   Context& c_;
+  Uncharged uncharged_;
   Arena::Guard guard_;
 };
 

@@ -18,6 +18,17 @@ inline Result<u32> Locked::this_process() {
   return find_this_process();
 }
 
+inline void Locked::uncharge(host::PinCharge mode, u64 pages) {
+  if (guard_.notes()) [[unlikely]]
+    return uncharged_.add(mode, false, pages);
+  host::uncharge_pins(mode, pages);
+}
+inline void Locked::uncharge_dead(host::PinCharge mode, u64 pages) {
+  if (guard_.notes()) [[unlikely]]
+    return uncharged_.add(mode, true, pages);
+  host::uncharge_pins_of_the_dead(mode, pages);
+}
+
 template <typename T>
 Result<T*> Locked::find(u32 id) const {
   Object* const object = ST_TRY(find(id));

@@ -41,12 +41,13 @@ Result<Object*> Locked::find(u32 id) const {
 // The lowest free number, from 1 on.
 Result<void> Locked::insert_object(Object* object) {
   Root& r = root();
-  u32 id = r.first_free == 0 ? 1 : r.first_free;
+  u32 id = r.first_free == 0 ? 1 : r.first_free.get();
   while (id < r.table_size && r.table[id] != 0) ++id;
   if (id >= r.table_size) {
     const u64 size = r.table_size == 0 ? kFirstSize : r.table_size * 2;
     if (size > kMostObjects) return refuse(ENOMEM);
-    u64* const larger = static_cast<u64*>(arena().alloc(size * sizeof(u64), "iommu.object_table"));
+    auto* const larger =
+        static_cast<Kept<u64>*>(arena().alloc(size * sizeof(u64), "iommu.object_table"));
     if (larger == nullptr) return refuse(ENOMEM);
     for (u64 i = 0; i < r.table_size; ++i) larger[i] = r.table[i];
     arena().free(r.table.get(), r.table_size * sizeof(u64));
@@ -76,7 +77,10 @@ void Locked::keep_number(u32 id) {
 }
 
 Result<void> Locked::destroy(u32 id) {
-  if (ST_TRY(find(id))->users != 0) detach_dead_processes();
+  if (ST_TRY(find(id))->users != 0) {
+    if (const auto ioas = find<Ioas>(id)) static_cast<void>(drop_dead_fills(**ioas));
+    detach_dead_processes();
+  }
   Object* const object = ST_TRY(find(id));
   if (object->users != 0) return refuse(EBUSY);
   destroy_object(object);

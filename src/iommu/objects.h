@@ -47,29 +47,29 @@ enum class ObjectType : u32 {
 };
 
 struct Object {
-  u32 id = 0;
-  ObjectType type = ObjectType::kNone;
-  u32 users = 0;
-  u32 untold = 0;  // 1: its client has no answer yet, and nobody finds it (I6)
+  Kept<u32> id;
+  Kept<ObjectType> type;
+  Kept<u32> users;
+  Kept<u32> untold;  // 1: its client has no answer yet, and nobody finds it (I6)
 };
 
 enum class FormatKind : u32 { kMock, kVtdSecondLevel, kX86FirstLevel };
 
 // The tables of one page table, in the arena.
 struct Domain {
-  FormatKind format = FormatKind::kMock;
-  u32 root_level = 0;
+  Kept<FormatKind> format;
+  Kept<u32> root_level;
   RelPtr<void*> root;
-  u64 aperture_start = 0;
-  u64 aperture_last = 0;
-  u64 page_sizes = 0;
-  bool dirty_ops = false;  // can tell what was written
-  bool tracking = false;
-  u16 id = 0;  // by which caches know what is of it; 0: a test device's
+  Kept<u64> aperture_start;
+  Kept<u64> aperture_last;
+  Kept<u64> page_sizes;
+  Kept<bool> dirty_ops;  // can tell what was written
+  Kept<bool> tracking;
+  Kept<u16> id;  // by which caches know what is of it; 0: a test device's
   // The last table used for a frame alone, and of which frames it is; null: none. Who frees tables
   // forgets it.
   RelPtr<void*> near_table;
-  u64 near_frames = 0;
+  Kept<u64> near_frames;
 };
 
 struct Hwpt;
@@ -79,11 +79,11 @@ struct Access;
 struct Ioas {
   Object object;
   IntervalSet<Area, Intervals::kDisjoint> areas;
-  u64 area_count = 0;
+  Kept<u64> area_count;
   IntervalSet<Reserved> reserved;
   IntervalSet<Allowed> allowed;
-  u64 alignment = 1;
-  bool no_large_pages = false;
+  Kept<u64> alignment{1};
+  Kept<bool> no_large_pages;
   RelPtr<Hwpt> hwpts;  // in the order of their making
   RelPtr<Access> accesses;
 };
@@ -91,22 +91,22 @@ struct Ioas {
 // A device that waits for the response to its page request.
 struct PageWait {
   enum class State : u32 { kWaiting, kSuccess, kInvalid };
-  State state = State::kWaiting;
+  Kept<State> state;
 };
 
 struct PageRequest {
   RelPtr<PageRequest> next;
   RelPtr<PageRequest> rest;  // of its group: the others, in their order
   RelPtr<PageWait> wait;     // of a group's first; null: nobody waits
-  u32 in_group = 1;
-  u32 cookie = 0;  // 0: not yet read
-  u32 device_id = 0;
-  u32 pasid = 0;
-  u32 group = 0;
-  u32 rights = 0;
-  u32 flags = 0;
-  u64 address = 0;
-  u64 attachment = 0;
+  Kept<u32> in_group{1};
+  Kept<u32> cookie;  // 0: not yet read
+  Kept<u32> device_id;
+  Kept<u32> pasid;
+  Kept<u32> group;
+  Kept<u32> rights;
+  Kept<u32> flags;
+  Kept<u64> address;
+  Kept<u64> attachment;
 };
 
 struct FaultQueue {
@@ -123,8 +123,8 @@ struct Attachment {
   RelPtr<Device> device;
   RelPtr<Hwpt> hwpt;        // null: a device's own, and nothing is attached
   RelPtr<Attachment> next;  // of the page table's
-  u64 number = 0;           // its own, never used again
-  u32 auxiliary = 0;        // how often it was attached as one (auxiliary.h); 0: by its PASID
+  Kept<u64> number;         // its own, never used again
+  Kept<u32> auxiliary;      // how often it was attached as one (auxiliary.h); 0: by its PASID
   [[nodiscard]] u32 pasid() const { return static_cast<u32>(node.start); }
 };
 
@@ -137,31 +137,31 @@ struct Hwpt {
   RelPtr<FaultQueue> fault;
   Domain domain;
   RelPtr<Attachment> attachments;
-  bool automatic = false;
-  bool nest_parent = false;
-  bool pasid_compatible = false;
-  u32 auxiliary_pasid = 0;    // its number on all devices; 0: it is auxiliary nowhere
-  u32 auxiliary_devices = 0;  // on so many
+  Kept<bool> automatic;
+  Kept<bool> nest_parent;
+  Kept<bool> pasid_compatible;
+  Kept<u32> auxiliary_pasid;    // its number on all devices; 0: it is auxiliary nowhere
+  Kept<u32> auxiliary_devices;  // on so many
   // Of a nested one for VT-d: where in the parent the guest's first level is.
-  u64 guest_table = 0;
-  u32 guest_levels = 0;                // 0: nothing that could be walked
-  u32 process = 0;                     // of a process's addresses: whose
-  u32 cache_words[kNestedWords] = {};  // a test device's nested cache
+  Kept<u64> guest_table;
+  Kept<u32> guest_levels;               // 0: nothing that could be walked
+  Kept<u32> process;                    // of a process's addresses: whose
+  Kept<u32> cache_words[kNestedWords];  // a test device's nested cache
 };
 
 struct Device {
   Object object;
   Attachment own;                  // of requests without a PASID
   IntervalSet<Attachment> pasids;  // the others
-  bool no_dirty = false;
-  bool huge = false;
-  u8 max_pasid_lg2 = 0;
-  bool vtd = false;  // in device tables, with page tables of `levels`
-  u8 levels = 0;
-  u16 source = 0;
-  bool auxiliary = false;  // takes auxiliary page tables, no primary one
+  Kept<bool> no_dirty;
+  Kept<bool> huge;
+  Kept<u8> max_pasid_lg2;
+  Kept<bool> vtd;  // in device tables, with page tables of `levels`
+  Kept<u8> levels;
+  Kept<u16> source;
+  Kept<bool> auxiliary;  // takes auxiliary page tables, no primary one
   VirtualSide side;
-  u32 last_group = 0;           // of its page requests
+  Kept<u32> last_group;         // of its page requests
   RelPtr<PageRequest> partial;  // of groups whose last has not come
 };
 
@@ -174,25 +174,25 @@ struct Access {
   Object object;
   RelPtr<Ioas> ioas;
   RelPtr<Access> next;
-  u64 alignment = 1;
-  u32 process = 0;  // whose Context calls back
+  Kept<u64> alignment{1};
+  Kept<u32> process;  // whose Context calls back
 };
 
 struct Root {
-  u64 made;           // 0: fresh
-  RelPtr<u64> table;  // offsets by id; 0: free
-  u64 table_size;
-  u32 first_free;  // no id below it is free
-  u32 objects;
-  bool process_accounting;
-  u64 last_attachment;
-  u64 root_table;  // of the devices in device tables; 0: there is none
+  Kept<u64> made;           // 0: fresh
+  RelPtr<Kept<u64>> table;  // offsets by id; 0: free
+  Kept<u64> table_size;
+  Kept<u32> first_free;  // no id below it is free
+  Kept<u32> objects;
+  Kept<bool> process_accounting;
+  Kept<u64> last_attachment;
+  Kept<u64> root_table;  // of the devices in device tables; 0: there is none
   InvalidationQueue queue;
   sync::Atomic<u32> responses;  // raised with each; sleepers of this process wait on it
   RelPtr<Ioas> vfio_ioas;
   RelPtr<u64> above;  // what the room above keeps beside it, in blocks of its own
   RelPtr<PageSet> page_sets;
-  u64 orphans;
+  Kept<u64> orphans;
   Process processes[kProcesses];
 };
 static_assert(sizeof(Root) <= Arena::kRootBytes);

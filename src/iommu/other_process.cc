@@ -11,9 +11,11 @@
 #include <string_view>
 
 #include "base/directory_names.h"
+#include "base/process_page.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/process_map.h"
+#include "sync/atomic.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -63,9 +65,9 @@ bool parse_line(std::string_view line, Hva at, std::optional<FilePage>* out) {
 
 // "pid (name) state ppid …": the 22nd field is the start. The name may hold anything but ends with
 // the last ')'.
-ProcessName name_of_process(u32 pid) {
+namespace {
+ProcessName name_in(u32 pid, const Result<int>& fd) {
   ProcessName name{.pid = pid};
-  const auto fd = open_of(pid, "/stat");
   if (!fd) return name;
   char buffer[1024];
   const auto got = sys::read(*fd, buffer, sizeof(buffer));
@@ -84,6 +86,46 @@ ProcessName name_of_process(u32 pid) {
   name.alive = state != 'Z' && state != 'X' && state != 'x';
   name.start_time = take_number(text, 10);
   return name;
+}
+
+// Asked once a process.
+struct Space {
+  sync::Atomic<u32> stamp, space, ours;
+};
+constinit Space known;
+
+const Space& this_space() {
+  const u32 stamp = process_stamp();
+  if (known.stamp.load(sync::kAcquire) == stamp) return known;
+  struct ::stat is{};
+  char number[16] = {};
+  const long got =
+      sys::call(SYS_newfstatat, AT_FDCWD, sys::arg("/proc/self/ns/pid"), sys::arg(&is), 0);
+  const long length =
+      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg("/proc/self"), sys::arg(number), sizeof(number));
+  std::string_view text(number, length > 0 ? static_cast<size_t>(length) : 0);
+  known.space.store(got == 0 ? static_cast<u32>(is.st_ino) : 0, sync::kRelaxed);
+  known.ours.store(take_number(text, 10) == static_cast<u64>(sys::getpid()) ? 1 : 0,
+                   sync::kRelaxed);
+  known.stamp.store(stamp, sync::kRelease);
+  return known;
+}
+}  // namespace
+
+ProcessName name_of_process(u32 pid) {
+  return name_in(pid, open_of(pid, "/stat"));
+}
+
+ProcessName name_of_this_process() {
+  return name_in(static_cast<u32>(sys::getpid()),
+                 sys::openat(AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC));
+}
+
+u32 pid_space() {
+  return this_space().space.load(sync::kRelaxed);
+}
+bool proc_is_ours() {
+  return this_space().ours.load(sync::kRelaxed) != 0;
 }
 
 std::optional<FilePage> shared_page_of(u32 pid, Hva at) {

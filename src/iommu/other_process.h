@@ -21,6 +21,11 @@ struct ProcessName {
   u64 start_time = 0;  // in the kernel's ticks
 };
 [[nodiscard]] ProcessName name_of_process(u32 pid);
+[[nodiscard]] ProcessName name_of_this_process();
+// The PID namespace of this process: numbers of another one mean nothing here.
+[[nodiscard]] u32 pid_space();
+// Does /proc show the processes of our namespace, under our numbers?
+[[nodiscard]] bool proc_is_ours();
 
 // A page of shared memory.
 struct FilePage {

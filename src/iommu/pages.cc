@@ -66,11 +66,12 @@ void Context::set_batch_limit(u64 bytes) {
 // This process's place in the table; a new one at its first use, a place nobody needs any more.
 Result<u32> Locked::find_this_process() {
   const u32 stamp = process_stamp();
-  const ProcessName self = name_of_process(static_cast<u32>(sys::getpid()));
+  const ProcessName self = name_of_this_process();
+  const u32 space = pid_space();
   u32 free = kProcesses;
   for (u32 i = 0; i < kProcesses; ++i) {
     Process& place = root().processes[i];
-    if (place.pid == self.pid && place.start_time == self.start_time) {
+    if (place.pid == self.pid && place.start_time == self.start_time && place.space == space) {
       free = i;
       break;
     }
@@ -79,15 +80,22 @@ Result<u32> Locked::find_this_process() {
   }
   if (free == kProcesses) return refuse(ENOMEM);
   root().processes[free].pid = self.pid;
+  root().processes[free].space = space;
   root().processes[free].start_time = self.start_time;
   c_.process_ = free;
   c_.stamp_ = stamp;
   return free;
 }
 
+// One that cannot be asked for by its number lives, as far as anybody here knows.
+bool Locked::is_near(u32 process) const {
+  return root().processes[process].space == pid_space() && proc_is_ours();
+}
+
 bool Locked::is_alive(u32 process) const {
   const Process& place = root().processes[process];
   if (place.pid == 0) return false;
+  if (is_this_process(process) || !is_near(process)) return true;
   const ProcessName now = name_of_process(place.pid);
   return now.alive && now.start_time == place.start_time;
 }
@@ -135,7 +143,7 @@ void Locked::free_page_set(PageSet* set) {
   if (next != nullptr) next->previous = previous;
   // Of another process it stays until that one ends.
   if (set->engine_maps && is_this_process(set->process)) {
-    unmap_pages(reinterpret_cast<void*>(set->start), set->pages * kPageSize);
+    unmap_pages(reinterpret_cast<void*>(set->start.get()), set->pages * kPageSize);
   }
   use_process(set->process, -1);
   if (set->pages > kFewPages) {
@@ -147,7 +155,7 @@ void Locked::free_page_set(PageSet* set) {
 
 Result<void> Locked::hold_pages(PageSet& set, u64 first, u64 count) {
   if (set.holds.get() == nullptr) ST_TRY(make_frames(set));
-  if (u32* const hold = &set.holds[first]; count == 1 && *hold == 0) {
+  if (auto* const hold = &set.holds[first]; count == 1 && *hold == 0) {
     const u32 process = ST_TRY(this_process());
     const auto pinned =
         set.process == process ? pin_own_page(set, first, process) : pin_run(set, first, 1);
@@ -188,9 +196,11 @@ Result<void> Locked::make_frames(PageSet& set) {
     return {};
   }
   if (set.pages > Arena::kFileBytes / sizeof(u64)) return refuse(ENOMEM);
-  auto* const frames = static_cast<u64*>(arena().alloc(set.pages * sizeof(u64), "iommu.frames"));
+  auto* const frames =
+      static_cast<Kept<u64>*>(arena().alloc(set.pages * sizeof(u64), "iommu.frames"));
   if (frames == nullptr) return refuse(ENOMEM);
-  auto* const holds = static_cast<u32*>(arena().alloc(set.pages * sizeof(u32), "iommu.holds"));
+  auto* const holds =
+      static_cast<Kept<u32>*>(arena().alloc(set.pages * sizeof(u32), "iommu.holds"));
   if (holds == nullptr) {
     arena().free(frames, set.pages * sizeof(u64));
     return refuse(ENOMEM);
@@ -222,8 +232,18 @@ u64 named(u32 process, host::Frame frame) {
   return u64{process} << kFrameBits | number;
 }
 
+// Gives the pins of this process back, of pages whose frames follow each other at once.
+void unpin_frames(PageSet& set, u64 first, u64 count) {
+  for (u64 done = 0; done < count;) {
+    u64 end = done + 1;
+    while (end < count && set.frames[first + end] == set.frames[first + end - 1] + 1) ++end;
+    host::unpin_pages({number_of(set.frames[first + done]), end - done});
+    done = end;
+  }
+}
+
 // Pins pages of `range` from its first one on, and names them with the process.
-Result<host::PinBatch> pin_some(HvaRange range, bool write, u32 process, u64* frames) {
+Result<host::PinBatch> pin_some(HvaRange range, bool write, u32 process, Kept<u64>* frames) {
   host::FrameRun runs[kMostRuns];
   const auto some = ST_TRY(host::pin_pages(range, {.write = write}, runs, runs_at_once()));
   for (const host::FrameRun* run = runs; run != runs + some.runs; ++run) {
@@ -272,7 +292,7 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
       }
       range = HvaRange(*here, kPageSize);
     }
-    u64* const frames = set.frames + (first + done);
+    auto* const frames = set.frames.get() + (first + done);
     const auto some = pin_some(range, set.writable, process, frames);
     if (!some) {
       done_so_far = refuse(some.error());
@@ -292,14 +312,51 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
   return {};
 }
 
-// Gives the pins of this process back, of pages whose frames follow each other at once.
-void Locked::unpin_frames(PageSet& set, u64 first, u64 count) {
-  for (u64 done = 0; done < count;) {
-    u64 end = done + 1;
-    while (end < count && set.frames[first + end] == set.frames[first + end - 1] + 1) ++end;
-    host::unpin_pages({number_of(set.frames[first + done]), end - done});
-    done = end;
+// Without the lock: the lists are the filler's alone, and mean nothing while nobody holds a page.
+Result<void> pin_filling(Filling* filling) {
+  PageSet& set = *filling->set;
+  const u64 count = filling->count;
+  const HvaRange whole(Hva(set.start), count * kPageSize);
+  ST_TRY(check_whole(whole));
+  Result<void> result;
+  u64 done = 0;
+  while (done < count) {
+    const HvaRange rest(whole.start() + done * kPageSize, (count - done) * kPageSize);
+    const auto some = pin_some(rest, set.writable, filling->process, set.frames.get() + done);
+    if (!some) {
+      result = refuse(some.error());
+      break;
+    }
+    filling->shared = filling->shared || some->shared;
+    done += some->pages;
   }
+  if (result) result = host::charge_pins(charge_of(set), count);
+  if (!result) unpin_frames(set, 0, done);
+  return result;
+}
+
+// The lock could not be had again.
+void drop_filling(const Filling& filling) {
+  host::uncharge_pins(charge_of(*filling.set), filling.count);
+  unpin_frames(*filling.set, 0, filling.count);
+}
+
+// Known to be there, and not yet held: nothing is waited for.
+bool Locked::hold_known_page(PageSet& set, u32 process) {
+  const Hva at(set.start);
+  if (set.process != process || !set.writable || !host::is_user_range(at, kPageSize)) return false;
+  const auto frame = host::pin_known_page(at);
+  if (!frame) return false;
+  if (!host::charge_pins(charge_of(set), 1)) {
+    host::unpin_pages({*frame, 1});
+    return false;
+  }
+  if (set.holds.get() == nullptr) static_cast<void>(make_frames(set));  // of one page: in the set
+  set.frames[0] = named(process, *frame);
+  set.holds[0] = 1;
+  use_process(process, 1);
+  set.file_asked = true;  // what is known is private memory
+  return true;
 }
 
 void Locked::release_pages(PageSet& set, u64 first, u64 count) {
@@ -309,7 +366,7 @@ void Locked::release_pages(PageSet& set, u64 first, u64 count) {
     const u32 whose = process_of(frame);
     if (!is_this_process(whose)) return unpin_run(set, first, 1);
     host::unpin_pages({number_of(frame), 1});
-    host::uncharge_pins(charge_of(set), 1);
+    uncharge(charge_of(set), 1);
     return use_process(whose, -1);
   }
   for (u64 done = 0; done < count;) {
@@ -329,14 +386,14 @@ void Locked::unpin_run(PageSet& set, u64 first, u64 count) {
     const u64 pages = end - done;
     if (is_this_process(whose)) {
       unpin_frames(set, first + done, pages);
-      host::uncharge_pins(charge_of(set), pages);
+      uncharge(charge_of(set), pages);
       use_process(whose, -static_cast<s64>(pages));
     } else if (is_alive(whose)) {
       for (u64 i = done; i < end; ++i) set.holds[first + i] = kOrphan;
       set.orphans += pages;
       root().orphans += pages;
     } else {
-      host::uncharge_pins_of_the_dead(charge_of(set), pages);
+      uncharge_dead(charge_of(set), pages);
       use_process(whose, -static_cast<s64>(pages));
     }
     done = end;

@@ -15,7 +15,7 @@ namespace stagetwo::iommu {
 // A page of shared memory that another process has, or had when it was pinned.
 std::optional<Hva> Locked::address_here(const PageSet& set, u64 page) const {
   if (set.file_known) return own_address_of({set.device, set.inode, set.file_page + page});
-  if (!is_alive(set.process)) return std::nullopt;
+  if (!is_near(set.process) || !is_alive(set.process)) return std::nullopt;
   const u32 pid = root().processes[set.process].pid;
   const auto behind = shared_page_of(pid, Hva(set.start + page * kPageSize));
   return behind ? own_address_of(*behind) : std::nullopt;
@@ -42,7 +42,7 @@ Result<void> Locked::copy_page(PageSet& set, u64 page, u64 offset, u64 size, voi
     return refuse(EFAULT);
   }
   const bool pinned = set.holds.get() != nullptr && set.holds[page] != 0;
-  const u64 frame = pinned ? set.frames[page] : 0;
+  const u64 frame = pinned ? set.frames[page].get() : 0;
   if (pinned && is_this_process(static_cast<u32>(frame >> kFrameBits))) {
     const host::Frame number{frame & ((u64{1} << kFrameBits) - 1)};
     const bool done = to != nullptr ? host::read_frame(number, offset, to, size)
@@ -55,7 +55,8 @@ Result<void> Locked::copy_page(PageSet& set, u64 page, u64 offset, u64 size, voi
   } else if (pinned || is_alive(set.process)) {
     at = address_here(set, page);
   }
-  if (!at && !pinned && is_alive(set.process) && !is_this_process(set.process)) {
+  if (!at && !pinned && is_near(set.process) && is_alive(set.process) &&
+      !is_this_process(set.process)) {
     const Hva there = Hva(set.start + page * kPageSize) + offset;
     const u32 pid = root().processes[set.process].pid;
     return copy_of_process(pid, there, size, to, from) ? Result<void>{}

@@ -13,14 +13,15 @@
 #include "base/types.h"
 #include "base/vec.h"
 #include "host/ready_file.h"
+#include "iommu/kept.h"
 
 namespace stagetwo::iommu {
 
 // In the arena: a queue's descriptor.
 struct QueueFile {
-  u64 device = 0, inode = 0;  // of the pipe
-  u32 maker = 0;              // the process
-  bool open = false;          // it is a user of the queue
+  Kept<u64> device, inode;  // of the pipe
+  Kept<u32> maker;          // the process
+  Kept<bool> open;          // it is a user of the queue
 };
 
 class QueueFiles {

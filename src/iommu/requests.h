@@ -17,6 +17,23 @@ struct MapRequest {
   u32 rights;
 };
 
+struct Ioas;
+struct Area;
+
+// An area whose pages are being pinned without the lock (map.cc).
+struct Filling {
+  Ioas* ioas = nullptr;
+  Area* area = nullptr;  // null: there is nothing to pin
+  PageSet* set = nullptr;
+  u64 count = 0;
+  u32 process = 0;
+  bool shared = false;  // some of them are of shared memory
+};
+
+// Both without the lock (pages.cc). Failure, nothing is pinned: EFAULT, ENOMEM.
+Result<void> pin_filling(Filling* filling);
+void drop_filling(const Filling& filling);
+
 // A part of a page set.
 struct Piece {
   PageSet* set;

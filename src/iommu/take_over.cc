@@ -95,8 +95,8 @@ class TakeOver {
 namespace {
 
 void exchange(PageSet& one, PageSet& other) {
-  u64* const frames = one.frames;
-  u32* const holds = one.holds;
+  auto* const frames = one.frames.get();
+  auto* const holds = one.holds.get();
   const bool few = one.pages <= kFewPages;
   if (few) {
     std::swap_ranges(std::begin(one.few_frames), std::end(one.few_frames), other.few_frames);

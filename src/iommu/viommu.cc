@@ -96,7 +96,7 @@ void note_viommu(Device& device, const Hwpt* hwpt) {
   Viommu* const viommu = hwpt == nullptr ? nullptr : hwpt->viommu.get();
   if (device.side.viommu.get() == viommu) return;
   device.side.viommu = viommu;
-  device.side.virtual_id = viommu == nullptr ? 0 : device.side.vdevice->virtual_id;
+  device.side.virtual_id = viommu == nullptr ? 0 : device.side.vdevice->virtual_id.get();
 }
 
 Result<void> set_pasid_table(Device& device, u32 pasid) {

@@ -32,8 +32,8 @@ struct Viommu {
   RelPtr<Vdevice> vdevices;
   RelPtr<EventQueue> queues;
   RelPtr<HardwareQueue> hardware[kHardwareQueues];
-  u64 page = 0;         // its place in the arena's file; 0: there is none
-  bool mapped = false;  // by a client, now or once: stays while the iommufd does
+  Kept<u64> page;     // its place in the arena's file; 0: there is none
+  Kept<bool> mapped;  // by a client, now or once: stays while the iommufd does
 };
 
 struct Vdevice {
@@ -41,7 +41,7 @@ struct Vdevice {
   RelPtr<Viommu> viommu;
   RelPtr<Device> device;
   RelPtr<Vdevice> next;
-  u64 virtual_id = 0;
+  Kept<u64> virtual_id;
 };
 
 template <>

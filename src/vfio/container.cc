@@ -118,7 +118,7 @@ Result<void> Container::attach_group(iommu::Locked& locked, ContainerState& foun
   const bool fresh = device == nullptr;
   if (fresh) {
     device = ST_TRY(locked.make_vtd_device(
-        {.source = SourceId{member.source}, .max_pasid_lg2 = member.pasid_bits}));
+        {.source = SourceId{member.source.get()}, .max_pasid_lg2 = member.pasid_bits}));
   }
   const auto done = as_refusal(join_domain(locked, found, *device, slot));
   if (done) {
@@ -142,7 +142,7 @@ void Container::note_all_dirty(iommu::Locked& locked, ContainerState& found) {
 void Container::detach_group(iommu::Locked& locked, ContainerState& found, u32 slot) {
   Member& member = found.members[slot];
   if (member.device == 0) return;
-  const u32 id = std::exchange(member.device, 0u);
+  const u32 id = std::exchange(member.device, 0u).get();
   leave_domain(locked, found, id);
   for (const Member& other : found.members) {
     if (other.device == id) return;
@@ -152,7 +152,7 @@ void Container::detach_group(iommu::Locked& locked, ContainerState& found, u32 s
     if (other.device != 0) return;
   }
   if (found.tracking) note_all_dirty(locked, found);
-  static_cast<void>(locked.destroy(std::exchange(found.hwpt, 0u)));
+  static_cast<void>(locked.destroy(std::exchange(found.hwpt, 0u).get()));
 }
 
 // The number is that of the first slot, so that two containers' devices of one parent differ in it.

@@ -9,13 +9,16 @@
 
 namespace stagetwo::vfio {
 
+template <typename T>
+using Kept = iommu::Kept<T>;
+
 // A group in the container. All zero: none.
 struct Member {
-  u64 born = 0;
-  u32 device = 0;  // the iommu room's, while a domain is attached; 0: external
-  u16 source = 0;
-  u8 pasid_bits = 0;
-  bool mediated = false;
+  Kept<u64> born;
+  Kept<u32> device;  // the iommu room's, while a domain is attached; 0: external
+  Kept<u16> source;
+  Kept<u8> pasid_bits;
+  Kept<bool> mediated;
 };
 
 // A range that was written since the bitmap was read; or a map that waits for another address.
@@ -25,14 +28,14 @@ struct Range {
 using Ranges = iommu::IntervalSet<Range>;
 
 struct ContainerState {
-  IommuType type = IommuType::kNone;
-  u32 groups = 0;
-  u32 ioas = 0;  // while a type is set
-  u32 hwpt = 0;  // the domain; 0: there is none
-  bool tracking = false;
-  bool all_dirty = false;  // there was no memory to say which
-  Ranges dirty;            // of what has no domain
-  Ranges moving;           // whole maps
+  Kept<IommuType> type;
+  Kept<u32> groups;
+  Kept<u32> ioas;  // while a type is set
+  Kept<u32> hwpt;  // the domain; 0: there is none
+  Kept<bool> tracking;
+  Kept<bool> all_dirty;  // there was no memory to say which
+  Ranges dirty;          // of what has no domain
+  Ranges moving;         // whole maps
   Member members[kSlots];
 };
 

@@ -2,13 +2,19 @@
 // Plain clients of /dev/iommu, in several processes.
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
 #include "tests/shim/run_program.h"
 
 namespace stagetwo::test {
 namespace {
 
-Outcome run_client(const std::string& name) {
-  return run_program({tool(), "run", "--iommufd-test", "--abi=6.18", "--", program(name)});
+Outcome run_client(const std::string& name, const std::string& argument = "") {
+  std::vector<std::string> command = {tool(),       "run", "--iommufd-test",
+                                      "--abi=6.18", "--",  program(name)};
+  if (!argument.empty()) command.push_back(argument);
+  return run_program(command);
 }
 
 TEST(IommufdQueues, AreReadableExactlyWhileSomethingIsQueued) {
@@ -19,6 +25,21 @@ TEST(IommufdQueues, AreReadableExactlyWhileSomethingIsQueued) {
 TEST(Iommufd, AnswersAHostileClientAsTheKernelDoes) {
   const Outcome outcome = run_client("iommu_hostile");
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+void expect_done(const Outcome& outcome) {
+  if (outcome.out == "not to be had here\n") GTEST_SKIP() << "no PID namespace, no userfaultfd";
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
+TEST(IommufdSharers, AreNotConcernedWhereOneOfThemIsKilled) {
+  expect_done(run_client("iommu_sharers", "kills"));
+}
+TEST(IommufdSharers, MayBeOfAnotherPidNamespace) {
+  expect_done(run_client("iommu_sharers", "space"));
+}
+TEST(IommufdSharers, FillThePageThatAMapWaitsFor) {
+  expect_done(run_client("iommu_sharers", "handler"));
 }
 
 }  // namespace

@@ -145,5 +145,50 @@ TEST_F(IommuStress, NoAccessLandsAfterAnUnmapOrADetachReturned) {
       static_cast<unsigned long long>(landed_.load()), static_cast<unsigned long long>(rounds));
 }
 
+// Maps, unmaps, copies and attachments of one IOAS at once: no page is left pinned, and what one
+// thread has is in the tables while it has it.
+TEST_F(IommuStress, MapsAndAttachmentsOfManyThreads) {
+  constexpr unsigned kThreads = 3, kEach = 4;
+  const u64 rounds = test::stress_rounds(20'000);
+  const test::GuardedPages own(kThreads * kEach);
+  const u32 ioas = make_ioas(), other = make_ioas();
+  const Attached stays = attach_device(ioas);
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      test::RandomSource random(test::seed() + 100 + t);
+      for (u64 i = 0; i < rounds; ++i) {
+        const u64 at = kApertureStart + (u64{t} * 64 + 1) * kPageSize;
+        const u64 pages = 1 + random.small(kEach);
+        const u64 address = own.address() + u64{t} * kEach * kPageSize;
+        ASSERT_EQ(map_at(ioas, address, pages * kPageSize, at), 0);
+        for (u64 p = 0; p < pages; ++p) {
+          ASSERT_EQ(walk(stays.hwpt, at + p * kPageSize), frame_address(address + p * kPageSize));
+        }
+        // Nobody's place: whoever comes first has it.
+        const int error = map_at(ioas, address, kPageSize, kApertureStart);
+        ASSERT_TRUE(error == 0 || error == EEXIST) << error;
+        const int gone = unmap(ioas, kApertureStart, kPageSize);
+        ASSERT_TRUE(gone == 0 || gone == EBUSY) << gone;
+        ASSERT_EQ(unmap(ioas, at, pages * kPageSize), 0);
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    for (u64 i = 0; i < rounds / 8; ++i) {
+      const Attached late = attach_device(ioas);
+      ASSERT_EQ(late.error, 0);
+      ASSERT_EQ(destroy(late.test_device), 0);
+    }
+  });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(unmap_all(ioas), 0);
+  for (unsigned p = 0; p < kThreads * kEach; ++p) {
+    EXPECT_EQ(pins_at(own.address() + p * kPageSize), 0u);
+  }
+  EXPECT_EQ(destroy(stays.test_device), 0);
+  for (const u32 id : {ioas, other}) EXPECT_EQ(destroy(id), 0);
+}
+
 }  // namespace
 }  // namespace stagetwo::iommu

@@ -114,14 +114,10 @@ Outcome ioas_map(Call& call, iommu_ioas_map& cmd) {
   if ((cmd.flags & ~kMapFlags) != 0 || cmd.__reserved != 0) return refuse(EOPNOTSUPP);
   if (cmd.iova == kMost || cmd.length == kMost) return refuse(EOVERFLOW);
   if (rights_of(cmd.flags) == 0) return refuse(EINVAL);
-  {
-    ST_LOCK_IOMMUFD(locked, call);
-    auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(cmd.ioas_id));
-    iommu::Locked::MapRequest request{(cmd.flags & IOMMU_IOAS_MAP_FIXED_IOVA) != 0, cmd.iova,
-                                      cmd.length, rights_of(cmd.flags)};
-    ST_TRY(locked.map(*ioas, cmd.user_va, &request));
-    cmd.iova = request.iova;
-  }
+  iommu::MapRequest request{(cmd.flags & IOMMU_IOAS_MAP_FIXED_IOVA) != 0, cmd.iova, cmd.length,
+                            rights_of(cmd.flags)};
+  ST_TRY(call.context().map(cmd.ioas_id, cmd.user_va, &request));
+  cmd.iova = request.iova;
   return call.respond(cmd);
 }
 

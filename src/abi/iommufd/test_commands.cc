@@ -44,7 +44,7 @@ Result<iommu::TestDevice*> make_test_device(iommu::Locked& locked, u32 flags, u3
   (*device)->object.users = 1;  // the test device
   (*device)->side.possible = true;
   (*device)->side.refusing_pasid = IOMMU_TEST_PASID_RESERVED;
-  for (u32& word : (*device)->side.cache_words) word = IOMMU_TEST_DEV_CACHE_DEFAULT;
+  for (auto& word : (*device)->side.cache_words) word = IOMMU_TEST_DEV_CACHE_DEFAULT;
   test->device = *device;
   if (const auto attached = locked.attach(**device, pt_id); !attached) {
     locked.remove(*device);

@@ -30,9 +30,13 @@ Result<long> map_dma(Call& call) {
   if (map.argsz < kMapSize || (map.flags & ~kKnown) != 0) return refuse(EINVAL);
   const u32 rights = ((map.flags & VFIO_DMA_MAP_FLAG_READ) != 0 ? iommu::kMayRead : 0u) |
                      ((map.flags & VFIO_DMA_MAP_FLAG_WRITE) != 0 ? iommu::kMayWrite : 0u);
-  ST_LOCK_IOMMUFD(locked, call);
-  iommu::Locked::MapRequest request{true, map.iova, map.size, rights};
-  ST_TRY(locked.map(*ST_TRY(compat_ioas(locked)), map.vaddr, &request));
+  u32 ioas = 0;
+  {
+    ST_LOCK_IOMMUFD(locked, call);
+    ioas = ST_TRY(compat_ioas(locked))->object.id;
+  }
+  iommu::MapRequest request{true, map.iova, map.size, rights};
+  ST_TRY(call.context().map(ioas, map.vaddr, &request));
   return 0;
 }
 
@@ -103,7 +107,7 @@ u64 page_sizes(const iommu::Ioas& ioas) {
     sizes &= hwpt->domain.page_sizes;
   }
   if ((sizes & ~kPageMask) != 0) sizes = (sizes & kPageMask) | kPageSize;
-  return std::max(sizes, ioas.alignment);
+  return std::max(sizes, ioas.alignment.get());
 }
 
 // vfio_iommu_type1_info_cap_iova_range without its array.

@@ -30,7 +30,7 @@ class DeviceTables : public testing::Test {
 
   host::Backing backing_ = *Arena::make_file("test-devices");
   Arena arena_;
-  u64 root_ = 0;
+  Kept<u64> root_;
 };
 
 TEST_F(DeviceTables, S4_10_StandAsTheSpecificationHasThem) {

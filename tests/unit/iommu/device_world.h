@@ -15,13 +15,13 @@ class DeviceWorld : public IommufdWorld {
     Locked locked(*context_);
     const auto made = locked.make_vtd_device(
         {.source = SourceId{source}, .max_pasid_lg2 = pasid_bits, .levels = levels});
-    return made ? (*made)->object.id : 0;
+    return made ? (*made)->object.id.get() : 0;
   }
   u32 make_hwpt(u32 ioas, u32 device, HwptHow how = {.pasid = true}) {
     Locked locked(*context_);
     const auto made =
         locked.make_hwpt(**locked.find<Ioas>(ioas), **locked.find<Device>(device), how);
-    return made ? (*made)->object.id : 0;
+    return made ? (*made)->object.id.get() : 0;
   }
   int attach(u32 device, u32 pt, u32 pasid = 0) {
     Locked locked(*context_);
@@ -39,13 +39,13 @@ class DeviceWorld : public IommufdWorld {
   u32 attached(u32 device, u32 pasid = 0) {
     Locked locked(*context_);
     const auto* const one = locked.find_attachment(**locked.find<Device>(device), pasid);
-    return one == nullptr ? 0 : one->hwpt->object.id;
+    return one == nullptr ? 0 : one->hwpt->object.id.get();
   }
   // What the device's tables say of it.
   FoundPasid entry(u32 device, s64 pasid) {
     Locked locked(*context_);
     const Device& d = **locked.find<Device>(device);
-    return find_pasid(locked.arena(), locked.root().root_table, SourceId{d.source}, pasid);
+    return find_pasid(locked.arena(), locked.root().root_table, SourceId{d.source.get()}, pasid);
   }
   DmaAnswer write(u32 device, s64 pasid, u64 iova, const void* from, u64 bytes) {
     Locked locked(*context_);

@@ -66,7 +66,7 @@ TEST(IntervalSet, AgreesWithAList) {
     u64 expected = ~u64{0};
     for (const auto& one : list) {
       if (one->node.start <= to && one->node.last >= from) {
-        expected = std::min(expected, one->node.start);
+        expected = std::min(expected, one->node.start.get());
       }
     }
     const Item* const found = set.first(from, to);

@@ -48,9 +48,8 @@ class IommufdWorld : public testing::Test {
   // Answers the errno; *iova is in and out where `fixed`, else out.
   int map(u32 ioas, u64 address, u64 length, u64* iova, bool fixed = true,
           u32 rights = kReadWrite) {
-    Locked locked(*context_);
-    Locked::MapRequest request{fixed, *iova, length, rights};
-    const auto done = locked.map(**locked.find<Ioas>(ioas), address, &request);
+    MapRequest request{fixed, *iova, length, rights};
+    const auto done = context_->map(ioas, address, &request);
     if (done) *iova = request.iova;
     return error_of(done);
   }

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -83,6 +84,33 @@ TEST(OtherProcess, AFileOfItsIsOpenedByWhatIsBehind) {
   for (const int one : {pair[0], pair[1], *fd}) ::close(one);
   EXPECT_EQ(to_int(open_of_process(self, behind.st_dev, behind.st_ino, 0).error()), ENOENT);
   EXPECT_EQ(to_int(open_of_process(0x7fffffff, 1, 1, 0).error()), ENOENT);
+}
+
+// Numbers of another PID namespace, with a /proc that shows ours: nobody is asked for by them.
+TEST(OtherProcess, OfAnotherPidNamespaceHasNoNumberHere) {
+  const u32 ours = pid_space();
+  EXPECT_NE(ours, 0u);
+  EXPECT_TRUE(proc_is_ours());
+  const auto self = name_of_this_process();
+  EXPECT_EQ(self.start_time, name_of_process(static_cast<u32>(::getpid())).start_time);
+  const pid_t between = ::fork();
+  if (between == 0) {
+    if (::unshare(CLONE_NEWPID) != 0) ::_exit(77);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      const auto first = name_of_this_process();
+      const bool right = pid_space() != ours && !proc_is_ours() && first.pid == 1 && first.alive &&
+                         first.start_time >= self.start_time;
+      ::_exit(right ? 0 : 1);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    ::_exit(WEXITSTATUS(status));
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(between, &status, 0), between);
+  if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "no PID namespace may be made here";
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

@@ -67,7 +67,7 @@ class TakeOverTest : public IommufdWorld, public testing::WithParamInterface<u64
   void drop_inherited() {
     Locked locked(*context_);
     const PageSet* const set = ioas(locked).areas.first(kStart, kStart)->pages;
-    ::munmap(reinterpret_cast<void*>(set->start), bytes());
+    ::munmap(reinterpret_cast<void*>(set->start.get()), bytes());
   }
   // Does the device find this process's frames, each a page of the file's?
   int look_at_tables() {

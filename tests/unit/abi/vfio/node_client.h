@@ -62,7 +62,7 @@ class Node : public VfioClient {
     const auto made = locked.make_hwpt(**locked.find<iommu::Ioas>(ioas),
                                        **locked.find<iommu::Device>(id_), {.pasid = true});
     EXPECT_TRUE(made);
-    return made ? (*made)->object.id : 0;
+    return made ? (*made)->object.id.get() : 0;
   }
   long attach(u32 pt_id, u32 flags = 0, u32 pasid = 0) {
     vfio_device_attach_iommufd_pt_pasid cmd{sizeof(cmd), flags, pt_id, pasid};
