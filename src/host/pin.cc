@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
+#include "base/failpoint_armed.h"
 #include "base/process_stamp.h"
 #include "host/pin_table.h"
 
@@ -69,8 +70,7 @@ Result<PinnedPage> pin_page(Hva at, PinHow how) {
 
 std::optional<Frame> pin_known_page(Hva at) {
   PinTable* const table = pin_table();
-  if (table == nullptr || __atomic_load_n(&failpoint::detail::active, __ATOMIC_RELAXED))
-    return std::nullopt;
+  if (table == nullptr || failpoint::is_armed()) return std::nullopt;
   return table->pin_known_page(at);
 }
 

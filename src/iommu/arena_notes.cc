@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/bits.h"
+#include "base/plain_word.h"
 #include "base/process_stamp.h"
 #include "base/sys.h"
 #include "iommu/arena.h"
@@ -28,11 +29,6 @@ struct NoteEnd {
   u64 bytes;
 };
 
-// The order of what others may find is that of the program: they look when the process is gone.
-void barrier() {
-  __atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
 // An engine may mark a word of a page table meanwhile.
 void copy(void* to, const void* from, u64 bytes) {
   const bool is_word = bytes == sizeof(u64) && reinterpret_cast<u64>(from) % sizeof(u64) == 0 &&
@@ -41,8 +37,7 @@ void copy(void* to, const void* from, u64 bytes) {
     memcpy(to, from, bytes);
     return;
   }
-  const u64 word = __atomic_load_n(static_cast<const u64*>(from), __ATOMIC_RELAXED);
-  __atomic_store_n(static_cast<u64*>(to), word, __ATOMIC_RELAXED);
+  copy_word(static_cast<u64*>(to), static_cast<const u64*>(from));
 }
 
 u64 in_words(u64 bytes) {
@@ -88,7 +83,7 @@ void Arena::Section::begin(const Arena& arena) {
     if (undo::bases[place_].compare_exchange(free, arena.base_, sync::kRelaxed)) break;
   }
   h.noted = place_ < undo::kMostSections ? 1 : 0;
-  undo::barrier();
+  in_program_order();
   undo::sections.fetch_add(1, sync::kRelaxed);
   if (debug_hooks.begin != nullptr) debug_hooks.begin(arena);
   const_cast<Arena&>(arena).settle_limbo();
@@ -98,9 +93,9 @@ void Arena::Section::end() {
   if (debug_hooks.end != nullptr) debug_hooks.end(*arena_);
   Header& h = arena_->header();
   const u64 notes = h.notes;
-  undo::barrier();
+  in_program_order();
   h.notes = 0;
-  undo::barrier();
+  in_program_order();
   undo::sections.fetch_sub(1, sync::kRelaxed);
   if (place_ < undo::kMostSections) undo::bases[place_].store(nullptr, sync::kRelaxed);
   if (notes > kUndoKept) {
@@ -121,9 +116,9 @@ void Arena::Section::note(u8* base, u64 offset, u64 bytes) {
   undo::copy(to, base + offset, bytes);
   const undo::NoteEnd end{offset, bytes};
   memcpy(to + words, &end, sizeof(end));
-  undo::barrier();
+  in_program_order();
   h.notes += words + sizeof(end);
-  undo::barrier();
+  in_program_order();
 }
 
 // Everything is as it was before the section began. Pre: the lock.
@@ -138,7 +133,7 @@ void Arena::put_back() const {
     }
   }
   restore_notes();
-  undo::barrier();
+  in_program_order();
   h.notes = 0;
 }
 
