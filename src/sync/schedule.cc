@@ -242,8 +242,6 @@ void note(const char* text) {
 
 u64 load(const void* word, u64 newest, std::memory_order order) {
   Run& run = *self->run;
-  // Learnt before the step: later writers of this run then append to a known word.
-  run.model.learn(word, newest);
   step(false);
   const u64 value = run.model.load(self->index, word, newest, order, run.random);
   observe(Access::Kind::kLoad, word, value);
@@ -326,7 +324,6 @@ u64 now() {
 
 bool PlainWord::read_restartable(u64* value) const {
   if (active()) {
-    self->run->model.learn(this, value_);
     step(false);
     if (self->aborted) return false;
     if (!self->run->model.ordered(self->index, this)) fail("data race: restartable read");
@@ -337,7 +334,6 @@ bool PlainWord::read_restartable(u64* value) const {
 
 u64 PlainWord::read() const {
   if (!active()) return value_;
-  self->run->model.learn(this, value_);
   step(false);
   if (!self->run->model.ordered(self->index, this)) fail("data race: read");
   return value_;

@@ -39,10 +39,15 @@ void Model::forget(const void* word) {
   }
 }
 
-unsigned Model::find(const void* word, u64 newest) {
+unsigned Model::look_up(const void* word) const {
   for (unsigned i = 0; i < words_; ++i) {
     if (word_[i].address == word) return i;
   }
+  return kWords;
+}
+
+unsigned Model::find(const void* word, u64 newest) {
+  if (const unsigned known = look_up(word); known != kWords) return known;
   ST_CHECK_OP(words_, <, kWords);
   // What stands in it at its first access was written before the run: everybody has seen it.
   Word& fresh = word_[words_];
@@ -60,7 +65,8 @@ void Model::join(View& into, const View& from) {
 
 u64 Model::load(unsigned thread, const void* address, u64 newest, std::memory_order order,
                 Random& random) {
-  const unsigned index = find(address, newest);
+  const unsigned index = look_up(address);
+  if (index == kWords) return newest;
   Word& word = word_[index];
   View& view = view_[thread];
   u32 oldest = view.at[index];
@@ -107,8 +113,8 @@ void Model::barrier_everywhere() {
 }
 
 bool Model::ordered(unsigned thread, const void* address) {
-  const unsigned index = find(address, 0);
-  return view_[thread].at[index] == word_[index].newest;
+  const unsigned index = look_up(address);
+  return index == kWords || view_[thread].at[index] == word_[index].newest;
 }
 
 }  // namespace stagetwo::sync::sched

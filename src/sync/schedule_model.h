@@ -14,6 +14,9 @@
 //   seq_cst read       not older than the last seq_cst access of the same word
 //   barrier everywhere joins all views of all threads
 //
+// A word that nobody has written in a run has one value, which stood in it before: it is not kept,
+// so that a walk over a page table costs nothing here.
+//
 // Weaker than every machine we know in that it takes a locked instruction for no more than its C++
 // order; stronger than C++ in that writes of one word are ordered as executed. Accesses of one
 // thread happen in program order, so a load never sees the future.
@@ -50,6 +53,7 @@ class Model {
   void reset(unsigned threads, bool weak);
   void forget(const void* word);
   u64 load(unsigned thread, const void* word, u64 newest, std::memory_order order, Random& random);
+  // Before the first write of a word: what stands in it.
   void learn(const void* word, u64 newest) { static_cast<void>(find(word, newest)); }
   void read_newest(unsigned thread, const void* word, std::memory_order order);
   void write(unsigned thread, const void* word, u64 value, std::memory_order order, bool modify);
@@ -73,6 +77,7 @@ class Model {
     Write history[kHistory];
   };
 
+  unsigned look_up(const void* word) const;  // kWords: nobody has written it
   unsigned find(const void* word, u64 newest);
   void join(View& into, const View& from);
 
