@@ -15,6 +15,7 @@
 
 #include "base/process_stamp.h"
 #include "base/text.h"
+#include "base/this_thread.h"
 
 namespace stagetwo::sys {
 namespace {
@@ -39,13 +40,6 @@ long size_arg(size_t bytes) {
   return static_cast<long>(bytes);
 }
 
-struct CachedThread {
-  u32 tid;
-  u32 stamp;
-  void* robust_list;
-};
-[[gnu::tls_model("initial-exec")]] thread_local CachedThread cached{0, 0, nullptr};
-
 void* ask_robust_list() {
   void* head = nullptr;
   size_t size = 0;
@@ -53,8 +47,8 @@ void* ask_robust_list() {
   return done == 0 && size == sizeof(robust_list_head) ? head : nullptr;
 }
 
-void refresh_cached(u32 stamp) {
-  cached = {static_cast<u32>(gettid()), stamp, ask_robust_list()};
+void learn_thread(u32 stamp) {
+  detail::known_thread = {static_cast<u32>(gettid()), stamp, ask_robust_list()};
 }
 
 // Has a thread that still has its number ended all the same? It has no memory any more, and the
@@ -134,7 +128,7 @@ Result<int> eventfd(unsigned initial, int flags) {
 }
 
 Result<int> raise_engine_fd(int fd) {
-  struct rlimit limit{};
+  struct rlimit limit {};
   // Half of what the limit allows: high enough to be out of the way, low enough that there is room.
   long low = kFirstEngineFd;
   if (call(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, arg(&limit)) == 0) {
@@ -171,20 +165,18 @@ int getpid() {
 
 int current_tid() {
   const u32 stamp = stamp_of_process();
-  if (cached.stamp != stamp || cached.tid == 0) [[unlikely]]
-    refresh_cached(stamp);
-  return static_cast<int>(cached.tid);
+  if (detail::known_thread.stamp != stamp || detail::known_thread.tid == 0) [[unlikely]]
+    learn_thread(stamp);
+  return static_cast<int>(detail::known_thread.tid);
 }
 
 ThisThread this_thread() {
-  const u32 stamp = stamp_of_process();
-  if (cached.stamp != stamp || cached.tid == 0) [[unlikely]]
-    refresh_cached(stamp);
-  void* list = cached.robust_list;
+  const int tid = current_tid();
+  void* list = detail::known_thread.robust_list;
   // A libc may tell of its list at its first use only, and the engine of one for a while.
   if (list == nullptr) [[unlikely]]
     list = ask_robust_list();
-  return {cached.tid, list};
+  return {static_cast<u32>(tid), list};
 }
 
 bool thread_gone(int tid) {

@@ -28,30 +28,6 @@ bool is_thread_gone(u32 tid) {
   return sys::thread_gone(static_cast<int>(tid));
 }
 
-// One attempt at a word without an owner. The kernel is told only for so long: of a thread that
-// waits it would take a namesake's lock for its own.
-bool ProcessMutex::try_word(DeathNotice& notice, u32* seen, u32 wanted_bits) {
-  const sys::ThisThread self = sys::this_thread();
-#if defined(ST_SCHED)
-  if (sched::active()) return word_.compare_exchange(*seen, self.tid | wanted_bits, kAcquire);
-#endif
-  notice.begin(self, &links_);
-  const u32 untold = notice.told() ? 0 : kUntold;
-  if (word_.compare_exchange(*seen, self.tid | wanted_bits | untold, kAcquire)) [[likely]] {
-    notice.taken(&links_);
-    return true;
-  }
-  notice.cancel();
-  return false;
-}
-
-bool ProcessMutex::acquire(DeathNotice& notice) {
-  u32 seen = word_.load(kRelaxed);
-  if (seen == 0 && try_word(notice, &seen, 0)) [[likely]]
-    return false;
-  return acquire_slow(notice);
-}
-
 bool ProcessMutex::acquire_slow(DeathNotice& notice) {
   for (;;) {
     u32 seen = word_.load(kRelaxed);

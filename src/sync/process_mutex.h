@@ -29,7 +29,7 @@
 
 #include <cstddef>
 
-#include "base/sys.h"
+#include "base/this_thread.h"
 #include "sync/death_notice.h"
 #include "sync/mutex.h"
 
@@ -50,14 +50,34 @@ class TA_CAP("process_mutex") ProcessMutex {
   static constexpr u32 kOwner = DeathNotice::kOwner, kUntold = 1u << 29;
 
   // True: the last holder died inside.
-  bool acquire(DeathNotice& notice);
+  bool acquire(DeathNotice& notice) {
+    u32 seen = word_.load(kRelaxed);
+    if (seen == 0 && try_word(notice, &seen, 0)) [[likely]]
+      return false;
+    return acquire_slow(notice);
+  }
   void release(DeathNotice& notice) {
     notice.leave(&links_);
     if ((word_.exchange(0, kRelease) & kWaiters) != 0) [[unlikely]]
       wake();
     notice.left();
   }
-  bool try_word(DeathNotice& notice, u32* seen, u32 wanted_bits);
+  // One attempt at a word without an owner. The kernel is told only for so long: of a thread that
+  // waits it would take a namesake's lock for its own.
+  bool try_word(DeathNotice& notice, u32* seen, u32 wanted_bits) {
+    const sys::ThisThread self = sys::known_this_thread();
+#if defined(ST_SCHED)
+    if (sched::active()) return word_.compare_exchange(*seen, self.tid | wanted_bits, kAcquire);
+#endif
+    notice.begin(self, &links_);
+    const u32 untold = notice.told() ? 0 : kUntold;
+    if (word_.compare_exchange(*seen, self.tid | wanted_bits | untold, kAcquire)) [[likely]] {
+      notice.taken(&links_);
+      return true;
+    }
+    notice.cancel();
+    return false;
+  }
   bool acquire_slow(DeathNotice& notice);
   void wake();
 
@@ -66,7 +86,9 @@ class TA_CAP("process_mutex") ProcessMutex {
   RobustLinks links_;  // the holder's
 
  public:
-  static constexpr size_t entry_offset() { return offsetof(ProcessMutex, links_.next); }
+  static constexpr size_t entry_offset() {
+    return offsetof(ProcessMutex, links_.next);
+  }
 };
 static_assert(sizeof(ProcessMutex) == 40, "its place in shared memory is for ever");
 static_assert(ProcessMutex::entry_offset() == -DeathNotice::kWordOffset);
