@@ -22,8 +22,13 @@ struct Pins {
 // waited for, as with the roster of mmu_notifier.cc.
 constinit sync::Atomic<Pins*> the_pins{nullptr};
 
+inline PinTable* table_of_process() {
+  Pins* pins = the_pins.load();
+  return pins != nullptr && pins->stamp == stamp_of_process() ? &pins->table : nullptr;
+}
+
 Result<PinTable*> make_table() {
-  if (PinTable* table = pin_table()) return table;
+  if (PinTable* table = table_of_process()) return table;
   Pins* fresh = ST_TRY(make<Pins>("host.pin_table", process_stamp()));
   Pins* seen = nullptr;
   if (!the_pins.compare_exchange(seen, fresh)) destroy(fresh);
@@ -35,8 +40,7 @@ Result<PinTable*> make_table() {
 }  // namespace
 
 PinTable* pin_table() {
-  Pins* pins = the_pins.load();
-  return pins != nullptr && pins->stamp == stamp_of_process() ? &pins->table : nullptr;
+  return table_of_process();
 }
 
 bool pins_active() {
@@ -69,13 +73,13 @@ Result<PinnedPage> pin_page(Hva at, PinHow how) {
 }
 
 std::optional<Frame> pin_known_page(Hva at) {
-  PinTable* const table = pin_table();
+  PinTable* const table = table_of_process();
   if (table == nullptr || failpoint::is_armed()) return std::nullopt;
   return table->pin_known_page(at);
 }
 
 void unpin_pages(FrameRun run) {
-  if (PinTable* table = pin_table()) table->unpin(run);
+  if (PinTable* table = table_of_process()) table->unpin(run);
 }
 
 u32 pins_of(Frame frame) {

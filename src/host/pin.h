@@ -175,11 +175,13 @@ struct PinnedPages {
 };
 [[nodiscard]] PinnedPages pinned_in(HvaRange range);
 
-// What the pins hold: pages, of those in the store, of those lost. Racy: tests, `doctor`.
+// What the pins hold: pages, of those in the store, blocks; and how many pins there are:
+// mm::pinned_vm. Racy: tests, `doctor`.
 struct PinUse {
   u64 pages = 0;
   u64 stored = 0;
   u64 blocks = 0;
+  u64 pins = 0;
 };
 [[nodiscard]] PinUse pin_use();
 

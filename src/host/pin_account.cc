@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 
 #include "addr/addr.h"
+#include "base/process_stamp.h"
 #include "base/sys.h"
 #include "host/process_files.h"
 #include "host/session.h"
@@ -14,12 +15,16 @@
 namespace stagetwo::host {
 namespace {
 
-constinit sync::Atomic<u64> pinned{0};
 constinit sync::Atomic<u64> of_process{0};
 
-// Who may lock what it likes, as far as was found last: its number above, pages below.
+// That this thread may lock what it likes was found in the process of the stamp; so many pages are
+// believed it still.
 constexpr u64 kBelievedPages = 256;
-constinit sync::Atomic<u64> believed{0};
+struct Belief {
+  u32 stamp;
+  u32 pages;
+};
+[[gnu::tls_model("initial-exec")]] constinit thread_local Belief belief{};
 
 sync::Atomic<u64>& of_user() {
   return session_word(kPinnedWord);
@@ -33,7 +38,7 @@ bool may_lock_all() {
 }
 
 u64 limit_in_pages() {
-  struct ::rlimit limit{};
+  struct ::rlimit limit {};
   if (sys::call(SYS_prlimit64, 0, RLIMIT_MEMLOCK, 0, sys::arg(&limit)) != 0) return 0;
   return limit.rlim_cur / kPageSize;
 }
@@ -57,30 +62,26 @@ Result<void> charge(sync::Atomic<u64>& counter, u64 pages, u64 others) {
 
 }  // namespace
 
-// Two threads that write at once lose pages of what they may still have, never win any.
 PinCharge pin_charge(PinCharge wanted, u64 pages) {
-  const u64 self = static_cast<u64>(static_cast<u32>(sys::current_tid())) << 32;
-  const u64 now = believed.load(sync::kRelaxed);
-  if (now >= self && now - self <= kBelievedPages && pages <= now - self) {
-    believed.store(now - pages, sync::kRelaxed);
+  const u32 stamp = stamp_of_process();
+  if (belief.stamp == stamp && pages <= belief.pages) [[likely]] {
+    belief.pages -= static_cast<u32>(pages);
     return PinCharge::kNone;
   }
   if (!may_lock_all()) return wanted;
-  believed.store(self | kBelievedPages, sync::kRelaxed);
+  belief = {stamp, kBelievedPages};
   return PinCharge::kNone;
 }
 
 Result<void> charge_pins(PinCharge mode, u64 pages) {
   if (mode == PinCharge::kUser) ST_TRY(charge(of_user(), pages, 0));
   if (mode == PinCharge::kProcess) ST_TRY(charge(of_process, pages, locked_by_kernel()));
-  pinned.fetch_add(pages);
   return {};
 }
 
 void uncharge_pins(PinCharge mode, u64 pages) {
   if (mode == PinCharge::kUser) of_user().fetch_sub(pages);
   if (mode == PinCharge::kProcess) of_process.fetch_sub(pages);
-  pinned.fetch_sub(pages);
 }
 
 void uncharge_pins_of_the_dead(PinCharge mode, u64 pages) {
@@ -88,14 +89,12 @@ void uncharge_pins_of_the_dead(PinCharge mode, u64 pages) {
 }
 
 PinCharged pins_charged() {
-  return {pinned.load(), of_process.load(), of_user().load()};
+  return {of_process.load(), of_user().load()};
 }
 
 // A child has no pins; what its parent charged to the user is the parent's.
 void pin_account_after_fork_child() {
-  pinned.store(0);
   of_process.store(0);
-  believed.store(0);
 }
 
 }  // namespace stagetwo::host

@@ -13,11 +13,10 @@
 //   kProcess   this process, with what mlock      the same
 //              has locked in it
 //
-// pinned_pages() counts in every mode. /proc/self/status goes on showing the kernel's own VmPin and
-// VmLck: ours are in neither.
-// Differs: what the kernel itself has charged to the user (io_uring, perf, BPF) is not known here;
-// what a process had charged when it was killed stays with its session until that ends.
-// Context: any thread; kProcess reads a file. Uncharging cannot fail.
+// How much is pinned in every mode says pin_use(). /proc/self/status goes on showing the kernel's
+// own VmPin and VmLck: ours are in neither. Differs: what the kernel itself has charged to the user
+// (io_uring, perf, BPF) is not known here; what a process had charged when it was killed stays with
+// its session until that ends. Context: any thread; kProcess reads a file. Uncharging cannot fail.
 
 #include "base/result.h"
 #include "base/types.h"
@@ -38,9 +37,8 @@ void uncharge_pins(PinCharge mode, u64 pages);
 // The same for a process that has ended: what it charged to the user outlives it.
 void uncharge_pins_of_the_dead(PinCharge mode, u64 pages);
 
-// mm::pinned_vm, and what of it was charged to the process and to the user, in pages.
+// What was charged to the process and to the user, in pages.
 struct PinCharged {
-  u64 pinned;
   u64 process;
   u64 user;
 };

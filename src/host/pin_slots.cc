@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/guard.h"
 #include "host/page_owner.h"
 #include "host/pin_walk.h"
 #include "host/shared_objects.h"
@@ -275,13 +276,27 @@ void PinTable::release(PinBlock* block, u32 slot) {
   if ((word & kStored) != 0) {
     pin_store::drop(Hva(word & kPageMask), kPageSize);
     --stored_;
-  } else if (is_stray(*block, slot, word)) {
+  } else if (strays_ != 0 && is_stray(*block, slot, word)) {
     --block->strays;
     --strays_;
   }
   block->words[slot].store(0, sync::kRelaxed);
   --pinned_;
   if (--block->used == 0) free_block(block);
+}
+
+void PinTable::unpin(FrameRun run) {
+  const sync::MutexGuard guard(lock_);
+  const u64 end = static_cast<u64>(run.first) + run.pages;
+  for (u64 frame = static_cast<u64>(run.first); frame < end; ++frame) {
+    PinBlock* const block = block_of(static_cast<u32>(frame / kBlockPages));
+    const u32 slot = static_cast<u32>(frame % kBlockPages);
+    ST_DCHECK(block != nullptr && block->counts[slot] != 0);
+    if (--block->counts[slot] != 0) continue;
+    // A change that has it in hand gives it back.
+    const bool held = (block->words[slot].load(sync::kRelaxed) & kHeldDepth) != 0;
+    if (!ST_GUARD(pins_unpin_held, held)) release(block, slot);
+  }
 }
 
 }  // namespace stagetwo::host

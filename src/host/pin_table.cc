@@ -57,7 +57,7 @@ void* pointer(Hva at) {
 // Is it the memory of one of our own descriptors? Its alias must not keep the client's file.
 bool is_device(const Mapping& mapping) {
   if (!ever_published()) return false;
-  struct ::stat behind{};
+  struct ::stat behind {};
   behind.st_mode = S_IFREG;
   behind.st_dev = mapping.device;
   behind.st_ino = mapping.inode;
@@ -274,20 +274,6 @@ Result<bool> PinTable::commit(Attempt* attempt, Wanted* wanted, Sink* sink) {
   return done;
 }
 
-void PinTable::unpin(FrameRun run) {
-  const sync::MutexGuard guard(lock_);
-  const u64 end = static_cast<u64>(run.first) + run.pages;
-  for (u64 frame = static_cast<u64>(run.first); frame < end; ++frame) {
-    PinBlock* const block = block_of(static_cast<u32>(frame / kBlockPages));
-    const u32 slot = static_cast<u32>(frame % kBlockPages);
-    ST_DCHECK(block != nullptr && block->counts[slot] != 0);
-    if (--block->counts[slot] != 0) continue;
-    // A change that has it in hand gives it back.
-    const bool held = (block->words[slot].load(sync::kRelaxed) & kHeldDepth) != 0;
-    if (!ST_GUARD(pins_unpin_held, held)) release(block, slot);
-  }
-}
-
 u32 PinTable::pins_of(Frame frame) {
   const sync::MutexGuard guard(lock_);
   const u64 number = static_cast<u64>(frame) / kBlockPages;
@@ -341,7 +327,12 @@ HvaRange PinTable::next_unpinned(HvaRange range) {
 
 PinUse PinTable::use() {
   const sync::MutexGuard guard(lock_);
-  return {pinned_, stored_, u64{made_numbers_} - free_numbers_.size()};
+  u64 pins = 0;
+  for (u32 number = 0; number < made_numbers_; ++number) {
+    const PinBlock* const block = block_of(number);
+    for (u32 slot = 0; block != nullptr && slot < kBlockPages; ++slot) pins += block->counts[slot];
+  }
+  return {pinned_, stored_, u64{made_numbers_} - free_numbers_.size(), pins};
 }
 
 // ---- devices --------------------------------------------------------------------------------
