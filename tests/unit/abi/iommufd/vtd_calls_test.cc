@@ -176,6 +176,44 @@ TEST_F(VtdCalls, NestingIsCheckedInTheKernelsOrder) {
   for (const u32 id : {nested, parent, plain}) EXPECT_EQ(destroy(id), 0);
 }
 
+// What a test device's own driver answers (get_md_pagetable() and its like: EINVAL where the
+// operations are another's), each with arguments that would be right for one.
+TEST_F(VtdCalls, WhatATestDevicesDriverAnswersIsRefused) {
+  const u32 plain = alloc(IOMMU_HWPT_ALLOC_DIRTY_TRACKING);
+  const u32 parent = alloc(IOMMU_HWPT_ALLOC_NEST_PARENT);
+  ASSERT_EQ(map(ioas_, memory_.address(), kPageSize, 0), 0);
+  iommu_hwpt_set_dirty_tracking tracking{};
+  tracking.hwpt_id = plain;
+  tracking.flags = IOMMU_HWPT_DIRTY_TRACKING_ENABLE;
+  ASSERT_EQ(call(IOMMU_HWPT_SET_DIRTY_TRACKING, &tracking), 0);
+  iommu_hwpt_vtd_s1 guest{.flags = 0, .pgtbl_addr = 0, .addr_width = 48, .__reserved = 0};
+  u32 nested = 0;
+  ASSERT_EQ(nest(parent, &guest, &nested), 0);
+
+  auto map_check = test_cmd(IOMMU_TEST_OP_MD_CHECK_MAP, plain);
+  map_check.check_map.length = kPageSize;
+  map_check.check_map.uptr = memory_.address();
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &map_check), -EINVAL);
+  map_check.id = nested;
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &map_check), -ENOENT) << "looked for by its kind first";
+
+  u64 bitmap = 1;
+  auto dirty = test_cmd(IOMMU_TEST_OP_DIRTY, plain);
+  dirty.dirty.length = dirty.dirty.page_size = kPageSize;
+  dirty.dirty.uptr = reinterpret_cast<u64>(&bitmap);
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &dirty), -EINVAL);
+
+  auto iotlb = test_cmd(IOMMU_TEST_OP_MD_CHECK_IOTLB, nested);
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &iotlb), -EINVAL);
+  iotlb.id = plain;
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &iotlb), -ENOENT);
+
+  auto fault = test_cmd(IOMMU_TEST_OP_TRIGGER_IOPF, 0);
+  fault.trigger_iopf.dev_id = device_;
+  EXPECT_EQ(call(IOMMU_TEST_CMD, &fault), -EINVAL);
+  for (const u32 id : {nested, parent, plain}) EXPECT_EQ(destroy(id), 0);
+}
+
 // What the device has cached of a guest's table goes when the guest says so, and not before.
 TEST_F(VtdCalls, AGuestInvalidatesWhatItHasChanged) {
   constexpr u64 kAll = 7, kAt = 3 * kPageSize;  // present, writable, user
