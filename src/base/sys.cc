@@ -128,7 +128,7 @@ Result<int> eventfd(unsigned initial, int flags) {
 }
 
 Result<int> raise_engine_fd(int fd) {
-  struct rlimit limit {};
+  struct rlimit limit{};
   // Half of what the limit allows: high enough to be out of the way, low enough that there is room.
   long low = kFirstEngineFd;
   if (call(SYS_prlimit64, 0, RLIMIT_NOFILE, 0, arg(&limit)) == 0) {

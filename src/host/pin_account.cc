@@ -38,7 +38,7 @@ bool may_lock_all() {
 }
 
 u64 limit_in_pages() {
-  struct ::rlimit limit {};
+  struct ::rlimit limit{};
   if (sys::call(SYS_prlimit64, 0, RLIMIT_MEMLOCK, 0, sys::arg(&limit)) != 0) return 0;
   return limit.rlim_cur / kPageSize;
 }

@@ -57,7 +57,7 @@ void* pointer(Hva at) {
 // Is it the memory of one of our own descriptors? Its alias must not keep the client's file.
 bool is_device(const Mapping& mapping) {
   if (!ever_published()) return false;
-  struct ::stat behind {};
+  struct ::stat behind{};
   behind.st_mode = S_IFREG;
   behind.st_dev = mapping.device;
   behind.st_ino = mapping.inode;

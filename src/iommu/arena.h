@@ -125,6 +125,7 @@ class Arena {
   // A block; what is in it may be anything unless it is new.
   void *take(unsigned order, const char* site), *take_new(unsigned order), *carve(unsigned order);
   void give(void* block, unsigned order), give_later(void* block, unsigned order);
+  void note_taken(const void* block, unsigned order) const;
   static void empty_block(void* block, unsigned order);
   void settle_limbo();
   static constexpr u64 kUndoKept = u64{1} << 20;  // of the notes' memory, for the next section

@@ -15,8 +15,6 @@
 namespace stagetwo::iommu {
 namespace undo {
 
-constinit sync::Atomic<u32> sections{0};
-
 namespace {
 
 // Where the arenas stand whose sections note; 0: a free place. An arena has one section at a time,
@@ -154,6 +152,14 @@ void Arena::recover() const {
   }
   put_back();
   header().unsettled = 1;
+}
+
+// Before a block is taken from its list.
+void Arena::note_taken(const void* block, unsigned order) const {
+  const Header& h = header();
+  undo::note(block, sizeof(u64));
+  undo::note(&h.free_lists[order], sizeof(u64));
+  undo::note(&h.blocks, sizeof(u64));
 }
 
 // What a section frees nobody gets in the same section: it may still be wanted back.

@@ -55,10 +55,11 @@ inline void* Arena::take(unsigned order, const char* site) {
   u8* const block = base_ + offset;
   u64 next = 0;
   memcpy(&next, block, sizeof(u64));
-  undo::note(block, sizeof(u64));
-  h.free_lists[order] = next;
+  if (undo::sections.load(sync::kRelaxed) != 0) [[unlikely]]
+    note_taken(block, order);
+  h.free_lists[order].set_unnoted(next);
   prefetch_ahead(block, base_ + next);
-  ++h.blocks;
+  h.blocks.set_unnoted(h.blocks + 1);
   return block;
 }
 
@@ -68,8 +69,8 @@ inline void Arena::give(void* block, unsigned order) {
   Header& h = header();
   const u64 next = h.free_lists[order];
   memcpy(block, &next, sizeof(u64));
-  h.free_lists[order] = offset_of(block);
-  --h.blocks;
+  h.free_lists[order].set_unnoted(offset_of(block));
+  h.blocks.set_unnoted(h.blocks - 1);
 }
 
 class TA_SCOPED Arena::Guard {

@@ -44,16 +44,17 @@ IntervalNode* merge(IntervalNode* a, IntervalNode* b) {
 
 }  // namespace
 
+// Pre: the parent, or the tree where there is none, and who comes in its place are noted.
 template <Intervals kKind>
 void IntervalTree<kKind>::replace(IntervalNode* parent, const IntervalNode* child,
                                   IntervalNode* by) {
-  if (by != nullptr) by->parent = parent;
+  if (by != nullptr) by->parent.set_unnoted(parent);
   if (parent == nullptr) {
-    root_ = by;
+    root_.set_unnoted(by);
   } else if (parent->left.get() == child) {
-    parent->left = by;
+    parent->left.set_unnoted(by);
   } else {
-    parent->right = by;
+    parent->right.set_unnoted(by);
   }
 }
 
@@ -61,6 +62,7 @@ void IntervalTree<kKind>::replace(IntervalNode* parent, const IntervalNode* chil
 template <Intervals kKind>
 void IntervalTree<kKind>::rotate_up(IntervalNode* node) {
   IntervalNode* const parent = node->parent;
+  undo::note_all(this, node, parent->parent.get());
   replace(parent->parent, parent, node);
   if (parent->left.get() == node) {
     set_left(parent, node->right);
@@ -96,7 +98,8 @@ void IntervalTree<kKind>::find_place(const IntervalNode* node, IntervalNode** pr
   }
 }
 
-// Behind all: whoever stands on the right edge with less priority comes below it.
+// Behind all: whoever stands on the right edge with less priority comes below it. Pre: the node is
+// noted.
 template <Intervals kKind>
 void IntervalTree<kKind>::append(IntervalNode* node, IntervalNode* previous) {
   IntervalNode *above = previous, *below = nullptr;
@@ -104,8 +107,11 @@ void IntervalTree<kKind>::append(IntervalNode* node, IntervalNode* previous) {
     below = above;
     above = above->parent;
   }
-  set_left(node, below);
-  node->parent = above;
+  if (below != nullptr) {
+    node->left.set_unnoted(below);
+    below->parent = node;
+  }
+  node->parent.set_unnoted(above);
   if (above == nullptr) {
     root_ = node;
   } else {
@@ -121,18 +127,20 @@ void IntervalTree<kKind>::insert(IntervalNode* node) {
   // Who enters one behind the other has the last one at hand.
   const bool is_last = previous != nullptr && previous->next.get() == nullptr;
   if (!is_last || !is_before(previous, node)) find_place(node, &previous, &next);
-  node->priority = hash_u64(++random_);
-  node->left = nullptr;
-  node->right = nullptr;
-  node->previous = previous;
-  node->next = next;
-  if (previous != nullptr) previous->next = node;
-  if (next != nullptr) next->previous = node;
-  near_ = node;
+  undo::note_all(this, node, previous, next);
+  random_.set_unnoted(random_ + 1);
+  node->priority.set_unnoted(hash_u64(random_));
+  node->left.set_unnoted(nullptr);
+  node->right.set_unnoted(nullptr);
+  node->previous.set_unnoted(previous);
+  node->next.set_unnoted(next);
+  if (previous != nullptr) previous->next.set_unnoted(node);
+  if (next != nullptr) next->previous.set_unnoted(node);
+  near_.set_unnoted(node);
   if (kKind == Intervals::kDisjoint && next == nullptr) return append(node, previous);
   const bool is_right = previous != nullptr && previous->right.get() == nullptr;
   IntervalNode* const parent = is_right ? previous : next;
-  node->parent = parent;
+  node->parent.set_unnoted(parent);
   if (parent == nullptr) {
     root_ = node;
   } else if (is_right) {
@@ -141,7 +149,7 @@ void IntervalTree<kKind>::insert(IntervalNode* node) {
     parent->left = node;
   }
   if constexpr (kKind == Intervals::kMayOverlap) {
-    node->max_last = node->last;
+    node->max_last.set_unnoted(node->last);
     for (IntervalNode* at = parent; at != nullptr && at->max_last < node->last; at = at->parent) {
       at->max_last = node->last;
     }
@@ -156,14 +164,16 @@ void IntervalTree<kKind>::insert(IntervalNode* node) {
 template <Intervals kKind>
 void IntervalTree<kKind>::erase(IntervalNode* node) {
   IntervalNode *const previous = node->previous, *const next = node->next;
-  if (previous != nullptr) previous->next = next;
-  if (next != nullptr) next->previous = previous;
-  near_ = next != nullptr ? next : previous;
+  undo::note_all(this, previous, next);
+  if (previous != nullptr) previous->next.set_unnoted(next);
+  if (next != nullptr) next->previous.set_unnoted(previous);
+  near_.set_unnoted(next != nullptr ? next : previous);
   IntervalNode* const parent = node->parent;
   IntervalNode *const left = node->left, *const right = node->right;
   IntervalNode* const by = left == nullptr    ? right
                            : right == nullptr ? left
                                               : merge<kKind>(left, right);
+  undo::note_all(parent, by);
   replace(parent, node, by);
   if constexpr (kKind == Intervals::kMayOverlap) {
     for (IntervalNode* at = parent; at != nullptr && at->max_last == node->last; at = at->parent) {

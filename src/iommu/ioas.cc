@@ -136,28 +136,15 @@ Result<void> Locked::check_iova(Ioas& ioas, u64 iova, u64 length) {
 }
 
 // Takes over the caller's use of `set` on success.
-Result<Area*> Locked::insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_byte, u64 length,
-                                  u32 rights) {
-  if ((rights & kMayWrite) != 0 && !set.writable) return refuse(EPERM);
-  if ((start_byte % kPageSize & (ioas.alignment - 1)) != 0) return refuse(EINVAL);
-  const auto last = checked_add(iova, length - 1);
-  const auto last_byte = checked_add(start_byte, length - 1);
+Result<Area*> Locked::insert_area(Ioas& ioas, PageSet& set, const AreaHow& how) {
+  if ((how.rights & kMayWrite) != 0 && !set.writable) return refuse(EPERM);
+  if ((how.start_byte % kPageSize & (ioas.alignment - 1)) != 0) return refuse(EINVAL);
+  const auto last = checked_add(how.iova, how.length - 1);
+  const auto last_byte = checked_add(how.start_byte, how.length - 1);
   if (!last || !last_byte || *last_byte / kPageSize >= set.pages) return refuse(EOVERFLOW);
   Area* const area = ST_TRY(arena().make<Area>("iommu.area"));
-  area->node.start = iova;
-  area->node.last = *last;
-  area->pages = &set;
-  area->start_byte = start_byte;
-  area->rights = rights;
-  ioas.areas.insert(area);
-  ++ioas.area_count;
+  enter_area_of(ioas, *area, set, how);
   return area;
-}
-
-void Locked::erase_area(Ioas& ioas, Area* area) {
-  ioas.areas.erase(area);
-  --ioas.area_count;
-  arena().destroy(area);
 }
 
 Result<void> Locked::map(Ioas& ioas, u64 user_address, MapRequest* request) {
@@ -190,7 +177,7 @@ Result<Area*> Locked::place_page_set(Ioas& ioas, PageSet& set, u64 start_byte,
   } else {
     ST_TRY(choose_iova(ioas, set.start + start_byte, length, &iova));
   }
-  return insert_area(ioas, set, iova, start_byte, length, request->rights);
+  return insert_area(ioas, set, {iova, start_byte, length, request->rights});
 }
 
 // The source's areas one after the other: same memory, no gap. All of it or nothing.
@@ -232,7 +219,7 @@ Result<void> Locked::insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 
   u64 done = 0;
   for (const Piece& piece : pieces) {
     const auto area =
-        insert_area(to, *piece.set, iova + done, piece.start_byte, piece.length, rights);
+        insert_area(to, *piece.set, {iova + done, piece.start_byte, piece.length, rights});
     if (!area) {
       remove_areas(to, iova, done);
       return refuse(area.error());
@@ -371,17 +358,6 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   return {};
 }
 
-namespace {
-
-// What stands behind the one that is unmapped is unmapped next.
-void prefetch_behind(const Ioas& ioas, const Area& area) {
-  const Area* const next = ioas.areas.prefetch_behind(&area);
-  if (next == nullptr) return;
-  prefetch_ahead(area.pages.get(), next->pages.get());
-}
-
-}  // namespace
-
 Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
   while (Area* area = ioas.areas.first(*start, last)) {
     if (area->filler != 0) {
@@ -417,6 +393,10 @@ Result<void> Context::unmap(u32 ioas_id, u64 start, u64 last, u64* unmapped) {
       Locked locked(*this);
       if (!locked.ok()) return refuse(EIO);
       Ioas* const ioas = ST_TRY(locked.find<Ioas>(ioas_id));
+      if (locked.unmap_one_page(*ioas, start, last)) {
+        *unmapped += kPageSize;
+        return {};
+      }
       step = ST_TRY(locked.unmap_some(*ioas, &start, last, unmapped));
     }
     if (step.done) return {};

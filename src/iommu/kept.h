@@ -13,7 +13,8 @@
 //   release the lock
 //
 // I1  A word of the arena that is not free memory is written only through Kept, RelPtr, or after
-//     note(). Free memory is nobody's: only its first word, the link, is noted.
+//     note(). Free memory is nobody's: only its first word, the link, is noted, so that a block
+//     taken in the same section may be filled without a note.
 // I2  The notes are whole at every instruction: a note counts when its length is entered, which is
 //     before the word is written. A process ends between two instructions, never within one.
 // I3  Putting back twice is the same as once: who dies while it does is as one who never began.
@@ -27,13 +28,21 @@
 namespace stagetwo::iommu::undo {
 
 // How many sections of this process note.
-extern constinit sync::Atomic<u32> sections;
+inline constinit sync::Atomic<u32> sections{0};
 void note_in_section(const void* at, size_t bytes);
 
 // Pre: what is noted is within the arena this thread has locked, or nothing of an arena.
 inline void note(const void* at, size_t bytes) {
   if (sections.load(sync::kRelaxed) != 0) [[unlikely]]
     note_in_section(at, bytes);
+}
+
+// Of objects that are written without a note afterwards; null: of none.
+template <typename... T>
+void note_all(const T*... objects) {
+  if (sections.load(sync::kRelaxed) == 0) [[likely]]
+    return;
+  ((objects != nullptr ? note_in_section(objects, sizeof(T)) : void()), ...);
 }
 
 }  // namespace stagetwo::iommu::undo
@@ -52,6 +61,8 @@ class Kept {
     value_ = value;
     return *this;
   }
+  // Of what is free memory to whoever puts back, or was noted as a whole (I1): there is no note.
+  void set_unnoted(T value) { value_ = value; }
   constexpr operator T() const { return value_; }
   [[nodiscard]] constexpr T get() const { return value_; }
 

@@ -54,7 +54,7 @@ class Locked {
   Result<void> copy_pages(PageSet& set, u64 byte, u64 length, void* to, const void* from);
   void release_process();  // pins and charges of this process
 
-  // ---- IOAS (ioas.cc, ioas_map.cc)
+  // ---- IOAS (ioas.cc, map.cc)
   Result<Ioas*> make_ioas();
   void destroy_ioas(Ioas* ioas);  // pre: no users
   using MapRequest = iommu::MapRequest;
@@ -68,6 +68,9 @@ class Locked {
   Result<void> set_large_pages(Ioas& ioas, bool on);
   Result<void> cut(Ioas& ioas, u64 iova);  // so that an area ends there; EINVAL, EBUSY, ENOMEM
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
+  // The short way of a page alone (one_page.cc). False: nothing was done, the general one is left.
+  bool map_one_page(Ioas& ioas, u64 address, const MapRequest& request);
+  bool unmap_one_page(Ioas& ioas, u64 start, u64 last);
 
   // ---- page tables (hwpt.cc)
   // Failure: as attach(); EOPNOTSUPP (no such tables), ENOSPC (no domain id).
@@ -97,7 +100,6 @@ class Locked {
   Walked look_up(Device& device, s64 pasid, u64 iova, Rights wanted);
   // Reads (`to`) or writes (`from`), page by page.
   DmaAnswer dma(Device& device, s64 pasid, u64 iova, u64 bytes, void* to, const void* from);
-
   // The walk below an entry; what it found, within a page. Is the frame one this process reaches?
   bool touch(const Walked& found, u64 bytes, void* to, const void* from) const;
   Walked walk_entry(const PasidEntry& entry, u64 iova, Rights wanted);
@@ -127,12 +129,10 @@ class Locked {
   bool request_page(Device& device, const PageAsked& asked, PageWait* wait);
   void mark_read(FaultQueue& queue);  // it has a cookie now. Pre: the first delivered
   void mark_unread(FaultQueue& queue, PageRequest* request);  // that could not be told
-  // EINVAL: no such cookie.
-  Result<void> answer(FaultQueue& queue, u32 cookie, bool success = true);
+  Result<void> answer(FaultQueue& queue, u32 cookie, bool success = true);  // EINVAL: no such
   void answer_all(FaultQueue& queue, u64 attachment);  // of one attachment, as invalid
   void drop_partial(Device& device, u64 attachment);   // groups whose last has not come
   void destroy_fault_queue(FaultQueue* queue);
-
   std::optional<u64> frame_at(Hva at);  // as tables hold it; none: it is not pinned here
 
  private:
@@ -142,6 +142,7 @@ class Locked {
   Result<u32> this_process(), find_this_process();
   bool is_alive(u32 process) const, is_near(u32 process) const, is_this_process(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
+  PageSet* enter_one_page(Ioas& ioas, u64 address, const MapRequest& request);
   void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
   Result<void> pin_run(PageSet& set, u64 first, u64 count), make_frames(PageSet& set);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
@@ -160,8 +161,7 @@ class Locked {
   Result<void> insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 iova, u32 rights);
   Result<void> choose_iova(const Ioas& ioas, u64 user_address, u64 length, u64* iova) const;
   Result<void> check_iova(Ioas& ioas, u64 iova, u64 length);
-  Result<Area*> insert_area(Ioas& ioas, PageSet& set, u64 iova, u64 start_byte, u64 length,
-                            u32 rights);
+  Result<Area*> insert_area(Ioas& ioas, PageSet& set, const AreaHow& how);
   Result<void> fill_area(Ioas& ioas, Area& area), enter_area(Ioas& ioas, Area& area);
   void unfill_area(Ioas& ioas, Area& area), remove_areas(Ioas& ioas, u64 iova, u64 length);
   Result<void> fill_areas(Ioas& ioas, u64 iova, u64 length);

@@ -44,7 +44,9 @@ Result<void> MapCall::run(u32 ioas_id, u64 user_address, MapRequest* request) {
   {
     Locked locked(c_);
     if (!locked.ok()) return refuse(EIO);
-    ST_TRY(begin(locked, *ST_TRY(locked.find<Ioas>(ioas_id)), user_address, request));
+    Ioas& ioas = *ST_TRY(locked.find<Ioas>(ioas_id));
+    if (locked.map_one_page(ioas, user_address, *request)) return {};
+    ST_TRY(begin(locked, ioas, user_address, request));
     if (filling_.area == nullptr) return {};
   }
   auto pinned = pin_filling(&filling_);

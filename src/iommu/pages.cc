@@ -36,7 +36,6 @@ namespace {
 
 constexpr u64 kRunBytes = 12;  // of the kernel's list of pages: a frame and a count
 constexpr unsigned kMostRuns = 64;
-constexpr u64 kFrameMask = (u64{1} << kFrameBits) - 1;
 
 constinit sync::Atomic<u64> batch_limit{u64{64} << 10};
 
@@ -48,13 +47,6 @@ unsigned runs_at_once() {
 host::PinCharge charge_of(const PageSet& set) {
   if (set.no_charge) return host::PinCharge::kNone;
   return set.process_charge ? host::PinCharge::kProcess : host::PinCharge::kUser;
-}
-
-u32 process_of(u64 frame) {
-  return static_cast<u32>(frame >> kFrameBits);
-}
-host::Frame number_of(u64 frame) {
-  return host::Frame{frame & kFrameMask};
 }
 
 }  // namespace
@@ -105,18 +97,10 @@ Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writab
   if (!checked_add(user_address, length)) return refuse(EOVERFLOW);
   const u32 process = ST_TRY(this_process());
   PageSet* const set = ST_TRY(arena().make<PageSet>("iommu.page_set"));
-  set->users = 1;
-  set->process = process;
-  set->writable = writable;
-  set->start = user_address & kPageMask;
-  set->pages = div_ceil(length + (user_address - set->start), kPageSize);
-  set->process_charge = root().process_accounting;
-  set->no_charge = host::pin_charge(host::PinCharge::kUser, set->pages) == host::PinCharge::kNone;
-  PageSet* const next = root().page_sets;
-  set->next = next;
-  if (next != nullptr) next->previous = set;
-  root().page_sets = set;
-  use_process(process, 1);
+  const u64 start = user_address & kPageMask;
+  const u64 pages = div_ceil(length + (user_address - start), kPageSize);
+  const auto charge = host::pin_charge(host::PinCharge::kUser, pages);
+  enter_page_set(root(), *set, {process, writable, charge == host::PinCharge::kNone, start, pages});
   return set;
 }
 
@@ -133,19 +117,11 @@ void Locked::put_page_set(PageSet* set) {
 }
 
 void Locked::free_page_set(PageSet* set) {
-  PageSet* const previous = set->previous;
-  PageSet* const next = set->next;
-  if (previous == nullptr) {
-    root().page_sets = next;
-  } else {
-    previous->next = next;
-  }
-  if (next != nullptr) next->previous = previous;
+  unlink_page_set(root(), *set);
   // Of another process it stays until that one ends.
   if (set->engine_maps && is_this_process(set->process)) {
     unmap_pages(reinterpret_cast<void*>(set->start.get()), set->pages * kPageSize);
   }
-  use_process(set->process, -1);
   if (set->pages > kFewPages) {
     arena().free(set->frames.get(), set->pages * sizeof(u64));
     arena().free(set->holds.get(), set->pages * sizeof(u32));
@@ -225,12 +201,6 @@ Result<void> check_whole(HvaRange range) {
 }  // namespace
 
 namespace {
-
-u64 named(u32 process, host::Frame frame) {
-  const u64 number = static_cast<u64>(frame);
-  ST_CHECK(number <= kFrameMask);
-  return u64{process} << kFrameBits | number;
-}
 
 // Gives the pins of this process back, of pages whose frames follow each other at once.
 void unpin_frames(PageSet& set, u64 first, u64 count) {
@@ -341,7 +311,8 @@ void drop_filling(const Filling& filling) {
   unpin_frames(*filling.set, 0, filling.count);
 }
 
-// Known to be there, and not yet held: nothing is waited for.
+// Known to be there, and not yet held: nothing is waited for. Pre: the set, of one page, was made
+// in this section.
 bool Locked::hold_known_page(PageSet& set, u32 process) {
   const Hva at(set.start);
   if (set.process != process || !set.writable || !host::is_user_range(at, kPageSize)) return false;
@@ -351,11 +322,7 @@ bool Locked::hold_known_page(PageSet& set, u32 process) {
     host::unpin_pages({*frame, 1});
     return false;
   }
-  if (set.holds.get() == nullptr) static_cast<void>(make_frames(set));  // of one page: in the set
-  set.frames[0] = named(process, *frame);
-  set.holds[0] = 1;
-  use_process(process, 1);
-  set.file_asked = true;  // what is known is private memory
+  hold_known(root(), set, *frame);  // what is known is private memory
   return true;
 }
 

@@ -18,9 +18,10 @@ class RelPtr {
   RelPtr& operator=(const RelPtr&) = delete;
   RelPtr& operator=(T* to) {
     undo::note(&delta_, sizeof(delta_));
-    delta_ = to == nullptr ? 0 : address(to) - address(this);
+    set_unnoted(to);
     return *this;
   }
+  void set_unnoted(T* to) { delta_ = to == nullptr ? 0 : address(to) - address(this); }  // kept.h
   [[nodiscard]] T* get() const {
     if (delta_ == 0) return nullptr;
     return reinterpret_cast<T*>(static_cast<std::uintptr_t>(address(this) + delta_));

@@ -34,6 +34,17 @@ struct Filling {
 Result<void> pin_filling(Filling* filling);
 void drop_filling(const Filling& filling);
 
+// What a fresh page set says, and a fresh area.
+struct PageSetHow {
+  u32 process;
+  bool writable, no_charge;
+  u64 start, pages;
+};
+struct AreaHow {
+  u64 iova, start_byte, length;
+  u32 rights;
+};
+
 // A part of a page set.
 struct Piece {
   PageSet* set;

@@ -86,9 +86,7 @@ class TA_CAP("process_mutex") ProcessMutex {
   RobustLinks links_;  // the holder's
 
  public:
-  static constexpr size_t entry_offset() {
-    return offsetof(ProcessMutex, links_.next);
-  }
+  static constexpr size_t entry_offset() { return offsetof(ProcessMutex, links_.next); }
 };
 static_assert(sizeof(ProcessMutex) == 40, "its place in shared memory is for ever");
 static_assert(ProcessMutex::entry_offset() == -DeathNotice::kWordOffset);

@@ -37,9 +37,7 @@ void give_up_capabilities() {
 template <typename F>
 bool in_limited_process(F&& body) {
   return in_process([&] {
-    struct rlimit limit {
-      kLimit * 4096, kLimit * 4096
-    };
+    struct rlimit limit{kLimit * 4096, kLimit * 4096};
     if (::setrlimit(RLIMIT_MEMLOCK, &limit) != 0) ::_exit(2);
     give_up_capabilities();
     return body();

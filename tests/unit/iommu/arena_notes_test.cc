@@ -140,6 +140,24 @@ TEST_F(Notes, OfMappingAndUnmapping) {
   EXPECT_GT(check.sections, 20u);
 }
 
+// By the short way (one_page.cc), too.
+TEST_F(Notes, OfPagesAlone) {
+  const test::GuardedPages memory(8);
+  memset(memory.pointer(), 0, memory.bytes());
+  const u32 ioas = make_ioas(), device = make_vtd(0x10);
+  const u32 table = make_hwpt(ioas, device);
+  ASSERT_EQ(map_at(ioas, memory.address(), 8 * kPageSize, kApertureStart), 0);
+  ASSERT_EQ(unmap_all(ioas), 0);
+  for (const u64 page : {0u, 5u, 2u, 3u, 7u}) {
+    ASSERT_EQ(map_at(ioas, memory.address() + page * kPageSize, kPageSize,
+                     kApertureStart + page * kPageSize),
+              0);
+  }
+  for (const u64 page : {3u, 0u, 7u, 2u, 5u})
+    ASSERT_EQ(unmap(ioas, kApertureStart + page * kPageSize, kPageSize), 0);
+  for (const u32 id : {table, device, ioas}) ASSERT_EQ(destroy(id), 0);
+}
+
 // Blocks that give their memory back, and are used again.
 TEST_F(Notes, OfLargeLists) {
   const test::GuardedPages memory(8192);

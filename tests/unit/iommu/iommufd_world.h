@@ -38,7 +38,7 @@ class IommufdWorld : public testing::Test {
       EXPECT_EQ(locked.arena().blocks_in_use(), locked.root().table.get() == nullptr ? 0 : 1);
     }
     EXPECT_EQ(host::pin_use().pages, 0u);
-    EXPECT_EQ(host::pins_charged().pinned, 0u);
+    EXPECT_EQ(host::pin_use().pins, 0u);
   }
 
   u32 make_ioas() {

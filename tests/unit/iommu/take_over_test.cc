@@ -97,9 +97,9 @@ TEST_P(TakeOverTest, OnesOwnIsItsOwn) {
 TEST_P(TakeOverTest, AChildPinsAndIsCharged) {
   const u64 process_before = host::pins_charged().process;
   EXPECT_EQ(in_child([&] {
-              if (host::pins_charged().pinned != 0) return 1;
+              if (host::pin_use().pins != 0) return 1;
               if (take_over() != 0) return 2;
-              if (host::pins_charged().pinned != GetParam()) return 3;
+              if (host::pin_use().pins != GetParam()) return 3;
               if (host::pins_charged().process != process_before) return 4;
               return look_at_tables();
             }),
@@ -125,7 +125,7 @@ TEST_P(TakeOverTest, OneThatHasItNotMappedMapsIt) {
                 drop_inherited();
                 if (!has_file) ::close(file_);  // its parent has
                 if (const int error = take_over(); error != 0) return error;
-                if (host::pins_charged().pinned != GetParam()) return 3;
+                if (host::pin_use().pins != GetParam()) return 3;
                 return look_at_tables();
               }),
               0);
@@ -138,7 +138,7 @@ TEST_P(TakeOverTest, AFileThatNobodyHasOpenIsRefused) {
   ::close(std::exchange(file_, -1));
   EXPECT_EQ(in_child([&] {
               drop_inherited();
-              return take_over() == EOPNOTSUPP && host::pins_charged().pinned == 0 ? 0 : 1;
+              return take_over() == EOPNOTSUPP && host::pin_use().pins == 0 ? 0 : 1;
             }),
             0);
 }
@@ -151,7 +151,7 @@ TEST_P(TakeOverTest, WhatIsRefusedMemoryLeavesAllAsItWas) {
                 const bool fired = failpoint::failed() != 0;
                 failpoint::disarm();
                 if (error == 0) return fired && n == 1 ? 20 : look_at_tables();
-                if (!fired || host::pins_charged().pinned != 0) return 21;
+                if (!fired || host::pin_use().pins != 0) return 21;
                 Locked locked(*context_);
                 const auto found = translate(locked.arena(), domain(locked), kStart);
                 if (!found || locked.reaches(found->address)) return 22;
