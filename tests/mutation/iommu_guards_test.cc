@@ -148,7 +148,8 @@ struct Scene : EngineWorld {
       }
     });
     bool ended = false;
-    for (unsigned i = 0; i < 300 && !ended; ++i) {
+    // The other one may have little of a processor.
+    for (unsigned i = 0; i < 3000 && !ended; ++i) {
       const auto done = engine_->move_known(5, list);
       ended = done.moves != 0 && done.moves < DmaEngine::kMostMoves;
     }

@@ -77,8 +77,9 @@ TEST(Object, MakesSystemCallsInOnePlace) {
 
 TEST(Object, HasFewThreadLocalBytesAndOneConstructor) {
   const std::string tls = shell("readelf -lW " + engine() + " | awk '$1==\"TLS\"{print $6}'");
-  // A third of it is what host/footing.cc knows of the thread.
-  EXPECT_LE(std::stoul(tls, nullptr, 16), 112u);
+  // A quarter of it is what host/footing.cc knows of the thread, another fifth what saves a page's
+  // map two system calls (base/this_thread.h, host/pin_account.cc).
+  EXPECT_LE(std::stoul(tls, nullptr, 16), 120u);
   // Two entries: the compiler's own frame_dummy, and the look at what exec left (shim/received.h).
   const std::string init = shell("readelf -dW " + engine() + " | awk '/INIT_ARRAYSZ/{print $3}'");
   EXPECT_EQ(std::stoi(init), 16);
