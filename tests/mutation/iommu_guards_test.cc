@@ -138,8 +138,11 @@ struct Scene : EngineWorld {
     const u64 words[4] = {1, 2, 3, 4};
     DmaEngine::Move list[DmaEngine::kMostMoves];
     for (auto& move : list) move = {to, from, kBytes - kPageSize, {to + kBytes - 32, words}};
-    engine_->copy(5, to, from, kBytes);
-    engine_->post(5, list[0].record);
+    const auto fill_caches = [&] {
+      engine_->copy(5, to, from, kBytes);
+      engine_->post(5, list[0].record);
+    };
+    fill_caches();
     std::atomic<bool> over{false};
     std::thread unmapper([&] {
       while (!over) {
@@ -148,10 +151,12 @@ struct Scene : EngineWorld {
       }
     });
     bool ended = false;
-    // The other one may have little of a processor.
-    for (unsigned i = 0; i < 3000 && !ended; ++i) {
+    unsigned whole = 0;
+    for (unsigned i = 0; i < 20'000 && whole < 300 && !ended; ++i) {
       const auto done = engine_->move_known(5, list);
+      if (done.moves == DmaEngine::kMostMoves) ++whole;
       ended = done.moves != 0 && done.moves < DmaEngine::kMostMoves;
+      if (done.moves == 0) fill_caches();  // an unmap has had them forget
     }
     over = true;
     unmapper.join();
