@@ -153,6 +153,29 @@ class SecureGuest : public Machine {
       std::memcpy(pio(), &order[given++], sizeof(u32));
     }
   }
+  // The orders alone: the run that carries them out is still to come.
+  void give_orders(std::array<u32, 3> orders) {
+    for (const u32 order : orders) {
+      ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+      std::memcpy(pio(), &order, sizeof(order));
+    }
+  }
+  // SIGALRM waits for a KVM_RUN, which ends with it, until it is taken.
+  void alarm_in_the_guest_alone() {
+    sigemptyset(&alarm_);
+    sigaddset(&alarm_, SIGALRM);
+    ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm_, &mask_before_), 0);
+    struct {
+      u32 length = 8;
+      u8 set[8] = {};
+    } __attribute__((packed)) open;
+    ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+  }
+  void take_alarm() {
+    const timespec now{};
+    EXPECT_EQ(::sigtimedwait(&alarm_, nullptr, &now), SIGALRM);
+    ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr), 0);
+  }
   // What the guest says then.
   u32 ask(u32 number, u32 ebx = 0, u32 ecx = 0) {
     EXPECT_EQ(give(number, ebx, ecx), 0);
@@ -199,6 +222,8 @@ class SecureGuest : public Machine {
 
   u8* ram_ = nullptr;
   std::vector<std::pair<void*, u64>> mapped_;
+  sigset_t alarm_{};
+  sigset_t mask_before_{};
 };
 
 }  // namespace kvm_client

@@ -101,20 +101,8 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
   std::memset(more, 0x11, kMany);
   ASSERT_EQ(set_slot(1, 0x10000, kMany, more), 0);
   ASSERT_EQ(enable(), 0);
-  sigset_t alarm, before;
-  sigemptyset(&alarm);
-  sigaddset(&alarm, SIGALRM);
-  ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm, &before), 0);
-  struct {
-    u32 length = 8;
-    u8 set[8] = {};
-  } __attribute__((packed)) open;
-  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
-  const std::array<u32, 3> orders{kEsm, 1, 1};
-  for (const u32 order : orders) {
-    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
-    std::memcpy(pio(), &order, sizeof(order));
-  }
+  alarm_in_the_guest_alone();
+  give_orders({kEsm, 1, 1});
   {
     const SignalWhenItGoes kicker(SIGALRM, more, kMany);
     EXPECT_EQ(call(vcpu_, KVM_RUN), -EINTR);
@@ -125,9 +113,7 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
   u8* const between = map(kPlugBytes);
   std::memset(between, 0x22, kPlugBytes);
   ASSERT_EQ(set_slot(2, kPlugged, kPlugBytes, between), 0);
-  const timespec now{};
-  EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
-  ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+  take_alarm();
   ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
   u32 said = 1;
   std::memcpy(&said, pio(), sizeof(said));

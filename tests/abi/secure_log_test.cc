@@ -74,27 +74,13 @@ TEST_F(SecureGuestLog, HasWhatASlotThatMovesInTheMiddleOfUvEsmThrowsAway) {
   std::memset(more, 0x11, kMany);
   ASSERT_EQ(set_slot(1, kHere, kMany, more, KVM_MEM_LOG_DIRTY_PAGES), 0);
   ASSERT_EQ(enable(), 0);
-  const std::array<u32, 3> orders{kEsm, 1, 1};
-  for (const u32 order : orders) {
-    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
-    std::memcpy(pio(), &order, sizeof(order));
-  }
-  sigset_t alarm, before;
-  sigemptyset(&alarm);
-  sigaddset(&alarm, SIGALRM);
-  ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm, &before), 0);
-  struct {
-    u32 length = 8;
-    u8 set[8] = {};
-  } __attribute__((packed)) open;
-  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+  give_orders({kEsm, 1, 1});
+  alarm_in_the_guest_alone();
   const long done = [&] {
     const SignalWhenItGoes kicker(SIGALRM, more, kMany);
     return call(vcpu_, KVM_RUN);
   }();
-  const timespec now{};
-  EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
-  ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+  take_alarm();
   using Bits = std::array<u64, kMany / kPage / 64>;
   const auto harvest_more = [&] {
     Bits bits{};

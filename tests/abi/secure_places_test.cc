@@ -44,20 +44,8 @@ TEST_F(SecureGuestPlaces, ASignalEndsARunInTheMiddleOfASharingAndTheNextGoesOn) 
   u8* const more = map(kMany);
   ASSERT_EQ(set_slot(1, 0x100000, kMany, more), 0);
   become_secure();
-  const std::array<u32, 3> orders{kShare, 0x100, kMany / kPage};
-  for (const u32 order : orders) {
-    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
-    std::memcpy(pio(), &order, sizeof(order));
-  }
-  sigset_t alarm, before;
-  sigemptyset(&alarm);
-  sigaddset(&alarm, SIGALRM);
-  ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm, &before), 0);
-  struct {
-    u32 length = 8;
-    u8 set[8] = {};
-  } __attribute__((packed)) open;
-  ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+  give_orders({kShare, 0x100, kMany / kPage});
+  alarm_in_the_guest_alone();
   std::thread kicker([runner = ::pthread_self(), more] {
     while (!is_present(more)) ::usleep(100);
     ::pthread_kill(runner, SIGALRM);
@@ -65,9 +53,7 @@ TEST_F(SecureGuestPlaces, ASignalEndsARunInTheMiddleOfASharingAndTheNextGoesOn) 
   EXPECT_EQ(call(vcpu_, KVM_RUN), -EINTR);
   kicker.join();
   EXPECT_FALSE(is_present(more + kMany - kPage)) << "it has not come that far";
-  const timespec now{};
-  EXPECT_EQ(::sigtimedwait(&alarm, nullptr, &now), SIGALRM);
-  ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, &before, nullptr), 0);
+  take_alarm();
   ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
   u32 said = 1;
   std::memcpy(&said, pio(), sizeof(said));
