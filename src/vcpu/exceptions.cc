@@ -112,7 +112,7 @@ Step deliver_long(Cpu& c, const Event& e) {
   Gate gate;
   Segment cs;
   u8 cpl = 0;
-  if (!read_gate(c, e, &gate) || !target_code(c, gate, e.external, &cs, &cpl)) return Step::kFault;
+  if (!read_gate(c, e, &gate) || !target_code(c, gate, e.external, &cs, &cpl)) return c.stop;
   const bool inner = cpl != c.cpl();
   u64 rsp = c.s.gpr[kRsp];
   if (gate.ist != 0) {
@@ -146,7 +146,7 @@ Step deliver_protected(Cpu& c, const Event& e) {
   Segment cs;
   u8 cpl = 0;
   if (c.v86()) return c.emulation_failure();
-  if (!read_gate(c, e, &gate) || !target_code(c, gate, e.external, &cs, &cpl)) return Step::kFault;
+  if (!read_gate(c, e, &gate) || !target_code(c, gate, e.external, &cs, &cpl)) return c.stop;
   const bool wide = gate.type >= 14;
   const u32 width = wide ? 4 : 2;
   const bool inner = cpl != c.cpl();
@@ -161,7 +161,7 @@ Step deliver_protected(Cpu& c, const Event& e) {
         !load_bytes(c, at + (tss32 ? 4 : 2), &new_ss, 2, Who::kSystem)) {
       return c.stop;
     }
-    if (!load_stack_segment(c, new_ss, cpl, kVectorTs, &ss)) return Step::kFault;
+    if (!load_stack_segment(c, new_ss, cpl, kVectorTs, &ss)) return c.stop;
     sp = new_sp;
   }
   const u32 sp_mask = ss.db != 0 ? 0xffffffff : 0xffff;
@@ -272,6 +272,13 @@ Step deliver_chain(Cpu& c, Event event) {
   }
 }
 
+// The host wants the thread, or refuses a page that the delivery needs (KVM_RUN fails): the event is
+// delivered next time, as what a processor was vectoring at an exit is (kernel file: vmx/vmx.c,
+// __vmx_complete_interrupts).
+bool is_put_off(const Cpu& c, Step step) {
+  return step == Step::kAgain || (step == Step::kExit && c.exit.error != 0);
+}
+
 }  // namespace
 
 Step deliver_fault(Cpu& c, Fault fault) {
@@ -290,7 +297,7 @@ Step deliver_fault(Cpu& c, Fault fault) {
                     .rip = c.s.rip,
                     .rflags = flags};
   const Step step = deliver_chain(c, event);
-  if (step == Step::kAgain) {  // the host wants the thread: the fault is delivered next time
+  if (is_put_off(c, step)) {
     Events& e = c.s.events;
     e.exception_injected = true;
     e.exception_vector = fault.vector;
@@ -310,7 +317,7 @@ Step deliver_interrupt(Cpu& c, u8 vector) {
                     .rip = c.s.rip,
                     .rflags = c.rflags()};
   const Step step = deliver_chain(c, event);
-  if (step == Step::kAgain) {
+  if (is_put_off(c, step)) {
     Events& e = c.s.events;
     if (vector == kVectorNmi) {
       e.nmi_injected = true;

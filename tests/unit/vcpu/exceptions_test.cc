@@ -234,5 +234,37 @@ TEST(Exceptions, NmiIsHeldUntilIret) {
   EXPECT_EQ(g.state().rip, kCode + 2);
 }
 
+// A page that the delivery needs and the host does not give: KVM_RUN fails, and the event is not
+// lost.
+class DeliveryNeeds : public ::testing::TestWithParam<u64> {};
+
+constexpr u8 kNmi = 2, kUd = 6;
+
+TEST_P(DeliveryNeeds, APageThatIsNotThereNowFailsTheRunAndKeepsTheEvent) {
+  for (const u8 vector : {kNmi, u8{0x40}, kUd}) {
+    Guest g;
+    g.long_mode();
+    g.gate(vector, kHandler);
+    g.code({0x0f, 0x0b});  // ud2: the third one's own; the others come before it
+    g.code({0xf4}, kHandler);
+    if (vector == kNmi) g.cpu().nmi();
+    if (vector == 0x40) g.cpu().interrupt(vector);
+    u8* const page = g.ram(GetParam());
+    ASSERT_EQ(mprotect(page, kPageSize, PROT_NONE), 0);
+    for (int again = 0; again < 2; ++again) {
+      const Exit& exit = g.run();
+      ASSERT_EQ(exit.kind, ExitKind::kUnknown) << u32{vector};
+      ASSERT_EQ(exit.error, EFAULT) << u32{vector};
+      EXPECT_EQ(g.state().rip, kCode);
+    }
+    ASSERT_EQ(mprotect(page, kPageSize, PROT_READ | PROT_WRITE), 0);
+    g.run_to_hlt();
+    EXPECT_EQ(g.state().rip, kHandler + 1) << u32{vector};
+    EXPECT_EQ(g.read<u64>(g.reg(kRsp)), kCode) << "once, and where it came";
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Pages, DeliveryNeeds,
+                         ::testing::Values(kIdt, kGdt, kStackTop - kPageSize));
+
 }  // namespace
 }  // namespace stagetwo::vcpu::testing
