@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <thread>
 #include <utility>
@@ -80,7 +81,11 @@ class MapMeanwhile : public IommufdWorld {
   }
   static constexpr u64 kIova = kApertureStart + 16 * kPageSize;
   // Never used again: nobody tells the engine that a test's memory goes.
-  test::GuardedPages& memory_ = *new test::GuardedPages(kPages);
+  static test::GuardedPages& kept_pages() {
+    static auto& all = *new std::deque<test::GuardedPages>;
+    return all.emplace_back(kPages);
+  }
+  test::GuardedPages& memory_ = kept_pages();
   int uffd_ = -1;
   u32 ioas_ = 0;
   Attached device_;

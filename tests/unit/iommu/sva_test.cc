@@ -15,6 +15,7 @@
 #include "iommu/auxiliary.h"
 #include "iommu/process_space.h"
 #include "tests/support/one_place_owner.h"
+#include "tests/support/sanitizers.h"
 #include "tests/unit/iommu/engine_world.h"
 
 namespace stagetwo::iommu {
@@ -203,6 +204,7 @@ TEST_F(SvaTest, ACopyBetweenPagesOfTheProcessFollowsThem) {
 
 // Where requests are interrupts there is no memory, even if the process has some there.
 TEST_F(SvaTest, ARunOfPagesEndsWhereInterruptsBegin) {
+  if (test::kAddressSanitizer) GTEST_SKIP() << "the sanitizer's shadow stands at these addresses";
   void* const wanted = reinterpret_cast<void*>(kInterruptStart - kPageSize);
   void* const at = mmap(wanted, 2 * kPageSize, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
