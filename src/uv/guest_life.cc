@@ -220,7 +220,8 @@ void SecureGuest::unregister_slots(size_t count) {
   }
 }
 
-// Not idempotent: a guest that began already is told STATE, and stays as it is.
+// Not idempotent: a guest that began already is told STATE, and stays as it is. No success that did
+// nothing.
 Status SecureGuest::init_start() {
   if (ultravisor_ == nullptr) return Status::kUnsupported;
   Life life(this);
@@ -303,7 +304,8 @@ bool SecureGuest::take_away(Gpa page, Untakable untakable) {
   return true;
 }
 
-// Not idempotent. Refused, it leaves moved what it has moved: the ultravisor ends the guest then.
+// Not idempotent: a second one is STATE. No success that did nothing. Refused, it leaves moved what
+// it has moved: the ultravisor ends the guest then.
 Status SecureGuest::init_done() {
   Life life(this);
   switch (state()) {
@@ -359,6 +361,7 @@ void SecureGuest::give_up(const Slot* only, u64 away) {
 // A transient guest does not run: who says he is one is another vCPU, that left the guest just
 // before UV_ESM stopped it. Nothing may be undone for him behind the ultravisor's back: it would
 // seal what it is asked for, and forget the key. He is asked to come again when UV_ESM is over.
+// Idempotent, as it does nothing; but no success that did nothing: it has none.
 Status SecureGuest::abort_of_guest() {
   const sync::MutexGuard guard(lock_);
   switch (state_) {
@@ -373,7 +376,7 @@ Status SecureGuest::abort_of_guest() {
 }
 
 // Not idempotent: a guest that is normal again is UNSUPPORTED. Success is PARAMETER: the receiver
-// is the guest, whose UV_ESM failed.
+// is the guest, whose UV_ESM failed. No success that did nothing.
 Status SecureGuest::init_abort() {
   Life life(this);
   size_t slots = 0;

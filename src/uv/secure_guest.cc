@@ -114,7 +114,7 @@ SecureGuest::Claim SecureGuest::claim(u64 gpa, PageEvent event) {
   return {Status::kSuccess, was, cell.work, cell.next};
 }
 
-void SecureGuest::release(Gpa page, PageState now, u64 GuestUse::* counter) {
+void SecureGuest::release(Gpa page, PageState now, u64 GuestUse::*counter) {
   const sync::MutexGuard guard(lock_);
   Word* const word = find(page);
   word->state = now;
@@ -164,8 +164,10 @@ Status SecureGuest::serve(const Message& message, Caller caller) {
 
 // H_SVM_PAGE_IN has three uses: the first move of a page, the return of one that was paged out, and
 // (with the flag) sharing, without it for a shared page the end of sharing. What a shared page is
-// stands in page_states.h. Idempotent: sharing a shared page. A success that moved nothing: a page
-// that was never touched goes without UV_PAGE_IN. BUSY may be tried again, PARAMETER may not.
+// stands in page_states.h. Sharing is idempotent: a shared page's frame is named again. Moving is
+// not idempotent: a page that is secure is PARAMETER. No success that did nothing, though one that
+// moved nothing: a page that was never touched goes without UV_PAGE_IN. BUSY may be tried again,
+// PARAMETER may not.
 Status SecureGuest::page_in(u64 gpa, u64 flags, u64 order) {
   if (state() == GuestState::kNormal) return Status::kUnsupported;
   if (order != order_of(page_bytes_)) return Status::kP3;
@@ -188,7 +190,8 @@ Status SecureGuest::page_in(u64 gpa, u64 flags, u64 order) {
   return lost ? Status::kParameter : done;
 }
 
-// Idempotent. A success that did nothing: any page that is not in secure memory.
+// Idempotent. Successes that did nothing: a page that is not in secure memory, as it is normal,
+// shared or paged out.
 Status SecureGuest::page_out(u64 gpa, u64 flags, u64 order) {
   if (state() == GuestState::kNormal) return Status::kUnsupported;
   if (order != order_of(page_bytes_)) return Status::kP3;
@@ -208,8 +211,8 @@ Status SecureGuest::page_out(u64 gpa, u64 flags, u64 order) {
   return gone ? Status::kParameter : done;
 }
 
-// A guest touched a page that both sides use, and whose frame the process gave up. Idempotent.
-// Successes that did nothing: the page turned secure meanwhile.
+// A guest touched a page that both sides use, and whose frame the process gave up. Idempotent. A
+// success that did nothing: the page is not shared any more.
 Status SecureGuest::reflected(u64 gpa) {
   const Gpa page(gpa);
   PageState was = PageState::kNone;
@@ -230,7 +233,7 @@ Status SecureGuest::reflected(u64 gpa) {
   return done == Status::kSuccess && !named ? Status::kBusy : done;
 }
 
-// Of pages that could be shared. Idempotent, as it does nothing.
+// Of pages that could be shared. Idempotent: a question. Each is a success that did nothing.
 Status SecureGuest::places(u64 gpa, u64 count) {
   constexpr u64 kAtOnce = 256;
   if (gpa % page_bytes_ != 0) return Status::kParameter;
@@ -256,7 +259,8 @@ Status SecureGuest::places(u64 gpa, u64 count) {
   return Status::kSuccess;
 }
 
-// Not idempotent, as H_SVM_PAGE_IN; no success but of pages nothing is sent for.
+// Not idempotent, as H_SVM_PAGE_IN. No success that did nothing: nothing is sent, but the pages
+// leave the process.
 Status SecureGuest::page_in_untouched(u64 gpa, u64 count) {
   const Gpa first(gpa);
   if (gpa % page_bytes_ != 0 || count == 0) return Status::kParameter;

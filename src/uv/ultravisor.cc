@@ -215,9 +215,7 @@ Status Ultravisor::esm_begin(u32 lpid) {
     svm->use = {};
   }
   // It does not run until it is secure, or is not to be: nothing stands for its memory until then.
-  {
-    const Going all(svm, 0, kAllPages);
-  }
+  { const Going all(svm, 0, kAllPages); }
   if (!svm->store.begin()) {
     static_cast<void>(terminate(lpid));
     return Status::kRetry;
@@ -340,7 +338,7 @@ Status Ultravisor::esm_abort(u32 lpid) {
 // ---- slots and the end
 // -----------------------------------------------------------------------------
 
-// Not idempotent: a slot that is there is P5, its place P2.
+// Not idempotent: a slot that is there is P5, its place P2. No success that did nothing.
 Status Ultravisor::register_slot(const Message& m) {
   Svm* const svm = find(m.args[0]);
   const Run run(svm, kLiving);
@@ -376,7 +374,8 @@ Status Ultravisor::register_slot(const Message& m) {
   return Status::kSuccess;
 }
 
-// Not idempotent: a slot that is gone is P2. Waits for who is at its pages.
+// Not idempotent: a slot that is gone is P2. No success that did nothing. Waits for who is at its
+// pages.
 Status Ultravisor::unregister_slot(const Message& m) {
   Svm* const svm = find(m.args[0]);
   const Run run(svm, kLiving | Run::bit(SvmState::kAborting) | Run::bit(SvmState::kStopped));

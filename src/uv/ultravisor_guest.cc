@@ -185,7 +185,8 @@ Status Ultravisor::rest(Svm* svm, const CallRest& at) {
 // All of the range or nothing: first every page of the turn is marked and looked at, then they are
 // shared one by one. If the hypervisor refuses one, those before it become secure again, of former
 // turns too. Their contents are gone either way, so whatever can be foreseen is refused before the
-// first page changes. Idempotent: a page that is shared already stays as it is.
+// first page changes. Idempotent. A success that did nothing: pages that are shared already stay as
+// they are.
 Status Ultravisor::share(u32 lpid, u64 gfn, u64 count) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kSecure));
@@ -310,8 +311,9 @@ Status Ultravisor::unshare_one(Svm* svm, u64 page, bool by_force) {
   return answer;
 }
 
-// Idempotent; a success that did nothing: a page that is not shared. Stops at the first page the
-// hypervisor refuses: those before it are secure, and the call may be repeated.
+// Idempotent. Successes that did nothing: a page that is not shared, as it is normal, secure or
+// paged out. Stops at the first page the hypervisor refuses: those before it are secure, and the
+// call may be repeated.
 Status Ultravisor::unshare(u32 lpid, u64 gfn, u64 count) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kSecure));
@@ -342,8 +344,9 @@ Status Ultravisor::unshare(u32 lpid, u64 gfn, u64 count) {
   return Status::kSuccess;
 }
 
-// Idempotent. Goes on behind a page that stays shared, and answers what the first of them did: the
-// guest is to know that one is left, and to have as few as can be. One whose slot has gone is none.
+// Idempotent. A success that did nothing: a guest that shares no page. Goes on behind a page that
+// stays shared, and answers what the first of them did: the guest is to know that one is left, and
+// to have as few as can be. One whose slot has gone is none.
 Status Ultravisor::unshare_all(u32 lpid) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kSecure));

@@ -91,7 +91,8 @@ bool Ultravisor::write_zeros(u64 frame) {
 // -----------------------------------------------------------------------------------
 
 // lpid, real address, gpa, flags, order. Not idempotent: a page that is secure is P2. A shared
-// page's frame may be named again and again.
+// page's frame may be named again and again. A success that did nothing: the hypervisor follows
+// with a page that was unshared by force before (unshare_one).
 Status Ultravisor::page_in(const Message& m) {
   const u64 frame = m.args[1], gpa = m.args[2];
   if (m.args[4] != order_of(options_.page_bytes)) return Status::kP5;
@@ -292,8 +293,8 @@ Status Ultravisor::give_clear(Svm* svm, u64 page, PageRecord* record, u64 frame)
 // ---- UV_PAGE_INVAL
 // --------------------------------------------------------------------------------
 
-// lpid, gpa, order, and whether to wait. Idempotent; a success that did nothing: a page whose frame
-// is not known (any more). Post: the guest uses the frame no more.
+// lpid, gpa, order, and whether to wait. Idempotent. A success that did nothing: a page whose frame
+// is not known, as it is normal, or not known any more. Post: the guest uses the frame no more.
 Status Ultravisor::page_inval(const Message& m) {
   if (m.args[2] != order_of(options_.page_bytes)) return Status::kP3;
   Svm* const svm = find(m.args[0]);

@@ -138,7 +138,10 @@ class PlainNormalMemory final : public uv::NormalMemory {
   void drop_frame(u64 frame) override {
     if (frame != 0) memory_.end(frame);
   }
+  // Called before a page's contents are thrown away, with no lock.
+  std::function<void(Gpa)> before_discard;
   void discard(Gpa page) override {
+    if (before_discard) before_discard(page);
     const std::lock_guard guard(lock_);
     Page& what = pages_[page.raw()];
     set(what, 0);
@@ -257,11 +260,14 @@ class Wire final : public uv::Port {
       if (agrees_) return uv::Status::kSuccess;
       if (arrived.call == refused_ && --left_ == 0) return refusal_;
     }
+    if (watch_) watch_();
     if (arrived.call == awaited_) std::exchange(before_, [] {})();
     const uv::Status answer = to->call(arrived, caller);
     if (arrived.call == answered_) std::exchange(after_, [] {})();
     return answer;
   }
+  // Done with every message. Pre: no message is under way.
+  void watch(std::function<void()> what) { watch_ = std::move(what); }
   // Done when the first message of this call has been answered, and nobody has read it yet. Pre: no
   // message is under way.
   void after(uv::Call call, std::function<void()> what) {
@@ -294,7 +300,7 @@ class Wire final : public uv::Port {
   std::mutex lock_;
   std::map<uv::Call, u64> counts_;
   uv::Call awaited_{}, answered_{};
-  std::function<void()> before_, after_;
+  std::function<void()> before_, after_, watch_;
   uv::Call refused_{};
   unsigned left_ = 0;
   bool agrees_ = false;

@@ -3,8 +3,10 @@
 // what its reviewers asked for, DOC-1 to DOC-5. docs/checks-secure-guests.md has the list.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <regex>
 #include <sstream>
 #include <string>
@@ -320,34 +322,89 @@ TEST(SourcesSay, DOC4_WhyAFaultCannotCarryArguments) {
   expect_says("src/uv/secure_guest.cc", "`skip_page_out` and `remove_gfn`");
 }
 
-// Before each handler: is it idempotent, and which success did nothing?
-TEST(SourcesSay, DOC5_WhichCallsAreIdempotentAndWhichSuccessDidNothing) {
-  const std::pair<const char*, const char*> handlers[] = {
-      {"src/uv/secure_guest.cc", "Status SecureGuest::page_in("},
-      {"src/uv/secure_guest.cc", "Status SecureGuest::page_out("},
-      {"src/uv/secure_guest.cc", "Status SecureGuest::reflected("},
-      {"src/uv/guest_life.cc", "Status SecureGuest::init_start("},
-      {"src/uv/guest_life.cc", "Status SecureGuest::init_done("},
-      {"src/uv/guest_life.cc", "Status SecureGuest::init_abort("},
-      {"src/uv/guest_life.cc", "Result<void> SecureGuest::svm_off("},
-      {"src/uv/ultravisor.cc", "Status Ultravisor::register_slot("},
-      {"src/uv/ultravisor.cc", "Status Ultravisor::unregister_slot("},
-      {"src/uv/ultravisor.cc", "Status Ultravisor::terminate("},
-      {"src/uv/ultravisor.cc", "Status Ultravisor::esm("},
-      {"src/uv/ultravisor_pages.cc", "Status Ultravisor::page_in("},
-      {"src/uv/ultravisor_pages.cc", "Status Ultravisor::page_out("},
-      {"src/uv/ultravisor_pages.cc", "Status Ultravisor::page_inval("},
-      {"src/uv/ultravisor_guest.cc", "Status Ultravisor::share("},
-      {"src/uv/ultravisor_guest.cc", "Status Ultravisor::unshare("},
-      {"src/uv/ultravisor_guest.cc", "Status Ultravisor::unshare_all("},
-  };
-  for (const auto& [path, handler] : handlers) {
-    const std::string text = source(path);
-    const size_t at = text.find(handler);
-    ASSERT_NE(at, std::string::npos) << handler;
-    const size_t before = text.rfind("}", at);
-    EXPECT_NE(text.substr(before, at - before).find("dempotent"), std::string::npos) << handler;
+// The comment right above a function, as one line; empty: there is none.
+std::string comment_above(const std::string& path, const std::string& function) {
+  std::ifstream file(ST_SOURCE_DIR "/" + path);
+  std::string said;
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with(function)) return said;
+    said = line.starts_with("//") ? said + line.substr(2) : "";
   }
+  ADD_FAILURE() << path << " has no " << function;
+  return "";
+}
+
+struct Handler {
+  const char* path;
+  const char* function;
+  std::optional<PageEvent> event;  // whose row of the table it looks its answer up in
+};
+constexpr Handler kHandlers[] = {
+    {"src/uv/secure_guest.cc", "Status SecureGuest::page_in(", PageEvent::kHvPageIn},
+    {"src/uv/secure_guest.cc", "Status SecureGuest::page_in(", PageEvent::kHvPageInShared},
+    {"src/uv/secure_guest.cc", "Status SecureGuest::page_out(", PageEvent::kHvPageOut},
+    {"src/uv/secure_guest.cc", "Status SecureGuest::reflected(", {}},
+    {"src/uv/secure_guest.cc", "Status SecureGuest::places(", {}},
+    {"src/uv/secure_guest.cc", "Status SecureGuest::page_in_untouched(", {}},
+    {"src/uv/guest_life.cc", "Status SecureGuest::init_start(", {}},
+    {"src/uv/guest_life.cc", "Status SecureGuest::init_done(", {}},
+    {"src/uv/guest_life.cc", "Status SecureGuest::init_abort(", {}},
+    {"src/uv/guest_life.cc", "Status SecureGuest::abort_of_guest(", {}},
+    {"src/uv/guest_life.cc", "Result<void> SecureGuest::svm_off(", {}},
+    {"src/uv/ultravisor.cc", "Status Ultravisor::register_slot(", {}},
+    {"src/uv/ultravisor.cc", "Status Ultravisor::unregister_slot(", {}},
+    {"src/uv/ultravisor.cc", "Status Ultravisor::terminate(", {}},
+    {"src/uv/ultravisor.cc", "Status Ultravisor::esm(", {}},
+    {"src/uv/ultravisor_pages.cc", "Status Ultravisor::page_in(", PageEvent::kUvPageIn},
+    {"src/uv/ultravisor_pages.cc", "Status Ultravisor::page_out(", PageEvent::kUvPageOut},
+    {"src/uv/ultravisor_pages.cc", "Status Ultravisor::page_inval(", PageEvent::kUvPageInval},
+    {"src/uv/ultravisor_guest.cc", "Status Ultravisor::share(", PageEvent::kUvShare},
+    {"src/uv/ultravisor_guest.cc", "Status Ultravisor::unshare(", PageEvent::kUvUnshare},
+    {"src/uv/ultravisor_guest.cc", "Status Ultravisor::unshare_all(", {}},
+};
+
+// Before each handler: is it idempotent, and which success did nothing? Where the answer is the
+// page table's, each state it has such a success for is named.
+TEST(SourcesSay, DOC5_WhichCallsAreIdempotentAndWhichSuccessDidNothing) {
+  constexpr const char* kNames[kPageStates] = {"slot",      "normal", "secure",
+                                               "paged out", "shared", "lost"};
+  for (const auto& [path, function, event] : kHandlers) {
+    const std::string said = comment_above(path, function);
+    EXPECT_TRUE(std::regex_search(said, std::regex("[Ii]dempotent"))) << function;
+    std::smatch nothing;
+    const std::regex did_nothing("[Ss]uccess(es)? that did nothing([^.]*)[.]");
+    EXPECT_TRUE(std::regex_search(said, nothing, did_nothing)) << function;
+    for (unsigned state = 0; event && state < kPageStates; ++state) {
+      const PageCell cell = page_cell(*event, static_cast<PageState>(state));
+      if (cell.status != Status::kSuccess || cell.work != PageWork::kNothing) continue;
+      EXPECT_NE(nothing.str(2).find(kNames[state]), std::string::npos)
+          << function << " does not say that it did nothing of a page that is " << kNames[state];
+    }
+  }
+}
+
+// And no handler is forgotten here: each that a message is given to.
+TEST(SourcesSay, DOC5_OfEveryHandler) {
+  const std::pair<const char*, const char*> dispatchers[] = {
+      {"src/uv/secure_guest.cc", "Status SecureGuest::serve("},
+      {"src/uv/ultravisor.cc", "Status Ultravisor::from_hypervisor("},
+      {"src/uv/ultravisor.cc", "Status Ultravisor::from_guest("}};
+  unsigned found = 0;
+  for (const auto& [path, dispatcher] : dispatchers) {
+    const std::string text = source(path);
+    const size_t at = text.find(dispatcher);
+    ASSERT_NE(at, std::string::npos) << dispatcher;
+    const std::string body = text.substr(at, text.find("\n}", at) - at);
+    const std::regex given("(?:return|[:?]) (\\w+)\\(");
+    for (std::sregex_iterator call(body.begin(), body.end(), given), end; call != end; ++call) {
+      const std::string name = "::" + call->str(1) + "(";
+      ++found;
+      EXPECT_TRUE(std::ranges::any_of(kHandlers, [&](const Handler& handler) {
+        return std::string(handler.function).ends_with(name);
+      })) << name;
+    }
+  }
+  EXPECT_EQ(found, 19U);
 }
 
 }  // namespace

@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <fstream>
 #include <functional>
+#include <ostream>
 #include <string>
+#include <thread>
 
 #include "tests/support/secure_machine.h"
 #include "uv/page_states.h"
@@ -26,13 +29,21 @@ struct Cell {
   u64 page_bytes;
 };
 
+void PrintTo(const Cell& cell, std::ostream* to) {
+  *to << cell.row.call << ", guest " << cell.row.guest << ", page " << cell.row.page << " ("
+      << cell.row.rule << ")";
+}
+
 std::string trimmed(const std::string& text) {
   const size_t first = text.find_first_not_of(' ');
   return first == std::string::npos ? ""
                                     : text.substr(first, text.find_last_not_of(' ') - first + 1);
 }
 
-std::vector<Cell> cells() {
+constexpr const char* kNoWay = "UNREACHABLE";
+
+// All lines at both sizes: of calls, or of the pairs no way leads to.
+std::vector<Cell> cells(bool reachable) {
   std::vector<Cell> all;
   for (const u64 page_bytes : {u64{4096}, u64{65536}}) {
     std::ifstream file(ST_SOURCE_DIR "/tests/unit/uv/uv_table.txt");
@@ -45,6 +56,7 @@ std::vector<Cell> cells() {
         at = bar == std::string::npos ? bar : bar + 1;
       }
       words.resize(8);
+      if ((words[3] == kNoWay) == reachable) continue;
       all.push_back(
           {{words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]},
            page_bytes});
@@ -101,13 +113,19 @@ std::string name_of(Status status) {
   return "?";
 }
 
-// A guest in a state, with a page in a state. Page 1 is the one; page 9 is in no slot.
+// A guest in a state, with a page in a state. Page 1 is the one, page 9 is in no slot, and page 6
+// is plugged into a guest that is secure (in_the_middle_of_a_plug): a secure guest has no other
+// normal pages.
 class World {
  public:
   World(const std::string& guest, const std::string& page, u64 page_bytes)
-      : m(page_bytes, 16), subject(page == "none" ? 9 : 1) {
+      : m(page_bytes, 16),
+        plugs(guest == "secure" && page == "normal"),
+        subject(page == "none" ? 9
+                : plugs        ? kPlugged + 2
+                               : 1) {
     m.plug(0, 0, 4);
-    m.vmm_fill(0, 4);
+    m.vmm_fill(0, 8);
     Status begun = Status::kSuccess;
     if (guest == "transient") begun = m.ultravisor.esm_begin(m.kLpid);
     if (guest == "secure") begun = m.esm();
@@ -124,8 +142,37 @@ class World {
     EXPECT_TRUE(m.vmm_write(1, m.text(1)));
     EXPECT_EQ(m.ultravisor.ask_page_in(m.kLpid, m.gpa(1)), Status::kParameter);
   }
+  [[nodiscard]] u64 slot() const { return subject == 1 ? 0 : plugs ? 1 : 3; }
 
+  // Memory is plugged into the secure guest: its second page is about to leave the process, the
+  // third, the subject, is normal. `what` is done by another thread there. A change of the guest's
+  // life waits until the plug is over; everything else answers.
+  std::string in_the_middle_of_a_plug(const std::function<std::string()>& what) {
+    std::string answer;
+    std::atomic<bool> is_done{false};
+    bool waits = false;
+    std::thread other;
+    m.normal.before_take = [&](Gpa page) {
+      if (page != m.gpa(kPlugged + 1) || other.joinable()) return;
+      EXPECT_EQ(m.guest.state(), GuestState::kSecure);
+      EXPECT_EQ(m.hv_page(subject), PageState::kNormal);
+      other = std::thread([&] {
+        answer = what();
+        is_done = true;
+      });
+      while (!is_done && m.guest.debug_life().wanted == 0) sync::yield_thread();
+      waits = !is_done;
+    };
+    m.plug(1, kPlugged, 4);
+    EXPECT_TRUE(other.joinable());
+    if (other.joinable()) other.join();
+    m.normal.before_take = nullptr;
+    return waits ? "WAITS " + answer : answer;
+  }
+
+  static constexpr u64 kPlugged = 4;
   SecureMachine m;
+  const bool plugs;
   const u64 subject;
 };
 
@@ -141,45 +188,6 @@ std::string name_of(const Cell& cell) {
 class UvTable : public testing::TestWithParam<Cell> {
  protected:
   [[nodiscard]] const Row& row() const { return GetParam().row; }
-
-  // No way leads there: a guest that is normal again has normal pages, a secure one has none. The
-  // call is made where the way ends.
-  void expect_unreachable() {
-    if (row().guest == "normal") {
-      World w("secure", row().page, GetParam().page_bytes);
-      EXPECT_EQ(name_of(w.m.hv_page(1)), row().page);
-      ASSERT_TRUE(w.m.guest.svm_off().has_value());
-      EXPECT_EQ(w.m.hv_page(1), PageState::kNormal);
-      EXPECT_EQ(w.m.uv_page(1), PageState::kNone);
-      expect_of_pair(w, "normal");
-      return;
-    }
-    World w("transient", "normal", GetParam().page_bytes);
-    ASSERT_EQ(w.m.ultravisor.esm_finish(w.m.kLpid), Status::kSuccess);
-    for (u64 page = 0; page < 4; ++page) {
-      EXPECT_EQ(w.m.hv_page(page), PageState::kSecure);
-      EXPECT_EQ(w.m.uv_page(page), PageState::kSecure);
-    }
-    expect_of_pair(w, "secure");
-  }
-
-  // What the line of this call says where the guest is as this row has it and the page is `page`.
-  void expect_of_pair(World& w, const std::string& page) {
-    static const std::vector<Cell> all = cells();
-    const auto found = std::ranges::find_if(all, [&](const Cell& cell) {
-      return cell.row.call == row().call && cell.row.guest == row().guest && cell.row.page == page;
-    });
-    ASSERT_NE(found, all.end());
-    ASSERT_NE(found->row.answer, "UNREACHABLE");
-    expect_row(w, found->row);
-  }
-  void expect_row(World& w, const Row& said) {
-    EXPECT_EQ(do_it(w), said.answer);
-    EXPECT_EQ(name_of(w.m.guest.state()), said.guest_after);
-    EXPECT_EQ(name_of(w.m.hv_page(w.subject)), said.hv_after);
-    if (said.uv_after == "-") return;
-    EXPECT_EQ(name_of(w.m.uv_page(w.subject)), said.uv_after);
-  }
 
   static std::string touch(World& w) {
     const Bytes seen = w.m.vmm_read(w.subject);
@@ -270,8 +278,7 @@ class UvTable : public testing::TestWithParam<Cell> {
           w.m.uv_call(Call::kUvRegisterMemSlot, w.m.gpa(100).raw(), w.m.page_bytes, 0, 5, caller));
     }
     if (name == "UV_UNREGISTER_MEM_SLOT") {
-      return name_of(
-          w.m.uv_call(Call::kUvUnregisterMemSlot, w.subject == 1 ? 0 : 3, 0, 0, 0, caller));
+      return name_of(w.m.uv_call(Call::kUvUnregisterMemSlot, w.slot(), 0, 0, 0, caller));
     }
     const std::map<std::string, Call> plain = {
         {"UV_SVM_TERMINATE", Call::kUvSvmTerminate},
@@ -296,6 +303,18 @@ class UvTable : public testing::TestWithParam<Cell> {
     if (name == "TOUCH") return touch(w);
     if (name == "UNMAP") return unmap(w);
     if (name == "GUEST_TOUCH") return guest_touch(w);
+    if (name == "PLUG") {
+      return w.m.guest.add_slot(9, w.m.gpa(w.subject), w.m.page_bytes) ? "SUCCESS" : "REFUSED";
+    }
+    if (name == "UNPLUG") {
+      w.m.guest.remove_slot(static_cast<u32>(w.slot()));
+      return "DONE";
+    }
+    if (name == "PAGE_IN_ALTERED") {
+      if (w.m.normal.is_absent(w.m.gpa(w.subject))) return "ABSENT";
+      EXPECT_TRUE(w.m.vmm_write(w.subject, w.m.text(w.subject, 1)));
+      return name_of(w.m.ultravisor.ask_page_in(w.m.kLpid, w.m.gpa(w.subject)));
+    }
     if (name == "KVM_PPC_SVM_OFF") return w.m.guest.svm_off() ? "SUCCESS" : "REFUSED";
     if (name.starts_with("H_")) {
       return service(w, name, who == "GUEST" ? guest : Caller::kUltravisor);
@@ -308,31 +327,138 @@ class UvTable : public testing::TestWithParam<Cell> {
 
 TEST_P(UvTable, AnswersAndLeavesWhatTheRuleSays) {
   SCOPED_TRACE(row().rule);
-  if (row().answer == "UNREACHABLE") {
-    expect_unreachable();
-    return;
-  }
   World w(row().guest, row().page, GetParam().page_bytes);
   ASSERT_EQ(name_of(w.m.guest.state()), row().guest);
-  ASSERT_EQ(name_of(w.m.hv_page(w.subject)), row().page);
-  expect_row(w, row());
+  const auto does = [&] { return do_it(w); };
+  if (w.plugs) {
+    EXPECT_EQ(w.in_the_middle_of_a_plug(does), row().answer);
+  } else {
+    ASSERT_EQ(name_of(w.m.hv_page(w.subject)), row().page);
+    EXPECT_EQ(does(), row().answer);
+  }
+  EXPECT_EQ(name_of(w.m.guest.state()), row().guest_after);
+  EXPECT_EQ(name_of(w.m.hv_page(w.subject)), row().hv_after);
+  if (row().uv_after == "-") return;
+  EXPECT_EQ(name_of(w.m.uv_page(w.subject)), row().uv_after);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cells, UvTable, testing::ValuesIn(cells()),
+INSTANTIATE_TEST_SUITE_P(Cells, UvTable, testing::ValuesIn(cells(true)),
                          [](const auto& cell) { return name_of(cell.param); });
 
-// The file has a line for each call in each of 3 x 6 states, and no line twice.
-TEST(UvTableFile, HasEveryCellOfEveryCallOnce) {
-  std::map<std::string, std::set<std::string>> seen;
-  for (const Cell& cell : cells()) {
-    if (cell.page_bytes != 4096) continue;
-    const Row& row = cell.row;
-    EXPECT_TRUE(seen[row.call].insert(row.guest + " " + row.page).second) << row.call;
-    EXPECT_NE(row.rule, "") << row.call;
-  }
-  EXPECT_GE(seen.size(), 45u);
-  for (const auto& [call, states] : seen) EXPECT_EQ(states.size(), 18u) << call;
+using Pair = std::pair<std::string, std::string>;  // of the guest's state and the page's
+
+std::map<std::string, std::map<Pair, Row>> lines_of_calls() {
+  std::map<std::string, std::map<Pair, Row>> lines;
+  for (const Cell& cell : cells(true))
+    lines[cell.row.call][{cell.row.guest, cell.row.page}] = cell.row;
+  return lines;
 }
+std::set<Pair> pairs(bool reachable) {
+  std::set<Pair> all;
+  for (const Cell& cell : cells(reachable)) all.insert({cell.row.guest, cell.row.page});
+  return all;
+}
+
+// The file has a line for each call in each pair of states that can be, no line twice, and a line
+// for each pair that cannot.
+TEST(UvTableFile, HasEveryCellOfEveryCallOnce) {
+  const std::set<Pair> can_be = pairs(true), cannot_be = pairs(false);
+  EXPECT_EQ(can_be.size() + cannot_be.size(), 18U);
+  for (const Pair& pair : cannot_be) EXPECT_FALSE(can_be.contains(pair)) << pair.second;
+  const auto lines = lines_of_calls();
+  EXPECT_GE(lines.size(), 45U);
+  for (const auto& [call, of_pairs] : lines) EXPECT_EQ(of_pairs.size(), can_be.size()) << call;
+  EXPECT_EQ(cells(true).size(), 2 * lines.size() * can_be.size());
+  EXPECT_EQ(cells(false).size(), 2 * cannot_be.size());
+  for (const Cell& cell : cells(true)) EXPECT_NE(cell.row.rule, "") << cell.row.call;
+}
+
+// A pair of states that cannot be. It is no cell of any call's, as no call can be made there; what
+// is shown is that there is no way.
+class UvTableNoWay : public testing::TestWithParam<Cell> {
+ protected:
+  [[nodiscard]] Pair pair() const { return {GetParam().row.guest, GetParam().row.page}; }
+
+  // The pages of a normal guest are normal, also while somebody is on his way through them: looked
+  // at with every message and before every page that is taken or thrown away.
+  static void watch(World& w, u64* looks) {
+    const auto look = [&w, looks] {
+      ++*looks;
+      if (w.m.guest.state() != GuestState::kNormal) return;
+      for (u64 page = 0; page < 4; ++page) EXPECT_EQ(w.m.hv_page(page), PageState::kNormal) << page;
+    };
+    w.m.to_uv.watch(look);
+    w.m.to_hv.watch(look);
+    w.m.normal.before_take = w.m.normal.before_discard = [look](Gpa) { look(); };
+  }
+};
+
+// From a guest whose page never was anything, calls lead from pair to pair. Each step is a case of
+// UvTable, which every call has in every pair that can be; so who is not met here is never met.
+TEST_P(UvTableNoWay, NoCallLeadsThere) {
+  const auto lines = lines_of_calls();
+  // What is plugged into a secure guest is normal while it is.
+  std::set<Pair> met = {{"normal", "none"}, {"normal", "normal"}, {"secure", "normal"}};
+  for (size_t before = 0; before != met.size();) {
+    before = met.size();
+    for (const auto& [call, of_pairs] : lines) {
+      for (const Pair& from : std::set<Pair>(met)) {
+        const Row& row = of_pairs.at(from);
+        met.insert({row.guest_after, row.hv_after});
+      }
+    }
+  }
+  EXPECT_FALSE(met.contains(pair()));
+  EXPECT_EQ(met, pairs(true)) << "and there is a way to each of the others";
+}
+
+// Who makes such a page in another guest does not in a normal one, and says so: its line has the
+// code. UV_ESM makes the guest another first.
+TEST_P(UvTableNoWay, WhoMakesSuchAPageIsRefused) {
+  unsigned makers = 0;
+  for (const auto& [call, of_pairs] : lines_of_calls()) {
+    const bool makes = std::ranges::any_of(of_pairs, [&](const auto& line) {
+      const auto& [from, row] = line;
+      const bool plug_does = from == Pair{"secure", "normal"};
+      return row.hv_after == pair().second && from.second != pair().second && !plug_does;
+    });
+    const Row& row = of_pairs.at({"normal", "normal"});
+    if (!makes || row.guest_after != "normal") continue;
+    ++makers;
+    EXPECT_EQ(row.hv_after, "normal") << call;
+    EXPECT_NE(row.answer, "SUCCESS") << call;
+  }
+  EXPECT_GT(makers, 0U);
+}
+
+TEST_P(UvTableNoWay, NotEvenOnTheWayOut) {
+  for (const std::string guest : {"transient", "secure"}) {
+    for (const std::string way : {"ABORT", "OFF", "UNPLUG", "TERMINATED"}) {
+      SCOPED_TRACE(guest + " " + way);
+      World w(guest, pair().second, GetParam().page_bytes);
+      ASSERT_EQ(name_of(w.m.hv_page(1)), pair().second);
+      u64 looks = 0;
+      watch(w, &looks);
+      if (way == "ABORT") {
+        const Status done = w.m.h_svm(Call::kHSvmInitAbort);
+        EXPECT_EQ(done, guest == "secure" ? Status::kState : Status::kParameter);
+      }
+      if (way == "TERMINATED") {
+        EXPECT_EQ(w.m.uv_call(Call::kUvSvmTerminate), Status::kSuccess);
+        EXPECT_EQ(name_of(w.m.hv_page(1)), pair().second);
+      }
+      if (way == "UNPLUG") w.m.guest.remove_slot(0);
+      EXPECT_TRUE(w.m.guest.svm_off().has_value());
+      EXPECT_GT(looks, 0U);
+      EXPECT_EQ(w.m.guest.state(), GuestState::kNormal);
+      EXPECT_EQ(w.m.hv_page(1), way == "UNPLUG" ? PageState::kNone : PageState::kNormal);
+      EXPECT_EQ(w.m.uv_page(1), PageState::kNone);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Pairs, UvTableNoWay, testing::ValuesIn(cells(false)),
+                         [](const auto& cell) { return name_of(cell.param); });
 
 }  // namespace
 }  // namespace stagetwo::uv
