@@ -19,6 +19,8 @@
 #include <fstream>
 #include <utility>
 
+#include "base/kernel_numbers.h"
+
 // Not in a libc before 2.35.
 #pragma weak __rseq_size
 
@@ -28,8 +30,6 @@ namespace {
 constexpr int kUserModeOnly = 1;             // UFFD_USER_MODE_ONLY
 constexpr unsigned kNewFromDevice = 0xAA00;  // USERFAULTFD_IOC_NEW
 constexpr long kSysMemfdSecret = 447;
-constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ
-constexpr int kPopulateWrite = 23;
 constexpr unsigned kCapUserMemory2 = 231;
 constexpr unsigned kCapMemoryAttributes = 233;
 constexpr unsigned kCapGuestMemfd = 234;
@@ -207,8 +207,8 @@ bool advice_works(int advice, int prot) {
 
 Finding probe_populate() {
   Finding f = finding("populate");
-  const bool both = advice_works(kPopulateRead, PROT_READ) &&
-                    advice_works(kPopulateWrite, PROT_READ | PROT_WRITE);
+  const bool both = advice_works(MADV_POPULATE_READ, PROT_READ) &&
+                    advice_works(MADV_POPULATE_WRITE, PROT_READ | PROT_WRITE);
   f.verdict = both ? Verdict::kYes : Verdict::kNo;
   f.detail = both ? "MADV_POPULATE_READ and _WRITE work" : "MADV_POPULATE_*: not supported";
   f.mechanism = both ? "guest faults: MADV_POPULATE, an errno in place of a signal"

@@ -12,6 +12,7 @@
 #include "base/trace.h"
 #include "host/blocked_faults.h"
 #include "host/footing.h"
+#include "host/kernel_action.h"
 #include "host/page_owner.h"
 #include "host/run_section.h"
 #include "sync/atomic.h"
@@ -42,15 +43,6 @@ void stagetwo_sigreturn();
 
 namespace stagetwo::host::backstop {
 namespace {
-
-// As rt_sigaction(2) takes it on x86-64.
-struct KernelAction {
-  u64 handler;
-  u64 flags;
-  u64 restorer;
-  u64 mask;
-};
-constexpr u64 kRestorerFlag = 0x04000000;
 
 // The client's action, readable in a signal handler while another thread replaces it: odd while
 // it changes. Written under `actions`.

@@ -53,6 +53,21 @@ struct DescriptorSpec {
   bool seeks = true;
 };
 
+inline constexpr u32 kMiscMajor = 10;  // MISC_MAJOR
+// What open() of a device heeds.
+inline constexpr int kOpenFlags = O_ACCMODE | O_CLOEXEC | O_NONBLOCK;
+// A device whose state is behind its descriptors, as open() with these flags hands it out. Its file
+// has no position.
+[[nodiscard]] inline DescriptorSpec shared_device(u32 major, u32 minor, int flags) {
+  return {.shape = FileShape::kCharDevice,
+          .home = StateHome::kDescription,
+          .open_flags = flags & kOpenFlags,
+          .device_major = major,
+          .device_minor = minor,
+          .wants_last_close = true,
+          .seeks = false};
+}
+
 // What stands before the kind in the name of a pipe of ours.
 inline constexpr std::string_view kReadyPrefix = "/stagetwo:pipe:1:";
 // Could it be one of ours? A memfd is a regular file without a name, a pipe of ours has a mark;

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/access.h"
@@ -24,11 +25,6 @@
 // succeeds where POPULATE does (one page, no more), so whoever may take a signal touches first and
 // asks the kernel about failures only; a page that an owner hides behind PROT_NONE is left to the
 // kernel's answer, and so is a process whose backstop is not there yet.
-
-#if !defined(MADV_POPULATE_READ)
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
 
 namespace stagetwo::host {
 namespace {

@@ -11,16 +11,12 @@
 #include "base/alloc.h"
 #include "base/bits.h"
 #include "base/interval_map.h"
+#include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "base/vec.h"
 #include "host/session.h"
 #include "sync/mutex.h"
 #include "sync/passing_number.h"
-
-#if !defined(MADV_POPULATE_READ)
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
 
 namespace stagetwo::host::hugetlb {
 namespace {

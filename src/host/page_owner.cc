@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/kernel_numbers.h"
 #include "base/own_memory.h"
 #include "base/process_page.h"
 #include "base/sys.h"
@@ -59,8 +60,6 @@ bool wants(Which which, const Mapping& mapping, const PageState& page) {
          (which == Which::kAnonymous && page.zero && !mapping.file_backed);
 }
 
-constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
-
 // How often a page is looked at whose mappings change all the time, before it stays.
 constexpr unsigned kMostLooks = 16;
 
@@ -91,7 +90,7 @@ Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taki
 void bind_by_store(Hva untouched, const Mapping& mapping) {
   if (!mapping.prot.write || mapping.file_backed) return;
   void* const page = reinterpret_cast<void*>(untouched.raw());
-  static_cast<void>(sys::madvise(page, kPageSize, kPopulateWrite));
+  static_cast<void>(sys::madvise(page, kPageSize, MADV_POPULATE_WRITE));
 }
 
 // Its pages without memory, where touches are reported. *reached as below.

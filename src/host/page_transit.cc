@@ -9,6 +9,7 @@
 
 #include "base/failpoint.h"
 #include "base/guard.h"
+#include "base/kernel_numbers.h"
 #include "base/own_memory.h"
 #include "base/sys.h"
 #include "host/access.h"
@@ -19,13 +20,6 @@
 #include "host/userfault.h"
 #include "sync/atomic.h"
 #include "sync/passing_number.h"
-
-#if !defined(MADV_POPULATE_WRITE)
-#define MADV_POPULATE_WRITE 23
-#endif
-#if !defined(MADV_DONTNEED_LOCKED)
-#define MADV_DONTNEED_LOCKED 24  // Linux 5.18
-#endif
 
 // A copy under userfaultfd, against a thread that writes the page meanwhile:
 //

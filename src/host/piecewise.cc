@@ -6,15 +6,12 @@
 
 #include "base/alloc.h"
 #include "base/guard.h"
+#include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "host/file_change.h"
 #include "host/process_map.h"
 #include "host/userfault.h"
 #include "sync/atomic.h"
-
-#if !defined(MREMAP_DONTUNMAP)
-#define MREMAP_DONTUNMAP 4
-#endif
 
 namespace stagetwo::host {
 namespace {

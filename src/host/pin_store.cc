@@ -8,6 +8,7 @@
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
+#include "base/kernel_numbers.h"
 #include "base/own_memory.h"
 #include "base/sys.h"
 #include "base/text.h"
@@ -15,10 +16,6 @@
 #include "host/process_files.h"
 #include "sync/atomic.h"
 #include "sync/passing_number.h"
-
-#if !defined(MREMAP_DONTUNMAP)
-#define MREMAP_DONTUNMAP 4
-#endif
 
 namespace stagetwo::host::pin_store {
 namespace {

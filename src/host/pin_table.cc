@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/failpoint.h"
 #include "base/guard.h"
+#include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "base/trace.h"
 #include "host/access.h"
@@ -41,11 +42,6 @@
 //     waits for one on its way)           | after that question, finds the record
 //
 // Two pins of one page meet under the lock: the second raises the first one's count.
-
-#if !defined(MADV_POPULATE_READ)
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
 
 namespace stagetwo::host {
 namespace {

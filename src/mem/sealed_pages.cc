@@ -9,11 +9,8 @@
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
+#include "base/kernel_numbers.h"
 #include "base/sys.h"
-
-#if !defined(MADV_POPULATE_WRITE)
-#define MADV_POPULATE_WRITE 23
-#endif
 
 namespace stagetwo::mem {
 namespace {

@@ -9,15 +9,13 @@
 
 #include "addr/addr.h"
 #include "base/alloc.h"
+#include "base/kernel_numbers.h"
 #include "base/process_page.h"
 #include "base/sys.h"
 #include "sync/passing_number.h"
 
 #if !defined(SYS_memfd_secret)
 #define SYS_memfd_secret 447
-#endif
-#if !defined(MLOCK_ONFAULT)
-#define MLOCK_ONFAULT 1
 #endif
 
 namespace stagetwo::mem {

@@ -11,6 +11,7 @@
 #include <bit>
 #include <string_view>
 
+#include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "host/kept_fd.h"
 #include "host/process_map.h"
@@ -18,10 +19,6 @@
 #include "mem/private_swap.h"
 #include "reclaim/guests.h"
 #include "sync/futex.h"
-
-#if !defined(MADV_COLD)
-#define MADV_COLD 20
-#endif
 
 namespace stagetwo::reclaim {
 namespace {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "base/kernel_numbers.h"
 #include "base/own_memory.h"
 #include "base/sys.h"
 #include "base/text.h"
@@ -37,8 +38,6 @@ namespace {
 
 namespace hugetlb = host::hugetlb;
 
-constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ, Linux 5.14
-constexpr int kPopulateWrite = 23;
 constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1: of one mapping only
 
 bool succeeded(int result) {
@@ -413,7 +412,8 @@ int advise(void* at, size_t size, int advice, Via via) {
   const auto go_on = [&] { return do_advise(via, at, size, advice); };
   if (!awake()) [[likely]]
     return go_on();
-  if (advice == kPopulateRead || advice == kPopulateWrite) return with_buffer(at, size, go_on);
+  if (advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE)
+    return with_buffer(at, size, go_on);
   if (advice == kCollapse) return collapse(at, size, go_on);
   if (!host::loss_by_madvise(advice)) [[likely]]
     return go_on();
@@ -427,7 +427,7 @@ ssize_t advise_parts(int pidfd, const iovec* parts, size_t count, int advice, un
   const auto go_on = [&](const iovec* from, size_t several) {
     return next::process_madvise(pidfd, from, several, advice, flags);
   };
-  const bool fills = advice == kPopulateRead || advice == kPopulateWrite;
+  const bool fills = advice == MADV_POPULATE_READ || advice == MADV_POPULATE_WRITE;
   const bool seen = host::loss_by_madvise(advice) || advice == kCollapse || fills;
   if (!awake() || !seen || count > IOV_MAX || !names_this_process(pidfd)) [[likely]]
     return go_on(parts, count);

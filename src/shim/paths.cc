@@ -22,9 +22,6 @@
 namespace stagetwo::shim {
 namespace {
 
-constexpr u32 kMiscMajor = 10;
-constexpr u32 kKvmMinor = 232;
-
 template <u32 unit>
 Result<int> open_hmm(int flags) {
   return abi_hmm::open_device(unit, flags);
@@ -41,9 +38,9 @@ bool has_fault_injection() {
 }
 
 constexpr std::array kDevices = {
-    Device{"/dev/kvm", kMiscMajor, kKvmMinor, abi_kvm::open_device},
-    Device{"/dev/vfio/vfio", abi_vfio::kMiscMajor, abi_vfio::kMinor, abi_vfio::open_container},
-    Device{"/dev/iommu", abi_iommufd::kMiscMajor, abi_iommufd::kMinor, abi_iommufd::open_device},
+    Device{"/dev/kvm", host::kMiscMajor, abi_kvm::kMinor, abi_kvm::open_device},
+    Device{"/dev/vfio/vfio", host::kMiscMajor, abi_vfio::kMinor, abi_vfio::open_container},
+    Device{"/dev/iommu", host::kMiscMajor, abi_iommufd::kMinor, abi_iommufd::open_device},
     Device{"/dev/hmm_dmirror0", abi_hmm::kMajor, 0, open_hmm<0>},
     Device{"/dev/hmm_dmirror1", abi_hmm::kMajor, 1, open_hmm<1>},
     Device{"/dev/hmm_dmirror2", abi_hmm::kMajor, 2, open_hmm<2>, has_hmm<2>},

@@ -11,6 +11,7 @@
 #include "host/access.h"
 #include "host/backstop.h"
 #include "host/blocked_faults.h"
+#include "host/kernel_action.h"
 #include "host/run_section.h"
 #include "shim/engine.h"
 #include "shim/next.h"
@@ -198,24 +199,17 @@ void signals_after_fork_child() {
 
 // What returns from the handler is libc's whoever asked: it does the same.
 long raw_set_action(int signal, const void* set, void* old, size_t size) {
-  struct KernelAction {
-    u64 handler;
-    u64 flags;
-    u64 restorer;
-    u64 mask;
-  };
-  constexpr u64 kRestorerFlag = 0x04000000;
   if (size != sizeof(u64)) return as_libc(-EINVAL);
   struct sigaction asked{};
   struct sigaction before{};
-  KernelAction copy{};
+  host::KernelAction copy{};
   if (set != nullptr && !fetch(&copy, set, sizeof(copy))) return as_libc(-EFAULT);
-  const u32 flags = static_cast<u32>(copy.flags & ~kRestorerFlag);
+  const u32 flags = static_cast<u32>(copy.flags & ~host::kRestorerFlag);
   asked = to_libc(Action{copy.handler, flags, copy.mask});
   if (set_action(signal, set == nullptr ? nullptr : &asked, &before) != 0) return -1;
   if (old == nullptr) return 0;
   const u64 handler = reinterpret_cast<u64>(before.sa_sigaction);
-  copy = KernelAction{handler, static_cast<u32>(before.sa_flags), 0, 0};
+  copy = host::KernelAction{handler, static_cast<u32>(before.sa_flags), 0, 0};
   memcpy(&copy.mask, &before.sa_mask, sizeof(copy.mask));
   return store(old, &copy, sizeof(copy)) ? 0 : as_libc(-EFAULT);
 }

@@ -9,7 +9,6 @@
 // words that have a name: the stage-2 entries on the way to the frames of the scenario.
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -30,6 +29,7 @@
 #include "tests/sched/owners_scenarios.h"
 #include "tests/sched/pins_scenarios.h"
 #include "tests/sched/stage2_scenarios.h"
+#include "tests/support/on_shared_page.h"
 
 namespace stagetwo::test {
 
@@ -209,8 +209,7 @@ template <typename Scenario>
 bool replay_race(const Race& race, Replay how) {
   namespace d = replay_detail;
   // Where the search is, known to the parent even when a schedule ends the child.
-  auto* seed = static_cast<u64*>(
-      mmap(nullptr, sizeof(u64), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  const OnSharedPage<u64> seed;
   const auto remove_guards = [&] {
     for (const char* guard : race.guards) mutation::remove(guard);
   };
@@ -224,7 +223,6 @@ bool replay_race(const Race& race, Replay how) {
     return true;
   });
   const u64 found = *seed;
-  munmap(seed, sizeof(u64));
   if (survived == true) return false;
   if (how.show) {
     const auto holds = d::in_child([&] {

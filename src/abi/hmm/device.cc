@@ -233,7 +233,7 @@ Result<int> open_device(u32 unit, int flags) {
   auto file = ST_TRY(make_box<DeviceFile>("abi_hmm.device", std::move(mirror)));
   const host::DescriptorSpec spec{.shape = host::FileShape::kCharDevice,
                                   .home = host::StateHome::kProcess,
-                                  .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
+                                  .open_flags = flags & host::kOpenFlags,
                                   .device_major = kMajor,
                                   .device_minor = unit};
   return host::publish(std::move(file), std::move(backing), spec);

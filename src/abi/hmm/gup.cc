@@ -254,7 +254,7 @@ Result<int> open_gup_test(int flags) {
   auto file = ST_TRY(make_box<GupFile>("abi_hmm.gup"));
   const host::DescriptorSpec spec{.shape = host::FileShape::kAnonInode,
                                   .home = host::StateHome::kProcess,
-                                  .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK)};
+                                  .open_flags = flags & host::kOpenFlags};
   return host::publish(std::move(file), std::move(backing), spec);
 }
 

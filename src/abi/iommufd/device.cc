@@ -121,13 +121,7 @@ class DeviceFile final : public host::Description, public iommu::IommufdFile {
 };
 
 host::DescriptorSpec device_spec(int flags) {
-  return {.shape = host::FileShape::kCharDevice,
-          .home = host::StateHome::kDescription,
-          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-          .device_major = kMiscMajor,
-          .device_minor = kMinor,
-          .wants_last_close = true,
-          .seeks = false};
+  return host::shared_device(host::kMiscMajor, kMinor, flags);
 }
 
 Result<Box<DeviceFile>> make_file(int fd) {

@@ -27,7 +27,7 @@ SiteReport report_sites = nullptr;
 host::DescriptorSpec spec_of(int flags) {
   return {.shape = host::FileShape::kCharDevice,
           .home = host::StateHome::kProcess,
-          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
+          .open_flags = flags & host::kOpenFlags,
           .wants_last_close = true};
 }
 

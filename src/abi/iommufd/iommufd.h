@@ -17,7 +17,6 @@
 
 namespace stagetwo::abi_iommufd {
 
-inline constexpr u32 kMiscMajor = 10;
 inline constexpr u32 kMinor = 122;  // the kernel takes a free one
 
 // Is IOMMU_TEST_CMD there (CONFIG_IOMMUFD_TEST)? Default: no. `stagetwo run --iommufd-test`.

@@ -4,11 +4,11 @@
 #include "abi/kvm/kvm.h"
 
 #include <algorithm>
-#include <array>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/cpuid.h"
+#include "abi/kvm/each_msr.h"
 #include "abi/kvm/guest_memfd.h"
 #include "abi/kvm/msr_list.h"
 #include "abi/kvm/processor.h"
@@ -18,8 +18,6 @@ namespace stagetwo::abi_kvm {
 namespace {
 
 constexpr std::string_view kDeviceKind = "kvm";
-constexpr u32 kMiscMajor = 10;
-constexpr u32 kKvmMinor = 232;
 constexpr u64 kSupportedMceCap = (u64{1} << 8) | (u64{1} << 24);  // MCG_CTL_P, MCG_SER_P
 
 // The count always goes out, so that a caller learns how much room it needs.
@@ -60,20 +58,12 @@ Result<long> cpuid_list(u64 arg, bool emulated) {
 // KVM_GET_MSRS on the device: feature MSRs, until the first that is none. An MSR that is listed for
 // vCPUs is no refusal either, and reads as 0.
 Result<long> feature_msrs(u64 arg) {
-  const auto header = ST_TRY(copy_in<CountedHeader>(arg));
-  if (header.count >= kMaxIoMsrs) return refuse(E2BIG);
-  std::array<kvm_msr_entry, kMaxIoMsrs> entries;
-  const u64 at = arg + sizeof(kvm_msrs);
-  const u64 bytes = u64{header.count} * sizeof(kvm_msr_entry);
-  ST_TRY(copy_in_bytes(entries.data(), at, bytes));
-  u32 done = 0;
-  for (; done < header.count; ++done) {
-    const auto value = feature_msr(entries[done].index);
-    if (!value && !is_listed_msr(entries[done].index)) break;
-    entries[done].data = value.value_or(0);
-  }
-  ST_TRY(copy_out_bytes(at, entries.data(), bytes));
-  return done;
+  return each_msr(arg, true, [](kvm_msr_entry& entry) {
+    const auto value = feature_msr(entry.index);
+    if (!value && !is_listed_msr(entry.index)) return false;
+    entry.data = value.value_or(0);
+    return true;
+  });
 }
 
 Result<long> device_attr(u64 arg, bool get) {
@@ -134,11 +124,10 @@ class ForeignStatsFile final : public host::Description {
 };
 
 host::DescriptorSpec device_spec(int flags) {
-  return {.shape = host::FileShape::kCharDevice,
-          .home = host::StateHome::kDescription,
-          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-          .device_major = kMiscMajor,
-          .device_minor = kKvmMinor};
+  host::DescriptorSpec spec = host::shared_device(host::kMiscMajor, kMinor, flags);
+  spec.wants_last_close = false;
+  spec.seeks = true;  // noop_llseek
+  return spec;
 }
 
 template <typename File>

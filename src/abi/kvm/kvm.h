@@ -16,6 +16,8 @@
 
 namespace stagetwo::abi_kvm {
 
+inline constexpr u32 kMinor = 232;  // KVM_MINOR
+
 // open("/dev/kvm", flags). Failure: EMFILE, ENFILE, ENOMEM.
 [[nodiscard]] Result<int> open_device(int flags);
 

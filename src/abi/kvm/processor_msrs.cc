@@ -2,10 +2,9 @@
 // MSRs and CPUID of a vCPU, and what is left of its get and set calls.
 #include "abi/kvm/processor.h"
 
-#include <array>
-
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
+#include "abi/kvm/each_msr.h"
 #include "abi/kvm/host_cpu.h"
 #include "abi/kvm/msr_list.h"
 #include "abi/kvm/vm.h"
@@ -17,21 +16,6 @@ namespace {
 constexpr u32 kLeaf1ApicBit = 9;
 constexpr u32 kMsrApicBase = 0x1b;
 constexpr u64 kApicEnable = u64{1} << 11;
-
-// Both directions: entries in, one by one until a refusal, the number done out.
-template <typename Each>
-Result<long> each_msr(u64 arg, bool write_back, Each&& each) {
-  const auto header = ST_TRY(copy_in<CountedHeader>(arg));
-  if (header.count >= kMaxIoMsrs) return refuse(E2BIG);
-  std::array<kvm_msr_entry, kMaxIoMsrs> entries;
-  const u64 at = arg + sizeof(kvm_msrs);
-  const u64 bytes = u64{header.count} * sizeof(kvm_msr_entry);
-  ST_TRY(copy_in_bytes(entries.data(), at, bytes));
-  u32 done = 0;
-  while (done < header.count && each(entries[done])) ++done;
-  if (write_back) ST_TRY(copy_out_bytes(at, entries.data(), bytes));
-  return done;
-}
 
 }  // namespace
 

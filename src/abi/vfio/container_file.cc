@@ -210,13 +210,7 @@ Result<long> serve(vfio::Container& container, u32 request, u64 arg) {
 }
 
 host::DescriptorSpec container_spec(int flags) {
-  return {.shape = host::FileShape::kCharDevice,
-          .home = host::StateHome::kDescription,
-          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-          .device_major = kMiscMajor,
-          .device_minor = kMinor,
-          .wants_last_close = true,
-          .seeks = false};
+  return host::shared_device(host::kMiscMajor, kMinor, flags);
 }
 
 Result<Box<ContainerFile>> make_file(int fd) {

@@ -402,13 +402,7 @@ Box<host::Description> attach_device(std::string_view kind, host::DescriptorSpec
 namespace {
 
 host::DescriptorSpec node_spec(u32 number, int flags) {
-  return {.shape = host::FileShape::kCharDevice,
-          .home = host::StateHome::kDescription,
-          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-          .device_major = kNodeMajor,
-          .device_minor = number,
-          .wants_last_close = true,
-          .seeks = false};
+  return host::shared_device(kNodeMajor, number, flags);
 }
 
 Result<Box<DeviceFile>> make_node_file(const vfio::Listed& which, vfio::Claim node, bool received) {

@@ -128,13 +128,7 @@ long GroupFile::ioctl(int, unsigned long request, unsigned long arg) {
 }
 
 host::DescriptorSpec group_spec(u32 group, int flags) {
-  return {.shape = host::FileShape::kCharDevice,
-          .home = host::StateHome::kDescription,
-          .open_flags = flags & (O_ACCMODE | O_CLOEXEC | O_NONBLOCK),
-          .device_major = kGroupMajor,
-          .device_minor = group,
-          .wants_last_close = true,
-          .seeks = false};
+  return host::shared_device(kGroupMajor, group, flags);
 }
 
 }  // namespace

@@ -19,7 +19,6 @@ class Device;
 }
 namespace stagetwo::abi_vfio {
 
-inline constexpr u32 kMiscMajor = 10;
 inline constexpr u32 kMinor = 196;       // VFIO_MINOR
 inline constexpr u32 kGroupMajor = 511;  // the kernel takes a free one
 inline constexpr u32 kNodeMajor = 510;   // the same

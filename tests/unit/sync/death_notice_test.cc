@@ -5,18 +5,17 @@
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
-#include <new>
 #include <optional>
 #include <thread>
 
 #include "sync/process_mutex.h"
+#include "tests/support/on_shared_page.h"
 
 namespace stagetwo::sync {
 namespace {
@@ -28,13 +27,6 @@ struct Shared {
 
 class ProcessMutexNamespaces : public testing::Test {
  protected:
-  void SetUp() override {
-    void* const page =
-        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    shared_ = ::new (page) Shared();
-  }
-  void TearDown() override { ::munmap(shared_, 4096); }
-
   // Runs `fn` as the first process of a PID namespace of its own, and answers how it ended, as
   // waitpid does; -1: no such namespace may be made here.
   template <typename F>
@@ -59,7 +51,7 @@ class ProcessMutexNamespaces : public testing::Test {
   static u64 read(const u64& word) { return *const_cast<const volatile u64*>(&word); }
   static void write(u64& word, u64 value) { *const_cast<volatile u64*>(&word) = value; }
 
-  Shared* shared_ = nullptr;
+  test::OnSharedPage<Shared> shared_;
 };
 
 // The waiter's namespace has no such thread as the holder.
@@ -119,8 +111,7 @@ TEST_F(ProcessMutexNamespaces, LibcsOwnRobustMutexesGoOn) {
   struct Mutexes {
     pthread_mutex_t one, two;
   };
-  auto* const libc = static_cast<Mutexes*>(
-      ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  const test::OnSharedPage<Mutexes> libc;
   pthread_mutexattr_t attributes;
   ::pthread_mutexattr_init(&attributes);
   ::pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
@@ -153,7 +144,6 @@ TEST_F(ProcessMutexNamespaces, LibcsOwnRobustMutexesGoOn) {
     EXPECT_EQ(::pthread_mutex_consistent(one), 0);
     EXPECT_EQ(::pthread_mutex_unlock(one), 0);
   }
-  ::munmap(libc, 4096);
 }
 
 TEST_F(ProcessMutexNamespaces, AThreadOfWhichTheKernelWasToldNothingIsToldOfByUs) {

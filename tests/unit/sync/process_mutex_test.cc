@@ -2,11 +2,10 @@
 #include "sync/process_mutex.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <new>
+#include "tests/support/on_shared_page.h"
 
 namespace stagetwo::sync {
 namespace {
@@ -18,13 +17,7 @@ struct Shared {
 
 class ProcessMutexTest : public testing::Test {
  protected:
-  void SetUp() override {
-    void* const page =
-        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    shared_ = ::new (page) Shared();
-  }
-  void TearDown() override { ::munmap(shared_, 4096); }
-  Shared* shared_ = nullptr;
+  test::OnSharedPage<Shared> shared_;
 };
 
 TEST_F(ProcessMutexTest, KeepsProcessesApart) {

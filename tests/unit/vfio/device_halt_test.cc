@@ -3,11 +3,11 @@
 #include "vfio/device_halt.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "host/process.h"
+#include "tests/support/on_shared_page.h"
 #include "vfio/device_thread.h"
 
 namespace stagetwo::vfio {
@@ -41,10 +41,6 @@ class Counter final : public DeviceThread::Work {
 class DeviceHaltTest : public testing::Test {
  protected:
   void SetUp() override {
-    void* const at =
-        mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    ASSERT_NE(at, MAP_FAILED);
-    shared_ = static_cast<Shared*>(at);
     child_ = fork();
     if (child_ != 0) return;
     host::after_fork_child();  // as the shim does
@@ -55,12 +51,11 @@ class DeviceHaltTest : public testing::Test {
   void TearDown() override {
     kill(child_, SIGKILL);
     waitpid(child_, nullptr, 0);
-    munmap(shared_, sizeof(Shared));
   }
   void await_work() const {
     for (const u32 before = shared_->done.load(); shared_->done.load() < before + 2;) usleep(10);
   }
-  Shared* shared_ = nullptr;
+  test::OnSharedPage<Shared> shared_;
   pid_t child_ = -1;
 };
 

@@ -30,6 +30,14 @@ class Type1 : public ContainerWorld {
     if (!done) return {{0, static_cast<u64>(to_int(done.error()))}};
     return found;
   }
+  // As a driver's access in the external domain notes it.
+  void write_pages(const Ranges& bytes) {
+    iommu::Locked locked(container_->context());
+    auto& state = *reinterpret_cast<ContainerState*>(locked.root().above.get());
+    for (const auto& [first, last] : bytes) {
+      ASSERT_TRUE(note_dirty(locked, state, first, last));
+    }
+  }
   static Ranges refused(int error) { return {{0, static_cast<u64>(error)}}; }
 };
 
@@ -160,11 +168,7 @@ TEST_F(Type1, WhatIsWrittenBeforeTheMapHasGoneIsToldWithIt) {
   ASSERT_EQ(map(kIova, 4), 0);
   ASSERT_TRUE(container_->set_tracking(true));
   EXPECT_EQ(dirty(kIova, 4), Ranges{});
-  {
-    iommu::Locked locked(container_->context());
-    auto& state = *reinterpret_cast<ContainerState*>(locked.root().above.get());
-    ASSERT_TRUE(note_dirty(locked, state, kIova + 2 * kPageSize, kIova + 2 * kPageSize));
-  }
+  write_pages({{kIova + 2 * kPageSize, kIova + 2 * kPageSize}});
   Ranges late;
   const auto done = container_->unmap(
       {kIova, 4 * kPageSize, false},
@@ -179,12 +183,7 @@ TEST_F(Type1, WhatCouldNotBeToldStaysDirty) {
   start(0);
   ASSERT_EQ(map(kIova, 4), 0);
   ASSERT_TRUE(container_->set_tracking(true));
-  {
-    iommu::Locked locked(container_->context());
-    auto& state = *reinterpret_cast<ContainerState*>(locked.root().above.get());
-    ASSERT_TRUE(note_dirty(locked, state, kIova, kIova));
-    ASSERT_TRUE(note_dirty(locked, state, kIova + 2 * kPageSize, kIova + 2 * kPageSize));
-  }
+  write_pages({{kIova, kIova}, {kIova + 2 * kPageSize, kIova + 2 * kPageSize}});
   u32 calls = 0;
   const auto done = container_->read_dirty(
       kIova, kIova + 4 * kPageSize - 1,
@@ -214,12 +213,8 @@ TEST_F(Type1, WithoutOneThatIsDirtyWhichADriverWrote) {
   ASSERT_EQ(map(kIova, 4), 0);
   ASSERT_TRUE(container_->set_tracking(true));
   EXPECT_EQ(dirty(kIova, 4), Ranges{});
-  {
-    iommu::Locked locked(container_->context());
-    auto& state = *reinterpret_cast<ContainerState*>(locked.root().above.get());
-    ASSERT_TRUE(note_dirty(locked, state, kIova + kPageSize + 5, kIova + kPageSize + 9));
-    ASSERT_TRUE(note_dirty(locked, state, kIova + kPageSize, kIova + kPageSize));
-  }
+  write_pages(
+      {{kIova + kPageSize + 5, kIova + kPageSize + 9}, {kIova + kPageSize, kIova + kPageSize}});
   EXPECT_EQ(dirty(kIova, 4), (Ranges{{kIova + kPageSize, kIova + 2 * kPageSize - 1}}));
   EXPECT_EQ(dirty(kIova, 4), Ranges{});
 }
