@@ -183,7 +183,7 @@ TEST_F(DmaTest, WhatItWritesInTheExternalDomainIsDirty) {
   EXPECT_EQ(first, kIova + 2 * kPageSize) << "that page and no other";
 }
 
-// What the parent has pinned a child does not reach (src/iommu/README.md); nor does it use, or
+// What the parent has pinned a child does not reach (docs/shared-iommufd.md); nor does it use, or
 // break, the parent's caches.
 TEST_F(DmaTest, AChildHasCachesOfItsOwn) {
   Dma dma;
