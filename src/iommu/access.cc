@@ -95,7 +95,7 @@ Result<u64> Locked::pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64
 
 void Locked::unpin_areas(Ioas& ioas, u64 iova, u64 last) {
   for (u64 at = iova;;) {
-    Area* const area = ioas.areas.first(at, at);
+    Area* const area = areas(ioas, at, at).first(at, at);
     ST_CHECK(area != nullptr && area->accesses != 0);  // what is pinned stays mapped
     const u64 end = std::min(last, area->last());
     const u64 first = area->page_at(at);
@@ -113,7 +113,7 @@ Result<void> Locked::pin(Access& access, u64 iova, u64 length, bool write, u64* 
   Ioas* const ioas = access.ioas;
   if (ioas == nullptr) return refuse(ENOENT);
   for (u64 at = iova;;) {
-    Area* const area = ioas->areas.first(at, at);
+    Area* const area = areas(*ioas, at, at).first(at, at);
     Result<u64> pages = refuse(ENOENT);
     if (area != nullptr && area->filler == 0) pages = pin_pages_of(*area, at, *last, write, frames);
     if (!pages) {
@@ -137,7 +137,7 @@ Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, co
   const Ioas* const ioas = access.ioas;
   if (ioas == nullptr) return refuse(ENOENT);
   for (u64 at = iova;;) {
-    const Area* const area = ioas->areas.first(at, at);
+    const Area* const area = areas(*ioas, at, at).first(at, at);
     if (area == nullptr || area->filler != 0) return refuse(ENOENT);
     if (area->prevent_access) return refuse(EINVAL);
     if (!permits(*area, from != nullptr)) return refuse(EPERM);

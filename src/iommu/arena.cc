@@ -50,7 +50,7 @@ Arena::~Arena() {
 void* Arena::carve(unsigned order) {
   Header& h = header();
   const u64 bytes = u64{1} << (order < kPageOrder ? kPageOrder : order);
-  if (bytes > kUndo - h.heap_end) return nullptr;
+  if (bytes > kUndo - h.heap_end - h.kept_back) return nullptr;
   u8* const first = base_ + h.heap_end;
   h.heap_end += bytes;
   for (u64 at = bytes - (u64{1} << order); at != 0; at -= u64{1} << order) {
@@ -88,6 +88,17 @@ void Arena::free(void* block, u64 bytes) {
 void Arena::empty_block(void* block, unsigned order) {
   if (sys::madvise(block, u64{1} << order, MADV_REMOVE)) return;
   memset(block, 0, u64{1} << order);
+}
+
+bool Arena::keep_back(u64 bytes) {
+  Header& h = header();
+  if (bytes > kUndo - h.heap_end - h.kept_back) return false;
+  h.kept_back += bytes;
+  return true;
+}
+
+void Arena::give_back(u64 bytes) {
+  header().kept_back -= bytes;
 }
 
 s64 Arena::blocks_in_use() const {

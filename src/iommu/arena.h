@@ -26,6 +26,7 @@
 #include <bit>
 
 #include "base/alloc.h"
+#include "base/check.h"
 #include "base/failpoint.h"
 #include "base/process_stamp.h"
 #include "base/result.h"
@@ -67,6 +68,21 @@ class Arena {
     static_assert(order_of(sizeof(T)) < kReturned);
     void* const block = take(order_of(sizeof(T)), site);
     if (block == nullptr) return refuse(ENOMEM);
+    return ::new (block) T();
+  }
+  // Heap that is kept for blocks to come, so that make_kept() cannot fail: so many bytes for each
+  // T. No failpoint is asked. False: there is not so much.
+  [[nodiscard]] bool keep_back(u64 bytes);
+  void give_back(u64 bytes);
+  template <typename T>
+  static constexpr u64 block_bytes() {
+    return u64{1} << order_of(sizeof(T));
+  }
+  template <typename T>
+  T* make_kept() {
+    static_assert(order_of(sizeof(T)) < kReturned);
+    void* const block = take_unasked(order_of(sizeof(T)));
+    ST_CHECK(block != nullptr);
     return ::new (block) T();
   }
   template <typename T>
@@ -123,7 +139,8 @@ class Arena {
   }
   Header& header() const;
   // A block; what is in it may be anything unless it is new.
-  void *take(unsigned order, const char* site), *take_new(unsigned order), *carve(unsigned order);
+  void *take(unsigned order, const char* site), *take_unasked(unsigned order);
+  void *take_new(unsigned order), *carve(unsigned order);
   void give(void* block, unsigned order), give_later(void* block, unsigned order);
   void note_taken(const void* block, unsigned order) const;
   static void empty_block(void* block, unsigned order);

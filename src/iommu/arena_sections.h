@@ -21,7 +21,7 @@ class Arena::Section {
 
 struct Arena::Header {
   static constexpr u64 kMagic = 0x756d6d6f69327473;  // "st2iommu"
-  static constexpr u64 kVersion = 3;
+  static constexpr u64 kVersion = 4;
   static constexpr unsigned kOrders = 34;
   u64 magic;
   u64 version;
@@ -29,6 +29,7 @@ struct Arena::Header {
   u32 broken;
   sync::Atomic<u32> processes;  // that have ever taken the lock
   Kept<u64> heap_end;           // the first byte never used
+  Kept<u64> kept_back;          // so much behind it is not for everybody
   Kept<s64> blocks;
   Kept<u64> free_lists[kOrders];  // offsets; a free block's first word is the next one's
   // Freed by the section under way or the one before, and where each list ends; bits: by order.
@@ -48,6 +49,10 @@ inline Arena::Header& Arena::header() const {
 inline void* Arena::take(unsigned order, const char* site) {
   if (failpoint::should_fail(site)) [[unlikely]]
     return nullptr;
+  return take_unasked(order);
+}
+
+inline void* Arena::take_unasked(unsigned order) {
   Header& h = header();
   const u64 offset = h.free_lists[order];
   if (offset == 0) [[unlikely]]

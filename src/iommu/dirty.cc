@@ -11,7 +11,8 @@ namespace stagetwo::iommu {
 Result<void> Locked::set_dirty_tracking(Hwpt& hwpt, bool on) {
   if (!hwpt.domain.dirty_ops) return refuse(EOPNOTSUPP);
   const Ioas& ioas = *hwpt.ioas;
-  for (const Area* area = ioas.areas.first(); on && area != nullptr; area = ioas.areas.next(area)) {
+  for (const Area* area = areas(ioas).first(); on && area != nullptr;
+       area = ioas.nodes.next(area)) {
     u64 at = area->iova();
     while (const auto page = next_dirty(arena(), hwpt.domain, at, area->last(), true)) {
       at = page->iova + page->bytes;
@@ -32,7 +33,7 @@ bool Locked::read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, 
 
 bool Locked::collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context) {
   for (u64 at = iova;;) {
-    const Area* const area = hwpt.ioas->areas.first(at, at);
+    const Area* const area = areas(*hwpt.ioas, at, at).first(at, at);
     if (area == nullptr || area->filler != 0) return false;
     const u64 end = std::min(last, area->last());
     while (at <= end) {

@@ -63,6 +63,10 @@ class Tables {
     if (frames == 1) note_near(first);
     return mapped << F::kGranuleLg2;
   }
+  bool find_near(u64 iova) {
+    note_near(iova >> F::kGranuleLg2);
+    return domain_.near_table.get() != nullptr;
+  }
   std::optional<Translation> translate(u64 iova) const {
     const auto found = mapper_.translate(iova >> F::kGranuleLg2);
     if (!found) return std::nullopt;
@@ -212,6 +216,11 @@ u64 unmap_range(Arena& arena, Domain& domain, u64 iova, u64 bytes) {
     if (auto* const entry = near_entry<F>(domain, iova, bytes)) return unmap_near<F>(entry);
     return Tables<F>(arena, domain).unmap(iova, bytes);
   });
+}
+
+bool find_near_table(Arena& arena, Domain& domain, u64 iova) {
+  if (iova > domain.aperture_last) return false;
+  return with_tables(arena, domain, [&](auto& tables) { return tables.find_near(iova); });
 }
 
 std::optional<Translation> translate(const Arena& arena, const Domain& domain, u64 iova) {

@@ -42,6 +42,10 @@ Result<void> map_range(Arena& arena, Domain& domain, u64 iova, u64 frame_address
 // Returns how many bytes were mapped.
 u64 unmap_range(Arena& arena, Domain& domain, u64 iova, u64 bytes);
 
+// Makes the last table of a page's way the one used last (Domain::near_table). False: there is
+// none.
+bool find_near_table(Arena& arena, Domain& domain, u64 iova);
+
 struct Translation {
   u64 address;  // of the byte
   u32 rights;

@@ -40,7 +40,9 @@ Result<void> map_file_range(Locked& locked, Ioas& ioas, int fd, u64 start, MapRe
     unmap_pages(*mapped, bytes);
     return done;
   }
-  ioas.areas.first(request->iova, request->iova)->pages->engine_maps = true;
+  locked.areas(ioas, request->iova, request->iova)
+      .first(request->iova, request->iova)
+      ->pages->engine_maps = true;
   return {};
 }
 

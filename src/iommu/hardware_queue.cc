@@ -10,10 +10,10 @@
 namespace stagetwo::iommu {
 namespace {
 
-// Locks or unlocks what is mapped there. Pre: all of it is pinned.
+// Locks or unlocks what is mapped there. Pre: all of it is pinned, and has nodes (page_rows.cc).
 void lock_areas(Ioas& ioas, u64 iova, u64 length, u32 by) {
   const u64 last = iova + (length - 1);
-  for (Area* area = ioas.areas.first(iova, last); area != nullptr; area = ioas.areas.next(area)) {
+  for (Area* area = ioas.nodes.first(iova, last); area != nullptr; area = ioas.nodes.next(area)) {
     if (area->iova() > last) return;
     area->locks += by;
   }

@@ -25,10 +25,10 @@ bool fit(u64* start, u64 last, u64 length, u64 alignment, u64 page_offset) {
 }
 
 // The first IOVA at or behind `from` in neither set, and the last one before the next member.
-// False: none up to `last`.
+// False: none up to `last`. Pre: all areas have nodes.
 bool next_hole(const Ioas& ioas, u64 from, u64 last, IovaRanges* hole) {
   for (;;) {
-    const Area* const area = ioas.areas.first(from, last);
+    const Area* const area = ioas.nodes.first(from, last);
     const Reserved* const reserved = ioas.reserved.first(from, last);
     u64 covered = 0;
     bool is_covered = false;
@@ -73,7 +73,7 @@ Result<Ioas*> Locked::make_ioas() {
 }
 
 void Locked::destroy_ioas(Ioas* ioas) {
-  while (Area* area = ioas->areas.first()) {
+  while (Area* area = areas(*ioas).first()) {
     ST_DCHECK(!area->filled && area->accesses == 0);
     PageSet* const set = area->pages;
     erase_area(*ioas, area);
@@ -99,6 +99,7 @@ Result<void> Locked::choose_iova(const Ioas& ioas, u64 user_address, u64 length,
   if (user_address != 0) alignment = std::min(alignment, user_address & -user_address);
   alignment = std::min(alignment, kLargestAlignment);
   if (alignment < ioas.alignment) return refuse(EINVAL);
+  areas(ioas);
   const u64 page_offset = user_address % kPageSize;
 
   constexpr IovaRanges kWindow{kPageSize, kEnd - kPageSize};
@@ -129,7 +130,7 @@ Result<void> Locked::check_iova(Ioas& ioas, u64 iova, u64 length) {
   const auto last = checked_add(iova, length - 1);
   if (!last) return refuse(EOVERFLOW);
   if (ioas.reserved.first(iova, *last) != nullptr) return refuse(EINVAL);
-  while (Area* const area = ioas.areas.first(iova, *last)) {
+  while (Area* const area = areas(ioas, iova, *last).first(iova, *last)) {
     if (!drop_dead_fill(ioas, area)) return refuse(EEXIST);
   }
   return {};
@@ -188,7 +189,7 @@ Result<void> Locked::copy(Ioas& from, u64 iova, u32 to_id, MapRequest* request) 
   if (!last) return refuse(EOVERFLOW);
   Vec<Piece> pieces("iommu.copy");
   for (u64 at = iova;;) {
-    Area* const area = from.areas.first(at, at);
+    Area* const area = areas(from, at, at).first(at, at);
     if (area == nullptr || area->filler != 0) return refuse(ENOENT);
     const u64 end = std::min(*last, area->last());
     ST_TRY(pieces.push_back({area->pages, area->byte_at(at), end - at + 1}));
@@ -230,10 +231,11 @@ Result<void> Locked::insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 
   return {};
 }
 
-// Of [iova, iova + length), which begins and ends with one. What was filled on failure stays so.
+// Of [iova, iova + length), which begins and ends with one, and was entered in this section. What
+// was filled on failure stays so.
 Result<void> Locked::fill_areas(Ioas& ioas, u64 iova, u64 length) {
   for (u64 done = 0; done < length;) {
-    Area* const area = ioas.areas.first(iova + done, iova + done);
+    Area* const area = ioas.nodes.first(iova + done, iova + done);
     done += area->length();
     ST_TRY(fill_area(ioas, *area));
   }
@@ -243,7 +245,7 @@ Result<void> Locked::fill_areas(Ioas& ioas, u64 iova, u64 length) {
 // Of the same, filled or not.
 void Locked::remove_areas(Ioas& ioas, u64 iova, u64 length) {
   for (u64 done = 0; done < length;) {
-    Area* const area = ioas.areas.first(iova + done, iova + done);
+    Area* const area = ioas.nodes.first(iova + done, iova + done);
     done += area->length();
     PageSet* const set = area->pages;
     unfill_area(ioas, *area);
@@ -297,7 +299,8 @@ Result<void> Locked::allow(Ioas& ioas, std::span<const IovaRanges> ranges) {
 }
 
 Result<void> Locked::reserve(Ioas& ioas, u64 start, u64 last, u32 owner) {
-  if (ioas.areas.first(start, last) != nullptr || ioas.allowed.first(start, last) != nullptr) {
+  const bool is_mapped = areas(ioas, start, last).first(start, last) != nullptr;
+  if (is_mapped || ioas.allowed.first(start, last) != nullptr) {
     return refuse(EADDRINUSE);
   }
   Reserved* const reserved = ST_TRY(arena().make<Reserved>("iommu.reserved"));
@@ -332,7 +335,7 @@ bool Locked::next_range(const Ioas& ioas, u64 from, IovaRanges* out) {
 
 // Two areas in the place of one, so that the first ends at `iova`.
 Result<void> Locked::cut(Ioas& ioas, u64 iova) {
-  Area* const area = ioas.areas.first(iova, iova);
+  Area* const area = areas(ioas, iova, iova).first(iova, iova);
   if (area == nullptr || iova == area->iova() || iova == area->last()) return {};
   if (area->prevent_access || area->filler != 0) return refuse(EBUSY);
   const u64 behind = iova + 1;
@@ -350,16 +353,16 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   // What is filled is cut between pages: without large pages the alignment is a page.
   ST_DCHECK(!area->filled || rest->start_byte % kPageSize == 0);
   ++area->pages->users;
-  ioas.areas.erase(area);
+  ioas.nodes.erase(area);
   area->node.last = iova;
-  ioas.areas.insert(area);
-  ioas.areas.insert(rest);
+  ioas.nodes.insert(area);
+  ioas.nodes.insert(rest);
   ++ioas.area_count;
   return {};
 }
 
 Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
-  while (Area* area = ioas.areas.first(*start, last)) {
+  while (Area* area = areas(ioas, *start, last).first(*start, last)) {
     if (area->filler != 0) {
       if (drop_dead_fill(ioas, area)) continue;
       return refuse(EBUSY);

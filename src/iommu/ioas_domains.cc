@@ -87,7 +87,7 @@ void Locked::unfill_area(Ioas& ioas, Area& area) {
 
 Result<void> Locked::check_alignment(const Ioas& ioas, u64 alignment) const {
   const u64 mask = alignment - 1;
-  for (const Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+  for (const Area* area = areas(ioas).first(); area != nullptr; area = ioas.nodes.next(area)) {
     if (((area->iova() | area->length() | area->start_byte % kPageSize) & mask) != 0) {
       return refuse(EADDRINUSE);
     }
@@ -115,7 +115,7 @@ Result<void> Locked::set_large_pages(Ioas& ioas, bool on) {
     return {};
   }
   if (ioas.no_large_pages) return {};
-  if (ioas.hwpts.get() != nullptr && !ioas.areas.empty()) return refuse(EINVAL);
+  if (ioas.hwpts.get() != nullptr && !areas(ioas).empty()) return refuse(EINVAL);
   ioas.no_large_pages = true;
   const auto done = recompute_alignment(ioas);
   if (!done) ioas.no_large_pages = false;
@@ -152,7 +152,7 @@ Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
     ST_TRY(reserve(ioas, domain.aperture_last + 1, ~u64{0}, owner));
   }
   const bool first_domain = ioas.hwpts.get() == nullptr;
-  for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+  for (Area* area = areas(ioas).first(); area != nullptr; area = ioas.nodes.next(area)) {
     if (area->filler != 0) continue;  // comes into every domain when its pages are there
     const u64 first = area->start_byte / kPageSize;
     Result<void> filled;
@@ -162,7 +162,7 @@ Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
       if (!filled && first_domain) release_pages(*area->pages, first, pages_of(*area));
     }
     if (!filled) {
-      for (Area* undo = ioas.areas.first(); undo != area; undo = ioas.areas.next(undo)) {
+      for (Area* undo = areas(ioas).first(); undo != area; undo = ioas.nodes.next(undo)) {
         unmap_range(arena(), hwpt.domain, undo->iova(), undo->length());
         if (!first_domain || !undo->filled) continue;
         release_pages(*undo->pages, undo->start_byte / kPageSize, pages_of(*undo));
@@ -176,6 +176,7 @@ Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
 }
 
 void Locked::remove_domain(Ioas& ioas, Hwpt& hwpt) {
+  areas(ioas);  // while the tables say where the pages of rows are
   Hwpt* const next = hwpt.next;
   if (ioas.hwpts.get() == &hwpt) {
     ioas.hwpts = next;
@@ -186,7 +187,7 @@ void Locked::remove_domain(Ioas& ioas, Hwpt& hwpt) {
   }
   hwpt.next = nullptr;
   const bool last_domain = ioas.hwpts.get() == nullptr;
-  for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+  for (Area* area = areas(ioas).first(); area != nullptr; area = ioas.nodes.next(area)) {
     unmap_range(arena(), hwpt.domain, area->iova(), area->length());
     if (!last_domain || !area->filled) continue;
     release_pages(*area->pages, area->start_byte / kPageSize, pages_of(*area));

@@ -68,6 +68,8 @@ class Locked {
   Result<void> set_large_pages(Ioas& ioas, bool on);
   Result<void> cut(Ioas& ioas, u64 iova);  // so that an area ends there; EINVAL, EBUSY, ENOMEM
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
+  // The areas, each with a node; of [start, last], if no more is asked for (page_rows.cc).
+  AreaSet& areas(const Ioas& ioas, u64 start = 0, u64 last = ~u64{0}) const;
   // The short way of a page alone (one_page.cc). False: nothing was done, the general one is left.
   bool map_one_page(Ioas& ioas, u64 address, const MapRequest& request);
   bool unmap_one_page(Ioas& ioas, u64 start, u64 last);
@@ -142,7 +144,13 @@ class Locked {
   Result<u32> this_process(), find_this_process();
   bool is_alive(u32 process) const, is_near(u32 process) const, is_this_process(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
-  PageSet* enter_one_page(Ioas& ioas, u64 address, const MapRequest& request);
+  bool enter_one_page(Ioas& ioas, u64 address, const MapRequest& request, u64 frame);
+  bool unmap_of_row(Ioas& ioas, PageRow& row, u64 iova), unmap_alone(Ioas& ioas, u64, u64);
+  static PageRow* row_at(Ioas& ioas, u64 iova);
+  PageRow* row_for(Ioas& ioas, u64 address, const MapRequest& request);
+  PageRow* make_row(Ioas& ioas, u64 address, const MapRequest& request);
+  void spread_rows(Ioas& ioas, u64 start, u64 last) const, spread_all() const;
+  void spread_row(Ioas& ioas, PageRow* row) const, drop_row(Ioas& ioas, PageRow* row) const;
   void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
   Result<void> pin_run(PageSet& set, u64 first, u64 count), make_frames(PageSet& set);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);

@@ -86,18 +86,25 @@ inline void enter_area_of(Ioas& ioas, Area& area, PageSet& set, const AreaHow& h
   area.pages.set_unnoted(&set);
   area.start_byte.set_unnoted(how.start_byte);
   area.rights.set_unnoted(how.rights);
-  ioas.areas.insert(&area);
+  ioas.nodes.insert(&area);
   ++ioas.area_count;
 }
 inline void Locked::erase_area(Ioas& ioas, Area* area) {
-  ioas.areas.erase(area);
+  ioas.nodes.erase(area);
   --ioas.area_count;
   arena().destroy(area);
 }
 // What stands behind the area that is unmapped is unmapped next.
 inline void prefetch_behind(const Ioas& ioas, const Area& area) {
-  const Area* const next = ioas.areas.prefetch_behind(&area);
+  const Area* const next = ioas.nodes.prefetch_behind(&area);
   if (next != nullptr) prefetch_ahead(area.pages.get(), next->pages.get());
+}
+
+inline AreaSet& Locked::areas(const Ioas& ioas, u64 start, u64 last) const {
+  auto& of = const_cast<Ioas&>(ioas);  // what is mapped does not change
+  if (!of.rows.empty()) [[unlikely]]
+    spread_rows(of, start, last);
+  return of.nodes;
 }
 
 template <typename T>

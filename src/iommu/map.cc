@@ -129,8 +129,8 @@ bool Locked::drop_dead_fill(Ioas& ioas, Area* area) {
 bool Locked::drop_dead_fills(Ioas& ioas) {
   bool any = false;
   Area* next = nullptr;
-  for (Area* area = ioas.areas.first(); area != nullptr; area = next) {
-    next = ioas.areas.next(area);
+  for (Area* area = areas(ioas).first(); area != nullptr; area = next) {
+    next = ioas.nodes.next(area);
     any = drop_dead_fill(ioas, area) || any;
   }
   return any;

@@ -70,6 +70,22 @@ struct Area {
   [[nodiscard]] u64 page_count() const { return (start_byte % 4096 + length() - 1) / 4096 + 1; }
 };
 
+using AreaSet = IntervalSet<Area, Intervals::kDisjoint>;
+
+// Pages that were mapped one by one, each an area of its own, but with one thing to say of all:
+// they follow each other in memory as they do in IOVAs. A bit tells which are there, the page table
+// where. Who wants more of one than to unmap it makes areas with a node of them first
+// (page_rows.cc).
+inline constexpr u64 kRowPages = 512, kRowBytes = kRowPages * 4096;
+struct PageRow {
+  IntervalNode node;  // kRowBytes of IOVAs, aligned
+  Kept<u64> address;  // of what stands, or would, at the first of them
+  Kept<u32> rights;   // of each page: filled, charged to nobody, held by no access
+  Kept<u32> process;  // that has pinned them
+  Kept<u32> pages;    // that are there
+  Kept<u64> there[kRowPages / 64];
+};
+
 struct Reserved {
   IntervalNode node;
   Kept<u32> owner;  // the page table whose aperture it bounds; 0: nobody

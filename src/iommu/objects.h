@@ -16,7 +16,8 @@
 //     do not overlap.
 // I3  A page of a page set is pinned iff holds[page] > 0, exactly once, by the process that
 //     frames[page] names.
-// I4  Every area is in every domain of its IOAS, or the domain is not listed.
+// I4  Every area is in every domain of its IOAS, or the domain is not listed. An area has a node of
+//     its own, or is a page of a row: these are found through Locked::areas() only.
 // I5  Which domain a PASID of a device means is said by its attachment; the device tables
 //     (device_tables.h) of a device that has such say the same.
 // I6  What a request makes has its number at once and is found by it when its client was told, so
@@ -78,8 +79,10 @@ struct Access;
 
 struct Ioas {
   Object object;
-  IntervalSet<Area, Intervals::kDisjoint> areas;
-  Kept<u64> area_count;
+  AreaSet nodes;         // the areas that have one: Locked::areas() makes it all of them
+  Kept<u64> area_count;  // of all
+  IntervalSet<PageRow, Intervals::kDisjoint> rows;  // those that have none; there is one domain
+  RelPtr<PageRow> near_row;                         // used last
   IntervalSet<Reserved> reserved;
   IntervalSet<Allowed> allowed;
   Kept<u64> alignment{1};

@@ -6,9 +6,11 @@
 //
 //   to map      fixed, page aligned, writable, private memory that is known to be there, charged to
 //               nobody; no failpoint is armed
-//   to unmap    the one use of a page set of one page that this process has pinned; no access, no
-//               hardware queue, no engine that remembers anything
-//   both        one domain, and the page's table is the one used last (near_entry.h)
+//   to unmap    a page of a row (page_rows.cc) that this process has pinned, or the one use of a
+//               page set of one page; no access, no hardware queue
+//   both        one domain, in pages of 4 KiB, and the page's table is there
+//
+// Who goes on where the page before ended begins a row, and whatever fits into it comes into it.
 #include "base/failpoint_armed.h"
 #include "host/access.h"
 #include "host/pin.h"
@@ -27,7 +29,49 @@ bool is_page(u64 start, u64 last) {
   return start % kPageSize == 0 && last - start == kPageSize - 1;
 }
 
+// The entry of a page; null: its table is not there.
+template <pt::Format F>
+pt::Entry<F>* entry_of_page(Arena& arena, Domain& domain, u64 iova) {
+  if constexpr (u64{1} << F::kGranuleLg2 != kPageSize) return nullptr;
+  if (auto* const entry = near_entry<F>(domain, iova, kPageSize)) [[likely]]
+    return entry;
+  return find_near_table(arena, domain, iova) ? near_entry<F>(domain, iova, kPageSize) : nullptr;
+}
+
+struct RowBit {
+  Kept<u64>& word;
+  u64 bit;
+};
+RowBit bit_of(PageRow& row, u64 iova) {
+  const u64 page = iova / kPageSize % kRowPages;
+  return {row.there[page / 64], u64{1} << page % 64};
+}
+bool is_there(PageRow& row, u64 iova) {
+  const RowBit there = bit_of(row, iova);
+  return (there.word & there.bit) != 0;
+}
+
 }  // namespace
+
+// Null: there is none where `iova` is.
+inline PageRow* Locked::row_at(Ioas& ioas, u64 iova) {
+  PageRow* row = ioas.near_row;
+  if (row == nullptr || row->node.start != (iova & ~(kRowBytes - 1))) [[unlikely]] {
+    row = ioas.rows.first(iova, iova);
+    if (row != nullptr) ioas.near_row = row;
+  }
+  return row;
+}
+
+// The row a page belongs to, or begins; null: none.
+inline PageRow* Locked::row_for(Ioas& ioas, u64 address, const MapRequest& request) {
+  PageRow* const row = row_at(ioas, request.iova);
+  if (row == nullptr) [[unlikely]]
+    return make_row(ioas, address, request);
+  const bool fits = row->address + request.iova % kRowBytes == address &&
+                    row->rights == request.rights && row->process == c_.process_;
+  return fits ? row : nullptr;
+}
 
 bool Locked::map_one_page(Ioas& ioas, u64 address, const MapRequest& request) {
   Domain* const domain = only_domain(ioas);
@@ -37,40 +81,74 @@ bool Locked::map_one_page(Ioas& ioas, u64 address, const MapRequest& request) {
                         is_this_process(c_.process_) && !failpoint::is_armed() &&
                         host::is_user_range(Hva(address), kPageSize);
   if (!ordinary || ioas.reserved.first(iova, last) != nullptr) return false;
-  if (ioas.areas.first(iova, last) != nullptr) return false;
+  if (ioas.nodes.first(iova, last) != nullptr) return false;
   return with_format(domain->format, [&]<typename F>(std::type_identity<F>) {
-    auto* const entry = near_entry<F>(*domain, iova, kPageSize);
-    const bool is_free =
-        entry != nullptr && ArenaMemory<typename F::Word>::load(entry) == F::kNonpresent;
-    const PageSet* const set = is_free ? enter_one_page(ioas, address, request) : nullptr;
-    if (set == nullptr) return false;
-    static_cast<void>(map_near<F>(entry, set->few_frames[0] * kPageSize, request.rights));
+    auto* const entry = entry_of_page<F>(arena(), *domain, iova);
+    if (entry == nullptr || ArenaMemory<typename F::Word>::load(entry) != F::kNonpresent) {
+      return false;
+    }
+    if (host::pin_charge(host::PinCharge::kUser, 1) != host::PinCharge::kNone) return false;
+    const auto frame = host::pin_known_page(Hva(address));
+    if (!frame) return false;
+    const u64 name = named(c_.process_, *frame);
+    if (PageRow* const row = row_for(ioas, address, request)) [[likely]] {
+      const RowBit there = bit_of(*row, iova);
+      there.word |= there.bit;
+      ++row->pages;
+      ++ioas.area_count;
+    } else if (!enter_one_page(ioas, address, request, name)) {
+      host::unpin_pages({*frame, 1});
+      return false;
+    }
+    static_cast<void>(map_near<F>(entry, name * kPageSize, request.rights));
     return true;
   });
 }
 
-// Null: it is not known to be there, or would be charged.
-PageSet* Locked::enter_one_page(Ioas& ioas, u64 address, const MapRequest& request) {
-  if (host::pin_charge(host::PinCharge::kUser, 1) != host::PinCharge::kNone) return nullptr;
+// With an area and a page set of its own. False: there is no memory.
+bool Locked::enter_one_page(Ioas& ioas, u64 address, const MapRequest& request, u64 frame) {
   const auto set = arena().make<PageSet>("iommu.page_set");
   const auto area = arena().make<Area>("iommu.area");
-  const auto frame = set && area ? host::pin_known_page(Hva(address)) : std::nullopt;
-  if (!frame) {
+  if (!set || !area) {
     if (set) arena().destroy(*set);
     if (area) arena().destroy(*area);
-    return nullptr;
+    return false;
   }
   enter_page_set(root(), **set, {c_.process_, true, true, address, 1});
-  hold_known(root(), **set, *frame);
+  hold_known(root(), **set, number_of(frame));
   enter_area_of(ioas, **area, **set, {request.iova, 0, kPageSize, request.rights});
   (*area)->filled.set_unnoted(true);
-  return *set;
+  return true;
 }
 
+// In both: out of the table, then of all caches, then the pin.
 bool Locked::unmap_one_page(Ioas& ioas, u64 start, u64 last) {
-  Domain* const domain = only_domain(ioas);
-  if (domain == nullptr || !is_page(start, last) || root().queue.has_lines()) return false;
-  Area* const area = ioas.areas.first(start, last);
+  if (only_domain(ioas) == nullptr || !is_page(start, last)) return false;
+  PageRow* const row = row_at(ioas, start);
+  if (row == nullptr || !is_there(*row, start)) return unmap_alone(ioas, start, last);
+  return is_this_process(row->process) && unmap_of_row(ioas, *row, start);
+}
+
+// Pre: it is there, and this process's.
+inline bool Locked::unmap_of_row(Ioas& ioas, PageRow& row, u64 iova) {
+  Domain& domain = *only_domain(ioas);
+  return with_format(domain.format, [&]<typename F>(std::type_identity<F>) {
+    auto* const entry = entry_of_page<F>(arena(), domain, iova);
+    if (entry == nullptr) return false;
+    const u64 frame = F::output(ArenaMemory<typename F::Word>::load(entry), 1) / kPageSize;
+    if (unmap_near<F>(entry) == 0) return false;
+    if (root().queue.has_lines()) flush_ioas(ioas, iova, iova + (kPageSize - 1));
+    host::unpin_pages({number_of(frame), 1});
+    const RowBit there = bit_of(row, iova);
+    there.word &= ~there.bit;
+    --ioas.area_count;
+    if (--row.pages == 0) drop_row(ioas, &row);
+    return true;
+  });
+}
+
+bool Locked::unmap_alone(Ioas& ioas, u64 start, u64 last) {
+  Area* const area = ioas.nodes.first(start, last);
   if (area == nullptr || area->iova() != start || area->last() != last) return false;
   PageSet& set = *area->pages;
   const u64 frame = set.few_frames[0];
@@ -78,11 +156,13 @@ bool Locked::unmap_one_page(Ioas& ioas, u64 start, u64 last) {
                         set.users == 1 && set.few_holds[0] == 1 && set.no_charge &&
                         !set.engine_maps && is_this_process(process_of(frame));
   if (!ordinary) return false;
-  const u64 gone = with_format(domain->format, [&]<typename F>(std::type_identity<F>) -> u64 {
-    auto* const entry = near_entry<F>(*domain, start, kPageSize);
+  Domain& domain = *only_domain(ioas);
+  const u64 gone = with_format(domain.format, [&]<typename F>(std::type_identity<F>) -> u64 {
+    auto* const entry = entry_of_page<F>(arena(), domain, start);
     return entry == nullptr ? 0 : unmap_near<F>(entry);
   });
   if (gone == 0) return false;
+  if (root().queue.has_lines()) flush_ioas(ioas, start, last);
   prefetch_behind(ioas, *area);
   host::unpin_pages({number_of(frame), 1});
   use_process(process_of(frame), -1);

@@ -219,7 +219,7 @@ Result<void> TakeOver::for_each_area(F&& fn) {
     const auto found = l_.find<Ioas>(static_cast<u32>(id));
     if (!found) continue;
     Ioas& ioas = **found;
-    for (Area* area = ioas.areas.first(); area != nullptr; area = ioas.areas.next(area)) {
+    for (Area* area = l_.areas(ioas).first(); area != nullptr; area = ioas.nodes.next(area)) {
       if (!area->filled || !takes(area->pages)) continue;
       ST_TRY(fn(ioas, *area));
     }
@@ -279,6 +279,7 @@ void TakeOver::leave_behind(Taken& taken) {
 }
 
 Result<void> TakeOver::run() {
+  l_.spread_all();
   for (PageSet* set = l_.root().page_sets; set != nullptr; set = set->next) {
     if (set->users == 0) continue;  // left behind
     if (!set->engine_maps) return refuse(EINVAL);

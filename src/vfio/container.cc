@@ -133,8 +133,8 @@ Result<void> Container::attach_group(iommu::Locked& locked, ContainerState& foun
 void Container::note_all_dirty(iommu::Locked& locked, ContainerState& found) {
   const auto ioas = locked.find<iommu::Ioas>(found.ioas);
   if (!ioas) return;
-  for (const iommu::Area* area = (*ioas)->areas.first(); area != nullptr;
-       area = (*ioas)->areas.next(area)) {
+  for (const iommu::Area* area = locked.areas(**ioas).first(); area != nullptr;
+       area = (*ioas)->nodes.next(area)) {
     if (!note_dirty(locked, found, area->iova(), area->last())) found.all_dirty = true;
   }
 }

@@ -251,7 +251,7 @@ iommu::FaultReason Dma::access_page(u64 iova, u64 bytes, void* to, const void* f
   if (container_ && from != nullptr && (*access)->ioas.get() != nullptr) {
     const auto state = Container::state(locked, false);
     if (!state || *state == nullptr) return iommu::FaultReason::kSecondUnreadable;
-    const bool mapped = (*access)->ioas->areas.first(iova, iova) != nullptr;
+    const bool mapped = locked.areas(*(*access)->ioas, iova, iova).first(iova, iova) != nullptr;
     if (mapped && !note_dirty(locked, **state, iova, iova + bytes - 1)) {
       return iommu::FaultReason::kSecondUnreadable;
     }

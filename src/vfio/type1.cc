@@ -22,10 +22,12 @@ struct Found {
 };
 
 // A range to be read or taken away bisects no map. Failure: EINVAL.
-Result<void> check_whole(const iommu::Ioas& ioas, u64 start, u64 last) {
-  const iommu::Area* const first = ioas.areas.first(start, start);
+Result<void> check_whole(const iommu::Locked& locked, const iommu::Ioas& ioas, u64 start,
+                         u64 last) {
+  const iommu::AreaSet& areas = locked.areas(ioas, start, last);
+  const iommu::Area* const first = areas.first(start, start);
   if (first != nullptr && first->iova() != start) return refuse(EINVAL);
-  const iommu::Area* const end = ioas.areas.first(last, last);
+  const iommu::Area* const end = areas.first(last, last);
   if (end != nullptr && end->last() != last) return refuse(EINVAL);
   return {};
 }
@@ -37,10 +39,12 @@ struct Going {
 };
 // Of v1 what begins in front of the range stays, and everything behind it; what begins in it goes
 // whole.
-Going count_going(const iommu::Ioas& ioas, u64 start, u64 last, bool v2) {
+Going count_going(const iommu::Locked& locked, const iommu::Ioas& ioas, u64 start, u64 last,
+                  bool v2) {
   Going going;
-  for (const iommu::Area* area = ioas.areas.first(start, last);
-       area != nullptr && area->iova() <= last; area = ioas.areas.next(area)) {
+  const iommu::AreaSet& areas = locked.areas(ioas, start, last);
+  for (const iommu::Area* area = areas.first(start, last); area != nullptr && area->iova() <= last;
+       area = areas.next(area)) {
     if (!v2 && area->iova() < start) break;
     going.bytes += area->length();
     going.last = area->last();
@@ -97,7 +101,9 @@ Result<void> Container::map(const Map& map) {
   const sync::MutexGuard changing(changing_);
   iommu::Locked locked(*context_);
   ST_FIND_TYPE1(found);
-  if (found.ioas.areas.first(map.iova, last) != nullptr) return refuse(EEXIST);
+  if (locked.areas(found.ioas, map.iova, last).first(map.iova, last) != nullptr) {
+    return refuse(EEXIST);
+  }
   if (found.ioas.area_count == kMostMaps) return refuse(ENOSPC);
   iommu::Locked::MapRequest request{true, map.iova, map.size, map.rights};
   ST_TRY(locked.map(found.ioas, map.address, &request));
@@ -117,12 +123,13 @@ Result<u64> Container::lose_addresses(const Unmap& range) {
   if (has_mediated(found.state)) return refuse(EBUSY);  // it could pin any time
   const u64 last = ST_TRY(last_of(range));
   const bool v2 = found.state.type != IommuType::kType1;
-  if (v2 && !range.all) ST_TRY(check_whole(found.ioas, range.iova, last));
-  const Going going = count_going(found.ioas, range.iova, last, v2);
+  if (v2 && !range.all) ST_TRY(check_whole(locked, found.ioas, range.iova, last));
+  const Going going = count_going(locked, found.ioas, range.iova, last, v2);
   if (going.bytes == 0) return 0;
   if (found.state.moving.first(range.iova, going.last) != nullptr) return refuse(EINVAL);
-  for (const iommu::Area* area = found.ioas.areas.first(range.iova, going.last);
-       area != nullptr && area->iova() <= going.last; area = found.ioas.areas.next(area)) {
+  const iommu::AreaSet& areas = locked.areas(found.ioas, range.iova, going.last);
+  for (const iommu::Area* area = areas.first(range.iova, going.last);
+       area != nullptr && area->iova() <= going.last; area = areas.next(area)) {
     if (const auto done = note(locked, found.state.moving, area->iova(), area->last()); !done) {
       clear(locked, found.state.moving, range.iova, going.last);
       return refuse(done.error());
@@ -136,7 +143,7 @@ Result<void> Container::move(const Map& map) {
   const sync::MutexGuard changing(changing_);
   iommu::Locked locked(*context_);
   ST_FIND_TYPE1(found);
-  iommu::Area* const area = found.ioas.areas.first(map.iova, last);
+  iommu::Area* const area = locked.areas(found.ioas, map.iova, last).first(map.iova, last);
   if (area == nullptr) return refuse(ENOENT);
   const bool whole = area->iova() == map.iova && area->last() == last;
   if (!whole || found.state.moving.first(map.iova, last) == nullptr) return refuse(EINVAL);
@@ -155,8 +162,8 @@ Result<u64> Container::unmap(const Unmap& unmap, LateFn late, void* context) {
     iommu::Locked locked(*context_);
     ST_FIND_TYPE1(found);
     const bool v2 = found.state.type != IommuType::kType1;
-    if (v2 && !unmap.all) ST_TRY(check_whole(found.ioas, unmap.iova, last));
-    going = count_going(found.ioas, unmap.iova, last, v2);
+    if (v2 && !unmap.all) ST_TRY(check_whole(locked, found.ioas, unmap.iova, last));
+    going = count_going(locked, found.ioas, unmap.iova, last, v2);
     if (going.bytes == 0) return 0;
     ioas = found.state.ioas;
   }
@@ -212,10 +219,11 @@ Result<void> Container::read_dirty(u64 iova, u64 last, DirtyFn fn, void* context
   iommu::Locked locked(*context_);
   ST_FIND_TYPE1(found);
   if (!found.state.tracking) return refuse(EINVAL);
-  ST_TRY(check_whole(found.ioas, iova, last));
+  ST_TRY(check_whole(locked, found.ioas, iova, last));
   const bool all = found.state.hwpt != 0 || found.state.all_dirty;
-  for (const iommu::Area* area = found.ioas.areas.first(iova, last);
-       area != nullptr && area->iova() <= last; area = found.ioas.areas.next(area)) {
+  const iommu::AreaSet& areas = locked.areas(found.ioas, iova, last);
+  for (const iommu::Area* area = areas.first(iova, last); area != nullptr && area->iova() <= last;
+       area = areas.next(area)) {
     ST_TRY(fn(context, area->iova(), area->last(), false));
     if (all) ST_TRY(fn(context, area->iova(), area->last(), true));
   }

@@ -59,7 +59,7 @@ class MapsWorld {
     {
       Locked locked(*context_);
       const iommu::Ioas& ioas = **locked.find<iommu::Ioas>(ioas_);
-      there = ioas.areas.first() != nullptr;
+      there = locked.areas(ioas).first() != nullptr;
       bool domains = false;
       for (const iommu::Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
         domains = true;

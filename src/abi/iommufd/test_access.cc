@@ -125,10 +125,11 @@ class AccessRef {
 
 // What a fuzzer that cannot guess an IOVA asks for: how many areas stand before, and how far into
 // the one that is meant. 0: there are not so many.
-u64 nth_area_iova(const iommu::Ioas& ioas, u64 asked) {
+u64 nth_area_iova(const iommu::Locked& locked, const iommu::Ioas& ioas, u64 asked) {
   u32 before = static_cast<u32>(asked);
-  const iommu::Area* area = ioas.areas.first();
-  for (; area != nullptr && before != 0; --before) area = ioas.areas.next(area);
+  const iommu::AreaSet& areas = locked.areas(ioas);
+  const iommu::Area* area = areas.first();
+  for (; area != nullptr && before != 0; --before) area = areas.next(area);
   return area == nullptr ? 0 : area->iova() + (asked >> 32);
 }
 
@@ -138,7 +139,7 @@ Result<u64> iova_of(iommu::Context& context, u32 access_id, u64 asked, u32 flags
   iommu::Locked locked(context);
   if (!locked.ok()) return refuse(EIO);
   const iommu::Ioas* const ioas = ST_TRY(locked.find<iommu::Access>(access_id))->ioas;
-  return ioas == nullptr ? 0 : nth_area_iova(*ioas, asked);
+  return ioas == nullptr ? 0 : nth_area_iova(locked, *ioas, asked);
 }
 
 }  // namespace
@@ -149,7 +150,7 @@ void take_nth_area(Call& call, iommu_ioas_copy& cmd) {
   const iommu::Locked locked(call.context());
   if (!locked.ok()) return;
   const auto ioas = locked.find<iommu::Ioas>(cmd.src_ioas_id);
-  if (ioas) cmd.src_iova = nth_area_iova(**ioas, cmd.src_iova);
+  if (ioas) cmd.src_iova = nth_area_iova(locked, **ioas, cmd.src_iova);
 }
 
 Outcome create_access(Call& call, iommu_test_cmd& cmd) {

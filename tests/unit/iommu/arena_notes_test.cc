@@ -153,7 +153,21 @@ TEST_F(Notes, OfPagesAlone) {
                      kApertureStart + page * kPageSize),
               0);
   }
-  for (const u64 page : {3u, 0u, 7u, 2u, 5u})
+  // Three and four go on where the page before ended: they are a row, with seven in front of it.
+  ASSERT_EQ(
+      map_at(ioas, memory.address() + 4 * kPageSize, kPageSize, kApertureStart + 4 * kPageSize), 0);
+  const auto row_pages = [&] {
+    Locked locked(*context_);
+    const PageRow* const row = (*locked.find<Ioas>(ioas))->rows.first();
+    return row == nullptr ? 0 : row->pages.get();
+  };
+  EXPECT_EQ(row_pages(), 3u);
+  for (const u64 page : {3u, 0u})
+    ASSERT_EQ(unmap(ioas, kApertureStart + page * kPageSize, kPageSize), 0);
+  EXPECT_EQ(row_pages(), 2u);
+  ASSERT_EQ(map_at(ioas, memory.address(), kPageSize, kApertureStart + 4 * kPageSize), EEXIST);
+  EXPECT_EQ(row_pages(), 0u) << "whoever looks for an area finds one";
+  for (const u64 page : {7u, 2u, 4u, 5u})
     ASSERT_EQ(unmap(ioas, kApertureStart + page * kPageSize, kPageSize), 0);
   for (const u32 id : {table, device, ioas}) ASSERT_EQ(destroy(id), 0);
 }

@@ -12,7 +12,7 @@ class HardwareQueues : public ViommuWorld {
  protected:
   u32 locks_at(u64 iova) {
     Locked locked(*context_);
-    return (*locked.find<Ioas>(ioas_))->areas.first(iova, iova)->locks;
+    return locked.areas(**locked.find<Ioas>(ioas_)).first(iova, iova)->locks;
   }
   test::GuardedPages memory_{4};
 };

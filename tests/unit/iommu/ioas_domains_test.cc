@@ -165,7 +165,7 @@ TEST_F(IoasDomainsTest, ARefusedCopyPinsNothing) {
   expect_nothing(a.hwpt, kApertureStart, 0x4000);
   {
     Locked locked(*context_);
-    EXPECT_TRUE((*locked.find<Ioas>(ioas_))->areas.empty());
+    EXPECT_TRUE(locked.areas(**locked.find<Ioas>(ioas_)).empty());
   }
   EXPECT_EQ(unmap_all(source), 0);
   EXPECT_EQ(destroy(source), 0);

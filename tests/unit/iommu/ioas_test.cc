@@ -157,7 +157,7 @@ TEST_F(IoasTest, CopiesShareTheMemory) {
   EXPECT_EQ(copy(0x10000, 0x4000, 0, kReadWrite), EPERM);  // the first part is read only
   {
     Locked locked(*context_);
-    EXPECT_TRUE((*locked.find<Ioas>(other))->areas.empty());
+    EXPECT_TRUE(locked.areas(**locked.find<Ioas>(other)).empty());
   }
   EXPECT_EQ(copy(0x11000, 0x2000, 0x800, kMayRead), 0);
   const u32 unknown = 9999;
@@ -180,8 +180,8 @@ TEST_F(IoasTest, IsCutOnRequest) {
     Ioas& ioas = **locked.find<Ioas>(ioas_);
     EXPECT_EQ(error_of(locked.cut(ioas, 0x11fff)), 0);
     EXPECT_EQ(error_of(locked.cut(ioas, 0x50000)), 0);  // nothing there
-    EXPECT_EQ(ioas.areas.first()->last(), 0x11fffu);
-    EXPECT_EQ(ioas.areas.next(ioas.areas.first())->start_byte, 0x2000u);
+    EXPECT_EQ(locked.areas(ioas).first()->last(), 0x11fffu);
+    EXPECT_EQ(locked.areas(ioas).next(locked.areas(ioas).first())->start_byte, 0x2000u);
   }
   EXPECT_EQ(unmap(ioas_, 0x10000, 0x2000), 0);
   EXPECT_EQ(unmap(ioas_, 0x12000, 0x2000), 0);

@@ -44,7 +44,7 @@ class PagesTest : public IommufdWorld {
   }
   int read_through(u64 iova, u8* byte) {
     Locked locked(*context_);
-    const Area* const area = (*locked.find<Ioas>(ioas_))->areas.first(iova, iova);
+    const Area* const area = locked.areas(**locked.find<Ioas>(ioas_)).first(iova, iova);
     return error_of(locked.copy_pages(*area->pages, area->byte_at(iova), 1, byte, nullptr));
   }
 
@@ -214,7 +214,7 @@ TEST_F(PagesTest, TheLastCloseGivesBackWhatIsPinned) {
   // The arena would be gone by now; here it is used again.
   {
     Locked locked(*context_);
-    Area* const area = (*locked.find<Ioas>(ioas_))->areas.first();
+    Area* const area = locked.areas(**locked.find<Ioas>(ioas_)).first();
     ASSERT_TRUE(locked.hold_pages(*area->pages, 0, 2));
   }
   EXPECT_EQ(destroy(a.test_device), 0);

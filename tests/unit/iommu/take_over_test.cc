@@ -66,7 +66,7 @@ class TakeOverTest : public IommufdWorld, public testing::WithParamInterface<u64
   // As a process that is no child was never given it.
   void drop_inherited() {
     Locked locked(*context_);
-    const PageSet* const set = ioas(locked).areas.first(kStart, kStart)->pages;
+    const PageSet* const set = locked.areas(ioas(locked)).first(kStart, kStart)->pages;
     ::munmap(reinterpret_cast<void*>(set->start.get()), bytes());
   }
   // Does the device find this process's frames, each a page of the file's?
