@@ -68,8 +68,7 @@ class Locked {
   Result<void> set_large_pages(Ioas& ioas, bool on);
   Result<void> cut(Ioas& ioas, u64 iova);  // so that an area ends there; EINVAL, EBUSY, ENOMEM
   Result<UnmapStep> unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped);
-  // The areas, each with a node; of [start, last], if no more is asked for (page_rows.cc).
-  AreaSet& areas(const Ioas& ioas, u64 start = 0, u64 last = ~u64{0}) const;
+  AreaSet& areas(const Ioas& ioas, u64 start = 0, u64 last = ~u64{0}) const;  // page_rows.h
   // The short way of a page alone (one_page.cc). False: nothing was done, the general one is left.
   bool map_one_page(Ioas& ioas, u64 address, const MapRequest& request);
   bool unmap_one_page(Ioas& ioas, u64 start, u64 last);
@@ -141,23 +140,18 @@ class Locked {
   friend class Context;
   friend class TakeOver;
   friend class MapCall;
+  friend class PageRows;
   Result<u32> this_process(), find_this_process();
   bool is_alive(u32 process) const, is_near(u32 process) const, is_this_process(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
   bool enter_one_page(Ioas& ioas, u64 address, const MapRequest& request, u64 frame);
-  bool unmap_of_row(Ioas& ioas, PageRow& row, u64 iova), unmap_alone(Ioas& ioas, u64, u64);
-  static PageRow* row_at(Ioas& ioas, u64 iova);
-  PageRow* row_for(Ioas& ioas, u64 address, const MapRequest& request);
-  PageRow* make_row(Ioas& ioas, u64 address, const MapRequest& request);
-  void spread_rows(Ioas& ioas, u64 start, u64 last) const, spread_all() const;
-  void spread_row(Ioas& ioas, PageRow* row) const, drop_row(Ioas& ioas, PageRow* row) const;
   void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
   Result<void> pin_run(PageSet& set, u64 first, u64 count), make_frames(PageSet& set);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
   void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans(), note_file(PageSet& set);
   Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
   std::optional<Hva> address_here(const PageSet& set, u64 page) const;
-  bool drop_dead_fills(Ioas& ioas);
+  bool drop_dead_fills(Ioas& ioas), unmap_alone(Ioas& ioas, u64 start, u64 last);
   bool touch_frame(u64 address, u64 bytes, void* to, const void* from) const;
   void erase_object(Object* object), destroy_object(Object* object);
   Object* object_at(u32 id) const;  // null: none
@@ -168,11 +162,10 @@ class Locked {
   bool hold_known_page(PageSet& set, u32 process), drop_dead_fill(Ioas& ioas, Area* area);
   Result<void> insert_pieces(Ioas& to, std::span<const Piece> pieces, u64 iova, u32 rights);
   Result<void> choose_iova(const Ioas& ioas, u64 user_address, u64 length, u64* iova) const;
-  Result<void> check_iova(Ioas& ioas, u64 iova, u64 length);
+  Result<void> check_iova(Ioas& ioas, u64 iova, u64 length), fill_areas(Ioas& ioas, u64, u64);
   Result<Area*> insert_area(Ioas& ioas, PageSet& set, const AreaHow& how);
   Result<void> fill_area(Ioas& ioas, Area& area), enter_area(Ioas& ioas, Area& area);
   void unfill_area(Ioas& ioas, Area& area), remove_areas(Ioas& ioas, u64 iova, u64 length);
-  Result<void> fill_areas(Ioas& ioas, u64 iova, u64 length);
   Result<void> map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area);
   Result<void> check_alignment(const Ioas& ioas, u64 alignment) const;
   Result<void> recompute_alignment(Ioas& ioas), add_domain(Ioas& ioas, Hwpt& hwpt);
@@ -190,8 +183,7 @@ class Locked {
   static void unlink(Attachment& attachment);
   void post_device(const Attachment& attachment, const PageBlock& block), put_hwpt(Hwpt* hwpt);
   void post_children(const Hwpt& parent), flush_attachment(const Attachment& attachment);
-  void post_pages(const Hwpt& hwpt, u64 iova, u64 last);
-  void flush_pages(const Hwpt& hwpt, u64 iova, u64 last);
+  void post_pages(const Hwpt& hwpt, u64 iova, u64 last), flush_pages(const Hwpt&, u64, u64);
   void flush_ioas(const Ioas& ioas, u64 iova, u64 last), leave_ioas(Access& access);
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);

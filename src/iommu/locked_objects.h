@@ -11,6 +11,10 @@
 
 namespace stagetwo::iommu {
 
+namespace detail {
+void spread_rows(const Locked& locked, Ioas& ioas, u64 start, u64 last);  // page_rows.h
+}
+
 inline bool Locked::is_this_process(u32 process) const {
   return process == c_.process_ && c_.stamp_ == stamp_of_process();
 }
@@ -100,10 +104,12 @@ inline void prefetch_behind(const Ioas& ioas, const Area& area) {
   if (next != nullptr) prefetch_ahead(area.pages.get(), next->pages.get());
 }
 
+// Each with a node. Where no more is wanted: those that have something in common with [start,
+// last].
 inline AreaSet& Locked::areas(const Ioas& ioas, u64 start, u64 last) const {
   auto& of = const_cast<Ioas&>(ioas);  // what is mapped does not change
-  if (!of.rows.empty()) [[unlikely]]
-    spread_rows(of, start, last);
+  if (!of.rows.tree.empty()) [[unlikely]]
+    detail::spread_rows(*this, of, start, last);
   return of.nodes;
 }
 

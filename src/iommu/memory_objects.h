@@ -86,6 +86,11 @@ struct PageRow {
   Kept<u64> there[kRowPages / 64];
 };
 
+struct PageRowSet {
+  IntervalSet<PageRow, Intervals::kDisjoint> tree;
+  RelPtr<PageRow> near;  // used last
+};
+
 struct Reserved {
   IntervalNode node;
   Kept<u32> owner;  // the page table whose aperture it bounds; 0: nobody

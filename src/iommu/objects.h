@@ -16,8 +16,7 @@
 //     do not overlap.
 // I3  A page of a page set is pinned iff holds[page] > 0, exactly once, by the process that
 //     frames[page] names.
-// I4  Every area is in every domain of its IOAS, or the domain is not listed. An area has a node of
-//     its own, or is a page of a row: these are found through Locked::areas() only.
+// I4  Every area is in every domain of its IOAS, or the domain is not listed.
 // I5  Which domain a PASID of a device means is said by its attachment; the device tables
 //     (device_tables.h) of a device that has such say the same.
 // I6  What a request makes has its number at once and is found by it when its client was told, so
@@ -67,8 +66,7 @@ struct Domain {
   Kept<bool> dirty_ops;  // can tell what was written
   Kept<bool> tracking;
   Kept<u16> id;  // by which caches know what is of it; 0: a test device's
-  // The last table used for a frame alone, and of which frames it is; null: none. Who frees tables
-  // forgets it.
+  // The last table used for a frame alone, or null. Who frees tables forgets it.
   RelPtr<void*> near_table;
   Kept<u64> near_frames;
 };
@@ -79,10 +77,9 @@ struct Access;
 
 struct Ioas {
   Object object;
-  AreaSet nodes;         // the areas that have one: Locked::areas() makes it all of them
+  AreaSet nodes;         // of the areas that have one: all of them only by Locked::areas()
   Kept<u64> area_count;  // of all
-  IntervalSet<PageRow, Intervals::kDisjoint> rows;  // those that have none; there is one domain
-  RelPtr<PageRow> near_row;                         // used last
+  PageRowSet rows;       // of the others; there is one domain then
   IntervalSet<Reserved> reserved;
   IntervalSet<Allowed> allowed;
   Kept<u64> alignment{1};

@@ -16,6 +16,7 @@
 #include "host/pin.h"
 #include "iommu/locked.h"
 #include "iommu/near_entry.h"
+#include "iommu/page_rows.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -38,40 +39,7 @@ pt::Entry<F>* entry_of_page(Arena& arena, Domain& domain, u64 iova) {
   return find_near_table(arena, domain, iova) ? near_entry<F>(domain, iova, kPageSize) : nullptr;
 }
 
-struct RowBit {
-  Kept<u64>& word;
-  u64 bit;
-};
-RowBit bit_of(PageRow& row, u64 iova) {
-  const u64 page = iova / kPageSize % kRowPages;
-  return {row.there[page / 64], u64{1} << page % 64};
-}
-bool is_there(PageRow& row, u64 iova) {
-  const RowBit there = bit_of(row, iova);
-  return (there.word & there.bit) != 0;
-}
-
 }  // namespace
-
-// Null: there is none where `iova` is.
-inline PageRow* Locked::row_at(Ioas& ioas, u64 iova) {
-  PageRow* row = ioas.near_row;
-  if (row == nullptr || row->node.start != (iova & ~(kRowBytes - 1))) [[unlikely]] {
-    row = ioas.rows.first(iova, iova);
-    if (row != nullptr) ioas.near_row = row;
-  }
-  return row;
-}
-
-// The row a page belongs to, or begins; null: none.
-inline PageRow* Locked::row_for(Ioas& ioas, u64 address, const MapRequest& request) {
-  PageRow* const row = row_at(ioas, request.iova);
-  if (row == nullptr) [[unlikely]]
-    return make_row(ioas, address, request);
-  const bool fits = row->address + request.iova % kRowBytes == address &&
-                    row->rights == request.rights && row->process == c_.process_;
-  return fits ? row : nullptr;
-}
 
 bool Locked::map_one_page(Ioas& ioas, u64 address, const MapRequest& request) {
   Domain* const domain = only_domain(ioas);
@@ -91,11 +59,9 @@ bool Locked::map_one_page(Ioas& ioas, u64 address, const MapRequest& request) {
     const auto frame = host::pin_known_page(Hva(address));
     if (!frame) return false;
     const u64 name = named(c_.process_, *frame);
-    if (PageRow* const row = row_for(ioas, address, request)) [[likely]] {
-      const RowBit there = bit_of(*row, iova);
-      there.word |= there.bit;
-      ++row->pages;
-      ++ioas.area_count;
+    const PageRows rows(*this, ioas, c_.process_);
+    if (PageRow* const row = rows.row_for(address, request)) [[likely]] {
+      rows.enter(*row, iova);
     } else if (!enter_one_page(ioas, address, request, name)) {
       host::unpin_pages({*frame, 1});
       return false;
@@ -121,32 +87,27 @@ bool Locked::enter_one_page(Ioas& ioas, u64 address, const MapRequest& request, 
   return true;
 }
 
-// In both: out of the table, then of all caches, then the pin.
+// Out of the table, then of all caches, then the pin.
 bool Locked::unmap_one_page(Ioas& ioas, u64 start, u64 last) {
-  if (only_domain(ioas) == nullptr || !is_page(start, last)) return false;
-  PageRow* const row = row_at(ioas, start);
-  if (row == nullptr || !is_there(*row, start)) return unmap_alone(ioas, start, last);
-  return is_this_process(row->process) && unmap_of_row(ioas, *row, start);
-}
-
-// Pre: it is there, and this process's.
-inline bool Locked::unmap_of_row(Ioas& ioas, PageRow& row, u64 iova) {
-  Domain& domain = *only_domain(ioas);
-  return with_format(domain.format, [&]<typename F>(std::type_identity<F>) {
-    auto* const entry = entry_of_page<F>(arena(), domain, iova);
+  Domain* const domain = only_domain(ioas);
+  if (domain == nullptr || !is_page(start, last)) return false;
+  const PageRows rows(*this, ioas);
+  PageRow* const row = rows.at(start);
+  if (row == nullptr || !PageRows::has(*row, start)) return unmap_alone(ioas, start, last);
+  if (!is_this_process(row->process)) return false;
+  return with_format(domain->format, [&]<typename F>(std::type_identity<F>) {
+    auto* const entry = entry_of_page<F>(arena(), *domain, start);
     if (entry == nullptr) return false;
     const u64 frame = F::output(ArenaMemory<typename F::Word>::load(entry), 1) / kPageSize;
     if (unmap_near<F>(entry) == 0) return false;
-    if (root().queue.has_lines()) flush_ioas(ioas, iova, iova + (kPageSize - 1));
+    if (root().queue.has_lines()) flush_ioas(ioas, start, last);
     host::unpin_pages({number_of(frame), 1});
-    const RowBit there = bit_of(row, iova);
-    there.word &= ~there.bit;
-    --ioas.area_count;
-    if (--row.pages == 0) drop_row(ioas, &row);
+    rows.erase(*row, start);
     return true;
   });
 }
 
+// The same of a page with an area of its own.
 bool Locked::unmap_alone(Ioas& ioas, u64 start, u64 last) {
   Area* const area = ioas.nodes.first(start, last);
   if (area == nullptr || area->iova() != start || area->last() != last) return false;

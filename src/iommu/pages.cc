@@ -30,6 +30,7 @@
 #include "host/process_map.h"
 #include "iommu/locked.h"
 #include "iommu/other_process.h"
+#include "iommu/page_rows.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -388,7 +389,7 @@ void Locked::settle_orphans() {
 // The description is nobody's any more: what this process has pinned for it. The arena goes with
 // the file, so that only what stands outside of it matters.
 void Locked::release_process() {
-  spread_all();
+  PageRows::spread_all(*this);
   for (PageSet* set = root().page_sets; set != nullptr; set = set->next) {
     for (u64 page = 0; set->holds.get() != nullptr && page < set->pages; ++page) {
       if (set->holds[page] == 0) continue;

@@ -24,6 +24,7 @@
 #include "host/process_map.h"
 #include "iommu/file_map.h"
 #include "iommu/other_process.h"
+#include "iommu/page_rows.h"
 #include "sync/passing_number.h"
 
 namespace stagetwo::iommu {
@@ -279,7 +280,7 @@ void TakeOver::leave_behind(Taken& taken) {
 }
 
 Result<void> TakeOver::run() {
-  l_.spread_all();
+  PageRows::spread_all(l_);
   for (PageSet* set = l_.root().page_sets; set != nullptr; set = set->next) {
     if (set->users == 0) continue;  // left behind
     if (!set->engine_maps) return refuse(EINVAL);

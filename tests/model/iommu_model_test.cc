@@ -180,7 +180,7 @@ void IommuModel::do_map_one_by_one() {
     if (error == 0) ioas.areas[at + i] = {1, first + i, ++last_set_, kReadWrite};
   }
   Locked locked(*context_);
-  rows_met_ += !(*locked.find<Ioas>(ioas.id))->rows.empty();
+  rows_met_ += !(*locked.find<Ioas>(ioas.id))->rows.tree.empty();
 }
 
 // Whole areas go one by one from the lowest; one that would be cut ends it.

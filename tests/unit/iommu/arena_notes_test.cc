@@ -158,7 +158,7 @@ TEST_F(Notes, OfPagesAlone) {
       map_at(ioas, memory.address() + 4 * kPageSize, kPageSize, kApertureStart + 4 * kPageSize), 0);
   const auto row_pages = [&] {
     Locked locked(*context_);
-    const PageRow* const row = (*locked.find<Ioas>(ioas))->rows.first();
+    const PageRow* const row = (*locked.find<Ioas>(ioas))->rows.tree.first();
     return row == nullptr ? 0 : row->pages.get();
   };
   EXPECT_EQ(row_pages(), 3u);

@@ -22,7 +22,8 @@ class PageRows : public OnePage {
     Locked locked(*context_);
     u64 pages = 0;
     const Ioas& ioas = **locked.find<Ioas>(ioas_);
-    for (const PageRow* row = ioas.rows.first(); row != nullptr; row = ioas.rows.next(row)) {
+    for (const PageRow* row = ioas.rows.tree.first(); row != nullptr;
+         row = ioas.rows.tree.next(row)) {
       pages += row->pages;
     }
     return pages;
