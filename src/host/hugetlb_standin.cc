@@ -316,14 +316,13 @@ void moved(u64 old_at, size_t old_size, u64 new_at, size_t new_size) {
 }
 
 Result<void> check_advice(u64 start, size_t* size, int advice) {
-  constexpr int kDontneedLocked = 24;  // Linux 5.18
   const sync::MutexGuard guard(lock);
   const auto entry = find_range_locked(start);
   if (!entry) return {};
   const unsigned level = entry.value->level;
   switch (advice) {
     case MADV_DONTNEED:
-    case kDontneedLocked: {
+    case MADV_DONTNEED_LOCKED: {
       if (!aligned(start, level)) return refuse(EINVAL);
       const u64 end = start + *size;
       if (end <= entry.end) *size = end / page_bytes(level) * page_bytes(level) - start;

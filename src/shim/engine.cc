@@ -94,6 +94,54 @@ void report_failed_sites(std::span<const char* const> sites) {
   log_line(line.view());
 }
 
+// False: another thread has woken it.
+bool begin_waking() {
+  const u32 own = is_forking ? 1 : 0;
+  for (;;) {
+    if (is_awake.load(sync::kAcquire)) return false;
+    u32 seen = gate.load(sync::kRelaxed);
+    const bool free = seen <= own;
+    if (free && gate.compare_exchange_weak(seen, seen | kWaking, sync::kAcquire)) return true;
+    if (!free) sync::yield_thread();
+  }
+}
+
+Result<void> make_awake() {
+  next::resolve_all();
+  read_options();
+  warn_of_options();
+  enter_session();
+  static_cast<void>(wants_hugetlb_standin());
+  take_all_appended();
+  if (const auto name = option("abi"); !name.empty() && !abi_kvm::set_level(name)) {
+    warn("unknown ABI level, 6.12 is used: ", name);
+  }
+  host::set_attacher(attach_any);
+  offer_secure_guests();
+  abi_iommufd::set_newer_requests(option("abi") == "6.18");
+  abi_vfio::set_newer_requests(option("abi") == "6.18");
+  abi_iommufd::set_test_commands(!option("iommufd-test").empty());
+  abi_iommufd::set_site_report(report_failed_sites);
+  host::set_owner_warning(warn);
+  host::choose_how_touches_come();
+  host::note_library_data();
+  host::open_process_files();
+  ST_TRY(host::backstop::install());
+  adopt_mask();
+  wrap_signals();
+  if (!see_forks()) return refuse(ENOMEM);
+  see_libc_calls();
+  whose.store(sys::getpid(), sync::kRelaxed);
+  is_awake.store(true, sync::kRelease);
+  log_line("engine awake");
+  say_what_is_seen();
+  waker = sys::getpid();
+  start_memory_limit();
+  // A program that ends by a signal or _exit ends without it; so does one where this fails.
+  if (!option("verbose").empty()) static_cast<void>(atexit(say_summary));
+  return {};
+}
+
 // exit() runs this after the program's own handlers; its threads still run.
 [[gnu::destructor]] void end_address_space() {
   if (!awake() || sys::getpid() != waker) return;
@@ -142,18 +190,6 @@ bool awake() {
   return is_awake.load(sync::kRelaxed);
 }
 
-// False: another thread has woken it.
-static bool begin_waking() {
-  const u32 own = is_forking ? 1 : 0;
-  for (;;) {
-    if (is_awake.load(sync::kAcquire)) return false;
-    u32 seen = gate.load(sync::kRelaxed);
-    const bool free = seen <= own;
-    if (free && gate.compare_exchange_weak(seen, seen | kWaking, sync::kAcquire)) return true;
-    if (!free) sync::yield_thread();
-  }
-}
-
 bool begin_sleeping_fork() {
   for (;;) {
     if (is_awake.load(sync::kAcquire)) return false;
@@ -175,8 +211,6 @@ void end_sleeping_fork(bool in_child) {
   }
 }
 
-static Result<void> make_awake();
-
 Result<void> wake() {
   if (is_awake.load(sync::kAcquire)) [[likely]]
     return {};
@@ -186,42 +220,6 @@ Result<void> wake() {
   is_waking = false;
   gate.fetch_sub(kWaking, sync::kRelease);
   return made;
-}
-
-static Result<void> make_awake() {
-  next::resolve_all();
-  read_options();
-  warn_of_options();
-  enter_session();
-  static_cast<void>(wants_hugetlb_standin());
-  take_all_appended();
-  if (const auto name = option("abi"); !name.empty() && !abi_kvm::set_level(name)) {
-    warn("unknown ABI level, 6.12 is used: ", name);
-  }
-  host::set_attacher(attach_any);
-  offer_secure_guests();
-  abi_iommufd::set_newer_requests(option("abi") == "6.18");
-  abi_vfio::set_newer_requests(option("abi") == "6.18");
-  abi_iommufd::set_test_commands(!option("iommufd-test").empty());
-  abi_iommufd::set_site_report(report_failed_sites);
-  host::set_owner_warning(warn);
-  host::choose_how_touches_come();
-  host::note_library_data();
-  host::open_process_files();
-  ST_TRY(host::backstop::install());
-  adopt_mask();
-  wrap_signals();
-  if (!see_forks()) return refuse(ENOMEM);
-  see_libc_calls();
-  whose.store(sys::getpid(), sync::kRelaxed);
-  is_awake.store(true, sync::kRelease);
-  log_line("engine awake");
-  say_what_is_seen();
-  waker = sys::getpid();
-  start_memory_limit();
-  // A program that ends by a signal or _exit ends without it; so does one where this fails.
-  if (!option("verbose").empty()) static_cast<void>(atexit(say_summary));
-  return {};
 }
 
 bool in_borrowed_memory() {

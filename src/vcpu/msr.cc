@@ -340,6 +340,12 @@ MsrOutcome get_special(Cpu& c, u32 index, u64* value, bool host) {
   }
 }
 
+// Registers of the local APIC, which belong to whoever has the controllers.
+bool is_apic_msr(const Cpu& c, u32 index) {
+  return c.policy->irqchip && c.policy->read_msr != nullptr && c.policy->write_msr != nullptr &&
+         (index == kApicBase || index == kTscDeadline || (index >= 0x800 && index <= 0x8ff));
+}
+
 }  // namespace
 
 u64 host_tsc() {
@@ -356,12 +362,6 @@ u64 next_random(Cpu& c) {
 
 u64 read_tsc(const Cpu& c) {
   return host_tsc() + static_cast<u64>(c.tsc_offset);
-}
-
-// Registers of the local APIC, which belong to whoever has the controllers.
-static bool is_apic_msr(const Cpu& c, u32 index) {
-  return c.policy->irqchip && c.policy->read_msr != nullptr && c.policy->write_msr != nullptr &&
-         (index == kApicBase || index == kTscDeadline || (index >= 0x800 && index <= 0x8ff));
 }
 
 MsrOutcome read_msr(Cpu& c, u32 index, u64* value, bool host) {
