@@ -125,10 +125,6 @@ u64 place_apart() {
   return first ? start : none;
 }
 
-}  // namespace
-
-namespace {
-
 // Without rights first: memory of which the client has said that all there will be is locked
 // (mlockall) is filled as soon as it may be touched.
 Result<void*> unlocked(void* at, size_t bytes, int prot) {

@@ -59,7 +59,7 @@ Walked Locked::walk_entry(const PasidEntry& entry, u64 iova, Rights wanted) {
 }
 
 bool Locked::reaches(u64 address) const {
-  return is_this_process(static_cast<u32>(address / kPageSize >> kFrameBits));
+  return is_this_process(process_of(address / kPageSize));
 }
 
 Walked Locked::look_up(Device& device, s64 pasid, u64 iova, Rights wanted) {

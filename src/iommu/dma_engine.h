@@ -81,7 +81,7 @@ class DmaEngine {
   static constexpr unsigned kMostMoves = 16;
   Moved move_known(s64 pasid, std::span<const Move> moves);
 
-  // While it is set no page is asked for and no further move_known() begun: who waits for a
+  // While it is set no page is asked for, and move_known() ends between two pieces: who waits for a
   // response gives up within some milliseconds. Its words outlive the engine.
   void set_cancel(Cancel cancel) { cancel_ = cancel; }
 

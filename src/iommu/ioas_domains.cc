@@ -7,21 +7,13 @@
 #include "iommu/locked.h"
 
 namespace stagetwo::iommu {
-namespace {
-
-u64 pages_of(const Area& area) {
-  return area.page_count();
-}
-
-}  // namespace
-
 // Puts an area into one domain, all or nothing. Pre: its pages are held. Frames that follow each
 // other go in one call, so that the domain picks the page size; without large pages one by one,
 // because any page may later be unmapped alone.
 Result<void> Locked::map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area) {
   const PageSet& set = *area.pages;
   const u64 first = area.start_byte / kPageSize;
-  const u64 count = pages_of(area);
+  const u64 count = area.page_count();
   u64 iova = area.iova();
   if (count == 1) {
     const u64 address = set.frames[first] * kPageSize + area.start_byte % kPageSize;
@@ -53,7 +45,7 @@ Result<void> Locked::map_area(const Ioas& ioas, Hwpt& hwpt, const Area& area) {
 Result<void> Locked::fill_area(Ioas& ioas, Area& area) {
   if (ioas.hwpts.get() == nullptr) return {};
   PageSet& set = *area.pages;
-  const u64 first = area.start_byte / kPageSize, count = pages_of(area);
+  const u64 first = area.start_byte / kPageSize, count = area.page_count();
   ST_TRY(hold_pages(set, first, count));
   const auto done = enter_area(ioas, area);
   if (!done) release_pages(set, first, count);
@@ -81,7 +73,7 @@ void Locked::unfill_area(Ioas& ioas, Area& area) {
     unmap_range(arena(), hwpt->domain, area.iova(), area.length());
   }
   flush_ioas(ioas, area.iova(), area.last());
-  release_pages(*area.pages, area.start_byte / kPageSize, pages_of(area));
+  release_pages(*area.pages, area.start_byte / kPageSize, area.page_count());
   area.filled = false;
 }
 
@@ -156,16 +148,16 @@ Result<void> Locked::reserve_and_fill(Ioas& ioas, Hwpt& hwpt) {
     if (area->filler != 0) continue;  // comes into every domain when its pages are there
     const u64 first = area->start_byte / kPageSize;
     Result<void> filled;
-    if (first_domain) filled = hold_pages(*area->pages, first, pages_of(*area));
+    if (first_domain) filled = hold_pages(*area->pages, first, area->page_count());
     if (filled) {
       filled = map_area(ioas, hwpt, *area);
-      if (!filled && first_domain) release_pages(*area->pages, first, pages_of(*area));
+      if (!filled && first_domain) release_pages(*area->pages, first, area->page_count());
     }
     if (!filled) {
       for (Area* undo = areas(ioas).first(); undo != area; undo = ioas.nodes.next(undo)) {
         unmap_range(arena(), hwpt.domain, undo->iova(), undo->length());
         if (!first_domain || !undo->filled) continue;
-        release_pages(*undo->pages, undo->start_byte / kPageSize, pages_of(*undo));
+        release_pages(*undo->pages, undo->start_byte / kPageSize, undo->page_count());
         undo->filled = false;
       }
       return filled;
@@ -190,7 +182,7 @@ void Locked::remove_domain(Ioas& ioas, Hwpt& hwpt) {
   for (Area* area = areas(ioas).first(); area != nullptr; area = ioas.nodes.next(area)) {
     unmap_range(arena(), hwpt.domain, area->iova(), area->length());
     if (!last_domain || !area->filled) continue;
-    release_pages(*area->pages, area->start_byte / kPageSize, pages_of(*area));
+    release_pages(*area->pages, area->start_byte / kPageSize, area->page_count());
     area->filled = false;
   }
   remove_reserved(ioas, hwpt.object.id);

@@ -4,8 +4,7 @@
 // drivers/iommu/iommufd/io_pagetable.c (iopt_map_pages).
 //
 //   who maps                                     others meanwhile
-//   lock: look, place the area with its filler,  a map there: EEXIST; an automatic one goes
-//   elsewhere
+//   lock: look, place the area with its filler,  a map there: EEXIST; an automatic one: elsewhere
 //     the IOAS has a user more; unlock           unmap, cut: EBUSY; copy, access, dirty bits: as if
 //                                                nothing were there; the IOAS destroyed: EBUSY
 //   pin page after page: may wait                attach: the new tables do not have it yet

@@ -61,11 +61,8 @@ bool parse_line(std::string_view line, Hva at, std::optional<FilePage>* out) {
   return true;
 }
 
-}  // namespace
-
 // "pid (name) state ppid …": the 22nd field is the start. The name may hold anything but ends with
 // the last ')'.
-namespace {
 ProcessName name_in(u32 pid, const Result<int>& fd) {
   ProcessName name{.pid = pid};
   if (!fd) return name;

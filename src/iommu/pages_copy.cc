@@ -43,8 +43,8 @@ Result<void> Locked::copy_page(PageSet& set, u64 page, u64 offset, u64 size, voi
   }
   const bool pinned = set.holds.get() != nullptr && set.holds[page] != 0;
   const u64 frame = pinned ? set.frames[page].get() : 0;
-  if (pinned && is_this_process(static_cast<u32>(frame >> kFrameBits))) {
-    const host::Frame number{frame & ((u64{1} << kFrameBits) - 1)};
+  if (pinned && is_this_process(process_of(frame))) {
+    const host::Frame number = number_of(frame);
     const bool done = to != nullptr ? host::read_frame(number, offset, to, size)
                                     : host::write_frame(number, offset, from, size);
     return done ? Result<void>{} : Result<void>(refuse(EFAULT));

@@ -186,7 +186,7 @@ bool ends_in_written_file(const char* path) {
 
 // `create` of a type, `remove` of a device.
 bool takes_writes_only(std::string_view place) {
-  struct ::stat behind {};
+  struct ::stat behind{};
   FixedString<512> path;
   path.append(place);
   const long said =

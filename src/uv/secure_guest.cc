@@ -114,7 +114,7 @@ SecureGuest::Claim SecureGuest::claim(u64 gpa, PageEvent event) {
   return {Status::kSuccess, was, cell.work, cell.next};
 }
 
-void SecureGuest::release(Gpa page, PageState now, u64 GuestUse::*counter) {
+void SecureGuest::release(Gpa page, PageState now, u64 GuestUse::* counter) {
   const sync::MutexGuard guard(lock_);
   Word* const word = find(page);
   word->state = now;
@@ -124,8 +124,7 @@ void SecureGuest::release(Gpa page, PageState now, u64 GuestUse::*counter) {
   turnstile_.turn();
 }
 
-// ---- H_SVM_PAGE_IN and H_SVM_PAGE_OUT
-// ------------------------------------------------------------
+// ---- H_SVM_PAGE_IN and H_SVM_PAGE_OUT ----------------------------------------------------------
 
 Status SecureGuest::service(const Message& message, Caller caller) {
   const u64 request = static_cast<u64>(message.call);
@@ -406,8 +405,7 @@ Status SecureGuest::name_frame(Gpa page, bool* named) {
   return Status::kSuccess;
 }
 
-// ---- what the process does
-// ------------------------------------------------------------------------
+// ---- what the process does ---------------------------------------------------------------------
 
 SecureGuest::Touch SecureGuest::touch_begin(Gpa page, u64* frame) {
   const Gpa start(page.raw() & ~(page_bytes_ - 1));

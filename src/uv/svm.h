@@ -56,6 +56,9 @@ struct CallRest {
   u64 gfn = 0, count = 0;
   u64 next = 0;
   Status so_far = Status::kSuccess;
+  [[nodiscard]] bool is_of(Call asked, u64 first, u64 pages) const {
+    return call == asked && gfn == first && count == pages;
+  }
 };
 
 // So far.

@@ -102,8 +102,7 @@ Result<void> Ultravisor::set_table(u32 lpid, GuestTable* table) {
   return {};
 }
 
-// ---- who may call what
-// ----------------------------------------------------------------------------
+// ---- who may call what -------------------------------------------------------------------------
 
 Status Ultravisor::call(const Message& message, Caller caller) {
   const Status done = answer(message, caller);
@@ -160,8 +159,7 @@ Status Ultravisor::from_guest(const Message& m, Caller caller) {
   return unshare_all(m.lpid);
 }
 
-// ---- UV_ESM
-// ---------------------------------------------------------------------------------------
+// ---- UV_ESM ------------------------------------------------------------------------------------
 
 // Idempotent: of a secure guest it is a success that did nothing.
 Status Ultravisor::esm(u32 lpid, u64 kernel, u64 tree) {
@@ -215,7 +213,9 @@ Status Ultravisor::esm_begin(u32 lpid) {
     svm->use = {};
   }
   // It does not run until it is secure, or is not to be: nothing stands for its memory until then.
-  { const Going all(svm, 0, kAllPages); }
+  {
+    const Going all(svm, 0, kAllPages);
+  }
   if (!svm->store.begin()) {
     static_cast<void>(terminate(lpid));
     return Status::kRetry;
@@ -335,8 +335,7 @@ Status Ultravisor::esm_abort(u32 lpid) {
   return answer;
 }
 
-// ---- slots and the end
-// -----------------------------------------------------------------------------
+// ---- slots and the end -------------------------------------------------------------------------
 
 // Not idempotent: a slot that is there is P5, its place P2. No success that did nothing.
 Status Ultravisor::register_slot(const Message& m) {

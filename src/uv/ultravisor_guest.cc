@@ -52,8 +52,7 @@ Status Ultravisor::ask(u32 lpid, Call call, u64 page, u64 flags) {
                            Caller::kUltravisor);
 }
 
-// ---- page-in and page-out that the ultravisor wants
-// ----------------------------------------------------
+// ---- page-in and page-out that the ultravisor wants --------------------------------------------
 
 Status Ultravisor::ask_page_in(u32 lpid, Gpa page) {
   Svm* const svm = find(lpid);
@@ -164,15 +163,13 @@ Status Ultravisor::ask_share(u32 lpid, Gpa page) {
   return answer;
 }
 
-// ---- sharing
-// ------------------------------------------------------------------------------------------
+// ---- sharing -----------------------------------------------------------------------------------
 
 // Calls about many pages are made of turns: between two of them the vCPU's thread may have a signal
 // to answer. Whatever else is made of the vCPU meanwhile, what was done stays done.
 CallRest Ultravisor::begin_or_go_on(Svm* svm, Call call, u64 gfn, u64 count) {
   const sync::MutexGuard guard(svm->lock);
-  const CallRest& rest = svm->rest;
-  if (rest.call != call || rest.gfn != gfn || rest.count != count) return {call, gfn, count, gfn};
+  if (!svm->rest.is_of(call, gfn, count)) return {call, gfn, count, gfn};
   return std::exchange(svm->rest, CallRest());
 }
 
@@ -374,8 +371,7 @@ Status Ultravisor::unshare_all(u32 lpid) {
   }
 }
 
-// ---- the guest's memory
-// ---------------------------------------------------------------------------------
+// ---- the guest's memory ------------------------------------------------------------------------
 
 GuestAccess Ultravisor::access(u32 lpid, Gpa at, void* bytes, u64 size, bool write) {
   Svm* const svm = find(lpid);

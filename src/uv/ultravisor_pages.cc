@@ -87,8 +87,7 @@ bool Ultravisor::write_zeros(u64 frame) {
   return memory_->write(frame, bounces_.at(zeros_), options_.page_bytes);
 }
 
-// ---- UV_PAGE_IN
-// -----------------------------------------------------------------------------------
+// ---- UV_PAGE_IN --------------------------------------------------------------------------------
 
 // lpid, real address, gpa, flags, order. Not idempotent: a page that is secure is P2. A shared
 // page's frame may be named again and again. A success that did nothing: the hypervisor follows
@@ -197,8 +196,7 @@ Status Ultravisor::share_into(Svm* svm, PageRecord* record, u64 frame, bool clea
   return Status::kSuccess;
 }
 
-// ---- UV_PAGE_OUT
-// ----------------------------------------------------------------------------------
+// ---- UV_PAGE_OUT -------------------------------------------------------------------------------
 
 // lpid, real address, gpa, flags, order. Not idempotent: a page that is out already is PARAMETER. A
 // success that did nothing: a shared page, which is the hypervisor's to read already.
@@ -290,8 +288,7 @@ Status Ultravisor::give_clear(Svm* svm, u64 page, PageRecord* record, u64 frame)
   return Status::kSuccess;
 }
 
-// ---- UV_PAGE_INVAL
-// --------------------------------------------------------------------------------
+// ---- UV_PAGE_INVAL -----------------------------------------------------------------------------
 
 // lpid, gpa, order, and whether to wait. Idempotent. A success that did nothing: a page whose frame
 // is not known, as it is normal, or not known any more. Post: the guest uses the frame no more.

@@ -272,8 +272,8 @@ Step deliver_chain(Cpu& c, Event event) {
   }
 }
 
-// The host wants the thread, or refuses a page that the delivery needs (KVM_RUN fails): the event is
-// delivered next time, as what a processor was vectoring at an exit is (kernel file: vmx/vmx.c,
+// The host wants the thread, or refuses a page that the delivery needs (KVM_RUN fails): the event
+// is delivered next time, as what a processor was vectoring at an exit is (kernel file: vmx/vmx.c,
 // __vmx_complete_interrupts).
 bool is_put_off(const Cpu& c, Step step) {
   return step == Step::kAgain || (step == Step::kExit && c.exit.error != 0);

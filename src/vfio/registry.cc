@@ -137,8 +137,8 @@ Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at) {
 Result<void> show_nothing(u64 size, int prot, Hva at) {
   const sync::PassingNumber passing;
   const int empty = ST_TRY(sys::memfd_create("stagetwo-off", MFD_CLOEXEC));
-  const auto done = sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot,
-                              MAP_SHARED | MAP_FIXED, empty, 0);
+  const auto done =
+      sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot, MAP_SHARED | MAP_FIXED, empty, 0);
   static_cast<void>(sys::close(empty));
   if (!done) return refuse(done.error());
   return {};

@@ -222,8 +222,7 @@ TEST_F(SecureGuest, SvmOffIsBusyWhileAVcpuRuns) {
   EXPECT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
 }
 
-// ---- memory that comes and goes
-// -------------------------------------------------------------------
+// ---- memory that comes and goes ----------------------------------------------------------------
 
 TEST_F(SecureGuest, PluggedMemoryIsTheGuestsAndZeros) {
   become_secure();

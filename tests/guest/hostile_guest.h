@@ -49,8 +49,7 @@ static void must(int holds, const char* what) {
   _exit(1);
 }
 
-// ---- the guest
-// -----------------------------------------------------------------------------------
+// ---- the guest ---------------------------------------------------------------------------------
 
 // Until it has said what it was to. 0, or the errno of KVM_RUN; -1: it has no program any more.
 static int order_from(const uint32_t* words, unsigned given) {
@@ -103,8 +102,7 @@ static void guest_has_ended(unsigned page) {
   must(order(kLoad, 0, 0) == EHWPOISON, "for good");
 }
 
-// ---- the VMM
-// ---------------------------------------------------------------------------------------
+// ---- the VMM -----------------------------------------------------------------------------------
 
 // Words of the guest's in `bytes`, whichever page's.
 static unsigned clear_words(const void* bytes, size_t size) {

@@ -14,8 +14,7 @@
 #include "tests/guest/hostile_guest.h"
 #include "tests/shim/programs/deny.h"
 
-// ---- taking addresses away
-// -------------------------------------------------------------------------
+// ---- taking addresses away ---------------------------------------------------------------------
 
 static void unmap_a_secure_page(void) {
   munmap(page_at(2), kPage);
@@ -160,8 +159,7 @@ static void read_only(void) {
   rights(PROT_READ);
 }
 
-// ---- system calls and other processes
-// ----------------------------------------------------------------
+// ---- system calls and other processes ----------------------------------------------------------
 
 static void through_a_pipe(void) {
   int ends[2];
@@ -260,8 +258,7 @@ static void fork_without(void) {
   guest_has_all();
 }
 
-// ---- the client's own userfaultfd
-// --------------------------------------------------------------------
+// ---- the client's own userfaultfd --------------------------------------------------------------
 
 static void own_userfaultfd(void) {
   const int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
@@ -287,8 +284,7 @@ static void own_userfaultfd(void) {
   guest_has_its_page(4);
 }
 
-// ---- sealed bytes
-// ------------------------------------------------------------------------------------
+// ---- sealed bytes ------------------------------------------------------------------------------
 
 static void exchange(void) {
   static char first[kPage];
@@ -325,8 +321,7 @@ static void code_too(void) {
   guest_has_all();
 }
 
-// ---- slots and the guest's life
-// ----------------------------------------------------------------------
+// ---- slots and the guest's life ----------------------------------------------------------------
 
 static atomic_int over;
 static atomic_uint attacks;

@@ -20,8 +20,7 @@ static bool is(const char* name) {
   return strcmp(state, name) == 0;
 }
 
-// ---- the calls
-// -----------------------------------------------------------------------------------
+// ---- the calls ---------------------------------------------------------------------------------
 
 static int advise_by_parts(void* at, size_t size, int advice) {
   const struct iovec part = {at, size};
@@ -49,8 +48,7 @@ static bool shows(const char* at, char wanted) {
 }
 static const struct half_look kLook = {read_at, may_write_at};
 
-// ---- the states
-// ----------------------------------------------------------------------------------
+// ---- the states --------------------------------------------------------------------------------
 
 static void to_device(char* area, unsigned long how) {
   static char bounce[kHalfPage];

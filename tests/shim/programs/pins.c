@@ -42,8 +42,7 @@ static int device_sees(unsigned pages, uint8_t value) {
   return are(seen, pages, value);
 }
 
-// ---- fork
-// ----------------------------------------------------------------------------------------
+// ---- fork --------------------------------------------------------------------------------------
 
 // The child has stored to its copies when it reports; the parent stores then, and the device sees
 // the parent's page.
@@ -85,8 +84,7 @@ static void forks(void) {
   forks_with(MADV_WIPEONFORK, MADV_KEEPONFORK);
 }
 
-// ---- private copies of a file's pages
-// ------------------------------------------------------------
+// ---- private copies of a file's pages ----------------------------------------------------------
 
 static int new_file(void) {
   static const uint8_t ones[kBytes] = {[0 ... kBytes - 1] = 1};
@@ -132,8 +130,7 @@ static void copies_of_a_file(void) {
   }
 }
 
-// ---- locked memory
-// -------------------------------------------------------------------------------
+// ---- locked memory -----------------------------------------------------------------------------
 
 static long locked_kib(void) {
   FILE* const file = fopen("/proc/self/status", "r");
@@ -166,8 +163,7 @@ static void locked_memory(void) {
   unpin();
 }
 
-// ---- the program's own userfaultfd
-// -----------------------------------------------------------------
+// ---- the program's own userfaultfd -------------------------------------------------------------
 
 static int userfault(uint64_t features) {
   const int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);

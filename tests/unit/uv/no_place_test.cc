@@ -68,8 +68,7 @@ TEST_P(SecureGuestCheck, AskingForPlacesDoesNothingAndIsTheUltravisorsAlone) {
   EXPECT_EQ(places(0, 3), Status::kUnsupported);
 }
 
-// ---- a pool whose pages have nowhere to go
-// -------------------------------------------------------
+// ---- a pool whose pages have nowhere to go -----------------------------------------------------
 
 class FullPool : public SecureGuestCheck {
  protected:

@@ -403,8 +403,7 @@ TEST_F(ProcessGuest, TouchesFromManyThreadsMeetTheGuestsOwn) {
   EXPECT_EQ(ultravisor.state(kLpid), SvmState::kSecure);
 }
 
-// ---- addresses that are given up, or are another mapping's
-// ----------------------------------------
+// ---- addresses that are given up, or are another mapping's -------------------------------------
 
 TEST_F(ProcessGuest, ASecurePageWhoseAddressWasUnmappedIsNotSharedAndKeepsItsContents) {
   become_secure();

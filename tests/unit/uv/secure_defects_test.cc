@@ -239,8 +239,7 @@ TEST(NotCopied, W15_AFrameGivenUpIsAnnouncedFromStartOn) {
   EXPECT_EQ(g.m.memory.stale(), 0u);
 }
 
-// ---- every allocation fails once
-// ------------------------------------------------------------------
+// ---- every allocation fails once ---------------------------------------------------------------
 
 TEST(SecureGuestMemory, ALifeWithAnyAllocationFailingIsRefusedOrWholeAndLeavesNothing) {
   const u64 ways = failpoint::sweep([] {
@@ -262,8 +261,7 @@ TEST(SecureGuestMemory, ALifeWithAnyAllocationFailingIsRefusedOrWholeAndLeavesNo
   EXPECT_GE(ways, 8u);
 }
 
-// ---- what the sources say
-// ---------------------------------------------------------------------------
+// ---- what the sources say ----------------------------------------------------------------------
 
 std::string source(const std::string& path) {
   std::ifstream file(ST_SOURCE_DIR "/" + path);
