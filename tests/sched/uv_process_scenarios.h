@@ -130,8 +130,17 @@ class UvProcessWorld {
   unsigned done_ = 0;
 };
 
-// The process touches pages that left with their neighbours, while the guest asks for them. Who has
-// one in hand puts it, and is waited for: UV_ESM, told to come again, once gave up.
+// The process touches a page that left with its neighbour, while the guest asks for it. Who has it
+// in hand puts it, and is waited for: UV_ESM, told to come again, once gave up.
+struct TouchOfThePageAhead : UvProcessWorld {
+  static constexpr unsigned kThreads = 2;
+  TouchOfThePageAhead() { wants(0, kAhead); }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) { me == 0 ? wants(kAhead, kAhead + 1, true) : touch(kAhead); }
+  static constexpr u64 kAhead = 2;
+};
+
+// The same with all of them, in both orders.
 struct TouchAgainstPagesAhead : UvProcessWorld {
   static constexpr unsigned kThreads = 2;
   void thread(unsigned me) { act(this, me); }

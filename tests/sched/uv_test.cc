@@ -82,6 +82,9 @@ class PagesAhead : public testing::Test {
 TEST_F(PagesAhead, ATouchOfOneAndTheGuestsWishForItGiveItOnce) {
   expect_holds<TouchAgainstPagesAhead>(kFew);
 }
+TEST_F(PagesAhead, WhoHasOneInHandIsWaitedFor) {
+  expect_holds<TouchOfThePageAhead>(kFew);
+}
 TEST_F(PagesAhead, ThreeThatWantThemInOrderAllGetThem) {
   expect_holds<ThreeWantPagesInOrder>(kFew);
 }
