@@ -100,7 +100,7 @@ void PrivateMemory::frames_going(GfnRange frames) {
     });
   }
   // Also where there was no entry: what a vCPU has read may be older than that.
-  given_up_.fetch_add(1, sync::kRelease);
+  given_up_.frames(frames);
   vm_.tdp_.flush();
   // KVM's own accesses on the guest's behalf.
   vm_.slots_.wait_for_readers();

@@ -71,7 +71,7 @@ Result<void> PrivateMemory::bind(Slot* slot, const Region& region) {
 
 void PrivateMemory::unbind(Slot* slot) {
   if (slot->file != nullptr) {
-    given_up_.fetch_add(1, sync::kRelease);
+    given_up_.all();
     files_.fetch_sub(1, sync::kRelease);
   }
   FilePages::unbind(slot->file);
@@ -94,7 +94,7 @@ void PrivateMemory::pages_going(GfnRange frames, HvaRange pages, Half half) {
 }
 
 void PrivateMemory::pages_gone(HvaRange pages) {
-  given_up_.fetch_add(1, sync::kRelease);
+  given_up_.all();
   pages_left(pages);
 }
 
@@ -185,7 +185,7 @@ Result<void> PrivateMemory::convert(GfnRange frames, bool to_private) {
   const bool closed = ST_GUARD(convert_closes, true) && close_frames(frames);
   if (ST_GUARD(convert_zaps, true)) zap_half(frames, to_private ? Half::kShared : Half::kPrivate);
   attributes_.set(frames, to_private);
-  if (!to_private) given_up_.fetch_add(1, sync::kRelease);
+  if (!to_private) given_up_.all();
   trace::emit(trace::Event::st_attributes, trace::Room::stage2, frames.start().raw(),
               frames.end().raw() - 1, to_private ? 1 : 0);
   if (closed) vm_.gate_.end();

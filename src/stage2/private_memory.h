@@ -19,6 +19,7 @@
 #include "stage2/attributes.h"
 #include "stage2/fault.h"
 #include "stage2/frame_keeper.h"
+#include "stage2/given_up.h"
 #include "stage2/slot_update.h"
 #include "stage2/tdp_types.h"
 
@@ -59,7 +60,8 @@ class PrivateMemory final : private MemfdBinder {
 
   // How often private pages were given up: converted, punched, unbound, released. Who keeps what he
   // has read of them compares, and forgets it.
-  [[nodiscard]] u64 times_given_up() const { return given_up_.load(sync::kAcquire); }
+  [[nodiscard]] u64 times_given_up() const { return given_up_.count(); }
+  [[nodiscard]] const GivenUp& given_up() const { return given_up_; }
 
   // The object's bell, by way of FilePages: frames of one slot, and the engine's addresses of their
   // pages. Post of going: no translation of the pages is in use, nor made until gone.
@@ -113,7 +115,7 @@ class PrivateMemory final : private MemfdBinder {
   const bool on_;
   FrameKeeper* keeper_ = nullptr;  // immutable once there is a vCPU
   MemoryAttributes attributes_;
-  sync::Atomic<u64> given_up_{0};
+  GivenUp given_up_;
   sync::Atomic<u64> files_{0};  // slots that have one
 };
 

@@ -158,6 +158,7 @@ void BlockCache::wipe() {
   std::memset(arena_, 0, most_used_);
   most_used_ = 0;
   holds_private_ = false;
+  std::fill(std::begin(private_frames_), std::end(private_frames_), u64{0});
 }
 
 void BlockCache::wipe_scratch() {

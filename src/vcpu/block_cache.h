@@ -95,9 +95,16 @@ class BlockCache {
   // bytes of the next page.
   [[nodiscard]] Block* build(u64 host, u64 rip, Mode mode, const u8* bytes, u64 size, bool cached);
   void clear();
-  // Code of private pages is, or was, among what is decoded.
-  void note_private() { holds_private_ = true; }
+  // Code of private pages is, or was, among what is decoded: of these frames, and of others that
+  // share their bits.
+  void note_private(Gfn frame) {
+    holds_private_ = true;
+    private_frames_[bit_of(frame) >> 6] |= u64{1} << (bit_of(frame) & 63);
+  }
   [[nodiscard]] bool holds_private() const { return holds_private_; }
+  [[nodiscard]] bool holds_private(Gfn frame) const {
+    return (private_frames_[bit_of(frame) >> 6] >> (bit_of(frame) & 63) & 1) != 0;
+  }
   // Post: nothing of any code stands here. Context: nothing is being run, and the exec translations
   // go, too: a page that is fetched again says again whose it is.
   void wipe();
@@ -119,6 +126,7 @@ class BlockCache {
   static constexpr u64 kBehind = 2 * kPageSize;
 
   static u64 index_of(u64 host) { return (host * 0x9e3779b97f4a7c15) >> (64 - kTableLg2); }
+  static u64 bit_of(Gfn frame) { return (frame.raw() * 0x9e3779b97f4a7c15) >> 52; }
   [[nodiscard]] Result<void> map(Code code);
   [[nodiscard]] Result<void> map_secret();
   [[nodiscard]] void* take(u64 bytes);
@@ -132,6 +140,7 @@ class BlockCache {
   u64 most_used_ = 0;
   u64 epoch_ = 1;
   bool holds_private_ = false;
+  u64 private_frames_[64] = {};
   bool scratch_used_ = false;
 };
 

@@ -86,7 +86,7 @@ Second resolve(Cpu& c, u64 linear, Access access, Who who, Resolved* out) {
   const Second second = second_level(c, t.gpa, access, &out->hva, &is_private);
   if (second == Second::kHost) {
     fill(c, view, linear, access, out->hva, t.large);
-    if (is_private && access == Access::kExec) c.blocks->note_private();
+    if (is_private && access == Access::kExec) c.blocks->note_private(gpa_to_gfn(t.gpa));
   }
   return second;
 }

@@ -2,6 +2,7 @@
 #include "vcpu/remains.h"
 
 #include <cstring>
+#include <utility>
 
 #include "base/arch/forget.h"
 #include "base/guard.h"
@@ -20,15 +21,18 @@ namespace {
 
 }  // namespace
 
+// Most pages are no code: those leave what is decoded alone, which is much to decode again.
 void wipe_stale_code(Cpu& c) {
-  const u64 given_up = c.memory->private_memory().times_given_up();
-  if (c.private_given_up == given_up) [[likely]]
+  const stage2::GivenUp& given_up = c.memory->private_memory().given_up();
+  const u64 now = given_up.count();
+  if (c.private_given_up == now) [[likely]]
     return;
-  c.private_given_up = given_up;
+  const u64 seen = std::exchange(c.private_given_up, now);
   if (!ST_GUARD(stale_code_is_wiped, c.blocks->holds_private())) return;
-  c.blocks->wipe();
   c.blocks->wipe_scratch();
   wipe_stack();
+  if (!given_up.any_since(seen, [&](Gfn frame) { return c.blocks->holds_private(frame); })) return;
+  c.blocks->wipe();
   c.flush_tlb();
 }
 

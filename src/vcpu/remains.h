@@ -6,8 +6,9 @@
 // the memory of the process.
 //
 //   decoded code            block cache    when the vCPU enters or leaves its guest, or looks for
-//                                          a block, after private pages were given up; else stays
-//                                          as long as the page may. Of a secure guest's pages: also
+//                                          a block, after private pages it has code of were given
+//                                          up (or others whose bits are theirs); else stays as long
+//                                          as the page may. Of a secure guest's pages: also
 //                                          at the end of every run
 //   bytes on their way      scratch page, dead frames, registers, lazy flags: at the end of a run
 //   the guest's registers   CpuState       the guest's; KVM_GET_REGS shows them to the VMM anyway

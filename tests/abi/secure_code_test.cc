@@ -159,6 +159,35 @@ TEST_F(SecureCode, OfAPageThatIsSealedGoesWhileTheVcpuRunsOn) {
   runner.join();
 }
 
+// A page that is no code leaves, and what is decoded stays: it would all be decoded again.
+TEST_F(SecureCode, StaysWhenAPageWithoutCodeIsSealed) {
+  ASSERT_NO_FATAL_FAILURE(become_secure());
+  ASSERT_EQ(guest_call(kShare, kShared / kPage, 1), kSuccess);
+  goes_to(kFirst);
+  std::atomic<bool> is_over{false};
+  std::thread runner([&] {
+    EXPECT_EQ(call(vcpu_, KVM_RUN), 0);
+    is_over = true;
+  });
+  while (count() < 1000 && !is_over) ::sched_yield();
+  const Copies before = copies();
+  EXPECT_GT(before.decoded, 0U);
+  const auto runs_on = [&] {
+    for (u32 then = count(); count() - then < 1000 && !is_over;) ::sched_yield();
+  };
+  for (const u64 data : {0x6000UL, 0x7000UL, 0x9000UL}) {
+    EXPECT_LT(bytes_of_text(seen(data), data), kPage / 50);
+    runs_on();
+  }
+  EXPECT_EQ(copies().decoded, before.decoded) << "of the first page, which is not run again";
+  static_cast<void>(seen(kFirst));
+  runs_on();
+  EXPECT_EQ(copies().decoded, 0U);
+  EXPECT_FALSE(is_over);
+  stop();
+  runner.join();
+}
+
 // What an instruction that is not executed here is, the VMM of a normal guest is told.
 TEST_F(SecureCode, IsNotToldWithAnInstructionThatTheEngineDoesNotKnow) {
   static constexpr u8 kX87[] = {0xd9, 0xe8};  // fld1
