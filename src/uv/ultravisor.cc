@@ -16,8 +16,12 @@
 namespace stagetwo::uv {
 namespace {
 
-constexpr unsigned kPatience = 256;  // turns at a page somebody else is at, of UV_ESM
-constexpr u64 kAsOne = 64;           // untouched pages that take as long as one that moves
+// Of UV_ESM at a page somebody else is at, or whose slots change: turns, and then naps. A tenth of
+// a second; who holds a page for longer (a pin) may hold it for ever.
+constexpr unsigned kPatience = 256;
+constexpr unsigned kNaps = 100;
+constexpr u64 kNapNs = 1'000'000;
+constexpr u64 kAsOne = 64;  // untouched pages that take as long as one that moves
 
 // UV_ESM's answers to what INIT_START said: not allowed, or not possible.
 constexpr Status to_guest(Status start) {
@@ -30,6 +34,11 @@ constexpr Status to_guest(Status start) {
     default:
       return Status::kParameter;
   }
+}
+
+bool is_there(Svm* svm, u64 page) {
+  const sync::MutexGuard guard(svm->lock);
+  return svm->find_open(page) != nullptr;
 }
 
 // Is it a call that a guest makes?
@@ -238,7 +247,8 @@ Status Ultravisor::esm_load(u32 lpid) {
 
 // What was never touched is secure without memory: zeros. *next: where to go on, kAllPages at the
 // end. A slot that is plugged meanwhile has contents, too, and may lie behind: what follows its
-// beginning is gone through once more, where most is secure already.
+// beginning is gone through once more, where most is secure already. One that goes has none any
+// more (it was PARAMETER, of a guest whose VMM moved or unplugged memory meanwhile).
 Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
   Svm* const svm = find(lpid);
   const Run run(svm, Run::bit(SvmState::kTransient));
@@ -256,7 +266,7 @@ Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
     }
     from = end;
     RunLength length;
-    for (u64 page = first; page < end;) {
+    for (u64 page = first; page < end && from == end;) {
       if (most == 0) {
         *next = page;
         return Status::kSuccess;
@@ -264,8 +274,12 @@ Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
       const u64 count = std::min(length.most(), end - page);
       const bool by_itself = count == 1;
       const Status done = by_itself ? load_page(svm, page) : page_in_untouched(svm, page, count);
-      if (by_itself && done != Status::kSuccess) return done;
       const bool is_in = done == Status::kSuccess;
+      if (by_itself && !is_in) {
+        if (is_there(svm, page)) return done;
+        from = page;
+        continue;
+      }
       if (is_in) page += count;
       // Of an untouched page nothing moves.
       most -= std::min(most, by_itself ? 1 : is_in ? std::max<u64>(count / kAsOne, 1) : 0);
@@ -274,13 +288,20 @@ Status Ultravisor::load_from(u32 lpid, u64* next, u64 most) {
   }
 }
 
+// Who changes the guest's slots may be a thread that does not run just now, and one that ends the
+// guest waits for this one.
 Status Ultravisor::load_page(Svm* svm, u64 page) {
-  Status done = Status::kBusy;
-  for (unsigned i = 0; i < kPatience && is_transient(done); ++i) {
-    if (i != 0) sync::yield_thread();
-    done = page_in_of(svm, page);
+  sync::Atomic<u32> nobody_wakes{0};
+  for (unsigned i = 0;; ++i) {
+    const Status done = page_in_of(svm, page);
+    const bool goes_on = is_transient(done) && state(svm->lpid) == SvmState::kTransient;
+    if (!goes_on || i == kPatience + kNaps) return done;
+    if (i < kPatience) {
+      sync::yield_thread();
+    } else {
+      sync::futex_wait(nobody_wakes, 0, kNapNs);
+    }
   }
-  return done;
 }
 
 // The hypervisor's process may touch a page it has just given up, before it has answered: what is

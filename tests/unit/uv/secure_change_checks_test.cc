@@ -179,6 +179,57 @@ TEST(SecureGuestEsm, TakesInWhatIsPluggedBetweenTwoTurns) {
   EXPECT_EQ(m.guest_bytes(20), m.text(20));
 }
 
+// What the VMM unplugs or moves while it is being taken in is not to be had any more: the rest is.
+// (UV_ESM answered PARAMETER.)
+TEST(SecureGuestEsm, GoesOnBehindASlotThatGoesMeanwhile) {
+  for (const bool moves : {false, true}) {
+    SecureMachine m(4096, 64);
+    m.plug(0, 0, 3);
+    m.plug(1, 8, 4);
+    m.plug(2, 16, 3);
+    for (const u64 first : {0UL, 8UL, 16UL}) m.vmm_fill(first, 4);
+    std::thread other;
+    // Page 9 is in, page 10 is asked for; its slot begins to go.
+    m.to_hv.watch([&] {
+      if (m.hv_page(9) != PageState::kSecure || other.joinable()) return;
+      other = std::thread([&] {
+        if (moves) {
+          EXPECT_TRUE(m.guest.move_slot(1, 5, m.gpa(32)).has_value());
+        } else {
+          m.guest.remove_slot(1);
+        }
+      });
+      while (!m.guest.debug_life().changing) sync::yield_thread();
+    });
+    EXPECT_EQ(m.esm(), Status::kSuccess) << moves;
+    EXPECT_TRUE(other.joinable());
+    if (other.joinable()) other.join();
+    for (const u64 first : {0UL, 16UL}) {
+      for (u64 page = first; page < first + 3; ++page) EXPECT_EQ(m.guest_bytes(page), m.text(page));
+    }
+    m.to_hv.watch(nullptr);
+  }
+}
+
+// A slot comes while pages are taken in, by a thread that does not run for a while in the middle of
+// that: no message is served meanwhile. (UV_ESM gave up: PARAMETER.)
+TEST(SecureGuestEsm, WaitsForASlotThatIsSlowToCome) {
+  SecureMachine m(4096, 64);
+  m.plug(0, 0, 6);
+  m.vmm_fill(0, 6);
+  std::thread plug;
+  m.to_hv.before(Call::kHSvmPageIn, [&] {
+    m.to_uv.before(Call::kUvRegisterMemSlot,
+                   [] { std::this_thread::sleep_for(std::chrono::milliseconds(30)); });
+    plug = std::thread([&] { m.plug(1, 8, 2); });
+    while (!m.guest.debug_life().changing) sync::yield_thread();
+  });
+  EXPECT_EQ(m.esm(), Status::kSuccess);
+  plug.join();
+  for (u64 page = 0; page < 6; ++page) EXPECT_EQ(m.guest_bytes(page), m.text(page));
+  EXPECT_EQ(m.guest_bytes(8), Bytes(4096));
+}
+
 // Everything is in already, and INIT_DONE is under way: it is a secure guest's, zeros.
 TEST(SecureGuestEsm, WhatIsPluggedWhenAllIsInIsASecureGuests) {
   SecureMachine m(4096, 64);
@@ -253,7 +304,7 @@ TEST_P(SecureGuestCheck, S0_19_AbortByAGuestThatShouldNotRunUndoesNothing) {
 // again.
 TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas) {
   using test::Wire;
-  const auto refused_at = [&](Wire SecureMachine::* wire, Call call, unsigned nth) {
+  const auto refused_at = [&](Wire SecureMachine::*wire, Call call, unsigned nth) {
     SecureMachine m(GetParam());
     m.plug(0, 0, 3);  // the third page is never touched
     m.plug(1, 8, 2);
@@ -275,7 +326,7 @@ TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas
     EXPECT_EQ(m.guest_bytes(2), zeros());
     return true;
   };
-  const auto refusals = [&](Wire SecureMachine::* wire, Call call) {
+  const auto refusals = [&](Wire SecureMachine::*wire, Call call) {
     unsigned nth = 1;
     while (refused_at(wire, call, nth)) ++nth;
     return nth - 1;
