@@ -7,6 +7,7 @@
 #include "shim/buffered_calls.h"
 #include "shim/files.h"
 #include "shim/mdev_files.h"
+#include "shim/poll_events.h"
 #include "shim/programs.h"
 #include "shim/received.h"
 #include "shim/shared_files.h"

@@ -64,6 +64,31 @@ static void set_up(void) {
   REQUIRE(replace(iommu, mock.test_device, nested) == 0);
 }
 
+// A pipe says POLLWRNORM where it says POLLOUT; a fault queue never does.
+static void expect_no_priority_writes(void) {
+  int ends[2];
+  REQUIRE(pipe(ends) == 0);
+  const struct timespec now = {0, 0};
+  struct pollfd both[] = {{.fd = faults, .events = POLLWRNORM},
+                          {.fd = ends[1], .events = POLLOUT | POLLWRNORM}};
+  REQUIRE(poll(both, 2, 0) == 1 && both[0].revents == 0);
+  REQUIRE(both[1].revents == (POLLOUT | POLLWRNORM) && both[0].events == POLLWRNORM);
+  both[0].events |= POLLOUT;
+  REQUIRE(ppoll(both, 2, &now, NULL) == 2 && both[0].revents == POLLOUT);
+  struct pollfd* volatile nowhere = (struct pollfd*)8;
+  REQUIRE(poll(nowhere, 1, 0) == -1 && errno == EFAULT);
+  const int epoll = epoll_create1(EPOLL_CLOEXEC);
+  struct epoll_event event = {.events = EPOLLOUT | EPOLLWRNORM}, came[2];
+  REQUIRE(epoll_ctl(epoll, EPOLL_CTL_ADD, faults, &event) == 0);
+  REQUIRE(epoll_wait(epoll, came, 2, 0) == 1 && came[0].events == EPOLLOUT);
+  event.events = EPOLLWRNORM;
+  REQUIRE(epoll_ctl(epoll, EPOLL_CTL_MOD, faults, &event) == 0);
+  REQUIRE(epoll_wait(epoll, came, 2, 0) == 0 && event.events == EPOLLWRNORM);
+  close(epoll);
+  close(ends[0]);
+  close(ends[1]);
+}
+
 static short ready(int fd) {
   struct pollfd one = {.fd = fd, .events = POLLIN | POLLOUT | POLLRDNORM | POLLPRI};
   const struct timespec now = {0, 0};
@@ -100,6 +125,7 @@ static void read_event(void) {
 
 static void follows_the_queue(void) {
   REQUIRE(ready(faults) == POLLOUT && ready(events) == 0);
+  expect_no_priority_writes();
   request_page(0x1000);
   REQUIRE(ready(faults) == (POLLOUT | kIn) && ready(events) == 0);
   request_page(0x2000);
@@ -337,6 +363,7 @@ int main(int argc, char** argv) {
   is_empty_when_detached(plain);
   close(iommu);
   REQUIRE(ready(faults) == POLLOUT && ready(events) == 0);
+  expect_no_priority_writes();
   puts("done");
   return 0;
 }

@@ -5,9 +5,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <thread>
 #include <vector>
+
+#include "iommu/other_process.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -68,6 +71,23 @@ TEST_F(QueueTest, AThreadThatDiedInsideIsNotWaitedFor) {
   std::thread([&] { queue_->enter(*line, static_cast<u32>(gettid())); }).join();
   post(1);
   queue_->wait();
+  queue_->remove(line);
+}
+
+// Its number says nothing here, where no thread has it.
+TEST_F(QueueTest, AThreadOfAnotherPidNamespaceIsWaitedFor) {
+  DmaLine* const line = queue_->add(0, pid_space() + 1);
+  std::thread([&] { queue_->enter(*line, static_cast<u32>(gettid())); }).join();
+  post(1);
+  std::atomic<bool> waited{false};
+  std::thread waiter([&] {
+    queue_->wait();
+    waited = true;
+  });
+  ::usleep(100'000);
+  EXPECT_FALSE(waited) << "it was taken for dead";
+  queue_->leave(*line);
+  waiter.join();
   queue_->remove(line);
 }
 

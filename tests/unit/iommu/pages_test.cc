@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Page sets: counts, accounts, and sets that several processes share.
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -201,6 +202,41 @@ TEST_F(PagesTest, AnUnmapByAnotherProcessIsSettledByThePinner) {
   EXPECT_EQ(walk(a.hwpt, kApertureStart), kNowhere);  // this comes here
   EXPECT_EQ(host::pin_use().pages, 0u);
   EXPECT_EQ(destroy(a.test_device), 0);
+}
+
+// Nor is one of another PID namespace taken for dead because its number is somebody else's here, or
+// nobody's: what it has pinned is its own to unpin.
+TEST_F(PagesTest, AProcessOfAnotherPidNamespaceLives) {
+  const Attached a = attach_device(ioas_);
+  int ready[2], go[2];
+  ASSERT_EQ(0, ::pipe(ready));
+  ASSERT_EQ(0, ::pipe(go));
+  const pid_t between = ::fork();
+  if (between == 0) {
+    if (::unshare(CLONE_NEWPID) != 0) ::_exit(77);
+    ::close(go[1]);
+    ::_exit(join(in_child([&] {
+      char c = 0;
+      if (map_at(ioas_, shared(), 2 * 4096, kApertureStart) != 0) return 1;
+      if (host::pin_use().pins != 2 || ::write(ready[1], &c, 1) != 1) return 2;
+      if (::read(go[0], &c, 1) != 1) return 3;
+      const Locked here(*context_);
+      return host::pin_use().pins == 0 ? 0 : 4;
+    })));
+  }
+  ::close(ready[1]);
+  char c = 0;
+  const bool there = ::read(ready[0], &c, 1) == 1;
+  if (there) {
+    EXPECT_EQ(unmap_all(ioas_), 0);
+    EXPECT_EQ(Locked(*context_).root().orphans, 2u) << "it was taken for dead";
+  }
+  EXPECT_EQ(::write(go[1], &c, 1), 1);
+  const int answer = join(between);
+  for (const int fd : {ready[0], go[0], go[1]}) ::close(fd);
+  EXPECT_EQ(destroy(a.test_device), 0);
+  if (answer == 77) GTEST_SKIP() << "no PID namespace may be made here";
+  EXPECT_EQ(answer, 0);
 }
 
 TEST_F(PagesTest, TheLastCloseGivesBackWhatIsPinned) {
