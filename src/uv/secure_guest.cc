@@ -109,6 +109,7 @@ SecureGuest::Claim SecureGuest::claim(u64 gpa, PageEvent event) {
   if (life_comes_first() || (word != nullptr && word->busy)) return answer(Status::kBusy);
   const PageCell& cell = page_cell(event, was);
   if (cell.work == PageWork::kNothing) return answer(cell.status);
+  ST_CHECK(word != nullptr);  // there is nothing to do about a page of no slot
   word->busy = true;
   ++messages_;
   return {Status::kSuccess, was, cell.work, cell.next};

@@ -20,6 +20,7 @@
 #include "base/sys.h"
 #include "host/client_limits.h"
 #include "host/kept_fd.h"
+#include "tests/support/fd_message.h"
 
 namespace stagetwo::host {
 namespace {
@@ -200,27 +201,13 @@ TEST(Descriptor, StateOfTheProcessIsForeignInAChild) {
 int pass_through_socket(int fd) {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) != 0) return -1;
-  char byte = 'x';
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
-  sendmsg(ends[0], &message, 0);
-  int received = -1;
-  if (recvmsg(ends[1], &message, 0) == 1) {
-    std::memcpy(&received, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+  int received[] = {-1};
+  if (test::FdMessage<1>({fd}).send(ends[0])) {
+    EXPECT_TRUE(test::FdMessage<1>().receive(ends[1], received));
   }
   close(ends[0]);
   close(ends[1]);
-  return received;
+  return received[0];
 }
 
 TEST(Descriptor, SentThroughASocketIsTheSame) {

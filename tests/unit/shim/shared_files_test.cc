@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -20,6 +19,7 @@
 #include "shim/files.h"
 #include "shim/memory.h"
 #include "shim/programs.h"
+#include "tests/support/fd_message.h"
 #include "tests/support/pages.h"
 
 namespace stagetwo::shim {
@@ -189,28 +189,12 @@ size_t holes_of(int file) {
   return holes;
 }
 
-// A message with the descriptor of standard input and this one.
-struct Message {
-  explicit Message(int file) {
-    header.msg_control = space;
-    header.msg_controllen = sizeof(space);
-    cmsghdr* const head = CMSG_FIRSTHDR(&header);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN(2 * sizeof(int));
-    const int sent[] = {0, file};
-    std::memcpy(CMSG_DATA(head), sent, sizeof(sent));
-  }
-  alignas(cmsghdr) char space[CMSG_SPACE(2 * sizeof(int))] = {};
-  msghdr header{};
-};
-
 TEST_F(SharedFiles, AFileThatIsSentAwayIsWholeAndNotOursAlone) {
   ASSERT_NE(0u, host::object_behind(file_));
   ASSERT_EQ(kPages, take());
   ASSERT_EQ(kPages, holes_of(file_));
-  Message message(file_);
-  EXPECT_FALSE(giving_refused(&message.header));
+  const test::FdMessage<2> message({0, file_});
+  EXPECT_FALSE(giving_refused(message.header()));
   EXPECT_EQ(0u, holes_of(file_));
   EXPECT_EQ(0u, take());
 }
@@ -218,10 +202,10 @@ TEST_F(SharedFiles, AFileThatIsSentAwayIsWholeAndNotOursAlone) {
 TEST_F(SharedFiles, AFileOfWhichBytesAreLostIsNotSentAway) {
   ASSERT_EQ(kPages, take());
   store_.loses = true;
-  Message message(file_);
-  EXPECT_TRUE(giving_refused(&message.header));
+  const test::FdMessage<2> message({0, file_});
+  EXPECT_TRUE(giving_refused(message.header()));
   EXPECT_EQ(EIO, errno);
-  mmsghdr several{message.header, 0};
+  mmsghdr several{*message.header(), 0};
   EXPECT_TRUE(giving_refused(&several, 1));
 }
 

@@ -4,12 +4,11 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#include <cstring>
-
 #include "abi/iommufd/iommufd.h"
 #include "abi/vfio/uapi.h"
 #include "host/placed_io.h"
 #include "host/process.h"
+#include "tests/support/fd_message.h"
 #include "tests/unit/abi/vfio/vfio_client.h"
 
 namespace stagetwo {
@@ -116,37 +115,6 @@ TEST_F(SharedGroup, WhoDiesLeavesNothingInTheContainer) {
   join();
 }
 
-// To a process that has never seen them.
-void send_all(int socket, const int (&fds)[3]) {
-  char byte = 'x';
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(fds))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(fds));
-  std::memcpy(CMSG_DATA(header), &fds, sizeof(fds));
-  EXPECT_EQ(sendmsg(socket, &message, 0), 1);
-}
-bool receive_all(int socket, int (&fds)[3]) {
-  char byte = 0;
-  iovec data{&byte, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(fds))] = {};
-  msghdr message{};
-  message.msg_iov = &data;
-  message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
-  if (recvmsg(socket, &message, 0) != 1) return false;
-  std::memcpy(&fds, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fds));
-  return true;
-}
-
 // Of its configuration space; 0: it cannot be read.
 u32 read_id(int device) {
   const auto file = host::find(device);
@@ -166,7 +134,7 @@ TEST_F(SharedGroup, SentToAnotherProcessItIsTheSame) {
     host::after_fork_child();
     abi_vfio::after_fork_child();
     int fds[3];
-    if (!receive_all(talk[1], fds)) _exit(1);
+    if (!test::FdMessage<3>().receive(talk[1], fds)) _exit(1);
     const auto [container, group, device] = fds;
     vfio_device_info info{};
     info.argsz = offsetof(vfio_device_info, cap_offset);
@@ -188,7 +156,7 @@ TEST_F(SharedGroup, SentToAnotherProcessItIsTheSame) {
   container_ = *abi_vfio::open_container(O_RDWR | O_CLOEXEC);
   group_ = *abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
   open_device();
-  send_all(talk[0], {container_, group_, device_});
+  EXPECT_TRUE(test::FdMessage<3>({container_, group_, device_}).send(talk[0]));
   char go = 0;
   EXPECT_EQ(read(talk[0], &go, 1), 1);
   for (const int fd : {device_, group_, container_}) close_fd(fd);
@@ -221,7 +189,7 @@ TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
     host::after_fork_child();
     abi_vfio::after_fork_child();
     int fds[3];
-    if (!receive_all(talk[1], fds)) _exit(1);
+    if (!test::FdMessage<3>().receive(talk[1], fds)) _exit(1);
     vfio_device_info info{};
     info.argsz = offsetof(vfio_device_info, cap_offset);
     const auto bind = [](int fd, int iommufd) {
@@ -248,7 +216,7 @@ TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
   const int iommufd = *abi_iommufd::open_device(O_RDWR | O_CLOEXEC);
   vfio_device_bind_iommufd cmd{sizeof(cmd), 0, iommufd, 0};
   ASSERT_EQ(ask(other, VFIO_DEVICE_BIND_IOMMUFD, &cmd), 0);
-  send_all(talk[0], {node, iommufd, other});
+  EXPECT_TRUE(test::FdMessage<3>({node, iommufd, other}).send(talk[0]));
   EXPECT_EQ(read(talk[0], &go, 1), 1);
   EXPECT_EQ(ask(node, VFIO_DEVICE_BIND_IOMMUFD, &cmd), -EINVAL) << "the other has bound it";
   for (const int fd : {node, other, iommufd}) close_fd(fd);
