@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
+#include <sys/sendfile.h>
 
 #include "host/run_section.h"
 #include "shim/aio_calls.h"
@@ -20,6 +21,7 @@
 #include "shim/segments.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
+#include "shim/spliced.h"
 #include "shim/transfers.h"
 #include "shim/virtual_io.h"
 
@@ -327,6 +329,16 @@ ST_ENTRY ssize_t pwritev(int fd, const iovec* parts, int count, off_t at) {
 }
 ST_ENTRY ssize_t pwritev64(int fd, const iovec* parts, int count, off64_t at) {
   return pwritev(fd, parts, count, at);
+}
+ST_ENTRY ssize_t sendfile(int to, int from, off_t* at, size_t size) noexcept {
+  return shim::send_file(to, from, at, size);
+}
+ST_ENTRY ssize_t sendfile64(int to, int from, off64_t* at, size_t size) noexcept {
+  return shim::send_file(to, from, at, size);
+}
+ST_ENTRY ssize_t splice(int from, off64_t* from_at, int to, off64_t* to_at, size_t size,
+                        unsigned flags) {
+  return shim::splice_bytes(from, from_at, to, to_at, size, flags);
 }
 ST_ENTRY off_t lseek(int fd, off_t offset, int whence) noexcept {
   return shim::seek_fd(fd, offset, whence);

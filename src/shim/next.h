@@ -117,6 +117,8 @@ class Next<R(A...)> {
   X(writev, ssize_t(int, const iovec*, int))                                         \
   X(preadv, ssize_t(int, const iovec*, int, off_t))                                  \
   X(pwritev, ssize_t(int, const iovec*, int, off_t))                                 \
+  X(sendfile, ssize_t(int, int, off_t*, size_t))                                     \
+  X(splice, ssize_t(int, off_t*, int, off_t*, size_t, unsigned))                     \
   X(__read_chk, ssize_t(int, void*, size_t, size_t))                                 \
   X(__pread_chk, ssize_t(int, void*, size_t, off_t, size_t))                         \
   X(lseek, off_t(int, off_t, int))                                                   \

@@ -272,7 +272,9 @@ long raw_call(long number, long a, long b, long c, long d, long e, long f) {
   if (number == SYS_userfaultfd) return userfaultfd(a);
   if (forks_by_number(number, a, b)) return fork_by_number(number, a, b, c, d, e);
   long result = 0;
-  if (awake() && file_call(number, {a, b, c, d, e, f}, &result)) return result;
+  // Who has opened one of sysfs only may still be asleep.
+  const bool asked = awake() || any_virtual_io();
+  if (asked && file_call(number, {a, b, c, d, e, f}, &result)) return result;
   bool done = false;
   result = by_descriptor(number, a, b, c, d, &done);
   if (!done) result = by_name(number, a, b, c, d, e, &done);

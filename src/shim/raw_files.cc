@@ -13,6 +13,7 @@
 #include "shim/described.h"
 #include "shim/files.h"
 #include "shim/shared_files.h"
+#include "shim/spliced.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -27,27 +28,12 @@ int integer(long value) {
   return static_cast<int>(value);
 }
 
-// From one descriptor to another: on what shows that ours can do neither.
-long transfer(long number, int from, int to, const long (&w)[6]) {
+// From one pipe to another: on what shows that ours can do neither.
+long copy_pipe(int from, int to, long size, long flags) {
   if (transfer_refused(from, to)) return -1;
-  const Asked source(from);
-  const Asked target(to);
-  return with_buffers(
-      [&](Buffers& buffers) {
-        if (number == SYS_splice) buffers.value(pointer<off_t>(w[1])).value(pointer<off_t>(w[3]));
-        if (number == SYS_sendfile) buffers.value(pointer<off_t>(w[2]));
-        buffers.file(from).file(to);
-      },
-      [&] {
-        switch (number) {
-          case SYS_splice:
-            return next::syscall(number, source, w[1], target, w[3], w[4], w[5]);
-          case SYS_tee:
-            return next::syscall(number, source, target, w[2], w[3], 0, 0);
-          default:
-            return next::syscall(number, target, source, w[2], w[3], 0, 0);
-        }
-      });
+  const Asked source(from), target(to);
+  return with_buffers([&](Buffers& buffers) { buffers.file(from); },
+                      [&] { return next::syscall(SYS_tee, source, target, size, flags, 0, 0); });
 }
 
 }  // namespace
@@ -55,13 +41,16 @@ long transfer(long number, int from, int to, const long (&w)[6]) {
 bool file_call(long number, const long (&w)[6], long* result) {
   switch (number) {
     case SYS_splice:
-      *result = transfer(number, integer(w[0]), integer(w[2]), w);
+      *result =
+          splice_bytes(integer(w[0]), pointer<off_t>(w[1]), integer(w[2]), pointer<off_t>(w[3]),
+                       static_cast<size_t>(w[4]), static_cast<unsigned>(w[5]));
       return true;
     case SYS_tee:
-      *result = transfer(number, integer(w[0]), integer(w[1]), w);
+      *result = copy_pipe(integer(w[0]), integer(w[1]), w[2], w[3]);
       return true;
     case SYS_sendfile:
-      *result = transfer(number, integer(w[1]), integer(w[0]), w);
+      *result =
+          send_file(integer(w[0]), integer(w[1]), pointer<off_t>(w[2]), static_cast<size_t>(w[3]));
       return true;
     case SYS_fcntl:
       *result = control_fd(integer(w[0]), integer(w[1]), w[2]);

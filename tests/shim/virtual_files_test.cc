@@ -240,6 +240,42 @@ TEST(MediatedDevice, IsMadeAndRemovedFromInsideItsFolders) {
   EXPECT_NE(told.err.find("Invalid argument"), std::string::npos) << told.err;
 }
 
+// By sendfile and by splice, by name and by number: a write each, and what is refused stays where
+// it came from.
+TEST(MediatedDevice, IsMadeOfWhatIsSplicedToItsFile) {
+  const Outcome told = run_program(
+      {tool(), "run", "--", "python3", "-c",
+       "import ctypes, os, tempfile\n"
+       "C = ctypes.CDLL(None, use_errno=True)\n"
+       "T = '/sys/class/mdev_bus/serial/mdev_supported_types/serial-1/'\n"
+       "name = lambda n: b'83b8f4f2-509f-382f-3c1e-e6bfe0fa10%02d' % n\n"
+       "def say(f, *a):\n"
+       "  try: print(f(*a), end=' ')\n"
+       "  except OSError as e: print(os.strerror(e.errno), end=' ')\n"
+       "f = os.open(T + 'create', os.O_WRONLY)\n"
+       "t = tempfile.TemporaryFile(); t.write(name(1) + name(2)); t.flush(); s = t.fileno()\n"
+       "os.lseek(s, 0, 0)\n"
+       "say(os.sendfile, f, s, None, 36); say(os.sendfile, f, s, 0, 36)\n"
+       "say(os.lseek, s, 0, 1); say(os.sendfile, f, s, None, 5); say(os.lseek, s, 0, 1)\n"
+       "at = ctypes.c_long(36); say(C.syscall, 40, f, s, ctypes.byref(at), 36); print(at.value)\n"
+       "r, w = os.pipe(); os.write(w, name(3)[:20]); os.write(w, name(3)[20:])\n"
+       "say(os.splice, r, f, 36); os.write(w, name(3)); say(os.splice, r, f, 36)\n"
+       "os.write(w, name(4)); os.read(r, 36); at = ctypes.c_long(7)\n"
+       "say(C.syscall, 275, r, None, f, ctypes.byref(at), 36, 0); print(at.value)\n"
+       "say(os.splice, r, f, 36, 5); say(os.splice, s, f, 36)\n"
+       "os.set_blocking(r, False); say(os.splice, r, f, 36)\n"
+       "os.close(w); say(os.splice, r, f, 36); print(*sorted(x[-2:] for x in os.listdir(T + "
+       "'devices')))\n"
+       "g = os.open(T + 'devices/' + name(1).decode() + '/remove', os.O_WRONLY)\n"
+       "r, w = os.pipe(); os.write(w, b'1\\n'); say(os.splice, r, g, 4096); os.close(g)\n"
+       "print(len(os.listdir(T + 'devices')))\n"});
+  EXPECT_EQ(told.out,
+            "36 File exists 36 Invalid argument 36 36 72\n36 File exists 36 43\n"
+            "Illegal seek Invalid argument Resource temporarily unavailable 0 01 02 03 04\n"
+            "2 3\n")
+      << told.err;
+}
+
 TEST(MediatedDevice, IsMadeAndRemovedByTheShell) {
   const std::string types =
       "T=/sys/class/mdev_bus/serial/mdev_supported_types; "
