@@ -69,6 +69,7 @@ TEST_F(SharedGroup, AContainerThatTheChildAloneHasIsFoundThere) {
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, talk), 0);
   const pid_t child = fork();
   char go = 0;
+  close(talk[child == 0 ? 0 : 1]);  // so that one's death is the other's end of talk
   if (child == 0) {
     host::after_fork_child();
     abi_vfio::after_fork_child();
@@ -76,15 +77,14 @@ TEST_F(SharedGroup, AContainerThatTheChildAloneHasIsFoundThere) {
     join();
     _exit(write(talk[1], "x", 1) == 1 && read(talk[1], &go, 1) == 1 ? 0 : 1);
   }
-  ASSERT_EQ(read(talk[0], &go, 1), 1);
+  EXPECT_EQ(read(talk[0], &go, 1), 1);
   device_ = static_cast<int>(ask(group_, VFIO_GROUP_GET_DEVICE_FD, kName));
   EXPECT_GE(device_, 0);
-  ASSERT_EQ(write(talk[0], "x", 1), 1);
+  EXPECT_EQ(send(talk[0], "x", 1, MSG_NOSIGNAL), 1);
   int status = -1;
   waitpid(child, &status, 0);
   EXPECT_EQ(status, 0);
   close(talk[0]);
-  close(talk[1]);
 }
 
 TEST_F(SharedGroup, AnIommufdStandsInAsAContainerDoes) {
