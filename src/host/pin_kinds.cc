@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/sys.h"
+#include "host/device_memory.h"
 #include "host/kept_fd.h"
 #include "sync/atomic.h"
 #include "sync/passing_number.h"
@@ -91,14 +92,30 @@ bool is_memory_device(u64 device) {
   return found;
 }
 
+constinit sync::Atomic<u64> devices_device{0}, devices_inode{0};
+
+bool is_of_devices(const Mapping& mapping) {
+  return mapping.inode != 0 && mapping.inode == devices_inode.load(sync::kAcquire) &&
+         mapping.device == devices_device.load(sync::kRelaxed);
+}
+
 }  // namespace
+
+Result<void> note_device_memory(Hva at) {
+  const Mapping mapping = ST_TRY(mapping_at(at));
+  devices_device.store(mapping.device, sync::kRelaxed);
+  devices_inode.store(mapping.inode, sync::kRelease);
+  return {};
+}
 
 Result<void> may_pin(const Mapping& mapping, bool write, bool long_term) {
   if (write ? !mapping.prot.write : !mapping.prot.read) return refuse(EFAULT);
   const bool written_back_later =
       write && long_term && mapping.shared && mapping.page_size == kPageSize;
   if (!written_back_later) return {};
-  if (mapping.device == shared_memory_device() || is_memory_device(mapping.device)) return {};
+  if (is_of_devices(mapping) || mapping.device == shared_memory_device() ||
+      is_memory_device(mapping.device))
+    return {};
   return refuse(EFAULT);
 }
 

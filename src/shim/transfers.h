@@ -10,6 +10,7 @@
 #include "shim/absent_buffers.h"
 #include "shim/described.h"
 #include "shim/files.h"
+#include "shim/into_devices.h"
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
@@ -19,6 +20,9 @@ ssize_t move_bytes(int fd, Io io, const void* buffer, size_t size, const off_t* 
   if (ssize_t done = 0; virtual_io(fd, io, buffer, size, at, &done)) return done;
   if (ssize_t done = 0; io_described(fd, io, buffer, size, at, &done)) return done;
   if (io_refused(fd, io, at)) return -1;
+  if (ssize_t done = 0;
+      io == Io::kRead && read_into_device(fd, const_cast<void*>(buffer), size, at, &done))
+    return done;
   if (host::owners_active() && shows_absent_memory(fd)) [[unlikely]] {
     const u64 there = offset_of(fd, at);
     return with_held([&](Buffers& b) { b.bytes(buffer, size).own_memory(there, size); }, call);

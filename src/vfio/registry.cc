@@ -10,6 +10,7 @@
 
 #include "base/sys.h"
 #include "host/client_limits.h"
+#include "host/device_memory.h"
 #include "host/session.h"
 #include "sync/passing_number.h"
 
@@ -131,6 +132,10 @@ Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at) {
   static_cast<void>(
       ST_TRY(sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot, MAP_SHARED | MAP_FIXED,
                        use.get(), static_cast<off_t>(memory_of(slot) + offset))));
+  // Not before a client maps it: who asks for the process's map has to be one whose forks are seen.
+  // Where it fails the device's memory is pinned as any file's.
+  static constinit sync::Atomic<bool> noted{false};
+  if (!noted.exchange(true)) static_cast<void>(host::note_device_memory(at));
   return {};
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "abi/vfio/mappings.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <memory>
 #include <tuple>
@@ -33,6 +35,9 @@ class Mappings final : public host::MmuNotifier {
   Result<void> add(Mapping mapping, int prot);
   void follow(vfio::Device& device);
   bool store(Hva at, ucontext_t* context);
+  size_t put(Hva at, std::span<const u8> bytes);
+  [[nodiscard]] u64 trapped_at(Hva at);
+  [[nodiscard]] bool used() const { return used_.load(sync::kAcquire) != 0; }
   [[nodiscard]] size_t count();
 
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
@@ -55,6 +60,12 @@ class Mappings final : public host::MmuNotifier {
   void settle(Mapping& row) TA_REQ(lock_);
   // The lower and the upper end of what stays; false: nothing, or not one piece.
   static bool trim(const Mapping& mapping, HvaRange gone, HvaRange* left);
+  // What is trapped around `at`, as far as area and mapping go. False: nothing is.
+  struct Trap {
+    Mapping mapping;
+    HvaRange range;
+  };
+  bool find_trap(Hva at, Trap* trap);
   sync::Ref<OpenDevice> take_gone(HvaRange range);
 
   sync::Mutex changing_{sync::Rank::kVm};
@@ -203,8 +214,8 @@ void tell_model(void* who, Hva at, std::span<const u8> bytes) {
   }
 }
 
-bool Mappings::store(Hva at, ucontext_t* context) {
-  Mapping found;
+bool Mappings::find_trap(Hva at, Trap* trap) {
+  Mapping& found = trap->mapping;
   {
     const sync::MutexGuard guard(lock_);
     for (const Mapping& row : rows_) {
@@ -212,24 +223,46 @@ bool Mappings::store(Hva at, ucontext_t* context) {
         found = {.range = row.range,
                  .device = row.device.clone(),
                  .region = row.region,
-                 .offset = row.offset};
+                 .offset = row.offset,
+                 .prot = row.prot};
       }
     }
   }
   if (!found.device) return false;
   const u64 offset = found.offset + (at - found.range.start());
-  vfio::Device& device = found.device->device();
-  for (const vfio::MappedArea& area : device.shape().regions[found.region].mapped) {
+  const vfio::Shape& shape = found.device->device().shape();
+  for (const vfio::MappedArea& area : shape.regions[found.region].mapped) {
     if (!area.trapped || offset < area.offset || offset - area.offset >= area.size) continue;
-    // As far as the area and the mapping go.
     const u64 first = std::max(area.offset, found.offset);
     const u64 end = std::min(area.offset + area.size, found.offset + found.range.size());
-    Told told{device, found};
-    return emulate_store(context,
-                         HvaRange(found.range.start() + (first - found.offset), end - first),
-                         tell_model, &told);
+    trap->range = HvaRange(found.range.start() + (first - found.offset), end - first);
+    return true;
   }
   return false;
+}
+
+bool Mappings::store(Hva at, ucontext_t* context) {
+  Trap trap;
+  if (!find_trap(at, &trap)) return false;
+  Told told{trap.mapping.device->device(), trap.mapping};
+  return emulate_store(context, trap.range, tell_model, &told);
+}
+
+u64 Mappings::trapped_at(Hva at) {
+  Trap trap;
+  const bool stored = find_trap(at, &trap) && (trap.mapping.prot & PROT_WRITE) != 0;
+  return stored ? trap.range.size() - (at - trap.range.start()) : 0;
+}
+
+size_t Mappings::put(Hva at, std::span<const u8> bytes) {
+  Trap trap;
+  if (!find_trap(at, &trap) || (trap.mapping.prot & PROT_WRITE) == 0) return 0;
+  vfio::Device& device = trap.mapping.device->device();
+  if (device.shape().function && memory_is_off(device)) return 0;
+  const u64 room = trap.range.size() - (at - trap.range.start());
+  Told told{device, trap.mapping};
+  tell_model(&told, at, bytes.first(std::min(bytes.size(), room)));
+  return std::min(bytes.size(), room);
 }
 
 }  // namespace
@@ -246,6 +279,15 @@ Result<void> note_mapping(const sync::Ref<OpenDevice>& device, Hva at, u64 size,
 
 void follow_memory(vfio::Device& device) {
   if (Mappings* const known = made.load(sync::kAcquire)) known->follow(device);
+}
+
+u64 trapped_bytes_at(Hva at) {
+  Mappings* const known = made.load(sync::kAcquire);
+  return known != nullptr && known->used() ? known->trapped_at(at) : 0;
+}
+
+size_t put_to_device(Hva at, std::span<const u8> bytes) {
+  return mappings().put(at, bytes);
 }
 
 size_t debug_mappings() {

@@ -7,8 +7,10 @@
 //
 // The first check that fails answers, in the kernel's order.
 
+#include <span>
 #include <string_view>
 
+#include "addr/addr.h"
 #include "base/alloc.h"
 #include "base/result.h"
 #include "base/types.h"
@@ -45,6 +47,14 @@ void set_newer_requests(bool on);
 // The configuration of a function was written: its BARs are there, or a touch of them is SIGBUS, as
 // it says now. Of this process's mappings.
 void follow_memory(vfio::Device& device);
+
+// How many bytes from `at` on are a trapped part of a region that this process has mapped to be
+// stored to: the kernel, to which such pages are not writable, cannot put there what a call reads.
+// The common answer, 0, costs two loads.
+[[nodiscard]] u64 trapped_bytes_at(Hva at);
+// Stores them there, as the client would. How many: as far as that part goes; none where it is gone
+// or the function's memory is off. Context: outside every section.
+size_t put_to_device(Hva at, std::span<const u8> bytes);
 
 void after_fork_child();
 

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 
 #include "vfio_client.h"
 
@@ -137,6 +138,38 @@ static void memory_off(int device) {
   REQUIRE(sigaction(SIGBUS, &before, NULL) == 0);
 }
 
+// A system call's buffer may be registers, as it may be of the hardware: whole, behind memory that
+// is none, and at the end of what is mapped.
+static void read_into_registers(int device) {
+  const uint32_t low = 0x12345640, all[2] = {0x89abcd80, 0x0000007f};
+  uint32_t seen[2] = {0};
+  int ends[2];
+  REQUIRE(pipe(ends) == 0);
+  REQUIRE(write(ends[1], &low, 4) == 4 && read(ends[0], (void*)reg32(0x98), 4) == 4);
+  REQUIRE(pread(device, seen, 4, 0x98) == 4 && seen[0] == low && *reg32(0x98) == low);
+  FILE* const file = tmpfile();
+  REQUIRE(file != NULL && pwrite(fileno(file), all, 8, 3) == 8);
+  REQUIRE(pread(fileno(file), (void*)reg64(0x98), 8, 3) == 8);
+  REQUIRE(pread(device, seen, 8, 0x98) == 8 && memcmp(seen, all, 8) == 0);
+  REQUIRE(lseek(fileno(file), 7, SEEK_SET) == 7);
+  REQUIRE(syscall(SYS_read, fileno(file), reg64(0x98), 8) == 4);
+  REQUIRE(pread(device, seen, 8, 0x98) == 8 && seen[0] == all[1] && seen[1] == all[1]);
+  fclose(file);
+  // The device hears of it.
+  const uint8_t reset = 0x20;
+  REQUIRE(write(ends[1], &reset, 1) == 1 && read(ends[0], (void*)reg8(0x84), 1) == 1);
+  REQUIRE(*reg8(0x84) == 0);
+  // As far as it is mapped to be written.
+  uint8_t* const two = memory_of(2 * kPage);
+  REQUIRE(mmap(two + kPage, kPage, PROT_READ, MAP_SHARED | MAP_FIXED, device, 0) == two + kPage);
+  REQUIRE(write(ends[1], all, 8) == 8);
+  REFUSED(read(ends[0], two + kPage + 0x98, 4), EFAULT);
+  REQUIRE(mmap(two + kPage, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, device, 0) ==
+          two + kPage);
+  REQUIRE(read(ends[0], two + kPage - 4, 8) == 8 && memcmp(two + kPage - 4, all, 4) == 0);
+  REQUIRE(munmap(two, 2 * kPage) == 0 && close(ends[0]) == 0 && close(ends[1]) == 0);
+}
+
 static uint64_t iova_of(struct memory* memory, const volatile void* what) {
   return kIova + (uint64_t)((const volatile uint8_t*)what - (const uint8_t*)memory);
 }
@@ -227,6 +260,7 @@ int main(void) {
   const int device = open_device(name, memory, &container);
   map_registers(device);
   memory_off(device);
+  read_into_registers(device);
   copies(memory);
   memory = moves(container, memory);
   rings(device, memory);

@@ -101,6 +101,13 @@ static void move_a_mebibyte(void) {
   REQUIRE(move(&c, kIova, kIova + kBytes, kBytes) == DSA_COMP_SUCCESS);
   REQUIRE(memcmp(from, from + kBytes, kBytes) == 0);
   uint64_t bytes = 0;
+  // A device's own memory is memory to another: what a container maps of a region is reached.
+  enum { kPlace = 100 * 1024 };
+  const uint64_t peer = kIova + 0x1000000;
+  REQUIRE(map(&c, c.ring, peer, kRingBytes) == 0);
+  REQUIRE(move(&c, kIova, peer + kPlace, kPage) == DSA_COMP_SUCCESS);
+  REQUIRE(memcmp(from, (uint8_t*)c.ring + kPlace, kPage) == 0);
+  REQUIRE(unmap(&c, peer, kRingBytes, 0, &bytes) == 0);
   REFUSED(unmap(&c, kIova, kBytes, 0, &bytes), EINVAL);
   REQUIRE(unmap(&c, kIova, 2 * kBytes, 0, &bytes) == 0 && bytes == 2 * kBytes);
   // A read that is refused: no bytes, the address.
