@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <tuple>
 
@@ -14,6 +15,7 @@
 #include "base/vec.h"
 #include "host/backstop.h"
 #include "host/mmu_notifier.h"
+#include "host/worker.h"
 
 namespace stagetwo::abi_vfio {
 namespace {
@@ -30,10 +32,13 @@ struct Mapping {
   bool off = false, hidden = false;
 };
 
-class Mappings final : public host::MmuNotifier {
+class Mappings final : public host::MmuNotifier, host::WorkItem {
  public:
   Result<void> add(Mapping mapping, int prot);
   void follow(vfio::Device& device);
+  // Another process that has the device open may put its memory off.
+  void turn() override;
+  u64 period_ns() override { return used() ? kPeriodNs : sync::kNoTimeout; }
   bool store(Hva at, ucontext_t* context);
   size_t put(Hva at, std::span<const u8> bytes);
   [[nodiscard]] u64 trapped_at(Hva at);
@@ -55,7 +60,11 @@ class Mappings final : public host::MmuNotifier {
   }
 
  private:
+  static constexpr u64 kPeriodNs = 20'000'000;
   void forget(HvaRange range);
+  void watch() TA_REQ(changing_);
+  sync::Ref<OpenDevice> function_after(const vfio::Device* last);
+  bool is_put_off(Hva at, vfio::Device& device);
   void follow_locked(vfio::Device& device) TA_REQ(changing_);
   void settle(Mapping& row) TA_REQ(lock_);
   // The lower and the upper end of what stays; false: nothing, or not one piece.
@@ -69,7 +78,8 @@ class Mappings final : public host::MmuNotifier {
   sync::Ref<OpenDevice> take_gone(HvaRange range);
 
   sync::Mutex changing_{sync::Rank::kVm};
-  u32 subscribed_ TA_GUARDED(changing_) = 0;  // the process that did
+  // The process that did, and that looks what others do with a function.
+  u32 subscribed_ TA_GUARDED(changing_) = 0, watched_ TA_GUARDED(changing_) = 0;
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Mapping> rows_ TA_GUARDED(lock_){"abi_vfio.mappings"};
   sync::Atomic<u32> used_{0};  // rows; changes of a process without any look no further
@@ -114,6 +124,7 @@ Result<void> Mappings::add(Mapping mapping, int prot) {
     return shown;
   }
   follow_locked(device);
+  if (device.shape().function) watch();
   return {};
 }
 
@@ -142,6 +153,49 @@ void Mappings::follow_locked(vfio::Device& device) {
 void Mappings::follow(vfio::Device& device) {
   const sync::MutexGuard changing(changing_);
   follow_locked(device);
+}
+
+void Mappings::watch() {
+  if (watched_ == process_stamp()) return host::kick_worker();
+  watched_ = process_stamp();
+  host::add_work(this);
+}
+
+// One function that is mapped; with the one before, the next.
+sync::Ref<OpenDevice> Mappings::function_after(const vfio::Device* last) {
+  const sync::MutexGuard guard(lock_);
+  const vfio::Device* found = nullptr;
+  const Mapping* row_of = nullptr;
+  for (const Mapping& row : rows_) {
+    const vfio::Device* const device = &row.device->device();
+    if (!device->shape().function || !std::less<>()(last, device)) continue;
+    if (found != nullptr && !std::less<>()(device, found)) continue;
+    found = device;
+    row_of = &row;
+  }
+  return row_of != nullptr ? row_of->device.clone() : sync::Ref<OpenDevice>{};
+}
+
+void Mappings::turn() {
+  const vfio::Device* last = nullptr;
+  while (const sync::Ref<OpenDevice> opened = function_after(last)) {
+    last = &opened->device();
+    follow(opened->device());
+  }
+}
+
+// A store that comes while its pages still say that the memory is on: they go, and it is made
+// again.
+bool Mappings::is_put_off(Hva at, vfio::Device& device) {
+  if (!device.shape().function || !memory_is_off(device)) return false;
+  const sync::MutexGuard guard(lock_);
+  for (Mapping& row : rows_) {
+    if (!row.range.contains(at) || row.region >= vfio::kBars) continue;
+    row.off = true;
+    settle(row);
+    return row.hidden;
+  }
+  return false;
 }
 
 size_t Mappings::count() {
@@ -244,6 +298,7 @@ bool Mappings::find_trap(Hva at, Trap* trap) {
 bool Mappings::store(Hva at, ucontext_t* context) {
   Trap trap;
   if (!find_trap(at, &trap)) return false;
+  if (is_put_off(at, trap.mapping.device->device())) return true;
   Told told{trap.mapping.device->device(), trap.mapping};
   return emulate_store(context, trap.range, tell_model, &told);
 }

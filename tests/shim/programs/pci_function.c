@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "vfio_client.h"
 
@@ -134,6 +135,16 @@ static void memory_off(int device) {
   const int config = open("/sys/bus/pci/devices/fffe:00:04.0/config", O_RDWR);
   REQUIRE(config >= 0 && pwrite(config, &none, 2, 4) == 2 && touch(more + 8, 0) == SIGBUS);
   REQUIRE(pwrite(config, &command, 2, 4) == 2 && more[8] == 0x33 && close(config) == 0);
+  // Nor where another process has put it off: at once for a store, soon for a load.
+  for (int stores = 0; stores < 2; ++stores) {
+    const pid_t child = fork();
+    if (child == 0) _exit(pwrite(device, &none, 2, place) == 2 ? 0 : 1);
+    int status = -1;
+    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+    for (int i = 0; !stores && i < 2000 && touch(more + 8, 0) == 0; ++i) usleep(1000);
+    REQUIRE(touch(more + 8, stores) == SIGBUS);
+    REQUIRE(pwrite(device, &command, 2, place) == 2 && more[8] == 0x33);
+  }
   REQUIRE(munmap((void*)more, 0x4000) == 0);
   REQUIRE(sigaction(SIGBUS, &before, NULL) == 0);
 }
