@@ -254,6 +254,17 @@ Result<void> PinTable::make_alias(Wanted* wanted) {
   return {};
 }
 
+// Pre: no change has come since the mapping was asked for.
+void PinTable::remember(HvaRange seen, HvaRange mapping) {
+  if (seen.empty()) return;
+  const bool beside = seen.start() <= known_.end() && known_.start() <= seen.end();
+  if (beside && mapping.start() <= known_.start() && known_.end() <= mapping.end()) {
+    const Hva start = std::min(seen.start(), known_.start());
+    seen = HvaRange(start, std::max(seen.end(), known_.end()) - start);
+  }
+  known_ = seen;
+}
+
 Result<bool> PinTable::commit(Attempt* attempt, Wanted* wanted, Sink* sink) {
   Result<bool> done = false;
   {
@@ -262,7 +273,7 @@ Result<bool> PinTable::commit(Attempt* attempt, Wanted* wanted, Sink* sink) {
       const Result<void> entered = enter(wanted, sink);
       last_end_ = wanted->piece.end();
       const bool quiet = attempt->alone && attempt->changes == changes_begun_;
-      if (entered && quiet && !wanted->seen.empty()) known_ = wanted->seen;
+      if (entered && quiet) remember(wanted->seen, wanted->mapping.range);
       done = entered ? Result<bool>(true) : Result<bool>(refuse(entered.error()));
     }
   }

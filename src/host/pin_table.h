@@ -96,6 +96,7 @@ class PinTable {
   Result<void> make_alias(Wanted* wanted);
   Result<bool> commit(Attempt* attempt, Wanted* wanted, Sink* sink);
   Result<void> enter(Wanted* wanted, Sink* sink) TA_REQ(lock_);
+  void remember(HvaRange seen, HvaRange mapping) TA_REQ(lock_);
   Hva enter_home(HvaRange piece, u64 bits, Sink* sink) TA_REQ(lock_);
   Result<Place> free_place(PinKey key, u32 slot) TA_REQ(lock_);
   Result<u64> word_for(const Place& place, Wanted* wanted, Hva at) TA_REQ(lock_);
@@ -146,7 +147,8 @@ class PinTable {
   Attempt* attempts_ TA_GUARDED(lock_) = nullptr;
   u32 changes_begun_ TA_GUARDED(lock_) = 0;
   // Private anonymous memory of one mapping, readable and writable, of which every page was there
-  // when the kernel was asked last; it is not asked again. A change of any of it ends that.
+  // when the kernel was asked last; it is not asked again. A change of any of it ends that. It
+  // grows by what is looked at beside it: to look costs as much as all else of a pin.
   HvaRange known_ TA_GUARDED(lock_);
   PinBlock* last_home_ TA_GUARDED(lock_) = nullptr;  // enter_home() entered last; alone of its key
   Hva last_end_ TA_GUARDED(lock_);   // of the last pin: who goes through memory is asked for ahead

@@ -96,6 +96,33 @@ TEST_F(PinPage, AChangeBetweenTwoPinsIsMet) {
   EXPECT_EQ(pin(kLast), 0);
 }
 
+// The kernel is not asked twice for what follows each other, block after block; a change of any of
+// it ends that. A page that went behind the engine's back tells whether it was.
+TEST_F(PinPage, WhatWasSeenIsKnownUntilAChange) {
+  const auto is_there = [&](size_t page) {
+    unsigned char there = 0;
+    EXPECT_EQ(::mincore(memory_ + page * kPageSize, kPageSize, &there), 0);
+    return (there & 1) != 0;
+  };
+  const auto unpin_all = [&] {
+    for (const Frame frame : held_) host::unpin_pages({frame, 1});
+    held_.clear();
+  };
+  unpin_all();
+  for (const size_t page : {3u, 600u, 1090u}) {
+    ASSERT_EQ(::madvise(memory_ + page * kPageSize, kPageSize, MADV_DONTNEED), 0);
+    ASSERT_EQ(pin(page), 0);
+    EXPECT_FALSE(is_there(page)) << page << ": the kernel was asked";
+  }
+  unpin_all();
+  change(700, EventKind::kUnmap,
+         [](u8* page) { return ::madvise(page, kPageSize, MADV_DONTNEED); });
+  for (const size_t page : {3u, 600u, 1090u}) {
+    ASSERT_EQ(pin(page), 0);
+    EXPECT_TRUE(is_there(page)) << page << ": what has changed was believed";
+  }
+}
+
 TEST_F(PinPage, IsRefusedWhereItsFailpointIsAlsoInKnownMemory) {
   ASSERT_EQ(pin(kPages - 1), 0);
   failpoint::arm("host.pin", 1);
