@@ -24,6 +24,14 @@ constexpr unsigned kWalkStep = 2;  // of docs/journeys/guest_fault.md
 // kUnserved: stage 2 has the entry, and the host does not serve it; walk() tries again.
 enum class PteRead : u8 { kOk, kAbsent, kUnserved, kStopped };
 
+// A page that its keeper has not just now: the instruction begins again, and before it whoever
+// wants the vCPU out is heard, also by a signal that has no handler and is only looked for now and
+// then.
+void comes_again(Cpu& c) {
+  c.poll_countdown = 1;
+  c.stop = Step::kAgain;
+}
+
 // After whatever may have pushed into the dirty ring.
 void note_push(Cpu& c) {
   if (c.ring != nullptr && c.ring->soft_full()) c.attention |= kAttendRing;
@@ -103,7 +111,7 @@ PteRead read_pte(Cpu& c, Gpa at, Word* entry) {
   if (outcome == FaultOutcome::kFixed) return PteRead::kOk;
   if (outcome == FaultOutcome::kMmio) return PteRead::kAbsent;
   if (outcome == FaultOutcome::kSpurious) {
-    c.stop = Step::kAgain;  // its keeper has it not just now: a client that wants out is heard
+    comes_again(c);
     return PteRead::kStopped;
   }
   // Its attribute changed after the fault, which the next one meets, or a page of a file is not
@@ -152,7 +160,7 @@ BitsSet set_bits(Cpu& c, Gpa at, Word entry, Word bits) {
     case FaultOutcome::kFixed:
       return swapped ? BitsSet::kYes : BitsSet::kAgain;
     case FaultOutcome::kSpurious:
-      c.stop = Step::kAgain;
+      comes_again(c);
       return BitsSet::kStopped;
     case FaultOutcome::kRetry:
     case FaultOutcome::kEmulate:
@@ -356,8 +364,9 @@ bool walk(Cpu& c, const WalkRequest& request, Translation* out) {
 
 Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva, bool* is_private) {
   trace::enter_room(trace::Room::vcpu, 3, gpa.raw());
+  constexpr unsigned kPatience = 2;  // of a fault that somebody else has to end
   stage2::Fault fault = ask(c, Gpa(gpa.raw() & kPageMask), access);
-  for (;;) {
+  for (unsigned turn = 0;; ++turn) {
     switch (c.memory->translate(*c.mmu, fault)) {
       case stage2::Walk::Kind::kHit:
         *hva = fault.page + page_offset(gpa);
@@ -395,6 +404,10 @@ Second second_level(Cpu& c, Gpa gpa, Access access, Hva* hva, bool* is_private) 
     // Progress: the change that came between ends; a client that wants out is heard meanwhile.
     if (c.exit_requested.load(std::memory_order_relaxed) != 0) {
       c.stop = Step::kAgain;
+      return Second::kStopped;
+    }
+    if (turn == kPatience) {
+      comes_again(c);
       return Second::kStopped;
     }
   }

@@ -165,11 +165,14 @@ class SecureGuest : public Machine {
     sigemptyset(&alarm_);
     sigaddset(&alarm_, SIGALRM);
     ASSERT_EQ(::pthread_sigmask(SIG_BLOCK, &alarm_, &mask_before_), 0);
+    listen(vcpu_);
+  }
+  static void listen(int vcpu) {
     struct {
       u32 length = 8;
       u8 set[8] = {};
     } __attribute__((packed)) open;
-    ASSERT_EQ(call(vcpu_, KVM_SET_SIGNAL_MASK, &open), 0);
+    ASSERT_EQ(call(vcpu, KVM_SET_SIGNAL_MASK, &open), 0);
   }
   void take_alarm() {
     const timespec now{};

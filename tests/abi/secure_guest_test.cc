@@ -8,7 +8,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <thread>
+#include <utility>
 
 #include "abi/kvm/level.h"
 #include "host/change.h"
@@ -121,6 +123,65 @@ TEST_F(SecureGuest, ASignalEndsARunInTheMiddleOfUvEsmAndTheNextGoesOn) {
   EXPECT_EQ(guest_word(kBase + kPage), text_word(kBase + kPage));
   EXPECT_EQ(guest_word(kPlugged + kPage), 0x22222222u);
   EXPECT_NE(between[kPage], 0x22) << "it is the guest's";
+}
+
+// A VMM that stops all vCPUs gets the one in UV_ESM back, and has to get the others: theirs is a
+// walk through tables that nobody brings meanwhile, or the next instruction.
+TEST_F(SecureGuest, ASignalEndsTheRunOfAnotherVcpuWhileUvEsmRests) {
+  constexpr u64 kMany = 512 * kPage, kTable = 0x6000;
+  for (const bool pages : {false, true}) {
+    SCOPED_TRACE(pages ? "with page tables" : "without");
+    u8* const more = map(kMany);
+    std::memset(more, 0x11, kMany);
+    ASSERT_EQ(set_slot(1, 0x10000, kMany, more), 0);
+    ASSERT_EQ(enable(), 0);
+    Fd first = std::move(vcpu_);
+    kvm_run* const run = run_;
+    kvm_sregs sregs{};
+    ASSERT_EQ(call(first, KVM_GET_SREGS, &sregs), 0);
+    add_vcpu(pages ? 2 : 1);
+    const Fd other = std::move(vcpu_);
+    const kvm_run* const other_run = run_;
+    vcpu_ = std::move(first);
+    run_ = run;
+    const u32 all_of_it = 0x83;  // four MiB from 0 on, writable
+    std::memcpy(page(kTable), &all_of_it, sizeof(all_of_it));
+    if (pages) {
+      sregs.cr0 |= 0x80000001;
+      sregs.cr3 = kTable;
+      sregs.cr4 |= 0x10;
+    }
+    ASSERT_EQ(call(other, KVM_SET_SREGS, &sregs), 0);
+    kvm_regs start{};
+    start.rip = kBase;
+    start.rflags = 2;
+    ASSERT_EQ(call(other, KVM_SET_REGS, &start), 0);
+    alarm_in_the_guest_alone();
+    listen(other);
+    give_orders({kEsm, 1, 1});
+    {
+      const SignalWhenItGoes kicker(SIGALRM, more, kMany);
+      ASSERT_EQ(call(vcpu_, KVM_RUN), -EINTR);
+    }
+    const timespec now{};
+    EXPECT_EQ(::sigtimedwait(&alarm_, nullptr, &now), SIGALRM);
+    std::thread kicker([me = ::pthread_self()] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      ::pthread_kill(me, SIGALRM);
+    });
+    EXPECT_EQ(call(other, KVM_RUN), -EINTR);
+    kicker.join();
+    take_alarm();
+    ASSERT_EQ(call(vcpu_, KVM_RUN), 0);
+    u32 said = 1;
+    std::memcpy(&said, pio(), sizeof(said));
+    EXPECT_EQ(said, 0U);
+    EXPECT_EQ(call(other, KVM_RUN), 0) << "it goes on, and asks for its orders";
+    EXPECT_EQ(other_run->exit_reason, static_cast<u32>(KVM_EXIT_IO));
+    ASSERT_EQ(call(vm_, KVM_PPC_SVM_OFF), 0);
+    ASSERT_EQ(set_slot(1, 0x10000, 0, more), 0);
+    load_guest();
+  }
 }
 
 TEST_F(SecureGuest, CallsOfASecureGuestHaveTheirCodes) {
