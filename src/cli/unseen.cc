@@ -58,11 +58,11 @@ constexpr Unseen kAll[] = {
      "until that process opens a device, of a guest_memfd mmap and pread answer zeroes where the "
      "kernel refuses, and fallocate is EPERM"},
     {Where::kEverywhere,
-     "reads under way of io_uring, and of io_submit by a program's own instruction, into pages "
-     "that "
-     "are copied: userfaultfd denied, before Linux 6.8, memory that may be executed",
-     "what arrives after the copy is lost; elsewhere such a page stays, and none is copied while "
-     "buffers are registered"},
+     "reads under way of an io_uring of which nothing is mapped and that was made by a program's "
+     "own instruction, and of the first requests it submits so to an io_context that libc's "
+     "syscall() submits to as well; into shared memory, and where pages are copied: userfaultfd "
+     "denied, before Linux 6.8, memory that may be executed",
+     "what arrives after the copy is lost; elsewhere such a page stays"},
     {Where::kEverywhere,
      "another root or another user than when the first device was opened, in a child that is "
      "forked "

@@ -2,16 +2,13 @@
 #include "host/kernel_io.h"
 
 #include <errno.h>
-#include <linux/io_uring.h>
-#include <sys/eventfd.h>
-#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <iterator>
 #include <memory>
 
 #include "base/alloc.h"
-#include "base/sys.h"
 #include "host/access.h"
 #include "host/process_files.h"
 #include "host/process_map.h"
@@ -33,9 +30,10 @@ namespace {
 
 struct Context {
   u64 id = 0;
-  u64 requests = 0;  // under way, or not yet known to have ended
-  u32 tail = 0;      // of the ring when we last looked
-  u32 turn = 0;      // raised by every look
+  u64 requests = 0;     // under way, or not yet known to have ended
+  u32 tail = 0;         // of the ring when we last looked
+  u32 turn = 0;         // raised by every look
+  bool untold = false;  // more have ended than were told of: never trusted again
 };
 // Places of contexts, more of them when those are full. None is given back: whoever looks at all of
 // them lets go of the lock meanwhile.
@@ -46,6 +44,7 @@ struct Places {
 
 constinit sync::Mutex requests_lock{sync::Rank::kLeaf};
 constinit Places places;  // the contexts under the lock; `more` by whoever has the lock, once
+constinit sync::Atomic<bool> unmapped_ring{false};
 // Of all contexts, those that no place could be made for included: these never end.
 constinit sync::Atomic<u64> under_way{0};
 
@@ -118,6 +117,7 @@ bool look_at_ring(u64 context) {
     if (place->turn != before.turn) continue;  // progress: another look has been taken
     const u64 ended = (u64{ring.tail} + ring.events - before.tail % ring.events) % ring.events;
     const u64 over = std::min(ended, place->requests);
+    place->untold = place->untold || ended > place->requests;
     place->requests -= over;
     place->tail = ring.tail;
     ++place->turn;
@@ -145,29 +145,25 @@ bool any_under_way() {
   return under_way.load() != 0;
 }
 
-// Of the files without a name, of which an io_uring is one. 0: not known.
-constinit sync::Atomic<u64> nameless_files{0};
-
-u64 device_of_nameless_files() {
-  if (const u64 known = nameless_files.load(sync::kRelaxed); known != 0) return known;
-  const auto one = sys::eventfd(0, EFD_CLOEXEC);
-  if (!one) return 0;
-  struct ::stat file{};
-  const bool told = sys::fstat(*one, &file).has_value();
-  static_cast<void>(sys::close(*one));
-  if (!told) return 0;
-  nameless_files.store(file.st_dev, sync::kRelaxed);
-  return file.st_dev;
+// Is each of its requests told of?
+bool is_told_of(u64 context) {
+  static_cast<void>(look_at_ring(context));
+  const sync::MutexGuard guard(requests_lock);
+  const Context* const place = find(context);
+  return place != nullptr && !place->untold;
 }
 
-// Every program maps the entries of its ring. Where the kernel does not answer: yes.
-bool any_io_uring() {
-  const u64 device = device_of_nameless_files();
+// A ring of which nobody tells what is under way. Where the kernel does not answer: yes.
+bool any_untold_ring() {
+  if (unmapped_ring.load()) return true;
   for (Hva at{};;) {
     const auto next = next_file_mapping(at, true);
     if (!next) return to_int(next.error()) != EFAULT;
-    const bool nameless = device == 0 || next->device == device;
-    if (nameless && next->offset == IORING_OFF_SQES) return true;
+    // A ring's file is on no device.
+    const KernelRing ring =
+        ::major(next->device) == 0 ? ring_at(next->range.start()) : KernelRing::kNone;
+    if (ring == KernelRing::kIoUring) return true;
+    if (ring == KernelRing::kIoContext && !is_told_of(next->range.start().raw())) return true;
     at = next->range.end();
   }
 }
@@ -176,7 +172,7 @@ bool any_io_uring() {
 
 bool kernel_pins_memory() {
   if (under_way.load() != 0 && any_under_way()) return true;
-  if (any_io_uring()) return true;
+  if (any_untold_ring()) return true;
   const auto pinned = status_kilobytes("VmPin:");
   return !pinned || *pinned != 0;
 }
@@ -189,10 +185,14 @@ void requests_begin(u64 context, u64 count) {
   Context* place = find(context);
   if (place == nullptr) {
     place = find(0);
-    if (place != nullptr) *place = {context, 0, has_ring ? ring.tail : 0, 0};
+    if (place != nullptr) *place = {context, 0, has_ring ? ring.tail : 0, 0, false};
   }
   if (place != nullptr) place->requests += count;
   under_way.fetch_add(count);
+}
+
+void ring_without_mapping() {
+  unmapped_ring.store(true);
 }
 
 void requests_refused(u64 context, u64 count) {

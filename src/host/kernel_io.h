@@ -7,10 +7,12 @@
 // a process of no page whether it is pinned, only how many are pinned for long.
 //
 // Seen are buffers registered with an io_uring (VmPin of /proc/self/status, as the memory of real
-// devices), the requests of io_submit that are told of here, and that there is an io_uring at all,
-// by its mapping: requests begin and end in it without a call, so while it lasts nothing is copied.
-// Not seen is what a program gives to io_submit by its own instruction, nor a ring in memory of the
-// program's own (IORING_SETUP_NO_MMAP).
+// devices); that there is an io_uring at all, by any mapping of it: requests begin and end in it
+// without a call, so while it lasts nothing is copied; the requests of io_submit that are told of
+// here; and an io_context of which none was told, or of which more have ended than were told of: a
+// program submits to it by its own instruction, so while it lasts nothing is copied. Not seen is a
+// ring without a mapping (IORING_SETUP_NO_MMAP) that a program made by its own instruction, nor the
+// first requests it submits so to a context that was told of.
 //
 // Locking: a leaf lock. Context: an EngineSection of the client's thread; kernel_pins_memory() any.
 
@@ -29,6 +31,9 @@ void requests_begin(u64 context, u64 count);
 void requests_refused(u64 context, u64 count);
 void requests_fetched(u64 context, u64 count);
 void requests_forget(u64 context);
+
+// There is, or was, an io_uring of which no mapping tells. Also where the engine is asleep.
+void ring_without_mapping();
 
 void requests_after_fork_child();
 

@@ -85,6 +85,12 @@ bool is_the_kernels(std::string_view name) {
   return name.starts_with("[vdso]") || name.starts_with("[vvar") || name.starts_with("[uprobes]");
 }
 
+// A file of a client's may be called so, too: then it is taken for one.
+KernelRing ring_named(std::string_view name) {
+  if (name.starts_with("anon_inode:[io_uring]")) return KernelRing::kIoUring;
+  return name.starts_with("/[aio]") ? KernelRing::kIoContext : KernelRing::kNone;
+}
+
 // "start-end rwxp offset major:minor inode   path"
 bool parse_line(std::string_view line, Mapping* out) {
   u64 start = 0, end = 0, major = 0, minor = 0;
@@ -102,7 +108,10 @@ bool parse_line(std::string_view line, Mapping* out) {
   out->device = ::makedev(static_cast<unsigned>(major), static_cast<unsigned>(minor));
   out->file_backed = out->inode != 0;
   const size_t name = line.find_first_not_of(' ');
-  out->special = name != std::string_view::npos && is_the_kernels(line.substr(name));
+  if (name != std::string_view::npos) {
+    out->special = is_the_kernels(line.substr(name));
+    out->ring = ring_named(line.substr(name));
+  }
   // The only kind of memory with pages of its own size that a client makes without a file system.
   if (line.find("/anon_hugepage") != std::string_view::npos) out->page_size = kHugePage;
   return true;
@@ -177,7 +186,11 @@ Result<Mapping> next_file_mapping(Hva at, bool shared) {
   });
 }
 
-bool is_special(Hva at) {
+namespace {
+
+// What is said of the mapping that covers `at`: by its name, or by the line of text about it.
+template <typename N, typename L>
+auto by_name_at(Hva at, N&& of_name, L&& of_line) -> decltype(of_name(std::string_view())) {
   const auto fd = maps_file();
   char name[32];
   ProcmapQuery query{};
@@ -187,10 +200,20 @@ bool is_special(Hva at) {
   query.name = reinterpret_cast<u64>(name);
   const auto asked = fd ? sys::ioctl(fd->get(), kProcmapQuery, reinterpret_cast<u64>(&query))
                         : Result<long>(refuse(fd.error()));
-  if (asked) return query.name_size != 0 && is_the_kernels(std::string_view(name, query.name_size));
-  if (to_int(asked.error()) == ENAMETOOLONG) return false;
+  if (asked) return of_name(std::string_view(name, query.name_size));
+  if (to_int(asked.error()) == ENAMETOOLONG) return of_name({});
   const auto line = by_text([&](const Mapping& one) { return one.range.contains(at); });
-  return line && line->special;
+  return line ? of_line(*line) : of_name({});
+}
+
+}  // namespace
+
+bool is_special(Hva at) {
+  return by_name_at(at, is_the_kernels, [](const Mapping& line) { return line.special; });
+}
+
+KernelRing ring_at(Hva at) {
+  return by_name_at(at, ring_named, [](const Mapping& line) { return line.ring; });
 }
 
 namespace {

@@ -22,6 +22,10 @@
 
 namespace stagetwo::host {
 
+// What the kernel shows of requests that it is at work for: the queues of an io_uring, the ended
+// ones of an io_context.
+enum class KernelRing : u8 { kNone, kIoUring, kIoContext };
+
 struct Mapping {
   HvaRange range;
   Prot prot;
@@ -33,7 +37,9 @@ struct Mapping {
   u64 device = 0;
   u64 inode = 0;
   u64 offset = 0;
-  bool special = false;  // for is_special(): told by the text of maps alone
+  // For is_special() and ring_at(): told by the text of maps alone.
+  bool special = false;
+  KernelRing ring = KernelRing::kNone;
 };
 
 // The mapping that covers `at`, cut to the pages with the same answer. Failure: EFAULT (none), or
@@ -52,6 +58,8 @@ struct Mapping {
 // Did the kernel map it for itself (the vdso and its data)? Such pages have no struct page, or may
 // not grow, and go nowhere (VM_SPECIAL, kernel file: include/linux/mm.h).
 [[nodiscard]] bool is_special(Hva at);
+// Is what is mapped at `at` a ring of the kernel's? By the name that the kernel gives it.
+[[nodiscard]] KernelRing ring_at(Hva at);
 
 // Is some of it locked in memory? It is if the kernel does not say.
 [[nodiscard]] bool is_locked(HvaRange range);

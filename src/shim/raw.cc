@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/raw.h"
 
+#include <linux/io_uring.h>
 #include <linux/openat2.h>
 #include <sys/syscall.h>
 
 #include <cerrno>
+#include <cstddef>
 
 #include "host/access.h"
 #include "host/kernel_io.h"
@@ -230,6 +232,15 @@ long submit(u64 context, long count, long requests) {
   return taken;
 }
 
+// What is to be a ring may be memory of the program's own, and its descriptor a number of the ring's
+// alone (Linux 6.5): no mapping tells of it. Also where that can't be read any more.
+bool ring_is_unmapped(u64 params) {
+  constexpr u32 kNoMmap = 1 << 14, kRegisteredOnly = 1 << 15;  // IORING_SETUP_...
+  u32 flags = 0;
+  const bool read = host::read_struct(Hva(params) + offsetof(io_uring_params, flags), &flags);
+  return !read || (flags & (kNoMmap | kRegisteredOnly)) != 0;
+}
+
 long by_context(long number, const long (&w)[6], bool* done) {
   const auto context = static_cast<u64>(w[0]);
   *done = true;
@@ -248,6 +259,11 @@ long by_context(long number, const long (&w)[6], bool* done) {
       const long gone = call_with_buffers(number, w);
       if (gone == 0) note_requests([&] { host::requests_forget(context); });
       return gone;
+    }
+    case SYS_io_uring_setup: {
+      const long made = call_with_buffers(number, w);
+      if (made >= 0 && ring_is_unmapped(static_cast<u64>(w[1]))) host::ring_without_mapping();
+      return made;
     }
     default:
       *done = false;

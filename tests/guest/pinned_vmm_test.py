@@ -33,6 +33,12 @@ class PinnedVmm(unittest.TestCase):
     def test_ReadsByAnIoUring(self):
         self.is_whole("ring", "shared")
 
+    def test_ReadsByAnIoUringOfWhichNothingIsMapped(self):
+        self.is_whole("unmapped-ring", "shared")
+
+    def test_ReadsByAContextThatIsSubmittedToByItsOwnInstruction(self):
+        self.is_whole("context", "shared")
+
 
 if __name__ == "__main__":
     unittest.main()

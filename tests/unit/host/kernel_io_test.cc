@@ -8,8 +8,10 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -195,6 +197,8 @@ class Context {
     host::requests_forget(id_);
   }
   [[nodiscard]] bool usable() const { return usable_; }
+  // By an instruction of the program's own: told to nobody.
+  long submit_untold(iocb* request) { return ::syscall(SYS_io_submit, id_, 1, &request); }
   // As the shim does it. Answers what the kernel took.
   long submit(iocb* request, long count) {
     std::vector<iocb*> list(static_cast<size_t>(count), request);
@@ -243,6 +247,69 @@ TEST(KernelRequests, TakenFromTheRingAreUnderWayNoMore) {
     }
   }
   ::close(file);
+}
+
+// A program that submits by its own instruction, as one that brings no libc does.
+TEST(KernelRequests, OfAContextOfWhichNoneWasToldMayBeUnderWayAsLongAsItIsThere) {
+  ASSERT_TRUE(host::backstop::install());
+  ASSERT_FALSE(host::kernel_pins_memory());
+  {
+    Context context;
+    if (!context.usable()) GTEST_SKIP() << kNoContext;
+    EXPECT_TRUE(host::kernel_pins_memory());
+  }
+  EXPECT_FALSE(host::kernel_pins_memory());
+}
+
+TEST(KernelRequests, OneThatEndsAndWasNotToldOfMakesTheRestDoubtful) {
+  ASSERT_TRUE(host::backstop::install());
+  Context context;
+  if (!context.usable()) GTEST_SKIP() << kNoContext;
+  const int file = test::file_of(0x31, kPageSize);
+  char bytes[16];
+  iocb read{};
+  read.aio_lio_opcode = IOCB_CMD_PREAD;
+  read.aio_fildes = static_cast<u32>(file);
+  read.aio_buf = reinterpret_cast<u64>(bytes);
+  read.aio_nbytes = sizeof(bytes);
+  ASSERT_EQ(1, context.submit(&read, 1));
+  EXPECT_FALSE(host::kernel_pins_memory());
+  ASSERT_EQ(1, context.submit_untold(&read));
+  EXPECT_TRUE(host::kernel_pins_memory());
+  EXPECT_EQ(2u, context.take_ended());
+  ASSERT_EQ(1, context.submit(&read, 1));
+  EXPECT_TRUE(host::kernel_pins_memory());
+  ::close(file);
+}
+
+// Its entries may be unmapped while what they asked for is under way.
+TEST(KernelRequests, OfAnIoUringMayBeUnderWayWhateverIsMappedOfIt) {
+  ASSERT_FALSE(host::kernel_pins_memory());
+  io_uring_params params{};
+  const int ring = static_cast<int>(::syscall(SYS_io_uring_setup, 4, &params));
+  if (ring < 0) GTEST_SKIP() << "io_uring is not to be had here (kernel.io_uring_disabled?)";
+  for (const auto which : {IORING_OFF_SQ_RING, IORING_OFF_SQES}) {
+    void* const at = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, ring,
+                            static_cast<off_t>(which));
+    ASSERT_NE(MAP_FAILED, at);
+    EXPECT_TRUE(host::kernel_pins_memory()) << which;
+    ::munmap(at, kPageSize);
+  }
+  EXPECT_FALSE(host::kernel_pins_memory());
+  ::close(ring);
+}
+
+// For good: nothing tells that it is no more.
+TEST(KernelRequests, OfARingWithoutAMappingMayBeUnderWay) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const bool before = host::kernel_pins_memory();
+    host::ring_without_mapping();
+    ::_exit(!before && host::kernel_pins_memory() ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(child, ::waitpid(child, &status, 0));
+  EXPECT_EQ(0, status);
 }
 
 TEST(KernelRequests, ThatHaveNotEndedAreUnderWayWhateverIsTaken) {

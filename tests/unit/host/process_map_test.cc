@@ -3,9 +3,11 @@
 #include "host/process_map.h"
 
 #include <gtest/gtest.h>
+#include <linux/io_uring.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -81,6 +83,23 @@ TEST(ProcessMap, APageOfAFileIsPresentButNotTheProcesssOwn) {
   EXPECT_EQ(present(at, 1, 2, true), 2u);
   munmap(at, 3 * kPageSize);
   close(fd);
+}
+
+TEST(ProcessMap, ARingOfTheKernelsIsKnownByItsName) {
+  EXPECT_EQ(host::KernelRing::kNone, host::ring_at(Hva(::getauxval(AT_SYSINFO_EHDR))));
+  EXPECT_EQ(host::KernelRing::kNone, host::ring_at(Hva(0))) << "nothing is there";
+  unsigned long context = 0;
+  if (::syscall(SYS_io_setup, 4, &context) == 0) {
+    EXPECT_EQ(host::KernelRing::kIoContext, host::ring_at(Hva(context)));
+    ::syscall(SYS_io_destroy, context);
+  }
+  io_uring_params params{};
+  const int ring = static_cast<int>(::syscall(SYS_io_uring_setup, 4, &params));
+  if (ring < 0) GTEST_SKIP() << "io_uring is not to be had here (kernel.io_uring_disabled?)";
+  void* const at = ::mmap(nullptr, kPageSize, PROT_READ, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+  EXPECT_EQ(host::KernelRing::kIoUring, host::ring_at(Hva(reinterpret_cast<u64>(at))));
+  ::munmap(at, kPageSize);
+  ::close(ring);
 }
 
 // The kernel puts its own among what is mapped for the client, who may have memory right below.
