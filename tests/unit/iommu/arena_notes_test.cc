@@ -142,20 +142,21 @@ TEST_F(Notes, OfMappingAndUnmapping) {
 
 // By the short way (one_page.cc), too.
 TEST_F(Notes, OfPagesAlone) {
-  const test::GuardedPages memory(8);
-  memset(memory.pointer(), 0, memory.bytes());
+  // Within 2 MiB of their own: pages behind such a border are another block's.
+  constexpr u64 kLarge = u64{2} << 20;
+  const test::GuardedPages memory(8 + kLarge / kPageSize);
+  const u64 start = (memory.address() + kLarge - 1) & ~(kLarge - 1);
+  memset(reinterpret_cast<void*>(start), 0, 8 * kPageSize);
   const u32 ioas = make_ioas(), device = make_vtd(0x10);
   const u32 table = make_hwpt(ioas, device);
-  ASSERT_EQ(map_at(ioas, memory.address(), 8 * kPageSize, kApertureStart), 0);
+  ASSERT_EQ(map_at(ioas, start, 8 * kPageSize, kApertureStart), 0);
   ASSERT_EQ(unmap_all(ioas), 0);
   for (const u64 page : {0u, 5u, 2u, 3u, 7u}) {
-    ASSERT_EQ(map_at(ioas, memory.address() + page * kPageSize, kPageSize,
-                     kApertureStart + page * kPageSize),
+    ASSERT_EQ(map_at(ioas, start + page * kPageSize, kPageSize, kApertureStart + page * kPageSize),
               0);
   }
   // Three and four go on where the page before ended: they are a row, with seven in front of it.
-  ASSERT_EQ(
-      map_at(ioas, memory.address() + 4 * kPageSize, kPageSize, kApertureStart + 4 * kPageSize), 0);
+  ASSERT_EQ(map_at(ioas, start + 4 * kPageSize, kPageSize, kApertureStart + 4 * kPageSize), 0);
   const auto row_pages = [&] {
     Locked locked(*context_);
     const PageRow* const row = (*locked.find<Ioas>(ioas))->rows.tree.first();
@@ -165,7 +166,7 @@ TEST_F(Notes, OfPagesAlone) {
   for (const u64 page : {3u, 0u})
     ASSERT_EQ(unmap(ioas, kApertureStart + page * kPageSize, kPageSize), 0);
   EXPECT_EQ(row_pages(), 2u);
-  ASSERT_EQ(map_at(ioas, memory.address(), kPageSize, kApertureStart + 4 * kPageSize), EEXIST);
+  ASSERT_EQ(map_at(ioas, start, kPageSize, kApertureStart + 4 * kPageSize), EEXIST);
   EXPECT_EQ(row_pages(), 0u) << "whoever looks for an area finds one";
   for (const u64 page : {7u, 2u, 4u, 5u})
     ASSERT_EQ(unmap(ioas, kApertureStart + page * kPageSize, kPageSize), 0);
