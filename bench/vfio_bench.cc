@@ -37,6 +37,7 @@
 #include "vfio/container.h"
 #include "vfio/device.h"
 #include "vfio/dsa_format.h"
+#include "vfio/queue_device.h"
 #include "vfio/registry.h"
 
 namespace stagetwo::vfio {
@@ -173,7 +174,7 @@ class Client {
     __atomic_store_n(&head->tail, tail_, __ATOMIC_SEQ_CST);
     const u8 one[4] = {1};
     const bool asleep = __atomic_load_n(&head->asleep, __ATOMIC_SEQ_CST) != 0;
-    if (asleep) device_->write(0, engine_register::kDoorbell, one);
+    if (asleep) device_->write(0, QueueDevice::kDoorbell, one);
   }
   bool await(u64 number) {
     const u8* const status = &record(number)->status;

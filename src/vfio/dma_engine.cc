@@ -5,11 +5,8 @@
 #include <cstring>
 
 #include "base/crc32c.h"
-#include "vfio/device_thread.h"
-#include "vfio/dma.h"
 #include "vfio/interrupts.h"
-#include "vfio/pci_config.h"
-#include "vfio/work_queue.h"
+#include "vfio/queue_device.h"
 
 namespace stagetwo::vfio {
 namespace {
@@ -36,17 +33,10 @@ constexpr PciIdentity kIdentity{.vendor = 0x1af4,
                                 .revision = 1,
                                 .interrupt_pin = 0,
                                 .bars = {{4096}, {}, {4096}, {}, {kRingBytes}}};
-// The device's memory: the portal as loads see it, the ring.
-constexpr u64 kRingMemory = 4096;
-constexpr MappedArea kPortal[] = {{0, 4096, 0, true}}, kRing[] = {{0, kRingBytes, kRingMemory}};
-static_assert(kRingMemory + kRingBytes <= Model::kMemoryBytes);
-
 // Shared by all processes.
 struct State {
-  PciConfig config;
-  QueueShare queue;
-  DeviceHalt halt;
-  sync::Atomic<u32> cause, command_status, pasid;
+  QueueDevice::Shared device;
+  sync::Atomic<u32> cause, command_status;
   sync::Atomic<u64> error[3];  // as in the register: what, batch and flags, address
 };
 static_assert(sizeof(State) <= Model::kStateBytes);
@@ -62,27 +52,26 @@ struct Task {
   [[nodiscard]] bool is(Status status) const { return done.status == static_cast<u8>(status); }
 };
 
-class Engine final : public Model, DeviceThread::Work {
+class Engine final : public QueueDevice {
  public:
-  Engine(bool shares_addresses, const ModelContext& context);
-  ~Engine() override { thread_.stop(); }
-  [[nodiscard]] const Shape& shape() const override { return shape_; }
-  void read(unsigned region, u64 offset, std::span<u8> to) override;
-  void write(unsigned region, u64 offset, std::span<const u8> from) override;
-  void reset() override;
+  Engine(Addresses addresses, const ModelContext& context)
+      : QueueDevice(kIdentity, kEngineVectors, addresses, context),
+        state_(*reinterpret_cast<State*>(context.state.data())) {
+    reset();
+  }
+  ~Engine() override { stop(); }
 
  private:
-  // ---- the client's calls, under the device's lock
-  [[nodiscard]] u64 word_at(u64 offset) const;
-  void write_register(u64 offset, u32 value);
+  // ---- the client's calls
+  [[nodiscard]] u64 word_at(u64 offset) const override;
+  void write_register(u64 offset, u32 value) override;
+  void clear_registers() override;
+  void is_full(const void* descriptor) override;
   void command(u32 value);
-  void submit(const Descriptor& descriptor);
   // ---- the thread's
-  void begins() override;
-  bool work() override;
-  void falls_asleep() override { queue_.say_asleep(true); }
-  void wakes_up() override { queue_.say_asleep(false); }
-  void in_child() override { queue_.in_child(); }
+  void serve(const void* list, u32 count) override;
+  void overran() override { report(Status::kBadCount, nullptr, 0, false); }
+  bool drained() override;
   iommu::DmaEngine::Moved move_ahead(std::span<const Descriptor> list);
   bool execute(const Descriptor& descriptor, bool in_batch = false, u64 bytes = 0);
   static Status refusal(const Descriptor& d, bool in_batch);
@@ -93,104 +82,41 @@ class Engine final : public Model, DeviceThread::Work {
   void compare(Task& task);
   void sum(Task& task);
   bool get(Task& task, u64 from, void* to, u64 bytes);
+  template <typename F>
+  void in_pieces(Task& task, u64 most, F&& piece);
   void finish(const Task& task);
   bool complete(const Task& task);
   void report(Status status, const Task* task, u64 address, bool write);
-  [[nodiscard]] DmaHow how(bool asks) const;
-  [[nodiscard]] bool cancelled() const { return thread_.cancelled(); }
 
   State& state_;
-  WorkQueue queue_;
-  Interrupts& interrupts_;
-  Dma& dma_;
-  DmaChannel channel_;  // the thread's
-  const bool shares_addresses_;
-  Shape shape_;
-  DeviceThread thread_{*this, &state_.halt};
 };
 
-Engine::Engine(bool shares_addresses, const ModelContext& context)
-    : state_(*reinterpret_cast<State*>(context.state.data())),
-      queue_(context.memory.data() + kRingMemory, state_.queue),
-      interrupts_(context.interrupts),
-      dma_(context.dma),
-      channel_(context.dma),
-      shares_addresses_(shares_addresses) {
-  shape_.regions[0] = {kPageSize};
-  shape_.regions[2] = {kPageSize, kPortal};
-  shape_.regions[4] = {kRingBytes, kRing};
-  shape_.regions[kConfigRegion] = {PciConfig::kBytes};
-  shape_.vectors[kMsixIndex] = kEngineVectors;
-  shape_.vectors[kRequestIndex] = 1;  // who has it open hears that it is to go
-  channel_.set_cancel(thread_.cancel());
-  reset();  // whoever had it before leaves nothing behind
-}
-
-void Engine::read(unsigned region, u64 offset, std::span<u8> to) {
-  if (region == kConfigRegion) return state_.config.read(offset, to);
-  if (region == 4) return queue_.read_ring(offset, to);
-  const u64 word = region == 0 ? word_at(offset & ~u64{7}) >> 8 * (offset & 7) : 0;
-  std::memcpy(to.data(), &word, to.size());
-}
-
 u64 Engine::word_at(u64 offset) const {
-  switch (offset) {
-    case at::kVersion:
-      return 0x100;
-    case at::kGenCap:  // blocks on faults, takes commands
-      return 1 | 1 << 4 | kMaxTransferShift << 16 | kMaxBatchShift << 21;
-    case at::kQueueCap:  // one, dedicated; page requests where addresses are shared
-      return WorkQueue::kPlaces | 1 << 16 | u64{1} << 49 | u64{shares_addresses_} << 55;
-    case at::kOpCap:
-      return kOpcodes;
-    case at::kGenStatus:
-      return 1;  // enabled
-    case at::kIntCause:
-      return state_.cause.load(sync::kAcquire);
-    case at::kCommandStatus:
-      return state_.command_status.load(sync::kAcquire);
-    case at::kCommandCap:
-      return kDrains | kAborts | bit(kResetDevice);
-    case at::kPasid:
-      return state_.pasid.load(sync::kRelaxed);
-    default:
-      break;
-  }
-  const u64 error = (offset - at::kSoftwareError) / 8;
-  return error < std::size(state_.error) ? state_.error[error].load(sync::kAcquire) : 0;
-}
-
-void Engine::write(unsigned region, u64 offset, std::span<const u8> from) {
-  if (region == kConfigRegion) return state_.config.write(kIdentity, offset, from);
-  if (region == 4) return queue_.write_ring(offset, from);
-  if (region == 0) {
-    u32 value = 0;
-    std::memcpy(&value, from.data(), std::min(from.size(), sizeof(value)));
-    return write_register(offset, value);
-  }
-  const Descriptor* const whole = queue_.write_portal(offset, from);
-  if (whole != nullptr) submit(*whole);
+  const struct {
+    u64 offset, value;
+  } words[] = {{at::kVersion, 0x100},
+               // Blocks on faults, takes commands.
+               {at::kGenCap, 1 | 1 << 4 | kMaxTransferShift << 16 | kMaxBatchShift << 21},
+               // One, dedicated; page requests where addresses are shared.
+               {at::kQueueCap, WorkQueue::kPlaces | 1 << 16 | u64{1} << 49 |
+                                   u64{addresses_ == Addresses::kOwn} << 55},
+               {at::kOpCap, kOpcodes},
+               {at::kGenStatus, 1},  // enabled
+               {at::kIntCause, state_.cause.load(sync::kAcquire)},
+               {at::kCommandStatus, state_.command_status.load(sync::kAcquire)},
+               {at::kCommandCap, kDrains | kAborts | bit(kResetDevice)},
+               {at::kSoftwareError, state_.error[0].load(sync::kAcquire)},
+               {at::kSoftwareError + 8, state_.error[1].load(sync::kAcquire)},
+               {at::kSoftwareError + 16, state_.error[2].load(sync::kAcquire)}};
+  const auto* const found =
+      std::ranges::find(words, offset, [](auto& word) { return word.offset; });
+  return found != std::end(words) ? found->value : 0;
 }
 
 void Engine::write_register(u64 offset, u32 value) {
-  switch (offset) {
-    case at::kIntCause:
-      state_.cause.fetch_and(~value);
-      return;
-    case at::kCommand:
-      return command(value);
-    case at::kSoftwareError:
-      if ((value & 1) != 0) state_.error[0].store(0, sync::kRelease);
-      return;
-    case at::kDoorbell:
-      if (thread_.start()) thread_.wake();
-      return;
-    case at::kPasid:
-      if (!shares_addresses_) state_.pasid.store(value & 0xfffff, sync::kRelease);
-      return;
-    default:
-      return;
-  }
+  if (offset == at::kIntCause) state_.cause.fetch_and(~value);
+  if (offset == at::kCommand) command(value);
+  if (offset == at::kSoftwareError && (value & 1) != 0) state_.error[0].store(0, sync::kRelease);
 }
 
 void Engine::command(u32 value) {
@@ -199,73 +125,48 @@ void Engine::command(u32 value) {
   if (which == kResetDevice) {
     reset();
   } else if ((kAborts & bit(which)) != 0) {
-    thread_.pause();
-    queue_.discard();
-    thread_.resume();
+    discard();
   } else if ((kDrains & bit(which)) == 0) {
     status = kBadCommand;
-  } else if (thread_.start()) {
+  } else {
     state_.command_status.store(kActive, sync::kRelease);  // the thread's to take away
-    return thread_.wake();
+    if (look()) return;
   }
   state_.command_status.store(status, sync::kRelease);
   state_.cause.fetch_or(kCauseCommand);
   interrupts_.raise(0);
 }
 
-void Engine::reset() {
-  thread_.pause();
-  state_.config.start(kIdentity);
-  queue_.reset();
+void Engine::clear_registers() {
   state_.cause.store(0, sync::kRelease);
   state_.command_status.store(0, sync::kRelease);
-  if (!shares_addresses_) state_.pasid.store(dma_.pasid().value_or(0), sync::kRelease);
   for (auto& word : state_.error) word.store(0, sync::kRelease);
-  thread_.resume();
 }
 
-void Engine::submit(const Descriptor& descriptor) {
-  if (thread_.start() && queue_.put(descriptor)) return thread_.wake();
-  const Task task{descriptor, {}, false};
+void Engine::is_full(const void* descriptor) {
+  const Task task{*static_cast<const Descriptor*>(descriptor), {}, false};
   report(Status::kQueueFull, &task, 0, false);
 }
 
 // ---- the thread
 
-void Engine::begins() {
-  if (shares_addresses_) {
-    state_.pasid.store(dma_.bind_process().value_or(0), sync::kRelease);
-  } else if (dma_.pasid()) {
-    state_.pasid.store(*dma_.pasid(), sync::kRelease);
-  }
-}
-
-DmaHow Engine::how(bool asks) const {
-  const u32 pasid = state_.pasid.load(sync::kRelaxed);
-  return {pasid != 0 ? std::optional(pasid) : std::nullopt, asks};
-}
-
-bool Engine::work() {
-  Descriptor taken[WorkQueue::kTaken];
-  bool overrun = false;
-  const u32 some = queue_.take(taken, &overrun);
-  for (u32 i = 0; i < some && !cancelled();) {
-    const auto ahead = move_ahead({taken + i, some - i});
+void Engine::serve(const void* list, u32 count) {
+  const std::span taken(static_cast<const Descriptor*>(list), count);
+  for (u32 i = 0; i < count && !cancelled();) {
+    const auto ahead = move_ahead(taken.subspan(i));
     i += ahead.moves;
-    if (i < some && !cancelled()) execute(taken[i++], false, ahead.bytes);
+    if (i < count && !cancelled()) execute(taken[i++], false, ahead.bytes);
   }
-  if (overrun) report(Status::kBadCount, nullptr, 0, false);
-  if (some != 0 || overrun) return true;
-  // A drain: there is nothing before it any more. Else the other finishes it.
-  if (thread_.others_work()) return false;
+}
+
+// There is nothing before a drain any more.
+bool Engine::drained() {
   u32 active = kActive;
   if (!state_.command_status.compare_exchange(active, 0)) return false;
   state_.cause.fetch_or(kCauseCommand);
   interrupts_.raise(0);
   return true;
 }
-
-namespace {
 
 // Everything that a move can ask for but an interrupt.
 bool is_plain(const Descriptor& d) {
@@ -280,8 +181,6 @@ std::array<u64, 4> success_of(const Descriptor& d) {
   success.bytes = d.size;
   return success.words();
 }
-
-}  // namespace
 
 // Those that the list begins with and that go without a look between: one way to memory for all of
 // them. What it answers is done.
@@ -329,20 +228,13 @@ Status Engine::refusal(const Descriptor& d, bool in_batch) {
 }
 
 void Engine::run(Task& task) {
-  switch (static_cast<Opcode>(task.what.opcode())) {
-    case Opcode::kBatch:
-      return batch(task);
-    case Opcode::kMove:
-      return move(task);
-    case Opcode::kFill:
-      return fill(task);
-    case Opcode::kCompare:
-      return compare(task);
-    case Opcode::kSum:
-      return sum(task);
-    default:  // everything before a drain has completed: one thing at a time
-      return task.ends(Status::kSuccess);
-  }
+  const auto opcode = static_cast<Opcode>(task.what.opcode());
+  if (opcode == Opcode::kBatch) return batch(task);
+  if (opcode == Opcode::kMove) return move(task);
+  if (opcode == Opcode::kFill) return fill(task);
+  if (opcode == Opcode::kCompare) return compare(task);
+  if (opcode == Opcode::kSum) return sum(task);
+  task.ends(Status::kSuccess);  // everything before a drain has completed: one thing at a time
 }
 
 void fault(Task& task, const iommu::DmaAnswer& answer, bool write) {
@@ -377,64 +269,60 @@ bool Engine::get(Task& task, u64 from, void* to, u64 bytes) {
   return answer.reason == FaultReason::kNone;
 }
 
+// A fault has said why a piece was not done whole.
+template <typename F>
+void Engine::in_pieces(Task& task, u64 most, F&& piece) {
+  const u64 done = QueueDevice::in_pieces(task.done.bytes, task.what.size, most, piece);
+  task.done.bytes = static_cast<u32>(done);
+  if (task.is(Status::kNone)) task.ends(Status::kSuccess);
+}
+
 // The record of success goes with the last piece: one way to memory less.
 void Engine::move(Task& task) {
   const Descriptor& d = task.what;
   const auto words = success_of(d);
   const iommu::DmaEngine::Record record{d.completion, words.data()};
   const bool says = (d.flags() & kSays) == kSays && d.completion % sizeof(Completion) == 0;
-  for (u64 done = task.done.bytes; done < d.size && !cancelled();) {
-    const u64 some = std::min(kPiece, d.size - done);
+  in_pieces(task, kPiece, [&](u64 done, u64 some) {
     const bool last = done + some == d.size;
     const auto copied = channel_.copy(d.destination + done, d.source + done, some, task.how,
                                       says && last ? &record : nullptr);
-    done += copied.answer.done;
     task.posted = copied.posted;
-    task.done.bytes = static_cast<u32>(done);
-    if (copied.answer.done != some) return fault(task, copied.answer, copied.write);
-  }
-  task.ends(Status::kSuccess);
+    if (copied.answer.done != some) fault(task, copied.answer, copied.write);
+    return copied.answer.done;
+  });
 }
 
 void Engine::fill(Task& task) {
-  const Descriptor& d = task.what;
   u64 pattern[512];
-  std::fill(std::begin(pattern), std::end(pattern), d.source);
-  for (u64 done = 0; done < d.size && !cancelled();) {
-    const u64 some = std::min<u64>(sizeof(pattern), d.size - done);
-    const auto answer = channel_.write(d.destination + done, pattern, some, task.how);
-    done += answer.done;
-    task.done.bytes = static_cast<u32>(done);
-    if (answer.done != some) return fault(task, answer, true);
-  }
-  task.ends(Status::kSuccess);
+  std::fill(std::begin(pattern), std::end(pattern), task.what.source);
+  in_pieces(task, sizeof(pattern), [&](u64 done, u64 some) {
+    const auto answer = channel_.write(task.what.destination + done, pattern, some, task.how);
+    if (answer.done != some) fault(task, answer, true);
+    return answer.done;
+  });
 }
 
 void Engine::compare(Task& task) {
-  const Descriptor& d = task.what;
   u8 one[kPageSize], other[kPageSize];
-  for (u64 done = 0; done < d.size && !cancelled() && task.done.result == 0; done += kPageSize) {
-    const u64 some = std::min<u64>(kPageSize, d.size - done);
-    if (!get(task, d.source + done, one, some)) return;
-    if (!get(task, d.destination + done, other, some)) return;
+  in_pieces(task, kPageSize, [&](u64 done, u64 some) {
+    if (!get(task, task.what.source + done, one, some)) return u64{0};
+    if (!get(task, task.what.destination + done, other, some)) return u64{0};
     const u64 same = static_cast<u64>(std::mismatch(one, one + some, other).first - one);
-    task.done.bytes = static_cast<u32>(done + same);
     task.done.result = same != some;
-  }
-  task.ends(Status::kSuccess);
+    return same;
+  });
 }
 
 void Engine::sum(Task& task) {
   u8 bytes[kPageSize];
   u32 value = ~static_cast<u32>(task.what.operation[0]);
-  for (u64 done = 0; done < task.what.size && !cancelled(); done = task.done.bytes) {
-    const u64 some = std::min<u64>(kPageSize, task.what.size - done);
-    if (!get(task, task.what.source + done, bytes, some)) return;
+  in_pieces(task, kPageSize, [&](u64 done, u64 some) {
+    if (!get(task, task.what.source + done, bytes, some)) return u64{0};
     value = crc32c(value, bytes, some);
-    task.done.bytes = static_cast<u32>(done + some);
-  }
-  task.done.special[0] = u32{~value};
-  task.ends(Status::kSuccess);
+    return some;
+  });
+  if (task.is(Status::kSuccess)) task.done.special[0] = u32{~value};
 }
 
 void Engine::finish(const Task& task) {
@@ -474,7 +362,7 @@ void Engine::report(Status status, const Task* task, u64 address, bool write) {
     u64 what = kValid | kQueue | u64{static_cast<u8>(status)} << 8 | (write ? kWrote : 0);
     if (task != nullptr) what |= kDescriptor | u64{task->what.opcode()} << 32;
     if (task != nullptr && task->in_batch) what |= kInBatch;
-    what |= u64{state_.pasid.load(sync::kRelaxed)} << 40;
+    what |= u64{pasid()} << 40;
     state_.error[1].store(task != nullptr ? u64{task->what.flags()} << 32 : 0, sync::kRelease);
     state_.error[2].store(address, sync::kRelease);
     state_.error[0].store(what, sync::kRelease);
@@ -484,7 +372,8 @@ void Engine::report(Status status, const Task* task, u64 address, bool write) {
 }
 
 Result<Box<Model>> make_engine(const Type& type, const ModelContext& context) {
-  return make_box<Engine>("vfio.dma_engine", type.name == "sva", context);
+  using enum QueueDevice::Addresses;
+  return make_box<Engine>("vfio.dma_engine", type.name == "sva" ? kOwn : kMapped, context);
 }
 
 constexpr Type kTypes[] = {{"1", "Work queue, mapped memory", 1},

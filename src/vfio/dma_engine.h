@@ -2,13 +2,9 @@
 #pragma once
 
 // A copy accelerator: moves, fills, compares and sums memory by descriptors, in a thread of its
-// own. A device is one work queue; its requests carry the PASID its client's container gave it,
-// whatever a descriptor says. No driver takes it for the real one: the identity is ours.
-//
-//   region          what
-//   0  registers    engine_register (vfio/dsa_format.h)
-//   2  portal       64 slots of 64 bytes: a descriptor each (vfio/work_queue.h)
-//   4  ring         plain memory: RingHead, and descriptors from kRingAt on
+// own. A device is one work queue (vfio/queue_device.h); its requests carry the PASID its client's
+// container gave it, whatever a descriptor says. No driver takes it for the real one: the identity
+// is ours.
 //
 // I1  Memory of the client's is reached through its Dma only: lists and completion records, too.
 // I2  Where no completion record can be written, kSoftwareError says so, to this client.

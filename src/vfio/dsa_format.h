@@ -4,7 +4,7 @@
 // What a client and the dma-engine say to each other: descriptors, completion records, their codes,
 // and the registers. Source: Intel's Data Streaming Accelerator (architecture specification
 // 341204); what linux/idxd.h has of it is the same here (tests/unit/vfio/dsa_format_test.cc). Ours
-// are kQueueFull, `fault_info`, RingHead, kDoorbell and kPasid.
+// are kQueueFull and `fault_info`.
 
 #include <array>
 #include <bit>
@@ -76,17 +76,6 @@ namespace engine_register {
 inline constexpr u64 kVersion = 0x00, kGenCap = 0x10, kQueueCap = 0x20, kOpCap = 0x40;
 inline constexpr u64 kGenStatus = 0x90, kIntCause = 0x98, kCommand = 0xa0, kCommandStatus = 0xa8;
 inline constexpr u64 kCommandCap = 0xb0, kSoftwareError = 0xc0;
-inline constexpr u64 kDoorbell = 0x800;
-// The requests' PASID. Written: one that the client attached by its iommufd; 0: none.
-inline constexpr u64 kPasid = 0x808;
 }  // namespace engine_register
-
-// At the ring's beginning, in memory that client and device share. The client moves the tail; where
-// `asleep` is set it writes kDoorbell, too.
-struct RingHead {
-  u32 tail, head, asleep, reserved[13];
-};
-static_assert(sizeof(RingHead) == 64);
-inline constexpr u64 kRingAt = 4096, kRingSlots = 1024, kRingBytes = 128 * 1024;
 
 }  // namespace stagetwo::vfio

@@ -9,19 +9,19 @@
 
 namespace stagetwo::vfio {
 
-const Descriptor* WorkQueue::write_portal(u64 offset, std::span<const u8> from) {
+const void* WorkQueue::write_portal(u64 offset, std::span<const u8> from) {
   Descriptor* const slot = &portal_[offset / sizeof(Descriptor)];
   const u64 at = offset % sizeof(Descriptor);
-  std::memcpy(reinterpret_cast<u8*>(slot) + at, from.data(), from.size());
+  std::memcpy(slot->bytes + at, from.data(), from.size());
   return at + from.size() == sizeof(Descriptor) ? slot : nullptr;
 }
 
-bool WorkQueue::put(const Descriptor& descriptor) {
+bool WorkQueue::put(const void* descriptor) {
   const sync::MutexGuard guard(lock_);
   if (is_discarded()) forget();  // by another process, and the thread has not looked yet
   const u32 queued = queued_.load(sync::kRelaxed);
   if (queued == kPlaces) return false;
-  queue_[(first_ + queued) % kPlaces] = descriptor;
+  std::memcpy(&queue_[(first_ + queued) % kPlaces], descriptor, sizeof(Descriptor));
   queued_.store(queued + 1, sync::kRelease);
   return true;
 }
@@ -81,7 +81,7 @@ void WorkQueue::say_asleep(bool asleep) {
   if (serves()) word(&RingHead::asleep).store(asleep);
 }
 
-u32 WorkQueue::take(Descriptor* to, bool* overrun) {
+u32 WorkQueue::take(void* to, bool* overrun) {
   if (is_discarded()) [[unlikely]] {
     const sync::MutexGuard guard(lock_);
     if (is_discarded()) forget();
@@ -90,13 +90,14 @@ u32 WorkQueue::take(Descriptor* to, bool* overrun) {
   const sync::MutexGuard guard(lock_);
   const u32 queued = queued_.load(sync::kRelaxed);
   const u32 some = std::min(queued, kTaken);
-  for (u32 i = 0; i < some; ++i) to[i] = queue_[(first_ + i) % kPlaces];
+  auto* const list = static_cast<Descriptor*>(to);
+  for (u32 i = 0; i < some; ++i) list[i] = queue_[(first_ + i) % kPlaces];
   first_ = (first_ + some) % kPlaces;
   queued_.store(queued - some, sync::kRelease);
   return some;
 }
 
-u32 WorkQueue::take_from_ring(Descriptor* to, bool* overrun) {
+u32 WorkQueue::take_from_ring(void* to, bool* overrun) {
   const u32 waiting = word(&RingHead::tail).load(sync::kAcquire) - head_;
   if (waiting == 0 || !serves()) return 0;
   if (waiting > kRingSlots) {

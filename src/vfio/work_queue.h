@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// How descriptors reach a device's thread, in two ways:
+// How descriptors of 64 bytes, whatever is in them, reach a device's thread, in two ways:
 //
 //   portal   64 slots of 64 bytes, for as many threads of a client: a descriptor is submitted when
 //            the last bytes of its slot are written. kPlaces wait at most.
@@ -15,11 +15,19 @@
 
 #include <span>
 
+#include "base/types.h"
 #include "sync/atomic.h"
 #include "sync/mutex.h"
-#include "vfio/dsa_format.h"
 
 namespace stagetwo::vfio {
+
+// At the ring's beginning, in memory that client and device share. The client moves the tail; where
+// `asleep` is set it rings the device's doorbell, too.
+struct RingHead {
+  u32 tail, head, asleep, reserved[13];
+};
+static_assert(sizeof(RingHead) == 64);
+inline constexpr u64 kRingAt = 4096, kRingSlots = 1024, kRingBytes = 128 * 1024;
 
 // Of all processes; zero: none.
 struct QueueShare {
@@ -29,15 +37,15 @@ struct QueueShare {
 
 class WorkQueue {
  public:
-  static constexpr u32 kPlaces = 64, kTaken = 16;
+  static constexpr u32 kPlaces = 64, kTaken = 16, kDescriptorBytes = 64;
 
   // `ring`: kRingBytes of the device's memory.
   WorkQueue(u8* ring, QueueShare& share) : ring_(ring), share_(share) {}
 
   // ---- the client's calls
   // Answers the descriptor that is whole now; else null.
-  const Descriptor* write_portal(u64 offset, std::span<const u8> from);
-  [[nodiscard]] bool put(const Descriptor& descriptor);  // false: it is full
+  const void* write_portal(u64 offset, std::span<const u8> from);
+  [[nodiscard]] bool put(const void* descriptor);  // false: it is full
   void read_ring(u64 offset, std::span<u8> to) const;
   void write_ring(u64 offset, std::span<const u8> from);
   void reset();
@@ -45,12 +53,15 @@ class WorkQueue {
 
   // ---- the thread's
   // At most kTaken. A tail that is too far is moved back: *overrun.
-  u32 take(Descriptor* to, bool* overrun);
+  u32 take(void* to, bool* overrun);
   void say_asleep(bool asleep);
   void in_child();
 
  private:
-  u32 take_from_ring(Descriptor* to, bool* overrun);
+  struct alignas(8) Descriptor {
+    u8 bytes[kDescriptorBytes];
+  };
+  u32 take_from_ring(void* to, bool* overrun);
   [[nodiscard]] bool is_discarded() const {
     return seen_.load(sync::kAcquire) != share_.discards.load(sync::kAcquire);
   }

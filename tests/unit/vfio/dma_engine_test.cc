@@ -34,7 +34,7 @@ class DmaEngineTest : public EngineWorld {
   static Descriptor move(u64 from, u64 to, u32 size, u32 flags = 0) {
     return EngineClient::make(Opcode::kMove, from, to, size, flags);
   }
-  void ring_bell() { client_->set_reg(engine_register::kDoorbell, 1); }
+  void ring_bell() { client_->set_reg(QueueDevice::kDoorbell, 1); }
 
   std::optional<EngineClient> client_;
 };
@@ -301,7 +301,7 @@ TEST_F(DmaEngineTest, InterruptsTellOfCompletionsAndOfErrors) {
   EXPECT_EQ(client_->error() >> 8 & 0xff, u64{static_cast<u8>(Status::kCompletionFault)});
   EXPECT_EQ(client_->error() >> 32 & 0xff, u64{static_cast<u8>(Opcode::kMove)});
   EXPECT_EQ(client_->error(2), kBehind + 8);
-  EXPECT_EQ(client_->error() >> 40, client_->reg<u32>(engine_register::kPasid));
+  EXPECT_EQ(client_->error() >> 40, client_->reg<u32>(QueueDevice::kPasid));
   EXPECT_EQ(client_->reg<u32>(engine_register::kIntCause), 1u);
   client_->set_reg(engine_register::kIntCause, 1);
   client_->set_reg(engine_register::kSoftwareError, 1);

@@ -33,7 +33,7 @@ class EngineIsolation : public EngineWorld {
     b_.reset();
     EngineWorld::TearDown();
   }
-  static u32 pasid(EngineClient& client) { return client.reg<u32>(engine_register::kPasid); }
+  static u32 pasid(EngineClient& client) { return client.reg<u32>(QueueDevice::kPasid); }
   static Descriptor move(u64 from, u64 to, u32 size, u32 flags = 0) {
     return EngineClient::make(Opcode::kMove, from, to, size, flags);
   }
@@ -53,7 +53,7 @@ TEST_F(EngineIsolation, I3ADescriptorThatNamesAnothersPasidIsTreatedAsItsOwners)
   EXPECT_EQ(done.fault_address, 2 * kIova);
   EXPECT_EQ(a_->bytes(kData)[0], 0);
   EXPECT_EQ(b_->ask(move(2 * kIova, kData, 64)).status, 1) << "whose it is reaches it";
-  a_->set_reg(engine_register::kPasid, pasid(*b_));
+  a_->set_reg(QueueDevice::kPasid, pasid(*b_));
   a_->submit(d);
   EXPECT_NE(a_->wait_error(), 0u) << "not even its completion record can be written";
   EXPECT_EQ(a_->bytes(kData)[0], 0);

@@ -14,6 +14,7 @@
 #include "tests/unit/vfio/bus_world.h"
 #include "vfio/container.h"
 #include "vfio/dma_engine.h"
+#include "vfio/queue_device.h"
 
 namespace stagetwo::vfio {
 
