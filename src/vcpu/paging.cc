@@ -25,8 +25,8 @@ constexpr unsigned kWalkStep = 2;  // of docs/journeys/guest_fault.md
 enum class PteRead : u8 { kOk, kAbsent, kUnserved, kStopped };
 
 // A page that its keeper has not just now: the instruction begins again, and before it whoever
-// wants the vCPU out is heard, also by a signal that has no handler, which is looked for from time to
-// time only.
+// wants the vCPU out is heard, also by a signal that has no handler, which is looked for from time
+// to time only.
 void comes_again(Cpu& c) {
   c.poll_countdown = 1;
   c.stop = Step::kAgain;
