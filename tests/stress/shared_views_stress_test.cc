@@ -291,8 +291,8 @@ TEST(SharedViewsStress, NoStoreIsLostWhateverBecomesOfItsMapping) {
     GTEST_SKIP() << "userfaultfd does not serve system calls here";
   }
   test::announced_seed("shared views");
-  host::expect_takes();  // as with a limit: a map that is under way when this is said is not known
-                         // of
+  // As with a limit: a map that is under way when this is said is not known of.
+  host::expect_takes();
   World world;
   world.file = shim::memory_file("views", MFD_CLOEXEC);
   ASSERT_EQ(0, shim::truncate_fd(world.file, kFilePages * kPageSize));

@@ -304,7 +304,7 @@ TEST_P(SecureGuestCheck, S0_19_AbortByAGuestThatShouldNotRunUndoesNothing) {
 // again.
 TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas) {
   using test::Wire;
-  const auto refused_at = [&](Wire SecureMachine::*wire, Call call, unsigned nth) {
+  const auto refused_at = [&](Wire SecureMachine::* wire, Call call, unsigned nth) {
     SecureMachine m(GetParam());
     m.plug(0, 0, 3);  // the third page is never touched
     m.plug(1, 8, 2);
@@ -326,7 +326,7 @@ TEST_P(SecureGuestCheck, S0_19_AbortAtEveryPointOfTheChangeLeavesTheGuestAsItWas
     EXPECT_EQ(m.guest_bytes(2), zeros());
     return true;
   };
-  const auto refusals = [&](Wire SecureMachine::*wire, Call call) {
+  const auto refusals = [&](Wire SecureMachine::* wire, Call call) {
     unsigned nth = 1;
     while (refused_at(wire, call, nth)) ++nth;
     return nth - 1;
