@@ -6,6 +6,7 @@ from pathlib import Path
 
 import house
 
+README_LINES = 100
 TOPS = ("src/", "tests/", "docs/", "tools/", "bench/", "examples/", "cmake/", ".ci/")
 
 
@@ -89,6 +90,11 @@ class Docs(unittest.TestCase):
                 if functions == 0:
                     offences.append(f"{p}: a step names no function:{step}")
         house.report(self, offences)
+
+    def test_ARoomsReadmeIsAPage(self):
+        rooms = [p for p in house.files() if p.parts[0] == "src" and p.name == "README.md"]
+        house.report(self, [f"{p}: {house.text(p).count(chr(10))} lines; what is more than a page goes to docs/"
+                            for p in rooms if house.text(p).count("\n") > README_LINES])
 
     def test_DecisionsAreNumberedAndListed(self):
         records = [p for p in house.files() if p.parts[:2] == ("docs", "decisions") and p.name != "README.md"]
