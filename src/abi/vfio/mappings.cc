@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <functional>
 #include <memory>
 #include <tuple>
 
@@ -164,12 +163,13 @@ void Mappings::watch() {
 // One function that is mapped; with the one before, the next.
 sync::Ref<OpenDevice> Mappings::function_after(const vfio::Device* last) {
   const sync::MutexGuard guard(lock_);
+  const auto address = [](const vfio::Device* device) { return reinterpret_cast<u64>(device); };
   const vfio::Device* found = nullptr;
   const Mapping* row_of = nullptr;
   for (const Mapping& row : rows_) {
     const vfio::Device* const device = &row.device->device();
-    if (!device->shape().function || !std::less<>()(last, device)) continue;
-    if (found != nullptr && !std::less<>()(device, found)) continue;
+    if (!device->shape().function || address(device) <= address(last)) continue;
+    if (found != nullptr && address(device) >= address(found)) continue;
     found = device;
     row_of = &row;
   }
