@@ -131,14 +131,33 @@ unsigned PageTransit::drop(Hva copies) {
   if (!shared()) {
     return drop_by(MADV_DONTNEED) || (locked_too_ && drop_by(MADV_DONTNEED_LOCKED)) ? 1 : 0;
   }
-  if (punch(0, pages_)) return pages_;
+  const auto bytes_of = [&](unsigned i) { return pointer(copies + u64{i} * kPageSize); };
+  if (punch(0, pages_)) {
+    const unsigned gone = punched_out();
+    for (unsigned i = gone; i < pages_; ++i) {
+      static_cast<void>(put_through_alias(at() + u64{i} * kPageSize, bytes_of(i)));
+    }
+    return gone;
+  }
   if (pages_ == 1) return 0;
   unsigned gone = 0;
   while (gone < pages_ && punch(gone, 1)) ++gone;
-  for (unsigned i = gone; i < pages_; ++i) {
-    static_cast<void>(put(i, pointer(copies + u64{i} * kPageSize)));
-  }
+  for (unsigned i = gone; i < pages_; ++i) static_cast<void>(put(i, bytes_of(i)));
   return gone;
+}
+
+// How many of the pages have gone by the hole, the first ones. Of a huge page that somebody else
+// has a reference of (bytes in a pipe) the kernel makes zeros, and the call succeeds: it cannot
+// split it (truncate_inode_partial_folio(), kernel file: mm/truncate.c). Then it is the same page
+// for whoever has it, and gets its bytes again.
+unsigned PageTransit::punched_out() const {
+  u8 cached[kMaxPageStates];
+  if (failpoint::should_fail("host.page_stays") || pages_ > kMaxPageStates ||
+      !sys::mincore(pointer(at()), bytes(), cached)) {
+    return 0;
+  }
+  return static_cast<unsigned>(
+      std::find_if(cached, cached + pages_, [](u8 one) { return (one & 1) != 0; }) - cached);
 }
 
 // Answers how many went, the first ones: of a private page one at most.

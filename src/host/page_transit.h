@@ -105,6 +105,7 @@ class PageTransit final : public PageExit, public PageEntry {
   [[nodiscard]] Hva at() const { return views_.view[0].at; }
   [[nodiscard]] u64 bytes() const { return u64{pages_} * kPageSize; }
   [[nodiscard]] unsigned drop(Hva copies);
+  [[nodiscard]] unsigned punched_out() const;
   bool drop_by(int advice);
   bool punch(unsigned first, unsigned pages);
   enum class Put : u8 { kNo, kYes, kNoMemory };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Absent pages of shared memory in runs, with other rights, and in mappings that are made
 // meanwhile.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -102,6 +103,67 @@ TEST_P(SharedRuns, WhatIsUnmappedUnderOneLosesNobodysBytes) {
                            5 * kPageSize));
   host::owners_see_mapping(range(one_, 5, 1));
   EXPECT_TRUE(all(one(5), 5));
+}
+
+// Two MiB in one piece, of which a part is to go while somebody else has a reference of it.
+class HugePage {
+ public:
+  static constexpr size_t kBytes = 2 << 20;
+  HugePage() : file_(::memfd_create("huge", MFD_CLOEXEC)) {
+    room_ = ::mmap(nullptr, 2 * kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    auto* const at = reinterpret_cast<u8*>((reinterpret_cast<u64>(room_) + kBytes - 1) & -kBytes);
+    if (::ftruncate(file_, kBytes) != 0) return;
+    host::shared_file_made(file_);
+    at_ = static_cast<u8*>(
+        ::mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_, 0));
+    host::owners_see_mapping(HvaRange(Hva(reinterpret_cast<u64>(at_)), kBytes));
+    for (size_t i = 0; i < kBytes / kPageSize; ++i) {
+      std::memset(at_ + i * kPageSize, static_cast<int>(i + 1), kPageSize);
+    }
+    constexpr int kCollapse = 25;  // MADV_COLLAPSE
+    usable_ = ::madvise(at_, kBytes, kCollapse) == 0;
+  }
+  ~HugePage() {
+    host::change(reinterpret_cast<u64>(at_), kBytes, host::EventKind::kUnmap,
+                 [&] { return ::munmap(room_, 2 * kBytes); });
+    ::close(file_);
+  }
+  HugePage(const HugePage&) = delete;
+  HugePage& operator=(const HugePage&) = delete;
+
+  [[nodiscard]] bool usable() const { return usable_; }
+  [[nodiscard]] int file() const { return file_; }
+  [[nodiscard]] u8* page(size_t i) const { return at_ + i * kPageSize; }
+
+ private:
+  int file_;
+  void* room_;
+  u8* at_ = nullptr;
+  bool usable_ = false;
+};
+
+TEST_P(SharedRuns, OfAHugePageThatIsInAPipeTooStay) {
+  const HugePage huge;
+  if (!huge.usable()) GTEST_SKIP() << "no huge page of shared memory is to be had here";
+  int pipe[2];
+  ASSERT_EQ(0, ::pipe(pipe));
+  off64_t from = 3 * kPageSize;
+  ASSERT_EQ(ssize_t{kPageSize}, ::splice(huge.file(), &from, pipe[1], nullptr, kPageSize, 0));
+  const auto take = [&] {
+    const auto taken = host::take_away(range(huge.page(0)), &runs_, this, host::Which::kAll);
+    return taken ? *taken : ~u64{0};
+  };
+  EXPECT_EQ(0u, take());
+  for (size_t i = 0; i < 512; ++i) {
+    ASSERT_EQ(static_cast<u8>(i + 1), huge.page(i)[17]) << i;
+  }
+  u8 bytes[kPageSize];
+  ASSERT_EQ(ssize_t{kPageSize}, ::read(pipe[0], bytes, kPageSize));
+  EXPECT_TRUE(all(bytes, 3));
+  EXPECT_EQ(kPages, take()) << "and go when nobody else has it";
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(huge.page(i), i)) << i;
+  ::close(pipe[0]);
+  ::close(pipe[1]);
 }
 
 TEST_P(SharedRuns, OtherRightsBringNothingBack) {
