@@ -50,6 +50,9 @@ class OwnerTable final : public TransitWatcher {
   // nothing of it is absent or taken. EAGAIN: under a change; EBUSY: somebody stands on it.
   [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
   bool fill_first(Hva at, Access access);
+  // What write-protection has left in the page tables where pages of shared memory went. Pre: under
+  // a change.
+  void clear_marks(HvaRange range);
   void join_watched(HvaRange range, bool fresh);
   bool sides_differ(HvaRange range, bool fresh);
 

@@ -9,6 +9,7 @@
 #include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "host/file_change.h"
+#include "host/owner_table.h"
 #include "host/process_map.h"
 #include "host/userfault.h"
 #include "sync/atomic.h"
@@ -103,6 +104,14 @@ int discard_by(u64 start, u64 size, int advice, Discard* call) {
   // A hole in a file rings for all its mappings; whatever else there is, the kernel refuses.
   if (advice == MADV_REMOVE) return discard_parts(*range, advice, call);
   const InvalidateSection section(InvalidateEvent{*range, EventKind::kClear});
+  // Of shared memory the kernel (6.18) zaps what is in the way of a guard, and finds our mark there
+  // for ever. (guard_install_pte_entry(), kernel file: mm/madvise.c.)
+  constexpr int kGuardInstall = 102;
+  std::optional<OwnedChange> no_taker;
+  if (advice == kGuardInstall && owner_table() != nullptr) {
+    no_taker.emplace(*range, Announced::kProtects);
+    owner_table()->clear_marks(*range);
+  }
   if (!has_kept_pages(*range)) {
     const std::optional<int> answer = discard_at_once(*range, size, call);
     if (answer) return *answer;

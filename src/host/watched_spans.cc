@@ -164,6 +164,24 @@ bool OwnerTable::fill_first(Hva at, Access access) {
   return filled.has_value();
 }
 
+// Absent pages stay so: they are reported as missing.
+void OwnerTable::clear_marks(HvaRange range) {
+  PageKey keys[kBatch];
+  for (unsigned found = kBatch; found == kBatch;) {
+    found =
+        collect({kPrivateMemory, range}, keys, kBatch,
+                [](const PageKey&, const PageRecord& record) { return in_transit(record.stage); });
+    for (unsigned i = 0; i < found; ++i) static_cast<void>(is_absent(keys[i]));
+  }
+  const sync::MutexGuard guard(lock_);
+  for (const WatchedSpan& span : spans_) {
+    const Hva first = std::max(span.range.start(), range.start());
+    const Hva end = std::min(span.range.end(), range.end());
+    if (span.object == kPrivateMemory || first >= end) continue;
+    static_cast<void>(userfault::write_protect(HvaRange(first, end - first), false));
+  }
+}
+
 Mark OwnerTable::mark_of(Hva at) {
   const PageRecord* record = pages_.find(private_key(at));
   if (record != nullptr && in_transit(record->stage)) return Mark::kInTransit;
