@@ -43,6 +43,11 @@ namespace stagetwo::host {
 // How many are kept. Racy.
 [[nodiscard]] u64 kept_pages_of(u64 object);
 
+// A mapping of shared memory that has no rights yet, and is to have `wanted`, shows what is absent
+// by its touches from now on. False: that has to come back (owners_see_mapping()). Pre: nobody has
+// its address. Context: as a change.
+[[nodiscard]] bool owners_join_mapping(HvaRange made, Prot wanted);
+
 // Pages are going to be taken, copied ones among them: from now on buffers are held. A call that is
 // under way now is not known of, and what it has pinned could be copied before it is written; so it
 // is said when a limit is set, not with the first page. Failure: without memory for the table the

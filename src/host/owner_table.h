@@ -42,6 +42,9 @@ class OwnerTable final : public TransitWatcher {
   unsigned views_of(u64 object, SharedView* out, unsigned room);
   // A part of it at `made`, from byte `offset` of the object on: nobody has its address yet.
   void view_made(u64 object, HvaRange made, u64 offset);
+  // One more view, all of its mapping and with no rights yet, is noted and watched as the others;
+  // it is to have the rights `wanted`. False: what is absent has to come back instead.
+  [[nodiscard]] bool join_view(u64 object, const Mapping& made, Prot wanted);
   // What is absent of it is not to be taken again at once. False: some of it stays absent.
   bool bring_back_for_view(const Reach& reach);
   // Pre: marked (host/given_files.h). False: some of it is lost, or does not come.
@@ -98,6 +101,10 @@ class OwnerTable final : public TransitWatcher {
 
  private:
   bool drop_if_stale(PageKey key, const PageJob& job);
+  [[nodiscard]] bool begin_join(HvaRange made);
+  [[nodiscard]] bool note_joining(u64 object, const Mapping& made, Prot wanted);
+  [[nodiscard]] bool is_joined(u64 object, HvaRange made);
+  void await_transit_of(u64 object);
   bool enter(PageKey key, u32 layout, PageJob* job);
   BringBack bring_back_one(PageKey& key, const Hva* at = nullptr);  // `at`: the key is its
   [[nodiscard]] unsigned keys_ahead(HvaRange range, PageKey* keys);
@@ -122,6 +129,7 @@ class OwnerTable final : public TransitWatcher {
   void forget_views(HvaRange range) TA_REQ(lock_);
   void forget_rights(HvaRange range) TA_REQ(lock_);
   void keep_rights(Vec<SharedView>* views) const TA_REQ(lock_);
+  [[nodiscard]] SharedView* find_view(u64 object, HvaRange range) TA_REQ(lock_);
   void drop_left_holds(int thread, u64 object, u64 frame) TA_REQ(lock_);
   void turn_over() TA_REQ(lock_);
   [[nodiscard]] u32 await_turn() TA_REQ(lock_);

@@ -338,6 +338,16 @@ void owners_see_mapping(HvaRange made) {
   }
 }
 
+bool owners_join_mapping(HvaRange made, Prot wanted) {
+  OwnerTable* table = owners_active() ? owner_table() : nullptr;
+  const auto shown =
+      table == nullptr ? Result<Mapping>(refuse(EINVAL)) : shown_mapping_at(made.start());
+  // Locked from the beginning (mlockall(MCL_FUTURE)) it is to be filled.
+  if (!shown || shown->range != made || !shown->shared || is_locked(made)) return false;
+  const u64 object = object_behind(shown->device, shown->inode);
+  return object != 0 && table->join_view(object, *shown, wanted);
+}
+
 u64 next_page_of(u64 object, u64 first, u64 end, bool kept) {
   OwnerTable* table = owners_active() ? owner_table() : nullptr;
   if (table == nullptr) return kept ? end : first;

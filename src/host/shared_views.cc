@@ -194,8 +194,8 @@ Result<Hiding> watch_views(OwnerTable& table, const SharedView* views, unsigned 
 
 }  // namespace
 
-// What is absent would be zeros there until the mapping is watched, so it comes back first. To have
-// the mapping join those that show absent pages by their touches was tried, and lost a page once.
+// What is absent would be zeros there until the mapping is watched, so it comes back first, unless
+// nobody can touch it yet (join_view()).
 void OwnerTable::view_made(u64 object, HvaRange made, u64 offset) {
   {
     const sync::MutexGuard guard(lock_);
@@ -209,6 +209,90 @@ void OwnerTable::view_made(u64 object, HvaRange made, u64 offset) {
     if (!find(names.of(at), &record) || record.stage != PageStage::kLost) continue;
     // Lost in each of its views. A child of fork has what is mapped, and asks only those noted.
     PageTransit::make_bus_error(at);
+  }
+}
+
+// ---- a view that joins the others -----------------------------------------------------------
+//
+//   who maps                               | taker
+//   mmap without rights: nothing is filled |
+//   lock; layout + 1; unlock               | looks for views: finds it, or the layout is another
+//   notes all views, this one among them   | notes them, this one among them
+//   watches each                           | watches each; lock; layout is n: record; unlock
+//   waits for records in transit, whose    | a record from before goes its way without the view
+//   views were found before                |
+//   nothing is lost, or hidden behind      |
+//   PROT_NONE: the rights (host::gain)     |
+//
+// Nobody touches it before the last step, and whoever does then finds what is there, or is
+// reported.
+
+// As a taker: a span in which nothing is absent any more is given up at the end. A fork would wait
+// for us, and we would make its thread's mark void: what is mapped then brings back.
+bool OwnerTable::begin_join(HvaRange made) {
+  const sync::MutexGuard guard(lock_);
+  if (forks_.any()) return false;
+  // Who unmapped this address before forgets at its end what is noted there.
+  for (const OwnedChange* change = changes_; change != nullptr; change = change->next_) {
+    if (change->reach_.object == kPrivateMemory && change->reach_.range.overlaps(made))
+      return false;
+  }
+  ++takers_;
+  ++layout_;
+  return true;
+}
+
+SharedView* OwnerTable::find_view(u64 object, HvaRange range) {
+  for (SharedView& view : views_) {
+    if (view.object == object && view.range == range) return &view;
+  }
+  return nullptr;
+}
+
+bool OwnerTable::note_joining(u64 object, const Mapping& made, Prot wanted) {
+  if (!note_views(object, made)) return false;
+  const sync::MutexGuard guard(lock_);
+  // Not if the kernel has made it one with a mapping without rights beside it.
+  SharedView* const view = find_view(object, made.range);
+  if (view != nullptr) view->prot = wanted;
+  return view != nullptr;
+}
+
+bool OwnerTable::is_joined(u64 object, HvaRange made) {
+  const sync::MutexGuard guard(lock_);
+  bool by_touches = true;
+  pages_.for_each([&](const PageKey& key, const PageRecord& record) {
+    const bool shows = record.hiding == Hiding::kUserfault && record.stage != PageStage::kLost;
+    by_touches = by_touches && (key.object != object || shows);
+  });
+  return by_touches && find_view(object, made) != nullptr;
+}
+
+bool OwnerTable::join_view(u64 object, const Mapping& made, Prot wanted) {
+  if (!begin_join(made.range)) return false;
+  const auto all_watched = [&] {
+    SharedView views[kMaxViews + 1];
+    const unsigned count = views_of(object, views, kMaxViews + 1);
+    const auto hiding =
+        count <= kMaxViews ? watch_views(*this, views, count) : Result<Hiding>(refuse(EBUSY));
+    return hiding && *hiding == Hiding::kUserfault;
+  };
+  const bool watched = note_joining(object, made, wanted) && all_watched();
+  if (watched) await_transit_of(object);
+  const bool joined = watched && is_joined(object, made.range);
+  end_take();
+  return joined;
+}
+
+// Those that are in transit now.
+void OwnerTable::await_transit_of(u64 object) {
+  constexpr u64 kWholeFile = u64{1} << 62;
+  PageKey keys[kBatch];
+  for (unsigned found = kBatch; found == kBatch;) {
+    found =
+        collect({object, HvaRange(Hva(0), kWholeFile)}, keys, kBatch,
+                [](const PageKey&, const PageRecord& record) { return in_transit(record.stage); });
+    for (unsigned i = 0; i < found; ++i) static_cast<void>(is_absent(keys[i]));
   }
 }
 

@@ -309,6 +309,23 @@ void* map_evenly(Via via, const hugetlb::MapCall& call, void* mapped) {
   return MAP_FAILED;
 }
 
+// One more mapping of shared memory of which pages are absent. It is made without rights, so that
+// the kernel fills nothing of it and nobody stores there before its touches are seen. MAP_FAILED:
+// it is to be made as any other; errno says nothing.
+void* map_unseen(Via via, const hugetlb::MapCall& call) {
+  if (!may_join_views(call.fd, call.prot, call.flags)) [[likely]]
+    return MAP_FAILED;
+  hugetlb::MapCall bare = call;
+  bare.prot = PROT_NONE;
+  void* const made = do_map(via, bare);
+  if (made == MAP_FAILED) return MAP_FAILED;
+  const auto allow = [&] { return sys::mprotect(made, call.size, call.prot) ? 0 : -1; };
+  const bool joined = joins_views(made, call.size, call.prot);
+  if (joined && (call.prot == PROT_NONE || gain(made, call.size, allow) == 0)) return made;
+  unmap(made, call.size, via);
+  return MAP_FAILED;
+}
+
 }  // namespace
 
 void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via via) {
@@ -328,6 +345,11 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
     const long refusal = refusal_of_map(fd, &request);
     if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
   }
+  const int error = errno;
+  void* const unseen =
+      anonymous ? MAP_FAILED : map_unseen(via, {at, size, prot, flags, fd, request.offset});
+  errno = error;
+  if (unseen != MAP_FAILED) return unseen;
   const ViewToCome view(anonymous ? -1 : fd, request.offset, size);
   if (view.refused()) return MAP_FAILED;
   void* mapped = host::mmap_replaces(flags)

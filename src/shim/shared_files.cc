@@ -68,6 +68,37 @@ void* noted_mapping(void* at, size_t size, bool anonymous) {
   return at;
 }
 
+bool may_join_views(int fd, int prot, int flags) {
+  constexpr int kRights = PROT_READ | PROT_WRITE | PROT_EXEC;
+  constexpr int kHarmless = MAP_NORESERVE | MAP_32BIT;
+  constexpr int kSharedValidate = 3;
+  const int type = flags & MAP_TYPE;
+  if (!awake() || fd < 0 || !host::owners_active()) [[likely]]
+    return false;
+  if ((type != MAP_SHARED && type != kSharedValidate) || (prot & ~kRights) != 0 ||
+      (flags & ~(MAP_TYPE | kHarmless)) != 0) {
+    return false;
+  }
+  bool may = false;
+  tell(host::Touches::kNothing, [&] {
+    const u64 object = host::object_behind(fd);
+    if (object == 0 || host::kept_pages_of(object) == 0) return;
+    struct ::stat behind{};
+    may = !may_be_ours(fd, &behind) || !host::find(fd, behind);
+  });
+  return may;
+}
+
+bool joins_views(const void* at, size_t size, int prot) {
+  const Prot wanted{(prot & PROT_READ) != 0, (prot & PROT_WRITE) != 0, (prot & PROT_EXEC) != 0};
+  const auto range = host::pages_of(number_of(at), size);
+  bool joined = false;
+  if (range) {
+    tell(host::Touches::kNothing, [&] { joined = host::owners_join_mapping(*range, wanted); });
+  }
+  return joined;
+}
+
 ViewToCome::ViewToCome(int fd, off_t offset, u64 size) {
   if (!awake() || fd < 0 || !host::owners_active()) [[likely]]
     return;

@@ -44,6 +44,12 @@ class ViewToCome {
   host::HeldPages held_;
   bool refused_ = false;
 };
+// Are pages absent of the file that is about to be mapped, and could the mapping show them by its
+// touches? It is one that the kernel does not fill, at an address that nobody knows.
+[[nodiscard]] bool may_join_views(int fd, int prot, int flags);
+// A mapping without rights does so from now on; it is to have the rights `prot`. False: it is to be
+// made again, with the file's pages held (ViewToCome).
+[[nodiscard]] bool joins_views(const void* at, size_t size, int prot);
 // Private memory was mapped there, which nobody has the address of if it is `fresh`, or got other
 // rights: host::join_watched().
 void note_private(const void* at, size_t size, bool fresh);

@@ -157,6 +157,7 @@ static void look_again(int flags) {
   make_memory(MFD_CLOEXEC);
   char* again = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, memory_fd, 0);
   check(again != MAP_FAILED, "a second mapping");
+  if (flags == MAP_SHARED) check(pages_there() <= kKeptPages, "nothing came back for it");
   check(wrong_pages(again, kMemoryPages) == 0, "it shows every byte");
   usleep(20000);
   check(wrong_pages(again, kMemoryPages) == 0, "and goes on to");

@@ -6,15 +6,18 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <thread>
 
 #include "base/sys.h"
 #include "host/page_owner.h"
 #include "host/shared_objects.h"
+#include "host/userfault.h"
 #include "shim/absent_buffers.h"
 #include "shim/files.h"
 #include "shim/memory.h"
@@ -187,6 +190,72 @@ size_t holes_of(int file) {
     holes += page[0] == i + 1 && page[kPageSize - 1] == i + 1 ? 0U : 1U;
   }
   return holes;
+}
+
+class MoreViews : public SharedFiles {
+ protected:
+  void SetUp() override {
+    SharedFiles::SetUp();
+    if (!host::userfault::open() || !host::userfault::serves_kernel()) {
+      GTEST_SKIP() << "userfaultfd does not serve system calls here";
+    }
+  }
+  u8* again(int prot, int flags) const {
+    return static_cast<u8*>(map(nullptr, kPages * kPageSize, prot, flags, file_, 0));
+  }
+};
+
+TEST_F(MoreViews, ANewOneBringsNothingBack) {
+  ASSERT_EQ(kPages, take());
+  u8* const two = again(PROT_READ | PROT_WRITE, MAP_SHARED);
+  u8* const three = again(PROT_READ, MAP_SHARED | MAP_NORESERVE);
+  u8* const none = again(PROT_NONE, MAP_SHARED);
+  EXPECT_EQ(kPages, holes_of(file_));
+  EXPECT_EQ(3, two[2 * kPageSize]);
+  two[2 * kPageSize] = 33;
+  EXPECT_EQ(33, three[2 * kPageSize]);
+  EXPECT_EQ(33, bytes_[2 * kPageSize]);
+  EXPECT_EQ(4, three[4 * kPageSize - 1]);
+  ASSERT_EQ(0, protect(none, kPages * kPageSize, PROT_READ, -1));
+  EXPECT_EQ(1, none[0]);
+  EXPECT_EQ(3u, take()) << "and what it showed goes again";
+  EXPECT_EQ(33, two[2 * kPageSize]);
+  for (u8* const view : {two, three, none}) unmap(view, kPages * kPageSize);
+  for (size_t i = 0; i < kPages; ++i) EXPECT_EQ(i == 2 ? 33 : i + 1, bytes_[i * kPageSize]);
+}
+
+TEST_F(MoreViews, OneThatTheKernelFillsShowsEveryByte) {
+  for (const int fills : {MAP_POPULATE, MAP_LOCKED}) {
+    ASSERT_EQ(kPages, take());
+    u8* const two = again(PROT_READ | PROT_WRITE, MAP_SHARED | fills);
+    EXPECT_EQ(0u, holes_of(file_));
+    for (size_t i = 0; i < kPages; ++i) EXPECT_EQ(i + 1, two[i * kPageSize]);
+    unmap(two, kPages * kPageSize);
+  }
+  // Of which nobody is told by the call.
+  ASSERT_EQ(kPages, take());
+  ASSERT_EQ(0, sys::call(SYS_mlockall, MCL_FUTURE));
+  u8* const two = again(PROT_READ | PROT_WRITE, MAP_SHARED);
+  sys::call(SYS_munlockall);
+  EXPECT_EQ(0u, holes_of(file_));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_EQ(i + 1, two[i * kPageSize]);
+  unmap(two, kPages * kPageSize);
+}
+
+TEST_F(MoreViews, WhatTheKernelRefusesIsRefusedAsItSays) {
+  ASSERT_EQ(kPages, take());
+  char path[64];
+  std::snprintf(path, sizeof(path), "/proc/self/fd/%d", file_);
+  const int reads = ::open(path, O_RDONLY | O_CLOEXEC);
+  ASSERT_LE(0, reads);
+  errno = 0;
+  EXPECT_EQ(MAP_FAILED, map(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, reads, 0));
+  EXPECT_EQ(EACCES, errno);
+  auto* const two =
+      static_cast<u8*>(map(nullptr, kPages * kPageSize, PROT_READ, MAP_SHARED, reads, 0));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_EQ(i + 1, two[i * kPageSize]);
+  unmap(two, kPages * kPageSize);
+  ::close(reads);
 }
 
 TEST_F(SharedFiles, AFileThatIsSentAwayIsWholeAndNotOursAlone) {
