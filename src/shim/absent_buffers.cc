@@ -101,6 +101,23 @@ Buffers& Buffers::file(int fd) {
   return file(fd, &kStart, kWholeFile);
 }
 
+Buffers& Buffers::file_at(int fd, const off_t* at, u64 size) {
+  off_t from = -1;
+  const bool given = at != nullptr && host::read_struct(Hva(number(at)), &from) && from >= 0;
+  return given ? file(fd, &from, std::min(size, kWholeFile)) : file(fd);
+}
+
+Buffers& Buffers::file_at(int fd, const off_t* at, const iovec* parts, s64 count) {
+  if (!host::pages_copied_away()) return *this;
+  u64 size = 0;
+  for (s64 i = 0; i < std::min(count, kMostParts); ++i) {
+    iovec part{};
+    const bool read = host::read_struct(Hva(number(parts + i)), &part);
+    if (!read || __builtin_add_overflow(size, part.iov_len, &size)) return file(fd);
+  }
+  return file_at(fd, at, size);
+}
+
 Buffers& Buffers::sized(const void* at, const socklen_t* length) {
   socklen_t size = 0;
   value(length);

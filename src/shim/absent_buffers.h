@@ -113,8 +113,9 @@ auto with_buffer(int fd, const off_t* offset, const void* at, size_t size, F&& c
   return with_buffers([&](Buffers& b) { b.file(fd, offset, size).bytes(at, size); }, call);
 }
 template <typename F>
-auto with_parts(int fd, const iovec* parts, int count, F&& call) {
-  return with_buffers([&](Buffers& b) { b.file(fd).parts(parts, count); }, call);
+auto with_parts(int fd, const off_t* offset, const iovec* parts, int count, F&& call) {
+  return with_buffers([&](Buffers& b) { b.file_at(fd, offset, parts, count).parts(parts, count); },
+                      call);
 }
 
 }  // namespace stagetwo::shim

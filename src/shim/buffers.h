@@ -65,6 +65,16 @@ class Buffers {
   // before the buffers: those of a file opened with O_DIRECT are pinned.
   Buffers& file(int fd, const off_t* at, u64 size);
   Buffers& file(int fd);
+  // The same at the offset the call is given. Where it stands (null, or -1) is not relied on: the
+  // descriptor may be moved by others before the kernel looks.
+  Buffers& file_at(int fd, const off_t* at, u64 size);
+  Buffers& file_at(int fd, const off_t* at, const iovec* parts, s64 count);
+
+  // Where a write with these flags (of pwritev2) begins.
+  static const off_t* place_of(const off_t* at, int flags) {
+    constexpr int kAppends = 0x10;  // RWF_APPEND
+    return (flags & kAppends) != 0 ? nullptr : at;
+  }
 
   // What was brought back may go again: exec would leave the hold behind for ever. Then EFAULT is
   // tried again, as below.

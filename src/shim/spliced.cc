@@ -166,7 +166,7 @@ ssize_t send_file(int to, int from, off_t* at, size_t size) {
   if (transfer_refused(from, to)) return -1;
   const Asked target(to), source(from);
   const bool ours = written_behind(to) && is_written(to);
-  return with_buffers([&](Buffers& b) { b.value(at).file(from).file(to); },
+  return with_buffers([&](Buffers& b) { b.value(at).file_at(from, at, size).file(to); },
                       [&] {
                         return ours ? send_to_virtual(to, source, at, size)
                                     : next::sendfile(target, source, at, size);
@@ -180,11 +180,14 @@ ssize_t splice_bytes(int from, off_t* from_at, int to, off_t* to_at, size_t size
   // What else the kernel refuses it refuses by itself, before it looks at the target's kind.
   const bool ours = written_behind(to) && is_written(to) && is_pipe(from) && from_at == nullptr &&
                     (flags & ~kKnown) == 0;
-  return with_buffers([&](Buffers& b) { b.value(from_at).value(to_at).file(from).file(to); },
-                      [&] {
-                        return ours ? splice_to_virtual(from, to, to_at, size, flags)
-                                    : next::splice(source, from_at, target, to_at, size, flags);
-                      });
+  return with_buffers(
+      [&](Buffers& b) {
+        b.value(from_at).value(to_at).file_at(from, from_at, size).file_at(to, to_at, size);
+      },
+      [&] {
+        return ours ? splice_to_virtual(from, to, to_at, size, flags)
+                    : next::splice(source, from_at, target, to_at, size, flags);
+      });
 }
 
 }  // namespace stagetwo::shim

@@ -40,7 +40,7 @@ ssize_t move_parts(int fd, Io io, const iovec* parts, int count, const off_t* at
     return with_held([&](Buffers& b) { b.parts(parts, count).own_memory(there, parts, count); },
                      call);
   }
-  return with_parts(fd, parts, count, call);
+  return with_parts(fd, at, parts, count, call);
 }
 
 }  // namespace stagetwo::shim

@@ -7,9 +7,11 @@
 //   giving_vmm check FD PAGES    the program that inherits it
 #define _GNU_SOURCE
 #include <spawn.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "small_vmm.h"
@@ -198,6 +200,56 @@ static void allocate(void) {
   check(posix_fallocate(memory_fd, 0, bytes) == 0, "posix_fallocate");
 }
 
+// A call on one page of the file brings that one back and not the file, whatever its name.
+static void few_came(const char* call) {
+  check(pages_there() <= kKeptPages, call);
+}
+static void use_pieces(void) {
+  const off_t at = 500 * kPage;
+  char page[kPage];
+  struct iovec part = {page, kPage};
+  int ends[2];
+  loff_t place = at;
+  make_memory(MFD_CLOEXEC);
+  check(pipe(ends) == 0, "pipe");
+  const int other = memfd_create("other", MFD_CLOEXEC);
+  const uint64_t* word = (const uint64_t*)page;
+  check(preadv(memory_fd, &part, 1, at) == kPage && *word == word_of(500, 0), "preadv");
+  few_came("preadv");
+  check(preadv2(memory_fd, &part, 1, at + kPage, 0) == kPage && *word == word_of(501, 0),
+        "preadv2");
+  few_came("preadv2");
+  check(pwritev2(memory_fd, &part, 1, at + kPage, 0) == kPage, "pwritev2");
+  few_came("pwritev2");
+  check(syscall(SYS_preadv2, memory_fd, &part, 1L, at + 2 * kPage, 0L, 0) == kPage &&
+            *word == word_of(502, 0),
+        "preadv2 by number");
+  few_came("preadv2 by number");
+  check(splice(memory_fd, &place, ends[1], NULL, kPage, 0) == kPage, "splice");
+  check(read(ends[0], page, kPage) == kPage && *word == word_of(500, 0), "splice");
+  few_came("splice");
+  place = at + 7 * kPage;
+  check(syscall(SYS_splice, memory_fd, &place, ends[1], NULL, (long)kPage, 0L) == kPage, "splice");
+  check(read(ends[0], page, kPage) == kPage && *word == word_of(507, 0), "splice by number");
+  few_came("splice by number");
+  place = at + 4 * kPage;
+  check(sendfile(other, memory_fd, &place, kPage) == kPage, "sendfile");
+  check(pread(other, page, kPage, 0) == kPage && *word == word_of(504, 0), "sendfile");
+  few_came("sendfile");
+  place = at + 5 * kPage;
+  loff_t begin = 0;
+  check(copy_file_range(memory_fd, &place, other, &begin, kPage, 0) == kPage, "copy_file_range");
+  check(pread(other, page, kPage, 0) == kPage && *word == word_of(505, 0), "copy_file_range");
+  few_came("copy_file_range");
+  readahead(memory_fd, at, kPage);
+  few_came("readahead");
+  // Where a descriptor stands is asked of the whole file.
+  check(lseek(memory_fd, at, SEEK_SET) == at, "lseek");
+  check(sendfile(other, memory_fd, NULL, kPage) == kPage, "sendfile from where it stands");
+  check(pread(other, page, kPage, kPage) == kPage && *word == word_of(500, 0), "sendfile");
+  close(other);
+}
+
 // Streams read and write by calls of libc's own.
 static void read_by_stream(void) {
   make_memory(MFD_CLOEXEC);
@@ -314,6 +366,8 @@ static void give(const char* way) {
     show_more();
   } else if (strcmp(way, "allocated") == 0) {
     allocate();
+  } else if (strcmp(way, "pieces") == 0) {
+    use_pieces();
   } else if (strcmp(way, "stream") == 0) {
     read_by_stream();
   } else if (strcmp(way, "sought") == 0) {

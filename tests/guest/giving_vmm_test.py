@@ -42,7 +42,7 @@ class GivingVmm(unittest.TestCase):
         self.assertEqual(0, stats["lost_pages"])
 
     def test_ToItselfOnceMore(self):
-        for way in ("mapped", "copied", "populated", "populated-copy", "more", "allocated", "sought", "stream"):
+        for way in ("mapped", "copied", "populated", "populated-copy", "more", "allocated", "sought", "stream", "pieces"):
             with self.subTest(way):
                 self.gives(way)
 
