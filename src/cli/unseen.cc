@@ -24,7 +24,12 @@ constexpr Unseen kAll[] = {
      "the guarded access: EFAULT"},
     {Where::kEverywhere,
      "absent memory looked at from another process (/proc/PID/mem, process_vm_readv, ptrace)",
-     "EIO or EFAULT; without userfaultfd the bytes from before the page left"},
+     "EIO or EFAULT, or it waits for the page; without userfaultfd the bytes from before the page "
+     "left"},
+    {Where::kEverywhere,
+     "what another process writes (process_vm_writev, a debugger) into guest memory that is shared "
+     "or may be executed, while it is taken under a limit",
+     "bytes that come after a page was copied are lost"},
     {Where::kEverywhere,
      "a device that a program opened, in a child it has forked, in a program it was sent to and "
      "after exec",
