@@ -62,7 +62,7 @@ class Buffers {
   Buffers& own_memory(u64 at, const iovec* parts, int count);
   // Bytes of a file that the call reads or writes; `at` null: from where it stands. Of shared
   // memory (host/page_owner.h) what is absent comes back: the kernel would find a hole. Stands
-  // before the buffers: those of a file opened with O_DIRECT are pinned.
+  // before the buffers: the driver of a file may pin them.
   Buffers& file(int fd, const off_t* at, u64 size);
   Buffers& file(int fd);
   // The same at the offset the call is given. Where it stands (null, or -1) is not relied on: the

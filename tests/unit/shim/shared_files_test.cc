@@ -101,6 +101,24 @@ TEST_F(SharedFiles, AWriteChangesAPartOfAnAbsentPage) {
   EXPECT_EQ(99, bytes_[5]);
 }
 
+// Of what file it is read does not say whether a driver writes into its pages meanwhile.
+TEST_F(SharedFiles, ABufferStaysWhileAFileIsReadIntoIt) {
+  ASSERT_EQ(kPages, take());
+  const int other = ::open("/dev/zero", O_RDONLY | O_CLOEXEC);
+  const auto call = [&] {
+    EXPECT_EQ(0u, take());
+    return ::read(other, bytes_, kPageSize);
+  };
+  ASSERT_EQ(ssize_t{kPageSize},
+            with_buffer(other, nullptr, bytes_, kPages * kPageSize, [&] { return call(); }));
+  EXPECT_EQ(0, bytes_[0]);
+  EXPECT_EQ(2, bytes_[kPageSize]);
+  const iovec part{bytes_, kPages * kPageSize};
+  ASSERT_EQ(ssize_t{kPageSize}, with_parts(other, nullptr, &part, 1, [&] { return call(); }));
+  EXPECT_EQ(kPages, take()) << "and goes again";
+  ::close(other);
+}
+
 TEST_F(SharedFiles, AReadOfALostPageIsAnErrorAndNeverZeros) {
   ASSERT_EQ(kPages, take());
   store_.loses = true;
