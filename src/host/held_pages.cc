@@ -10,7 +10,7 @@
 #include "base/process_page.h"
 #include "base/sys.h"
 #include "host/change.h"
-#include "host/owner_table.h"
+#include "host/owner_collect.h"
 #include "host/shared_objects.h"
 
 // A hold and a taker:

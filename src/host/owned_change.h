@@ -13,9 +13,9 @@
 namespace stagetwo::host {
 
 // What an announced change does to absent pages of its range, between the bell's start and end. Of
-// shared memory kUnmaps brings them back first, as kMoves: the file outlives its mapping.
+// shared memory kUnmaps brings back what no other view shows: the file outlives its mapping.
 enum class Announced : u8 {
-  kUnmaps,    // munmap, mmap over it: they die if it succeeds
+  kUnmaps,    // munmap, mmap over it: private ones die if it succeeds
   kClears,    // madvise: the same, and the mapping goes on
   kMoves,     // mremap: they are brought back first, and nothing of it is watched or hidden
   kProtects,  // mprotect: those hidden behind PROT_NONE are brought back first

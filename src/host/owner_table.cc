@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "host/owner_table.h"
+#include "host/owner_collect.h"
 
 #include <algorithm>
 #include <climits>
@@ -397,7 +397,9 @@ bool OwnerTable::settle_for(OwnedChange& change, u32* seen) {
   const auto look = [&](const PageKey& key, PageRecord& record) {
     if (leaves_files && key.object != kPrivateMemory) return false;
     change.met_pages_ = true;
-    if (record.stage == PageStage::kAbsent) record.stage = PageStage::kClosing;
+    // What another view goes on showing is as absent as before.
+    const bool stays = change.what_ == Announced::kUnmaps && key.object != kPrivateMemory;
+    if (record.stage == PageStage::kAbsent && !stays) record.stage = PageStage::kClosing;
     if (in_transit(record.stage)) settled = false;
     return false;
   };
@@ -409,19 +411,21 @@ bool OwnerTable::settle_for(OwnedChange& change, u32* seen) {
   return settled;
 }
 
-// What a change may not find absent. False: some of it still is.
-bool OwnerTable::fetch_for(const OwnedChange& change) {
+// What a change may not find absent: of an unmapping also what other views show (`all`), or only
+// what none would show any more. False: some of it still is.
+bool OwnerTable::fetch_for(const OwnedChange& change, bool all) {
   const Announced what = change.what_;
   if (what == Announced::kClears || what == Announced::kPunches) return true;
+  const auto is_wanted = [&](const PageKey& key, const PageRecord& record) {
+    lock_.assert_held();
+    if (record.stage == PageStage::kLost) return false;
+    if (what == Announced::kProtects) return record.hiding == Hiding::kProtection;
+    if (what == Announced::kMoves) return true;
+    return key.object != kPrivateMemory && (all || !stays_elsewhere(key, record, change));
+  };
   PageKey keys[kBatch];
   for (unsigned asked = 0; asked < kMostAsks;) {
-    const unsigned count =
-        collect(change.reach_, keys, kBatch, [&](const PageKey& key, const PageRecord& record) {
-          const bool wanted = what == Announced::kProtects
-                                  ? record.hiding == Hiding::kProtection
-                                  : what == Announced::kMoves || key.object != kPrivateMemory;
-          return wanted && record.stage != PageStage::kLost;
-        });
+    const unsigned count = collect(change.reach_, keys, kBatch, is_wanted);
     if (count == 0) return true;
     unsigned asks = 0;
     for (unsigned i = 0; i < count; ++i) asks = std::max(asks, asks_of(bring_back(keys[i])));
@@ -438,7 +442,8 @@ void OwnerTable::open_change(OwnedChange* change) {
     change->open_ = true;
     changes_ = change;
   }
-  change->refused_ = !fetch_for(*change);
+  const bool leaves = fetch_for(*change, false) && begin_leaving(*change);
+  change->refused_ = !leaves && !fetch_for(*change, true);
   // Of what is still absent touches are reported as before.
   const bool moves = change->what_ == Announced::kMoves && !change->refused_;
   const bool private_memory = change->reach_.object == kPrivateMemory;
@@ -453,6 +458,7 @@ void OwnerTable::open_change(OwnedChange* change) {
 void OwnerTable::close_change(OwnedChange* change) {
   const bool private_memory = change->reach_.object == kPrivateMemory;
   const bool unmapped = change->what_ == Announced::kUnmaps && change->succeeded_;
+  if (!settle_leaving(*change)) change->refused_ = true;
   if (private_memory && unmapped && touches_are_signals()) forget_stacks(change->reach_.range);
   {
     const sync::MutexGuard guard(lock_);
@@ -476,6 +482,7 @@ void OwnerTable::close_change(OwnedChange* change) {
       }
       if (unmapped) static_cast<void>(cut_spans(change->reach_.range, false));
     }
+    end_leaving(*change);
     OwnedChange** link = &changes_;
     while (*link != change) link = &(*link)->next_;
     *link = change->next_;
@@ -576,21 +583,6 @@ OwnerCounts OwnerTable::counts() {
   OwnerCounts counts = counts_;
   counts.now = pages_.size();
   return counts;
-}
-
-void OwnerTable::count_refused_pinned() {
-  const sync::MutexGuard guard(lock_);
-  ++counts_.refused_owner;
-}
-
-void OwnerTable::count_refused_watch(u64 pages) {
-  const sync::MutexGuard guard(lock_);
-  counts_.refused_watch += pages;
-}
-
-void OwnerTable::count_refused_shared(u64 pages) {
-  const sync::MutexGuard guard(lock_);
-  counts_.refused_shared += pages;
 }
 
 }  // namespace stagetwo::host

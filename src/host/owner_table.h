@@ -147,7 +147,13 @@ class OwnerTable final : public TransitWatcher {
   void erase(PageKey key) TA_REQ(lock_);
   PageTransit transit_of(PageKey key, const PageJob& job);
   bool settle_for(OwnedChange& change, u32* seen);
-  [[nodiscard]] bool fetch_for(const OwnedChange& change);
+  [[nodiscard]] bool fetch_for(const OwnedChange& change, bool all);
+  [[nodiscard]] bool stays_elsewhere(PageKey key, const PageRecord& record,
+                                     const OwnedChange& change) const TA_REQ(lock_);
+  [[nodiscard]] bool is_leaving(Hva at) const TA_REQ(lock_);
+  [[nodiscard]] bool begin_leaving(const OwnedChange& change);
+  [[nodiscard]] bool settle_leaving(const OwnedChange& change);
+  void end_leaving(const OwnedChange& change) TA_REQ(lock_);
   void settle_closing(const OwnedChange& change);
   bool closes_too(PageKey key, Hva at) const TA_REQ(lock_);
   void settle_page(const OwnedChange& change, PageKey key, const PageJob& job);
@@ -158,6 +164,8 @@ class OwnerTable final : public TransitWatcher {
   HashMap<PageKey, PageRecord> pages_ TA_GUARDED(lock_){"host.absent_pages"};
   Vec<WatchedSpan> spans_ TA_GUARDED(lock_){"host.watched_spans"};
   Vec<SharedView> views_ TA_GUARDED(lock_){"host.shared_views"};
+  // Open changes that unmap views of absent pages, which are not put there any more.
+  Vec<const OwnedChange*> leaving_ TA_GUARDED(lock_){"host.shared_views"};
   // Raised with whatever may have changed the views since they were looked up.
   u32 layout_ TA_GUARDED(lock_) = 0;
   OwnedChange* changes_ TA_GUARDED(lock_) = nullptr;
@@ -185,26 +193,5 @@ class OwnerTable final : public TransitWatcher {
 // one that another layout kept from being taken. Pre: as OwnerTable::take().
 u64 take_records(OwnerTable& table, const Names& names, const PageRecord* records, unsigned count,
                  u32 layout, Hva* stopped);
-
-template <typename F>
-unsigned OwnerTable::collect(const Reach& reach, PageKey* out, unsigned room, F&& wanted) {
-  const sync::MutexGuard guard(lock_);
-  unsigned count = 0;
-  if (reach.range.size() / kPageSize <= pages_.size()) {
-    for (Hva at = reach.range.start(); at < reach.range.end() && count < room; at += kPageSize) {
-      const PageKey key = reach.object == kPrivateMemory
-                              ? key_at(at)
-                              : PageKey{reach.object, at.raw() >> kPageShift};
-      PageRecord* record = pages_.find(key);
-      if (record != nullptr && wanted(key, *record)) out[count++] = key;
-    }
-    return count;
-  }
-  pages_.for_each([&](const PageKey& key, PageRecord& record) {
-    lock_.assert_held();
-    if (count < room && within(key, record.at, reach) && wanted(key, record)) out[count++] = key;
-  });
-  return count;
-}
 
 }  // namespace stagetwo::host

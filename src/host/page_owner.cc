@@ -14,7 +14,7 @@
 #include "host/footing.h"
 #include "host/held_pages.h"
 #include "host/kernel_io.h"
-#include "host/owner_table.h"
+#include "host/owner_collect.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
 #include "host/userfault.h"

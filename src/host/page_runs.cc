@@ -6,7 +6,7 @@
 
 #include "base/trace.h"
 #include "host/memory_budget.h"
-#include "host/owner_table.h"
+#include "host/owner_collect.h"
 #include "host/process_map.h"
 #include "sync/futex.h"
 

@@ -8,8 +8,8 @@
 //   lock; layout is n: they are noted      | back before the kernel can fill its hole with zeros
 //   lock; layout is n: record (taking)     | mmap; lock; layout + 1; unlock; only then the client
 //   (a page that is held: refused)         | has the address, and the hold ends
-//   write-protects, copies, punches        | announced change: what is absent below it comes back
-//                                          | (not for other rights), records in transit are waited
+//   write-protects, copies, punches        | announced change: what would be absent without a view
+//                                          | comes back, records in transit are waited
 //                                          | for; layout + 1 at its end; its views are forgotten
 //
 // Either the taker sees the new layout and leaves the page, or the other one finds its record.
@@ -24,7 +24,7 @@
 #include "base/sys.h"
 #include "host/held_pages.h"
 #include "host/memory_budget.h"
-#include "host/owner_table.h"
+#include "host/owner_collect.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
 
@@ -94,7 +94,7 @@ PageViews OwnerTable::views_at(PageKey key, const PageRecord& record) const {
   for (const SharedView& view : views_) {
     if (view.object != key.object || key.index < view.first) continue;
     const u64 offset = (key.index - view.first) << kPageShift;
-    if (offset >= view.range.size()) continue;
+    if (offset >= view.range.size() || is_leaving(view.range.start() + offset)) continue;
     if (found.count == kMaxViews) return {};
     found.view[found.count++] = {view.range.start() + offset, view.prot};
   }
@@ -307,6 +307,76 @@ bool OwnerTable::bring_back_for_view(const Reach& reach) {
   return collect(reach, &left, 1, [](const PageKey&, const PageRecord& record) {
            return record.stage != PageStage::kLost;
          }) == 0;
+}
+
+// ---- a view that leaves the others ------------------------------------------------------------
+//
+// Of several mappings of a page one is unmapped while it is absent:
+//
+//   who unmaps                              | toucher by another view
+//   lock; its change; unlock                | brings it back by any of the views
+//   what no other view shows comes back     |
+//   lock; the range is leaving; unlock      | from here on by the others alone: at this address may
+//   waits for records in transit            | stand somebody else's memory soon
+//   munmap                                  |
+//   lock; its views are forgotten; unlock   |
+//
+// A view counts as another one only if no change is open that might take it: two that unmap the two
+// views of a page both see to it. A page whose record names the address that goes comes back:
+// its owner knows it by that.
+bool OwnerTable::stays_elsewhere(PageKey key, const PageRecord& record,
+                                 const OwnedChange& change) const {
+  if (record.hiding != Hiding::kUserfault || change.reach_.range.contains(record.at)) return false;
+  for (const PageView& view : views_at(key, record)) {
+    bool stays = true;
+    for (const OwnedChange* other = changes_; other != nullptr; other = other->next_) {
+      const bool takes = other->what_ == Announced::kUnmaps || other->what_ == Announced::kMoves;
+      const Reach& reach = other->reach_;
+      if (takes && reach.object == kPrivateMemory && reach.range.contains(view.at)) stays = false;
+    }
+    if (stays) return true;
+  }
+  return false;
+}
+
+bool OwnerTable::is_leaving(Hva at) const {
+  return std::any_of(leaving_.begin(), leaving_.end(),
+                     [&](const OwnedChange* each) { return each->reach_.range.contains(at); });
+}
+
+// False: without memory for what has to be known of it, or to forget it then, everything comes
+// back. Under one lock with the last look: what was seen to stay elsewhere does.
+bool OwnerTable::begin_leaving(const OwnedChange& change) {
+  if (change.what_ != Announced::kUnmaps || change.reach_.object != kPrivateMemory) return true;
+  const sync::MutexGuard guard(lock_);
+  bool any = false;
+  bool all_stay = true;
+  pages_.for_each([&](const PageKey& key, const PageRecord& record) {
+    lock_.assert_held();
+    if (key.object == kPrivateMemory || record.stage == PageStage::kLost) return;
+    if (!within(key, record.at, change.reach_)) return;
+    any = true;
+    all_stay = all_stay && stays_elsewhere(key, record, change);
+  });
+  if (!any || !all_stay) return !any;
+  return views_.reserve(2 * views_.size() + 1) && leaving_.push_back(&change);
+}
+
+// Of a call that failed nobody knows what it has unmapped: everything comes back by the other
+// views. False: it does not, and the view is kept.
+bool OwnerTable::settle_leaving(const OwnedChange& change) {
+  {
+    const sync::MutexGuard guard(lock_);
+    const bool leaves = std::find(leaving_.begin(), leaving_.end(), &change) != leaving_.end();
+    if (!leaves || (change.succeeded_ && views_.reserve(2 * views_.size() + 1))) return true;
+  }
+  return fetch_for(change, true);
+}
+
+void OwnerTable::end_leaving(const OwnedChange& change) {
+  for (size_t i = 0; i < leaving_.size(); ++i) {
+    if (leaving_[i] == &change) return leaving_.swap_erase(i);
+  }
 }
 
 bool OwnerTable::bring_back_for_good(u64 object) {

@@ -28,7 +28,7 @@
 
 #include "base/guard.h"
 #include "host/blocked_faults.h"
-#include "host/owner_table.h"
+#include "host/owner_collect.h"
 #include "host/process_files.h"
 
 namespace stagetwo::host {
@@ -232,6 +232,21 @@ u64 OwnerTable::pages_of_owners(HvaRange range) {
     if (watched || pages_.find(key_at(at)) != nullptr) ours |= bit;
   }
   return ours;
+}
+
+void OwnerTable::count_refused_pinned() {
+  const sync::MutexGuard guard(lock_);
+  ++counts_.refused_owner;
+}
+
+void OwnerTable::count_refused_watch(u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  counts_.refused_watch += pages;
+}
+
+void OwnerTable::count_refused_shared(u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  counts_.refused_shared += pages;
 }
 
 void OwnerTable::count_refused_held(u64 pages) {

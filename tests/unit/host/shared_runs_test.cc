@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <thread>
 
@@ -97,13 +98,17 @@ TEST_P(SharedRuns, EndWhereAViewEnds) {
 }
 
 TEST_P(SharedRuns, WhatIsUnmappedUnderOneLosesNobodysBytes) {
-  runs_.before_run = one(5);
+  // The run goes by the lower one: without it there the kernel makes a part of the hole.
+  u8* const low = std::min(one_, two_);
+  u8* const high = std::max(one_, two_);
+  runs_.before_run = low + 5 * kPageSize;
   EXPECT_GE(kPages, take_in_runs());
-  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(two(i), i)) << i;
-  ASSERT_EQ(one(5), ::mmap(one(5), kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_,
-                           5 * kPageSize));
-  host::owners_see_mapping(range(one_, 5, 1));
-  EXPECT_TRUE(all(one(5), 5));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(high + i * kPageSize, i)) << i;
+  u8* const gone = low + 5 * kPageSize;
+  ASSERT_EQ(gone, ::mmap(gone, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file_,
+                         5 * kPageSize));
+  host::owners_see_mapping(range(low, 5, 1));
+  EXPECT_TRUE(all(gone, 5));
 }
 
 // Two MiB in one piece, of which a part is to go while somebody else has a reference of it.
@@ -175,6 +180,14 @@ TEST_P(SharedRuns, OtherRightsBringNothingBack) {
     EXPECT_EQ(1u, take_in_runs()) << "it goes again though it may not be written there";
     EXPECT_EQ(0u, blocks());
   });
+  // Nor by any other address: the kernel makes no hole through such a mapping.
+  protect(one_, PROT_READ, [&] {
+    protect(two_, PROT_READ, [&] {
+      EXPECT_TRUE(all(two(4), 4));
+      EXPECT_EQ(1u, take_in_runs());
+      EXPECT_EQ(0u, blocks());
+    });
+  });
   protect(one_, PROT_NONE, [&] { EXPECT_TRUE(all(two(6), 6)); });
   EXPECT_TRUE(all(one(6), 6));
   one(0)[0] = 50;
@@ -233,6 +246,89 @@ TEST_P(SharedRuns, StoresThroughNewMappingsAreNotLost) {
   EXPECT_EQ(0u, old.wrong());
   EXPECT_EQ(stored, __atomic_load_n(word, __ATOMIC_RELAXED));
   EXPECT_TRUE(all(one(7), 7));
+}
+
+// What is absent is known by the address it was taken from: the other views come and go.
+TEST_P(SharedRuns, AnUnmappingOfAnotherViewBringsNothingBack) {
+  ASSERT_EQ(kPages, take_in_runs());
+  const auto cut = [&](u8* at, size_t pages) {
+    return host::change(reinterpret_cast<u64>(at), pages * kPageSize, host::EventKind::kUnmap,
+                        [&] { return ::munmap(at, pages * kPageSize); });
+  };
+  ASSERT_EQ(0, cut(two(3), 2));
+  EXPECT_EQ(0u, blocks());
+  EXPECT_TRUE(all(two(2), 2) && all(two(5), 5));
+  EXPECT_TRUE(all(one(3), 3) && all(one(4), 4));
+  one(2)[0] = 22;
+  EXPECT_EQ(22, two(2)[0]);
+  one(2)[0] = 3;
+  EXPECT_EQ(4u, take_in_runs(2, 4));
+  ASSERT_EQ(0, unmap(two_));
+  two_ = nullptr;
+  EXPECT_EQ(0u, blocks());
+  two_ = map();  // comes back for it, with the rest
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i) && all(two(i), i)) << i;
+}
+
+// One that fails may have unmapped all the same.
+TEST_P(SharedRuns, AnUnmappingThatFailsLeavesEveryByte) {
+  ASSERT_EQ(kPages, take_in_runs());
+  const u64 there = reinterpret_cast<u64>(two_);
+  const auto fail = [] {
+    errno = ENOMEM;
+    return -1;
+  };
+  ASSERT_EQ(-1, host::change(there, kPages * kPageSize, host::EventKind::kUnmap, fail));
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(two(i), i)) << i;
+  ASSERT_EQ(kPages, take_in_runs());
+  EXPECT_TRUE(all(two(6), 6));
+}
+
+// While it goes what is touched by other views comes by those: at this address may be somebody
+// else's memory, which is missing there.
+TEST_P(SharedRuns, NothingIsPutWhereAViewWasUnmapped) {
+  ASSERT_EQ(kPages, take_in_runs());
+  const u64 there = reinterpret_cast<u64>(two_);
+  const int other = ::memfd_create("other", MFD_CLOEXEC);
+  ASSERT_EQ(0, ::ftruncate(other, kPages * kPageSize));
+  ASSERT_EQ(0, host::change(there, kPages * kPageSize, host::EventKind::kUnmap, [&] {
+              void* const at = ::mmap(two_, kPages * kPageSize, PROT_READ | PROT_WRITE,
+                                      MAP_SHARED | MAP_FIXED, other, 0);
+              EXPECT_EQ(two_, at);
+              EXPECT_TRUE(host::userfault::watch(range(two_)));
+              EXPECT_TRUE(all(one(4), 4));
+              EXPECT_EQ(host::BringBack::kBack, host::bring_back(range(one_, 5).start()));
+              return at == two_ ? 0 : -1;
+            }));
+  host::userfault::forget(range(two_));
+  struct ::stat said{};
+  ASSERT_EQ(0, ::fstat(other, &said));
+  EXPECT_EQ(0, said.st_blocks) << "pages of the other file";
+  ::munmap(two_, kPages * kPageSize);
+  ::close(other);
+  two_ = nullptr;
+  for (size_t i = 0; i < kPages; ++i) EXPECT_TRUE(all(one(i), i)) << i;
+}
+
+// The one that goes relies on the other, which goes, too.
+TEST_P(SharedRuns, TwoUnmappingsAtOnceLoseNothing) {
+  for (int round = 0; round < 30; ++round) {
+    u8* const stays = map();
+    ASSERT_EQ(kPages, take_in_runs());
+    std::atomic<int> ready{0};
+    const auto go = [&](u8* at) {
+      ++ready;
+      while (ready.load() < 2) std::this_thread::yield();
+      EXPECT_EQ(0, unmap(at));
+    };
+    std::thread other([&] { go(two_); });
+    go(one_);
+    other.join();
+    one_ = stays;
+    two_ = nullptr;
+    for (size_t i = 0; i < kPages; ++i) ASSERT_TRUE(all(one(i), i)) << i;
+    two_ = map();
+  }
 }
 
 TEST_P(SharedRuns, ALostPageIsLostInANewMapping) {
