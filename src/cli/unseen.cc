@@ -26,6 +26,7 @@ constexpr Unseen kAll[] = {
      "absent memory looked at from another process (/proc/PID/mem, process_vm_readv, ptrace)",
      "EIO or EFAULT, or it waits for the page; without userfaultfd the bytes from before the page "
      "left"},
+    {Where::kEverywhere, "what a core dump reads of guest memory that is absent", "zeros"},
     {Where::kEverywhere,
      "what another process writes (process_vm_writev, a debugger) into guest memory that is shared "
      "or may be executed, while it is taken under a limit",
