@@ -28,6 +28,7 @@
 namespace stagetwo::host {
 namespace {
 
+// An io_context, or a read that libc makes: kOfLibc and the address of the word that tells its end.
 struct Context {
   u64 id = 0;
   u64 requests = 0;     // under way, or not yet known to have ended
@@ -41,6 +42,11 @@ struct Places {
   Context contexts[64];
   sync::Atomic<Places*> more{nullptr};
 };
+
+constexpr u64 kOfLibc = 1;
+u64 id_of(Hva word) {
+  return word.raw() | kOfLibc;
+}
 
 constinit sync::Mutex requests_lock{sync::Rank::kLeaf};
 constinit Places places;  // the contexts under the lock; `more` by whoever has the lock, once
@@ -126,6 +132,17 @@ bool look_at_ring(u64 context) {
   }
 }
 
+// It may have ended, and the next one with this word begun, while we looked.
+void look_at_word(const Context& read) {
+  int word = 0;
+  if (read_struct(Hva(read.id & ~kOfLibc), &word) && word == EINPROGRESS) return;
+  const sync::MutexGuard guard(requests_lock);
+  Context* const place = find(read.id);
+  if (place == nullptr || place->turn != read.turn) return;
+  under_way.fetch_sub(place->requests);
+  *place = {};
+}
+
 void subtract(u64 context, u64 count) {
   const sync::MutexGuard guard(requests_lock);
   Context* const place = find(context);
@@ -139,7 +156,11 @@ bool any_under_way() {
   for (const Places* some = &places; some != nullptr; some = next_of(some)) {
     for (const Context& each : some->contexts) {
       const Context context = copy_of(each);
-      if (context.requests != 0) static_cast<void>(look_at_ring(context.id));
+      if ((context.id & kOfLibc) != 0) {
+        look_at_word(context);
+      } else if (context.requests != 0) {
+        static_cast<void>(look_at_ring(context.id));
+      }
     }
   }
   return under_way.load() != 0;
@@ -189,6 +210,22 @@ void requests_begin(u64 context, u64 count) {
   }
   if (place != nullptr) place->requests += count;
   under_way.fetch_add(count);
+}
+
+void read_begins(Hva word) {
+  static constinit u32 turns = 0;  // under the lock
+  const u64 id = id_of(word);
+  if (is_full(id)) add_places();
+  const sync::MutexGuard guard(requests_lock);
+  Context* place = find(id);
+  const bool again = place != nullptr;
+  if (!again) place = find(0);
+  if (place != nullptr) *place = {id, 1, 0, ++turns, false};
+  if (!again) under_way.fetch_add(1);
+}
+
+void read_refused(Hva word) {
+  requests_forget(id_of(word));
 }
 
 void ring_without_mapping() {

@@ -10,12 +10,14 @@
 // devices); that there is an io_uring at all, by any mapping of it: requests begin and end in it
 // without a call, so while it lasts nothing is copied; the requests of io_submit that are told of
 // here; and an io_context of which none was told, or of which more have ended than were told of: a
-// program submits to it by its own instruction, so while it lasts nothing is copied. Not seen is a
+// program submits to it by its own instruction, so while it lasts nothing is copied; and the reads
+// of libc's aio_read. Not seen is a
 // ring without a mapping (IORING_SETUP_NO_MMAP) that a program made by its own instruction, nor the
 // first requests it submits so to a context that was told of.
 //
 // Locking: a leaf lock. Context: an EngineSection of the client's thread; kernel_pins_memory() any.
 
+#include "addr/addr.h"
 #include "base/types.h"
 
 namespace stagetwo::host {
@@ -31,6 +33,12 @@ void requests_begin(u64 context, u64 count);
 void requests_refused(u64 context, u64 count);
 void requests_fetched(u64 context, u64 count);
 void requests_forget(u64 context);
+
+// A read that threads of libc make by themselves (aio_read): under way as long as the word that
+// tells of it is EINPROGRESS, which it is from before this call on. Another one with the same word
+// takes its place.
+void read_begins(Hva word);
+void read_refused(Hva word);
 
 // There is, or was, an io_uring of which no mapping tells. Also where the engine is asleep.
 void ring_without_mapping();

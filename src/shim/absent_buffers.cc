@@ -75,6 +75,11 @@ bool Buffers::all_held() const {
   return true;
 }
 
+Buffers& Buffers::pinned() {
+  if (host::pages_copied_away()) pins_ = true;
+  return *this;
+}
+
 Buffers& Buffers::bytes(const void* at, u64 size) {
   add(at, size);
   return *this;

@@ -10,6 +10,8 @@
 #include <cstring>
 
 #include "base/sys.h"
+#include "host/kernel_io.h"
+#include "host/run_section.h"
 #include "shim/behind.h"
 #include "shim/engine.h"
 #include "shim/files.h"
@@ -64,11 +66,39 @@ bool ends_refused(aiocb* request, bool writes) {
   return refused;
 }
 
+Hva word_of(const aiocb* request) {
+  return Hva(reinterpret_cast<u64>(&request->__error_code));
+}
+
+template <typename F>
+void note(F&& told) {
+  if (!awake()) return;
+  const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
+  told();
+  section.leave();
+  errno = error;
+}
+
+// What it is to fill stays in place until libc says its end (host/kernel_io.h).
+void note_read(aiocb* request) {
+  if (!awake()) return;
+  request->__error_code = EINPROGRESS;  // as libc is about to
+  note([&] { host::read_begins(word_of(request)); });
+}
+void note_refused(const aiocb* request) {
+  note([&] { host::read_refused(word_of(request)); });
+}
+
 }  // namespace
 
 int aio_transfer(aiocb* request, bool writes) {
   if (!ends_refused(request, writes)) {
-    return writes ? next::aio_write(request) : next::aio_read(request);
+    if (writes) return next::aio_write(request);
+    note_read(request);
+    const int begun = next::aio_read(request);
+    if (begun != 0) note_refused(request);
+    return begun;
   }
   tell_ended(request);
   return 0;
@@ -81,7 +111,11 @@ int aio_list(int mode, aiocb* const* list, int count, sigevent* when_all) {
   for (int i = 0; judged && i < count; ++i) {
     others[i] = list[i];
     const int what = list[i] == nullptr ? LIO_NOP : list[i]->aio_lio_opcode;
-    if (what == LIO_NOP || !ends_refused(list[i], what == LIO_WRITE)) continue;
+    if (what == LIO_NOP) continue;
+    if (!ends_refused(list[i], what == LIO_WRITE)) {
+      if (what == LIO_READ) note_read(list[i]);
+      continue;
+    }
     others[i] = nullptr;
     any = true;
     tell_ended(list[i]);

@@ -21,6 +21,9 @@ namespace stagetwo::shim {
 class Buffers {
  public:
   Buffers& none() { return *this; }  // of a call that stands in the table for its file alone
+  // The kernel writes what is named from here on, and may pin it for that: a file's driver
+  // (O_DIRECT, behind a stream too), a socket that decrypts into the buffer itself.
+  Buffers& pinned();
   Buffers& bytes(const void* at, u64 size);
   template <typename T>
   Buffers& value(const T* at) {

@@ -5,6 +5,7 @@
 //
 //   pinned_vmm WAY private|shared   all ways of filling it, round by round, then "whole"
 #define _GNU_SOURCE
+#include <aio.h>
 #include <linux/aio_abi.h>
 #include <linux/io_uring.h>
 #include <sys/syscall.h>
@@ -51,6 +52,33 @@ static void by_pread(size_t at, size_t size) {
 static void by_preadv2(size_t at, size_t size) {
   const struct iovec parts[2] = {{memory + at, size / 2}, {memory + at + size / 2, size / 2}};
   check(preadv2(file, parts, 2, (off_t)at, 0) == (ssize_t)size, "preadv2");
+}
+
+// Unbuffered, libc reads into the caller's memory, by a call of its own.
+static void by_stream(size_t at, size_t size) {
+  static FILE* stream;
+  if (stream == NULL) {
+    stream = fdopen(dup(file), "r");
+    check(stream != NULL && setvbuf(stream, NULL, _IONBF, 0) == 0, "fdopen");
+  }
+  check(fseek(stream, (long)at, SEEK_SET) == 0, "fseek");
+  check(fread(memory + at, 1, size, stream) == size, "fread");
+}
+// libc's own threads read.
+static void by_threads_of_libc(size_t at, size_t size) {
+  struct aiocb request = {.aio_fildes = file, .aio_lio_opcode = LIO_READ};
+  request.aio_buf = memory + at;
+  request.aio_nbytes = size;
+  request.aio_offset = (off_t)at;
+  struct aiocb* list[] = {&request};
+  if (at % (2 * size) == 0) {
+    check(aio_read(&request) == 0, "aio_read");
+    const struct aiocb* one = &request;
+    while (aio_error(&request) == EINPROGRESS) aio_suspend(&one, 1, NULL);
+  } else {
+    check(lio_listio(LIO_WAIT, list, 1, NULL) == 0, "lio_listio");
+  }
+  check(aio_return(&request) == (ssize_t)size, "aio_return");
 }
 
 // The least of an io_uring: one request after the other, by the program's own hand.
@@ -133,6 +161,8 @@ int main(int count, char** words) {
   if (strcmp(words[1], "process") == 0) put = by_process;
   if (strcmp(words[1], "pread") == 0) put = by_pread;
   if (strcmp(words[1], "preadv2") == 0) put = by_preadv2;
+  if (strcmp(words[1], "stream") == 0) put = by_stream;
+  if (strcmp(words[1], "aio") == 0) put = by_threads_of_libc;
   if (strcmp(words[1], "ring") == 0) put = by_ring;
   const int unmapped = strcmp(words[1], "unmapped-ring") == 0;
   if (unmapped) put = by_ring;

@@ -30,6 +30,10 @@ class PinnedVmm(unittest.TestCase):
         self.is_whole("pread", "shared")
         self.is_whole("preadv2", "shared")
 
+    def test_ReadsThatLibcMakesByItself(self):
+        self.is_whole("stream", "shared")
+        self.is_whole("aio", "shared")
+
     def test_ReadsByAnIoUring(self):
         self.is_whole("ring", "shared")
 

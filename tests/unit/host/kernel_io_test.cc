@@ -343,6 +343,27 @@ TEST(KernelRequests, ThatHaveNotEndedAreUnderWayWhateverIsTaken) {
   ::close(counter);
 }
 
+TEST(KernelRequests, OfLibcsThreadsEndWhenTheirWordSaysSo) {
+  ASSERT_TRUE(host::backstop::install());
+  ASSERT_FALSE(host::kernel_pins_memory());
+  int words[200];
+  for (int& word : words) {
+    word = EINPROGRESS;
+    host::read_begins(Hva(reinterpret_cast<u64>(&word)));
+    host::read_begins(Hva(reinterpret_cast<u64>(&word)));  // the next one in its place
+  }
+  for (int& word : words) {
+    ASSERT_TRUE(host::kernel_pins_memory());
+    word = 0;
+  }
+  EXPECT_FALSE(host::kernel_pins_memory());
+  words[0] = EINPROGRESS;
+  host::read_begins(Hva(reinterpret_cast<u64>(&words[0])));
+  EXPECT_TRUE(host::kernel_pins_memory());
+  host::read_refused(Hva(reinterpret_cast<u64>(&words[0])));
+  EXPECT_FALSE(host::kernel_pins_memory());
+}
+
 TEST(KernelRequests, EndInHoweverManyContextsTheyAre) {
   ASSERT_TRUE(host::backstop::install());
   constexpr u64 kMany = 1000;
