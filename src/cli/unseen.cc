@@ -66,7 +66,8 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere,
      "reads under way of an io_uring of which nothing is mapped and that was made by a program's "
      "own instruction, and of the first requests it submits so to an io_context that libc's "
-     "syscall() submits to as well; into shared memory, and where pages are copied: userfaultfd "
+     "syscall() made or submits to as well; into shared memory, and where pages are copied: "
+     "userfaultfd "
      "denied, before Linux 6.8, memory that may be executed",
      "what arrives after the copy is lost; elsewhere such a page stays"},
     {Where::kEverywhere,

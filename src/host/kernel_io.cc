@@ -198,6 +198,14 @@ bool kernel_pins_memory() {
   return !pinned || *pinned != 0;
 }
 
+void requests_made(u64 context) {
+  if (is_full(context)) add_places();
+  const sync::MutexGuard guard(requests_lock);
+  Context* place = find(context);
+  if (place == nullptr) place = find(0);
+  if (place != nullptr) *place = {context, 0, 0, 0, false};
+}
+
 void requests_begin(u64 context, u64 count) {
   Ring ring{};
   const bool has_ring = look_at_ring(context) && read_ring(context, &ring);

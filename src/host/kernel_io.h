@@ -9,7 +9,7 @@
 // Seen are buffers registered with an io_uring (VmPin of /proc/self/status, as the memory of real
 // devices); that there is an io_uring at all, by any mapping of it: requests begin and end in it
 // without a call, so while it lasts nothing is copied; the requests of io_submit that are told of
-// here; and an io_context of which none was told, or of which more have ended than were told of: a
+// here; and an io_context that was not told of, or of which more have ended than were told of: a
 // program submits to it by its own instruction, so while it lasts nothing is copied; and the reads
 // of libc's aio_read. Not seen is a
 // ring without a mapping (IORING_SETUP_NO_MMAP) that a program made by its own instruction, nor the
@@ -25,6 +25,9 @@ namespace stagetwo::host {
 // May the kernel be at work in memory of this process? It does not say in which. True also where it
 // says nothing.
 [[nodiscard]] bool kernel_pins_memory();
+
+// An io_context came to be, by a call we saw: so its requests will.
+void requests_made(u64 context);
 
 // Requests of an io_context: before the call that submits them; when that took fewer; when their
 // ends were fetched; when the context is no more. Which have ended is read from the ring that the

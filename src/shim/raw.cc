@@ -232,8 +232,8 @@ long submit(u64 context, long count, long requests) {
   return taken;
 }
 
-// What is to be a ring may be memory of the program's own, and its descriptor a number of the ring's
-// alone (Linux 6.5): no mapping tells of it. Also where that can't be read any more.
+// What is to be a ring may be memory of the program's own, and its descriptor a number of the
+// ring's alone (Linux 6.5): no mapping tells of it. Also where that can't be read any more.
 bool ring_is_unmapped(u64 params) {
   constexpr u32 kNoMmap = 1 << 14, kRegisteredOnly = 1 << 15;  // IORING_SETUP_...
   u32 flags = 0;
@@ -241,10 +241,21 @@ bool ring_is_unmapped(u64 params) {
   return !read || (flags & (kNoMmap | kRegisteredOnly)) != 0;
 }
 
+long make_context(const long (&w)[6]) {
+  const long made = call_with_buffers(SYS_io_setup, w);
+  u64 context = 0;
+  if (made == 0 && host::read_struct(Hva(static_cast<u64>(w[1])), &context)) {
+    note_requests([&] { host::requests_made(context); });
+  }
+  return made;
+}
+
 long by_context(long number, const long (&w)[6], bool* done) {
   const auto context = static_cast<u64>(w[0]);
   *done = true;
   switch (number) {
+    case SYS_io_setup:
+      return make_context(w);
     case SYS_io_submit:
       return submit(context, w[1], w[2]);
     case SYS_io_getevents:

@@ -187,7 +187,7 @@ int main(int count, char** words) {
     printf("skipped: no such io_uring here\n");
     return 0;
   }
-  if (put == by_context && syscall(SYS_io_setup, 4, &context) != 0) {
+  if (put == by_context && own_call(SYS_io_setup, 4, (long)&context, 0, 0) != 0) {
     printf("skipped: no io_context here (fs.aio-max-nr?)\n");
     return 0;
   }
