@@ -126,6 +126,7 @@ TEST_P(SecureGuestCheck, S0_18_ATouchBeforeTheAnswerIsSealedZerosNotABusError) {
     Bytes seen;
     m.to_hv.after(call, [&] { seen = m.vmm_read(0); });
     ASSERT_EQ(m.ultravisor.esm_load(m.kLpid), Status::kSuccess);
+    EXPECT_EQ(m.uv_page(0), PageState::kPagedOut) << "the answer came later, and knows it not";
     ASSERT_EQ(m.ultravisor.esm_finish(m.kLpid), Status::kSuccess);
     EXPECT_EQ(seen.size(), GetParam()) << "a bus error";
     EXPECT_NE(seen, zeros());
