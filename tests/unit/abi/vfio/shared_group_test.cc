@@ -185,6 +185,7 @@ TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
   group_ = container_ = -1;
   const pid_t child = fork();
   char go = 0;
+  close(talk[child == 0 ? 0 : 1]);  // so that one's death is the other's end of talk
   if (child == 0) {
     host::after_fork_child();
     abi_vfio::after_fork_child();
@@ -222,7 +223,7 @@ TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
   for (const int fd : {node, other, iommufd}) close_fd(fd);
   const auto taken = abi_vfio::open_group(0, O_RDWR);
   EXPECT_EQ(taken ? 0 : to_int(taken.error()), EBUSY) << "it is in use by its own node";
-  EXPECT_EQ(write(talk[0], "x", 1), 1);
+  EXPECT_EQ(send(talk[0], "x", 1, MSG_NOSIGNAL), 1);
   int status = -1;
   waitpid(child, &status, 0);
   EXPECT_EQ(WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + status, 0);
@@ -233,7 +234,6 @@ TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
   ASSERT_TRUE(free);
   group_ = *free;
   close(talk[0]);
-  close(talk[1]);
 }
 
 }  // namespace
