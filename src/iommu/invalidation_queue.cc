@@ -9,7 +9,7 @@
 namespace stagetwo::iommu {
 namespace {
 
-constexpr unsigned kSpins = 200;   // most sections are a page long
+constexpr unsigned kSpins = 200;   // some microseconds: what is left of a piece
 constexpr unsigned kLooks = 1000;  // between two looks whether its thread lives
 
 }  // namespace

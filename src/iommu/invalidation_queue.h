@@ -12,6 +12,9 @@
 //   leave(line)   inside = 0                  wait(): each line is outside or has heeded the tail
 //                                             pages are unpinned
 //
+// A section is one piece or several, each of 128 KiB at most, and ends behind the one it is at
+// where the line owes something: who unmaps waits for one piece (DmaEngine::must_end).
+//
 // I1  After wait() no engine uses what was posted before it.
 // I2  An engine that is not inside need not heed: it does when it enters. One that was away for
 //     more than the ring forgets everything.
