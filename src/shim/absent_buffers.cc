@@ -75,8 +75,8 @@ bool Buffers::all_held() const {
   return true;
 }
 
-Buffers& Buffers::pinned() {
-  if (host::pages_copied_away()) pins_ = true;
+Buffers& Buffers::pinned(bool fills) {
+  if (fills && host::pages_copied_away()) pins_ = true;
   return *this;
 }
 
@@ -92,11 +92,9 @@ Buffers& Buffers::file(int fd, const off_t* at, u64 size) {
     lost_ = !held.fetch_file() || lost_;
     return *this;
   }
-  // A file's driver may write into the buffer's own pages, and the descriptor does not say so:
-  // O_DIRECT, FUSE with FOPEN_DIRECT_IO, 9p without a cache, devices.
-  pins_ = true;
   // Who appends writes at the end, whatever it asked for.
   const auto flags = sys::fcntl(fd, F_GETFL);
+  if (flags && (*flags & O_DIRECT) != 0) pins_ = true;
   const bool appends = flags && (*flags & O_APPEND) != 0;
   const long from = appends ? 0 : at != nullptr ? *at : sys::call(SYS_lseek, fd, 0, SEEK_CUR);
   if (from >= 0) held.hold_file(fd, static_cast<u64>(from), appends ? kWholeFile : size);

@@ -107,15 +107,18 @@ template <typename F>
 auto with_buffer(const void* at, size_t size, F&& call) {
   return with_buffers([&](Buffers& buffers) { buffers.bytes(at, size); }, call);
 }
-// A read or write of a file; `offset` null: from where it stands.
+// A read (`fills`) or write of a file; `offset` null: from where it stands. What a write takes its
+// bytes from may go meanwhile: who has pinned it keeps it as it was.
 template <typename F>
-auto with_buffer(int fd, const off_t* offset, const void* at, size_t size, F&& call) {
-  return with_buffers([&](Buffers& b) { b.file(fd, offset, size).bytes(at, size); }, call);
+auto with_buffer(int fd, bool fills, const off_t* offset, const void* at, size_t size, F&& call) {
+  return with_buffers([&](Buffers& b) { b.file(fd, offset, size).pinned(fills).bytes(at, size); },
+                      call);
 }
 template <typename F>
-auto with_parts(int fd, const off_t* offset, const iovec* parts, int count, F&& call) {
-  return with_buffers([&](Buffers& b) { b.file_at(fd, offset, parts, count).parts(parts, count); },
-                      call);
+auto with_parts(int fd, bool fills, const off_t* offset, const iovec* parts, int count, F&& call) {
+  return with_buffers(
+      [&](Buffers& b) { b.file_at(fd, offset, parts, count).pinned(fills).parts(parts, count); },
+      call);
 }
 
 }  // namespace stagetwo::shim

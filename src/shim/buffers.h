@@ -21,9 +21,10 @@ namespace stagetwo::shim {
 class Buffers {
  public:
   Buffers& none() { return *this; }  // of a call that stands in the table for its file alone
-  // The kernel writes what is named from here on, and may pin it for that: a file's driver
-  // (O_DIRECT, behind a stream too), a socket that decrypts into the buffer itself.
-  Buffers& pinned();
+  // The kernel writes what is named from here on, and may pin it for that, of which a descriptor
+  // says nothing: a file's driver (O_DIRECT behind a stream, FUSE with FOPEN_DIRECT_IO, 9p without a
+  // cache, a device), a socket that decrypts into the buffer itself.
+  Buffers& pinned(bool fills = true);
   Buffers& bytes(const void* at, u64 size);
   template <typename T>
   Buffers& value(const T* at) {
@@ -65,7 +66,7 @@ class Buffers {
   Buffers& own_memory(u64 at, const iovec* parts, int count);
   // Bytes of a file that the call reads or writes; `at` null: from where it stands. Of shared
   // memory (host/page_owner.h) what is absent comes back: the kernel would find a hole. Stands
-  // before the buffers: the driver of a file may pin them.
+  // before the buffers: those of a file opened with O_DIRECT are pinned.
   Buffers& file(int fd, const off_t* at, u64 size);
   Buffers& file(int fd);
   // The same at the offset the call is given. Where it stands (null, or -1) is not relied on: the

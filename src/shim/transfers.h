@@ -27,7 +27,7 @@ ssize_t move_bytes(int fd, Io io, const void* buffer, size_t size, const off_t* 
     const u64 there = offset_of(fd, at);
     return with_held([&](Buffers& b) { b.bytes(buffer, size).own_memory(there, size); }, call);
   }
-  return with_buffer(fd, at, buffer, size, call);
+  return with_buffer(fd, io == Io::kRead, at, buffer, size, call);
 }
 
 template <typename F>
@@ -40,7 +40,7 @@ ssize_t move_parts(int fd, Io io, const iovec* parts, int count, const off_t* at
     return with_held([&](Buffers& b) { b.parts(parts, count).own_memory(there, parts, count); },
                      call);
   }
-  return with_parts(fd, at, parts, count, call);
+  return with_parts(fd, io == Io::kRead, at, parts, count, call);
 }
 
 }  // namespace stagetwo::shim

@@ -267,12 +267,12 @@ class Client {
     const size_t page = random_.small(kCounted);
     const off_t at = offset_of(page) + static_cast<off_t>(64 * number_);
     u64 now = 0;
-    expect(shim::with_buffer(world_.file, &at, &now, sizeof(now), [&] {
+    expect(shim::with_buffer(world_.file, true, &at, &now, sizeof(now), [&] {
              return ::pread(world_.file, &now, sizeof(now), at);
            }) == sizeof(now));
     check(now, page);
     ++now;
-    expect(shim::with_buffer(world_.file, &at, &now, sizeof(now), [&] {
+    expect(shim::with_buffer(world_.file, false, &at, &now, sizeof(now), [&] {
              return ::pwrite(world_.file, &now, sizeof(now), at);
            }) == sizeof(now));
     counts_[page] = now;

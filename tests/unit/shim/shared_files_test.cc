@@ -73,7 +73,7 @@ class SharedFiles : public testing::Test {
     return taken ? *taken : ~u64{0};
   }
   ssize_t read_at(off_t at, u8* to, size_t size) const {
-    return with_buffer(file_, &at, to, size, [&] { return ::pread(file_, to, size, at); });
+    return with_buffer(file_, true, &at, to, size, [&] { return ::pread(file_, to, size, at); });
   }
 
   int file_ = -1;
@@ -88,7 +88,7 @@ TEST_F(SharedFiles, AReadOfTheFileFindsWhatIsAbsent) {
   EXPECT_EQ(2, got[0]);
   EXPECT_EQ(3, got[1]);
   ASSERT_EQ(0, ::lseek(file_, 3 * kPageSize, SEEK_SET) - off_t{3 * kPageSize});
-  ASSERT_EQ(1, with_buffer(file_, nullptr, got, 1, [&] { return ::read(file_, got, 1); }));
+  ASSERT_EQ(1, with_buffer(file_, true, nullptr, got, 1, [&] { return ::read(file_, got, 1); }));
   EXPECT_EQ(4, got[0]);
 }
 
@@ -96,7 +96,8 @@ TEST_F(SharedFiles, AWriteChangesAPartOfAnAbsentPage) {
   ASSERT_EQ(kPages, take());
   const u8 put = 99;
   const off_t at = 5;
-  ASSERT_EQ(1, with_buffer(file_, &at, &put, 1, [&] { return ::pwrite(file_, &put, 1, at); }));
+  ASSERT_EQ(1,
+            with_buffer(file_, false, &at, &put, 1, [&] { return ::pwrite(file_, &put, 1, at); }));
   EXPECT_EQ(1, bytes_[4]);
   EXPECT_EQ(99, bytes_[5]);
 }
@@ -110,12 +111,22 @@ TEST_F(SharedFiles, ABufferStaysWhileAFileIsReadIntoIt) {
     return ::read(other, bytes_, kPageSize);
   };
   ASSERT_EQ(ssize_t{kPageSize},
-            with_buffer(other, nullptr, bytes_, kPages * kPageSize, [&] { return call(); }));
+            with_buffer(other, true, nullptr, bytes_, kPages * kPageSize, [&] { return call(); }));
   EXPECT_EQ(0, bytes_[0]);
   EXPECT_EQ(2, bytes_[kPageSize]);
   const iovec part{bytes_, kPages * kPageSize};
-  ASSERT_EQ(ssize_t{kPageSize}, with_parts(other, nullptr, &part, 1, [&] { return call(); }));
+  ASSERT_EQ(ssize_t{kPageSize}, with_parts(other, true, nullptr, &part, 1, [&] { return call(); }));
   EXPECT_EQ(kPages, take()) << "and goes again";
+  ::close(other);
+}
+
+// A guest's whole memory may be written at once; it need not be there at once for that.
+TEST_F(SharedFiles, WhatIsWrittenToAFileMayGoMeanwhile) {
+  const int other = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
+  EXPECT_EQ(ssize_t{kPageSize}, with_buffer(other, false, nullptr, bytes_, kPageSize, [&] {
+              EXPECT_EQ(kPages, take());
+              return ::write(other, bytes_, kPageSize);
+            }));
   ::close(other);
 }
 
