@@ -40,9 +40,10 @@ Result<void> map_file_range(Locked& locked, Ioas& ioas, int fd, u64 start, MapRe
     unmap_pages(*mapped, bytes);
     return done;
   }
-  locked.areas(ioas, request->iova, request->iova)
-      .first(request->iova, request->iova)
-      ->pages->engine_maps = true;
+  PageSet& set =
+      *locked.areas(ioas, request->iova, request->iova).first(request->iova, request->iova)->pages;
+  set.engine_maps = true;
+  locked.note_file(set);  // also where nothing is pinned yet: who maps it may be gone by then
   return {};
 }
 

@@ -45,7 +45,7 @@ class Locked {
 
   // ---- page sets (pages.cc)
   Result<PageSet*> make_page_set(u64 user_address, u64 length, bool writable);
-  void put_page_set(PageSet* set);
+  void put_page_set(PageSet* set), note_file(PageSet& set);
   Result<void> move_page_set(PageSet& set, u64 address);  // EOPNOTSUPP: of another process
   // Pins pages that nobody holds yet and holds all. Failure: EFAULT, ENOMEM.
   Result<void> hold_pages(PageSet& set, u64 first, u64 count);
@@ -148,7 +148,7 @@ class Locked {
   void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
   Result<void> pin_run(PageSet& set, u64 first, u64 count), make_frames(PageSet& set);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
-  void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans(), note_file(PageSet& set);
+  void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans();
   Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
   std::optional<Hva> address_here(const PageSet& set, u64 page) const;
   bool drop_dead_fills(Ioas& ioas), unmap_alone(Ioas& ioas, u64 start, u64 last);

@@ -9,11 +9,14 @@
 
 namespace stagetwo::iommu {
 
-// A process that has taken part: frames and addresses are of one of them.
+// A process that has taken part: frames and addresses are of one of them. After exec it is another
+// one: what it had mapped, and pinned, went with its memory.
 struct Process {
   Kept<u32> pid;         // 0: a free place
   Kept<u32> space;       // whose number that is: the PID namespace
   Kept<u64> start_time;  // with the pid: which process of that number
+  Kept<u64> image;       // with both: which program it runs (image_of_this_process())
+  Kept<u64> stack;       // the same as others see it; 0: not known
   Kept<u64> uses;        // page sets and pinned pages that name it
 };
 

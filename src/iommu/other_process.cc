@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include <string_view>
 
@@ -61,8 +62,17 @@ bool parse_line(std::string_view line, Hva at, std::optional<FilePage>* out) {
   return true;
 }
 
-// "pid (name) state ppid …": the 22nd field is the start. The name may hold anything but ends with
-// the last ')'.
+bool skip_fields(std::string_view& text, int count) {
+  for (int i = 0; i < count; ++i) {
+    const size_t space = text.find(' ');
+    if (space == std::string_view::npos) return false;
+    text.remove_prefix(space + 1);
+  }
+  return true;
+}
+
+// "pid (name) state ppid …": the 22nd field is the start, the 28th the stack. The name may hold
+// anything but ends with the last ')'.
 ProcessName name_in(u32 pid, const Result<int>& fd) {
   ProcessName name{.pid = pid};
   if (!fd) return name;
@@ -75,13 +85,11 @@ ProcessName name_in(u32 pid, const Result<int>& fd) {
   text.remove_prefix(close + 2);
   const char state = text[0];
   constexpr int kFieldsBetween = 19;  // from the state to the start
-  for (int i = 0; i < kFieldsBetween; ++i) {
-    const size_t space = text.find(' ');
-    if (space == std::string_view::npos) return name;
-    text.remove_prefix(space + 1);
-  }
+  if (!skip_fields(text, kFieldsBetween)) return name;
   name.alive = state != 'Z' && state != 'X' && state != 'x';
   name.start_time = take_number(text, 10);
+  constexpr int kFieldsToStack = 5;  // from behind the start
+  if (skip_fields(text, kFieldsToStack)) name.stack = take_number(text, 10);
   return name;
 }
 
@@ -116,6 +124,21 @@ ProcessName name_of_process(u32 pid) {
 ProcessName name_of_this_process() {
   return name_in(static_cast<u32>(sys::getpid()),
                  sys::openat(AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC));
+}
+
+u64 image_of_this_process() {
+  static constinit sync::Atomic<u64> image{0};
+  u64 number = image.load(sync::kRelaxed);
+  if (number != 0) [[likely]]
+    return number;
+  u64 fresh = 0;
+  if (sys::call(SYS_getrandom, sys::arg(&fresh), sizeof(fresh), 0) != sizeof(fresh)) {
+    timespec now{};  // a filter that forbids the other one
+    static_cast<void>(sys::call(SYS_clock_gettime, CLOCK_MONOTONIC, sys::arg(&now)));
+    fresh = static_cast<u64>(now.tv_sec) * 1'000'000'000 + static_cast<u64>(now.tv_nsec);
+  }
+  fresh |= 1;  // not 0
+  return image.compare_exchange(number, fresh, sync::kRelaxed) ? fresh : number;
 }
 
 u32 pid_space() {

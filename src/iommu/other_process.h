@@ -19,9 +19,15 @@ struct ProcessName {
   u32 pid = 0;
   bool alive = false;  // it has memory: neither gone nor waiting to be reaped
   u64 start_time = 0;  // in the kernel's ticks
+  // Where its stack begins, which exec chooses anew at random; 0: not for us to know. Where the
+  // choice is switched off, the same program has the same.
+  u64 stack = 0;
 };
 [[nodiscard]] ProcessName name_of_process(u32 pid);
 [[nodiscard]] ProcessName name_of_this_process();
+// A random number of the program this process runs; a child of fork has its parent's, and another
+// pid. Only itself knows it.
+[[nodiscard]] u64 image_of_this_process();
 // The PID namespace of this process: numbers of another one mean nothing here.
 [[nodiscard]] u32 pid_space();
 // Does /proc show the processes of our namespace, under our numbers?

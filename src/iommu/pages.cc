@@ -15,8 +15,9 @@
 //   lives
 //   (pinned private memory of another process is EFAULT: nobody but itself reaches it)
 //
-// Pins of a process that is gone are gone with it; those of a living one that another process
-// drops are its orphans until it comes here again.
+// Pins of a process that is gone are gone with it, and so are those of one that runs another
+// program since exec; those of a living one that another process drops are its orphans until it
+// comes here again.
 #include <algorithm>
 
 #include "base/bits.h"
@@ -57,16 +58,22 @@ void Context::set_batch_limit(u64 bytes) {
 }
 
 // This process's place in the table; a new one at its first use, a place nobody needs any more.
+// What ran here before exec may have been inside of a section that a removal waits for.
 Result<u32> Locked::find_this_process() {
   const u32 stamp = process_stamp();
   const ProcessName self = name_of_this_process();
   const u32 space = pid_space();
+  const u64 image = image_of_this_process();
   u32 free = kProcesses;
+  bool had_image = false;
   for (u32 i = 0; i < kProcesses; ++i) {
     Process& place = root().processes[i];
     if (place.pid == self.pid && place.start_time == self.start_time && place.space == space) {
-      free = i;
-      break;
+      if (place.image == image) {
+        free = i;
+        break;
+      }
+      had_image = true;
     }
     const bool is_free = place.pid == 0 || (place.uses == 0 && !is_alive(i));
     if (is_free && free == kProcesses) free = i;
@@ -75,8 +82,11 @@ Result<u32> Locked::find_this_process() {
   root().processes[free].pid = self.pid;
   root().processes[free].space = space;
   root().processes[free].start_time = self.start_time;
+  root().processes[free].image = image;
+  root().processes[free].stack = self.stack;
   c_.process_ = free;
   c_.stamp_ = stamp;
+  if (had_image) drop_dead_lines();
   return free;
 }
 
@@ -85,12 +95,19 @@ bool Locked::is_near(u32 process) const {
   return root().processes[process].space == pid_space() && proc_is_ours();
 }
 
+// Nor does one that runs another program now.
 bool Locked::is_alive(u32 process) const {
   const Process& place = root().processes[process];
   if (place.pid == 0) return false;
-  if (is_this_process(process) || !is_near(process)) return true;
+  if (is_this_process(process)) return true;
+  const u32 space = pid_space();
+  const bool is_own_number =
+      space != 0 && place.space == space && place.pid == static_cast<u32>(sys::getpid());
+  if (is_own_number && place.image != image_of_this_process()) return false;
+  if (!is_near(process)) return true;
   const ProcessName now = name_of_process(place.pid);
-  return now.alive && now.start_time == place.start_time;
+  if (!now.alive || now.start_time != place.start_time) return false;
+  return now.stack == 0 || place.stack == 0 || now.stack == place.stack;
 }
 
 Result<PageSet*> Locked::make_page_set(u64 user_address, u64 length, bool writable) {
@@ -246,7 +263,7 @@ Result<void> Locked::pin_run(PageSet& set, u64 first, u64 count) {
   const u32 process = ST_TRY(this_process());
   const bool own = set.process == process;
   if (own && count == 1) return pin_own_page(set, first, process);
-  if (!own && !is_alive(set.process)) return refuse(EFAULT);
+  if (!own && !set.engine_maps && !is_alive(set.process)) return refuse(EFAULT);
   if (own) {
     ST_TRY(check_whole(HvaRange(Hva(set.start + first * kPageSize), count * kPageSize)));
   }

@@ -52,7 +52,7 @@ Result<void> Locked::copy_page(PageSet& set, u64 page, u64 offset, u64 size, voi
   std::optional<Hva> at;
   if (is_this_process(set.process)) {
     at = Hva(set.start + page * kPageSize);
-  } else if (pinned || is_alive(set.process)) {
+  } else if (pinned || set.engine_maps || is_alive(set.process)) {  // a file's outlive a process
     at = address_here(set, page);
   }
   if (!at && !pinned && is_near(set.process) && is_alive(set.process) &&

@@ -42,5 +42,14 @@ TEST(IommufdSharers, FillThePageThatAMapWaitsFor) {
   expect_done(run_client("iommu_sharers", "handler"));
 }
 
+// A program's memory ends with exec, and its pins with it; in the kernel an iopt_pages keeps
+// the mm_struct it was made with.
+TEST(IommufdImages, DoNotTakeThePinsOfTheOneBeforeForTheirs) {
+  expect_done(run_client("iommu_images", "pins"));
+}
+TEST(IommufdImages, TakeOverTheFilesOfTheOneBefore) {
+  expect_done(run_client("iommu_images", "files"));
+}
+
 }  // namespace
 }  // namespace stagetwo::test

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Page sets: counts, accounts, and sets that several processes share.
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -192,6 +193,34 @@ TEST_F(PagesTest, MemoryOfALivingProcessIsPinnedWhereItIsShared) {
   for (const int fd : {go[0], go[1]}) ::close(fd);
   EXPECT_EQ(join(child), 0);
   for (const int fd : {ready[0], ready[1]}) ::close(fd);
+}
+
+// The same number and the same start, but no memory of what had pinned: nothing waits for it.
+TEST_F(PagesTest, AProcessThatHasBecomeAnotherProgramIsGone) {
+  const Attached a = attach_device(ioas_);
+  int ready[2], go[2];
+  ASSERT_EQ(0, ::pipe2(ready, O_CLOEXEC));
+  ASSERT_EQ(0, ::pipe2(go, O_CLOEXEC));
+  const pid_t child = in_child([&] {
+    if (map_at(ioas_, shared(), 4096, kApertureStart) != 0) return 1;
+    ::dup2(go[0], STDIN_FILENO);
+    ::dup2(ready[1], STDOUT_FILENO);
+    ::execlp("cat", "cat", nullptr);
+    return 2;
+  });
+  ::close(ready[1]);
+  char c = 0;
+  ASSERT_EQ(1, ::write(go[1], &c, 1));
+  ASSERT_EQ(1, ::read(ready[0], &c, 1)) << "it is another program";
+  EXPECT_EQ(unmap_all(ioas_), 0);
+  {
+    const Locked locked(*context_);
+    EXPECT_EQ(locked.root().orphans, 0u);
+    EXPECT_EQ(locked.root().page_sets.get(), nullptr);
+  }
+  EXPECT_EQ(destroy(a.test_device), 0);
+  for (const int fd : {ready[0], go[0], go[1]}) ::close(fd);
+  EXPECT_EQ(join(child), 0);
 }
 
 // What another process lets go of, its pinner unpins when it comes here again.
