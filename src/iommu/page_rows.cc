@@ -14,6 +14,16 @@ namespace {
 constexpr u64 kSpreadBytes =
     kRowPages * (Arena::block_bytes<PageSet>() + Arena::block_bytes<Area>()) + 2 * kPageSize;
 
+// What is kept back is refused to everybody else, and a row may be of two pages. So there is a row
+// more only while this much is neither used nor kept back.
+constexpr u64 kLeftToOthers = (Arena::kUndo - Arena::kHeap) / 2;
+
+bool keep_back_for_row(Arena& arena) {
+  if (!arena.keep_back(kSpreadBytes + kLeftToOthers)) return false;
+  arena.give_back(kLeftToOthers);
+  return true;
+}
+
 }  // namespace
 
 // Null: the page in front of it is nothing it goes on from, or there is no memory.
@@ -26,7 +36,7 @@ PageRow* PageRows::make(u64 address, const MapRequest& request) const {
   const bool goes_on = before->last() == request.iova - 1 && set.no_charge &&
                        set.process == process_ && before->rights == request.rights &&
                        set.start + before->start_byte + kPageSize == address;
-  if (!goes_on || !l_.arena().keep_back(kSpreadBytes)) return nullptr;
+  if (!goes_on || !keep_back_for_row(l_.arena())) return nullptr;
   const auto made = l_.arena().make<PageRow>("iommu.page_row");
   if (!made) {
     l_.arena().give_back(kSpreadBytes);

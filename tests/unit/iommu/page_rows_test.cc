@@ -240,6 +240,22 @@ TEST_F(PageRows, AreSpreadWhereThereIsNoMemory) {
   locked.arena().give_back(rest);
 }
 
+// Many rows of two pages would keep back the whole heap.
+TEST_F(PageRows, LeaveHalfOfTheHeapToOthers) {
+  constexpr u64 kHalf = (Arena::kUndo - Arena::kHeap) / 2;
+  const auto with_arena = [&](auto&& fn) {
+    Locked locked(*context_);
+    return fn(locked.arena());
+  };
+  ASSERT_TRUE(with_arena([](Arena& arena) { return arena.keep_back(kHalf); }));
+  map_all();
+  EXPECT_EQ(pages_in_rows(), 0u);
+  for (u64 page = 0; page < kPages; ++page) ASSERT_TRUE(unmaps(page));
+  with_arena([](Arena& arena) { arena.give_back(kHalf); });
+  map_all();
+  EXPECT_EQ(pages_in_rows(), kPages - 1);
+}
+
 // The last descriptor is closed: nothing stays pinned. Here the arena is used again.
 TEST_F(PageRows, AreGivenBackWithTheRest) {
   map_all();
