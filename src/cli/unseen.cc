@@ -23,6 +23,13 @@ constexpr Unseen kAll[] = {
      "an end or a hole of a mapped file by open_by_handle_at, shm_open or the ioctls of XFS",
      "the guarded access: EFAULT"},
     {Where::kEverywhere,
+     "the end of a thread by its own instruction, by the function of clone that returns, by a "
+     "signal or the end of the process; of libc's threads that of the first one by "
+     "pthread_exit and those on a stack of the program's own or of 32 KiB at most; everywhere "
+     "where doctor's line libc does not name madvise as seen: of the robust mutexes it holds "
+     "and the word of set_tid_address those on absent pages",
+     "the mutex stays locked and the word stays: who waits for it waits on"},
+    {Where::kEverywhere,
      "absent memory looked at from another process (/proc/PID/mem, process_vm_readv, ptrace)",
      "EIO or EFAULT, or it waits for the page; without userfaultfd the bytes from before the page "
      "left"},

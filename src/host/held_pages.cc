@@ -56,6 +56,27 @@ u64 OwnerTable::hold(const Reach& reach, u64 object, u64 frame) {
   return holds_.push_back({reach, object, id, thread}) ? id : 0;
 }
 
+// They stand above every frame, so that no hold in a frame says that they were left.
+void OwnerTable::hold_to_the_end(const HvaRange* ranges, unsigned count) {
+  constexpr u64 kAboveFrames = u64{1} << 63;
+  const int thread = sys::gettid();  // a thread without data of its own has another's remembered
+  const sync::MutexGuard guard(lock_);
+  for (size_t i = 0; i < holds_.size();) {
+    const Hold& old = holds_[i];
+    const bool of_an_end = old.object >= kAboveFrames;
+    if (of_an_end && (old.thread == thread || !sys::thread_alive(old.thread))) {
+      holds_.swap_erase(i);
+    } else {
+      ++i;
+    }
+  }
+  for (unsigned i = 0; i < count; ++i) {
+    // Without memory the page may go again before the thread ends.
+    static_cast<void>(
+        holds_.push_back({{kPrivateMemory, ranges[i]}, kAboveFrames + i, ++last_hold_, thread}));
+  }
+}
+
 void OwnerTable::release_hold(u64 id) {
   const sync::MutexGuard guard(lock_);
   for (size_t i = 0; i < holds_.size(); ++i) {
@@ -87,6 +108,11 @@ void HeldPages::enter() {
   if (table == nullptr) return;
   id_ = table->hold(reach_, reinterpret_cast<u64>(this),
                     reinterpret_cast<u64>(__builtin_frame_address(0)));
+}
+
+void hold_until_thread_ends(const HvaRange* ranges, unsigned count) {
+  OwnerTable* table = owner_table();
+  if (table != nullptr && count != 0) table->hold_to_the_end(ranges, count);
 }
 
 u64 HeldPages::fetch(HvaRange part) {

@@ -14,8 +14,8 @@
 //                 client itself discards or unmaps it. Lost pages stay lost: the kernel's EFAULT.
 //             I2  a hold whose frame was left by siglongjmp, or whose thread has ended, is dropped
 //                 at the thread's next hold further up the stack or in the same place, or when a
-//                 taker meets it and the thread is gone. The record is the table's and not this
-//                 object, so that nothing of it dangles.
+//                 taker or a thread that ends meets it and the thread is gone. The record is the
+//                 table's and not this object, so that nothing of it dangles.
 // Context: making, fetch() and release() in an EngineSection (they take the table lock); what lies
 // between them may run handlers of the client. Nobody absent: one relaxed load.
 // Failure: without memory for its record, or before the first page was ever taken, nothing is held:
@@ -98,5 +98,10 @@ class HeldPages {
   Reach reach_;
   u64 id_ = 0;  // of the table's record
 };
+
+// Nobody takes a page of `ranges` until the calling thread is gone, which is about to end: then the
+// kernel touches some and waits for no absent one. Brings nothing back. Where the thread does not
+// end after all, its next call of this takes their place. Context: as making one.
+void hold_until_thread_ends(const HvaRange* ranges, unsigned count);
 
 }  // namespace stagetwo::host

@@ -81,6 +81,7 @@ class OwnerTable final : public TransitWatcher {
   // stands, `frame` the lowest frame of the thread that is in use.
   [[nodiscard]] u64 hold(const Reach& reach, u64 object, u64 frame);
   void release_hold(u64 id);
+  void hold_to_the_end(const HvaRange* ranges, unsigned count);  // drops those of who is gone
 
   // The records of `reach`, at most `room`; answers how many. `wanted(key, record)` under the lock.
   template <typename F>

@@ -20,6 +20,7 @@
 #include "shim/memory.h"
 #include "shim/options.h"
 #include "shim/segments.h"
+#include "shim/thread_ends.h"
 
 #if !defined(__x86_64__)
 #error "the gates of this file are x86-64 code"
@@ -310,6 +311,9 @@ ST_FROM_GATE stagetwo_libc_mprotect(long a, long b, long c, long d, long e, long
 }
 ST_FROM_GATE stagetwo_libc_madvise(long a, long b, long c, long d, long e, long f) {
   return shim::instead_of(SYS_madvise, a, b, c, d, e, f, [&]() -> long {
+    if (shim::gives_own_stack_back(static_cast<u64>(a), static_cast<u64>(b), shim::integer(c))) {
+      shim::before_thread_ends();
+    }
     return shim::advise(shim::pointer(a), shim::size_of(b), shim::integer(c), shim::Via::kKernel);
   });
 }

@@ -24,6 +24,7 @@
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
 #include "shim/signals.h"
+#include "shim/thread_ends.h"
 #include "shim/transfers.h"
 
 namespace stagetwo::shim {
@@ -297,6 +298,7 @@ long userfaultfd(long flags) {
 
 long raw_call(long number, long a, long b, long c, long d, long e, long f) {
   if (number == SYS_userfaultfd) return userfaultfd(a);
+  if (number == SYS_exit) before_thread_ends();
   if (forks_by_number(number, a, b)) return fork_by_number(number, a, b, c, d, e);
   long result = 0;
   // Who has opened one of sysfs only may still be asleep.

@@ -73,6 +73,17 @@ TEST(Buffers, OfAProgramsOwnInstructionsAreRefusedWhereUserfaultfdIsDenied) {
   expect_where_denied("held_buffers", "own_instructions_are_refused");
 }
 
+TEST(ThreadEnd, ReleasesLocksOnPagesThatADeviceHas) {
+  expect_in_both("locks", "thread_ends");
+  expect_in_both("locks_of_numbered_exit", "thread_ends");
+}
+TEST(ThreadEnd, ClearsItsWordOnAPageThatADeviceHas) {
+  expect_in_both("words", "thread_ends");
+}
+TEST(ThreadEnd, ComesToAnEndWhateverItsListIs) {
+  expect_in_both("hostile_lists", "thread_ends");
+}
+
 TEST(Forks, HaveWhatTheirHandlersGaveToADevice) {
   expect_in_both("forks_with_handlers");
 }
