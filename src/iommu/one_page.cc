@@ -111,9 +111,11 @@ bool Locked::unmap_one_page(Ioas& ioas, u64 start, u64 last) {
 bool Locked::unmap_alone(Ioas& ioas, u64 start, u64 last) {
   Area* const area = ioas.nodes.first(start, last);
   if (area == nullptr || area->iova() != start || area->last() != last) return false;
+  // Its frames are whoever fills it's until then, who holds no lock for that.
+  if (!area->filled) return false;
   PageSet& set = *area->pages;
   const u64 frame = set.few_frames[0];
-  const bool ordinary = area->filled && area->accesses == 0 && area->locks == 0 && set.pages == 1 &&
+  const bool ordinary = area->accesses == 0 && area->locks == 0 && set.pages == 1 &&
                         set.users == 1 && set.few_holds[0] == 1 && set.no_charge &&
                         !set.engine_maps && is_this_process(process_of(frame));
   if (!ordinary) return false;

@@ -3,8 +3,10 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <sys/sem.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -24,6 +26,26 @@ constexpr u64 kWholeFile = u64{1} << 62;
 
 u64 number(const void* at) {
   return reinterpret_cast<u64>(at);
+}
+
+// Through a cache of pages or a pipe. One opened with O_DIRECT is asked about apart.
+bool copies_what_is_read(int fd) {
+  struct ::stat file{};
+  struct ::statfs system{};
+  if (!sys::checked(sys::call(SYS_fstat, fd, sys::arg(&file)))) return false;
+  if (S_ISFIFO(file.st_mode)) return true;
+  if (!S_ISREG(file.st_mode) || !sys::checked(sys::call(SYS_fstatfs, fd, sys::arg(&system)))) {
+    return false;
+  }
+  switch (system.f_type) {
+    case BTRFS_SUPER_MAGIC:
+    case EXT4_SUPER_MAGIC:
+    case TMPFS_MAGIC:
+    case XFS_SUPER_MAGIC:
+      return true;
+    default:
+      return false;
+  }
 }
 
 HvaRange hull(HvaRange a, HvaRange b) {
@@ -75,9 +97,13 @@ bool Buffers::all_held() const {
   return true;
 }
 
-Buffers& Buffers::pinned(bool fills) {
-  if (fills && host::pages_copied_away()) pins_ = true;
+Buffers& Buffers::pinned() {
+  if (host::pages_copied_away()) pins_ = true;
   return *this;
+}
+
+Buffers& Buffers::filled_from(int fd, bool fills) {
+  return fills && host::pages_copied_away() && !copies_what_is_read(fd) ? pinned() : *this;
 }
 
 Buffers& Buffers::bytes(const void* at, u64 size) {

@@ -111,13 +111,15 @@ auto with_buffer(const void* at, size_t size, F&& call) {
 // bytes from may go meanwhile: who has pinned it keeps it as it was.
 template <typename F>
 auto with_buffer(int fd, bool fills, const off_t* offset, const void* at, size_t size, F&& call) {
-  return with_buffers([&](Buffers& b) { b.file(fd, offset, size).pinned(fills).bytes(at, size); },
-                      call);
+  return with_buffers(
+      [&](Buffers& b) { b.file(fd, offset, size).filled_from(fd, fills).bytes(at, size); }, call);
 }
 template <typename F>
 auto with_parts(int fd, bool fills, const off_t* offset, const iovec* parts, int count, F&& call) {
   return with_buffers(
-      [&](Buffers& b) { b.file_at(fd, offset, parts, count).pinned(fills).parts(parts, count); },
+      [&](Buffers& b) {
+        b.file_at(fd, offset, parts, count).filled_from(fd, fills).parts(parts, count);
+      },
       call);
 }
 

@@ -22,9 +22,12 @@ class Buffers {
  public:
   Buffers& none() { return *this; }  // of a call that stands in the table for its file alone
   // The kernel writes what is named from here on, and may pin it for that, of which a descriptor
-  // says nothing: a file's driver (O_DIRECT behind a stream, FUSE with FOPEN_DIRECT_IO, 9p without a
-  // cache, a device), a socket that decrypts into the buffer itself.
-  Buffers& pinned(bool fills = true);
+  // says nothing: a file's driver (O_DIRECT behind a stream, FUSE with FOPEN_DIRECT_IO, 9p without
+  // a cache, a device), a socket that decrypts into the buffer itself.
+  Buffers& pinned();
+  // The same of what is read from `fd`, if it is: not from pipes and from files whose file system
+  // is known to copy.
+  Buffers& filled_from(int fd, bool fills = true);
   Buffers& bytes(const void* at, u64 size);
   template <typename T>
   Buffers& value(const T* at) {

@@ -120,7 +120,18 @@ TEST_F(SharedFiles, ABufferStaysWhileAFileIsReadIntoIt) {
   ::close(other);
 }
 
-// A guest's whole memory may be written at once; it need not be there at once for that.
+// A guest's whole memory may be read or written at once; it need not be there at once for that.
+TEST_F(SharedFiles, ABufferMayGoWhileAFileIsReadThroughTheCache) {
+  const int other = ::memfd_create("other", MFD_CLOEXEC);
+  ASSERT_EQ(0, ::ftruncate(other, kPageSize));
+  EXPECT_EQ(ssize_t{kPageSize}, with_buffer(other, true, nullptr, bytes_, kPageSize, [&] {
+              EXPECT_EQ(kPages, take());
+              return ::read(other, bytes_, kPageSize);
+            }));
+  EXPECT_EQ(0, bytes_[0]);
+  ::close(other);
+}
+
 TEST_F(SharedFiles, WhatIsWrittenToAFileMayGoMeanwhile) {
   const int other = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
   EXPECT_EQ(ssize_t{kPageSize}, with_buffer(other, false, nullptr, bytes_, kPageSize, [&] {
