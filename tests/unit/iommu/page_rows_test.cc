@@ -114,6 +114,71 @@ TEST_F(PageRows, AreAreasToWhoeverLooks) {
   EXPECT_EQ(blocks(), before);
 }
 
+// A row ends where the table of its pages does.
+class SeveralRows : public PageRows {
+ protected:
+  static constexpr u64 kAcross =
+      2 * kLarge / kPageSize + 16;  // eight pages before the first border
+  void SetUp() override {
+    PageRows::SetUp();
+    memset(more_.bytes_at(0), 0, kAcross * kPageSize);
+    for (u64 page = 0; page < kAcross; ++page) {
+      ASSERT_EQ(map_at(ioas_, more_.address() + page * kPageSize, kPageSize, at(page)), 0) << page;
+    }
+    ASSERT_GE(rows(), 3u);
+  }
+  u64 rows() {
+    Locked locked(*context_);
+    u64 count = 0;
+    const Ioas& ioas = **locked.find<Ioas>(ioas_);
+    for (const PageRow* row = ioas.rows.tree.first(); row != nullptr;
+         row = ioas.rows.tree.next(row)) {
+      ++count;
+    }
+    return count;
+  }
+  static u64 at(u64 page) { return kIova + 4 * kLarge - 8 * kPageSize + page * kPageSize; }
+  void expect_all_but(u64 first, u64 count) {
+    for (u64 page = 0; page < kAcross; ++page) {
+      const u64 address = more_.address() + page * kPageSize;
+      const bool there = page < first || page >= first + count;
+      ASSERT_EQ(walk(hwpt_, at(page)), there ? frame_address(address) : kNowhere) << page;
+      ASSERT_EQ(pins_at(address), there ? 1u : 0u) << page;
+    }
+  }
+  test::GuardedPages more_{kAcross};
+};
+
+TEST_F(SeveralRows, AreAreasToWhoeverLooks) {
+  {
+    Locked locked(*context_);
+    const AreaSet& areas = locked.areas(**locked.find<Ioas>(ioas_));
+    const Area* area = areas.first(at(0), at(kAcross) - 1);
+    for (u64 page = 0; page < kAcross; ++page, area = areas.next(area)) {
+      ASSERT_NE(area, nullptr) << page;
+      ASSERT_EQ(area->iova(), at(page));
+      ASSERT_EQ(area->length(), kPageSize);
+      ASSERT_EQ(area->pages->start + area->start_byte, more_.address() + page * kPageSize);
+    }
+  }
+  EXPECT_EQ(rows(), 0u);
+  expect_all_but(0, 0);
+  ASSERT_EQ(unmap(ioas_, at(0), kAcross * kPageSize), 0);
+  expect_all_but(0, kAcross);
+}
+
+TEST_F(SeveralRows, LosePagesAcrossABorder) {
+  ASSERT_EQ(unmap(ioas_, at(4), 8 * kPageSize), 0);
+  expect_all_but(4, 8);
+  ASSERT_EQ(unmap(ioas_, at(500), 40 * kPageSize), 0);
+  for (u64 page = 4; page < 12; ++page) {
+    ASSERT_EQ(map_at(ioas_, more_.address() + page * kPageSize, kPageSize, at(page)), 0) << page;
+  }
+  expect_all_but(500, 40);
+  ASSERT_EQ(unmap_all(ioas_), 0);
+  expect_all_but(0, kAcross);
+}
+
 // What may be asked of areas is answered as if each had always been one.
 TEST_F(PageRows, AnswerAsAreas) {
   map_all();
