@@ -7,7 +7,7 @@
 namespace stagetwo::vfio {
 namespace {
 
-constexpr unsigned kRegisters = 0, kPortalRegion = 2, kRingRegion = 4;
+constexpr unsigned kRegisterRegion = 0, kPortalRegion = 2, kRingRegion = 4;
 constexpr MappedArea kPortal[] = {{0, kPageSize, 0, true}};
 constexpr MappedArea kRing[] = {{0, kRingBytes, QueueDevice::kRingMemory}};
 static_assert(QueueDevice::kRingMemory + kRingBytes <= Model::kMemoryBytes);
@@ -23,7 +23,7 @@ QueueDevice::QueueDevice(const PciIdentity& identity, u32 vectors, Addresses add
       identity_(identity),
       queue_(context.memory.data() + kRingMemory, shared_.queue),
       dma_(context.dma) {
-  shape_.regions[kRegisters] = {kPageSize};
+  shape_.regions[kRegisterRegion] = {kPageSize};
   shape_.regions[kPortalRegion] = {kPageSize, kPortal};
   shape_.regions[kRingRegion] = {kRingBytes, kRing};
   shape_.regions[kConfigRegion] = {PciConfig::kBytes};
@@ -38,7 +38,7 @@ void QueueDevice::read(unsigned region, u64 offset, std::span<u8> to) {
   if (region == kConfigRegion) return shared_.config.read(offset, to);
   if (region == kRingRegion) return queue_.read_ring(offset, to);
   const u64 at = offset & ~u64{7};
-  const u64 word = region != kRegisters ? 0 : at == kPasid ? pasid() : word_at(at);
+  const u64 word = region != kRegisterRegion ? 0 : at == kPasid ? pasid() : word_at(at);
   const u64 value = word >> 8 * (offset & 7);
   std::memcpy(to.data(), &value, to.size());
 }
@@ -46,7 +46,7 @@ void QueueDevice::read(unsigned region, u64 offset, std::span<u8> to) {
 void QueueDevice::write(unsigned region, u64 offset, std::span<const u8> from) {
   if (region == kConfigRegion) return shared_.config.write(identity_, offset, from);
   if (region == kRingRegion) return queue_.write_ring(offset, from);
-  if (region == kRegisters) {
+  if (region == kRegisterRegion) {
     u32 value = 0;
     std::memcpy(&value, from.data(), std::min(from.size(), sizeof(value)));
     return write_own(offset, value);
