@@ -11,11 +11,11 @@
 
 #include "base/sys.h"
 #include "host/kernel_io.h"
-#include "host/run_section.h"
 #include "shim/behind.h"
 #include "shim/engine.h"
 #include "shim/files.h"
 #include "shim/next.h"
+#include "shim/requests.h"
 #include "sync/atomic.h"
 
 namespace stagetwo::shim {
@@ -70,24 +70,14 @@ Hva word_of(const aiocb* request) {
   return Hva(reinterpret_cast<u64>(&request->__error_code));
 }
 
-template <typename F>
-void note(F&& told) {
-  if (!awake()) return;
-  const int error = errno;
-  host::EngineSection section(host::Touches::kNothing);
-  told();
-  section.leave();
-  errno = error;
-}
-
 // What it is to fill stays in place until libc says its end (host/kernel_io.h).
 void note_read(aiocb* request) {
   if (!awake()) return;
   request->__error_code = EINPROGRESS;  // as libc is about to
-  note([&] { host::read_begins(word_of(request)); });
+  note_requests([&] { host::read_begins(word_of(request)); });
 }
 void note_refused(const aiocb* request) {
-  note([&] { host::read_refused(word_of(request)); });
+  note_requests([&] { host::read_refused(word_of(request)); });
 }
 
 }  // namespace

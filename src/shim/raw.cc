@@ -20,6 +20,7 @@
 #include "shim/paths.h"
 #include "shim/raw_buffers.h"
 #include "shim/received.h"
+#include "shim/requests.h"
 #include "shim/segments.h"
 #include "shim/shared_files.h"
 #include "shim/signal_masks.h"
@@ -208,17 +209,6 @@ long by_descriptor(long number, long a, long b, long c, long d, bool* done) {
   }
   *done = false;
   return kPassOn;
-}
-
-// Tells of requests of the io_context `context` (host/kernel_io.h); errno stays.
-template <typename F>
-void note_requests(F&& note) {
-  if (!awake()) return;
-  const int error = errno;
-  host::EngineSection section(host::Touches::kNothing);
-  note();
-  section.leave();
-  errno = error;
 }
 
 long submit(u64 context, long count, long requests) {

@@ -221,6 +221,16 @@ class Context {
   unsigned long id_ = 0;
   bool usable_ = false;
 };
+// Of a file in memory: it has ended when the call that submits it returns.
+template <typename T>
+iocb read_of(int file, T* bytes) {
+  iocb read{};
+  read.aio_lio_opcode = IOCB_CMD_PREAD;
+  read.aio_fildes = static_cast<u32>(file);
+  read.aio_buf = reinterpret_cast<u64>(bytes);
+  read.aio_nbytes = sizeof(*bytes);
+  return read;
+}
 constexpr const char* kNoContext = "io_setup is not to be had here (fs.aio-max-nr?)";
 
 TEST(KernelRequests, TakenFromTheRingAreUnderWayNoMore) {
@@ -230,11 +240,7 @@ TEST(KernelRequests, TakenFromTheRingAreUnderWayNoMore) {
   if (!context.usable()) GTEST_SKIP() << kNoContext;
   const int file = test::file_of(0x31, kPageSize);
   char bytes[16];
-  iocb read{};
-  read.aio_lio_opcode = IOCB_CMD_PREAD;
-  read.aio_fildes = static_cast<u32>(file);
-  read.aio_buf = reinterpret_cast<u64>(bytes);
-  read.aio_nbytes = sizeof(bytes);
+  iocb read = read_of(file, &bytes);
   // Of a file in memory they have ended when the call returns; many times around the ring.
   for (unsigned round = 0; round < 500; ++round) {
     const long count = 1 + round % 7;
@@ -270,11 +276,7 @@ TEST(KernelRequests, OneThatEndsAndWasNotToldOfMakesTheRestDoubtful) {
   if (!context.usable()) GTEST_SKIP() << kNoContext;
   const int file = test::file_of(0x31, kPageSize);
   char bytes[16];
-  iocb read{};
-  read.aio_lio_opcode = IOCB_CMD_PREAD;
-  read.aio_fildes = static_cast<u32>(file);
-  read.aio_buf = reinterpret_cast<u64>(bytes);
-  read.aio_nbytes = sizeof(bytes);
+  iocb read = read_of(file, &bytes);
   ASSERT_EQ(1, context.submit(&read, 1));
   EXPECT_FALSE(host::kernel_pins_memory());
   ASSERT_EQ(1, context.submit_untold(&read));
@@ -326,11 +328,7 @@ TEST(KernelRequests, ThatHaveNotEndedAreUnderWayWhateverIsTaken) {
   wait.aio_buf = POLLIN;
   const int file = test::file_of(0x31, kPageSize);
   char bytes[16];
-  iocb read{};
-  read.aio_lio_opcode = IOCB_CMD_PREAD;
-  read.aio_fildes = static_cast<u32>(file);
-  read.aio_buf = reinterpret_cast<u64>(bytes);
-  read.aio_nbytes = sizeof(bytes);
+  iocb read = read_of(file, &bytes);
   ASSERT_EQ(1, context.submit(&wait, 1));
   for (unsigned round = 0; round < 100; ++round) {
     ASSERT_EQ(3, context.submit(&read, 3));

@@ -18,15 +18,21 @@ class PageRows : public OnePage {
   void map_all() {
     for (u64 page = 0; page < kPages; ++page) ASSERT_TRUE(maps(page)) << page;
   }
-  u64 pages_in_rows() {
-    Locked locked(*context_);
+  u64 pages_in_rows() { return rows().pages; }
+  struct Rows {
+    u64 count = 0;
     u64 pages = 0;
+  };
+  Rows rows() {
+    Locked locked(*context_);
+    Rows all;
     const Ioas& ioas = **locked.find<Ioas>(ioas_);
     for (const PageRow* row = ioas.rows.tree.first(); row != nullptr;
          row = ioas.rows.tree.next(row)) {
-      pages += row->pages;
+      ++all.count;
+      all.pages += row->pages;
     }
-    return pages;
+    return all;
   }
   // Runs `fn` in a child, which dies at the end of its nth section; 0: it lives.
   template <typename F>
@@ -125,17 +131,7 @@ class SeveralRows : public PageRows {
     for (u64 page = 0; page < kAcross; ++page) {
       ASSERT_EQ(map_at(ioas_, more_.address() + page * kPageSize, kPageSize, at(page)), 0) << page;
     }
-    ASSERT_GE(rows(), 3u);
-  }
-  u64 rows() {
-    Locked locked(*context_);
-    u64 count = 0;
-    const Ioas& ioas = **locked.find<Ioas>(ioas_);
-    for (const PageRow* row = ioas.rows.tree.first(); row != nullptr;
-         row = ioas.rows.tree.next(row)) {
-      ++count;
-    }
-    return count;
+    ASSERT_GE(rows().count, 3u);
   }
   static u64 at(u64 page) { return kIova + 4 * kLarge - 8 * kPageSize + page * kPageSize; }
   void expect_all_but(u64 first, u64 count) {
@@ -161,7 +157,7 @@ TEST_F(SeveralRows, AreAreasToWhoeverLooks) {
       ASSERT_EQ(area->pages->start + area->start_byte, more_.address() + page * kPageSize);
     }
   }
-  EXPECT_EQ(rows(), 0u);
+  EXPECT_EQ(rows().count, 0u);
   expect_all_but(0, 0);
   ASSERT_EQ(unmap(ioas_, at(0), kAcross * kPageSize), 0);
   expect_all_but(0, kAcross);
