@@ -169,8 +169,14 @@ Status Ultravisor::ask_share(u32 lpid, Gpa page) {
 // to answer. Whatever else is made of the vCPU meanwhile, what was done stays done.
 CallRest Ultravisor::begin_or_go_on(Svm* svm, Call call, u64 gfn, u64 count) {
   const sync::MutexGuard guard(svm->lock);
-  if (!svm->rest.is_of(call, gfn, count)) return {call, gfn, count, gfn};
-  return std::exchange(svm->rest, CallRest());
+  const bool goes_on = svm->rest.is_of(call, gfn, count);
+  const CallRest begins{call, gfn, count, gfn};
+  // What shares between two turns of what unshares, or the other way round, undoes what the first
+  // ones did, of whichever vCPU it is: then the call is made from its beginning.
+  const bool undone = (svm->rest.call == Call::kUvSharePage) != (call == Call::kUvSharePage);
+  if (!goes_on && !undone) return begins;
+  const CallRest rest = std::exchange(svm->rest, CallRest());
+  return goes_on ? rest : begins;
 }
 
 Status Ultravisor::rest(Svm* svm, const CallRest& at) {
@@ -201,6 +207,8 @@ Status Ultravisor::share(u32 lpid, u64 gfn, u64 count) {
     return rest(svm, turn);
   }
   const sync::MutexGuard guard(svm->lock);
+  // One that unshares may have rested since this turn began.
+  if (svm->rest.call != Call::kUvSharePage) svm->rest = {};
   for (u64 page = gfn; page < stop; ++page) {
     PageRecord* const record = svm->find(page);
     if (record != nullptr && record->idle()) record->keeps = false;

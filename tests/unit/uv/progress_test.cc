@@ -219,6 +219,24 @@ TEST_F(SecureGuestTurns, ASharingAndItsEndGoOnWhereTheyRested) {
   expect_all(PageState::kSecure);
 }
 
+// A rest is not its vCPU's alone: who makes the same call is answered what is so.
+TEST_F(SecureGuestTurns, AnEndOfSharingIsMadeAnewWhenPagesAreSharedBetweenItsTurns) {
+  ASSERT_EQ(to_the_end([this] { return share(); }), Status::kSuccess);
+  const auto all = [this] { return m.guest_call(Call::kUvUnshareAllPages); };
+  EXPECT_EQ(all(), Status::kBusy);
+  EXPECT_EQ(m.uv_page(0), PageState::kSecure);
+  ASSERT_EQ(m.guest_call(Call::kUvSharePage, 0, 1), Status::kSuccess);
+  EXPECT_EQ(to_the_end(all), Status::kSuccess);
+  expect_all(PageState::kSecure);
+}
+
+TEST_F(SecureGuestTurns, ASharingIsMadeAnewWhenPagesAreUnsharedBetweenItsTurns) {
+  EXPECT_EQ(share(), Status::kBusy);
+  ASSERT_EQ(m.guest_call(Call::kUvUnsharePage, 0, 1), Status::kSuccess);
+  EXPECT_EQ(to_the_end([this] { return share(); }), Status::kSuccess);
+  expect_all(PageState::kShared);
+}
+
 TEST_F(SecureGuestTurns, ASharingThatIsRefusedInALaterTurnLeavesTheWholeRangeSecure) {
   ASSERT_EQ(m.guest_call(Call::kUvSharePage, 1, 1), Status::kSuccess);
   ASSERT_TRUE(m.vmm_write(1, m.text(1, 3)));
