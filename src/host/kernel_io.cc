@@ -203,7 +203,9 @@ void requests_made(u64 context) {
   const sync::MutexGuard guard(requests_lock);
   Context* place = find(context);
   if (place == nullptr) place = find(0);
-  if (place != nullptr) *place = {context, 0, 0, 0, false};
+  if (place == nullptr) return;
+  under_way.fetch_sub(place->requests);  // of one that stood there and went without a word
+  *place = {context, 0, 0, 0, false};
 }
 
 void requests_begin(u64 context, u64 count) {

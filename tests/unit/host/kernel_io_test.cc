@@ -186,6 +186,11 @@ TEST(KernelRequests, AreUnderWayUntilTheirEndsAreFetched) {
   EXPECT_FALSE(host::kernel_pins_memory());
   host::requests_fetched(0x1000, 1);  // nobody's
   EXPECT_FALSE(host::kernel_pins_memory());
+  // One that went without a word, and another in its place.
+  host::requests_begin(0x1000, 2);
+  host::requests_made(0x1000);
+  EXPECT_FALSE(host::kernel_pins_memory());
+  host::requests_forget(0x1000);
 }
 
 // A context of the kernel's, whose ends the test takes from the ring as libaio does.
