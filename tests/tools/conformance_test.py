@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The harness judges as tests/conformance/expected says, and finds what is missing on either side."""
+import contextlib
 import importlib.machinery
 import importlib.util
+import io
 import mmap
 import os
 import sys
@@ -143,6 +145,29 @@ class Outcome(unittest.TestCase):
     def test_AnAssertionIsQuoted(self):
         text = "==== Test Assertion Failure ====\n  lib/x.c:1: ret == 0\n  pid=1 tid=1 errno=22\n     1\t0x1: f\n  words\n"
         self.assertEqual("exit status 254: lib/x.c:1: ret == 0; words", conformance.outcome_of(254, text)[1])
+
+
+class Report(unittest.TestCase):
+    def test_WhatFailedIsSaidOnceMoreAtTheEndWithTheEndOfItsLog(self):
+        run = read("a_test -x : pass")[0]
+        run.status, run.reason = "failed", "the limit was exceeded"
+        with tempfile.TemporaryDirectory() as folder:
+            log = conformance.log_of(Path(folder), run)
+            log.write_text("".join(f"line {n}\n" for n in range(100)))
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                conformance.print_failures([("kvm", run, log)])
+        said = out.getvalue()
+        self.assertIn("FAILED: kvm a_test -x", said)
+        self.assertIn("the limit was exceeded", said)
+        self.assertIn("line 99", said)
+        self.assertNotIn("line 59\n", said)
+
+    def test_NothingIsSaidWhereNothingFailed(self):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            conformance.print_failures([])
+        self.assertEqual("", out.getvalue())
 
 
 class Device(unittest.TestCase):
