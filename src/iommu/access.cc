@@ -21,26 +21,24 @@ namespace stagetwo::iommu {
 Result<void> Locked::join_ioas(Access& access, Ioas& ioas) {
   if (access.alignment > ioas.alignment) ST_TRY(check_alignment(ioas, access.alignment));
   ioas.alignment = std::max(ioas.alignment, access.alignment);
-  access.next = ioas.accesses.get();
-  ioas.accesses = &access;
-  access.ioas = &ioas;
+  AccessSeat& seat = access.seats[access.seats[0].ioas.get() == nullptr ? 0 : 1];
+  ST_DCHECK(seat.ioas.get() == nullptr);
+  seat.access = &access;
+  seat.ioas = &ioas;
+  seat.next = ioas.accesses.get();
+  ioas.accesses = &seat;
   ++ioas.object.users;
   return {};
 }
 
-void Locked::leave_ioas(Access& access) {
-  Ioas* const ioas = access.ioas;
+void Locked::leave_ioas(AccessSeat& seat) {
+  Ioas* const ioas = seat.ioas;
   if (ioas == nullptr) return;
-  Access* const next = access.next;
-  if (ioas->accesses.get() == &access) {
-    ioas->accesses = next;
-  } else {
-    Access* before = ioas->accesses;
-    while (before->next.get() != &access) before = before->next;
-    before->next = next;
-  }
-  access.next = nullptr;
-  access.ioas = nullptr;
+  RelPtr<AccessSeat>* link = &ioas->accesses;
+  while (link->get() != &seat) link = &link->get()->next;
+  *link = seat.next.get();
+  seat.next = nullptr;
+  seat.ioas = nullptr;
   --ioas->object.users;
   ST_CHECK(recompute_alignment(*ioas).has_value());  // it only falls
 }
@@ -54,14 +52,16 @@ Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client)
   Result<void> done;
   if (ioas != nullptr) done = join_ioas(*access, *ioas);
   if (done && client != nullptr) done = c_.add_client(access->object.id, client);
-  if (done) return access;
-  leave_ioas(*access);
-  remove(access);
+  if (done) {
+    access->enter(ioas);
+    return access;
+  }
+  destroy_access(access);
   return refuse(done.error());
 }
 
 void Locked::destroy_access(Access* access) {
-  leave_ioas(*access);
+  for (AccessSeat& seat : access->seats) leave_ioas(seat);
   remove(access);
 }
 
@@ -127,7 +127,7 @@ Result<void> Locked::pin(Access& access, u64 iova, u64 length, bool write, u64* 
 }
 
 void Locked::unpin(Access& access, u64 iova, u64 length) {
-  if (Ioas* const ioas = access.ioas) unpin_areas(*ioas, iova, iova + length - 1);
+  if (Ioas* const ioas = access.has_pins_in) unpin_areas(*ioas, iova, iova + length - 1);
 }
 
 Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, const void* from) {
@@ -198,9 +198,9 @@ void Context::call_clients(u32 ioas_id, u64 start, u64 last) {
       const auto ioas = locked.find<Ioas>(ioas_id);
       if (!ioas) return;
       // The next one by number: the list may change between two calls.
-      for (const Access* access = (*ioas)->accesses; access != nullptr; access = access->next) {
-        const u32 one = access->object.id;
-        if (one > after && (id == 0 || one < id) && locked.is_this_process(access->process)) {
+      for (const AccessSeat* seat = (*ioas)->accesses; seat != nullptr; seat = seat->next) {
+        const u32 one = seat->access->object.id;
+        if (one > after && (id == 0 || one < id) && locked.is_this_process(seat->access->process)) {
           id = one;
         }
       }
@@ -214,6 +214,13 @@ void Context::call_clients(u32 ioas_id, u64 start, u64 last) {
   }
 }
 
+void Context::ask_to_let_go(u32 access_id) {
+  if (AccessClient* const client = begin_call(access_id)) {
+    client->unmap(0, ~u64{0});
+    end_call(access_id);
+  }
+}
+
 Result<void> Context::change_ioas(u32 access_id, u32 ioas_id) {
   {
     Locked locked(*this);
@@ -224,38 +231,43 @@ Result<void> Context::change_ioas(u32 access_id, u32 ioas_id) {
   return set_ioas(access_id, ioas_id);
 }
 
+// Between the two sections its maker is asked to let go. It is in both IOASes then: the one it
+// leaves asks for unmaps, the other keeps to its alignment. Nothing new is pinned, and what is let
+// go of is looked for in the one it leaves.
 Result<void> Context::set_ioas(u32 access_id, u32 ioas_id) {
-  // Twice: its maker is asked in between, without the lock.
-  for (const bool asked : {false, true}) {
-    {
-      Locked locked(*this);
-      if (!locked.ok()) return refuse(EIO);
-      Access* const access = ST_TRY(locked.find<Access>(access_id));
-      Ioas* const ioas = ioas_id == 0 ? nullptr : ST_TRY(locked.find<Ioas>(ioas_id));
-      if (access->ioas.get() == ioas) return {};
-      if (ioas != nullptr && access->alignment > ioas->alignment) {
-        ST_TRY(locked.check_alignment(*ioas, access->alignment));
-      }
-      if (asked || access->ioas.get() == nullptr) {
-        locked.leave_ioas(*access);
-        // What could refuse was looked at just now.
-        if (ioas != nullptr) ST_CHECK(locked.join_ioas(*access, *ioas).has_value());
-        return {};
-      }
+  {
+    Locked locked(*this);
+    if (!locked.ok()) return refuse(EIO);
+    Access* const access = ST_TRY(locked.find<Access>(access_id));
+    Ioas* const ioas = ioas_id == 0 ? nullptr : ST_TRY(locked.find<Ioas>(ioas_id));
+    if (access->ioas.get() != access->has_pins_in.get()) return refuse(EBUSY);
+    if (access->ioas.get() == ioas) return {};
+    if (ioas != nullptr) ST_TRY(locked.join_ioas(*access, *ioas));
+    if (access->ioas.get() == nullptr) {
+      access->enter(ioas);
+      return {};
     }
-    if (AccessClient* const client = begin_call(access_id)) {
-      client->unmap(0, ~u64{0});
-      end_call(access_id);
+    access->ioas = nullptr;
+  }
+  ask_to_let_go(access_id);
+  Locked locked(*this);
+  if (!locked.ok()) return refuse(EIO);
+  Access* const access = ST_TRY(locked.find<Access>(access_id));
+  Ioas* const left = access->has_pins_in;
+  Ioas* joined = nullptr;
+  for (AccessSeat& seat : access->seats) {
+    if (seat.ioas.get() == left) {
+      locked.leave_ioas(seat);
+    } else {
+      joined = seat.ioas;
     }
   }
+  access->enter(joined);
   return {};
 }
 
 void Context::destroy_access(u32 access_id) {
-  if (AccessClient* const client = begin_call(access_id)) {
-    client->unmap(0, ~u64{0});
-    end_call(access_id);
-  }
+  ask_to_let_go(access_id);
   remove_client(access_id);
   Locked locked(*this);
   if (!locked.ok()) return;

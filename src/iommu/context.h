@@ -55,9 +55,11 @@ class Context {
   // also on failure. Failure: ENOENT (would cut an area), EDEADLOCK (a client does not let go),
   // EIO. Context: not locked.
   Result<void> unmap(u32 ioas_id, u64 start, u64 last, u64* unmapped);
-  // Moves an access to another IOAS. Failure: ENOENT, EADDRINUSE. Context: not locked.
+  // Moves an access to another IOAS. Its maker lets go of what it has pinned in the one before and
+  // cannot pin meanwhile. Failure: ENOENT (it is in none just now), EADDRINUSE. Context: not
+  // locked.
   Result<void> change_ioas(u32 access_id, u32 ioas_id);
-  // The same where it may be in none, or is to be: 0.
+  // The same where it may be in none, or is to be: 0. EBUSY: it is changing just now.
   Result<void> set_ioas(u32 access_id, u32 ioas_id);
   // A device's access by (device, PASID, IOVA), page by page; `pasid` kNoPasid: a request of its
   // own. Reads (`to`) or writes (`from`). The answer says how far it came, and where and why no
@@ -94,6 +96,7 @@ class Context {
   void remove_client(u32 access_id);
   AccessClient* begin_call(u32 access_id);
   void end_call(u32 access_id);
+  void ask_to_let_go(u32 access_id);
   bool await_response(PageWait* wait, Cancel cancel);
   void call_clients(u32 ioas_id, u64 start, u64 last);
 

@@ -92,8 +92,8 @@ Result<void> Locked::recompute_alignment(Ioas& ioas) {
   for (const Hwpt* hwpt = ioas.hwpts; hwpt != nullptr; hwpt = hwpt->next) {
     alignment = std::max(alignment, hwpt->domain.page_sizes & -hwpt->domain.page_sizes);
   }
-  for (const Access* access = ioas.accesses; access != nullptr; access = access->next) {
-    alignment = std::max(alignment, access->alignment.get());
+  for (const AccessSeat* seat = ioas.accesses; seat != nullptr; seat = seat->next) {
+    alignment = std::max(alignment, seat->access->alignment.get());
   }
   if (alignment > ioas.alignment) ST_TRY(check_alignment(ioas, alignment));
   ioas.alignment = alignment;

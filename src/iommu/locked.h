@@ -184,7 +184,7 @@ class Locked {
   void post_device(const Attachment& attachment, const PageBlock& block), put_hwpt(Hwpt* hwpt);
   void post_children(const Hwpt& parent), flush_attachment(const Attachment& attachment);
   void post_pages(const Hwpt& hwpt, u64 iova, u64 last), flush_pages(const Hwpt&, u64, u64);
-  void flush_ioas(const Ioas& ioas, u64 iova, u64 last), leave_ioas(Access& access);
+  void flush_ioas(const Ioas& ioas, u64 iova, u64 last), leave_ioas(AccessSeat& seat);
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
   void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death();

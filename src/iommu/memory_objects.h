@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What an IOAS is made of: processes, their memory, and the IOVAs it is mapped at. Part of
-// objects.h, whose rules hold here.
+// What an IOAS is made of: processes, their memory, the IOVAs it is mapped at, and tables that say
+// so. Part of objects.h, whose rules hold here.
 
 #include "base/types.h"
 #include "iommu/interval_set.h"
@@ -101,6 +101,24 @@ struct Reserved {
 
 struct Allowed {
   IntervalNode node;
+};
+
+enum class FormatKind : u32 { kMock, kVtdSecondLevel, kX86FirstLevel };
+
+// The tables of one page table, in the arena.
+struct Domain {
+  Kept<FormatKind> format;
+  Kept<u32> root_level;
+  RelPtr<void*> root;
+  Kept<u64> aperture_start;
+  Kept<u64> aperture_last;
+  Kept<u64> page_sizes;
+  Kept<bool> dirty_ops;  // can tell what was written
+  Kept<bool> tracking;
+  Kept<u16> id;  // by which caches know what is of it; 0: a test device's
+  // The last table used for a frame alone, or null. Who frees tables forgets it.
+  RelPtr<void*> near_table;
+  Kept<u64> near_frames;
 };
 
 }  // namespace stagetwo::iommu

@@ -53,27 +53,17 @@ struct Object {
   Kept<u32> untold;  // 1: its client has no answer yet, and nobody finds it (I6)
 };
 
-enum class FormatKind : u32 { kMock, kVtdSecondLevel, kX86FirstLevel };
-
-// The tables of one page table, in the arena.
-struct Domain {
-  Kept<FormatKind> format;
-  Kept<u32> root_level;
-  RelPtr<void*> root;
-  Kept<u64> aperture_start;
-  Kept<u64> aperture_last;
-  Kept<u64> page_sizes;
-  Kept<bool> dirty_ops;  // can tell what was written
-  Kept<bool> tracking;
-  Kept<u16> id;  // by which caches know what is of it; 0: a test device's
-  // The last table used for a frame alone, or null. Who frees tables forgets it.
-  RelPtr<void*> near_table;
-  Kept<u64> near_frames;
-};
-
 struct Hwpt;
 struct Device;
 struct Access;
+struct Ioas;
+
+// An access in the list of an IOAS.
+struct AccessSeat {
+  RelPtr<Access> access;
+  RelPtr<Ioas> ioas;  // null: a free one
+  RelPtr<AccessSeat> next;
+};
 
 struct Ioas {
   Object object;
@@ -85,7 +75,7 @@ struct Ioas {
   Kept<u64> alignment{1};
   Kept<bool> no_large_pages;
   RelPtr<Hwpt> hwpts;  // in the order of their making
-  RelPtr<Access> accesses;
+  RelPtr<AccessSeat> accesses;
 };
 
 // A device that waits for the response to its page request.
@@ -172,10 +162,15 @@ struct TestDevice {
 
 struct Access {
   Object object;
-  RelPtr<Ioas> ioas;
-  RelPtr<Access> next;
+  RelPtr<Ioas> ioas;         // where it pins; null: in none, or in none while it changes
+  RelPtr<Ioas> has_pins_in;  // where it unpins; of one that changes, the one it leaves
+  AccessSeat seats[2];       // of one that changes, both
   Kept<u64> alignment{1};
   Kept<u32> process;  // whose Context calls back
+  void enter(Ioas* to) {
+    ioas = to;
+    has_pins_in = to;
+  }
 };
 
 struct Root {

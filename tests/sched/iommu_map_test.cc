@@ -136,5 +136,58 @@ TEST(IommuMap, EveryDomainThereIsHasIt) {
   expect_holds<MapAgainstDomains>(200);
 }
 
+// An access goes to another IOAS while somebody pins by it, and whoever asks finds every pin where
+// it was made.
+struct PinsAgainstChange : MapsWorld, iommu::AccessClient {
+  static constexpr unsigned kThreads = 2;
+  PinsAgainstChange() {
+    static_cast<void>(map());
+    Locked locked(*context_);
+    iommu::Ioas* const mine = *locked.find<iommu::Ioas>(ioas_);
+    access_ = (*locked.make_access(mine, true, this))->object.id;
+    other_ = (*locked.make_ioas())->object.id;
+  }
+  void unmap(u64, u64) override {
+    const sync::MutexGuard guard(lock_);
+    let_go();
+  }
+  void let_go() TA_REQ(lock_) {
+    Locked locked(*context_);
+    for (; pins_ != 0; --pins_) {
+      locked.unpin(**locked.find<iommu::Access>(access_), kIova, kPageSize);
+    }
+  }
+  void thread(unsigned me) {
+    if (me == 0) {
+      const auto done = context_->change_ioas(access_, other_);
+      sync::sched::expect(done.has_value(), "nothing refuses the change");
+    } else {
+      for (int i = 0; i < 2; ++i) {
+        const sync::MutexGuard guard(lock_);
+        Locked locked(*context_);
+        u64 frame = 0;
+        auto& access = **locked.find<iommu::Access>(access_);
+        const auto done = locked.pin(access, kIova, kPageSize, true, &frame);
+        sync::sched::expect(done || to_int(done.error()) == ENOENT, "the kernel's answers");
+        if (done) ++pins_;
+      }
+    }
+    if (done_.fetch_add(1) != 1) return;
+    sync::sched::expect(host::pin_use().pages == 0, "it holds nothing of the one it left");
+    context_->destroy_access(access_);
+    sync::sched::expect(MapsWorld::unmap() == 0, "nor is anything in the way");
+    Locked locked(*context_);
+    for (const u32 id : {ioas_, other_}) {
+      sync::sched::expect(locked.destroy(id).has_value(), "and nobody leans on either");
+    }
+  }
+  sync::Mutex lock_{sync::Rank::kDevice};
+  u32 pins_ TA_GUARDED(lock_) = 0;
+  u32 access_ = 0, other_ = 0;
+};
+TEST(IommuAccess, APinIsLetGoOfWhereItWasMade) {
+  expect_holds<PinsAgainstChange>(150);
+}
+
 }  // namespace
 }  // namespace stagetwo::test

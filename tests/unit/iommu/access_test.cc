@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "host/change.h"
@@ -16,6 +17,7 @@ class Holder final : public AccessClient {
  public:
   void unmap(u64 iova, u64 last) override {
     ++calls;
+    if (meanwhile) meanwhile();
     if (context == nullptr) return;
     Locked locked(*context);
     for (size_t i = pins.size(); i-- > 0;) {
@@ -28,6 +30,7 @@ class Holder final : public AccessClient {
   u32 id = 0;
   std::vector<IovaRanges> pins;
   int calls = 0;
+  std::function<void()> meanwhile;  // before it lets go
 };
 
 class AccessTest : public IommufdWorld {
@@ -153,6 +156,66 @@ TEST_F(AccessTest, AnotherIoasDropsThePins) {
   EXPECT_EQ(pins_at(memory_.address()), 0u);
   EXPECT_EQ(pin(kIova, 4096), ENOENT);
   EXPECT_EQ(error_of(context_->change_ioas(holder_.id, ioas_)), 0);
+  EXPECT_EQ(destroy(other), 0);
+}
+
+// While its maker lets go the access is in neither: what it asks for is refused as in the kernel.
+TEST_F(AccessTest, NothingIsPinnedWhileItChangesIoas) {
+  make_access(true);
+  const u32 other = make_ioas();
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4096, kIova), 0);
+  ASSERT_EQ(map_at(other, memory_.address() + 4096, 4096, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  holder_.meanwhile = [&] {
+    u8 byte = 0;
+    EXPECT_EQ(pin(kIova, 4096), ENOENT);
+    EXPECT_EQ(transfer(kIova, 1, &byte, nullptr), ENOENT);
+    EXPECT_EQ(error_of(context_->change_ioas(holder_.id, ioas_)), ENOENT);
+    EXPECT_EQ(error_of(context_->set_ioas(holder_.id, ioas_)), EBUSY);
+    EXPECT_EQ(error_of(context_->set_ioas(holder_.id, 0)), EBUSY);
+    EXPECT_EQ(destroy(ioas_), EBUSY) << "it has pins there";
+    EXPECT_EQ(destroy(other), EBUSY) << "it goes there";
+    EXPECT_EQ(map_at(other, memory_.address(), 77, kIova + 4 * 4096), EINVAL) << "its alignment";
+  };
+  EXPECT_EQ(error_of(context_->change_ioas(holder_.id, other)), 0);
+  holder_.meanwhile = {};
+  EXPECT_EQ(holder_.calls, 1);
+  EXPECT_EQ(pins_at(memory_.address()), 0u);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  EXPECT_EQ(pins_at(memory_.address() + 4096), 1u) << "it is in the other now";
+  EXPECT_EQ(error_of(context_->set_ioas(holder_.id, 0)), 0);
+  EXPECT_EQ(pins_at(memory_.address() + 4096), 0u);
+  EXPECT_EQ(unmap_all(other), 0);
+  EXPECT_EQ(destroy(other), 0);
+  EXPECT_EQ(error_of(context_->set_ioas(holder_.id, ioas_)), 0);
+}
+
+// An unmap of the IOAS it leaves meets its pins, and waits for them.
+TEST_F(AccessTest, AnUnmapBesideAChangeOfIoasIsAnswered) {
+  make_access(true);
+  const u32 other = make_ioas();
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4096, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  holder_.meanwhile = [&] {
+    holder_.meanwhile = {};
+    EXPECT_EQ(unmap(ioas_, kIova, 4096), 0);
+  };
+  EXPECT_EQ(error_of(context_->change_ioas(holder_.id, other)), 0);
+  EXPECT_EQ(holder_.calls, 2);
+  EXPECT_EQ(error_of(context_->set_ioas(holder_.id, 0)), 0);
+  EXPECT_EQ(destroy(other), 0);
+}
+
+TEST_F(AccessTest, WhatCannotBeJoinedChangesNothing) {
+  make_access(true);
+  const u32 other = make_ioas();
+  ASSERT_EQ(map_at(ioas_, memory_.address(), 4096, kIova), 0);
+  ASSERT_EQ(map_at(other, memory_.address(), 77, kIova), 0);
+  ASSERT_EQ(pin(kIova, 4096), 0);
+  EXPECT_EQ(error_of(context_->change_ioas(holder_.id, other)), EADDRINUSE);
+  EXPECT_EQ(holder_.pins.size(), 1u);
+  EXPECT_EQ(pin(kIova, 4096), 0);
+  EXPECT_EQ(unmap_all(other), 0);
   EXPECT_EQ(destroy(other), 0);
 }
 
