@@ -22,6 +22,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/kernel_numbers.h"
 #include "bench/report.h"
 #include "bench/timing.h"
 #include "host/backstop.h"
@@ -114,11 +115,10 @@ class PartsAlone {
 
  private:
   void touch(u64 page) {
-    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
     u8* const at = fresh_ + page * page_;
     if (page_ == kPageSize) {
       *static_cast<volatile u8*>(at) = 1;
-    } else if (::madvise(at, page_, kPopulateWrite) != 0) {
+    } else if (::madvise(at, page_, MADV_POPULATE_WRITE) != 0) {
       good_ = false;
     }
   }

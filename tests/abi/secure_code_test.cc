@@ -110,6 +110,28 @@ class SecureCode : public SecureGuest {
   }
   void stop() { std::atomic_ref(*reinterpret_cast<u32*>(page(kShared) + 4)).store(1); }
 
+  // Secure, and its vCPU in one long KVM_RUN by now: it counts until stop().
+  void becomes_secure_and_runs() {
+    ASSERT_NO_FATAL_FAILURE(become_secure());
+    ASSERT_EQ(guest_call(kShare, kShared / kPage, 1), kSuccess);
+    goes_to(kFirst);
+    runner_ = std::thread([this] {
+      EXPECT_EQ(call(vcpu_, KVM_RUN), 0);
+      is_over_ = true;
+    });
+    runs_on();
+  }
+  void runs_on() const {
+    for (const u32 then = count(); count() - then < 1000 && !is_over_;) ::sched_yield();
+  }
+  void ends_now() {
+    EXPECT_FALSE(is_over_) << "the same KVM_RUN";
+    stop();
+    runner_.join();
+  }
+
+  std::thread runner_;
+  std::atomic<bool> is_over_{false};
   u32 veiled_ = 0;
 };
 
@@ -130,15 +152,7 @@ TEST_F(SecureCode, StandsDecodedOnlyWhileItsVcpuRuns) {
 
 // The page leaves while the vCPU is in one long KVM_RUN, elsewhere by now.
 TEST_F(SecureCode, OfAPageThatIsSealedGoesWhileTheVcpuRunsOn) {
-  ASSERT_NO_FATAL_FAILURE(become_secure());
-  ASSERT_EQ(guest_call(kShare, kShared / kPage, 1), kSuccess);
-  goes_to(kFirst);
-  std::atomic<bool> is_over{false};
-  std::thread runner([&] {
-    EXPECT_EQ(call(vcpu_, KVM_RUN), 0);
-    is_over = true;
-  });
-  while (count() < 1000 && !is_over) ::sched_yield();
+  ASSERT_NO_FATAL_FAILURE(becomes_secure_and_runs());
   const Copies before = copies();
   EXPECT_GT(before.decoded, 0U) << "what is looked for afterwards";
   EXPECT_GT(before.as_bytes, 1U) << "in the pool, and with what was decoded";
@@ -152,29 +166,15 @@ TEST_F(SecureCode, OfAPageThatIsSealedGoesWhileTheVcpuRunsOn) {
   }
   EXPECT_EQ(after.decoded, 0U);
   EXPECT_EQ(after.as_bytes, 0U);
-  const u32 then = count();
-  while (count() == then && !is_over) ::sched_yield();
-  EXPECT_FALSE(is_over) << "the same KVM_RUN";
-  stop();
-  runner.join();
+  runs_on();
+  ends_now();
 }
 
 // A page that is no code leaves, and what is decoded stays: it would all be decoded again.
 TEST_F(SecureCode, StaysWhenAPageWithoutCodeIsSealed) {
-  ASSERT_NO_FATAL_FAILURE(become_secure());
-  ASSERT_EQ(guest_call(kShare, kShared / kPage, 1), kSuccess);
-  goes_to(kFirst);
-  std::atomic<bool> is_over{false};
-  std::thread runner([&] {
-    EXPECT_EQ(call(vcpu_, KVM_RUN), 0);
-    is_over = true;
-  });
-  while (count() < 1000 && !is_over) ::sched_yield();
+  ASSERT_NO_FATAL_FAILURE(becomes_secure_and_runs());
   const Copies before = copies();
   EXPECT_GT(before.decoded, 0U);
-  const auto runs_on = [&] {
-    for (u32 then = count(); count() - then < 1000 && !is_over;) ::sched_yield();
-  };
   for (const u64 data : {0x6000UL, 0x7000UL, 0x9000UL}) {
     EXPECT_LT(bytes_of_text(seen(data), data), kPage / 50);
     runs_on();
@@ -183,9 +183,7 @@ TEST_F(SecureCode, StaysWhenAPageWithoutCodeIsSealed) {
   static_cast<void>(seen(kFirst));
   runs_on();
   EXPECT_EQ(copies().decoded, 0U);
-  EXPECT_FALSE(is_over);
-  stop();
-  runner.join();
+  ends_now();
 }
 
 // What an instruction that is not executed here is, the VMM of a normal guest is told.
