@@ -2,6 +2,7 @@
 #include "uv/secure_guest.h"
 
 #include "base/check.h"
+#include "base/guard.h"
 
 // One guest's life: START, DONE, ABORT, SVM_OFF, slots that come and go.
 //
@@ -228,7 +229,7 @@ Status SecureGuest::init_start() {
   {
     const sync::MutexGuard guard(lock_);
     if (state_ != GuestState::kNormal) return Status::kState;
-    if (!enabled_) return Status::kAuthority;
+    if (ST_GUARD(uv_opt_in, !enabled_)) return Status::kAuthority;
   }
   const Status registered = register_slots();
   if (registered == Status::kSuccess) life.becomes(GuestState::kTransient);
@@ -383,7 +384,7 @@ Status SecureGuest::init_abort() {
   {
     const sync::MutexGuard guard(lock_);
     if (state_ == GuestState::kNormal) return Status::kUnsupported;
-    if (state_ == GuestState::kSecure) return Status::kState;
+    if (ST_GUARD(uv_abort_of_secure, state_ == GuestState::kSecure)) return Status::kState;
     aborting_ = true;
     slots = slots_.size();
   }

@@ -106,7 +106,8 @@ SecureGuest::Claim SecureGuest::claim(u64 gpa, PageEvent event) {
   if (gpa % page_bytes_ != 0) return answer(Status::kParameter);
   Word* const word = find(Gpa(gpa));
   const PageState was = word != nullptr ? word->state : PageState::kNone;
-  if (life_comes_first() || (word != nullptr && word->busy)) return answer(Status::kBusy);
+  const bool is_taken = ST_GUARD(uv_page_is_taken, word != nullptr && word->busy);
+  if (life_comes_first() || is_taken) return answer(Status::kBusy);
   const PageCell& cell = page_cell(event, was);
   if (cell.work == PageWork::kNothing) return answer(cell.status);
   ST_CHECK(word != nullptr);  // there is nothing to do about a page of no slot
@@ -138,9 +139,12 @@ Status SecureGuest::service(const Message& message, Caller caller) {
 
 Status SecureGuest::serve(const Message& message, Caller caller) {
   // ABORT is answered by the guest's state alone: what is saved of the caller is the guest's.
-  const bool of_ultravisor = caller == Caller::kUltravisor;
-  if (message.call == Call::kHSvmInitAbort) return of_ultravisor ? init_abort() : abort_of_guest();
-  if (!of_ultravisor) return Status::kUnsupported;
+  const bool of_guest = caller != Caller::kUltravisor;
+  if (message.call == Call::kHSvmInitAbort) {
+    const bool undoes = !ST_GUARD(uv_abort_of_guest, of_guest);
+    return undoes ? init_abort() : abort_of_guest();
+  }
+  if (ST_GUARD(uv_call_of_guest, of_guest)) return Status::kUnsupported;
   switch (message.call) {
     case Call::kHSvmInitStart:
       return init_start();
@@ -349,9 +353,9 @@ Status SecureGuest::move_in(Gpa page, PageState was) {
     return Status::kBusy;
   }
   const Status told = tell_page_in(page, frame);
-  if (told == Status::kSuccess) {
+  if (!ST_GUARD(uv_page_in_answer, told != Status::kSuccess)) {
     memory_.drop_frame(frame);
-    return told;
+    return Status::kSuccess;
   }
   if (!memory_.put_back(page, frame)) memory_.drop_frame(frame);
   return told == Status::kP3 && was == PageState::kPagedOut ? told : to_answer(told);

@@ -261,4 +261,46 @@ struct ResetAgainstPagesAhead : UvProcessWorld {
   }
 };
 
+// A7-7: the process stores into a page that is becoming the guest's (a page merged with another's
+// by KSM changed under the ultravisor). It leaves the process before it is read: what was stored
+// before is the guest's, and what is stored later is stored into sealed bytes, and found.
+struct StoresAgainstEsm : UvProcessWorld {
+  static constexpr unsigned kThreads = 2;
+  StoresAgainstEsm() {
+    sched::expect(guest->svm_off().has_value(), "no vCPU runs");
+    for (u64 page = 0; page < kPages; ++page) touch(page);
+    ::madvise(memory, kPages * page_bytes, MADV_MERGEABLE);  // all are alike: zeros
+  }
+  void thread(unsigned me) { act(this, me); }
+  void play(unsigned me) {
+    if (me == 0) {
+      const auto done = ultravisor.call({uv::Call::kUvEsm, kLpid, {1, 1}}, uv::Caller::kGuest);
+      sched::expect(done == uv::Status::kSuccess || ends(), "the guest becomes secure");
+      is_over = true;
+    } else {
+      while (!is_over) {
+        sched::point();
+        // Nobody else runs between the look and the store.
+        if (is_there(0)) at(0)[kPageSize / 2] = ++last;
+      }
+    }
+  }
+  void check() {
+    u8 byte = 0;
+    const Gpa middle(kPageSize / 2);
+    auto done = uv::GuestAccess::kRetry;
+    while (done == uv::GuestAccess::kRetry) {
+      done = ultravisor.access(kLpid, middle, &byte, 1, false);
+    }
+    sched::expect(done == uv::GuestAccess::kDone ? byte == last : ends(), "no store is lost");
+  }
+  [[nodiscard]] bool is_there(u64 page) const {
+    u8 resident = 0;
+    return ::mincore(at(page), kPageSize, &resident) == 0 && (resident & 1) != 0;
+  }
+  [[nodiscard]] bool ends() { return ultravisor.use(kLpid).tampered != 0; }
+  u8 last = 0;
+  bool is_over = false;
+};
+
 }  // namespace stagetwo::test

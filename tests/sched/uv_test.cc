@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The races that the kernel's version of secure guests lost once, under the scheduler.
+#include <algorithm>
+
+#include "tests/sched/uv_mended_scenarios.h"
 #include "tests/sched/uv_process_scenarios.h"
 #include "tests/sched/uv_scenarios.h"
 
@@ -68,6 +71,61 @@ TEST(SecurePages, AnAbortNeedsOnePlaceOfTheCipherBesideATouch) {
   expect_holds<TouchAgainstAbort>(kRuns);
 }
 
+// ---- what was no race, and meets others here all the same ---------------------------------------
+
+constexpr unsigned kSome = 160;
+
+TEST(SecurePages, WhoWaitsForALockSleepsSoItsHolderMayToo) {
+  u64 most = 0, most_spinning = 0;
+  for (u64 seed = 1; seed <= 20; ++seed) {
+    most = std::max(most, SleepsUnderALock<RoomsLock>().steps_of_waiter(seed));
+    most_spinning = std::max(most_spinning, SleepsUnderALock<SpinningLock>().steps_of_waiter(seed));
+  }
+  EXPECT_LE(most, 70u) << "it looks 64 times";
+  EXPECT_GT(most_spinning, 200u) << "it would be seen";
+}
+TEST(SecurePages, APlugWithoutMemoryIsUndoneWhilePagesMove) {
+  expect_holds<PlugWithoutMemory>(kSome / 4);
+}
+TEST(SecurePages, AnEmptyPageHasItsStandIn) {
+  expect_holds<TouchAgainstAnEmptyPage>(kSome);
+}
+TEST(SecurePages, CallsTheStateDoesNotAllowAreRefusedAtAnyTime) {
+  expect_holds<CallsAgainstReset>(kSome);
+}
+TEST(SecurePages, APageOutThatFailsLeavesThePageToOthers) {
+  expect_holds<PageOutThatFails>(kSome);
+}
+TEST(SecurePages, AStartThatFailsComesBack) {
+  expect_holds<StartThatFails>(kSome);
+}
+TEST(SecurePages, AStartWantsTheVmmsWord) {
+  expect_holds<StartAgainstOptIn>(kSome);
+}
+TEST(SecurePages, AGuestMakesNoneOfTheUltravisorsCalls) {
+  expect_holds<GuestsCallsAgainstEsm>(kSome);
+}
+TEST(SecurePages, AnAbortByAGuestThatShouldNotRunUndoesNothing) {
+  expect_holds<GuestsAbortAgainstEsm>(kSome);
+}
+TEST(SecurePages, DoneMovesNoPageTwiceAndLetsOthersIn) {
+  DoneAgainstAPageThatHasBeenIn::let_in = 0;
+  expect_holds<DoneAgainstAPageThatHasBeenIn>(kSome);
+  EXPECT_TRUE(seed_is_fixed() || DoneAgainstAPageThatHasBeenIn::let_in != 0);
+}
+TEST(SecurePages, ASlotThatComesBackHasNothingOfTheOldOne) {
+  expect_holds<SlotComesBack>(kSome);
+}
+TEST(SecurePages, EveryPageOfASlotGoesThoughOneIsAHole) {
+  expect_holds<EveryPageOfASlotGoes>(kSome);
+}
+TEST(SecurePages, AReferenceThatPassesIsWaitedFor) {
+  expect_holds<AReferenceThatPasses>(kSome);
+}
+TEST(SecurePages, APageThatIsRefusedIsStillThere) {
+  expect_holds<PageInThatIsRefused>(kSome);
+}
+
 // ---- pages that leave several at once -----------------------------------------------------------
 
 class PagesAhead : public testing::Test {
@@ -99,6 +157,9 @@ TEST_F(PagesAhead, PiecesOfOnePageLeaveAndComeTogether) {
 }
 TEST_F(PagesAhead, AResetHasThemBackAndWipesThem) {
   expect_holds<ResetAgainstPagesAhead>(kFew);
+}
+TEST_F(PagesAhead, AStoreToAPageThatBecomesTheGuestsIsNotLost) {
+  expect_holds<StoresAgainstEsm>(kFew);
 }
 
 }  // namespace
