@@ -106,7 +106,7 @@ struct Statistics {
   u64 compressed = 0;  // bytes in memory for pages that are not
   u64 account = 0;     // of these, what says where each page is: goes when none is away
   u64 on_disk = 0;     // bytes
-  u64 absent = 0;      // pages, of which so many
+  u64 absent = 0;      // pages that are kept (one on its way back among them), of which so many
   u64 same_filled = 0;
   u64 taken = 0;      // pages so far
   u64 refaults = 0;   // so far

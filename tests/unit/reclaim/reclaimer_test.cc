@@ -57,6 +57,7 @@ TEST_F(ReclaimerTest, BuffersAreHeldFromTheMomentThereIsALimit) {
       {
         const bool before = hold() || host::pages_copied_away();
         make(64 * kMiB);
+        std::filesystem::remove_all(folder_);  // the child's own: nobody tears it down
         _exit(!before && hold() && host::pages_copied_away() ? 0 : 1);
       },
       ::testing::ExitedWithCode(0), "");
