@@ -349,7 +349,8 @@ bool Engine::complete(const Task& task) {
   const auto words = task.done.words();
   const auto answer = channel_.post({to, words.data()}, how(true));
   if (answer.reason == FaultReason::kNone) return true;
-  if (!cancelled()) report(Status::kCompletionFault, &task, answer.iova, true);
+  if (!cancelled())
+    report(Status::kCompletionFault, &task, to, true);  // whole, whatever word failed
   return false;
 }
 

@@ -151,6 +151,7 @@ const Row kRows[] = {
     {"HotResetNoBus", VFIO_DEVICE_PCI_HOT_RESET, {16, 0, 1, 0}, ENOTTY, ENODEV},
     {"IoEventfd", VFIO_DEVICE_IOEVENTFD, {32, 0, 0, 0, 0, 0, 0, 0}, ENOTTY, ENOTTY},
     {"Plane", VFIO_DEVICE_QUERY_GFX_PLANE, {8, 0}, ENOTTY, ENOTTY},
+    {"PlanesFile", VFIO_DEVICE_GET_GFX_DMABUF, {0}, ENOTTY, ENOTTY},
     {"Unknown", _IO(VFIO_TYPE, VFIO_BASE + 99), {}, ENOTTY, ENOTTY},
     {"OfAContainer", VFIO_CHECK_EXTENSION, {}, ENOTTY, ENOTTY},
     {"AttachThroughAGroup", VFIO_DEVICE_ATTACH_IOMMUFD_PT, {12, 0, 1}, ENOTTY, ENOTTY},
