@@ -143,6 +143,17 @@ Result<void> Device::show(unsigned region, u64 offset, u64 size, int prot, Hva a
   return {};
 }
 
+u64 Device::shown(unsigned region, u64 offset, const host::Mapping& found, Hva at) const {
+  const u64 in_file = found.offset + (at - found.range.start());
+  for (const MappedArea& area : shape().regions[region].mapped) {
+    if (offset < area.offset || offset - area.offset >= area.size) continue;
+    const u64 memory = memory_of(which_.slot) + area.memory + (offset - area.offset);
+    if (in_file != memory || !is_registry(found)) return 0;
+    return std::min(area.size - (offset - area.offset), found.range.end() - at);
+  }
+  return 0;
+}
+
 void Device::reset() {
   const Locked locked(*this);
   model_->reset();

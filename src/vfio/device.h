@@ -49,8 +49,12 @@ class Device final : public sync::RefCounted {
   // on: plain areas as `prot` says, trapped ones without a right to write. Pre: the range is in
   // areas that are mapped. Failure: ENOMEM.
   Result<void> show(unsigned region, u64 offset, u64 size, int prot, Hva at);
-  // Nothing is there: a touch is SIGBUS. Failure: EMFILE, ENOMEM; what was there stands.
-  Result<void> hide(u64 size, int prot, Hva at) { return show_nothing(size, prot, at); }
+  // Nothing is there: a touch is SIGBUS. Answers what stands for that. Failure: EMFILE, ENOMEM;
+  // what was there stands.
+  Result<host::FileId> hide(u64 size, int prot, Hva at) { return show_nothing(size, prot, at); }
+  // How many bytes from `at` on `found` shows of the region from `offset` on, as show() has put it
+  // there. Pre: `at` is in `found`.
+  [[nodiscard]] u64 shown(unsigned region, u64 offset, const host::Mapping& found, Hva at) const;
   Result<void> set_irqs(const IrqSet& request);
 
  private:

@@ -139,14 +139,22 @@ Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at) {
   return {};
 }
 
-Result<void> show_nothing(u64 size, int prot, Hva at) {
+Result<host::FileId> show_nothing(u64 size, int prot, Hva at) {
   const sync::PassingNumber passing;
   const int empty = ST_TRY(sys::memfd_create("stagetwo-off", MFD_CLOEXEC));
+  struct ::stat behind{};
+  const auto named = sys::fstat(empty, &behind);
   const auto done =
       sys::mmap(reinterpret_cast<void*>(at.raw()), size, prot, MAP_SHARED | MAP_FIXED, empty, 0);
   static_cast<void>(sys::close(empty));
   if (!done) return refuse(done.error());
-  return {};
+  return named ? host::FileId{behind.st_dev, behind.st_ino} : host::FileId{};
+}
+
+// As the kernel names it among the mappings, which of some file systems is not what fstat says.
+bool is_registry(const host::Mapping& found) {
+  const auto own = host::shown_mapping_at(Hva(reinterpret_cast<u64>(mapped.load(sync::kAcquire))));
+  return own && own->inode == found.inode && own->device == found.device;
 }
 
 void wipe_memory(u32 slot) {

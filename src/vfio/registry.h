@@ -12,7 +12,9 @@
 
 #include "addr/addr.h"
 #include "base/alloc.h"
+#include "host/file_change.h"
 #include "host/kept_fd.h"
+#include "host/process_map.h"
 #include "sync/process_mutex.h"
 #include "vfio/group_link.h"
 #include "vfio/mdev.h"
@@ -60,8 +62,10 @@ inline constexpr u64 memory_of(u32 slot) {
 [[nodiscard]] Result<u8*> map_memory(u32 slot);
 // A part of it in the place of a client's mapping. Failure: ENOMEM; that mapping stands.
 [[nodiscard]] Result<void> show_memory(u32 slot, u64 offset, u64 size, int prot, Hva at);
-// Pages behind the end of a file in that place. Failure: EMFILE, ENOMEM; the same.
-[[nodiscard]] Result<void> show_nothing(u64 size, int prot, Hva at);
+// Pages behind the end of a file in that place; answers which. Failure: EMFILE, ENOMEM; the same.
+[[nodiscard]] Result<host::FileId> show_nothing(u64 size, int prot, Hva at);
+// Is it a mapping of the registry's file?
+[[nodiscard]] bool is_registry(const host::Mapping& found);
 void wipe_memory(u32 slot);
 
 // Maps it. Failure: ENOMEM, EMFILE, EIO (not one of this version).

@@ -135,6 +135,12 @@ TEST(Vfio, AHostileClientHurtsNobody) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+// What children of fork have of a region, they hold the device by.
+TEST(Vfio, AMappingHoldsItsDeviceInWhomeverHasIt) {
+  const Outcome outcome = run_under("region_mappings", {"forks"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 // By its own node and an iommufd, from sysfs to DMA and interrupts; by PASID where there are any.
 TEST(Vfio, AFunctionIsDrivenByItsOwnNode) {
   for (const bool newer : {false, true}) {

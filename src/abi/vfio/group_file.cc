@@ -165,9 +165,9 @@ Box<host::Description> attach_group(std::string_view kind, host::DescriptorSpec*
 }
 
 void after_fork_child() {
-  mappings_after_fork_child();
   vfio::devices_after_fork_child();
   vfio::bus_after_fork_child();
+  mappings_after_fork_child();
 }
 
 }  // namespace stagetwo::abi_vfio

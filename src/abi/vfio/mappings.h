@@ -9,10 +9,10 @@
 //   store to a trapped page             SIGSEGV, the instruction is done here, write() of the model
 //   munmap(2), mmap over it             the bell: the row goes when the change is over
 //
-// I1  A row is there from before its mapping may be stored to until its pages are unmapped. What
-//     cuts a hole in the middle of one takes the row whole: what is left has no device then.
+// I1  A row is there from before its mapping may be stored to until its pages are unmapped, by
+//     whatever part of it (abi/vfio/mapping_table.h).
 // Locking: a leaf around the rows; taken in signal handlers, by nobody who stores to client memory.
-// In a child of fork: the same rows.
+// In a child of fork: rows for what it has of them, and a subscription of its own.
 
 #include "abi/vfio/files.h"
 

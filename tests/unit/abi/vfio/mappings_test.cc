@@ -58,6 +58,9 @@ TEST_F(Mapping, MemoryOfTheDeviceIsNobodysBusiness) {
 TEST_F(Mapping, AStoreWithoutARightToItIsTheClientsFault) {
   u8* const at = map_region(2 * kPageSize, kPageSize, PROT_READ);
   EXPECT_EXIT(put<u8>(at, 1), testing::KilledBySignal(SIGSEGV), "");
+  u8* const read_only = map_region(0, kPageSize, PROT_READ);
+  EXPECT_EXIT(put<u8>(read_only, 1), testing::KilledBySignal(SIGSEGV), "");
+  EXPECT_EQ(seen().count, 0u);
   // Nor where the instruction is none that is known.
   u8* const registers = map_region(0, kPageSize);
   EXPECT_EXIT(asm volatile("fstps (%0)" ::"r"(registers) : "memory"),

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a program does with regions of a device that it has mapped.
+//
+//   region_mappings forks     children have the mappings, and hold the device as long as they have
+//                             them: munmap, what is kept from them, exec, kill -9
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include "vfio_client.h"
+
+#define NAME "d0a5b652-825f-3413-9000-000000000001"
+#define FOLDER "/sys/bus/mdev/devices/" NAME
+enum { kPortal = 2, kRing = 4 };
+
+static int container, group, device;
+static char group_path[64];
+
+static void begin(void) {
+  REQUIRE(put("/sys/class/mdev_bus/dma-engine/mdev_supported_types/dma-engine-1/create", NAME) > 0);
+  snprintf(group_path, sizeof group_path, "%.63s", group_of(FOLDER));
+}
+static void open_all(void) {
+  container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+  group = open(group_path, O_RDWR | O_CLOEXEC);
+  device = open_in_container(container, group, NAME);
+}
+static void close_all(void) {
+  close(device);
+  close(group);
+  close(container);
+}
+static void* map_region(unsigned region, size_t size, int prot) {
+  void* const at = mmap(NULL, size, prot, MAP_SHARED, device, (off_t)region << 40);
+  REQUIRE(at != MAP_FAILED);
+  return at;
+}
+
+// A process that holds nothing any more has told so within some milliseconds.
+static int is_free_soon(void) {
+  for (int i = 0; i < 1000; ++i) {
+    const int fd = open(group_path, O_RDWR);
+    if (fd >= 0) return close(fd) == 0;
+    REQUIRE(errno == EBUSY);
+    usleep(1000);
+  }
+  return 0;
+}
+static void is_busy(void) {
+  usleep(20000);
+  REFUSED(open(group_path, O_RDWR), EBUSY);
+}
+
+// ---- forks
+
+static int tell[2];  // by the child: what it does is done
+
+static pid_t child_that(void (*does)(char*), char* at) {
+  REQUIRE(pipe2(tell, O_CLOEXEC) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    REQUIRE(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0);
+    does(at);
+    REQUIRE(write(tell[1], "x", 1) == 1);
+    for (;;) pause();
+  }
+  close(tell[1]);
+  char done;
+  REQUIRE(read(tell[0], &done, 1) >= 0);  // or it executes another program
+  close(tell[0]);
+  return child;
+}
+static void end_of(pid_t child) {
+  int status;
+  kill(child, SIGKILL);
+  REQUIRE(waitpid(child, &status, 0) == child);
+}
+
+static void closes(char* at) {
+  (void)at;
+  close_all();
+}
+static void gives_all_back(char* at) {
+  munmap(at, kPage);
+  close_all();
+}
+static void executes(char* at) {
+  (void)at;
+  execlp("sleep", "sleep", "100", (char*)NULL);
+}
+
+static void forks(void) {
+  begin();
+  // Who has given all back holds nothing, whoever goes on with it.
+  open_all();
+  char* at = map_region(kPortal, kPage, PROT_READ | PROT_WRITE);
+  pid_t child = child_that(gives_all_back, at);
+  is_busy();
+  munmap(at, kPage);
+  close_all();
+  REQUIRE(is_free_soon());
+  end_of(child);
+  // Nor does who never had it, or has become another program.
+  for (int i = 0; i < 2; ++i) {
+    open_all();
+    at = map_region(kPortal, kPage, PROT_READ | PROT_WRITE);
+    if (i == 0) REQUIRE(madvise(at, kPage, MADV_DONTFORK) == 0);
+    child = child_that(i == 0 ? closes : executes, at);
+    munmap(at, kPage);
+    close_all();
+    REQUIRE(is_free_soon());
+    end_of(child);
+  }
+  // Who still has the mapping has the device, with or without its parent; until it dies.
+  open_all();
+  at = map_region(kPortal, kPage, PROT_READ | PROT_WRITE);
+  child = child_that(closes, at);
+  munmap(at, kPage);
+  close_all();
+  is_busy();
+  end_of(child);
+  REQUIRE(is_free_soon());
+  REQUIRE(put(FOLDER "/remove", "1") == 1);
+}
+
+int main(int argc, char** argv) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  REQUIRE(argc == 2);
+  if (strcmp(argv[1], "forks") == 0) forks();
+  puts("done");
+  return 0;
+}
