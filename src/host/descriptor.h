@@ -151,6 +151,10 @@ void sweep_closed_memory();
 // descriptors is then not about its own. One system call.
 bool in_borrowed_memory();
 
+// Does any process still hold the descriptor whose memfd or pipe has this number (I2), or is it in
+// a message on its way? Failure: the kernel does not tell (/proc/locks).
+[[nodiscard]] Result<bool> is_held_anywhere(u64 inode);
+
 // Is `fd` one of the engine's own? The client must not see, close or replace it.
 bool is_engine_fd(int fd);
 int next_engine_fd(int first);  // the lowest one >= first, or -1

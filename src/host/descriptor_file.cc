@@ -2,11 +2,15 @@
 #include "host/descriptor_file.h"
 
 #include <fcntl.h>
+#include <string.h>
 #include <sys/syscall.h>
+
+#include <algorithm>
 
 #include "base/sys.h"
 #include "host/descriptor.h"
 #include "host/kept_fd.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::host {
 namespace {
@@ -29,6 +33,31 @@ bool is_held(int watch_fd) {
   struct flock lock = held_byte(F_WRLCK);
   const auto asked = sys::fcntl(watch_fd, F_OFD_GETLK, sys::arg(&lock));
   return !asked || lock.l_type != F_UNLCK;
+}
+
+// The kernel tells locks of open file descriptions to everybody, each with the number of its file.
+Result<bool> is_held_anywhere(u64 inode) {
+  FixedString<64> lock(":");
+  lock.append_int(inode).append_char(' ').append_int(u64{kHeldByte}).append_char(' ');
+  const std::string_view wanted(lock.c_str());
+  const sync::PassingNumber passing;
+  const int fd = ST_TRY(open_proc("/proc/locks", O_RDONLY | O_CLOEXEC));
+  Result<bool> found = false;
+  char buffer[2048];
+  for (size_t kept = 0;;) {
+    const auto got = sys::read(fd, buffer + kept, sizeof(buffer) - kept);
+    if (!got) found = refuse(got.error());
+    if (!got || *got == 0) break;
+    const std::string_view text(buffer, kept + *got);
+    if (text.find(wanted) != std::string_view::npos) {
+      found = true;
+      break;
+    }
+    kept = std::min(text.size(), wanted.size() - 1);  // the next part may begin within it
+    memmove(buffer, text.data() + (text.size() - kept), kept);
+  }
+  static_cast<void>(sys::close(fd));
+  return found;
 }
 
 Result<int> open_for_client(int backing_fd, int flags, bool has_position) {

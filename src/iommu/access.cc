@@ -43,11 +43,13 @@ void Locked::leave_ioas(AccessSeat& seat) {
   ST_CHECK(recompute_alignment(*ioas).has_value());  // it only falls
 }
 
-Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client) {
-  const u32 process = ST_TRY(this_process());
+Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client, u64 inode) {
+  const u32 process = client == nullptr ? kNobody : ST_TRY(this_process());
   Access* const access = ST_TRY(add<Access>(ObjectType::kAccess, "iommu.access"));
   access->alignment = pins ? kPageSize : 1;
   access->process = process;
+  access->inode = inode;
+  if (process != kNobody) use_process(process, 1);
   access->object.users = 1;  // its maker, until destroy_access()
   Result<void> done;
   if (ioas != nullptr) done = join_ioas(*access, *ioas);
@@ -61,6 +63,8 @@ Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client)
 }
 
 void Locked::destroy_access(Access* access) {
+  unpin_all(*access);
+  if (access->process != kNobody) use_process(access->process, -1);
   for (AccessSeat& seat : access->seats) leave_ioas(seat);
   remove(access);
 }
@@ -112,22 +116,42 @@ Result<void> Locked::pin(Access& access, u64 iova, u64 length, bool write, u64* 
   if (!last) return refuse(EOVERFLOW);
   Ioas* const ioas = access.ioas;
   if (ioas == nullptr) return refuse(ENOENT);
+  AccessPin* const made = ST_TRY(arena().make<AccessPin>("iommu.access_pin_note"));
   for (u64 at = iova;;) {
     Area* const area = areas(*ioas, at, at).first(at, at);
     Result<u64> pages = refuse(ENOENT);
     if (area != nullptr && area->filler == 0) pages = pin_pages_of(*area, at, *last, write, frames);
     if (!pages) {
       if (at != iova) unpin_areas(*ioas, iova, at - 1);
+      arena().destroy(made);
       return refuse(pages.error());
     }
     frames += *pages;
-    if (area->last() >= *last) return {};
+    if (area->last() >= *last) break;
     at = area->last() + 1;
   }
+  made->node.start = iova;
+  made->node.last = *last;
+  access.pins.insert(made);
+  return {};
 }
 
 void Locked::unpin(Access& access, u64 iova, u64 length) {
-  if (Ioas* const ioas = access.has_pins_in) unpin_areas(*ioas, iova, iova + length - 1);
+  const u64 last = iova + length - 1;
+  AccessPin* pin = access.pins.first(iova, last);
+  while (pin != nullptr && (pin->node.start != iova || pin->node.last != last)) {
+    pin = access.pins.next(pin);
+  }
+  if (pin == nullptr) return;
+  access.pins.erase(pin);
+  arena().destroy(pin);
+  unpin_areas(*access.has_pins_in, iova, last);
+}
+
+void Locked::unpin_all(Access& access) {
+  while (const AccessPin* const pin = access.pins.first()) {
+    unpin(access, pin->node.start, pin->node.last - pin->node.start + 1);
+  }
 }
 
 Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, const void* from) {
@@ -253,6 +277,7 @@ Result<void> Context::set_ioas(u32 access_id, u32 ioas_id) {
   Locked locked(*this);
   if (!locked.ok()) return refuse(EIO);
   Access* const access = ST_TRY(locked.find<Access>(access_id));
+  locked.unpin_all(*access);  // what it did not let go of
   Ioas* const left = access->has_pins_in;
   Ioas* joined = nullptr;
   for (AccessSeat& seat : access->seats) {

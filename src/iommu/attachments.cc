@@ -75,7 +75,17 @@ Result<Device*> Locked::make_vtd_device(const VtdHow& how) {
     return refuse(EINVAL);
   }
   Device* const device = ST_TRY(make_device(how.no_dirty, false, how.max_pasid_lg2));
-  const auto done = add_context(arena(), &root().root_table, how.source, how.max_pasid_lg2);
+  const auto add = [&] {
+    return add_context(arena(), &root().root_table, how.source, how.max_pasid_lg2);
+  };
+  Result<void> done;
+  if (how.ends_with_process) {
+    const auto process = this_process();
+    if (process) device->process = *process;
+    if (!process) done = refuse(process.error());
+  }
+  if (done) done = add();
+  if (!done && to_int(done.error()) == EBUSY && drop_closed_files()) done = add();
   if (!done) {
     remove(device);
     return refuse(done.error());
@@ -83,6 +93,7 @@ Result<Device*> Locked::make_vtd_device(const VtdHow& how) {
   device->vtd = true;
   device->levels = how.levels;
   device->source = static_cast<u16>(how.source);
+  if (how.ends_with_process) use_process(device->process, 1);
   return device;
 }
 
@@ -90,6 +101,7 @@ void Locked::destroy_device(Device* device) {
   ST_DCHECK(device->own.hwpt.get() == nullptr && device->pasids.empty());
   drop_partial(*device, 0);
   if (device->vtd) remove_context(arena(), &root().root_table, SourceId{device->source.get()});
+  if (device->process != kNobody) use_process(device->process, -1);
   remove(device);
 }
 

@@ -371,6 +371,7 @@ Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unma
     if (area->iova() < *start || area->last() > last) return refuse(ENOENT);
     const u64 area_last = area->last();
     if (area->accesses != 0) {
+      if (drop_dead_accesses(ioas)) continue;
       area->prevent_access = true;
       return UnmapStep{.notify_start = area->iova(), .notify_last = area_last};
     }

@@ -116,11 +116,11 @@ class Locked {
   bool read_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
 
   // ---- accesses (access.cc); one may be in no IOAS yet, or have no client
-  Result<Access*> make_access(Ioas* ioas, bool pins, AccessClient* client);
-  void destroy_access(Access* access);  // pre: it has no pins, nor a client
+  Result<Access*> make_access(Ioas* ioas, bool pins, AccessClient* client, u64 inode = 0);
+  void destroy_access(Access* access);  // and its pins. Pre: it has no client, or that is gone
   // Each page's frame goes to `frames`. Failure: ENOENT, EINVAL, EPERM, EFAULT.
   Result<void> pin(Access& access, u64 iova, u64 length, bool write, u64* frames);
-  void unpin(Access& access, u64 iova, u64 length);
+  void unpin(Access& access, u64 iova, u64 length);  // what was pinned so
   Result<void> transfer(Access& access, u64 iova, u64 length, void* to, const void* from);
 
   // ---- page requests (fault.cc)
@@ -171,10 +171,9 @@ class Locked {
   Result<void> recompute_alignment(Ioas& ioas), add_domain(Ioas& ioas, Hwpt& hwpt);
   Result<void> reserve_and_fill(Ioas& ioas, Hwpt& hwpt), join_ioas(Access& access, Ioas& ioas);
   void remove_domain(Ioas& ioas, Hwpt& hwpt), remove_reserved(Ioas& ioas, u32 owner);
-  Result<void> do_attach(Device& device, u32 pasid, Hwpt& hwpt);
-  Result<void> enter(Device& device, u32 pasid, Hwpt& hwpt), insert_object(Object* object);
+  Result<void> do_attach(Device& device, u32 pasid, Hwpt& hwpt), insert_object(Object* object);
+  Result<void> enter(Device& device, u32 pasid, Hwpt& hwpt), attach_ioas(Device&, Ioas&, u32*);
   Result<Hwpt*> do_replace(Device& device, u32 pasid, Hwpt& hwpt);
-  Result<void> attach_ioas(Device& device, Ioas& ioas, u32* pt_id);
   Result<void> replace_by_ioas(Device& device, Ioas& ioas, u32* pt_id);
   Result<void> reserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
   void unreserve_for(Device& device, u32 pasid, const Hwpt& hwpt);
@@ -185,9 +184,10 @@ class Locked {
   void post_children(const Hwpt& parent), flush_attachment(const Attachment& attachment);
   void post_pages(const Hwpt& hwpt, u64 iova, u64 last), flush_pages(const Hwpt&, u64, u64);
   void flush_ioas(const Ioas& ioas, u64 iova, u64 last), leave_ioas(AccessSeat& seat);
+  bool drop_if_dead(Object* object), drop_dead_accesses(const Ioas& ioas), drop_closed_files();
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
-  void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death();
+  void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death(), unpin_all(Access& access);
   void uncharge(host::PinCharge mode, u64 pages), uncharge_dead(host::PinCharge mode, u64 pages);
 
   Context& c_;

@@ -22,7 +22,7 @@ struct Process {
 
 // A frame as a page table holds it: whose pin table, and the number there (host::Frame).
 inline constexpr unsigned kFrameBits = 29;
-inline constexpr u32 kProcesses = 512;
+inline constexpr u32 kProcesses = 512, kNobody = kProcesses;
 
 inline constexpr u64 kFewPages = 2;  // a page, wherever it begins
 
@@ -92,6 +92,11 @@ struct PageRow {
 struct PageRowSet {
   IntervalSet<PageRow, Intervals::kDisjoint> tree;
   RelPtr<PageRow> near;  // used last
+};
+
+// What an access has pinned at once.
+struct AccessPin {
+  IntervalNode node;
 };
 
 struct Reserved {

@@ -80,6 +80,7 @@ Result<void> Locked::destroy(u32 id) {
   if (ST_TRY(find(id))->users != 0) {
     if (const auto ioas = find<Ioas>(id)) static_cast<void>(drop_dead_fills(**ioas));
     detach_dead_processes();
+    static_cast<void>(drop_closed_files());
   }
   Object* const object = ST_TRY(find(id));
   if (object->users != 0) return refuse(EBUSY);

@@ -149,7 +149,8 @@ struct Device {
   Kept<bool> vtd;  // in device tables, with page tables of `levels`
   Kept<u8> levels;
   Kept<u16> source;
-  Kept<bool> auxiliary;  // takes auxiliary page tables, no primary one
+  Kept<bool> auxiliary;        // takes auxiliary page tables, no primary one
+  Kept<u32> process{kNobody};  // with which it ends
   VirtualSide side;
   Kept<u32> last_group;         // of its page requests
   RelPtr<PageRequest> partial;  // of groups whose last has not come
@@ -165,8 +166,10 @@ struct Access {
   RelPtr<Ioas> ioas;         // where it pins; null: in none, or in none while it changes
   RelPtr<Ioas> has_pins_in;  // where it unpins; of one that changes, the one it leaves
   AccessSeat seats[2];       // of one that changes, both
+  IntervalSet<AccessPin> pins;
   Kept<u64> alignment{1};
-  Kept<u32> process;  // whose Context calls back
+  Kept<u32> process;  // whose Context calls back, and with which it ends; kNobody: it has no client
+  Kept<u64> inode;    // of its descriptor, which may outlive that process; 0: it has none
   void enter(Ioas* to) {
     ioas = to;
     has_pins_in = to;

@@ -22,6 +22,10 @@ struct QueueFile {
   Kept<u64> device, inode;  // of the pipe
   Kept<u32> maker;          // the process
   Kept<bool> open;          // it is a user of the queue
+  Kept<bool> shown;         // the kernel tells who holds it (host::is_held_anywhere)
+  [[nodiscard]] bool is(const QueueFile& other) const {
+    return device == other.device && inode == other.inode;
+  }
 };
 
 class QueueFiles {

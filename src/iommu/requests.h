@@ -80,6 +80,7 @@ struct VtdHow {
   u8 max_pasid_lg2 = 0;
   u8 levels = 4;
   bool no_dirty = false;
+  bool ends_with_process = false;  // with this one
 };
 
 // An access of a device: how far it came, and why no further.

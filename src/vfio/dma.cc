@@ -150,8 +150,8 @@ Result<u32> Dma::bind(sync::Ref<iommu::Iommufd> iommufd, const Listed& device) {
       access_ = ST_TRY(locked.make_access(nullptr, true, this))->object.id;
     } else {
       const auto source = static_cast<u16>(kFirstSource + device.slot);
-      auto* const made =
-          ST_TRY(locked.make_vtd_device({.source = SourceId{source}, .max_pasid_lg2 = pasid_bits}));
+      auto* const made = ST_TRY(locked.make_vtd_device(
+          {.source = SourceId{source}, .max_pasid_lg2 = pasid_bits, .ends_with_process = true}));
       made->object.users = 1;  // this: the client does not destroy it
       device_ = made->object.id;
     }

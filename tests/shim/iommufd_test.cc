@@ -42,6 +42,10 @@ TEST(IommufdSharers, FillThePageThatAMapWaitsFor) {
   expect_done(run_client("iommu_sharers", "handler"));
 }
 
+TEST(IommufdSharers, LeaveNothingInUseWhenTheyEnd) {
+  expect_done(run_client("iommu_ends"));
+}
+
 // A program's memory ends with exec, and its pins with it; in the kernel an iopt_pages keeps
 // the mm_struct it was made with.
 TEST(IommufdImages, DoNotTakeThePinsOfTheOneBeforeForTheirs) {

@@ -31,9 +31,17 @@ bool may_set_resources() {
 
 Outcome destroy(Call& call, iommu_destroy& cmd) {
   ST_TRY(may_fail("abi_iommufd.find_object", ENOENT));
-  ST_LOCK_IOMMUFD(locked, call);
-  ST_TRY(check_not_mapped(locked, call.iommufd, cmd.id));
-  return locked.destroy(cmd.id);
+  const auto try_it = [&]() -> Outcome {
+    ST_LOCK_IOMMUFD(locked, call);
+    ST_TRY(check_not_mapped(locked, call.iommufd, cmd.id));
+    return locked.destroy(cmd.id);
+  };
+  const auto done = try_it();
+  if (done || to_int(done.error()) != EBUSY) return done;
+  // What is a user of it by a descriptor that was closed here first, and elsewhere since.
+  host::sweep_closed();
+  host::sweep_closed_memory();
+  return try_it();
 }
 
 Outcome finish(Call& call, u32 id, Result<void> answered) {

@@ -68,6 +68,13 @@ Result<host::Backing> make_queue_backing(Call& call, std::string_view name, u32 
   return host::Backing::create_ready(kind.c_str());
 }
 
+bool is_shown(int fd) {
+  struct ::stat behind{};
+  if (!sys::fstat(fd, &behind)) return false;
+  const auto held = host::is_held_anywhere(behind.st_ino);
+  return held && *held;
+}
+
 void close_untold(int fd) {
   host::CloseWatch watch(fd);
   static_cast<void>(sys::close(fd));

@@ -28,6 +28,8 @@ struct QueueName {
 
 [[nodiscard]] Result<host::Backing> make_queue_backing(Call& call, std::string_view name, u32 id);
 void close_untold(int fd);  // a descriptor that its client was never told of
+// Does the kernel tell that it is held? (host::is_held_anywhere)
+[[nodiscard]] bool is_shown(int fd);
 
 inline bool has_waiting(const iommu::FaultQueue& queue) {
   return queue.delivered.get() != nullptr;
@@ -75,7 +77,7 @@ class QueueFile : public host::Description {
     iommu::Locked locked(iommufd_->context());
     if (!locked.ok()) return;
     const auto queue = locked.template find_made<Queue>(id_);
-    if (!queue || !(*queue)->file.open) return;
+    if (!queue || !(*queue)->file.open || !(*queue)->file.is(end_)) return;
     (*queue)->file.open = false;
     --(*queue)->object.users;
   }
@@ -121,10 +123,13 @@ Outcome hand_out(Call& call, Cmd& cmd, u32 id, u32* out_fd) {
   } else {
     told = refuse(fd.error());
   }
+  const bool shown = told && is_shown(*fd);
   ST_LOCK_IOMMUFD(locked, call);
-  if (told) {
+  const auto queue = locked.find_made<typename File::Queue>(id);
+  if (queue && told) {
+    (*queue)->file.shown = shown;
     locked.told(id);
-  } else if (const auto queue = locked.find_made<typename File::Queue>(id)) {
+  } else if (queue) {
     destroy_queue(locked, *queue);
   }
   return told;

@@ -2,6 +2,7 @@
 // The descriptor of an access, as a driver without DMA would hold one: pins by IOVA, reading and
 // writing. kernel file: drivers/iommu/iommufd/selftest.c.
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include <utility>
 
@@ -159,6 +160,8 @@ Outcome create_access(Call& call, iommu_test_cmd& cmd) {
   const bool pins = flags != 0;
   ST_TRY(may_fail("abi_iommufd.access_file", ENFILE));
   auto backing = ST_TRY(host::Backing::create("iommufd-access", 0));
+  struct ::stat behind{};
+  ST_TRY(sys::fstat(backing.fd(), &behind));
   call.iommufd.ref();
   auto file = ST_TRY(
       make_box<AccessFile>("abi_iommufd.access", sync::Ref<Iommufd>::adopt(&call.iommufd), pins));
@@ -166,7 +169,7 @@ Outcome create_access(Call& call, iommu_test_cmd& cmd) {
   {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(cmd.id));
-    access.set_id(ST_TRY(locked.make_access(ioas, pins, &access))->object.id);
+    access.set_id(ST_TRY(locked.make_access(ioas, pins, &access, behind.st_ino))->object.id);
   }
   const u32 id = access.id();
   const auto fd =

@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "host/descriptor.h"
@@ -43,6 +45,40 @@ TEST_F(DescriptorFile, IsHeldUntilTheLastDupIsClosed) {
     ::close(again);
     EXPECT_FALSE(is_held(file_)) << mode;
   }
+}
+
+TEST_F(DescriptorFile, IsHeldByWhomeverElse) {
+  struct ::stat behind{};
+  ASSERT_EQ(0, ::fstat(file_, &behind));
+  const auto held = [&] { return is_held_anywhere(behind.st_ino); };
+  ASSERT_TRUE(held()) << "/proc/locks is to be read";
+  EXPECT_FALSE(*held());
+  const auto clients = open_for_client(file_, O_RDONLY | O_CLOEXEC, true);
+  ASSERT_TRUE(clients.has_value());
+  // Many others: what is looked for is in the midst of them.
+  int others[100];
+  for (int& one : others) {
+    const int file = ::memfd_create("stagetwo:1:other", MFD_CLOEXEC);
+    one = *open_for_client(file, O_RDWR | O_CLOEXEC, true);
+    ::close(file);
+  }
+  EXPECT_TRUE(*held());
+  int ends[2];
+  ASSERT_EQ(0, ::pipe(ends));
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char byte = 0;
+    ::close(ends[1]);
+    ::_exit(::read(ends[0], &byte, 1) == 0 ? 0 : 1);
+  }
+  ::close(*clients);
+  for (const int one : others) ::close(one);
+  EXPECT_TRUE(*held()) << "a child has it";
+  ::close(ends[1]);
+  ASSERT_EQ(child, ::waitpid(child, nullptr, 0));
+  ::close(ends[0]);
+  EXPECT_FALSE(*held());
+  EXPECT_FALSE(*is_held_anywhere(behind.st_ino / 10)) << "a number within the other's";
 }
 
 TEST_F(DescriptorFile, HasNoPositionToReadFromUnlessTheKernelsHas) {
