@@ -5,6 +5,7 @@
 // absent (a stand-in) or are no memory at all, and a VMM that touches them. Every address a message
 // names is looked up: one of a page that the process gave up is a stale use, and is counted.
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -337,10 +338,14 @@ struct SecureMachine {
     static_cast<void>(guest.add_slot(id, gpa(first), pages * page_bytes).has_value());
   }
   [[nodiscard]] Bytes text(u64 page, u64 turn = 0) const {
+    constexpr u64 kPeriod = 43;
     Bytes bytes(page_bytes);
-    for (u64 i = 0; i < page_bytes; ++i) {
-      const char letter = "a secret of the guest's own, page by page. "[(i + page) % 43];
+    for (u64 i = 0; i < kPeriod; ++i) {
+      const char letter = "a secret of the guest's own, page by page. "[(i + page) % kPeriod];
       bytes[i] = static_cast<u8>(static_cast<u64>(letter) + turn);
+    }
+    for (u64 i = kPeriod; i < page_bytes; i *= 2) {
+      std::memcpy(&bytes[i], &bytes[0], std::min(i, page_bytes - i));
     }
     return bytes;
   }

@@ -31,52 +31,6 @@ TEST_F(ProcessGuest, ALoadSeesSealedBytesAndTheGuestItsOwn) {
   EXPECT_EQ(guest_bytes(kPages - 1), Bytes(kPageSize)) << "never touched";
 }
 
-TEST_F(ProcessGuest, S0_08_ASystemCallSeesSealedBytesToo) {
-  become_secure();
-  if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
-  int ends[2];
-  ASSERT_EQ(::pipe(ends), 0);
-  ASSERT_EQ(::write(ends[1], at(2), kPageSize), static_cast<ssize_t>(kPageSize));
-  Bytes got(kPageSize);
-  ASSERT_EQ(::read(ends[0], got.data(), got.size()), static_cast<ssize_t>(kPageSize));
-  ::close(ends[0]);
-  ::close(ends[1]);
-  EXPECT_LT(equal_bytes(got, text(2)), kPageSize / 50);
-  EXPECT_EQ(guest_bytes(2), text(2));
-}
-
-TEST_F(ProcessGuest, S0_08_AnotherProcessSeesSealedBytesToo) {
-  if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
-  ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
-  int go[2], back[2];
-  ASSERT_EQ(::pipe(go), 0);
-  ASSERT_EQ(::pipe(back), 0);
-  const pid_t parent = ::getpid();
-  // Before the guest is secure: a fork brings everything back.
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    u8 byte = 0;
-    if (::read(go[0], &byte, 1) != 1) ::_exit(2);
-    Bytes got(kPageSize);
-    const iovec to{got.data(), got.size()}, from{at(4), kPageSize};
-    const ssize_t read = ::process_vm_readv(parent, &to, 1, &from, 1, 0);
-    const ssize_t told = ::write(back[1], got.data(), got.size());
-    ::_exit(read == static_cast<ssize_t>(kPageSize) && told == read ? 0 : 1);
-  }
-  become_secure();
-  ASSERT_EQ(::write(go[1], "x", 1), 1);
-  Bytes got(kPageSize);
-  ASSERT_EQ(::read(back[0], got.data(), got.size()), static_cast<ssize_t>(kPageSize));
-  int status = -1;
-  ::waitpid(child, &status, 0);
-  for (const int fd : {go[0], go[1], back[0], back[1]}) ::close(fd);
-  if (status != 0) GTEST_SKIP() << "this machine lets no process read another's memory";
-  EXPECT_LT(equal_bytes(got, text(4)), kPageSize / 50);
-  EXPECT_EQ(guest->page(Gpa(4 * kPageSize)), PageState::kPagedOut);
-  EXPECT_EQ(guest_bytes(4), text(4));
-}
-
 TEST_F(ProcessGuest, AStoreIntoASealedPageEndsTheGuest) {
   become_secure();
   at(1)[100] ^= 1;

@@ -273,6 +273,7 @@ TEST_P(SecureGuestCheck, S0_19_AbortGivesTheGuestItsMemoryBack) {
   EXPECT_EQ(m.ultravisor.esm_abort(m.kLpid), Status::kParameter);
   EXPECT_EQ(m.guest.state(), GuestState::kNormal);
   EXPECT_EQ(m.ultravisor.state(m.kLpid), SvmState::kNone);
+  EXPECT_EQ(m.to_uv.count(Call::kUvUnregisterMemSlot), 1u);
   for (u64 page = 0; page < 4; ++page) EXPECT_EQ(m.vmm_read(page), m.text(page)) << page;
   EXPECT_EQ(m.ultravisor.pool_free(), 64u);
   ASSERT_EQ(m.esm(), Status::kSuccess);

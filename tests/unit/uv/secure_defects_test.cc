@@ -10,6 +10,7 @@
 #include <regex>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "base/alloc.h"
 #include "base/failpoint.h"
@@ -58,15 +59,36 @@ TEST(NotCopied, W01_AGuestThatWasSecureAndHasEndedIsNotAbortedEither) {
   EXPECT_NE(g.m.vmm_read(1), g.m.text(1));
 }
 
-// Three slots; the first, the second, the last registration fails.
+// Which slots are unregistered, in order.
+class SlotsThatGo final : public Port {
+ public:
+  explicit SlotsThatGo(Port* to) : to_(*to) {}
+  Status call(const Message& message, Caller caller) override {
+    if (message.call == Call::kUvUnregisterMemSlot) ids.push_back(message.args[1]);
+    return to_.call(message, caller);
+  }
+  std::vector<u64> ids;
+
+ private:
+  Port& to_;
+};
+
+// Three slots; the first, the second, the last registration fails: those before it go, and not the
+// one that failed as often as there are.
 TEST(NotCopied, W02_AFailedStartUndoesTheSlotsItHadRegistered) {
   for (unsigned k = 1; k <= 3; ++k) {
     Guest g;
     g.m.plug(1, 10, 2);
     g.m.plug(2, 20, 2);
+    SlotsThatGo gone(g.m.to_uv.to);
+    g.m.to_uv.to = &gone;
     g.m.to_uv.refuse(Call::kUvRegisterMemSlot, k, Status::kParameter);
     EXPECT_EQ(g.m.ultravisor.esm_begin(g.m.kLpid), Status::kParameter);
-    EXPECT_EQ(g.m.to_uv.count(Call::kUvUnregisterMemSlot), k - 1);
+    const std::vector<u64> want = k == 1   ? std::vector<u64>{}
+                                  : k == 2 ? std::vector<u64>{0}
+                                           : std::vector<u64>{1, 0};
+    EXPECT_EQ(gone.ids, want);
+    g.m.to_uv.to = &g.m.ultravisor;
     EXPECT_EQ(g.m.guest.state(), GuestState::kNormal);
     g.secure();
     EXPECT_EQ(g.m.guest_bytes(0), g.m.text(0));
@@ -81,6 +103,33 @@ TEST(NotCopied, W03_AFailedStartLeavesTheGuestNormal) {
   EXPECT_EQ(g.m.h_svm(Call::kHSvmInitDone), Status::kUnsupported);
   EXPECT_EQ(g.m.h_svm(Call::kHSvmInitAbort), Status::kUnsupported);
   EXPECT_EQ(g.m.vmm_read(0), g.m.text(0));
+}
+
+// The same where the VMM did not allow it, and on a machine without secure memory: START says so
+// each time, and nothing has begun.
+TEST(NotCopied, W03_AStartThatIsNotAllowedOrNotPossibleLeavesTheGuestNormal) {
+  Guest g;
+  for (const bool has_ultravisor : {true, false}) {
+    test::PlainNormalMemory memory(&g.m.memory);
+    SecureGuest other(9, 4096, &memory, has_ultravisor ? &g.m.to_uv : nullptr);
+    ASSERT_TRUE(g.m.hypervisor.add(&other).has_value());
+    ASSERT_TRUE(other.add_slot(0, Gpa(0), 4096).has_value());
+    if (!has_ultravisor) other.enable();
+    const auto call = [&](Call number) {
+      return g.m.hypervisor.call({number, 9, {0, 0, 12}}, Caller::kUltravisor);
+    };
+    for (int again = 0; again < 2; ++again) {
+      EXPECT_EQ(call(Call::kHSvmInitStart),
+                has_ultravisor ? Status::kAuthority : Status::kUnsupported);
+      EXPECT_EQ(other.state(), GuestState::kNormal);
+      for (const Call later :
+           {Call::kHSvmPageIn, Call::kHSvmPageOut, Call::kHSvmInitDone, Call::kHSvmInitAbort}) {
+        EXPECT_EQ(call(later), Status::kUnsupported);
+      }
+    }
+    EXPECT_TRUE(other.svm_off().has_value()) << "a normal guest's reset";
+    g.m.hypervisor.remove(&other);
+  }
 }
 
 TEST(NotCopied, W04_EveryWayOutLeavesNothingForTheNextStartToTripOver) {
