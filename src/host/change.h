@@ -110,6 +110,7 @@ auto change(u64 start, u64 size, EventKind kind, Announced what, F&& system_call
   } else {
     if (absent.refused()) return no_memory<Answer>();
     PinnedChange pinned(*range, what, kept);
+    if (pinned.refused()) return no_memory<Answer>();
     auto result = std::forward<F>(system_call)();
     if (has_changed(result, kind)) {
       absent.succeeded();

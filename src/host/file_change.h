@@ -36,6 +36,12 @@ class FileChange {
   FileChange(const FileChange&) = delete;
   FileChange& operator=(const FileChange&) = delete;
 
+  // Pinned pages could not be kept: the call is not to be made, and answers ENOMEM.
+  [[nodiscard]] bool refused() const {
+    bool any = pinned_ && pinned_->refused();
+    for (const auto& copy : pinned_copies_) any = any || (copy && copy->refused());
+    return any;
+  }
   void succeeded() {
     if (absent_) absent_->succeeded();
     if (pinned_) pinned_->succeeded();

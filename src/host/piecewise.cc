@@ -8,6 +8,7 @@
 #include "base/guard.h"
 #include "base/kernel_numbers.h"
 #include "base/sys.h"
+#include "host/change.h"
 #include "host/file_change.h"
 #include "host/owner_table.h"
 #include "host/process_map.h"
@@ -38,6 +39,7 @@ int free_lazily(const MappedPart& part, Discard* call) {
 int punch(const MappedPart& part, Discard* call) {
   const u64 offset = part.mapping.offset + (part.range.start() - part.mapping.range.start());
   FileChange change({part.mapping.device, part.mapping.inode}, offset, part.range.size());
+  if (change.refused()) return no_memory<int>();
   const int answer = call->advise(part.range.start().raw(), part.range.size());
   if (answer == 0) change.succeeded();
   return answer;
@@ -49,6 +51,7 @@ int discard_part(const MappedPart& part, int advice, Discard* call) {
   if (part.mapped && advice == MADV_REMOVE && part.mapping.shared) return punch(part, call);
   OwnedChange absent(range, Announced::kClears);
   PinnedChange pinned(range, Announced::kClears, kWholeRange);
+  if (pinned.refused()) return no_memory<int>();
   const int answer = call->advise(range.start().raw(), range.size());
   if (answer == 0) {
     absent.succeeded();

@@ -131,6 +131,9 @@ class PinnedChange {
   PinnedChange& operator=(const PinnedChange&) = delete;
   // Were pages of the range pinned, or about to be?
   [[nodiscard]] bool met_pages() const { return met_; }
+  // Pages that the call takes away could not be kept for want of memory, or of mappings
+  // (vm.max_map_count): it is not to be made, and answers ENOMEM.
+  [[nodiscard]] bool refused() const { return refused_; }
   // The system call succeeded. Without it everything is as before.
   void succeeded(Hva moved_to = {}) {
     succeeded_ = true;
@@ -154,6 +157,7 @@ class PinnedChange {
   bool open_ = false;
   bool met_ = false;
   bool succeeded_ = false;
+  bool refused_ = false;
   u32 depth_ = 0;
   PinnedChange* next_ = nullptr;  // of those open; under the table's lock
 };

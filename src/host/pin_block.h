@@ -35,7 +35,7 @@ inline constexpr u64 kNoWrite = 1 << 5;
 inline constexpr u64 kAlias = 1 << 6;
 inline constexpr u64 kAside = 1 << 7;     // held, and the page is in the store already
 inline constexpr u64 kCopied = 1 << 8;    // kAside, and the client's page is still there
-inline constexpr u64 kPageLost = 1 << 9;  // there was no memory to keep it
+inline constexpr u64 kPageLost = 1 << 9;  // nobody could read it
 
 struct PinKey {
   u64 device = 0;  // 0, 0: private memory of the process

@@ -115,7 +115,7 @@ void PinTable::hold(PinnedChange& change) {
 }
 
 // The pages the change takes from the client's address go to the store before it does.
-void PinTable::put_aside(const PinnedChange& change) {
+void PinTable::put_aside(PinnedChange& change) {
   const u64 stays = change.range_.start().raw() + change.kept_;
   const bool moves = change.what_ == Announced::kMoves;
   if (change.what_ == Announced::kProtects) return;
@@ -124,7 +124,8 @@ void PinTable::put_aside(const PinnedChange& change) {
   };
   Piece pieces[kPieces];
   while (const unsigned count = collect(change, pieces, kPieces, wanted)) {
-    for (unsigned i = 0; i < count; ++i) keep_piece(change, pieces[i]);
+    for (unsigned i = 0; i < count && !change.refused_; ++i) keep_piece(change, pieces[i]);
+    if (change.refused_) return;
   }
 }
 
@@ -141,8 +142,8 @@ bool refuses_to_move(u64 word, HvaRange pages) {
 
 // Puts the pages of a piece into the store, a mapping at a time: of several, Linux 6.17 moves some
 // and refuses the rest, and what was moved twice is gone.
-void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
-  for (u32 done = 0; done < piece.pages;) {
+void PinTable::keep_piece(PinnedChange& change, const Piece& piece) {
+  for (u32 done = 0; done < piece.pages && !change.refused_;) {
     const u64 offset = u64{done} * kPageSize;
     const Hva from = Hva(piece.word & kPageMask) + offset;
     const u64 left = u64{piece.pages - done} * kPageSize;
@@ -154,7 +155,7 @@ void PinTable::keep_piece(const PinnedChange& change, const Piece& piece) {
 }
 
 // All at once, or, where they are of a kind that does not move, one by one.
-void PinTable::keep_part(const PinnedChange& change, const Piece& piece) {
+void PinTable::keep_part(PinnedChange& change, const Piece& piece) {
   const Hva from(piece.word & kPageMask);
   const Hva place = piece.block->window + u64{piece.first} * kPageSize;
   const u64 bytes = u64{piece.pages} * kPageSize;
@@ -170,7 +171,9 @@ void PinTable::keep_part(const PinnedChange& change, const Piece& piece) {
     u64 bits = kAside;
     if (!may_move || piece.pages == 1 ||
         !pin_store::move_in(from + offset, place + offset, kPageSize)) {
-      const bool copied = pin_store::copy_in(from + offset, place + offset, kPageSize);
+      const auto copied = pin_store::copy_in(from + offset, place + offset, kPageSize);
+      change.refused_ = !copied && to_int(copied.error()) != EFAULT;
+      if (change.refused_) return;  // it is where it was
       bits |= copied ? kCopied : kPageLost;
     }
     publish(page, page.word | bits);

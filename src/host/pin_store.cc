@@ -38,6 +38,34 @@ bool remap_leaving(Hva from, Hva to, u64 bytes) {
       .has_value();
 }
 
+// Some mappings to be without when there are as many as there may be (vm.max_map_count): a page is
+// given back by mapping nothing over it, which needs room for one more, and makes room for two.
+constinit sync::Atomic<u64> spare{0};
+constexpr u64 kSpareBytes = 8 * kPageSize;
+
+void keep_spare() {
+  if (spare.load(sync::kRelaxed) != 0) [[likely]]
+    return;
+  const auto made = reserve_pages(kSpareBytes, "host.pin_spare");
+  if (!made) return;
+  const u64 start = reinterpret_cast<u64>(*made);
+  for (u64 at = start; at < start + kSpareBytes; at += 2 * kPageSize) {
+    static_cast<void>(sys::mprotect(reinterpret_cast<void*>(at), kPageSize, PROT_READ));
+  }
+  u64 none = 0;
+  if (!spare.compare_exchange(none, start)) unmap_pages(*made, kSpareBytes);
+}
+
+void spend_spare() {
+  if (const u64 at = spare.exchange(0)) unmap_pages(reinterpret_cast<void*>(at), kSpareBytes);
+}
+
+bool map_nothing(Hva place, u64 bytes) {
+  return sys::mmap(pointer(place), bytes, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+      .has_value();
+}
+
 }  // namespace
 
 // The whole windows of a fresh reservation, which is one too large.
@@ -59,6 +87,7 @@ Result<void> Windows::make_more() {
 }
 
 Result<Hva> Windows::take() {
+  keep_spare();
   for (;;) {
     {
       const sync::MutexGuard guard(lock_);
@@ -82,14 +111,14 @@ bool move_in(Hva page, Hva place, u64 bytes) {
   return remap_leaving(page, place, bytes);
 }
 
-bool copy_in(Hva page, Hva place, u64 bytes) {
-  if (failpoint::should_fail("host.pin_copy")) return false;
+Result<void> copy_in(Hva page, Hva place, u64 bytes) {
+  if (failpoint::should_fail("host.pin_copy")) return refuse(ENOMEM);
   const auto mapped = sys::mmap(pointer(place), bytes, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  if (!mapped) return false;
-  if (read_behind(page, pointer(place), bytes)) return true;
+  if (!mapped) return refuse(mapped.error());
+  if (read_behind(page, pointer(place), bytes)) return {};
   drop(place, bytes);
-  return false;
+  return refuse(EFAULT);
 }
 
 // What is left at the place is the moved mapping without pages.
@@ -115,8 +144,15 @@ bool settle(Hva place, u64 bytes) {
 }
 
 void drop(Hva place, u64 bytes) {
-  static_cast<void>(sys::mmap(pointer(place), bytes, PROT_NONE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
+  bool mapped = map_nothing(place, bytes);
+  if (!mapped) {
+    spend_spare();
+    mapped = map_nothing(place, bytes);
+  }
+  if (!mapped) {  // it stays a mapping, without memory
+    static_cast<void>(sys::madvise(pointer(place), bytes, MADV_DONTNEED));
+    static_cast<void>(sys::mprotect(pointer(place), bytes, PROT_NONE));
+  }
   static_cast<void>(sys::madvise(pointer(place), bytes, MADV_DONTDUMP));
 }
 

@@ -35,8 +35,8 @@ class Windows {
 
 // The pages themselves go, the client's mapping stays and is empty. False: this memory cannot.
 [[nodiscard]] bool move_in(Hva page, Hva place, u64 bytes);
-// Copies them; the client's memory is as before.
-[[nodiscard]] bool copy_in(Hva page, Hva place, u64 bytes);
+// Copies them; the client's memory is as before. Failure: EFAULT (nobody can read them), ENOMEM.
+[[nodiscard]] Result<void> copy_in(Hva page, Hva place, u64 bytes);
 // Back to where the client's mapping is still: undoes move_in.
 void move_back(Hva place, Hva page, u64 bytes);
 // The pages are the pinners' alone: readable, writable, no child's. False: not so.

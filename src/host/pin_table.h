@@ -120,9 +120,9 @@ class PinTable {
   void each_of(const PinnedChange& change, F&& fn) TA_REQ(lock_);
   bool meets(const PinnedChange& change) TA_REQ(lock_);
   void hold(PinnedChange& change);
-  void put_aside(const PinnedChange& change);
-  void keep_piece(const PinnedChange& change, const Piece& piece);
-  void keep_part(const PinnedChange& change, const Piece& piece);
+  void put_aside(PinnedChange& change);
+  void keep_piece(PinnedChange& change, const Piece& piece);
+  void keep_part(PinnedChange& change, const Piece& piece);
   void settle_piece(const PinnedChange& change, const Piece& piece);
   void settle_failed(const PinnedChange& change, const Piece& piece);
   static u32 see_home(const Piece& piece, u32 done, bool* stands);

@@ -12,6 +12,7 @@
 
 #include <optional>
 
+#include "host/change.h"
 #include "host/file_change.h"
 #include "host/held_pages.h"
 #include "host/process_map.h"
@@ -73,7 +74,7 @@ int take_out(int fd, off_t offset, u64 size, F&& call) {
   int result = 0;
   {
     host::FileChange change(fd, static_cast<u64>(offset), size);
-    result = call();
+    result = change.refused() ? host::no_memory<int>() : call();
     if (result == 0) change.succeeded();
   }
   section.leave();
@@ -102,7 +103,8 @@ auto take_out_named(int directory, const char* path, int flags, off_t size, F&& 
   host::EngineSection section(host::Touches::kNothing);
   const auto result = [&] {
     host::FileChange change(*file, static_cast<u64>(size), host::FileChange::kToTheEnd);
-    const auto answer = call();
+    using Answer = decltype(call());
+    const auto answer = change.refused() ? host::no_memory<Answer>() : call();
     if (has_ended(answer)) change.succeeded();
     return answer;
   }();
