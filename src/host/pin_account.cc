@@ -17,13 +17,14 @@ namespace {
 
 constinit sync::Atomic<u64> of_process{0};
 
-// That this thread may lock what it likes was found in the process of the stamp; so many pages are
-// believed it still.
-constexpr u64 kBelievedPages = 256;
+// That this thread may lock what it likes was found in the process of the stamp, at that age of
+// rights; so many pages are believed it still.
+constexpr u32 kBelievedPages = 255, kAges = 1u << 24;
 struct Belief {
   u32 stamp;
-  u32 pages;
+  u32 age_and_pages;  // of which the pages are the last 8 bits
 };
+constinit sync::Atomic<u32> rights_age{0};
 [[gnu::tls_model("initial-exec")]] constinit thread_local Belief belief{};
 
 sync::Atomic<u64>& of_user() {
@@ -63,14 +64,19 @@ Result<void> charge(sync::Atomic<u64>& counter, u64 pages, u64 others) {
 }  // namespace
 
 PinCharge pin_charge(PinCharge wanted, u64 pages) {
-  const u32 stamp = stamp_of_process();
-  if (belief.stamp == stamp && pages <= belief.pages) [[likely]] {
-    belief.pages -= static_cast<u32>(pages);
+  const u32 stamp = stamp_of_process(), age = rights_age.load(sync::kRelaxed) % kAges;
+  const bool is_same = belief.stamp == stamp && belief.age_and_pages / (kBelievedPages + 1) == age;
+  if (is_same && pages <= belief.age_and_pages % (kBelievedPages + 1)) [[likely]] {
+    belief.age_and_pages -= static_cast<u32>(pages);
     return PinCharge::kNone;
   }
   if (!may_lock_all()) return wanted;
-  belief = {stamp, kBelievedPages};
+  belief = {stamp, age * (kBelievedPages + 1) + kBelievedPages};
   return PinCharge::kNone;
+}
+
+void forget_rights() {
+  rights_age.fetch_add(1, sync::kRelaxed);
 }
 
 Result<void> charge_pins(PinCharge mode, u64 pages) {

@@ -27,9 +27,12 @@ enum class PinCharge : u8 { kNone, kUser, kProcess };
 
 // For a holder of so many pages: kNone where the calling task may lock what it likes, else
 // `wanted`. Decided once for each holder: rights that are given up later change nothing. Who was
-// found to have them is believed for the next 256 pages: to ask costs more than to pin one.
-// Differs: of a task that gives them up meanwhile, so many are charged to nobody.
+// found to have them is believed for the next 255 pages, until forget_rights(): to ask costs more
+// than to pin one. Differs: where a task gives them up by its own instruction, without libc, so
+// many are charged to nobody.
 [[nodiscard]] PinCharge pin_charge(PinCharge wanted, u64 pages);
+// A thread of this process has other rights now, or another user.
+void forget_rights();
 // Failure: ENOMEM, the limit; nothing is charged.
 [[nodiscard]] Result<void> charge_pins(PinCharge mode, u64 pages);
 // Pre: charged in this mode.

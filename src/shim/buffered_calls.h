@@ -34,6 +34,7 @@
 #include <utime.h>
 #include <wordexp.h>
 
+#include "host/pin_account.h"
 #include "shim/next.h"
 
 namespace stagetwo::shim::next {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Plain clients of /dev/iommu, in several processes.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <string>
 #include <vector>
@@ -44,6 +45,11 @@ TEST(IommufdSharers, FillThePageThatAMapWaitsFor) {
 
 TEST(IommufdSharers, LeaveNothingInUseWhenTheyEnd) {
   expect_done(run_client("iommu_ends"));
+}
+
+TEST(IommufdRights, ThatAreGivenUpCountFromTheNextPageOn) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root (CAP_IPC_LOCK)";
+  expect_done(run_client("iommu_rights"));
 }
 
 // A program's memory ends with exec, and its pins with it; in the kernel an iopt_pages keeps

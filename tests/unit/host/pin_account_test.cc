@@ -99,6 +99,15 @@ TEST(PinAccount, WhoGivesUpTheRightIsChargedFromAMebibyteOnAtTheLatest) {
     return well && host::pin_charge(PinCharge::kUser, 1) == PinCharge::kUser;
   }));
 }
+TEST(PinAccount, WhoIsKnownToHaveGivenUpTheRightIsChargedAtOnce) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root (CAP_IPC_LOCK)";
+  EXPECT_TRUE(in_process([] {
+    const bool before = host::pin_charge(PinCharge::kUser, 1) == PinCharge::kNone;
+    give_up_capabilities();
+    host::forget_rights();
+    return before && host::pin_charge(PinCharge::kUser, 1) == PinCharge::kUser;
+  }));
+}
 
 }  // namespace
 }  // namespace stagetwo
