@@ -109,7 +109,8 @@ constexpr Unseen kAll[] = {
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},
     {Where::kWithoutUserfaultfd,
-     "absent pages as buffers of a program's own system-call instructions and of io_uring",
+     "absent pages, and pages beside them that nobody has touched, as buffers of a program's own "
+     "system-call instructions and of io_uring",
      "EFAULT; syscall() and the functions of libc that take buffers bring theirs back and hold "
      "them, but for those below"},
     {Where::kWithoutUserfaultfd,

@@ -119,7 +119,9 @@ u64 HeldPages::fetch(HvaRange part) {
   if (!owners_active()) [[likely]]
     return 0;
   if (id_ == 0) enter();  // the first page was taken meanwhile
-  return bring_back_range(part);
+  const u64 back = bring_back_range(part);
+  OwnerTable* table = userfault::serves_kernel() ? nullptr : owner_table();
+  return back + (table == nullptr ? 0 : table->fill_holes(part));
 }
 
 void HeldPages::hold_file(int fd, u64 offset, u64 size) {

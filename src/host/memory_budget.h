@@ -17,6 +17,7 @@
 //
 // Locking: none of its own; a turn takes what it takes. Lifetime: the item until clear().
 
+#include "addr/addr.h"
 #include "base/types.h"
 #include "sync/atomic.h"
 #include "sync/passage.h"
@@ -86,6 +87,11 @@ void let_stores_land();
 void limit(WorkItem* item, s64 reserve = 0);
 // Nobody pays any more. Post: no turn runs on account of a payment. Pre: before remove_work().
 void clear();
+// First touches of these ranges are reported, and owed for, from now on: who touches fast what it
+// never had would else be ahead of who makes room. In place of the ranges of the last call; what
+// cannot be watched is not, and who changes a mapping ends it there. Where userfaultfd serves user
+// mode only nothing is. Context: no lock, no section.
+void watch_growth(const HvaRange* ranges, size_t count);
 // What is left, in place of what was. Wakes those who wait.
 void grant(s64 pages);
 [[nodiscard]] s64 left();

@@ -61,11 +61,12 @@ struct WatchedSpan {
   HvaRange range;
   u64 object;
   u64 absent;
+  bool grows = false;  // watch_growth() asks for it whatever is absent
 };
 
 // What take_away() was asked for.
 struct Taking {
-  PageOwner* owner;
+  PageOwner* owner;  // null: nothing is taken (budget::watch_growth())
   Which which;
   HvaRange span;
 };

@@ -52,7 +52,9 @@ class OwnerTable final : public TransitWatcher {
   // May pages of the span, one mapping's, be hidden, and how? Post: touches are reported, until
   // nothing of it is absent or taken. EAGAIN: under a change; EBUSY: somebody stands on it.
   [[nodiscard]] Result<Hiding> watch(HvaRange span, u64 object, const Mapping& mapping);
+  void keep_watching(const HvaRange* ranges, size_t count);  // and no others with nothing absent
   bool fill_first(Hva at, Access access);
+  u64 fill_holes(HvaRange range);  // that are watched, with zeros; how many
   // What write-protection has left in the page tables where pages of shared memory went. Pre: under
   // a change.
   void clear_marks(HvaRange range);

@@ -14,6 +14,7 @@
 #include "host/footing.h"
 #include "host/held_pages.h"
 #include "host/kernel_io.h"
+#include "host/memory_budget.h"
 #include "host/owner_collect.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
@@ -84,6 +85,15 @@ Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taki
   if (may_hide(taking.which, *way)) return true;
   table.count_refused_watch(piece.size() / kPageSize);
   return false;
+}
+
+// budget::watch_growth(): of what is watched nothing is to be found out.
+void report_first_touches(OwnerTable& table, HvaRange piece, const Taking& taking,
+                          const Mapping& mapping) {
+  if (mapping.file_backed || userfault::is_watched(piece.start())) return;
+  table.note_private(piece);
+  Hiding hiding{};
+  static_cast<void>(watch_private(table, piece, taking, mapping, &hiding));
 }
 
 // What userfault::bind() does, where userfaultfd is denied: for a mapping nobody has written to.
@@ -209,7 +219,9 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, const Taking& taking,
     if (!stood.empty()) end = stood.start();
     const HvaRange piece(at, end - at);
     Hva reached = end;
-    if (!mapping->shared) {
+    if (!mapping->shared && taking.owner == nullptr) {
+      report_first_touches(table, piece, taking, *mapping);
+    } else if (!mapping->shared) {
       taken += ST_TRY(take_private(table, piece, taking, *mapping, layout, &reached));
     } else if (taking.which == Which::kAll || taking.which == Which::kReclaim) {
       taken += ST_TRY(take_shared(table, piece, *mapping, taking, cookie));
@@ -254,6 +266,19 @@ Result<u64> take_away(HvaRange range, PageOwner* owner, const void* cookie, Whic
   }();
   table->end_take();
   return taken;
+}
+
+// As a taker that has no owner for what it finds, and takes nothing.
+void budget::watch_growth(const HvaRange* ranges, size_t count) {
+  OwnerTable* table = owner_table();
+  if (table == nullptr || (count != 0 && !userfault::serves_kernel())) return;
+  table->begin_take();
+  for (size_t i = 0; i < count; ++i) {
+    const Taking nothing{nullptr, Which::kReclaim, ranges[i]};
+    static_cast<void>(take_range(*table, ranges[i], nothing, nullptr));
+  }
+  table->keep_watching(ranges, count);
+  table->end_take();
 }
 
 BringBack bring_back(Hva at) {

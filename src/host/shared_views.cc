@@ -522,6 +522,7 @@ Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mappin
     if (count > kMaxViews) {
       table.count_refused_shared(bytes / kPageSize);
     } else if (const auto hiding = watch_views(table, views, count)) {
+      if (taking.owner == nullptr) return u64{0};
       chunk.hiding = *hiding;
       if (taking.which == Which::kReclaim && *hiding != Hiding::kUserfault) {
         table.count_refused_watch(bytes / kPageSize);

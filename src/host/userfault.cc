@@ -29,8 +29,10 @@ enum class Reach : u32 { kUnknown, kAll, kUserMode, kDenied };
 
 constinit sync::Atomic<Reach> reach{Reach::kUnknown};
 constinit sync::Atomic<bool> denied_by_test{false};
+constinit sync::Atomic<bool> user_mode_by_test{false};
 
 Result<int> open_full() {
+  if (user_mode_by_test.load(sync::kRelaxed)) return refuse(EPERM);
   const long direct = sys::call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
   if (direct >= 0) return static_cast<int>(direct);
   const int device = ST_TRY(sys::openat(AT_FDCWD, "/dev/userfaultfd", O_RDWR | O_CLOEXEC));
@@ -284,6 +286,9 @@ unsigned wait_for_touches(Touch* out) {
 
 void debug_deny(bool deny) {
   denied_by_test.store(deny, sync::kRelaxed);
+}
+void debug_user_mode_only() {
+  user_mode_by_test.store(true, sync::kRelaxed);
 }
 
 }  // namespace stagetwo::host::userfault

@@ -73,5 +73,7 @@ inline constexpr unsigned kMaxTouches = 16;
 
 // For tests: behave as where it is denied.
 void debug_deny(bool deny);
+// The same where it is for user mode only. Pre: not open.
+void debug_user_mode_only();
 
 }  // namespace stagetwo::host::userfault

@@ -127,12 +127,21 @@ void OwnerTable::count_in_spans(PageKey key, Hva at, bool absent) {
 void OwnerTable::forget_spans() {
   if (takers_ != 0) return;
   for (size_t i = 0; i < spans_.size();) {
-    if (spans_[i].absent != 0) {
+    if (spans_[i].absent != 0 || spans_[i].grows) {
       ++i;
       continue;
     }
     userfault::forget(spans_[i].range);
     spans_.swap_erase(i);
+  }
+}
+
+// end_take() gives up the others.
+void OwnerTable::keep_watching(const HvaRange* ranges, size_t count) {
+  const sync::MutexGuard guard(lock_);
+  for (WatchedSpan& span : spans_) {
+    span.grows = std::any_of(ranges, ranges + count,
+                             [&](HvaRange range) { return range.overlaps(span.range); });
   }
 }
 
@@ -162,6 +171,25 @@ bool OwnerTable::fill_first(Hva at, Access access) {
   const auto filled =
       access == Access::kRead ? userfault::zero(page) : userfault::copy(page, zeros);
   return filled.has_value();
+}
+
+// For a system call where its touches are not reported. What is there already is left as it is.
+u64 OwnerTable::fill_holes(HvaRange range) {
+  {
+    const sync::MutexGuard guard(lock_);
+    if (spans_.empty()) return 0;
+  }
+  PageState states[kMaxPageStates];
+  u64 filled = 0;
+  for (Hva at = range.start(); at < range.end();) {
+    const u64 left = (range.end() - at) / kPageSize;
+    const unsigned count = static_cast<unsigned>(std::min<u64>(left, kMaxPageStates));
+    if (!page_states(at, count, states)) return filled;
+    for (unsigned i = 0; i < count; ++i, at += kPageSize) {
+      if (!states[i].present && !states[i].swapped && fill_first(at, Access::kRead)) ++filled;
+    }
+  }
+  return filled;
 }
 
 // Absent pages stay so: they are reported as missing.
@@ -276,7 +304,7 @@ bool OwnerTable::cut_spans(HvaRange range, bool forget) {
     spans_.swap_erase(i);
     for (const HvaRange left : {HvaRange(span.range.start(), first - span.range.start()),
                                 HvaRange(end, span.range.end() - end)}) {
-      const WatchedSpan rest{left, span.object, absent_in(left, span.object)};
+      const WatchedSpan rest{left, span.object, absent_in(left, span.object), span.grows};
       if (!left.empty()) static_cast<void>(spans_.push_back(rest));
     }
   }

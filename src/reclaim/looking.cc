@@ -14,6 +14,7 @@
 #include "base/kernel_numbers.h"
 #include "base/sys.h"
 #include "host/kept_fd.h"
+#include "host/memory_budget.h"
 #include "host/process_map.h"
 #include "host/shared_objects.h"
 #include "mem/private_swap.h"
@@ -168,6 +169,42 @@ u64 Reclaimer::resident_now() {
   const u64 then = look_.process;
   if (now >= then) return look_.resident + (now - then);
   return look_.resident - std::min(look_.resident, then - now);
+}
+
+// A look is up to a millisecond late, and on a busy machine more: what the process stores in that
+// time would be over the limit before anybody knows. So where guests may have more than it, and
+// what is free is less than can come within a few turns, who touches memory for the first time
+// waits for us (host/page_resolver.cc). Before, first touches are the kernel's, and may be of huge
+// pages.
+void Reclaimer::watch_growth(u64 now) {
+  constexpr u64 kMostBetweenTurns = u64{64} << 20;
+  constexpr u64 kAgainNs = 100'000'000;  // who changes a mapping ends it there
+  const u64 limit = limit_.load(sync::kRelaxed);
+  u64 most = 0;
+  u64 which = 1;
+  for_each_span([&](Span& span) {
+    most += span.range.size();
+    which = hash_u64(which ^ hash_u64(span.range.start().raw() ^ span.range.size())) | 1;
+  });
+  const bool may_exceed = limit != kNoLimit && most > limit;
+  const u64 margin = std::max(limit / 2, kMostBetweenTurns);
+  const bool is_near = growth_of_ != 0 || margin >= limit || usage() > limit - margin;
+  if (!may_exceed || !is_near) {
+    if (growth_of_ != 0) host::budget::watch_growth(nullptr, 0);
+    growth_of_ = 0;
+    return;
+  }
+  if (which == growth_of_ && now - growth_at_ < kAgainNs) return;
+  Vec<HvaRange> ranges{"reclaim.growth"};
+  bool all = true;
+  for_each_span([&](Span& span) {
+    const bool ours = mem::private_pages::are_bound(span.range);
+    if (span.kind == Span::Kind::kOrdinary && !ours) all = all && ranges.push_back(span.range);
+  });
+  if (!all) return;  // the next turn
+  host::budget::watch_growth(ranges.begin(), ranges.size());
+  growth_of_ = which;
+  growth_at_ = now;
 }
 
 namespace {

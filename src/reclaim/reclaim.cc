@@ -117,6 +117,7 @@ void Reclaimer::turn() {
   const u64 now = sync::now_ns();
   follow_session();
   spans_.prune();
+  watch_growth(now);
   keep_limits(now);
   take_sample(now);
   if (sync::now_ns() - last_measure_ > kFarNs) {
@@ -178,6 +179,7 @@ Statistics Reclaimer::statistics() {
 
 void Reclaimer::bring_everything_back() {
   for_each_span([](Span& span) { static_cast<void>(host::bring_back_range(span.range)); });
+  if (growth_of_ != 0) host::budget::watch_growth(nullptr, 0);
 }
 
 // ---- the engine -----------------------------------------------------------------------------
@@ -312,6 +314,13 @@ void Guest::let_go(const Range& used) {
 }
 
 Result<void> Guest::use(u32 name, HvaRange range) {
+  const Result<void> done = enter_use(name, range);
+  // It may fill at once, before the next turn.
+  if (done && !range.empty() && host::budget::is_limited()) host::kick_worker(true);
+  return done;
+}
+
+Result<void> Guest::enter_use(u32 name, HvaRange range) {
   const sync::MutexGuard guard(guests.lock);
   const Range* const now = ranges_.find(name);
   const Range old = now == nullptr ? Range{} : *now;

@@ -90,6 +90,7 @@ class Guest {
     HvaRange range;
     bool known = false;  // to the spans of an engine
   };
+  [[nodiscard]] Result<void> enter_use(u32 name, HvaRange range);
   void let_go(const Range& used);
   HashMap<u32, Range> ranges_{"reclaim.guest_ranges"};
   u64 limit_ = kNoLimit;

@@ -62,6 +62,7 @@ class Reclaimer final : public host::WorkItem {
   void measure_guests();
   [[nodiscard]] u64 resident_in(HvaRange range);
   [[nodiscard]] bool any_guest_limited();
+  void watch_growth(u64 now);
 
   // ageing.cc
   void pass();
@@ -126,6 +127,10 @@ class Reclaimer final : public host::WorkItem {
   Hva hand_{};
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
   u64 huge_splits_ = 0;
+  // The spans of which first touches are reported: when that was asked for, and a word that differs
+  // where they do; 0: of none.
+  u64 growth_at_ = 0;
+  u64 growth_of_ = 0;
   unsigned fruitless_ = 0;
   u64 unkept_until_ = 0;
   u64 followed_;  // of the session's words

@@ -82,14 +82,15 @@ class SwappingVmm(unittest.TestCase):
     def tearDown(self):
         shutil.rmtree(self.folder)
 
-    def start(self, megabytes, limit, *more, options=(), ms=None, size="", denied=None):
+    def start(self, megabytes, limit, *more, options=(), ms=None, size="", denied=None, user=None):
         self.stats = self.folder / "stats.json"
         self.samples = self.folder / "samples.jsonl"
         limited = ["--memory-limit", limit, "--swap", f"{self.folder}{size}", f"--wss=100ms,file={self.samples}"]
         command = [*(denied or []), TOOL, "run", *(limited if limit else []), f"--stats={self.stats}",
                    "--log-file", self.folder / "log", *options, "--", CLIENT,
                    megabytes, ms or int(SECONDS * 200), SEED, *more]
-        return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                user=user, group=user, extra_groups=None if user is None else [])
 
     def compressed(self):
         lines = self.samples.read_text().splitlines() if self.samples.exists() else []
@@ -129,6 +130,20 @@ class SwappingVmm(unittest.TestCase):
 
     def test_SharedMemoryIsWholeToo(self):
         self.whole(64, 16, "shared")
+
+    def test_WhereSystemCallsAreNotReportedItIsWholeToo(self):
+        device = Path("/dev/userfaultfd")
+        allowed = Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1"
+        if os.geteuid() != 0 or allowed or (device.exists() and device.stat().st_mode & 6):
+            self.skipTest("needs root (to be somebody to whom userfaultfd serves user mode only)")
+        os.chmod(self.folder, 0o777)
+        if not all(parent.stat().st_mode & 1 for parent in CLIENT.parents):
+            self.skipTest("the client cannot be run by another user")
+        with self.start(16, "4M", ms=300, user=65534) as run:
+            told = run.stdout.read()
+        self.assertEqual(0, run.returncode, f"seed {SEED}: {told}")
+        self.assertIn("whole: ", told, f"seed {SEED}")
+        self.assertGreater(json.loads(self.stats.read_text())["refaults"], 100)
 
     def test_KilledItLeavesNothingBehind(self):
         with self.start(32, "8M", ms=60000) as run:

@@ -414,7 +414,8 @@ TEST(Doctor, ListsWhatIsNotSeenWhereUserfaultfdIsDenied) {
   const auto here = finding_of(run_program({tool(), "doctor", "--json"}), "unseen")["items"];
   EXPECT_GT(denied.size(), here.size());
   for (const char* what :
-       {"absent pages as buffers of a program's own system-call instructions and of io_uring",
+       {"absent pages, and pages beside them that nobody has touched, as buffers of a program's "
+        "own system-call instructions and of io_uring",
         "absent pages of a stack the program switches to by itself (coroutines)"}) {
     const auto starts = [what](const std::string& item) { return item.starts_with(what); };
     EXPECT_TRUE(std::any_of(denied.begin(), denied.end(), starts)) << what;

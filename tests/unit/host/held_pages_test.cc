@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 #include <setjmp.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstddef>
@@ -57,6 +58,36 @@ TEST_F(Held, WhatIsNotInTheRangeIsNotHeld) {
   const HeldPages next(HvaRange(range().end(), kPageSize));
   host::bring_back_range(range());
   EXPECT_EQ(1u, take());
+}
+
+// Where a touch by the kernel is not reported, a hole in watched memory is its EFAULT. In a program
+// of its own, where nothing was opened before.
+TEST(HeldForUserMode, ASystemCallFindsNoHoleInMemoryThatIsWatched) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto runs = [] {
+    host::userfault::debug_user_mode_only();
+    if (!host::userfault::open()) return 2;
+    test::OnePlaceOwner owner;
+    test::GuardedPages memory{3};
+    std::memset(memory.bytes_at(2 * kPageSize), 7, kPageSize);
+    const HvaRange both(Hva(memory.address()), 2 * kPageSize);
+    const HvaRange all_three(both.start(), 3 * kPageSize);
+    // One that stays away, for which the memory is watched.
+    const HvaRange last(both.end(), kPageSize);
+    if (host::take_away(last, &owner, &owner, host::Which::kPresent, &all_three) != u64{1})
+      return 3;
+    int ends[2];
+    if (::pipe(ends) != 0) return 4;
+    const ssize_t all = 2 * kPageSize;
+    char nothing[2 * kPageSize];
+    HeldPages held(both);
+    if (held.fetch() != 2) return 5;
+    if (::write(ends[1], memory.bytes_at(0), 2 * kPageSize) != all) return 6;
+    if (::read(ends[0], nothing, 2 * kPageSize) != all || nothing[kPageSize - 1] != 0) return 7;
+    if (held.fetch() != 0) return 8;
+    return 0;
+  };
+  EXPECT_EXIT(_exit(runs()), ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(Held, TwoOfOneCallHoldBoth) {

@@ -141,6 +141,48 @@ TEST_F(ReclaimerTest, AHugePageInUseIsNotSplitForItsColdParts) {
   reclaimer_->spans().remove(range_of(at, 4 * kHuge));
 }
 
+// With no turn in between: what the process touches first is reported before there is any of it.
+TEST_F(ReclaimerTest, TheGrowthOfWhatMayExceedTheLimitIsWatched) {
+  u8* const shared = map(256, MAP_SHARED);
+  const auto watched = [&](const u8* at) {
+    return host::userfault::is_watched(range_of(at, 1).start());
+  };
+  const auto is_watched = [&] {
+    EXPECT_EQ(watched(memory_), watched(shared));
+    return watched(memory_);
+  };
+  make(3 * kMiB);
+  ASSERT_TRUE(reclaimer_->spans().add(range_of(shared, 256)));
+  EXPECT_FALSE(is_watched());
+  turns(1);
+  EXPECT_TRUE(is_watched());
+  reclaimer_->set_limit((kPages + 256) << kPageShift);
+  turns(1);
+  EXPECT_FALSE(is_watched()) << "all of it fits";
+  reclaimer_->set_limit(3 * kMiB);
+  turns(1);
+  EXPECT_TRUE(is_watched());
+  reclaimer_->set_limit(kNoLimit);
+  turns(1);
+  EXPECT_FALSE(is_watched());
+  reclaimer_->spans().remove(range_of(shared, 256));
+}
+
+TEST_F(ReclaimerTest, TheGrowthOfAGuestFarBelowItsLimitIsTheKernels) {
+  constexpr size_t kMany = size_t{80} << (20 - kPageShift);
+  u8* const more = map(kMany);
+  make(72 * kMiB);
+  ASSERT_TRUE(reclaimer_->spans().add(range_of(more, kMany)));
+  const auto is_watched = [&] { return host::userfault::is_watched(range_of(more, 1).start()); };
+  turns(1);
+  EXPECT_FALSE(is_watched());
+  for (size_t i = 0; i < kMany / 4; ++i) more[i << kPageShift] = 1;
+  turns(1);
+  EXPECT_TRUE(is_watched()) << "64 MiB may come between two turns";
+  reclaimer_->bring_everything_back();
+  reclaimer_->spans().remove(range_of(more, kMany));
+}
+
 TEST_F(ReclaimerTest, HasNothingToDoBelowItsMark) {
   make(64 * kMiB);
   for (size_t i = 0; i < kPages; ++i) fill(memory_ + (i << kPageShift), i);
