@@ -41,11 +41,31 @@ Result<void> SecurePool::open(u32 pages, u64 page_bytes, SecureMemory::Want want
   return {};
 }
 
+// kMostGuests: it holds no page.
+u32 SecurePool::account_of(u32 guest) const {
+  u32 at = 0;
+  while (at < kMostGuests && (accounts_[at].pages == 0 || accounts_[at].guest != guest)) ++at;
+  return at;
+}
+
+u32 SecurePool::held(u32 guest) {
+  const sync::MutexGuard guard(lock_);
+  const u32 account = account_of(guest);
+  return account < kMostGuests ? accounts_[account].pages : 0;
+}
+
 u32 SecurePool::take(Holder holder) {
   const sync::MutexGuard guard(lock_);
   if (free_ == 0) return kNone;
   while (entries_[search_].taken) search_ = search_ + 1 == count_ ? 0 : search_ + 1;
-  entries_[search_] = {holder.page, holder.guest, true, true};
+  u32 account = account_of(holder.guest);
+  if (account == kMostGuests) {
+    for (account = 0; account < kMostGuests && accounts_[account].pages != 0;) ++account;
+    ST_CHECK(account < kMostGuests);
+    accounts_[account].guest = holder.guest;
+  }
+  ++accounts_[account].pages;
+  entries_[search_] = {holder.page, static_cast<u8>(account), true, true};
   --free_;
   return search_;
 }
@@ -58,21 +78,24 @@ void SecurePool::give_back(u32 page) {
   const sync::MutexGuard guard(lock_);
   ST_CHECK(page < count_ && entries_[page].taken);
   entries_[page].taken = false;
+  --accounts_[entries_[page].account].pages;
   ++free_;
 }
 
-bool SecurePool::next_victim(u32 guest, bool of_others, u32* hand, Holder* victim) {
+bool SecurePool::next_victim(u32 guest, bool of_others, u32 quota, u32* hand, Holder* victim) {
   const sync::MutexGuard guard(lock_);
   // Twice round: the first time may find every page used.
   for (u64 steps = 0; steps < 2 * u64{count_}; ++steps) {
     Entry& entry = entries_[*hand];
     *hand = *hand + 1 == count_ ? 0 : *hand + 1;
-    if (!entry.taken || (entry.guest == guest) == of_others) continue;
+    if (!entry.taken) continue;
+    const Account& holder = accounts_[entry.account];
+    if ((holder.guest == guest) == of_others || (of_others && holder.pages <= quota)) continue;
     if (entry.used) {
       entry.used = false;
       continue;
     }
-    *victim = {entry.guest, entry.page};
+    *victim = {holder.guest, entry.page};
     return true;
   }
   return false;

@@ -25,6 +25,7 @@ class SecurePool {
     u64 page = 0;
   };
   static constexpr u32 kNone = ~u32{0};
+  static constexpr u32 kMostGuests = 64;  // that hold pages at once
 
   SecurePool() = default;
   SecurePool(const SecurePool&) = delete;
@@ -35,16 +36,17 @@ class SecurePool {
   // at all, too many), ENOMEM, and what SecureMemory::map() says.
   [[nodiscard]] Result<void> open(u32 pages, u64 page_bytes, SecureMemory::Want want);
 
-  // A page of zeros. kNone: the pool is empty.
+  // A page of zeros. kNone: the pool is empty. Pre: kMostGuests.
   [[nodiscard]] u32 take(Holder holder) TA_EXCL(lock_);
   // Wipes it first, if it may have been written. Pre: nobody uses it any more.
   void give_back(u32 page) TA_EXCL(lock_);
   // The next page in the order of a clock, whose hand is the caller's (0 at first, moved under this
-  // lock, so that who shares it gets another page), that `guest` holds, of any guest but it with
-  // `of_others`; pages used since a hand last came by are passed once. False: there is none. The
-  // answer is a hint: the page may be given back at any time.
-  [[nodiscard]] bool next_victim(u32 guest, bool of_others, u32* hand, Holder* victim)
+  // lock, so that who shares it gets another page), that `guest` holds, with `of_others` of any
+  // guest but it that holds more than `quota`; pages used since a hand last came by are passed
+  // once. False: there is none. The answer is a hint: the page may be given back at any time.
+  [[nodiscard]] bool next_victim(u32 guest, bool of_others, u32 quota, u32* hand, Holder* victim)
       TA_EXCL(lock_);
+  [[nodiscard]] u32 held(u32 guest) TA_EXCL(lock_);
   // The page was used. Pre: the caller holds it.
   void used(u32 page) TA_EXCL(lock_);
 
@@ -65,10 +67,16 @@ class SecurePool {
  private:
   struct Entry {
     u64 page = 0;
-    u32 guest = 0;
+    u8 account = 0;  // of its holder
     bool taken = false;
     bool used = false;  // since the hand passed
   };
+  struct Account {
+    u32 guest = 0;
+    u32 pages = 0;  // 0: nobody's
+  };
+
+  [[nodiscard]] u32 account_of(u32 guest) const TA_REQ(lock_);
 
   SecureMemory memory_;
   u64 page_bytes_ = 0;  // immutable after open()
@@ -78,6 +86,7 @@ class SecurePool {
   sync::Atomic<u8>* asked_for_ = nullptr;
   sync::Mutex lock_{sync::Rank::kMemStore};
   Entry* entries_ TA_GUARDED(lock_) = nullptr;
+  Account accounts_[kMostGuests] TA_GUARDED(lock_);
   u32 free_ TA_GUARDED(lock_) = 0;
   u32 search_ TA_GUARDED(lock_) = 0;  // where the last free page was found
 };

@@ -68,7 +68,8 @@ struct SvmUse {
   u64 evictions = 0;  // of them, to make room
   u64 tampered = 0;   // pages refused: 0 or 1
   u64 tampered_gpa = 0;
-  u64 version = 0;  // of the latest sealing
+  u64 version = 0;     // of the latest sealing
+  u64 pool_pages = 0;  // that it holds now
 };
 
 struct Svm {

@@ -214,6 +214,7 @@ Status Ultravisor::esm_begin(u32 lpid) {
     const sync::MutexGuard guard(svm->lock);
     if (svm->state != SvmState::kNone) return Status::kRetry;
     svm->state = SvmState::kTransient;
+    living_.fetch_add(1);
     svm->was_secure = false;
     svm->esm_rests = false;
     svm->esm_loaded = false;
@@ -453,6 +454,7 @@ Status Ultravisor::terminate(u64 lpid) {
   svm->store.forget();
   const sync::MutexGuard guard(svm->lock);
   svm->state = SvmState::kNone;
+  living_.fetch_sub(1);
   svm->turnstile.turn();
   return Status::kSuccess;
 }
@@ -479,6 +481,7 @@ SvmUse Ultravisor::use(u32 lpid) {
   if (svm == nullptr) return {};
   const sync::MutexGuard guard(svm->lock);
   SvmUse now = svm->use;
+  now.pool_pages = pool_.held(lpid);
   now.version = svm->store.version();
   return now;
 }

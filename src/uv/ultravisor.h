@@ -33,7 +33,10 @@ struct UltravisorOptions {
   u64 page_bytes = 4096;
   u32 pool_pages = 0;
   mem::SecureMemory::Want memory = mem::SecureMemory::Want::kSecretOrLocked;
-  bool evicts = true;   // pages out to make room
+  bool evicts = true;  // pages out to make room
+  // Pages a guest has for itself: others take none from who has no more. Of a pool that is too
+  // small for all guests, an even share of it.
+  u32 reserve_pages = 16;
   u32 cipher_runs = 8;  // at once
   // A guest's call changes so many, answers BUSY, and goes on where it is made again.
   u64 esm_pages = ~u64{0};
@@ -50,7 +53,7 @@ enum class GuestAccess : u8 {
 
 class Ultravisor final : public Port {
  public:
-  static constexpr unsigned kMostGuests = 64;
+  static constexpr unsigned kMostGuests = mem::SecurePool::kMostGuests;
 
   Ultravisor() = default;
   Ultravisor(const Ultravisor&) = delete;
@@ -162,6 +165,7 @@ class Ultravisor final : public Port {
   // Room in the pool (ultravisor_room.cc). kBusy: none just now; kParameter: nor by asking again.
   enum class Leaves : u8 { kYes, kNotNow, kNever };
   [[nodiscard]] Status room(Svm* svm, u64 page, u32* found);
+  [[nodiscard]] u32 quota() const;
   [[nodiscard]] bool has_no_way_out(Svm* svm);
   [[nodiscard]] bool evict(Svm* svm, bool of_others);
   [[nodiscard]] Leaves evict_one(const mem::SecurePool::Holder& victim);
@@ -173,6 +177,7 @@ class Ultravisor final : public Port {
   mem::SecurePool pool_;
   mem::SecurePool bounces_;
   u32 zeros_ = mem::SecurePool::kNone;  // of them, one that stays zeros: immutable after open()
+  sync::Atomic<u32> living_{0};         // guests that are transient or secure, or were
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Box<Svm>> svms_ TA_GUARDED(lock_){"uv.svms"};  // never freed before the end: found by lpid
 };

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "uv/ultravisor.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "uv/ultravisor_internal.h"
 
 // Room in the pool, which is finite: a free page, or one that a page of the same guest gives up, or
-// one of another's; else the answer is BUSY, and the guest comes again.
+// one of another's that has more than its quota; else the answer is BUSY, and the guest comes
+// again.
+//
+// An instruction uses several pages. A guest that has few in the pool, and gave up one of them for
+// the next, would never have all of them there at once. So each has a reserve, which is its quota:
+// until it has so many it takes from who has more, and who has no more gives none. There is always
+// somebody who has more: all quotas together are no more than the pool.
 //
 // A page gives its room up by leaving for the hypervisor's process, and that may have no place for
 // it: the VMM has unmapped its memory, or the page is of a guest that was stopped. Somebody who
@@ -23,11 +30,17 @@ Status Ultravisor::room(Svm* svm, u64 page, u32* found) {
     *found = pool_.take({svm->lpid, page});
     if (*found != mem::SecurePool::kNone) return Status::kSuccess;
     if (!options_.evicts) return Status::kBusy;
-    if (!evict(svm, false) && !evict(svm, true)) {
+    const bool wants_reserve = pool_.held(svm->lpid) < quota();
+    if (!evict(svm, wants_reserve) && !evict(svm, !wants_reserve)) {
       return has_no_way_out(svm) ? Status::kParameter : Status::kBusy;
     }
   }
   return Status::kBusy;
+}
+
+u32 Ultravisor::quota() const {
+  const u32 guests = std::max(living_.load(sync::kRelaxed), u32{1});
+  return std::min(options_.reserve_pages, pool_.count() / guests);
 }
 
 // Of a round that ended so another begins.
@@ -42,7 +55,8 @@ bool Ultravisor::evict(Svm* svm, bool of_others) {
   constexpr unsigned kVictims = 4;
   for (unsigned i = 0; i < kVictims; ++i) {
     mem::SecurePool::Holder victim;
-    const bool any = pool_.next_victim(svm->lpid, of_others, &svm->hands[of_others], &victim);
+    const bool any =
+        pool_.next_victim(svm->lpid, of_others, quota(), &svm->hands[of_others], &victim);
     const Leaves leaves = any ? evict_one(victim) : Leaves::kNever;
     const sync::MutexGuard guard(svm->lock);
     u32& refused = svm->refused[of_others];

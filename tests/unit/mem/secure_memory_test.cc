@@ -127,6 +127,35 @@ TEST(SecurePool, GivesEachPageOnceAndThenNone) {
   }
 }
 
+TEST(SecurePool, PassesOverWhoHasNoMoreThanTheQuota) {
+  SecurePool pool;
+  ASSERT_TRUE(pool.open(8, kPageSize, Want::kWhatThereIs).has_value());
+  std::vector<u32> pages;
+  for (const u32 guest : {1U, 1U, 2U, 2U, 2U, 3U}) pages.push_back(pool.take({guest, 0}));
+  EXPECT_EQ(pool.held(1), 2u);
+  EXPECT_EQ(pool.held(2), 3u);
+  EXPECT_EQ(pool.held(9), 0u);
+  u32 hand = 0;
+  SecurePool::Holder victim;
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_TRUE(pool.next_victim(3, true, 2, &hand, &victim));
+    EXPECT_EQ(victim.guest, 2u);
+  }
+  EXPECT_FALSE(pool.next_victim(3, true, 3, &hand, &victim));
+  EXPECT_FALSE(pool.next_victim(2, true, 2, &hand, &victim)) << "its own do not count";
+  ASSERT_TRUE(pool.next_victim(3, false, 16, &hand, &victim)) << "of its own there is no quota";
+  pool.give_back(pages[2]);
+  EXPECT_FALSE(pool.next_victim(3, true, 2, &hand, &victim));
+  // An account that is empty is another's: as many guests as there can be, one after the other.
+  for (const size_t page : {0U, 1U, 3U, 4U, 5U}) pool.give_back(pages[page]);
+  for (u32 guest = 0; guest < 3 * SecurePool::kMostGuests; ++guest) {
+    const u32 page = pool.take({guest, 0});
+    EXPECT_EQ(pool.held(guest), 1u);
+    pool.give_back(page);
+    EXPECT_EQ(pool.held(guest), 0u);
+  }
+}
+
 TEST(SecurePool, WipesAPageBeforeSomebodyElseHasIt) {
   SecurePool pool;
   ASSERT_TRUE(pool.open(1, kPageSize, Want::kWhatThereIs).has_value());
@@ -159,18 +188,18 @@ TEST(SecurePool, NamesAVictimOfTheGuestItIsAskedFor) {
   static_cast<void>(pool.take({2, 20}));
   SecurePool::Holder victim;
   u32 hand = 0, other = 0;
-  ASSERT_TRUE(pool.next_victim(1, false, &hand, &victim));
+  ASSERT_TRUE(pool.next_victim(1, false, 0, &hand, &victim));
   EXPECT_EQ(victim.guest, 1u);
   EXPECT_EQ(victim.page, 10u);
   // Used again since: the other one is next, though the hand comes by this one first.
   pool.used(second);
-  ASSERT_TRUE(pool.next_victim(1, false, &hand, &victim));
+  ASSERT_TRUE(pool.next_victim(1, false, 0, &hand, &victim));
   EXPECT_EQ(victim.page, 10u);
-  ASSERT_TRUE(pool.next_victim(1, true, &other, &victim));
+  ASSERT_TRUE(pool.next_victim(1, true, 0, &other, &victim));
   EXPECT_EQ(victim.guest, 2u);
-  EXPECT_FALSE(pool.next_victim(3, false, &other, &victim));
+  EXPECT_FALSE(pool.next_victim(3, false, 0, &other, &victim));
   // Two who ask in turn: neither makes the other pass a page over.
-  ASSERT_TRUE(pool.next_victim(1, false, &hand, &victim));
+  ASSERT_TRUE(pool.next_victim(1, false, 0, &hand, &victim));
   EXPECT_EQ(victim.page, 11u);
 }
 
