@@ -15,6 +15,7 @@ struct GuestUse {
   u64 shares = 0;
   u64 unshares = 0;
   u64 forgotten = 0;  // UV_PAGE_INVAL sent
+  u64 slow = 0;       // touches that had to wait for longer than kSlowNs
 };
 
 // Who has the guest's life, and what it waits for: for tests that do not end.

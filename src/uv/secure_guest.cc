@@ -412,6 +412,28 @@ Status SecureGuest::name_frame(Gpa page, bool* named) {
 
 // ---- what the process does ---------------------------------------------------------------------
 
+// A touch waits for as long as the page takes; one that has waited too long is told of, once.
+// `is_over`: it waits no more. Who has not asked for so long has given up.
+void SecureGuest::note_wait(Gpa page, bool is_over) {
+  Wait* at = nullptr;
+  Wait* oldest = &waits_[0];
+  for (Wait& wait : waits_) {
+    if (wait.latest != 0 && wait.page == page) at = &wait;
+    if (wait.latest < oldest->latest) oldest = &wait;
+  }
+  if (is_over) {
+    if (at != nullptr) at->latest = 0;
+    return;
+  }
+  const u64 now = sync::now_ns();
+  if (at == nullptr || now - at->latest > kSlowNs) {
+    if (at == nullptr) at = oldest;
+    *at = {page, {}, now};
+  }
+  at->latest = now;
+  if (at->watchdog.barks()) ++use_.slow;
+}
+
 SecureGuest::Touch SecureGuest::touch_begin(Gpa page, u64* frame) {
   const Gpa start(page.raw() & ~(page_bytes_ - 1));
   PageState then = PageState::kPagedOut;
@@ -419,8 +441,12 @@ SecureGuest::Touch SecureGuest::touch_begin(Gpa page, u64* frame) {
     const sync::MutexGuard guard(lock_);
     Word* const word = find(start);
     if (word == nullptr) return Touch::kRefused;
-    if (word->busy) return Touch::kAgain;
+    if (word->busy) {
+      note_wait(start, false);
+      return Touch::kAgain;
+    }
     if (page_cell(PageEvent::kHvTouch, word->state).work != PageWork::kMoveOut) {
+      note_wait(start, true);
       return Touch::kNoStandIn;
     }
     if (aborting_) then = PageState::kNormal;
@@ -432,11 +458,14 @@ SecureGuest::Touch SecureGuest::touch_begin(Gpa page, u64* frame) {
   if (told == Status::kSuccess) {
     const sync::MutexGuard guard(lock_);
     find(start)->state = then;
+    note_wait(start, true);
     ++use_.touches;
     return Touch::kFrame;
   }
   memory_.drop_frame(*frame);
   release(start, PageState::kSecure, nullptr);
+  const sync::MutexGuard guard(lock_);
+  note_wait(start, !is_transient(told));
   return is_transient(told) ? Touch::kAgain : Touch::kRefused;
 }
 

@@ -140,6 +140,7 @@ class SecureGuest {
   Status tell_page_out(Gpa page, u64 frame);
   Status tell_gone(Gpa page, u64 flags = 0) TA_EXCL(lock_);
   bool tell_gone_between(Gpa start, u64 bytes, u64 flags) TA_EXCL(lock_);
+  void note_wait(Gpa page, bool is_over) TA_REQ(lock_);
   void open_or_widen(bool first, Gpa start, u64 bytes);
 
   struct Claim {
@@ -194,6 +195,13 @@ class SecureGuest {
   u32 running_ TA_GUARDED(lock_) = 0;        // vCPUs
   u32 messages_ TA_GUARDED(lock_) = 0;       // calls about single pages under way
   GuestUse use_ TA_GUARDED(lock_);
+  // Touches that were told to come again, of the latest few pages: since when, and when last.
+  struct Wait {
+    Gpa page;
+    Watchdog watchdog;
+    u64 latest = 0;  // 0: nobody waits
+  };
+  Wait waits_[8] TA_GUARDED(lock_);
 };
 
 }  // namespace stagetwo::uv

@@ -70,6 +70,7 @@ struct SvmUse {
   u64 tampered_gpa = 0;
   u64 version = 0;     // of the latest sealing
   u64 pool_pages = 0;  // that it holds now
+  u64 slow = 0;        // waits for a page that took longer than kSlowNs
 };
 
 struct Svm {

@@ -12,6 +12,26 @@
 
 namespace stagetwo::uv {
 
+// A page that somebody works on for longer is told of; nothing is refused for being slow.
+inline constexpr u64 kSlowNs = 100'000'000;
+
+// One wait, however many turns it takes. Analogue: the kernel's watchdog for hung tasks.
+class Watchdog {
+ public:
+  // Asked at each turn; true once, when it has taken too long.
+  [[nodiscard]] bool barks() {
+    const u64 now = sync::now_ns();
+    if (since_ == 0) since_ = now;
+    if (told_ || now - since_ < kSlowNs) return false;
+    told_ = true;
+    return true;
+  }
+
+ private:
+  u64 since_ = 0;
+  bool told_ = false;
+};
+
 class Turnstile {
  public:
   // Pre: the lock under which the condition was found false is held.
@@ -30,7 +50,7 @@ class Turnstile {
   }
 
  private:
-  static constexpr u64 kPatienceNs = 100'000'000;
+  static constexpr u64 kPatienceNs = kSlowNs;
   sync::Atomic<u32> turn_{0};
   sync::Atomic<u32> sleepers_{0};
 };

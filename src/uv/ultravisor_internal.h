@@ -53,6 +53,12 @@ inline void note_page(u32 lpid, u64 gpa, PageState was, PageState now) {
               static_cast<u64>(now));
 }
 
+// A page has been waited for, for too long. Context: no lock.
+inline void note_slow(Svm* svm) {
+  const sync::MutexGuard guard(svm->lock);
+  ++svm->use.slow;
+}
+
 // Pages become others while it lasts: no vCPU has a translation of them, or gets one that lasts.
 // Context: no lock.
 class Ultravisor::Going {

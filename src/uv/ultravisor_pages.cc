@@ -33,7 +33,7 @@ constexpr unsigned kReachable = kLiving | 1U << static_cast<unsigned>(SvmState::
 // The page is the caller's until settle(). Waits for who is at it: a run of the cipher or a copy;
 // where *taken may be said, says that instead.
 PageRecord* claim(Svm* svm, u64 page, bool* taken = nullptr) {
-  for (;;) {
+  for (Watchdog watchdog;;) {
     u32 turn = 0;
     {
       const sync::MutexGuard guard(svm->lock);
@@ -49,6 +49,7 @@ PageRecord* claim(Svm* svm, u64 page, bool* taken = nullptr) {
       }
       turn = svm->turnstile.now();
     }
+    if (watchdog.barks()) note_slow(svm);
     svm->turnstile.wait(turn);
   }
 }

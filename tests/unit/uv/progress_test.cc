@@ -6,7 +6,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "base/trace.h"
 #include "tests/support/secure_machine.h"
@@ -60,6 +62,90 @@ TEST(SecureGuestProgress, AChangeOfLifeHasItsTurnBeforeMessagesThatComeLater) {
   plug.join();
   EXPECT_EQ(m.h_page_in(1), Status::kParameter) << "it is secure: no longer busy";
   m.to_uv.to = &m.ultravisor;  // the guest outlives the slow one
+}
+
+// ---- a page that takes long
+// ----------------------------------------------------------------------
+
+// Waits until the count is 1, which it is a tenth of a second after the wait began; *ns: how long.
+template <typename F>
+bool is_told(F count, u64* ns) {
+  const u64 start = sync::now_ns();
+  constexpr u64 kMost = 20'000'000'000;
+  while (count() == 0 && sync::now_ns() - start < kMost) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  *ns = sync::now_ns() - start;
+  return count() == 1;
+}
+// A10.6: a touch of a page that is busy waits; after 100 ms there is an event, one, and it is
+// served all the same, whenever that is.
+TEST(SecureGuestSlow, ATouchThatWaitsTooLongIsToldOfOnceAndServed) {
+  SecureMachine m;
+  m.plug(0, 0, 2);
+  m.vmm_fill(0, 2);
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  EXPECT_FALSE(m.vmm_read(1).empty());
+  EXPECT_EQ(m.guest.use().slow, 0u) << "a touch that does not wait";
+  SlowWire wire(m.to_uv.to);
+  m.to_uv.to = &wire;
+  std::thread mover([&] { EXPECT_EQ(m.h_page_out(0), Status::kSuccess); });
+  wire.waiting.wait(false);
+  test::Bytes seen;
+  std::thread toucher([&] { seen = m.vmm_read(0); });
+  u64 ns = 0;
+  EXPECT_TRUE(is_told([&] { return m.guest.use().slow; }, &ns));
+  EXPECT_GE(ns, 50'000'000u) << "not at once";
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_EQ(m.guest.use().slow, 1u) << "once";
+  EXPECT_TRUE(seen.empty()) << "and it waits still";
+  wire.open.store(true);
+  wire.open.notify_all();
+  mover.join();
+  toucher.join();
+  EXPECT_EQ(seen.size(), m.page_bytes) << "no bus error for being slow";
+  EXPECT_EQ(m.guest_bytes(0), m.text(0));
+  // The next wait is another one.
+  EXPECT_FALSE(m.vmm_read(0).empty());
+  EXPECT_EQ(m.guest.use().slow, 1u);
+  m.to_uv.to = &m.ultravisor;
+}
+
+// Its vCPUs are slow to leave the guest: whoever has the page waits for them.
+class SlowTable final : public GuestTable {
+ public:
+  void going(u64, u64) override {
+    waiting.store(true);
+    waiting.notify_all();
+    open.wait(false);
+  }
+  void gone() override {}
+  std::atomic<bool> open{false}, waiting{false};
+};
+
+TEST(SecureGuestSlow, AMessageThatWaitsTooLongForAPageIsToldOfOnceAndAnswered) {
+  SecureMachine m;
+  m.plug(0, 0, 2);
+  m.vmm_fill(0, 2);
+  ASSERT_EQ(m.esm(), Status::kSuccess);
+  SlowTable table;
+  ASSERT_TRUE(m.ultravisor.set_table(m.kLpid, &table).has_value());
+  std::thread mover([&] { EXPECT_EQ(m.h_page_out(0), Status::kSuccess); });
+  table.waiting.wait(false);
+  std::thread asker([&] {
+    const u64 order = order_of(m.page_bytes);
+    EXPECT_EQ(m.uv_call(Call::kUvPageInval, m.gpa(0).raw(), order, 0), Status::kP2);
+  });
+  u64 ns = 0;
+  EXPECT_TRUE(is_told([&] { return m.ultravisor.use(m.kLpid).slow; }, &ns));
+  EXPECT_GE(ns, 50'000'000u);
+  table.open.store(true);
+  table.open.notify_all();
+  mover.join();
+  asker.join();
+  EXPECT_EQ(m.ultravisor.use(m.kLpid).slow, 1u);
+  ASSERT_TRUE(m.ultravisor.set_table(m.kLpid, nullptr).has_value());
+  EXPECT_EQ(m.guest_bytes(0), m.text(0));
 }
 
 // Half a sharing is taken back by force where the hypervisor cannot follow: its page is in use. It
