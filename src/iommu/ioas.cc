@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "host/access.h"
 #include "iommu/locked.h"
+#include "iommu/page_rows.h"
 
 namespace stagetwo::iommu {
 namespace {
@@ -361,8 +362,27 @@ Result<void> Locked::cut(Ioas& ioas, u64 iova) {
   return {};
 }
 
+namespace {
+
+// The first area that has something in common with [start, last]. Pages of rows in front of it are
+// unmapped already, where none of them is cut.
+Area* next_to_unmap(Locked& locked, Ioas& ioas, u64 start, u64 last, u64* unmapped) {
+  if (!ioas.rows.tree.empty()) {
+    const Area* const node = ioas.nodes.first(start, last);
+    const bool whole = start % kPageSize == 0 && last % kPageSize == kPageSize - 1;
+    const u64 end = node == nullptr ? last : node->iova() - 1;
+    const bool in_front = node == nullptr || node->iova() > start;
+    if (in_front && !(whole && PageRows::unmap(locked, ioas, start, end, unmapped))) {
+      locked.areas(ioas, start, end);
+    }
+  }
+  return ioas.nodes.first(start, last);
+}
+
+}  // namespace
+
 Result<UnmapStep> Locked::unmap_some(Ioas& ioas, u64* start, u64 last, u64* unmapped) {
-  while (Area* area = areas(ioas, *start, last).first(*start, last)) {
+  while (Area* area = next_to_unmap(*this, ioas, *start, last, unmapped)) {
     if (area->filler != 0) {
       if (drop_dead_fill(ioas, area)) continue;
       return refuse(EBUSY);

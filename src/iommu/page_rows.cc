@@ -109,6 +109,51 @@ void PageRows::spread(PageRow& row) const {
   }
 }
 
+// Pages that follow each other from `iova` on, as many as are asked of the caches at once. Answers
+// how many. With the last of the row it is gone.
+u64 PageRows::unmap_some(Locked& locked, PageRow& row, u64 iova, u64 last) const {
+  constexpr u64 kAtOnce = 64;
+  host::FrameRun runs[kAtOnce];
+  Domain& domain = ioas_.hwpts->domain;
+  u64 count = 0, run = 0;
+  for (u64 at = iova; count < kAtOnce && at <= last && has(row, at); at += kPageSize, ++count) {
+    const auto found = translate(l_.arena(), domain, at);
+    ST_CHECK(found && process_of(found->address / kPageSize) == row.process);
+    const host::Frame frame = number_of(found->address / kPageSize);
+    const bool follows = run != 0 && frame == runs[run - 1].first + runs[run - 1].pages;
+    if (!follows) runs[run++] = {frame, 0};
+    ++runs[run - 1].pages;
+  }
+  unmap_range(l_.arena(), domain, iova, count * kPageSize);
+  locked.flush_ioas(ioas_, iova, iova + (count * kPageSize - 1));
+  for (u64 i = 0; i < run; ++i) host::unpin_pages(runs[i]);
+  for (u64 i = 0; i < count; ++i) erase(row, iova + i * kPageSize);
+  return count;
+}
+
+bool PageRows::unmap(Locked& locked, Ioas& ioas, u64 start, u64 last, u64* unmapped) {
+  const PageRows rows(locked, ioas);
+  bool all = true;
+  PageRow* next = nullptr;
+  for (PageRow* row = ioas.rows.tree.first(start, last); row != nullptr; row = next) {
+    if (row->node.start > last) break;
+    next = ioas.rows.tree.next(row);
+    const u64 end = std::min(last, row->node.last.get());
+    if (!locked.is_this_process(row->process)) {
+      all = all && !has_any(*row, start, end);
+      continue;
+    }
+    u64 left = row->pages;
+    for (u64 at = std::max(start, row->node.start.get()); left != 0 && at <= end;) {
+      const u64 count = has(*row, at) ? rows.unmap_some(locked, *row, at, end) : 0;
+      left -= count;
+      *unmapped += count * kPageSize;
+      at += std::max(count, u64{1}) * kPageSize;
+    }
+  }
+  return all;
+}
+
 void PageRows::spread_all(const Locked& locked) {
   for (u32 id = 1; id < locked.root().table_size; ++id) {
     Object* const object = locked.object_at(id);

@@ -9,7 +9,7 @@
 //
 // Who asks for areas (Locked::areas) gets nodes of all pages that stand where it asks, once: a page
 // that was spread stays so until it is unmapped. What that takes is kept back when the row is made,
-// so that it cannot fail: nor can an unmap, a detach, or the end of a process.
+// so that it cannot fail: nor can a detach or the end of a process. An unmap makes none.
 // Locking: the arena's. Lifetime: a call's.
 
 #include "iommu/locked.h"
@@ -58,6 +58,9 @@ class PageRows {
   // Every page of [start, last] gets an area with a node, and those of its row. Cannot fail.
   static void spread(const Locked& locked, Ioas& ioas, u64 start, u64 last);
   static void spread_all(const Locked& locked);  // of every IOAS there is
+  // Unmaps the pages of [start, last], whole pages, without making areas. False: those of another
+  // process are left. Pre: no node stands there. Cannot fail.
+  static bool unmap(Locked& locked, Ioas& ioas, u64 start, u64 last, u64* unmapped);
 
  private:
   static u64 word_of(u64 iova) { return iova / kPageSize % kRowPages / 64; }
@@ -65,6 +68,7 @@ class PageRows {
   static bool has_any(const PageRow& row, u64 start, u64 last);
   PageRow* make(u64 address, const MapRequest& request) const;
   void drop(PageRow& row) const, spread(PageRow& row) const;
+  u64 unmap_some(Locked& locked, PageRow& row, u64 iova, u64 last) const;
 
   const Locked& l_;
   Ioas& ioas_;

@@ -175,6 +175,52 @@ TEST_F(SeveralRows, LosePagesAcrossABorder) {
   expect_all_but(0, kAcross);
 }
 
+// An unmap of several makes no areas: it needs no memory.
+TEST_F(SeveralRows, LoseManyAtOnceAndStayRows) {
+  const s64 before = blocks();
+  const u64 there = pages_in_rows();
+  u64 bytes = 0;
+  ASSERT_EQ(unmap(ioas_, at(4), 8 * kPageSize, &bytes), 0);
+  EXPECT_EQ(bytes, 8 * kPageSize);
+  ASSERT_EQ(unmap(ioas_, at(20), 900 * kPageSize, &bytes), 0);
+  EXPECT_EQ(bytes, 900 * kPageSize);
+  EXPECT_GE(pages_in_rows(), there - 908);  // some that went were areas
+  EXPECT_LE(blocks(), before);
+  for (u64 page = 0; page < kAcross; ++page) {
+    const bool gone = (page >= 4 && page < 12) || (page >= 20 && page < 920);
+    const u64 address = more_.address() + page * kPageSize;
+    ASSERT_EQ(walk(hwpt_, at(page)), gone ? kNowhere : frame_address(address)) << page;
+    ASSERT_EQ(pins_at(address), gone ? 0u : 1u) << page;
+  }
+  ASSERT_EQ(unmap(ioas_, 0, ~u64{0}, &bytes), 0);
+  EXPECT_EQ(rows().count, 0u);
+  expect_all_but(0, kAcross);
+}
+
+// In the order of IOVAs: what stands behind an area that cannot go stays.
+TEST_F(SeveralRows, AreUnmappedUpToWhatCannotGo) {
+  Access* access = nullptr;
+  u64 frame = 0;
+  {
+    Locked locked(*context_);
+    access = *locked.make_access(*locked.find<Ioas>(ioas_), true, nullptr);
+    ASSERT_TRUE(locked.pin(*access, at(100), kPageSize, true, &frame));
+  }
+  // Its row has areas now; those around it have none.
+  const u64 kept = pages_in_rows();
+  ASSERT_GT(kept, 0u);
+  u64 bytes = 0;
+  EXPECT_EQ(unmap(ioas_, at(2), (kAcross - 4) * kPageSize, &bytes), EDEADLK);
+  EXPECT_EQ(bytes, 98 * kPageSize);
+  expect_all_but(2, 98);
+  {
+    Locked locked(*context_);
+    locked.destroy_access(access);
+  }
+  EXPECT_EQ(unmap(ioas_, at(2), (kAcross - 4) * kPageSize, &bytes), 0);
+  expect_all_but(2, kAcross - 4);
+}
+
 // What may be asked of areas is answered as if each had always been one.
 TEST_F(PageRows, AnswerAsAreas) {
   map_all();
