@@ -64,7 +64,15 @@ Result<void> Mappings::add(Mapping mapping) {
   {
     const sync::MutexGuard guard(lock_);
     const Edit edit(*this);
-    ST_TRY(rows_.push_back(std::move(mapping)));
+    // The shim tells twice of what a function of libc maps, of the call in it and of the function.
+    const auto told = std::find_if(rows_.begin(), rows_.end(), [&](const Mapping& row) {
+      return row.is_of(added) && row.range == added.range;
+    });
+    if (told != rows_.end()) {
+      *told = std::move(mapping);
+    } else {
+      ST_TRY(rows_.push_back(std::move(mapping)));
+    }
     used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
   }
   vfio::Device& device = added.device->device();
