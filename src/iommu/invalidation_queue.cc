@@ -9,8 +9,9 @@
 namespace stagetwo::iommu {
 namespace {
 
-constexpr unsigned kSpins = 200;   // some microseconds: what is left of a piece
-constexpr unsigned kLooks = 1000;  // between two looks whether its thread lives
+constexpr unsigned kSpins = 200;  // some microseconds: what is left of a piece
+// Between two looks whether its thread lives: on a busy machine each turn is another's time slice.
+constexpr unsigned kLooks = 16;
 
 }  // namespace
 
