@@ -163,7 +163,9 @@ void Device::reset() {
 void devices_after_fork_child() {
   std::construct_at(&opening, sync::Rank::kContainer);
   for (Device* const device : open_devices) {
-    if (device != nullptr) device->interrupts_.after_fork_child();
+    if (device == nullptr) continue;
+    device->interrupts_.after_fork_child();
+    device->model_->after_fork();
   }
 }
 

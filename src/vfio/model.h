@@ -70,8 +70,11 @@ class Model {
   virtual void write(unsigned region, u64 offset, std::span<const u8> from) = 0;
   // VFIO_DEVICE_RESET, and when a process died in the middle of a change.
   virtual void reset() = 0;
-  // Of a PCI function: nobody has it open, and somebody opens it. It is then as at its start.
+  // Nobody has it open, and somebody opens it: a PCI function is then as at its start.
   virtual void first_open() {}
+  // In a child of fork, which has the device open as its parent has, before anything else there.
+  // Context: not under the device's lock.
+  virtual void after_fork() {}
 };
 
 }  // namespace stagetwo::vfio

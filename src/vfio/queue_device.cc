@@ -58,7 +58,10 @@ void QueueDevice::write(unsigned region, u64 offset, std::span<const u8> from) {
 }
 
 void QueueDevice::write_own(u64 offset, u32 value) {
-  if (offset == kDoorbell) return static_cast<void>(look());
+  if (offset == kDoorbell) {
+    queue_.rung();
+    return static_cast<void>(look());
+  }
   if (offset != kPasid) return write_register(offset, value);
   if (addresses_ == Addresses::kMapped) shared_.pasid.store(value & 0xfffff, sync::kRelease);
 }

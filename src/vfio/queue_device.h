@@ -43,6 +43,8 @@ class QueueDevice : public Model, DeviceThread::Work {
   void read(unsigned region, u64 offset, std::span<u8> to) final;
   void write(unsigned region, u64 offset, std::span<const u8> from) final;
   void reset() final;
+  void first_open() final { queue_.first_user(); }
+  void after_fork() final { queue_.after_fork(); }
 
  protected:
   // A model's constructor resets it: whoever had it before leaves nothing behind. `identity`: for

@@ -43,7 +43,7 @@ inline constexpr unsigned kSlots = 64;  // as many as all parents have units
 
 struct Registry {
   static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"
-  static constexpr u64 kVersion = 5;
+  static constexpr u64 kVersion = 6;
   u64 magic;
   u64 version;
   u64 last_born;

@@ -141,6 +141,11 @@ TEST(Vfio, AMappingHoldsItsDeviceInWhomeverHasIt) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+TEST(Vfio, WhoInheritsADeviceGivesItWork) {
+  const Outcome outcome = run_under("region_mappings", {"daemon"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 // By its own node and an iommufd, from sysfs to DMA and interrupts; by PASID where there are any.
 TEST(Vfio, AFunctionIsDrivenByItsOwnNode) {
   for (const bool newer : {false, true}) {

@@ -3,6 +3,8 @@
 //
 //   region_mappings forks     children have the mappings, and hold the device as long as they have
 //                             them: munmap, what is kept from them, exec, kill -9
+//   region_mappings daemon    who inherits a device maps memory of its own and gives it work, while
+//                             its parent is there and when it is not
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <signal.h>
@@ -125,10 +127,80 @@ static void forks(void) {
   REQUIRE(put(FOLDER "/remove", "1") == 1);
 }
 
+// ---- daemon
+
+enum { kIova = 0x100000 };
+static struct ring* ring;
+static char* memory;
+
+static void own_memory(void) {
+  uint64_t bytes = 0;
+  REQUIRE(unmap_dma(container, kIova, 4 * kPage, 0, &bytes) == 0);
+  memory = memory_of(4 * kPage);
+  REQUIRE(map_dma(container, memory, kIova, 4 * kPage) == 0);
+}
+static void moves(void) {
+  struct dsa_completion_record* const record = (void*)memory;
+  const struct dsa_hw_desc d =
+      descriptor_of(DSA_OPCODE_MEMMOVE, kIova, kIova + kPage, kIova + 2 * kPage, kPage);
+  memset(record, 0, sizeof *record);
+  memset(memory + kPage, getpid(), kPage);
+  submit_to(device, ring, &d);
+  REQUIRE(status_of(record) == DSA_COMP_SUCCESS);
+  REQUIRE(memcmp(memory + kPage, memory + 2 * kPage, kPage) == 0);
+}
+static int end_status(pid_t child) {
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  return status;
+}
+
+static void daemon_of_its_own(void) {
+  int over[2];
+  REQUIRE(pipe(over) == 0);
+  open_all();
+  ring = ring_of(device);
+  own_memory();
+  moves();
+  // One while its parent waits, which goes on afterwards.
+  pid_t child = fork();
+  if (child == 0) {
+    own_memory();
+    for (int i = 0; i < 3; ++i) moves();
+    exit(0);
+  }
+  REQUIRE(end_status(child) == 0);
+  own_memory();
+  moves();
+  // And one whose parent has gone, before it did anything.
+  child = fork();
+  if (child == 0) {
+    const pid_t parent = getpid();
+    if (fork() != 0) _exit(0);
+    while (getppid() == parent) usleep(1000);
+    own_memory();
+    moves();
+    REQUIRE(write(over[1], "x", 1) == 1);
+    exit(0);
+  }
+  REQUIRE(end_status(child) == 0);
+  close(over[1]);
+  char done = 0;
+  REQUIRE(read(over[0], &done, 1) == 1);
+  munmap(ring, kRingBytes);
+  close_all();
+}
+
 int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   REQUIRE(argc == 2);
-  if (strcmp(argv[1], "forks") == 0) forks();
+  if (strcmp(argv[1], "forks") == 0) {
+    forks();
+  } else if (strcmp(argv[1], "daemon") == 0) {
+    begin();
+    daemon_of_its_own();
+    REQUIRE(is_free_soon());
+  }
   puts("done");
   return 0;
 }

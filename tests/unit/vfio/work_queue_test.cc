@@ -3,6 +3,8 @@
 #include "vfio/work_queue.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <thread>
@@ -39,7 +41,7 @@ class WorkQueueTest : public testing::Test {
   }
 
   std::vector<u8> ring_ = std::vector<u8>(kRingBytes);
-  QueueShare share_{sync::Atomic<u32>(process_stamp()), {}};
+  QueueShare share_{sync::Atomic<u32>(process_stamp()), {}, {}, {}, {}, {}};
   WorkQueue queue_{ring_.data(), share_};
   bool overrun_ = false;
 };
@@ -133,6 +135,81 @@ TEST_F(WorkQueueTest, AClientMayWriteWhileAThreadTakes) {
     for (const u64 number : taken()) EXPECT_EQ(number, next++);
   }
   client.join();
+}
+
+// ---- of several processes
+
+// Its parent stands for another one.
+TEST_F(WorkQueueTest, WhoForksLeavesWhatIsInTheRingToItsServer) {
+  queue_.first_user();
+  share_.server.store(static_cast<u32>(getppid()));
+  share_.users[1].store(static_cast<u32>(getppid()));
+  send(0, 3);
+  queue_.after_fork();
+  EXPECT_EQ(share_.limit.load(), 3u);
+  EXPECT_EQ(head().asleep, 1u) << "everybody rings";
+  EXPECT_TRUE(taken().empty());
+  queue_.say_asleep(false);
+  EXPECT_EQ(head().asleep, 1u);
+}
+
+TEST_F(WorkQueueTest, OfSeveralEachTakesWhatItRangFor) {
+  queue_.first_user();
+  share_.users[1].store(static_cast<u32>(getppid()));
+  queue_.after_fork();
+  send(0, 3);
+  EXPECT_TRUE(taken().empty()) << "nobody rang here";
+  queue_.rung();
+  send(3, 2);
+  EXPECT_EQ(taken(), (std::vector<u64>{0, 1, 2}));
+  EXPECT_TRUE(taken().empty());
+  head().head = 4;  // by the other
+  queue_.rung();
+  EXPECT_EQ(taken(), std::vector<u64>{4});
+}
+
+TEST_F(WorkQueueTest, OfSeveralTheServerTakesWhatWasThere) {
+  queue_.first_user();
+  send(0, 2);
+  share_.limit.store(2);
+  share_.several.store(1);
+  send(2, 1);
+  EXPECT_EQ(taken(), (std::vector<u64>{0, 1}));
+  EXPECT_TRUE(taken().empty()) << "of another";
+}
+
+TEST_F(WorkQueueTest, ADoorbellOfBeforeADiscardIsNone) {
+  queue_.first_user();
+  share_.users[1].store(static_cast<u32>(getppid()));
+  queue_.after_fork();
+  send(0, 3);
+  queue_.rung();
+  queue_.discard();
+  send(3, 1);
+  EXPECT_TRUE(taken().empty());
+  queue_.rung();
+  EXPECT_EQ(taken(), std::vector<u64>{3});
+}
+
+TEST_F(WorkQueueTest, WhoIsLeftAloneServesAllOfIt) {
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  queue_.first_user();
+  share_.users[1].store(static_cast<u32>(child));
+  share_.users[2].store(static_cast<u32>(getppid()));
+  queue_.after_fork();
+  queue_.say_asleep(true);
+  EXPECT_EQ(share_.several.load(), 1u);
+  waitpid(child, nullptr, 0);
+  share_.users[2].store(0);
+  share_.server.store(static_cast<u32>(child));
+  share_.taking.store(static_cast<u32>(child));  // it died there
+  queue_.say_asleep(true);
+  EXPECT_EQ(share_.several.load(), 0u);
+  send(0, 2);
+  EXPECT_EQ(taken(), (std::vector<u64>{0, 1}));
+  queue_.say_asleep(false);
+  EXPECT_EQ(head().asleep, 0u);
 }
 
 }  // namespace
