@@ -17,6 +17,7 @@
 #include "shim/absent_buffers.h"
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
+#include "shim/bus_names.h"
 #include "shim/closing.h"
 #include "shim/described.h"
 #include "shim/engine.h"
@@ -31,13 +32,8 @@
 #include "sync/passing_number.h"
 
 namespace stagetwo::shim {
-// With O_PATH the kernel forgets the flag; who asks for a new file gets no other.
-bool truncates(int flags) {
-  const bool makes_new = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
-  return (flags & O_TRUNC) != 0 && (flags & O_PATH) == 0 && !makes_new;
-}
-
 namespace {
+
 Result<int> open_target(const Target& target, int flags) {
   if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) return refuse(EEXIST);
   if ((flags & O_DIRECTORY) != 0 || target.trailing_slash) return refuse(ENOTDIR);
@@ -248,7 +244,7 @@ int stat_at(int directory, const char* name, struct stat* out, int flags) {
   }
   const Target target = target_of(directory, path);
   if (!target || target.file.kernel_has_it()) [[likely]] {
-    const int result = call_next_stat(directory, path, out, flags);
+    const int result = show_attribute(moved, call_next_stat(directory, path, out, flags), out);
     if (result != 0 || (flags & AT_SYMLINK_NOFOLLOW) != 0) return result;
     correct_by_name(directory, path, out);
     correct_blocks(out);
@@ -267,6 +263,7 @@ int stat_fd(int fd, struct stat* out) {
   if (result != 0) return result;
   correct(fd, out);
   correct_blocks(out);
+  show_open_attribute(fd, out);
   return 0;
 }
 
@@ -285,8 +282,9 @@ int statx_at(int directory, const char* name, int flags, unsigned mask, struct s
     to_statx(said, out);
     return 0;
   }
-  const int result = with_buffers([&](Buffers& buffers) { buffers.text(path).value(out); },
-                                  [&] { return next::statx(directory, path, flags, mask, out); });
+  const auto go_on = [&] { return next::statx(directory, path, flags, mask, out); };
+  const int result =
+      show_attribute(moved, with_buffers([&](Buffers& b) { b.text(path).value(out); }, go_on), out);
   if (result != 0 || !awake()) return result;
   if ((out->stx_mask & STATX_BLOCKS) != 0) {
     const u64 device = ::makedev(out->stx_dev_major, out->stx_dev_minor);

@@ -19,7 +19,11 @@ int open_at(int directory, const char* path, int flags, mode_t mode);
 FILE* open_stream(const char* path, const char* mode);
 FILE* reopen_stream(const char* path, const char* mode, FILE* stream);
 // Is an existing file empty after an open with these flags?
-bool truncates(int flags);
+// With O_PATH the kernel forgets the flag; who asks for a new file gets no other.
+constexpr bool truncates(int flags) {
+  const bool makes_new = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
+  return (flags & O_TRUNC) != 0 && (flags & O_PATH) == 0 && !makes_new;
+}
 
 int stat_at(int directory, const char* path, struct stat* out, int flags);
 int stat_fd(int fd, struct stat* out);

@@ -13,6 +13,7 @@
 #include "host/access.h"
 #include "host/session.h"
 #include "shim/absent_buffers.h"
+#include "shim/bus_names.h"
 #include "shim/engine.h"
 #include "shim/next.h"
 #include "shim/options.h"
@@ -184,14 +185,14 @@ bool ends_in_written_file(const char* path) {
   return last == "create" || last == "remove" || last == "config";
 }
 
-// `create` of a type, `remove` of a device.
+// `create` of a type, `remove` of a device: what has no show, whatever rights it is given.
 bool takes_writes_only(std::string_view place) {
   struct ::stat behind{};
   FixedString<512> path;
   path.append(place);
   const long said =
       sys::call(SYS_newfstatat, AT_FDCWD, sys::arg(path.c_str()), sys::arg(&behind), 0);
-  return said == 0 && S_ISREG(behind.st_mode) && (behind.st_mode & 0444) == 0;
+  return said == 0 && S_ISREG(behind.st_mode);
 }
 
 VirtualFile config_file(std::string_view folder) {
@@ -311,6 +312,10 @@ bool is_refused_to_read(int directory, const MovedName& name, int flags) {
 }  // namespace
 
 bool opened_of_bus(int directory, const MovedName& name, int flags, int* opened) {
+  if (making_refused(directory, name, flags)) {
+    *opened = -1;
+    return true;
+  }
   if (is_node_folder(name.moved() ? in_session(name.path()) : std::string_view())) return false;
   if (name.moved() && is_refused_to_read(directory, name, flags)) {
     *opened = static_cast<int>(as_libc(-EACCES));

@@ -10,6 +10,7 @@
 #include "shim/absent_buffers.h"
 #include "shim/behind.h"
 #include "shim/buffered_calls.h"
+#include "shim/bus_names.h"
 #include "shim/files.h"
 #include "shim/mdev_files.h"
 #include "shim/poll_events.h"

@@ -5,6 +5,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "shim/bus_names.h"
+
 namespace stagetwo::shim {
 namespace {
 
@@ -26,6 +28,7 @@ void show_device(u32 major_number, u32 minor_number, struct ::stat* out) {
   out->st_size = 0;
   out->st_blocks = 0;
   out->st_blksize = kBlockSize;
+  show_rights(major_number, minor_number, out);
 }
 
 }  // namespace
@@ -78,6 +81,10 @@ int access_refusal(const Target& target, int mode, bool effective) {
   if ((mode & ~(R_OK | W_OK | X_OK)) != 0) return EINVAL;
   if (target.trailing_slash && target.kind != PathKind::kDirectory) return ENOTDIR;
   const bool directory = target.kind == PathKind::kDirectory;
+  if (target.kind == PathKind::kDevice) {
+    const auto said = node_refusal(target.device->major, target.device->minor, mode, effective);
+    if (said) return *said;
+  }
   if ((mode & X_OK) != 0 && !directory) return EACCES;
   const bool root = (effective ? geteuid() : getuid()) == 0;
   const bool everybody = target.file && (target.file.mode() & 0002) != 0;

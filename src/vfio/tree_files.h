@@ -66,13 +66,20 @@ class Tree {
   void link(const Path& path, const Path& target) const {
     sys::call(SYS_symlinkat, sys::arg(target.c_str()), root_, sys::arg(path.c_str()));
   }
-  // A new file is put in the place of the old one: nobody reads half of one.
+  // A new file is put in the place of the old one, whose rights and owner it has: nobody reads half
+  // of one.
   void file(const Path& path, std::string_view text, mode_t mode) const {
     const Path fresh = path.below(".new");
     const auto fd =
         sys::openat(root_, fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
     if (!fd) return;
     static_cast<void>(sys::write(*fd, text.data(), text.size()));
+    struct ::stat old{};
+    if (sys::call(SYS_newfstatat, root_, sys::arg(path.c_str()), sys::arg(&old),
+                  AT_SYMLINK_NOFOLLOW) == 0) {
+      sys::call(SYS_fchown, *fd, old.st_uid, old.st_gid);
+      sys::call(SYS_fchmod, *fd, old.st_mode & 07777);
+    }
     static_cast<void>(sys::close(*fd));
     sys::call(SYS_renameat, root_, sys::arg(fresh.c_str()), root_, sys::arg(path.c_str()));
   }
@@ -106,9 +113,11 @@ class Tree {
   // What stands for a device node: its name, and that it is one. Who opens that name is not led
   // here (shim/paths.h). Nobody needs a right to make a node 0:0; where it cannot be made, a file.
   void node(const Path& path) const {
-    constexpr mode_t kMode = 0600;
-    if (sys::call(SYS_mknodat, root_, sys::arg(path.c_str()), S_IFCHR | kMode, 0) == -EPERM) {
-      file(path, {}, kMode);
+    constexpr mode_t kMode = 0666;  // for everybody who reaches the session
+    const long made = sys::call(SYS_mknodat, root_, sys::arg(path.c_str()), S_IFCHR | kMode, 0);
+    if (made == -EPERM) file(path, {}, kMode);
+    if (made == -EPERM || made == 0) {  // whatever the umask
+      sys::call(SYS_fchmodat, root_, sys::arg(path.c_str()), kMode);
     }
   }
 

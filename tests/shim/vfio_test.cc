@@ -110,6 +110,63 @@ TEST(Vfio, WhatIsWrittenOnlyIsNotOpenedToBeRead) {
       << told.err;
 }
 
+// One process, `o` is os. Each word of what say() tells is an errno, or what the call answers.
+Outcome python(const std::string& script) {
+  return shell(
+      "python3 -c '\nimport errno, os as o, sys\nS = sys.argv[1]; C = S + \"/create\"\n"
+      "def say(f, *a, **k):\n"
+      "  try: print(f(*a, **k), end=\" \")\n"
+      "  except OSError as e: print(errno.errorcode[e.errno], end=\" \")\n" +
+      script + "' $T/serial-1");
+}
+
+// sysfs has the files it has, for root, too: kernfs has no operation that would make or take away
+// one.
+TEST(Vfio, NamesAreMadeAndTakenAwayByTheBusAlone) {
+  const Outcome told = python(
+      "for n in \"/x\", \"/name\", \"/no/x\", \"/name/x\": say(o.mkdir, S + n)\n"
+      "say(open, S + \"/x\", \"w\"); say(o.open, S + \"/x\", o.O_CREAT)\n"
+      "say(o.unlink, S + \"/name\"); say(o.unlink, S + \"/no\"); say(o.unlink, S + \"/devices\")\n"
+      "say(o.rmdir, S + \"/devices\"); say(o.rmdir, S + \"/name\"); print()\n"
+      "say(o.rename, S + \"/name\", S + \"/other\"); say(o.rename, S + \"/name\", \"/tmp/name\")\n"
+      "say(o.rename, S + \"/no\", S + \"/other\"); say(o.link, S + \"/name\", S + \"/other\")\n"
+      "say(o.link, S + \"/name\", C); say(o.symlink, \"x\", S + \"/other\")\n"
+      "say(o.symlink, \"x\", C); say(o.mkfifo, S + \"/x\"); say(o.mknod, C); print()\n"
+      "o.chdir(S); d = o.open(S, o.O_RDONLY)\n"
+      "for k in {}, {\"dir_fd\": d}:\n"
+      "  say(o.mkdir, \"x\", **k); say(o.unlink, \"name\", **k); say(o.symlink, \"x\", \"y\", "
+      "**k)\n"
+      "say(o.open, \"x\", o.O_CREAT | o.O_WRONLY); say(o.remove, \"create\")\n"
+      "print(); print(*sorted(o.listdir()))\n");
+  EXPECT_EQ(told.out,
+            "EPERM EEXIST ENOENT ENOTDIR EACCES EACCES EPERM ENOENT EISDIR EPERM ENOTDIR \n"
+            "EPERM EXDEV ENOENT EPERM EEXIST EPERM EEXIST EPERM EEXIST \n"
+            "EPERM EPERM EPERM EPERM EPERM EPERM EACCES EPERM \n"
+            "available_instances create device_api devices name\n")
+      << told.err;
+}
+
+TEST(Vfio, RightsOwnersAndSizesAreAsTheyAreSet) {
+  const Outcome told = python(
+      "show = lambda p: print(oct(o.stat(p).st_mode), o.stat(p).st_size, end=\" \")\n"
+      "A = S + \"/available_instances\"; show(C); show(A); o.chmod(C, 0o666); o.chmod(A, 0o400)\n"
+      "say(o.open, C, o.O_RDONLY); o.utime(C)\n"
+      "f = o.open(C, o.O_WRONLY); print(o.fstat(f).st_size)\n"
+      "o.write(f, b\"83b8f4f2-509f-382f-3c1e-e6bfe0fa1001\")\n"
+      "o.system(\"ls /sys/class/mdev_bus > /dev/null\"); show(C); show(A); print()\n"
+      "for n in \"vfio\", \"0\", \"devices/vfio0\":\n"
+      "  n = \"/dev/vfio/\" + n; show(n); o.chmod(n, 0o440); show(n)\n"
+      "  if o.geteuid() == 0: o.chown(n, 65534, 65534); assert o.stat(n).st_uid == 65534\n"
+      "print(); o.chdir(\"/dev/vfio\"); o.chmod(\"0\", 0o600); show(\"/dev/vfio/0\")\n"
+      "print(oct(o.fstat(o.open(\"/dev/vfio/0\", o.O_RDWR)).st_mode), end=\" \")\n"
+      "say(o.chmod, \"/dev/vfio/7\", 0o600)\n");
+  std::string nodes;
+  for (unsigned i = 0; i < 3; ++i) nodes += "0o20666 0 0o20440 0 ";
+  EXPECT_EQ(told.out, "0o100200 4096 0o100444 4096 EACCES 4096\n0o100666 4096 0o100400 4096 \n" +
+                          nodes + "\n0o20600 0 0o20600 ENOENT ")
+      << told.err;
+}
+
 // A function that was asked for is there for whoever is in the session, whether or not the program
 // that came with it looks.
 TEST(Vfio, AFunctionIsTheSessionsFromItsBeginning) {
