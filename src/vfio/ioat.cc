@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstring>
 
+#include "base/process_page.h"
+#include "vfio/device_thread.h"
 #include "vfio/dma.h"
 #include "vfio/interrupts.h"
 #include "vfio/pci_config.h"
@@ -43,6 +45,8 @@ static_assert(offsetof(Registers, chan_err_mask) == kChanErrMask);
 // What no register shows.
 struct State {
   PciConfig config;
+  DeviceHalt halt;
+  sync::Atomic<u32> server;  // the process whose thread walks the chain
   u8 started;
   u8 interrupting;  // until the client arms it again
   u16 done;         // descriptors of the chain
@@ -75,13 +79,14 @@ constexpr PciIdentity kIdentity{.vendor = 0x8086,
                                 .bars = {{kBarBytes, false, true}},
                                 .capabilities = kCapabilities};
 
-class Ioat final : public Model {
+class Ioat final : public Model, DeviceThread::Work {
  public:
   explicit Ioat(const ModelContext& context)
       : state_(*reinterpret_cast<State*>(context.state.data())),
         registers_(*reinterpret_cast<Registers*>(context.memory.data())),
         interrupts_(context.interrupts),
-        dma_(context.dma) {
+        channel_(context.dma) {
+    channel_.set_cancel(thread_.cancel());
     shape_.regions[0] = {kBarBytes, kMapped};
     shape_.regions[kConfigRegion].size = kConfigBytes;
     shape_.vectors[kIntxIndex] = shape_.vectors[kMsiIndex] = shape_.vectors[kMsixIndex] = 1;
@@ -90,6 +95,7 @@ class Ioat final : public Model {
     shape_.msix_region = 0;
     if (state_.started == 0) first_open();
   }
+  ~Ioat() override { thread_.stop(); }
 
   [[nodiscard]] const Shape& shape() const override { return shape_; }
   void read(unsigned region, u64 offset, std::span<u8> to) override;
@@ -103,27 +109,48 @@ class Ioat final : public Model {
 
  private:
   static constexpr size_t kPiece = 4096;
+  // No piece of work is under way while it lives.
+  class Paused {
+   public:
+    explicit Paused(DeviceThread& thread) : thread_(thread) { thread.pause(); }
+    ~Paused() { thread_.resume(); }
+    Paused(const Paused&) = delete;
+    Paused& operator=(const Paused&) = delete;
+
+   private:
+    DeviceThread& thread_;
+  };
 
   u32* extended(u64 offset);
   void take(u64 offset, std::span<const u8> from);
   void command(u8 value);
   void begin_chain();
-  void run();
+  void ring(u16 count);
+  void ask_for(u16 count);
+  // ---- the thread's
+  bool work() override;
+  void do_next();
   u32 do_descriptor(const Descriptor& descriptor);
   u32 copy(const Descriptor& descriptor);
   u32 fill(const Descriptor& descriptor);
   void halt(u32 error);
-  bool write_completion();
+  bool write_completion(u64 status);
   void interrupt();
   void show_line();
 
-  [[nodiscard]] u64 status() const { return registers_.chan_sts & kStateMask; }
-  void show(u64 status) { registers_.chan_sts = state_.last | status; }
+  // A register that clients load while the thread stores it, or the other way round.
+  template <typename T>
+  static sync::Atomic<T>& shared(T& field) {
+    return reinterpret_cast<sync::Atomic<T>&>(field);
+  }
+  [[nodiscard]] u64 status() const { return shared(registers_.chan_sts).load() & kStateMask; }
+  void show(u64 status) { shared(registers_.chan_sts).store(state_.last | status); }
+  [[nodiscard]] u16 count() const { return shared(registers_.dma_count).load(); }
   [[nodiscard]] bool reads(u64 iova, void* to, u64 bytes) {
-    return is_master() && dma_.read(iova, to, bytes).done == bytes;
+    return is_master() && channel_.read(iova, to, bytes).done == bytes;
   }
   [[nodiscard]] bool writes(u64 iova, const void* from, u64 bytes) {
-    return is_master() && dma_.write(iova, from, bytes).done == bytes;
+    return is_master() && channel_.write(iova, from, bytes).done == bytes;
   }
   [[nodiscard]] bool is_master() const {
     return (state_.config.command() & PciConfig::kCommandMaster) != 0;
@@ -133,11 +160,13 @@ class Ioat final : public Model {
   State& state_;
   Registers& registers_;
   Interrupts& interrupts_;
-  Dma& dma_;
-  u8 piece_[kPiece];  // on its way
+  DmaChannel channel_;  // the thread's
+  u8 piece_[kPiece];    // on its way
+  DeviceThread thread_{*this, &state_.halt};
 };
 
 void Ioat::reset() {
+  const Paused paused(thread_);
   registers_ = {};
   registers_.chan_cnt = 1;
   registers_.xfer_cap = kXferCapLog2;
@@ -169,11 +198,25 @@ void Ioat::read(unsigned region, u64 offset, std::span<u8> to) {
       std::memcpy(to.data(), reinterpret_cast<const u8*>(word) + at, std::min(to.size(), 4 - at));
     }
   } else if (offset + to.size() <= sizeof(Registers)) {
-    std::memcpy(to.data(), reinterpret_cast<const u8*>(&registers_) + offset, to.size());
+    u8* const at = reinterpret_cast<u8*>(&registers_) + offset;
+    const auto load = [&]<typename T>(T value) {
+      value = shared(*reinterpret_cast<T*>(at)).load();
+      std::memcpy(to.data(), &value, sizeof(value));
+    };
+    if (to.size() == 1) load(u8{});
+    if (to.size() == 2) load(u16{});
+    if (to.size() == 4) load(u32{});
   }
 }
 
+// A doorbell waits for nobody; else what is under way, one descriptor at most, ends first.
 void Ioat::write(unsigned region, u64 offset, std::span<const u8> from) {
+  if (region == 0 && offset == kDmaCount && from.size() == sizeof(u16)) {
+    u16 count = 0;
+    std::memcpy(&count, from.data(), sizeof(count));
+    return ring(count);
+  }
+  const Paused paused(thread_);
   if (region == 0) return take(offset, from);
   if (offset < PciConfig::kBytes) {
     state_.config.write(kIdentity, offset, from);
@@ -217,7 +260,7 @@ void Ioat::take(u64 offset, std::span<const u8> from) {
     }
   }
   if (chain) begin_chain();
-  if (count) run();
+  if (count) ask_for(registers_.dma_count);
 }
 
 void Ioat::command(u8 value) {
@@ -230,7 +273,7 @@ void Ioat::command(u8 value) {
   if ((value & kCmdSuspend) != 0 && status() != kHalted && status() != kArmed) show(kSuspended);
   if ((value & kCmdResume) != 0 && status() == kSuspended) {
     show(kIdle);
-    run();
+    ask_for(registers_.dma_count);
   }
 }
 
@@ -246,24 +289,58 @@ void Ioat::begin_chain() {
   show(kArmed);
 }
 
-void Ioat::run() {
-  if (status() == kHalted || status() == kSuspended) return;
-  while (state_.done != registers_.dma_count) {
-    show(kActive);
-    Descriptor descriptor;
-    registers_.current = state_.next;
-    if (state_.next % sizeof(descriptor) != 0) return halt(state_.done == 0 ? kBadChain : kBadNext);
-    if (!reads(state_.next, &descriptor, sizeof(descriptor))) return halt(kReadError);
-    if (const u32 error = do_descriptor(descriptor); error != 0) return halt(error);
-    ++state_.done;
-    state_.last = state_.next;
-    state_.next = descriptor.next;
-    show(state_.done == registers_.dma_count ? kIdle : kActive);
-    if ((descriptor.control & kWritesCompletion) != 0 && !write_completion()) {
-      return halt(kBadCompletion);
-    }
-    if ((descriptor.control & kInterrupts) != 0) interrupt();
+// Of two processes that have it open, the one that asked last works.
+void Ioat::ring(u16 count) {
+  if (state_.server.load() == process_stamp()) return ask_for(count);
+  const Paused paused(thread_);
+  ask_for(count);
+}
+
+// Pre: this process serves, or the threads are paused. The thread may be at the chain: it finds the
+// new count, or has shown that it is idle.
+void Ioat::ask_for(u16 count) {
+  state_.server.store(process_stamp());
+  shared(registers_.dma_count).store(count);
+  u64 seen = shared(registers_.chan_sts).load();
+  const u64 was = seen & kStateMask;
+  if (was == kHalted || was == kSuspended) return;
+  if (was != kActive) {
+    shared(registers_.chan_sts).compare_exchange(seen, (seen & ~kStateMask) | kActive);
   }
+  if (thread_.start()) return thread_.wake();
+  while (work()) {  // there is no thread to be had: as it can be
+  }
+}
+
+// ---- the thread
+
+// False: there is nothing to do.
+bool Ioat::work() {
+  if (state_.server.load() != process_stamp() || status() != kActive) return false;
+  if (state_.done != count()) {
+    do_next();
+  } else {
+    // Who asks for more meanwhile finds it idle, or is found by the next look.
+    show(kIdle);
+    if (state_.done != count()) show(kActive);
+  }
+  return true;
+}
+
+void Ioat::do_next() {
+  Descriptor descriptor;
+  shared(registers_.current).store(state_.next);
+  if (state_.next % sizeof(descriptor) != 0) return halt(state_.done == 0 ? kBadChain : kBadNext);
+  if (!reads(state_.next, &descriptor, sizeof(descriptor))) return halt(kReadError);
+  if (const u32 error = do_descriptor(descriptor); error != 0) return halt(error);
+  ++state_.done;
+  state_.last = state_.next;
+  state_.next = descriptor.next;
+  const bool says = (descriptor.control & kWritesCompletion) != 0;
+  const u64 is = state_.done == count() ? kIdle : kActive;
+  if (says && !write_completion(is)) return halt(kBadCompletion);
+  if ((descriptor.control & kInterrupts) != 0) interrupt();
+  show(kActive);  // work() says when it is idle
 }
 
 // Answers the error, or 0.
@@ -299,34 +376,35 @@ u32 Ioat::fill(const Descriptor& descriptor) {
 }
 
 void Ioat::halt(u32 error) {
-  registers_.chan_err |= error;
-  show(kHalted);
+  shared(registers_.chan_err).fetch_or(error);
   if ((registers_.chan_ctrl & kErrorCompletion) != 0 && error != kBadCompletion &&
-      !write_completion()) {
-    registers_.chan_err |= kBadCompletion;
+      !write_completion(kHalted)) {
+    shared(registers_.chan_err).fetch_or(kBadCompletion);
   }
+  show(kHalted);
   if ((registers_.chan_ctrl & kErrorInterrupt) != 0) interrupt();
 }
 
-bool Ioat::write_completion() {
-  return registers_.chan_cmp % sizeof(u64) == 0 &&
-         writes(registers_.chan_cmp, &registers_.chan_sts, sizeof(u64));
+bool Ioat::write_completion(u64 status) {
+  const u64 told = state_.last | status;
+  return registers_.chan_cmp % sizeof(told) == 0 &&
+         writes(registers_.chan_cmp, &told, sizeof(told));
 }
 
 // ---- interrupts
 
 void Ioat::interrupt() {
   state_.interrupting = 1;
-  registers_.attn_status = 1;
+  shared(registers_.attn_status).store(1);
   show_line();
 }
 
 void Ioat::show_line() {
   const bool enabled = (registers_.intr_ctrl & (kMasterEnable | kMsixEnable)) != 0;
   const bool up = enabled && state_.interrupting != 0;
-  registers_.intr_ctrl =
-      static_cast<u8>((registers_.intr_ctrl & (kMasterEnable | kMsixEnable)) |
-                      (state_.interrupting != 0 ? kIntStatus : 0) | (up ? kInterrupting : 0));
+  const u8 kept = registers_.intr_ctrl & (kMasterEnable | kMsixEnable);
+  const int now = kept | (state_.interrupting != 0 ? kIntStatus : 0) | (up ? kInterrupting : 0);
+  shared(registers_.intr_ctrl).store(static_cast<u8>(now));
   interrupts_.set_line(up, (state_.config.command() & PciConfig::kCommandNoIntx) != 0);
 }
 

@@ -12,7 +12,8 @@
 //
 //   state       what the client does            what follows
 //   HALTED      CHANERR is 0, writes CHAINADDR   ARMED: nothing is done, the chain begins there
-//   ARMED       writes DMACOUNT                  that many descriptors of the chain are done: IDLE
+//   ARMED       writes DMACOUNT                  ACTIVE: the device's thread does that many
+//                                                descriptors of the chain, then IDLE
 //   IDLE        writes a greater DMACOUNT        the rest is
 //   any but HALTED, ARMED   CHANCMD suspends     SUSPENDED until CHAINADDR or a resume
 //   any         CHANCMD resets                   HALTED
@@ -20,8 +21,10 @@
 // I1  It moves memory through its domain only, and only as a bus master.
 // I2  A descriptor that cannot be done halts the channel: CHANERR says why, CHANSTS names the last
 //     one that was done, nothing behind it is begun.
-// Differs: everything that DMACOUNT asks for is done before the write of it returns; XFERCAP is
-// 64 KiB, the hardware's 1 MiB; no XOR, no PQ, no DCA; nothing that is read changes by it.
+// I3  A doorbell waits for nothing. Any other write of a register finds the thread between two
+//     descriptors.
+// Differs: XFERCAP is 64 KiB, the hardware's 1 MiB; no XOR, no PQ, no DCA; nothing that is read
+// changes by it.
 
 #include "vfio/mdev.h"
 

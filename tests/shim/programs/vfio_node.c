@@ -51,6 +51,7 @@ static uint32_t copy(void) {
   REG64(0x90) = kIova;
   REG16(0x80) = 0x0001;  // armed
   REG16(0x86) = 1;
+  while ((REG64(0x88) & 7) == 0) usleep(10);  // its thread is at it
   return REG32(0xa8);
 }
 

@@ -82,7 +82,14 @@ struct Client {
     write<u64>(kChanCmp, kCompletion);
     write<u64>(kChainAddr, chain);
   }
-  void ask(u16 count) { write<u16>(kDmaCount, count); }
+  // And waits until it is done, or cannot be.
+  void ask(u16 count) {
+    write<u16>(kDmaCount, count);
+    wait();
+  }
+  void wait() {
+    for (unsigned i = 0; status() == kActive && i < 100000; ++i) usleep(20);
+  }
   u64 status() { return read<u64>(kChanSts) & 7; }
   u64 last() { return read<u64>(kChanSts) & ~u64{63}; }
   u64 completion() {
@@ -199,6 +206,52 @@ TEST_F(IoatTest, NullDoesNothing) {
   EXPECT_EQ(client().completion(), Client::place(0) | kIdle);
 }
 
+// A whole count of the largest: the doorbell does not wait for it, nor does a reset.
+TEST_F(IoatTest, ADoorbellWaitsForNothing) {
+  const u64 from = Client::kIova, to = u64{1} << 32;
+  test::GuardedPages large(16);
+  ASSERT_TRUE(client().container->map({to, 16 * kPageSize, large.address(), 3}));
+  Descriptor whole{1u << kXferCapLog2, kCopy << kOpShift, from, to, Client::place(0), {}};
+  std::memcpy(client().at(Client::place(0)), &whole, sizeof(whole));
+  client().begin();
+  client().write<u16>(kDmaCount, 0xffff);
+  EXPECT_EQ(client().status(), kActive) << "four gigabytes are not moved yet";
+  while (client().last() == 0) usleep(10);
+  client().write<u16>(kDmaCount, 0xfffe);
+  EXPECT_EQ(client().status(), kActive);
+  client().write<u8>(kChanCmd, kCmdReset);
+  EXPECT_EQ(client().read<u64>(kChanSts), kHalted);
+  // Nothing is under way.
+  std::memset(large.bytes_at(0), 0x5a, large.bytes());
+  usleep(2000);
+  EXPECT_EQ(*large.bytes_at(0), 0x5a);
+  EXPECT_EQ(std::memcmp(large.bytes_at(0), large.bytes_at(1), large.bytes() - 1), 0);
+  client().put_copy(0, Client::kSource, Client::kTarget, 8);
+  client().begin();
+  client().ask(1);
+  EXPECT_TRUE(client().same(Client::kSource, Client::kTarget, 8));
+}
+
+// Two processes that have it open: the one that asks works, after the other's.
+TEST_F(IoatTest, AChildOfForkThatAsksHasItsWorkDone) {
+  client().put_copy(0, Client::kSource, Client::kTarget, 8);
+  client().begin();
+  client().ask(1);
+  EXPECT_EQ(client().read<u64>(kChanSts), Client::place(0) | kIdle);
+  const pid_t child = fork();
+  if (child == 0) {
+    client().ask(2);  // of memory that its parent has pinned it reaches nothing
+    _exit(client().status() == kHalted ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  client().write<u32>(kChanErr, ~0u);
+  client().begin();
+  client().ask(1);
+  EXPECT_EQ(client().read<u64>(kChanSts), Client::place(0) | kIdle);
+}
+
 struct Fault {
   const char* what;
   u32 error;
@@ -282,6 +335,7 @@ TEST_F(IoatTest, SuspendsAndResumes) {
   client().ask(2);
   EXPECT_EQ(*client().at(Client::kTarget + 64), 0);
   client().write<u8>(kChanCmd, kCmdResume);
+  client().wait();
   EXPECT_TRUE(client().same(Client::kSource, Client::kTarget + 64, 8));
   EXPECT_EQ(client().read<u64>(kChanSts), Client::place(1) | kIdle);
   EXPECT_EQ(client().read<u8>(kChanCmd), 0) << "commands are taken at once";
