@@ -60,6 +60,8 @@ class DeviceFile final : public host::Description, public host::PlacedIo, public
   }
 
   [[nodiscard]] vfio::Device& device() const { return device_->device(); }
+  // What a node is that is not bound, or is by another process.
+  [[nodiscard]] int ungranted() const { return device_->is_elsewhere() ? EIO : EINVAL; }
 
   sync::Ref<OpenDevice> device_;
   sync::Atomic<off_t> at_{0};
@@ -265,7 +267,7 @@ Result<long> DeviceFile::serve(u32 request, u64 arg) {
 Result<long> DeviceFile::serve_node(u32 request, u64 arg) {
   if (request == VFIO_DEVICE_BIND_IOMMUFD && !device_->is_elsewhere())
     return bind_iommufd(*device_, arg);
-  if (!device_->is_granted()) return refuse(device_->is_elsewhere() ? EIO : EINVAL);
+  if (!device_->is_granted()) return refuse(ungranted());
   if (!device_->has_group() && request == VFIO_DEVICE_ATTACH_IOMMUFD_PT) {
     return attach_pt(*device_, arg);
   }
@@ -309,7 +311,7 @@ unsigned width_at(u64 offset, u64 left) {
 }
 
 Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
-  if (!device_->is_granted()) return refuse(EINVAL);
+  if (!device_->is_granted()) return refuse(ungranted());
   if (size == 0) return 0;
   const Place place = ST_TRY(place_of(device(), size, at));
   for (u64 done = 0; done < place.bytes;) {
@@ -323,7 +325,7 @@ Result<long> DeviceFile::read_at(u64 to, u64 size, off_t at) {
 }
 
 Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
-  if (!device_->is_granted()) return refuse(EINVAL);
+  if (!device_->is_granted()) return refuse(ungranted());
   if (size == 0) return 0;
   const Place place = ST_TRY(place_of(device(), size, at));
   for (u64 done = 0; done < place.bytes;) {
@@ -341,7 +343,7 @@ Result<long> DeviceFile::write_at(u64 from, u64 size, off_t at) {
 
 // Whole pages of the region that may be mapped, and nothing beside them.
 Result<void> DeviceFile::check_mmap(const host::MapRequest& request) {
-  if (!device_->is_granted()) return refuse(EINVAL);
+  if (!device_->is_granted()) return refuse(ungranted());
   const u64 index = static_cast<u64>(request.offset) >> kOffsetBits;
   if (index >= vfio::kRegions || (request.flags & MAP_TYPE) == MAP_PRIVATE) return refuse(EINVAL);
   u64 at = static_cast<u64>(request.offset) & kOffsetMask;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A group, and its device, of which several processes have a descriptor: what one makes of it is so
 // for all. kernel file: drivers/vfio/group.c, whose state is the open file's.
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -202,7 +203,20 @@ TEST_F(SharedGroup, ADevicesOwnNodeIsBoundByWhomItWasSentTo) {
     if (bind(fds[0], iommufd) != 0) _exit(3);
     if (ask(fds[0], VFIO_DEVICE_GET_INFO, &info) != 0 || info.num_irqs != 5) _exit(4);
     if (read_id(fds[0]) == 0) _exit(5);
+    const auto read_error = [](int fd) {
+      u32 id = 0;
+      const auto file = host::find(fd);
+      const auto done = dynamic_cast<host::PlacedIo*>(file.get())
+                            ->read_at(reinterpret_cast<u64>(&id), sizeof(id), 0);
+      return done ? 0 : to_int(done.error());
+    };
+    const auto map_error = [](int fd) {
+      const auto done =
+          host::find(fd)->check_mmap({kPageSize, PROT_READ, MAP_SHARED, off_t{4} << 40});
+      return done ? 0 : to_int(done.error());
+    };
     if (ask(fds[2], VFIO_DEVICE_GET_INFO, &info) != -EIO) _exit(6);
+    if (read_error(fds[2]) != EIO || map_error(fds[2]) != EIO) _exit(9);
     // The other closes all it had.
     if (write(talk[1], "x", 1) != 1 || read(talk[1], &go, 1) != 1) _exit(7);
     if (read_id(fds[0]) == 0) _exit(8);
