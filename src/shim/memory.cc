@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "abi/vfio/region_changes.h"
 #include "base/kernel_numbers.h"
 #include "base/own_memory.h"
 #include "base/sys.h"
@@ -96,7 +97,7 @@ int refusal_before_file(int fd, const host::DescriptionRef& ref, const host::Map
 // What stands against an mmap of `fd`, -errno; 0: nothing. Post: request->offset is where it begins
 // in what is behind `fd`.
 long refusal_of_map(int fd, host::MapRequest* request) {
-  struct ::stat behind{};
+  struct ::stat behind {};
   if (!may_be_ours(fd, &behind)) return 0;
   host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
@@ -135,7 +136,7 @@ void* refused_map(const hugetlb::MapCall& call, long refusal) {
 
 // Tells what is behind `fd`, if it is ours, that it was mapped. -errno: it takes that back.
 long tell_mapped(int fd, const void* at, const host::MapRequest& request) {
-  struct ::stat behind{};
+  struct ::stat behind {};
   if (at == MAP_FAILED || !may_be_ours(fd, &behind)) return 0;
   long answer = 0;
   host::EngineSection section;
@@ -403,20 +404,31 @@ void* remap(void* old_at, size_t old_size, size_t new_size, int flags, void* new
     return remap_noting(old_at, old_size, new_size, flags, new_at, via);
   host::EngineSection section(host::Touches::kNothing);
   trace::enter_room(trace::Room::shim, 1, number_of(old_at));
+  const host::Remap asked{number_of(old_at), old_size, new_size, flags, number_of(new_at)};
+  abi_vfio::RemapOfRegions regions(asked);
+  if (regions.refused() != 0) {
+    section.leave();
+    as_libc(-regions.refused());
+    return MAP_FAILED;
+  }
   void* const there = host::remap(
-      {number_of(old_at), old_size, new_size, flags, number_of(new_at)},
+      asked,
       [&](const host::Remap& one) {
         return remap_noting(reinterpret_cast<void*>(one.from), one.size, one.new_size, one.flags,
                             reinterpret_cast<void*>(one.to), via);
       },
       [](void* made, u64 size) { return noted_mapping(made, size, false); });
+  if (there != MAP_FAILED) regions.moved(Hva(number_of(there)));
   section.leave();
   return there;
 }
 
 int protect(void* at, size_t size, int prot, int key, Via via) {
   if (cuts_huge_page(at, size)) return static_cast<int>(as_libc(-EINVAL));
-  const auto go_on = [&] { return do_protect(via, at, size, prot, key); };
+  const auto call = [&](u64 start, u64 bytes, int rights) {
+    return do_protect(via, reinterpret_cast<void*>(start), bytes, rights, key);
+  };
+  const auto go_on = [&] { return abi_vfio::protect_regions(number_of(at), size, prot, call); };
   if (!awake()) [[likely]]
     return go_on();
   if (via == Via::kNext && execution_refused(at, size, prot)) return -1;

@@ -9,6 +9,7 @@
 #include "base/process_page.h"
 #include "vfio/pci_functions.h"
 #include "vfio/registry.h"
+#include "vfio/trapped_rights.h"
 
 namespace stagetwo::vfio {
 namespace {
@@ -136,7 +137,7 @@ Result<void> Device::show(unsigned region, u64 offset, u64 size, int prot, Hva a
     const u64 first = std::max(offset, area.offset);
     const u64 end = std::min(offset + size, area.offset + area.size);
     if (first >= end) continue;
-    const int rights = area.trapped ? prot & ~PROT_WRITE : prot;
+    const int rights = area.trapped ? rights_of_trapped(prot) : prot;
     ST_TRY(show_memory(which_.slot, area.memory + (first - area.offset), end - first, rights,
                        at + (first - offset)));
   }

@@ -198,6 +198,11 @@ TEST(Vfio, AMappingHoldsItsDeviceInWhomeverHasIt) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+TEST(Vfio, AMappingFollowsItsClientsChanges) {
+  const Outcome outcome = run_under("region_mappings", {"changes"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 TEST(Vfio, WhoInheritsADeviceGivesItWork) {
   const Outcome outcome = run_under("region_mappings", {"daemon"});
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;

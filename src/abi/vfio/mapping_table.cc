@@ -252,6 +252,84 @@ sync::Ref<OpenDevice> Mappings::cut(size_t at, HvaRange gone) {
   return {};
 }
 
+// ---- rights and places
+
+Result<void> Mappings::divide_at(Hva at) {
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    const HvaRange whole = rows_[i].range;
+    if (!whole.contains(at) || whole.start() == at) continue;
+    ST_TRY(rows_.push_back(rows_[i].part(HvaRange(at, whole.end() - at))));
+    rows_[i].range = HvaRange(whole.start(), at - whole.start());
+  }
+  used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
+  return {};
+}
+
+Result<void> Mappings::divide(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  const Edit edit(*this);
+  ST_TRY(divide_at(range.start()));
+  return divide_at(range.end());
+}
+
+void Mappings::allow(HvaRange range, int prot) {
+  const sync::MutexGuard guard(lock_);
+  for (Mapping& row : rows_) {
+    if (row.range.overlaps(range)) row.prot = prot;
+  }
+}
+
+// Where a function's memory is off nothing is trapped: every touch is SIGBUS.
+HvaRange Mappings::first_trapped(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  Hva first = range.end(), end = range.end();
+  for (const Mapping& row : rows_) {
+    if (row.hidden || !row.range.overlaps(range)) continue;
+    for (const vfio::MappedArea& area : row.device->device().shape().regions[row.region].mapped) {
+      const u64 from = std::max(area.offset, row.offset);
+      const u64 to = std::min(area.offset + area.size, row.offset + row.range.size());
+      if (!area.trapped || from >= to) continue;
+      const Hva begins = std::max(row.range.start() + (from - row.offset), range.start());
+      const Hva ends = std::min(row.range.start() + (to - row.offset), range.end());
+      if (begins >= ends || begins >= first) continue;
+      first = begins;
+      end = ends;
+    }
+  }
+  return HvaRange(first, end - first);
+}
+
+bool Mappings::has(Hva at) {
+  const sync::MutexGuard guard(lock_);
+  return std::ranges::any_of(rows_, [&](const Mapping& row) { return row.range.contains(at); });
+}
+
+Result<void> Mappings::copy_of(HvaRange range, Vec<Mapping>* rows) {
+  const sync::MutexGuard guard(lock_);
+  for (const Mapping& row : rows_) {
+    if (!row.range.overlaps(range)) continue;
+    const Hva start = std::max(row.range.start(), range.start());
+    const Hva end = std::min(row.range.end(), range.end());
+    ST_TRY(rows->push_back(row.part(HvaRange(start, end - start))));
+  }
+  const Edit edit(*this);
+  return rows_.reserve(rows_.size() + rows->size());
+}
+
+void Mappings::put_back(Mapping row) {
+  const sync::MutexGuard guard(lock_);
+  const Edit edit(*this);
+  row.going = 0;
+  row.unsure = false;
+  // A function of libc and the call in it are both told of.
+  const auto is_it = [&](const Mapping& known) {
+    return known.is_of(row) && known.range == row.range;
+  };
+  if (std::ranges::any_of(rows_, is_it)) return;
+  static_cast<void>(rows_.push_back(std::move(row)));
+  used_.store(static_cast<u32>(rows_.size()), sync::kRelease);
+}
+
 // ---- fork
 
 // The child has what the parent had, but what was kept from it (madvise) and what other threads

@@ -4,10 +4,10 @@
 // The rows of abi/vfio/mappings.h and what becomes of them as the client changes its addresses.
 // Not for other rooms.
 //
-//   munmap, mmap over it      the bell's end: what the process's map does not show any more is cut
-//   out mprotect                  divide(), the calls, allow(): a row for each piece with rights of
-//   its own mremap                    RemapOfRegions: copies before, rows at the new place after
-//   fork                      in the child: cut as above, and a subscription of its own
+//   munmap, mmap over it   the bell's end: what the process's map shows no more is cut out
+//   mprotect               divide(), the calls, allow(): a row for what has rights of its own
+//   mremap                 copy_of() before, put_back() at the new place after
+//   fork                   in the child: cut as above, and a subscription of its own
 //
 // I1  A row is there from before its mapping may be stored to until its pages are unmapped.
 // I2  A part of a region that is trapped never has the right to write, whatever the client asks
@@ -70,6 +70,18 @@ class Mappings final : public host::MmuNotifier, host::WorkItem {
   [[nodiscard]] bool used() const { return used_.load(sync::kAcquire) != 0; }
   [[nodiscard]] size_t count();
 
+  // ---- rights and places (abi/vfio/region_changes.h)
+  // No row crosses an end of the range. Failure: ENOMEM.
+  Result<void> divide(HvaRange range);
+  void allow(HvaRange range, int prot);
+  // The first part of the range that is trapped and there; empty: none.
+  [[nodiscard]] HvaRange first_trapped(HvaRange range);
+  [[nodiscard]] bool has(Hva at);
+  // Copies of the rows in the range, and room for as many more. Failure: ENOMEM.
+  Result<void> copy_of(HvaRange range, Vec<Mapping>* rows);
+  // Pre: copy_of() has made room for it.
+  void put_back(Mapping row);
+
   bool invalidate_range_start(const host::InvalidateEvent& event) override;
   host::TryStart try_invalidate_range_start(const host::InvalidateEvent& event) override {
     return event.kind != host::EventKind::kUnmap ? host::TryStart::kNotMine
@@ -98,6 +110,7 @@ class Mappings final : public host::MmuNotifier, host::WorkItem {
     HvaRange range;
   };
   bool find_trap(Hva at, Trap* trap);
+  Result<void> divide_at(Hva at) TA_REQ(lock_);
 
   sync::Mutex changing_{sync::Rank::kVm};
   // The process that did, and that looks what others do with a function.

@@ -3,6 +3,7 @@
 //
 //   region_mappings forks     children have the mappings, and hold the device as long as they have
 //                             them: munmap, what is kept from them, exec, kill -9
+//   region_mappings changes   munmap, mprotect, mremap and mmap over it, of pages that are trapped
 //   region_mappings daemon    who inherits a device maps memory of its own and gives it work, while
 //                             its parent is there and when it is not
 #define _GNU_SOURCE
@@ -191,11 +192,94 @@ static void daemon_of_its_own(void) {
   close_all();
 }
 
+// ---- changes
+
+static sigjmp_buf touched;
+static void on_fault(int signal) {
+  siglongjmp(touched, signal);
+}
+
+// What comes of a descriptor stored to a portal: the record's status, or the signal, negative.
+static int stored(char* portal) {
+  struct dsa_completion_record* const record = (void*)memory;
+  const struct dsa_hw_desc d = descriptor_of(DSA_OPCODE_NOOP, kIova, 0, 0, 0);
+  uint64_t words[8];
+  memcpy(words, &d, sizeof words);
+  memset(record, 0, sizeof *record);
+  const int signal = sigsetjmp(touched, 1);
+  if (signal != 0) return -signal;
+  for (int i = 0; i < 8; ++i) ((volatile uint64_t*)portal)[i] = words[i];
+  for (int i = 0; i < 20000 && __atomic_load_n(&record->status, __ATOMIC_ACQUIRE) == 0; ++i) {
+    usleep(100);
+  }
+  return record->status;
+}
+
+static void rights(void) {
+  char* const at = map_region(kPortal, kPage, PROT_READ | PROT_WRITE);
+  REQUIRE(stored(at) == 1);
+  REQUIRE(mprotect(at, kPage, PROT_READ) == 0 && stored(at) == -SIGSEGV);
+  REQUIRE(mprotect(at, kPage, PROT_NONE) == 0 && stored(at) == -SIGSEGV);
+  REQUIRE(mprotect(at, kPage, PROT_READ | PROT_WRITE) == 0 && stored(at) == 1);
+  REQUIRE(mprotect(at, kPage, PROT_WRITE) == 0 && stored(at) == 1);
+  REQUIRE(*(volatile char*)at == 0);
+  char* const other = map_region(kPortal, kPage, PROT_READ);
+  REQUIRE(stored(other) == -SIGSEGV);
+  REQUIRE(mprotect(other, kPage, PROT_READ | PROT_WRITE) == 0 && stored(other) == 1);
+  munmap(other, kPage);
+  munmap(at, kPage);
+}
+
+static void places(void) {
+  char* at = map_region(kPortal, kPage, PROT_READ | PROT_WRITE);
+  char* const to = mmap(NULL, 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REFUSED(mremap(at, kPage, 2 * kPage, MREMAP_MAYMOVE), EFAULT);
+  REFUSED(mremap(at, kPage, 2 * kPage, 0), EFAULT);
+  REFUSED(mremap(at, 0, kPage, MREMAP_MAYMOVE), EFAULT);
+  REFUSED(mremap(at, kPage, kPage, MREMAP_MAYMOVE | MREMAP_DONTUNMAP), EINVAL);
+  REQUIRE(mremap(at, kPage, kPage, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+  REQUIRE(stored(to) == 1 && stored(at) == -SIGSEGV);
+  REQUIRE(mprotect(to, kPage, PROT_READ) == 0 && stored(to) == -SIGSEGV);
+  at = map_region(kPortal, kPage, PROT_READ | PROT_WRITE);
+  // What fails takes nothing; what is mapped over it is no device's.
+  REFUSED(mmap(at, kPage, PROT_READ, MAP_SHARED | MAP_FIXED, 999, 0), EBADF);
+  REQUIRE(stored(at) == 1);
+  REQUIRE(mmap(at, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+          at);
+  at[kPage - 1] = 7;
+  close_all();
+  is_busy();  // by what has moved
+  munmap(to, kPage);
+  REQUIRE(is_free_soon() && at[kPage - 1] == 7);
+  // Of a hole both sides have the device.
+  open_all();
+  char* const whole = map_region(kRing, kRingBytes, PROT_READ | PROT_WRITE);
+  munmap(whole + kPage, kPage);
+  close_all();
+  munmap(whole, kPage);
+  is_busy();
+  whole[2 * kPage] = 1;
+  munmap(whole + 2 * kPage, kRingBytes - 2 * kPage);
+  REQUIRE(is_free_soon());
+}
+
+static void changes(void) {
+  const struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
+  REQUIRE(sigaction(SIGSEGV, &action, NULL) == 0);
+  begin();
+  open_all();
+  own_memory();
+  rights();
+  places();
+}
+
 int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   REQUIRE(argc == 2);
   if (strcmp(argv[1], "forks") == 0) {
     forks();
+  } else if (strcmp(argv[1], "changes") == 0) {
+    changes();
   } else if (strcmp(argv[1], "daemon") == 0) {
     begin();
     daemon_of_its_own();
