@@ -215,8 +215,8 @@ void OwnerTable::reading(PageKey first, unsigned pages, bool on) {
 
 // ---- bringing back --------------------------------------------------------------------------
 
-BringBack OwnerTable::bring_back(PageKey key) {
-  const BringBack outcome = bring_back_one(key);
+BringBack OwnerTable::bring_back(PageKey key, bool unasked) {
+  const BringBack outcome = bring_back_one(key, nullptr, unasked);
   return outcome == BringBack::kStuck ? show_run(key) : outcome;
 }
 
@@ -226,7 +226,7 @@ BringBack OwnerTable::bring_back(Hva at) {
   return outcome == BringBack::kStuck ? show_run(key) : outcome;
 }
 
-BringBack OwnerTable::bring_back_one(PageKey& key, const Hva* at) {
+BringBack OwnerTable::bring_back_one(PageKey& key, const Hva* at, bool unasked) {
   bool waited = false;
   for (;;) {
     u32 seen = 0;
@@ -245,7 +245,7 @@ BringBack OwnerTable::bring_back_one(PageKey& key, const Hva* at) {
       if (mine || lost) job = {*record, views_at(key, *record)};
       if (!mine && !lost) seen = await_turn();
     }
-    if (mine) return fill(key, job);
+    if (mine) return fill(key, job, unasked);
     if (job.record.stage == PageStage::kLost) {
       return fell_away(key, job) ? BringBack::kNotAbsent : BringBack::kLost;
     }
@@ -255,7 +255,7 @@ BringBack OwnerTable::bring_back_one(PageKey& key, const Hva* at) {
 }
 
 // Pre: this thread made the record kFilling.
-BringBack OwnerTable::fill(PageKey key, const PageJob& job) {
+BringBack OwnerTable::fill(PageKey key, const PageJob& job, bool unasked) {
   trace::emit(trace::Event::st_owner_ask, trace::Room::host, key.object, key.index);
   const PageRecord& record = job.record;
   const PagesInHand in_hand;
@@ -264,7 +264,7 @@ BringBack OwnerTable::fill(PageKey key, const PageJob& job) {
   if (record.in_place()) {
     transit.show();
   } else {
-    outcome = record.owner->bring_back({key, record.at, record.writable}, transit);
+    outcome = record.owner->bring_back({key, record.at, record.writable, unasked}, transit);
   }
   const bool hidden = outcome == BringBack::kBack && transit.is_hidden();
   if (hidden || (outcome == BringBack::kRetry && transit.no_room())) outcome = BringBack::kStuck;
@@ -428,7 +428,7 @@ bool OwnerTable::fetch_for(const OwnedChange& change, bool all) {
     const unsigned count = collect(change.reach_, keys, kBatch, is_wanted);
     if (count == 0) return true;
     unsigned asks = 0;
-    for (unsigned i = 0; i < count; ++i) asks = std::max(asks, asks_of(bring_back(keys[i])));
+    for (unsigned i = 0; i < count; ++i) asks = std::max(asks, asks_of(bring_back(keys[i], true)));
     asked = asks == 0 ? 0 : asked + asks;
     sync::yield_thread();
   }

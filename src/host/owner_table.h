@@ -61,7 +61,8 @@ class OwnerTable final : public TransitWatcher {
   void join_watched(HvaRange range, bool fresh);
   bool sides_differ(HvaRange range, bool fresh);
 
-  BringBack bring_back(PageKey key);  // with its neighbours, if it is stuck without them
+  // With its neighbours, if it is stuck without them.
+  BringBack bring_back(PageKey key, bool unasked = false);
   BringBack bring_back(Hva at);
   u64 bring_back_all(const Reach& reach);       // an owner is asked kMostAsks times
   u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
@@ -109,15 +110,16 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] bool is_joined(u64 object, HvaRange made);
   void await_transit_of(u64 object);
   bool enter(PageKey key, u32 layout, PageJob* job);
-  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr);  // `at`: the key is its
+  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr,  // `at`: the key is its
+                           bool unasked = false);
   [[nodiscard]] unsigned keys_ahead(HvaRange range, PageKey* keys);
   bool fill_if_absent(PageKey key);
   BringBack show_run(PageKey key);
   void mark_in_place(Hva at, const HvaRange& mapping, HvaRange* run) TA_REQ(lock_);
   bool fell_away(PageKey key, const PageJob& lost);
   unsigned bring_back_run(const PageKey* keys, unsigned count);
-  u64 bring_back_keys(PageKey* keys, unsigned count, unsigned* asks);
-  BringBack fill(PageKey key, const PageJob& job);
+  u64 bring_back_keys(PageKey* keys, unsigned count, unsigned* asks, bool unasked = false);
+  BringBack fill(PageKey key, const PageJob& job, bool unasked = false);
   [[nodiscard]] bool finish(PageKey key, BringBack outcome, bool in_place);
   enum class Refusal : u8 { kNone, kChange, kHeld };
   Refusal refusal(PageKey key, const PageViews& views) TA_REQ(lock_);

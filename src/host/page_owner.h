@@ -56,8 +56,9 @@ struct Reach {
 
 struct AbsentPage {
   PageKey key;
-  Hva at;         // an address that leads to it
-  bool writable;  // a store would have gone through
+  Hva at;                // an address that leads to it
+  bool writable;         // a store would have gone through
+  bool unasked = false;  // it is in the way of a change beside it, or of a fork: nobody wants it
 };
 
 // How the bytes of an isolated page reach its new owner.
@@ -149,7 +150,7 @@ enum class Which : u8 {
 // Brings the page at `at` back. Context: no lock above rank owners' but those no owner needs; not
 // in an ack line's RUNNING section.
 BringBack bring_back(Hva at);
-// A first touch where touches are reported: the page is there at once. False: ask the kernel.
+// A first touch where touches are reported: it is there at once. False: ask the kernel.
 bool fill_first_touch(Hva at, Access access);
 u64 bring_back_range(HvaRange range);  // every page of it; answers how many came back
 // `owner`, who is not told, gives up its private page at `at`: zeros, no memory before a touch.

@@ -294,7 +294,7 @@ BringBack OwnerTable::show_run(PageKey key) {
   return shown ? BringBack::kBack : BringBack::kStuck;
 }
 
-u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
+u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks, bool unasked) {
   std::sort(keys, keys + count, [](PageKey a, PageKey b) {
     return a.object != b.object ? a.object < b.object : a.index < b.index;
   });
@@ -306,7 +306,7 @@ u64 OwnerTable::bring_back_keys(PageKey* keys, unsigned count, unsigned* asks) {
     back += moved;
     i += moved;
     if (moved == run) continue;
-    const BringBack outcome = bring_back(keys[i++]);
+    const BringBack outcome = bring_back(keys[i++], unasked);
     if (outcome == BringBack::kBack) ++back;
     *asks = std::max(*asks, asks_of(outcome));
   }
@@ -400,7 +400,7 @@ void OwnerTable::before_fork() {
     }
     if (count == 0 && !takers) return;
     unsigned asks = 0;
-    static_cast<void>(bring_back_keys(keys, count, &asks));
+    static_cast<void>(bring_back_keys(keys, count, &asks, true));
     if (takers && count == 0) wait_turn(seen);
     if (asks != 0) sync::yield_thread();
     asked += asks;

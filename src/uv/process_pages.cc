@@ -54,8 +54,9 @@ Result<void> ProcessPages::map(Gpa base, HvaRange at) {
       at.size() % page_bytes_ != 0 || at.empty()) {
     return refuse(EINVAL);
   }
-  Part part{base, at, Vec<Due>("uv.due")};
+  Part part{base, at, Vec<Due>("uv.due"), Vec<u8>("uv.unasked")};
   ST_TRY(part.due.resize(at.size() / kPageSize));
+  ST_TRY(part.unasked.resize(at.size() / page_bytes_));
   if (!hears_) ST_TRY(host::register_notifier(this));
   hears_ = true;
   const sync::MutexGuard guard(lock_);
@@ -71,6 +72,7 @@ void ProcessPages::forget(Gpa base) {
     at = part->at;
   }
   static_cast<void>(host::bring_back_range(at));
+  for (Hva page = at.start(); page < at.end(); page += page_bytes_) drop_kept(page);
   const sync::MutexGuard guard(lock_);
   parts_.erase(static_cast<size_t>(find(base) - parts_.begin()));
 }
@@ -140,6 +142,7 @@ bool ProcessPages::invalidate_range_start(const host::InvalidateEvent& event) {
   Gpa start;
   u64 bytes = 0;
   bool engaged = false;
+  begin_loss(event);
   while (overlap(event.range, &index, &start, &bytes)) {
     engaged ? guest_->unmap_more(start, bytes) : guest_->unmap_begin(start, bytes);
     engaged = true;
@@ -151,6 +154,7 @@ host::TryStart ProcessPages::try_invalidate_range_start(const host::InvalidateEv
   if (event.owner == this || event.kind == host::EventKind::kRelease) {
     return host::TryStart::kNotMine;
   }
+  if (loses_unasked(event)) return host::TryStart::kWouldWait;
   size_t index = 0;
   Gpa start;
   u64 bytes = 0;
@@ -167,7 +171,8 @@ host::TryStart ProcessPages::try_invalidate_range_start(const host::InvalidateEv
   return engaged ? host::TryStart::kEngaged : host::TryStart::kNotMine;
 }
 
-void ProcessPages::invalidate_range_end(const host::InvalidateEvent&) {
+void ProcessPages::invalidate_range_end(const host::InvalidateEvent& event) {
+  end_loss(event);
   guest_->unmap_end();
 }
 
@@ -266,11 +271,14 @@ ProcessPages::Left ProcessPages::has_left(Hva at, u64 fresh, bool gives_up) {
 }
 
 // A page that has not been taken: may it be later? Shared memory is never moved, as by the kernel
-// (migrate_vma).
+// (migrate_vma), nor a file's page where the process has no copy of its own.
 bool ProcessPages::may_leave(Hva at, const Result<u64>& taken) {
   if (!taken) return taken.error() == Errno{ENOMEM};
   const auto mapping = host::mapping_at(at);
-  return !mapping || !mapping->shared;
+  if (!mapping || (!mapping->shared && !mapping->file_backed)) return true;
+  host::PageState state;
+  const bool looked = !mapping->shared && host::page_states(at, 1, &state);
+  return looked && (state.swapped || (state.present && state.anonymous));
 }
 
 // The page leaves for `fresh`, and the next ones for the places behind it.
@@ -301,6 +309,10 @@ Taken ProcessPages::leave(Hva at, u64 fresh, u64 pages, u64* frame) {
 Taken ProcessPages::take(Gpa page, u64 alike, u64* frame) {
   const Hva at = address(page);
   if (at.raw() == 0) return Taken::kHole;
+  if (has_kept(at)) {
+    *frame = copy_kept(at);
+    return *frame != 0 ? Taken::kFrame : Taken::kBusy;
+  }
   if (pieces() != 1) return zeros_or(take_pieces(at, frame), frame);
   bool is_here = take_if_ahead(at, {}, frame);
   // On its way with those before it, which another thread wanted?
@@ -458,7 +470,9 @@ bool ProcessPages::put_over(Hva at, u64 bytes) {
 }
 
 bool ProcessPages::put_back(Gpa page, u64 frame) {
-  return put(page, frame);
+  if (!put(page, frame)) return false;
+  drop_kept(address(page));
+  return true;
 }
 
 bool ProcessPages::has_places(Gpa first, u64 bytes) {
@@ -476,6 +490,7 @@ bool ProcessPages::has_places(Gpa first, u64 bytes) {
 // been touched; what there is else, or where the process has no userfaultfd, is overwritten.
 void ProcessPages::discard(Gpa page) {
   const Hva at = address(page);
+  drop_kept(at);
   if (at.raw() == 0 || leave_hole(at)) return;
   static_cast<void>(put(page, ProcessFrames::kZeros));
 }
@@ -493,7 +508,8 @@ bool ProcessPages::leave_hole(Hva at) {
 }
 
 // What a touch is to put there: what is due, or else the page, sealed now.
-host::BringBack ProcessPages::due_for_touch(Hva at, Gpa* gpa, Due* due) {
+host::BringBack ProcessPages::due_for_touch(const SecurePageStandIn& page, Gpa* gpa, Due* due) {
+  const Hva at = page_floor(page.at);
   {
     const sync::MutexGuard guard(lock_);
     const Part* const part = find(at);
@@ -514,6 +530,7 @@ host::BringBack ProcessPages::due_for_touch(Hva at, Gpa* gpa, Due* due) {
     case SecureGuest::Touch::kFrame:
       break;
   }
+  note_sealed(at, frame, page.unasked);
   if (pieces() != 1) {
     *due = all_pieces_due(at, *gpa, frame);
   } else {
@@ -527,7 +544,7 @@ host::BringBack ProcessPages::bring_back(const SecurePageStandIn& page, host::Pa
   const Hva at = page_floor(page.at);
   Gpa gpa;
   Due due;
-  const host::BringBack found = due_for_touch(at, &gpa, &due);
+  const host::BringBack found = due_for_touch(page, &gpa, &due);
   if (found != host::BringBack::kBack) return found;
   static constexpr u8 kNothing[kPageSize] = {};
   // Copied rather than moved: moving would leave a place without memory, to be wiped with a fault,
@@ -570,6 +587,7 @@ u64 ProcessPages::address_of(Gpa page) {
   for (u64 i = 0; i < pieces(); ++i) {
     if (!host::faultin(at + i * kPageSize, Access::kWrite)) return 0;
   }
+  drop_kept(at);
   return at.raw();
 }
 

@@ -17,10 +17,13 @@
 // I4: ageing touches nothing: nobody here says that a page is young.
 // I5: a page of 64 KiB is sixteen of the process's, which leave and come together; what of them is
 //     still due after a touch is there at the next one (process_pieces.cc).
+// I6: what the process has of a sealed page that it has not asked for dies with no change of its
+//     address: the page is kept (process_kept.cc).
 // Locking: lock_ (rank leaf), over what is due; never across a call. Pages of 4 or of 64 KiB.
 // Lifetime: the guest has left (SecureGuest::svm_off) before its memory is forgotten, and outlives
 // this: the bell rings until the end.
 
+#include "base/hash_map.h"
 #include "base/result.h"
 #include "base/vec.h"
 #include "host/page_owner.h"
@@ -100,6 +103,7 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
     Gpa base;
     HvaRange at;
     Vec<Due> due;
+    Vec<u8> unasked;  // of each page of the guest: was it sealed last for nobody's sake?
   };
   [[nodiscard]] Part* find(Gpa page) TA_REQ(lock_);
   [[nodiscard]] Part* find(Hva at) TA_REQ(lock_);
@@ -133,10 +137,23 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   [[nodiscard]] bool put_whole(Hva at, u64 frame) TA_EXCL(lock_);
   [[nodiscard]] Due all_pieces_due(Hva at, Gpa gpa, u64 frame) TA_EXCL(lock_);
   void bring_other_pieces(Hva at) TA_EXCL(lock_);
-  [[nodiscard]] host::BringBack due_for_touch(Hva at, Gpa* gpa, Due* due) TA_EXCL(lock_);
+  [[nodiscard]] host::BringBack due_for_touch(const SecurePageStandIn& page, Gpa* gpa, Due* due)
+      TA_EXCL(lock_);
   [[nodiscard]] u64 places(Hva at, u64 alike, u64* pages) TA_EXCL(lock_);
   // The guest's memory that `range` has of part `index` or a later one. False: no more.
   [[nodiscard]] bool overlap(HvaRange range, size_t* index, Gpa* start, u64* bytes) TA_EXCL(lock_);
+
+  // Of sealed pages that nobody has asked for (process_kept.cc).
+  void note_sealed(Hva at, u64 frame, bool unasked) TA_EXCL(lock_);
+  void begin_loss(const host::InvalidateEvent& event) TA_EXCL(lock_);
+  void end_loss(const host::InvalidateEvent& event) TA_EXCL(lock_);
+  [[nodiscard]] bool loses_unasked(const host::InvalidateEvent& event) TA_EXCL(lock_);
+  [[nodiscard]] bool next_unasked(HvaRange range, Gpa* page, Hva* at) TA_REQ(lock_);
+  void keep_unasked(HvaRange range) TA_EXCL(lock_);
+  void keep(Hva at, u64 frame) TA_EXCL(lock_);
+  [[nodiscard]] bool has_kept(Hva at) TA_EXCL(lock_);
+  [[nodiscard]] u64 copy_kept(Hva at) TA_EXCL(lock_);
+  void drop_kept(Hva at) TA_EXCL(lock_);
 
   SecureGuest* guest_ = nullptr;  // set once
   bool hears_ = false;            // written by map() alone, one thread at a time
@@ -144,8 +161,11 @@ class ProcessPages final : public NormalMemory, public host::PageOwner, public h
   ProcessFrames frames_;
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Part> parts_ TA_GUARDED(lock_){"uv.parts"};
-  Hva last_taken_ TA_GUARDED(lock_);  // by which order is seen
-  u64 window_ TA_GUARDED(lock_) = 1;  // pages that it is trusted for
+  HashMap<Hva, u64> kept_ TA_GUARDED(lock_){"uv.kept_pages"};  // frames, by a page's address
+  static constexpr unsigned kMostLosses = 16;
+  HvaRange losses_[kMostLosses] TA_GUARDED(lock_);  // addresses that are being given up
+  Hva last_taken_ TA_GUARDED(lock_);                // by which order is seen
+  u64 window_ TA_GUARDED(lock_) = 1;                // pages that it is trusted for
 };
 
 }  // namespace stagetwo::uv

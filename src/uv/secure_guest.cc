@@ -481,6 +481,27 @@ void SecureGuest::touch_end(Gpa page, u64 frame, bool put) {
   release(start, now, nullptr);
 }
 
+// Not for whoever decides the guest's life, and has all its pages: what becomes of them is his to
+// say, and he may be waiting for the end of a change of addresses.
+bool SecureGuest::hold_sealed(Gpa page) {
+  for (;;) {
+    u32 turn = 0;
+    {
+      const sync::MutexGuard guard(lock_);
+      Word* const word = find(page);
+      if (state_ == GuestState::kNormal || living_ || word == nullptr) return false;
+      if (!word->busy) {
+        if (word->state != PageState::kPagedOut) return false;
+        word->busy = true;
+        ++messages_;
+        return true;
+      }
+      turn = turnstile_.now();
+    }
+    turnstile_.wait(turn);
+  }
+}
+
 void SecureGuest::open_or_widen(bool first, Gpa start, u64 bytes) {
   const u64 page = start.raw() / page_bytes_;
   const u64 last = (start.raw() + bytes - 1) / page_bytes_;

@@ -75,15 +75,16 @@ class SecureGuest {
     kRefused,    // a bus error
   };
   [[nodiscard]] Touch touch_begin(Gpa page, u64* frame) TA_EXCL(lock_);
-  // `put`: the frame's bytes are in place, and the frame is gone. Otherwise nothing is mapped
-  // there, and the frame comes back.
+  // `put`: its bytes are in place, and it is gone. Else nothing is mapped there: it comes back.
   void touch_end(Gpa page, u64 frame, bool put) TA_EXCL(lock_);
 
+  // Is the page paged out? Then it is the caller's until he lets it go. Waits for who has it.
+  [[nodiscard]] bool hold_sealed(Gpa page) TA_EXCL(lock_);
+  void let_sealed_go(Gpa page) TA_EXCL(lock_) { release(page, PageState::kPagedOut, nullptr); }
   // The process is about to give up addresses, and has. Between the two no frame of the range is
   // named to the ultravisor, and it uses none any more. Pre: page borders.
   void unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
-  // Further pages of the same change: one end for all.
-  void unmap_more(Gpa start, u64 bytes) TA_EXCL(lock_);
+  void unmap_more(Gpa start, u64 bytes) TA_EXCL(lock_);  // of the same change: one end for all
   // The same without waiting for who uses a frame. False: one would have had to wait. Of the first,
   // nothing was begun.
   [[nodiscard]] bool try_unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
