@@ -171,7 +171,6 @@ struct OwnerCounts {
   u64 refused_watch = 0;   // for kReclaim: the client watches it by a userfaultfd of its own
 };
 [[nodiscard]] OwnerCounts owner_counts();
-
 // A file was mapped there, or a mapping grew: what is absent of it comes back. Pre: not known yet.
 void owners_see_mapping(HvaRange made);
 

@@ -2,8 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/sys.h"
-#include "host/process_files.h"
+#include "uv/process_access.h"
 #include "uv/process_pages.h"
 
 // Sealed pages that nobody in the process has asked for. What is mapped anew finds the pages beside
@@ -33,15 +32,6 @@ namespace {
 
 bool loses_contents(const host::InvalidateEvent& event) {
   return event.kind == host::EventKind::kUnmap || event.kind == host::EventKind::kClear;
-}
-
-// Whatever the process may do there, and without a signal: the bell is rung with none let through.
-bool read_anyhow(Hva at, u64 frame, u64 bytes) {
-  const auto memory = host::memory_file();
-  if (!memory) return false;
-  const auto got = sys::pread(memory->get(), reinterpret_cast<void*>(frame), bytes,
-                              static_cast<off_t>(at.raw()));
-  return got && static_cast<u64>(*got) == bytes;
 }
 
 }  // namespace
@@ -125,7 +115,8 @@ void ProcessPages::keep_unasked(HvaRange range) {
     // Pieces of it may not be there yet, and whoever gives memory back may have it.
     static_cast<void>(host::bring_back_range(HvaRange(at, page_bytes_)));
     const u64 frame = frames_.full();
-    if (frame != 0 && !has_kept(at) && read_anyhow(at, frame, page_bytes_)) {
+    void* const copy = reinterpret_cast<void*>(frame);
+    if (frame != 0 && !has_kept(at) && read_anyhow(at, copy, page_bytes_)) {
       keep(at, frame);
     } else {
       frames_.drop(frame);

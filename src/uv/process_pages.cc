@@ -9,6 +9,7 @@
 #include "host/faultin.h"
 #include "host/process_map.h"
 #include "sync/futex.h"
+#include "uv/process_access.h"
 
 // A put and a touch of one page:
 //
@@ -461,12 +462,14 @@ bool ProcessPages::put(Gpa page, u64 frame) {
 }
 
 // Where the process has mapped something else since, that is the guest's memory now: what is there
-// is nobody's. False: nothing is mapped there that can be written to.
+// is nobody's. False: nothing is mapped there that can be written to. Zeros, which wipe what the
+// next life is not to find, do not ask whether the process may write there.
 bool ProcessPages::put_over(Hva at, u64 bytes) {
   static constexpr u8 kNothing[kPageSize] = {};
   const void* const from =
       bytes == ProcessFrames::kZeros ? kNothing : reinterpret_cast<const void*>(bytes);
-  return host::copy_to(at, from, kPageSize) == kPageSize;
+  if (host::copy_to(at, from, kPageSize) == kPageSize) return true;
+  return bytes == ProcessFrames::kZeros && wipe_anyhow(at);
 }
 
 bool ProcessPages::put_back(Gpa page, u64 frame) {

@@ -46,6 +46,10 @@ class KeptPages : public Guest {
     });
     ASSERT_EQ(made, at(page));
   }
+  void protect(u64 page, int rights) {
+    host::change(this->hva(page).raw(), kBytes, host::EventKind::kProtection,
+                 [&] { return ::mprotect(at(page), kBytes, rights); });
+  }
   void move(void* from, void* to, u64 bytes) {
     const host::Remap call{reinterpret_cast<u64>(from), bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
                            reinterpret_cast<u64>(to)};
@@ -196,6 +200,34 @@ TYPED_TEST(KeptPages, APageTheVmmHasReadGoesWithWhatItMapsOver) {
   this->give_up(Way::kAnonymous, 2, 1);
   EXPECT_EQ(this->guest_bytes(2), typename TestFixture::Bytes());
   EXPECT_EQ(this->ultravisor.state(TestFixture::kLpid), SvmState::kStopped);
+}
+
+// The next life takes in what it finds: nothing of the last one, sealed or not.
+TYPED_TEST(KeptPages, AResetWipesWhatTheVmmMayNotWriteToOrNotEvenRead) {
+  constexpr u64 kSealed = 0, kShared = 2, kInAFile = 3;
+  for (const int rights : {PROT_READ, PROT_NONE}) {
+    this->become_secure();
+    EXPECT_NE(this->seen(kSealed), this->text(kSealed));
+    ASSERT_EQ(this->guest_call(Call::kUvSharePage, kShared, 1), Status::kSuccess);
+    auto shown = this->text(kShared);
+    ASSERT_EQ(this->ultravisor.access(TestFixture::kLpid, Gpa(kShared * TestFixture::kBytes),
+                                      shown.data(), shown.size(), true),
+              GuestAccess::kDone);
+    this->give_up(Way::kShared, kInAFile, 1);
+    ASSERT_EQ(
+        this->ultravisor.ask_page_out(TestFixture::kLpid, Gpa(kInAFile * TestFixture::kBytes)),
+        Status::kSuccess);
+    EXPECT_NE(this->seen(kInAFile), typename TestFixture::Bytes(TestFixture::kBytes));
+    this->give_up(Way::kUnmap, TestFixture::kPages - 1, 1);
+    for (u64 page = 0; page + 1 < TestFixture::kPages; ++page) this->protect(page, rights);
+    ASSERT_TRUE(this->guest->svm_off().has_value());
+    for (u64 page = 0; page + 1 < TestFixture::kPages; ++page) {
+      this->protect(page, PROT_READ | PROT_WRITE);
+      EXPECT_EQ(this->seen(page), typename TestFixture::Bytes(TestFixture::kBytes))
+          << "page " << page << ", " << rights;
+    }
+    this->begin_again();
+  }
 }
 
 }  // namespace
