@@ -61,8 +61,7 @@ class OwnerTable final : public TransitWatcher {
   void join_watched(HvaRange range, bool fresh);
   bool sides_differ(HvaRange range, bool fresh);
 
-  // With its neighbours, if it is stuck without them.
-  BringBack bring_back(PageKey key, bool unasked = false);
+  BringBack bring_back(PageKey key, bool unasked = false);  // with its stuck neighbours
   BringBack bring_back(Hva at);
   u64 bring_back_all(const Reach& reach);       // an owner is asked kMostAsks times
   u64 bring_back_ahead(HvaRange range);         // neighbours nobody has in hand; waits for nobody
@@ -110,8 +109,7 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] bool is_joined(u64 object, HvaRange made);
   void await_transit_of(u64 object);
   bool enter(PageKey key, u32 layout, PageJob* job);
-  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr,  // `at`: the key is its
-                           bool unasked = false);
+  BringBack bring_back_one(PageKey& key, const Hva* at = nullptr, bool unasked = false);
   [[nodiscard]] unsigned keys_ahead(HvaRange range, PageKey* keys);
   bool fill_if_absent(PageKey key);
   BringBack show_run(PageKey key);
