@@ -415,9 +415,9 @@ Status SecureGuest::name_frame(Gpa page, bool* named) {
 // A touch waits for as long as the page takes; one that has waited too long is told of, once.
 // `is_over`: it waits no more. Who has not asked for so long has given up.
 void SecureGuest::note_wait(Gpa page, bool is_over) {
-  Wait* at = nullptr;
-  Wait* oldest = &waits_[0];
-  for (Wait& wait : waits_) {
+  PageWait* at = nullptr;
+  PageWait* oldest = &waits_[0];
+  for (PageWait& wait : waits_) {
     if (wait.latest != 0 && wait.page == page) at = &wait;
     if (wait.latest < oldest->latest) oldest = &wait;
   }

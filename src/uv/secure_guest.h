@@ -43,8 +43,7 @@ class SecureGuest {
 
   // KVM_CAP_PPC_SECURE_GUEST.
   void enable() TA_EXCL(lock_);
-  // Pre: it has no slot yet.
-  void set_log(ChangeLog* log) { log_ = log; }
+  void set_log(ChangeLog* log) { log_ = log; }  // pre: it has no slot yet
 
   // Memory slots, as the VMM makes them. A secure guest's new slot is its own at once: zeros.
   // Failure: EINVAL (misaligned, overlaps, kMostSlots are there, the ultravisor refuses it, its
@@ -85,8 +84,7 @@ class SecureGuest {
   // named to the ultravisor, and it uses none any more. Pre: page borders.
   void unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
   void unmap_more(Gpa start, u64 bytes) TA_EXCL(lock_);  // of the same change: one end for all
-  // The same without waiting for who uses a frame. False: one would have had to wait. Of the first,
-  // nothing was begun.
+  // The same without waiting. False: one would have had to. Of the first, nothing was begun.
   [[nodiscard]] bool try_unmap_begin(Gpa start, u64 bytes) TA_EXCL(lock_);
   [[nodiscard]] bool try_unmap_more(Gpa start, u64 bytes) TA_EXCL(lock_);
   void unmap_end();
@@ -196,13 +194,7 @@ class SecureGuest {
   u32 running_ TA_GUARDED(lock_) = 0;        // vCPUs
   u32 messages_ TA_GUARDED(lock_) = 0;       // calls about single pages under way
   GuestUse use_ TA_GUARDED(lock_);
-  // Touches that were told to come again, of the latest few pages: since when, and when last.
-  struct Wait {
-    Gpa page;
-    Watchdog watchdog;
-    u64 latest = 0;  // 0: nobody waits
-  };
-  Wait waits_[8] TA_GUARDED(lock_);
+  PageWait waits_[8] TA_GUARDED(lock_);  // touches told to come again, of the latest few pages
 };
 
 }  // namespace stagetwo::uv

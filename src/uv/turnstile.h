@@ -7,6 +7,7 @@
 //
 // I1: no turn is missed: whoever changes what is waited for raises the number before it wakes.
 
+#include "addr/addr.h"
 #include "sync/atomic.h"
 #include "sync/futex.h"
 
@@ -30,6 +31,13 @@ class Watchdog {
  private:
   u64 since_ = 0;
   bool told_ = false;
+};
+
+// Somebody was told to come again for a page: since when, and when last.
+struct PageWait {
+  Gpa page;
+  Watchdog watchdog;
+  u64 latest = 0;  // 0: nobody waits
 };
 
 class Turnstile {
