@@ -79,6 +79,7 @@ class OwnerTable final : public TransitWatcher {
   void count_refused_pinned();
   void count_refused_held(u64 pages);
   void count_refused_watch(u64 pages);
+  void count_refused_change(u64 pages);
   // 0: no memory for the record. The caller then brings back what is absent. `object` is where it
   // stands, `frame` the lowest frame of the thread that is in use.
   [[nodiscard]] u64 hold(const Reach& reach, u64 object, u64 frame);
@@ -99,7 +100,6 @@ class OwnerTable final : public TransitWatcher {
   [[nodiscard]] PageKey key_of(Hva at);
   [[nodiscard]] u32 turn() const { return turn_.load(sync::kAcquire); }
   [[nodiscard]] bool ever_protected() const { return ever_protected_.load(sync::kRelaxed); }
-
   void reading(PageKey first, unsigned pages, bool on) override;
 
  private:

@@ -80,6 +80,7 @@ Result<bool> watch_private(OwnerTable& table, HvaRange piece, const Taking& taki
   const auto fails_with = [&](int error) { return !way && to_int(way.error()) == error; };
   if (fails_with(EAGAIN) && watched != piece) way = table.watch(piece, kPrivateMemory, mapping);
   if (fails_with(ENOMEM) || fails_with(EBUSY)) return refuse(to_int(way.error()));
+  if (!way && taking.owner != nullptr) table.count_refused_change(piece.size() / kPageSize);
   if (!way) return false;
   *hiding = *way;
   if (may_hide(taking.which, *way)) return true;
@@ -227,6 +228,7 @@ Result<u64> take_range(OwnerTable& table, HvaRange range, const Taking& taking,
       taken += ST_TRY(take_shared(table, piece, *mapping, taking, cookie));
     }
     looks = reached == at ? looks + 1 : 0;
+    if (looks == kMostLooks) table.count_refused_change(1);
     at = looks == kMostLooks ? at + kPageSize : reached;
     looks %= kMostLooks;
   }

@@ -272,6 +272,11 @@ void OwnerTable::count_refused_watch(u64 pages) {
   counts_.refused_watch += pages;
 }
 
+void OwnerTable::count_refused_change(u64 pages) {
+  const sync::MutexGuard guard(lock_);
+  counts_.refused_change += pages;
+}
+
 void OwnerTable::count_refused_shared(u64 pages) {
   const sync::MutexGuard guard(lock_);
   counts_.refused_shared += pages;

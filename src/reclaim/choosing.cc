@@ -40,7 +40,8 @@ constexpr const char* kFileFull =
     "the memory limit is not kept: the swap file is full (--swap=FILE,size=SIZE)";
 constexpr const char* kStuck =
     "the memory limit is not kept: what is over it is pinned, locked, shared with another process, "
-    "a private mapping of a file, watched by the program itself or, with an io_uring, any shared "
+    "a private mapping of a file, without rights, watched by the program itself or, with an "
+    "io_uring, any shared "
     "memory (--stats says how much of each)";
 constexpr Age kAnyAge = -1;
 constexpr unsigned kFruitless = 3;  // looks for pages in a row that found none
@@ -64,8 +65,12 @@ u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
     span.note_stuck(first, swapper_.stayed(span, first, pages), sync::now_ns());
   }
   if (!taken) {
-    // Not one mapping any more, or none: looked at again before anything else of it is tried.
+    // Not one mapping any more, or none that may be read: looked at again before anything else of
+    // it is tried, and these pages not at once.
+    const u64 stayed = swapper_.stayed(span, first, pages);
+    span.note_stuck(first, stayed, sync::now_ns());
     span.kind = Span::Kind::kUnmapped;
+    unmapped_ += static_cast<u64>(std::popcount(stayed));
     return 0;
   }
   if (!swapper_.has_room() && swapper_.settle() != 0) give_in_full();
@@ -174,11 +179,11 @@ u64 Reclaimer::evict(const Scope& scope, Age from, u64 wanted) {
   return taken;
 }
 
-// The greatest age of which, and of older ones, there are so many pages; 0: there are not.
-Age Reclaimer::threshold(u64 wanted) {
+// 1 where only all old ones together are fewer, 0 where there is none.
+Age Reclaimer::threshold(const u64* histogram, u64 wanted) {
   u64 sum = 0;
   for (int age = kOldest; age > 0; --age) {
-    sum += histogram_[age];
+    sum += histogram[age];
     if (sum >= wanted) return static_cast<Age>(age);
   }
   return sum != 0 ? Age{1} : Age{0};
@@ -188,7 +193,7 @@ Age Reclaimer::threshold(u64 wanted) {
 // not at once after the last one; where none is old even then, all of them are in use, and any
 // goes.
 Age Reclaimer::choose_age(u64 wanted, u64 until) {
-  Age from = threshold(wanted);
+  Age from = threshold(histogram_, wanted);
   if (from > 0) return from;
   // The first pass ever finds everything used: it tells nothing but the next one does.
   if (passes_ == 0) {
@@ -204,7 +209,7 @@ Age Reclaimer::choose_age(u64 wanted, u64 until) {
   }
   look();
   pass();
-  from = threshold(wanted);
+  from = threshold(histogram_, wanted);
   return from > 0 ? from : kAnyAge;
 }
 
@@ -232,8 +237,9 @@ void Reclaimer::keep_under(const Marks& marks, u64 until) {
     if (fruitless_ < kFruitless) continue;
     fruitless_ = 0;
     look();
-    // Who is old is an estimate, and may have turned out young: before nothing goes, anything does.
-    if (from != kAnyAge && evict(Scope{}, kAnyAge, wanted) != 0) continue;
+    // Who is old is an estimate, and may have turned out young; and where a page was may be nothing
+    // since. Before nothing goes, anything does that there is now.
+    if (evict(Scope{}, kAnyAge, wanted) != 0) continue;
     if (usage() > marks.limit) give_in(&said_stuck_, kStuck);
     return;
   }
@@ -303,32 +309,58 @@ void Reclaimer::keep_limits(u64 now) {
   keep_guests_limits(sync::now_ns() + kLongestTurnNs);
 }
 
-// A guest's own limit counts its pages in memory.
+void Reclaimer::count_ages(const Scope& scope, u64* histogram) {
+  std::fill_n(histogram, kOldest + 1, u64{0});
+  for_each_span([&](Span& span) {
+    if (!span.can_leave() || !scope.has(span.range)) return;
+    for (u64 i = 0; i < span.pages; ++i) {
+      const Age age = span.is_resident(i) ? span.ages[i].load(sync::kRelaxed) : Age{-1};
+      if (age >= 0) ++histogram[age];
+    }
+  });
+}
+
+// Of one guest: what is old. Where nothing is, there is a pass, if one is due as in choose_age(),
+// and where nothing is old even then anything goes. What is missing is for the next measure.
+void Reclaimer::evict_of(const Scope& scope, u64 wanted) {
+  u64 ages[kOldest + 1];
+  count_ages(scope, ages);
+  Age from = threshold(ages, wanted);
+  if (from == 0) {
+    const bool first = passes_ == 0;
+    if (!first && sync::now_ns() < last_pass_ + kPassesApartNs) return;
+    look();
+    pass();
+    if (first) return;  // it finds everything used
+    count_ages(scope, ages);
+    from = threshold(ages, wanted);
+  }
+  static_cast<void>(evict(scope, from > 0 ? from : kAnyAge, wanted));
+}
+
+// A guest's own limit: see Guest::set_limit().
 void Reclaimer::keep_guests_limits(u64 until) {
   for (;;) {
     Vec<HvaRange> ranges{"reclaim.scope"};
     u64 limit = kNoLimit;
-    u64 resident = 0;
+    u64 used = 0;
     {
       const sync::MutexGuard guard(guests.lock);
       for (Guest* guest = guests.first; guest != nullptr && limit == kNoLimit;
            guest = guest->next_) {
-        if (guest->limit_ == kNoLimit || guest->resident_ <= guest->limit_) continue;
+        if (guest->limit_ == kNoLimit || guest->used_ <= guest->limit_) continue;
         bool all = true;
         guest->ranges_.for_each(
-            [&](u32, const Guest::Range& used) { all = all && ranges.push_back(used.range); });
+            [&](u32, const Guest::Range& one) { all = all && ranges.push_back(one.range); });
         if (!all) return;
         limit = guest->limit_;
-        resident = guest->resident_;
-        guest->resident_ = 0;  // until it is measured again
+        used = guest->used_;
+        guest->used_ = 0;  // until it is measured again
       }
     }
     if (limit == kNoLimit) return;
-    const u64 wanted = (resident - limit + limit / 16) >> kPageShift;
-    const Scope scope{&ranges};
-    u64 taken = evict(scope, std::max<Age>(threshold(wanted), 1), wanted);
-    if (taken < wanted) taken += evict(scope, kAnyAge, wanted - taken);
-    static_cast<void>(swapper_.settle());
+    evict_of(Scope{&ranges}, (used - limit + limit / 16) >> kPageShift);
+    if (swapper_.settle() != 0) give_in_full();
     busy_ = true;
     if (sync::now_ns() > until) return;
   }

@@ -71,10 +71,24 @@ u64 locked_bytes(const host::Mapping& first, HvaRange span) {
   return locked;
 }
 
+// Some calls (mprotect, madvise) leave several mappings side by side. Of more than host can name
+// (kMaxViews: host/page_transit.h), and of several files, nothing is taken.
+bool shows_one_file(const host::Mapping& first, HvaRange span) {
+  constexpr unsigned kMostPieces = 8;
+  host::Mapping mapping = first;
+  for (unsigned pieces = 1; mapping.range.end() < span.end(); ++pieces) {
+    const auto next = host::shown_mapping_at(mapping.range.end());
+    const bool goes_on = next && next->shared && next->device == first.device &&
+                         next->inode == first.inode && next->page_size == kPageSize;
+    if (!goes_on || pieces == kMostPieces) return false;
+    mapping = *next;
+  }
+  return true;
+}
+
 Span::Kind kind_of(const host::Mapping& mapping, HvaRange span, u64* locked) {
   if (mapping.page_size != kPageSize) return Span::Kind::kHugetlb;
-  // Several mappings of a file in one range: nothing that a VMM does often enough to be worth it.
-  if (mapping.shared && mapping.range.end() < span.end()) return Span::Kind::kUnmapped;
+  if (mapping.shared && !shows_one_file(mapping, span)) return Span::Kind::kUnmapped;
   if (!mapping.shared && mapping.file_backed) return Span::Kind::kFile;
   *locked = locked_bytes(mapping, span);
   return *locked == span.size() ? Span::Kind::kLocked : Span::Kind::kOrdinary;
@@ -113,6 +127,7 @@ struct LeftAlone {
 void Reclaimer::look_at(Span& span) {
   const auto mapping = host::shown_mapping_at(span.range.start());
   span.locked = 0;
+  const bool was_unmapped = span.kind == Span::Kind::kUnmapped;
   span.kind = mapping ? kind_of(*mapping, span.range, &span.locked) : Span::Kind::kUnmapped;
   if (span.kind == Span::Kind::kOrdinary && mem::private_pages::are_bound(span.range)) {
     // Who else has the file may punch it, and would be told nothing of what is away.
@@ -128,6 +143,7 @@ void Reclaimer::look_at(Span& span) {
       host::resident_pages(span.range, span.shared && whole, span.resident, span.huge);
   span.resident_count = count ? *count : 0;
   if (!count) std::fill_n(span.resident, span.words(), u64{0});
+  if (!whole && !was_unmapped) unmapped_ += span.resident_count;
 }
 
 void Reclaimer::look() {
@@ -223,26 +239,55 @@ u64 count_bits(const u64* bits, u64 first, u64 end) {
 
 }  // namespace
 
-u64 Reclaimer::resident_in(HvaRange range) {
-  u64 pages = 0;
+// Of the pages of the range: those in memory, and of guest_memfds those that are not.
+Reclaimer::Parts Reclaimer::parts_of(HvaRange range) {
+  Parts parts;
   for (Span* span = spans_.next(range.start());
        span != nullptr && span->range.start() < range.end();
        span = spans_.next(span->range.end())) {
     const Hva from = std::max(range.start(), span->range.start());
     const Hva to = std::min(range.end(), span->range.end());
     const u64 end = (to - span->range.start()) >> kPageShift;
-    pages += count_bits(span->resident, span->index_of(from), end);
+    const u64 here = count_bits(span->resident, span->index_of(from), end);
+    parts.resident += here;
+    if (span->kind == Span::Kind::kPrivate)
+      parts.private_holes += end - span->index_of(from) - here;
   }
-  return pages << kPageShift;
+  return parts;
 }
 
+// Of what is kept of absent pages each guest has as large a part as of these pages; those of
+// guest_memfds are not told apart by ranges, and stand for some of the holes.
 void Reclaimer::measure_guests() {
-  const sync::MutexGuard guard(guests.lock);
-  for (Guest* guest = guests.first; guest != nullptr; guest = guest->next_) {
-    guest->resident_ = 0;
-    guest->ranges_.for_each(
-        [&](u32, const Guest::Range& used) { guest->resident_ += resident_in(used.range); });
+  const u64 kept = kept_bytes() >> kPageShift;
+  const u64 private_away = mem::private_pages::away();
+  const u64 away = spans_.absent_pages() + private_away;
+  u64 private_holes = 0;
+  for_each_span([&](Span& span) {
+    if (span.kind == Span::Kind::kPrivate) private_holes += span.pages - span.resident_count;
+  });
+  u64 limits = 0;
+  {
+    const sync::MutexGuard guard(guests.lock);
+    for (Guest* guest = guests.first; guest != nullptr; guest = guest->next_) {
+      Parts all;
+      u64 its = 0;
+      guest->ranges_.for_each([&](u32, const Guest::Range& used) {
+        const Parts parts = parts_of(used.range);
+        all.resident += parts.resident;
+        all.private_holes += parts.private_holes;
+        its += spans_.absent_in(used.range);
+      });
+      if (private_holes != 0) its += private_away * all.private_holes / private_holes;
+      const u64 part = away == 0 ? 0 : kept * std::min(its, away) / away;
+      guest->resident_ = all.resident << kPageShift;
+      guest->used_ = (all.resident + part) << kPageShift;
+      if (guest->limit_ != kNoLimit) limits += std::min(guest->limit_, kNoLimit / 2 - limits);
+    }
   }
+  if (limits == guests_limits_) return;
+  guests_limits_ = limits;
+  share_limit();
 }
 
 }  // namespace stagetwo::reclaim

@@ -74,13 +74,19 @@ Result<void> Reclaimer::init(const Settings& settings) {
 }
 
 // Compressed pages may have a quarter of the limit before the oldest go to the file; half of it
-// where there is none.
+// where there is none. Without a limit of the process it is the guests' own together.
+void Reclaimer::share_limit() {
+  const u64 share = swapper_.file().get() >= 0 ? 4 : 2;
+  const u64 own = limit_.load(sync::kRelaxed);
+  const u64 limit = own == kNoLimit && guests_limits_ != 0 ? guests_limits_ : own;
+  const u64 compressed = limit == kNoLimit ? kNoLimit : limit / share;
+  swapper_.store().set_memory_limit(std::min(compressed_limit_, compressed));
+}
+
 void Reclaimer::set_limit(u64 bytes) {
   if (bytes != kNoLimit) host::expect_takes();
   limit_.store(bytes, sync::kRelaxed);
-  const u64 share = swapper_.file().get() >= 0 ? 4 : 2;
-  const u64 compressed = bytes == kNoLimit ? kNoLimit : bytes / share;
-  swapper_.store().set_memory_limit(std::min(compressed_limit_, compressed));
+  share_limit();
   if (!listed_) return;
   if (bytes == kNoLimit) {
     host::budget::clear();
@@ -132,6 +138,7 @@ void Reclaimer::turn() {
   const sync::MutexGuard guard(report_);
   shown_.resident = look_.resident;
   shown_.huge_splits = huge_splits_;
+  shown_.unmapped = unmapped_;
 }
 
 u64 Reclaimer::period_ns() {

@@ -77,7 +77,8 @@ class Guest {
   // of what it no longer uses stay absent until somebody wants them. Failure: ENOMEM; the range is
   // then not reclaimed. Context: no lock of rank address space or below.
   [[nodiscard]] Result<void> use(u32 name, HvaRange range);
-  // Of its own, beside the process's: of pages in memory alone.
+  // Of its own, beside the process's: of its pages in memory, and its part of what is kept of
+  // pages.
   void set_limit(u64 bytes);
   [[nodiscard]] u64 limit();
   // Bytes in memory, as of the last look.
@@ -95,6 +96,7 @@ class Guest {
   HashMap<u32, Range> ranges_{"reclaim.guest_ranges"};
   u64 limit_ = kNoLimit;
   u64 resident_ = 0;
+  u64 used_ = 0;  // what counts against its limit; 0: nothing new is known
   Guest* next_ = nullptr;
 };
 
@@ -137,6 +139,7 @@ struct Statistics {
   u64 shared_away = 0;   // another process may have it
   u64 under_change = 0;  // of its mapping
   u64 not_movable = 0;   // the kernel would not
+  u64 unmapped = 0;      // no mapping, or none that may be read; of files, of several
 };
 [[nodiscard]] Statistics statistics();
 
@@ -180,6 +183,7 @@ inline constexpr Figure kFigures[] = {
     {"refused_shared", &Statistics::shared_away, Counts::kSoFar},
     {"refused_changing", &Statistics::under_change, Counts::kSoFar},
     {"refused_by_kernel", &Statistics::not_movable, Counts::kSoFar},
+    {"refused_unmapped", &Statistics::unmapped, Counts::kSoFar},
 };
 
 // The samples from number `first` on, at most `room`; answers how many. Old ones may be gone.

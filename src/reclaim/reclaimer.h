@@ -53,6 +53,7 @@ class Reclaimer final : public host::WorkItem {
   };
 
   void follow_session();
+  void share_limit();
   // looking.cc
   void look();
   void look_at(Span& span);
@@ -60,7 +61,10 @@ class Reclaimer final : public host::WorkItem {
   [[nodiscard]] u64 usage() { return resident_now() + kept_bytes(); }
   [[nodiscard]] u64 kept_bytes();
   void measure_guests();
-  [[nodiscard]] u64 resident_in(HvaRange range);
+  struct Parts {
+    u64 resident = 0, private_holes = 0;  // pages
+  };
+  [[nodiscard]] Parts parts_of(HvaRange range);
   [[nodiscard]] bool any_guest_limited();
   void watch_growth(u64 now);
 
@@ -85,7 +89,10 @@ class Reclaimer final : public host::WorkItem {
   void say_once(bool* said, const char* why);
   void give_in_full();  // nothing more goes to the store
   [[nodiscard]] bool unkept() const { return sync::now_ns() < unkept_until_; }
-  [[nodiscard]] Age threshold(u64 wanted);
+  // The greatest age of which, and of older ones, there are so many pages.
+  [[nodiscard]] static Age threshold(const u64* histogram, u64 wanted);
+  void count_ages(const Scope& scope, u64* histogram);
+  void evict_of(const Scope& scope, u64 wanted);
   [[nodiscard]] u64 evict(const Scope& scope, Age oldest_to, u64 wanted);
   [[nodiscard]] u64 evict_from(Span& span, u64* index, Age from, u64 wanted);
   [[nodiscard]] u64 take_run(Span& span, u64 first, u64 pages);
@@ -123,10 +130,12 @@ class Reclaimer final : public host::WorkItem {
   u64 last_pass_ = 0;
   u64 last_sample_;
   u64 last_measure_ = 0;
+  u64 guests_limits_ = 0;  // the sum of those that have one
   u64 last_taken_ = 0;
   Hva hand_{};
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
   u64 huge_splits_ = 0;
+  u64 unmapped_ = 0;  // Statistics::unmapped
   // The spans of which first touches are reported: when that was asked for, and a word that differs
   // where they do; 0: of none.
   u64 growth_at_ = 0;

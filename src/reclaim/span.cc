@@ -104,6 +104,18 @@ u64 SpanTable::absent_pages() {
   return pages;
 }
 
+u64 SpanTable::absent_in(HvaRange range) {
+  const sync::MutexGuard guard(lock_);
+  u64 pages = 0;
+  spans_.for_each(range.start().raw(), range.end().raw(), [&](auto entry) {
+    const Span& span = **entry.value;
+    const Hva from = std::max(range.start(), span.range.start());
+    const Hva to = std::min(range.end(), span.range.end());
+    pages += span.absent * ((to - from) >> kPageShift) / span.pages;
+  });
+  return pages;
+}
+
 // A span for each part of the range that has none.
 Result<void> SpanTable::fill_gaps(HvaRange range) {
   for (u64 at = range.start().raw(); at < range.end().raw();) {

@@ -156,6 +156,8 @@ class SpanTable {
   [[nodiscard]] Span* find(Hva at) TA_REQ(lock_);
   [[nodiscard]] bool is_away(Hva page) TA_EXCL(lock_);
   [[nodiscard]] u64 absent_pages() TA_EXCL(lock_);
+  // Of a span that the range has a part of only as large a part of them.
+  [[nodiscard]] u64 absent_in(HvaRange range) TA_EXCL(lock_);
   [[nodiscard]] sync::Mutex& lock() TA_RETURN(lock_) { return lock_; }
 
  private:

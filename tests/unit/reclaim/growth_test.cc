@@ -26,6 +26,8 @@ class Growth : public test::ReclaimedGuest {
     }
     start(4 * kMiB);
     u8* const memory = map(kImage, flags);
+    ASSERT_TRUE(guest_->use(0, range_of(memory, kImage)));
+    ASSERT_TRUE(soon([&] { return host::userfault::is_watched(range_of(memory, 1).start()); }));
     std::atomic<bool> stop{false};
     u64 most = 0;
     std::thread sampler([&] {
@@ -36,7 +38,6 @@ class Growth : public test::ReclaimedGuest {
         std::this_thread::sleep_for(std::chrono::microseconds(500));
       }
     });
-    ASSERT_TRUE(guest_->use(0, range_of(memory, kImage)));
     const ssize_t got = ::read(image, memory, kImage << kPageShift);
     stop = true;
     sampler.join();
