@@ -43,7 +43,9 @@ constexpr Unseen kAll[] = {
      "after exec",
      "it answers there, but DMA reaches only what that process itself has mapped, and rings only "
      "eventfds set there or before the fork; the rest is a fault, an error in its completion; an "
-     "own node (/dev/vfio/devices/vfioN) that was sent or kept over exec answers EIO"},
+     "own node (/dev/vfio/devices/vfioN) that was bound and is sent or kept over exec answers EIO "
+     "while the process that bound it lives and has not run another program, then EINVAL, as one "
+     "that nobody has bound"},
     {Where::kEverywhere,
      "the file of shared guest memory of which pages are absent, "
      "read by a program's own instruction, or opened by another process "
