@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "base/size_text.h"
+#include "cli/session.h"
 #include "mem/swap_file.h"
 #include "vfio/mdev.h"
 
@@ -165,8 +166,7 @@ CLI::App* describe_mdev(CLI::App& app, MdevOptions& mdev) {
   sub->require_subcommand(1);
   const auto action = [&](const char* name, const char* what, MdevAction which) {
     CLI::App* const one = sub->add_subcommand(name, what);
-    one->add_option("--session", mdev.session, "the session's name")
-        ->required()
+    one->add_option("--session", mdev.session, "the session's name; inside of one, that one")
         ->check(check_session);
     one->callback([&mdev, which] { mdev.action = which; });
     return one;
@@ -334,6 +334,9 @@ CommandLine parse_command_line(int argc, char** argv) {
   if (mdev->parsed()) {
     if (dashes != end)
       return refuse_line("mdev takes no program", "stagetwo mdev list --session=NAME");
+    if (line.mdev.session.empty() && Session::directory_around().empty())
+      return refuse_line("mdev needs --session where no session is around it",
+                         "stagetwo mdev list --session=NAME");
     line.command = Command::kMdev;
     return line;
   }

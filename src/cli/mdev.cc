@@ -114,10 +114,12 @@ int remove(const MdevOptions& options) {
 }  // namespace
 
 int mdev(const MdevOptions& options) {
-  const std::string directory = Session::directory_of(options.session);
+  const bool named = !options.session.empty();
+  const std::string directory =
+      named ? Session::directory_of(options.session) : Session::directory_around();
   if (::access(directory.c_str(), F_OK) != 0) {
-    fmt::print(stderr, "stagetwo: no program of session {} runs: {}: {}\n", options.session,
-               directory, std::strerror(errno));
+    fmt::print(stderr, "stagetwo: no program of session {} runs: {}: {}\n",
+               named ? options.session : "around this", directory, std::strerror(errno));
     return kExitToolFailed;
   }
   auto ready = host::join_session(directory);

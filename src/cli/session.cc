@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 
 namespace stagetwo::cli {
@@ -91,6 +92,17 @@ int hold(const std::string& directory) {
 
 std::string Session::directory_of(const std::string& name) {
   return house_of_user() + "/" + name;
+}
+
+// What was said last wins, as the engine reads it.
+std::string Session::directory_around() {
+  constexpr std::string_view kName = ":session=";
+  const char* const given = std::getenv("STAGETWO_OPTIONS");
+  const std::string options = std::string(":") + (given == nullptr ? "" : given);
+  const size_t at = options.rfind(kName);
+  if (at == std::string::npos) return {};
+  const size_t begins = at + kName.size();
+  return options.substr(begins, options.find(':', begins) - begins);
 }
 
 Session Session::open(const std::string& name) {

@@ -20,6 +20,8 @@ class Session {
   static Session open(const std::string& name);
   // Where the session of that name is, if there is one.
   static std::string directory_of(const std::string& name);
+  // The one that this process runs in, by its environment; empty: none.
+  static std::string directory_around();
   // Of a run inside another's session.
   static Session none() { return {}; }
   Session(Session&& other) noexcept;

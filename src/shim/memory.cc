@@ -97,7 +97,7 @@ int refusal_before_file(int fd, const host::DescriptionRef& ref, const host::Map
 // What stands against an mmap of `fd`, -errno; 0: nothing. Post: request->offset is where it begins
 // in what is behind `fd`.
 long refusal_of_map(int fd, host::MapRequest* request) {
-  struct ::stat behind {};
+  struct ::stat behind{};
   if (!may_be_ours(fd, &behind)) return 0;
   host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
@@ -136,7 +136,7 @@ void* refused_map(const hugetlb::MapCall& call, long refusal) {
 
 // Tells what is behind `fd`, if it is ours, that it was mapped. -errno: it takes that back.
 long tell_mapped(int fd, const void* at, const host::MapRequest& request) {
-  struct ::stat behind {};
+  struct ::stat behind{};
   if (at == MAP_FAILED || !may_be_ours(fd, &behind)) return 0;
   long answer = 0;
   host::EngineSection section;

@@ -138,6 +138,7 @@ TEST(Run, RefusesABadCommandLineInOneSentenceWithAHint) {
       {tool(), "limit", "--session=../x", "8M"},
       {tool(), "limit", "--session=x", "8Q"},
       {tool(), "mdev", "list", "--session=../x"},
+      {tool(), "mdev", "list"},
       {tool(), "doctor", "--", "ls"},
       {tool(), "doctor", "extra"},
   };

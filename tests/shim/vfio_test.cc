@@ -248,6 +248,15 @@ TEST(MdevCommand, MakesListsAndRemoves) {
   EXPECT_EQ(told.err, "");
 }
 
+TEST(MdevCommand, FindsTheSessionAroundIt) {
+  const std::string uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
+  const std::string script = "M='" + tool() + " mdev'; U=" + uuid +
+                             "; $M create serial-2 $U; $M list; $M remove $U; $M list; echo end";
+  const Outcome told = run_program({tool(), "run", "--", "bash", "-c", script});
+  EXPECT_EQ(told.out, uuid + "\n" + uuid + " serial-2         group 0\nend\n") << told.err;
+  EXPECT_EQ(told.err, "");
+}
+
 TEST(MdevCommand, SaysWhatIsWrong) {
   const std::string uuid = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001";
   const Outcome told =
