@@ -200,6 +200,15 @@ struct TouchAgainstPlug : UvWorld {
       static_cast<void>(m.vmm_read(4));
     }
   }
+  void check() {
+    UvWorld::check();
+    const uv::PageState is = m.hv_page(4);
+    sched::expect(is == m.uv_page(4), "both halves say the same of what is plugged");
+    sched::expect(is == uv::PageState::kSecure || is == uv::PageState::kPagedOut, "it is moved");
+    sched::expect(m.vmm_read(4) != Bytes(4096), "the process sees it sealed");
+    Bytes got;
+    sched::expect(m.guest_read(4, &got) == uv::GuestAccess::kDone && got == Bytes(4096), "zeros");
+  }
 };
 
 // Two pages of zeros, which have no memory yet, leave at once, and the cipher has as many places as
