@@ -292,6 +292,12 @@ bool may_have_limit(const RunOptions& run) {
          outer.find(":memory-limit=") != std::string::npos;
 }
 
+std::optional<std::string> why_no_mdev(const MdevOptions& mdev, bool has_program) {
+  if (has_program) return "mdev takes no program";
+  if (!mdev.session.empty() || !Session::directory_around().empty()) return std::nullopt;
+  return "mdev needs --session where no session is around it";
+}
+
 }  // namespace
 
 CommandLine parse_command_line(int argc, char** argv) {
@@ -332,11 +338,8 @@ CommandLine parse_command_line(int argc, char** argv) {
     return line;
   }
   if (mdev->parsed()) {
-    if (dashes != end)
-      return refuse_line("mdev takes no program", "stagetwo mdev list --session=NAME");
-    if (line.mdev.session.empty() && Session::directory_around().empty())
-      return refuse_line("mdev needs --session where no session is around it",
-                         "stagetwo mdev list --session=NAME");
+    if (const auto why = why_no_mdev(line.mdev, dashes != end))
+      return refuse_line(*why, "stagetwo mdev list --session=NAME");
     line.command = Command::kMdev;
     return line;
   }
