@@ -10,8 +10,11 @@ of it compressed. The run passes if the program does and
     the sum never exceeds the limit by more than 5 % and 16 MiB,
     pages came back (refaults), and the swap file had blocks on the disk, where it has to have them.
 
+With `--memory-limit=SIZE,compressed` the store is as it is by default, a quarter of the limit at most: then its
+bytes have to be more than none, in place of those in the file.
+
 Memory that the engine itself has is told by its flag "not in core dumps". The swap file is in a
-folder of the run, and compressed pages have none of the memory (`--compressed=0`): what these tests leave
+folder of the run, and compressed pages have none of the memory else (`--compressed=0`): what these tests leave
 in their pages is theirs to say, and gets very small. The pattern of which half does not get any smaller is
 that of tests/guest/swapping_vmm.c, whose run asserts the same.
 """
@@ -88,14 +91,17 @@ class Sampler:
     """`with Sampler(limit) as sampler`: options for `stagetwo run`, and afterwards what was seen."""
 
     def __init__(self, limit):
-        self.limit = bytes_of(limit)
-        self.most = self.swap = self.looks = 0
+        self.size, _, kind = limit.partition(",")
+        self.limit = bytes_of(self.size)
+        self.stores = kind == "compressed"
+        self.most = self.swap = self.looks = self.most_compressed = 0
         self.parts = (0, 0, 0)
         self.stop = threading.Event()
 
     def __enter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="stagetwo-limit-"))
-        self.options = [f"--swap={self.folder}", "--compressed=0", f"--stats={self.folder}/stats.json",
+        self.options = [f"--memory-limit={self.size}", f"--swap={self.folder}", *([] if self.stores else ["--compressed=0"]),
+                        f"--stats={self.folder}/stats.json",
                         f"--wss=100ms,file={self.folder}/wss.jsonl", f"--log-file={self.folder}/log"]
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
@@ -143,6 +149,7 @@ class Sampler:
             if sum(parts) > self.most:
                 self.most, self.parts = sum(parts), parts
             self.swap = max(self.swap, swap)
+            self.most_compressed = max(self.most_compressed, parts[2])
             self.looks += 1
             time.sleep(0.02)
 
@@ -154,5 +161,5 @@ class Sampler:
                f"{self.swap // MIB} MiB in the swap file, {self.looks} looks"
         if not self.looks or not self.stats:
             return False, f"nobody looked, or no statistics were left: {said}"
-        kept = self.most <= allowed and self.stats["refaults"] and self.swap and not self.stats["lost_pages"]
+        kept = self.most <= allowed and self.stats["refaults"] and (self.most_compressed if self.stores else self.swap) and not self.stats["lost_pages"]
         return bool(kept), said

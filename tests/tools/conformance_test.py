@@ -101,6 +101,18 @@ VmFlags: rd mr mw me
         self.assertFalse(self.verdict(60, lost_pages=1))
 
 
+    def test_WhereTheStoreIsAsItIsItsBytesAreAskedForInPlaceOfTheFiles(self):
+        sampler = conformance_limit.Sampler("64M,compressed")
+        sampler.most, sampler.looks, sampler.stats = 60 << 20, 1, {"refaults": 1, "lost_pages": 0}
+        self.assertFalse(sampler.verdict()[0])
+        sampler.most_compressed = 1
+        self.assertTrue(sampler.verdict()[0])
+        for limit, none_of_it in (("64M", True), ("64M,compressed", False)):
+            with conformance_limit.Sampler(limit) as asked:
+                self.assertIn("--memory-limit=64M", asked.options)
+                self.assertEqual(none_of_it, "--compressed=0" in asked.options)
+
+
 class Judgement(unittest.TestCase):
     def test_PassWantsAnEndWithoutFailure(self):
         self.assertEqual(["passed", "failed", "failed", "failed"],
