@@ -86,12 +86,12 @@ Box<host::Description> attach_any(std::string_view kind, int fd, host::Descripto
   return found ? std::move(found) : abi_kvm::attach(kind, spec);
 }
 
-// "fail-nth: 12 sites failed: iommu.area iommu.frames …", with --verbose.
+// "fail-nth: 12 sites failed: iommu.area iommu.frames …": who sweeps wants to know what was swept.
 void report_failed_sites(std::span<const char* const> sites) {
   FixedString<2048> line;
   line.append("fail-nth: ").append_int(sites.size()).append(" sites failed:");
   for (const char* site : sites) line.append(" ").append(site);
-  log_line(line.view());
+  warn(line.view(), {});
 }
 
 // False: another thread has woken it.

@@ -34,6 +34,26 @@ def judged(line, outcome, output=""):
     return run.status
 
 
+class Sweep(unittest.TestCase):
+    def judged(self, sites, status="passed"):
+        run, = read("a_fail_nth : pass\n")
+        run.status = status
+        conformance.judge_sweep(run, "ok 1\n" + "".join(f"stagetwo: fail-nth: {len(s)} sites failed: {' '.join(s)}\n"
+                                                       for s in sites))
+        return run
+
+    def test_OfEnoughSitesPassesAndTellsThem(self):
+        run = self.judged([["iommu.area", "iommu.frames"], [f"site.{i}" for i in range(8)] + ["iommu.area"]])
+        self.assertEqual(("passed", 10), (run.status, len(run.sites)))
+        self.assertIn("iommu.frames", run.sites)
+
+    def test_OfFewerFails(self):
+        self.assertEqual("failed", self.judged([[f"site.{i}" for i in range(9)]]).status)
+
+    def test_OfNoneIsNoSweep(self):
+        self.assertEqual(("passed", []), (self.judged([]).status, self.judged([]).sites))
+
+
 class ExpectedFile(unittest.TestCase):
     def test_ALineIsARunWithItsArguments(self):
         run, = read("# words\n\nx86_64/a_test -b 64M : later WHAT it needs\n")
