@@ -68,6 +68,10 @@ if(TARGET st_shim)
           FILES_MATCHING PATTERN "*.so")
 endif()
 
+set(STAGETWO_WITHOUT_CHECKS OFF)
+if(CMAKE_BUILD_TYPE MATCHES "^(Release|RelWithDebInfo|MinSizeRel)$")
+  set(STAGETWO_WITHOUT_CHECKS ON)
+endif()
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/stagetwoConfig.cmake.in
   ${CMAKE_BINARY_DIR}/stagetwoConfig.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/stagetwo

@@ -35,6 +35,7 @@ class Install(unittest.TestCase):
             f"-DCMAKE_PREFIX_PATH={self.prefix}")
         run("ninja", "-C", build)
         self.assertIn("an overlap is refused", run(build / "consumer"))
+        self.assertIn("is reached no more", run(build / "devices"))
 
     def test_PrefixHoldsNoInternalHeader(self):
         self.assertEqual([], sorted(self.prefix.rglob("*_internal.h")))
