@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sixteen devices of one parent and four processes, each made by fork and exec: random moves and
+// Sixteen devices of one parent, four processes and two machines with guests, each made by fork and
+// exec: random moves and
 // fills against a model, maps taken away, resets, groups that leave, devices removed and made
 // again, and kill -9 in the middle of it. Nobody's memory is ever another's, and in the end every
-// device is free. Whole programs with guests among them: tests/shim/programs/dma_storm.c; this one
-// runs under sanitizers.
+// device is free. The same of unmodified programs: tests/shim/programs/dma_storm.c; this one runs
+// under sanitizers.
 #include <signal.h>
 #include <sys/wait.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <random>
+#include <thread>
 
+#include "tests/stress/vfio_machine.h"
 #include "tests/support/random_source.h"
 #include "tests/unit/vfio/engine_world.h"
 
 namespace stagetwo::vfio {
 namespace {
 
-constexpr unsigned kDevices = 16, kWorkers = 4;
+constexpr unsigned kDevices = 16, kProcesses = 4, kMachines = 2;
+constexpr unsigned kWorkers = kProcesses + kMachines;
 constexpr const char* kSession = "STAGETWO_VFIO_STORM";  // the session of a worker's
 constexpr const char* kNumber = "STAGETWO_VFIO_STORM_WORKER";
 constexpr const char* kSeed = "STAGETWO_VFIO_STORM_SEED";
@@ -77,7 +81,8 @@ void work(unsigned number, u64 seed, double seconds, bool may_die) {
   const auto until = Clock::now() + std::chrono::milliseconds(static_cast<u64>(seconds * 1000));
   do {
     const unsigned device =
-        number + kWorkers * static_cast<unsigned>(random() % (kDevices / kWorkers));
+        number +
+        kWorkers * static_cast<unsigned>(random() % ((kDevices - number - 1) / kWorkers + 1));
     if (random() % 8 == 0) {
       auto removal = begin_removal(uuid_of(device));
       if (removal) finish_removal(std::move(*removal));
@@ -113,22 +118,52 @@ class VfioStorm : public EngineWorld {
     setenv("STAGETWO_TEST_SECONDS", std::to_string(seconds).c_str(), 1);
     unsetenv("GTEST_OUTPUT");
     execl("/proc/self/exe", "vfio_storm",
-          "--gtest_filter=VfioStorm.AClientFindsItsMemoryAsItsModel", "--gtest_brief=1", nullptr);
+          number < kProcesses ? "--gtest_filter=VfioStorm.AClientFindsItsMemoryAsItsModel"
+                              : "--gtest_filter=VfioStorm.AMachineDrivesItsDevices",
+          "--gtest_brief=1", nullptr);
     _exit(127);
   }
   bool worker_ = false;
 };
 
+u64 number(const char* name) {
+  const char* const text = std::getenv(name);
+  return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
+}
+
 // By itself, and as each of the storm's processes.
 TEST_F(VfioStorm, AClientFindsItsMemoryAsItsModel) {
-  const auto number = [](const char* name) {
-    const char* const text = std::getenv(name);
-    return text == nullptr ? 0 : std::strtoull(text, nullptr, 10);
-  };
   if (worker_) {
     return work(static_cast<unsigned>(number(kNumber)), number(kSeed), test::test_seconds(), true);
   }
   work(0, test::announced_seed("vfio_storm_alone"), 0.05, false);
+}
+
+// The same: its machines. One that is killed is so wherever it stands.
+TEST_F(VfioStorm, AMachineDrivesItsDevices) {
+  const auto machine = static_cast<unsigned>(worker_ ? number(kNumber) : kProcesses);
+  const std::string session = worker_ ? std::getenv(kSession) : directory_;
+  std::mt19937_64 random(worker_ ? number(kSeed) : test::announced_seed("vfio_machine_alone"));
+  const auto lives = static_cast<useconds_t>(200'000 + random() % 6'000'000);
+  if (worker_) {
+    std::thread([lives] {
+      usleep(lives);
+      raise(SIGKILL);
+    }).detach();
+  }
+  const Clock::time_point until =
+      Clock::now() +
+      std::chrono::milliseconds(static_cast<u64>(worker_ ? test::test_seconds() * 1000 : 0));
+  do {
+    const unsigned device =
+        machine +
+        kWorkers * static_cast<unsigned>(random() % ((kDevices - machine - 1) / kWorkers + 1));
+    const int made = error_of(create_device(find_type("dma-engine-1"), uuid_of(device)));
+    ASSERT_TRUE(made == 0 || made == EEXIST) << made;
+    FixedString<64> name;
+    append_name(*find_device(uuid_of(device)), name);
+    ASSERT_EQ(run_vfio_machine(session.c_str(), std::string(name.view())), 0);
+  } while (Clock::now() < until);
 }
 
 TEST_F(VfioStorm, NobodysMemoryIsAnothersWhoeverDies) {
