@@ -7,7 +7,8 @@
 // Known: moves from registers and immediates, MOVBE, POP, SETcc, MOVNTI, MOVDIR64B, moves of vector
 // registers (abi/vfio/vector_store.h), STOS and MOVS with REP, exchanges, CMPXCHG, single bits, and
 // the arithmetic that reads, changes and writes (a LOCK is not more than each part of it). Not
-// known: shifts, MMX, x87, VMASKMOV, scatters, ENQCMD, and what goes by FS or GS.
+// known: shifts, MMX, MASKMOVDQU, CMPXCHG16B, x87, VMASKMOV, scatters, ENQCMD, and what goes by FS
+// or GS.
 //
 // Context: a signal handler, in a section of the engine. No state, no lock.
 
