@@ -6,6 +6,7 @@
 #include "addr/addr.h"
 #include "base/alloc.h"
 #include "base/check.h"
+#include "base/failpoint.h"
 
 namespace stagetwo::mem {
 
@@ -55,6 +56,7 @@ u32 SecurePool::held(u32 guest) {
 }
 
 u32 SecurePool::take(Holder holder) {
+  if (failpoint::should_fail("mem.secure_pool")) return kNone;
   const sync::MutexGuard guard(lock_);
   if (free_ == 0) return kNone;
   while (entries_[search_].taken) search_ = search_ + 1 == count_ ? 0 : search_ + 1;

@@ -43,9 +43,11 @@ u32 Ultravisor::quota() const {
   return std::min(options_.reserve_pages, pool_.count() / guests);
 }
 
-// Of a round that ended so another begins.
+// Of a round that ended so another begins. If nobody has a page there, those that had one have left
+// since it was full (a fork has all of them back at once): there is room.
 bool Ultravisor::has_no_way_out(Svm* svm) {
   const sync::MutexGuard guard(svm->lock);
+  if (svm->refused[0] == Svm::kNobody && svm->refused[1] == Svm::kNobody) return false;
   if (svm->refused[0] < pool_.count() || svm->refused[1] < pool_.count()) return false;
   svm->refused[0] = svm->refused[1] = 0;
   return true;

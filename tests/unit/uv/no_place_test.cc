@@ -3,6 +3,7 @@
 // whoever needs that place is told, and told at once.
 #include <gtest/gtest.h>
 
+#include "base/failpoint.h"
 #include "tests/unit/uv/secure_guest_check.h"
 
 namespace stagetwo::uv {
@@ -169,6 +170,18 @@ TEST_P(FullPool, OfAGuestThatWasStoppedItIsAFaultToTheOthersUntilThatIsReset) {
   EXPECT_EQ(m->ultravisor.bring(9, Gpa(GetParam())), GuestAccess::kDone);
   ASSERT_TRUE(other.svm_off().has_value());
   m->hypervisor.remove(&other);
+}
+
+// A fork has all pages of the pool back at once, between a look that finds it full (here made to)
+// and the search for one that could leave. That is room, and no fault.
+TEST_P(FullPool, ThatEverybodyHasLeftWhileRoomIsSoughtIsRoom) {
+  const auto m = full();
+  for (u64 page = 0; page < kPages; ++page) ASSERT_FALSE(m->vmm_read(page).empty());
+  ASSERT_EQ(m->ultravisor.pool_free(), kPool);
+  failpoint::arm("mem.secure_pool", 1);
+  EXPECT_EQ(m->ultravisor.bring(m->kLpid, m->gpa(1)), GuestAccess::kRetry);
+  failpoint::disarm();
+  EXPECT_EQ(m->guest_bytes(1), m->text(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(PageSizes, FullPool, testing::Values(4096, 65536));
