@@ -68,9 +68,9 @@ if(TARGET st_shim)
           FILES_MATCHING PATTERN "*.so")
 endif()
 
-set(STAGETWO_WITHOUT_CHECKS OFF)
+set(STAGETWO_DEBUG_CHECKS 1)
 if(CMAKE_BUILD_TYPE MATCHES "^(Release|RelWithDebInfo|MinSizeRel)$")
-  set(STAGETWO_WITHOUT_CHECKS ON)
+  set(STAGETWO_DEBUG_CHECKS 0)
 endif()
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/stagetwoConfig.cmake.in
   ${CMAKE_BINARY_DIR}/stagetwoConfig.cmake

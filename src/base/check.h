@@ -9,6 +9,15 @@
 
 #include <cstdint>
 
+// As the library was built: an installed package says so, whatever its user does with NDEBUG.
+#if !defined(ST_DEBUG_CHECKS)
+#if defined(NDEBUG)
+#define ST_DEBUG_CHECKS 0
+#else
+#define ST_DEBUG_CHECKS 1
+#endif
+#endif
+
 namespace stagetwo::detail {
 [[noreturn, gnu::cold]] void check_failed(const char* file, int line, const char* text);
 [[noreturn, gnu::cold]] void check_op_failed(const char* file, int line, const char* text,
@@ -42,7 +51,7 @@ constexpr std::uint64_t check_operand(T value) {
                                           ::stagetwo::detail::check_operand(st_right)); \
   } while (false)
 
-#if defined(NDEBUG)
+#if !ST_DEBUG_CHECKS
 #define ST_DCHECK(condition) static_cast<void>(sizeof((condition) ? 1 : 0))
 #else
 #define ST_DCHECK(condition) ST_CHECK(condition)

@@ -11,6 +11,7 @@
 // Not recursive: a rank is held at most once. Not for signal handlers.
 // Analogue: the kernel's mutex and rw_semaphore with lockdep's order check.
 
+#include "base/check.h"
 #include "sync/annotations.h"
 #include "sync/atomic.h"
 #include "sync/rank.h"
@@ -37,11 +38,7 @@ struct Held {
 void note_acquire(Held& held, const void* lock, Rank rank, Place place);
 void note_release(Held& held);
 void check_held(const void* lock, Rank rank);
-#if defined(NDEBUG)
-inline constexpr bool kCheckRanks = false;
-#else
-inline constexpr bool kCheckRanks = true;
-#endif
+inline constexpr bool kCheckRanks = ST_DEBUG_CHECKS != 0;
 }  // namespace detail
 
 class TA_CAP("mutex") Mutex {

@@ -34,6 +34,8 @@
 
 namespace stagetwo::test {
 
+inline constexpr u64 kMiB = u64{1} << 20;
+
 // Which pages it has used, page by page of one range.
 class FakeGuest final : public host::MmuNotifier {
  public:

@@ -10,7 +10,7 @@
 namespace stagetwo {
 namespace {
 
-constexpr u64 kMiB = u64{1} << 20;
+using test::kMiB;
 
 // Of an image that the process reads into its guest in one call as soon as it has one.
 class Growth : public test::ReclaimedGuest {

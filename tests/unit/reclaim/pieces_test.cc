@@ -6,7 +6,7 @@
 namespace stagetwo {
 namespace {
 
-constexpr u64 kMiB = u64{1} << 20;
+using test::kMiB;
 constexpr size_t kPages = 2048;  // 8 MiB
 
 class Pieces : public test::ReclaimedGuest {

@@ -12,7 +12,7 @@ namespace stagetwo::reclaim {
 namespace {
 
 constexpr size_t kPages = 1024;
-constexpr u64 kMiB = u64{1} << 20;
+using test::kMiB;
 
 class ReclaimerTest : public test::ReclaimedGuest {
  protected:

@@ -89,7 +89,7 @@ TEST(Ranks, HaveNamesInOrder) {
   EXPECT_STREQ(name_of(Rank::kLeaf), "leaf");
 }
 
-#if !defined(NDEBUG)
+#if ST_DEBUG_CHECKS
 TEST(Ranks, TheWrongOrderEndsTheProcessAndNamesBothPlaces) {
   Mutex slots(Rank::kSlots);
   Mutex leaf(Rank::kLeaf);
