@@ -15,8 +15,9 @@
 //
 // How much is pinned in every mode says pin_use(). /proc/self/status goes on showing the kernel's
 // own VmPin and VmLck: ours are in neither. Differs: what the kernel itself has charged to the user
-// (io_uring, perf, BPF) is not known here; what a process had charged when it was killed stays with
-// its session until that ends. Context: any thread; kProcess reads a file. Uncharging cannot fail.
+// (io_uring, perf, BPF) is not known here; what a process has charged to the user and has not given
+// back before it ends, by an unmap or a close, stays with its session until that ends; type 1 is
+// charged to the user as long as nobody asks for the other mode. Context: any thread; kProcess reads a file. Uncharging cannot fail.
 
 #include "base/result.h"
 #include "base/types.h"
