@@ -17,7 +17,8 @@
 // own VmPin and VmLck: ours are in neither. Differs: what the kernel itself has charged to the user
 // (io_uring, perf, BPF) is not known here; what a process has charged to the user and has not given
 // back before it ends, by an unmap or a close, stays with its session until that ends; type 1 is
-// charged to the user as long as nobody asks for the other mode. Context: any thread; kProcess reads a file. Uncharging cannot fail.
+// charged to the user as long as nobody asks for the other mode. Context: any thread; kProcess
+// reads a file. Uncharging cannot fail.
 
 #include "base/result.h"
 #include "base/types.h"
