@@ -13,7 +13,7 @@
 extern "C" {
 
 const char* __asan_default_options() {
-  return "detect_leaks=1:abort_on_error=1:allow_user_segv_handler=1:handle_sigbus=0:"
+  return "detect_leaks=1:abort_on_error=1:allow_user_segv_handler=1:handle_sigbus=0:handle_segv=0:"
          "detect_stack_use_after_return=0";
 }
 
