@@ -8,6 +8,7 @@
 #include "addr/addr.h"
 #include "base/process_stamp.h"
 #include "base/sys.h"
+#include "host/capable.h"
 #include "host/process_files.h"
 #include "host/session.h"
 #include "sync/atomic.h"
@@ -29,13 +30,6 @@ constinit sync::Atomic<u32> rights_age{0};
 
 sync::Atomic<u64>& of_user() {
   return session_word(kPinnedWord);
-}
-
-bool may_lock_all() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
-  if (sys::call(SYS_capget, sys::arg(&header), sys::arg(data)) != 0) return false;
-  return (data[0].effective & (1u << CAP_IPC_LOCK)) != 0;
 }
 
 u64 limit_in_pages() {
@@ -70,7 +64,7 @@ PinCharge pin_charge(PinCharge wanted, u64 pages) {
     belief.age_and_pages -= static_cast<u32>(pages);
     return PinCharge::kNone;
   }
-  if (!may_lock_all()) return wanted;
+  if (!capable(CAP_IPC_LOCK)) return wanted;
   belief = {stamp, age * (kBelievedPages + 1) + kBelievedPages};
   return PinCharge::kNone;
 }

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/sys.h"
+#include "host/capable.h"
 #include "host/kept_fd.h"
 
 namespace stagetwo::host {
@@ -22,6 +23,7 @@ constinit KeptFd status("/proc/self/status");
 }  // namespace
 
 void open_process_files() {
+  note_user_namespace();
   for (KeptFd* const file : {&maps, &pagemap, &memory, &status}) static_cast<void>(file->keep());
 }
 

@@ -29,7 +29,7 @@ TEST(Iommufd, AnswersAHostileClientAsTheKernelDoes) {
 }
 
 void expect_done(const Outcome& outcome) {
-  if (outcome.out == "not to be had here\n") GTEST_SKIP() << "no PID namespace, no userfaultfd";
+  if (outcome.out == "not to be had here\n") GTEST_SKIP() << "no namespace, no userfaultfd";
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
@@ -50,6 +50,9 @@ TEST(IommufdSharers, LeaveNothingInUseWhenTheyEnd) {
 TEST(IommufdRights, ThatAreGivenUpCountFromTheNextPageOn) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root (CAP_IPC_LOCK)";
   expect_done(run_client("iommu_rights"));
+}
+TEST(IommufdRights, OfAUserNamespaceOfOnesOwnAreNone) {
+  expect_done(run_client("iommu_rights", "namespace"));
 }
 
 // A program's memory ends with exec, and its pins with it; in the kernel an iopt_pages keeps

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The requests on IOASes, options, and destruction. kernel file: drivers/iommu/iommufd/ioas.c.
 #include <linux/capability.h>
-#include <sys/syscall.h>
 
 #include "abi/iommufd/calls.h"
 #include "abi/iommufd/test_commands.h"
 #include "base/bits.h"
-#include "base/sys.h"
+#include "host/capable.h"
 
 namespace stagetwo::abi_iommufd {
 namespace {
@@ -18,13 +17,6 @@ constexpr u32 kMapFlags =
 u32 rights_of(u32 flags) {
   return ((flags & IOMMU_IOAS_MAP_READABLE) != 0 ? iommu::kMayRead : 0u) |
          ((flags & IOMMU_IOAS_MAP_WRITEABLE) != 0 ? iommu::kMayWrite : 0u);
-}
-
-bool may_set_resources() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
-  if (sys::call(SYS_capget, sys::arg(&header), sys::arg(data)) != 0) return false;
-  return (data[0].effective & (1u << CAP_SYS_RESOURCE)) != 0;
 }
 
 }  // namespace
@@ -177,7 +169,7 @@ Outcome rlimit_mode(Call& call, iommu_option& cmd) {
     return {};
   }
   if (cmd.op != IOMMU_OPTION_OP_SET) return refuse(EOPNOTSUPP);
-  if (!may_set_resources()) return refuse(EPERM);
+  if (!host::capable(CAP_SYS_RESOURCE)) return refuse(EPERM);
   ST_LOCK_IOMMUFD(locked, call);
   if (locked.root().objects != 0) return refuse(EBUSY);
   if (cmd.val64 > 1) return refuse(EINVAL);

@@ -3,25 +3,14 @@
 #include "abi/kvm/vm.h"
 
 #include <linux/capability.h>
-#include <sys/syscall.h>
 
 #include "abi/kvm/capabilities.h"
 #include "abi/kvm/client.h"
 #include "abi/kvm/host_cpu.h"
 #include "abi/kvm/secure_vm.h"
-#include "base/sys.h"
+#include "host/capable.h"
 
 namespace stagetwo::abi_kvm {
-namespace {
-
-bool may_reboot() {
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3]{};
-  if (sys::call(SYS_capget, sys::arg(&header), sys::arg(data)) < 0) return false;
-  return (data[CAP_SYS_BOOT / 32].effective >> (CAP_SYS_BOOT % 32) & 1) != 0;
-}
-
-}  // namespace
 
 Result<long> Vm::enable_cap(u64 arg) {
   return enable(ST_TRY(copy_in<kvm_enable_cap>(arg)));
@@ -60,7 +49,7 @@ Result<long> Vm::enable_max_vcpu_id(u64 limit) {
 }
 
 Result<long> Vm::enable_no_nx_pages(u64 arg) {
-  if (!may_reboot()) return refuse(EPERM);
+  if (!host::capable(CAP_SYS_BOOT)) return refuse(EPERM);
   if (arg != 0) return refuse(EINVAL);
   sync::MutexGuard guard(lock_);
   if (created_ != 0) return refuse(EINVAL);

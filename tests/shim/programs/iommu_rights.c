@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who may lock memory without limit and gives that up is charged for the next page it maps.
+// Who may lock memory without limit and gives that up is charged for the next page it maps; rights
+// in a user namespace of one's own are none.
 #define _GNU_SOURCE
 #include <linux/capability.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
@@ -56,8 +58,57 @@ static void gives_up(int fd, void (*how)(void)) {
   _exit(0);
 }
 
-int main(void) {
+// Before a device is opened, and after its first pages were pinned (`fd`) with other rights.
+static void in_own_namespace(int fd) {
+  const pid_t child = fork();
+  if (child != 0) return ends_well(child);
+  const uint32_t before = fd < 0 ? 0 : ioas_of(fd);
+  uint8_t* const at =
+      mmap(NULL, kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(at != MAP_FAILED);
+  memset(at, 1, kPages * kPage);
+  if (fd >= 0) device_on(fd, before);
+  const struct rlimit limit = {kLimit * kPage, kLimit * kPage};
+  REQUIRE(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+  const unsigned had = fd < 0 ? 0 : map_pages(fd, before, at, kPages - 4);
+  REQUIRE(unshare(CLONE_NEWUSER) == 0);
+  struct __user_cap_data_struct has[2] = {{0}};
+  REQUIRE(syscall(SYS_capget, &head, has) == 0 && (has[0].effective & 1u << CAP_IPC_LOCK) != 0);
+  const int own = open("/dev/iommu", O_RDWR);
+  REQUIRE(own >= 0);
+  struct iommu_option mode = {.size = sizeof mode,
+                              .option_id = IOMMU_OPTION_RLIMIT_MODE,
+                              .op = IOMMU_OPTION_OP_SET,
+                              .val64 = 1};
+  REQUIRE(ioctl(own, IOMMU_OPTION, &mode) == -1 && errno == EPERM);
+  const int user = fd >= 0 ? fd : own;
+  const uint32_t ioas = ioas_of(user);
+  device_on(user, ioas);
+  const unsigned maps = map_pages(user, ioas, at, 0);
+  REQUIRE(maps == kLimit || maps == kLimit - had);  // who had no right before was charged then
+  REQUIRE(unmap_at(user, ioas, 0, ~0ull) == 0);
+  if (had != 0) REQUIRE(unmap_at(fd, before, 0, ~0ull) == 0);
+  _exit(0);
+}
+static int has_namespaces(void) {
+  const pid_t child = fork();
+  if (child == 0) _exit(unshare(CLONE_NEWUSER) == 0 || (errno != EPERM && errno != ENOSPC));
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  return WEXITSTATUS(status);
+}
+
+int main(int argc, char** argv) {
   alarm(30);
+  if (argc == 2 && strcmp(argv[1], "namespace") == 0) {
+    if (!has_namespaces()) return puts("not to be had here"), 0;
+    in_own_namespace(-1);
+    const int before = open("/dev/iommu", O_RDWR);
+    REQUIRE(before >= 0);
+    in_own_namespace(before);
+    puts("done");
+    return 0;
+  }
   const int fd = open("/dev/iommu", O_RDWR);
   REQUIRE(fd >= 0);
   gives_up(fd, by_capset);

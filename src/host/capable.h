@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the calling task may do in the kernel's eyes, for requests that want a capability.
+//
+// Analogue: capable() (kernel file: kernel/capability.c), which asks in the initial user namespace:
+// who is root in a namespace of its own (unshare -Ur, a container without root) has no capability
+// here, whatever capget() says. On a machine that is itself such a container nobody has one, and
+// none can be had: as with the kernel's own devices, a user there has what RLIMIT_MEMLOCK allows.
+//
+// Context: any thread. Two system calls, one for who has no such capability; allocates nothing.
+
+namespace stagetwo::host {
+
+// `capability`: CAP_IPC_LOCK and the like (linux/capability.h).
+[[nodiscard]] bool capable(unsigned capability);
+
+// Where /proc cannot be reached any more (another root) the namespace last seen counts. So one look
+// while the engine wakes; nobody's namespace is the initial one before.
+void note_user_namespace();
+
+}  // namespace stagetwo::host
