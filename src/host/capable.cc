@@ -29,12 +29,15 @@ bool in_initial_user_namespace() {
 
 }  // namespace
 
-bool capable(unsigned capability) {
+bool capable_here(unsigned capability) {
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {};
   if (sys::call(SYS_capget, sys::arg(&header), sys::arg(data)) != 0) return false;
-  const bool has = (data[capability / 32].effective >> (capability % 32) & 1) != 0;
-  return has && in_initial_user_namespace();
+  return (data[capability / 32].effective >> (capability % 32) & 1) != 0;
+}
+
+bool capable(unsigned capability) {
+  return capable_here(capability) && in_initial_user_namespace();
 }
 
 void note_user_namespace() {

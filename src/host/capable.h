@@ -14,6 +14,8 @@ namespace stagetwo::host {
 
 // `capability`: CAP_IPC_LOCK and the like (linux/capability.h).
 [[nodiscard]] bool capable(unsigned capability);
+// The same in whichever user namespace the task is (the kernel's ns_capable of one's own).
+[[nodiscard]] bool capable_here(unsigned capability);
 
 // Where /proc cannot be reached any more (another root) the namespace last seen counts. So one look
 // while the engine wakes; nobody's namespace is the initial one before.

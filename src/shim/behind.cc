@@ -49,14 +49,35 @@ Behind of_shape(host::FileShape shape) {
   return Behind::kForeign;
 }
 
-// Of an open descriptor, or of one that is a place only. `read_natively`: it has a read of its own.
-Behind find_behind(int fd, bool* read_natively) {
+// Of an open descriptor, or of one that is a place only.
+host::DescriptionRef find_ours(int fd) {
   struct ::stat said{};
-  if (!awake() || !may_be_ours(fd, &said)) return Behind::kForeign;
-  const host::DescriptionRef ref = host::find(fd, said);
+  if (!awake() || !may_be_ours(fd, &said)) return {};
+  return host::find(fd, said);
+}
+
+// `read_natively`: it has a read of its own.
+Behind find_behind(int fd, bool* read_natively) {
+  const host::DescriptionRef ref = find_ours(fd);
   if (!ref) return Behind::kForeign;
   *read_natively = ref->native_read();
   return of_shape(ref.spec().shape);
+}
+
+// What of ours the name in /proc leads to.
+template <typename F>
+void ask_named(int directory, const char* path, F&& fn) {
+  if (!awake() || !could_name_descriptor(path)) [[likely]]
+    return;
+  const int error = errno;
+  host::EngineSection section(host::Touches::kNothing);
+  const sync::PassingNumber passing;
+  if (const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC)) {
+    if (const host::DescriptionRef ref = find_ours(*place)) fn(ref.spec());
+    static_cast<void>(sys::close(*place));
+  }
+  section.leave();
+  errno = error;
 }
 
 // By name where that is not ours, else of a file that stands where anonymous inodes do.
@@ -91,19 +112,9 @@ Behind behind_fd(int fd) {
 }
 
 Behind behind_name(int directory, const char* path) {
-  if (!awake() || !could_name_descriptor(path)) [[likely]]
-    return Behind::kForeign;
-  const int error = errno;
-  host::EngineSection section(host::Touches::kNothing);
-  const sync::PassingNumber passing;
   Behind what = Behind::kForeign;
-  if (const auto place = sys::openat(directory, path, O_PATH | O_CLOEXEC)) {
-    bool native = false;
-    what = find_behind(*place, &native);
-    static_cast<void>(sys::close(*place));
-  }
-  section.leave();
-  errno = error;
+  ask_named(directory, path,
+            [&](const host::DescriptorSpec& spec) { what = of_shape(spec.shape); });
   return what;
 }
 
@@ -308,12 +319,31 @@ bool execution_refused(const void* at, size_t size, int prot) {
   return behind_address(at) != Behind::kForeign && refuse_with(EACCES);
 }
 
+namespace {
+
+// Refused, or answered, before the file is asked.
+bool is_decided_earlier(int flags) {
+  return (flags & (O_PATH | O_NOFOLLOW | O_DIRECTORY)) != 0 ||
+         (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
+}
+
+}  // namespace
+
+Target target_to_open(int directory, const char* path, int flags) {
+  Target target = target_of(directory, path);
+  if (target || is_decided_earlier(flags)) return target;
+  will_be_opened(directory, path);
+  ask_named(directory, path, [&](const host::DescriptorSpec& spec) {
+    if (of_shape(spec.shape) != Behind::kDevice) return;
+    target.device = device_numbered(spec.device_major, spec.device_minor);
+    if (target.device != nullptr) target.kind = PathKind::kDevice;
+  });
+  return target;
+}
+
 bool opening_refused(int directory, const char* path, int flags) {
   will_be_opened(directory, path);
-  // These are refused, or answered, before the file is asked.
-  const bool earlier = (flags & (O_PATH | O_NOFOLLOW | O_DIRECTORY)) != 0 ||
-                       (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL);
-  if (earlier) return false;
+  if (is_decided_earlier(flags)) return false;
   const Behind what = behind_name(directory, path);
   return (what == Behind::kMemory || what == Behind::kAnonymous) && refuse_with(ENXIO);
 }

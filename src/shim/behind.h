@@ -22,6 +22,7 @@
 #include "base/result.h"
 #include "base/types.h"
 #include "host/kept_fd.h"
+#include "shim/paths.h"
 
 namespace stagetwo::shim {
 
@@ -89,6 +90,9 @@ bool syncing_refused(int fd);
 bool syncing_refused(const void* at, size_t size, int flags);   // msync
 bool execution_refused(const void* at, size_t size, int prot);  // mprotect
 bool opening_refused(int directory, const char* path, int flags);
+// As target_of(), and where the name is a descriptor's in /proc: the device behind that, which is
+// opened anew.
+[[nodiscard]] Target target_to_open(int directory, const char* path, int flags);
 bool control_refused(int fd, int command, long argument);  // fcntl
 bool seeking_refused(FILE* stream);
 bool handle_refused(int directory, const char* path, int flags);  // name_to_handle_at

@@ -166,7 +166,7 @@ int open_at(int directory, const char* name, int flags, mode_t mode) {
   const MovedName moved(name);
   const char* const path = moved.path();
   if (int opened = -1; opened_of_bus(directory, moved, flags, &opened)) return opened;
-  const Target target = target_of(directory, path);
+  const Target target = target_to_open(directory, path, flags);
   if (!target || target.kind == PathKind::kDirectory) [[likely]] {
     if (opening_refused(directory, path, flags)) return -1;
     return call_next_open(directory, path, flags, mode);
@@ -196,7 +196,7 @@ FILE* open_stream(const char* name, const char* mode) {
   const char* const path = moved.path();
   if (int opened = -1; opened_of_bus(AT_FDCWD, moved, flags_of_mode(mode), &opened))
     return stream_over(opened, mode);
-  const Target target = target_of(AT_FDCWD, path);
+  const Target target = target_to_open(AT_FDCWD, path, flags_of_mode(mode));
   const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
   if (!target || target.kind == PathKind::kDirectory || !known) {
     if (known && opening_refused(AT_FDCWD, path, flags_of_mode(mode))) return nullptr;

@@ -220,6 +220,15 @@ Target target_named(std::string_view name) {
 
 }  // namespace
 
+const Device* device_numbered(u32 major, u32 minor) {
+  if (major == abi_vfio::kGroupMajor && minor < kGroups.size()) return &kGroups[minor];
+  if (major == abi_vfio::kNodeMajor && minor < kNodes.size()) return &kNodes[minor];
+  for (const Device& device : kDevices) {
+    if (major != 0 && device.major == major && device.minor == minor) return &device;
+  }
+  return nullptr;
+}
+
 Target target_of(int directory, const char* path) {
   // What cannot be a pointer is left to the kernel's EFAULT.
   if (reinterpret_cast<u64>(path) < 4096) return {};

@@ -42,5 +42,7 @@ struct Target {
 
 // Pre: `path` is what the client passed; nullptr is nobody's.
 Target target_of(int directory, const char* path);
+// The one of this number, or nullptr: of those that have numbers.
+const Device* device_numbered(u32 major, u32 minor);
 
 }  // namespace stagetwo::shim

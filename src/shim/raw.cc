@@ -62,6 +62,9 @@ long open_by_how(long directory, long path, long how, long size, bool* done) {
   if (!*done) return kPassOn;
   const int flags = static_cast<int>(asked.flags);
   if (ours) return open_at(integer(directory), name, flags, 0);
+  if (asked.resolve == 0 && target_to_open(integer(directory), name, flags)) {
+    return open_at(integer(directory), name, flags, 0);
+  }
   if (asked.resolve == 0 && opening_refused(integer(directory), name, flags)) return -1;
   const auto go_on = [&] { return next::syscall(SYS_openat2, directory, path, how, size, 0, 0); };
   return truncates(flags) ? take_out_named(integer(directory), name, flags, 0, go_on) : go_on();

@@ -169,7 +169,9 @@ Outcome rlimit_mode(Call& call, iommu_option& cmd) {
     return {};
   }
   if (cmd.op != IOMMU_OPTION_OP_SET) return refuse(EOPNOTSUPP);
-  if (!host::capable(CAP_SYS_RESOURCE)) return refuse(EPERM);
+  // Differs: in any user namespace. It chooses whose account of this session is charged, and a
+  // container's root, who has not this right, could not have the mode otherwise.
+  if (!host::capable_here(CAP_SYS_RESOURCE)) return refuse(EPERM);
   ST_LOCK_IOMMUFD(locked, call);
   if (locked.root().objects != 0) return refuse(EBUSY);
   if (cmd.val64 > 1) return refuse(EINVAL);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Processes that share an iommufd and end without closing anything: what their descriptors were
 // users of is free again, as where the kernel closes them, and not before another one has let go.
+// Before that: who opens one by its name in /proc shares nothing.
 #define _GNU_SOURCE
+#include <linux/openat2.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "iommufd_client.h"
@@ -121,10 +124,40 @@ static void sent(int fd) {
   close(ends[1]);
 }
 
+// By its name in /proc the device is opened, not the iommufd.
+static void opened_again(int fd) {
+  const uint32_t ioas = ioas_of(fd);
+  char name[64];
+  snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+  const int folder = open("/proc/self/fd", O_RDONLY | O_DIRECTORY);
+  REQUIRE(folder >= 0);
+  FILE* const stream = fopen(name, "r+");
+  REQUIRE(stream != NULL);
+  const struct open_how how = {.flags = O_RDWR};
+  const int again[] = {open(name, O_RDWR | O_CLOEXEC), openat(folder, name + 14, O_RDONLY),
+                       (int)syscall(SYS_openat2, folder, name + 14, &how, sizeof how),
+                       fileno(stream)};
+  REQUIRE(fcntl(again[0], F_GETFD) == FD_CLOEXEC && fcntl(again[1], F_GETFD) == 0);
+  for (int i = 0; i < 4; ++i) {
+    REQUIRE(again[i] >= 0);
+    REFUSES(destroy(again[i], ioas), ENOENT);
+    REQUIRE(ioas_of(again[i]) == ioas);  // its first
+    if (i < 3) REQUIRE(close(again[i]) == 0);
+  }
+  REQUIRE(fclose(stream) == 0 && close(folder) == 0 && destroy(fd, ioas) == 0);
+  // The kernel decides before it asks the file.
+  REFUSES(open(name, O_RDWR | O_DIRECTORY), ENOTDIR);
+  REFUSES(open(name, O_RDWR | O_NOFOLLOW), ELOOP);
+  REFUSES(open(name, O_RDWR | O_CREAT | O_EXCL, 0600), EEXIST);
+  const struct open_how no_links = {.flags = O_RDWR, .resolve = RESOLVE_NO_MAGICLINKS};
+  REFUSES(syscall(SYS_openat2, AT_FDCWD, name, &no_links, sizeof no_links), ELOOP);
+}
+
 int main(void) {
   alarm(30);
   const int fd = open("/dev/iommu", O_RDWR);
   REQUIRE(fd >= 0);
+  opened_again(fd);
   void* const at = mmap(NULL, kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   REQUIRE(at != MAP_FAILED);
   accesses(fd, at);

@@ -89,6 +89,23 @@ static void fill(uint8_t* at, size_t size, unsigned seed) {
 
 // ---- S4-17
 
+// By its name in /proc: the device is opened anew, as by its own.
+static int open_again(int fd) {
+  char name[64];
+  snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+  return open(name, O_RDWR);
+}
+static void opened_again_are_fresh(const struct client* c) {
+  struct vfio_iommu_type1_info info = {.argsz = sizeof info};
+  REQUIRE(ioctl(c->container, VFIO_IOMMU_GET_INFO, &info) == 0);
+  const int container = open_again(c->container);
+  REQUIRE(container >= 0 && ioctl(container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+  REFUSED(ioctl(container, VFIO_IOMMU_GET_INFO, &info), EINVAL);
+  REQUIRE(close(container) == 0);
+  REFUSED(open_again(c->group), EBUSY);
+  REFUSED(open_again(c->device), ENXIO);
+}
+
 static void move_a_mebibyte(void) {
   enum { kBytes = 1 << 20 };
   struct client c = {0};
@@ -100,6 +117,7 @@ static void move_a_mebibyte(void) {
   REFUSED(map(&c, from, kIova + kBytes, kPage), EEXIST);
   REQUIRE(move(&c, kIova, kIova + kBytes, kBytes) == DSA_COMP_SUCCESS);
   REQUIRE(memcmp(from, from + kBytes, kBytes) == 0);
+  opened_again_are_fresh(&c);
   // I23: a page is pinned, and stays the device's whatever its client may do with it.
   fill(from, kPage, 2);
   REQUIRE(mprotect(from + kBytes, kPage, PROT_NONE) == 0);
