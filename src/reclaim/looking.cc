@@ -204,6 +204,8 @@ void Reclaimer::watch_growth(u64 now) {
   });
   const bool may_exceed = limit != kNoLimit && most > limit;
   const u64 margin = std::max(limit / 2, kMostBetweenTurns);
+  // Before the first look all that the process has would be growth.
+  if (may_exceed && look_.at == 0) look();
   const bool is_near = growth_of_ != 0 || margin >= limit || usage() > limit - margin;
   if (!may_exceed || !is_near) {
     if (growth_of_ != 0) host::budget::watch_growth(nullptr, 0);

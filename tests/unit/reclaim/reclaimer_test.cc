@@ -171,6 +171,7 @@ TEST_F(ReclaimerTest, TheGrowthOfWhatMayExceedTheLimitIsWatched) {
 TEST_F(ReclaimerTest, TheGrowthOfAGuestFarBelowItsLimitIsTheKernels) {
   constexpr size_t kMany = size_t{80} << (20 - kPageShift);
   u8* const more = map(kMany);
+  const std::vector<u8> own(96 * kMiB, 1);  // the process's, and no guest's
   make(72 * kMiB);
   ASSERT_TRUE(reclaimer_->spans().add(range_of(more, kMany)));
   const auto is_watched = [&] { return host::userfault::is_watched(range_of(more, 1).start()); };
