@@ -59,13 +59,17 @@ __attribute__((unused)) static void* map_at(void* at, int flags) {
   return mmap(at, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
 }
 
-// Pre: the VM is there. `kvm`: /dev/kvm.
-__attribute__((unused)) static void create_vcpu(int kvm) {
-  vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
-  check(vcpu >= 0, "KVM_CREATE_VCPU");
+// Pre: the VM is there. `kvm`: /dev/kvm. Returns the run page of the vCPU, which becomes `fd`.
+static struct kvm_run* open_vcpu(int kvm, unsigned id, int* fd) {
+  *fd = ioctl(vm, KVM_CREATE_VCPU, id);
+  check(*fd >= 0, "KVM_CREATE_VCPU");
   const int bytes = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-  run = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
-  check(run != MAP_FAILED, "mmap of the vCPU");
+  void* const at = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+  check(at != MAP_FAILED, "mmap of the vCPU");
+  return at;
+}
+__attribute__((unused)) static void create_vcpu(int kvm) {
+  run = open_vcpu(kvm, 0, &vcpu);
 }
 
 __attribute__((unused)) static void start_at_code(void) {

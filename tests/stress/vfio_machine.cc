@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdarg>
 #include <cstdlib>
 
 #include "abi/vfio/vfio.h"
@@ -47,15 +46,6 @@ int vmm_open(const char* path, int flags, ...) {
   }
   if (!fd) errno = stagetwo::to_int(fd.error());
   return fd ? *fd : -1;
-}
-int vmm_ioctl(int fd, unsigned long request, ...) {
-  va_list more;
-  va_start(more, request);
-  const unsigned long argument = va_arg(more, unsigned long);
-  va_end(more);
-  const long done = kvm_client::call(fd, request, argument);
-  if (done < 0) errno = static_cast<int>(-done);
-  return done < 0 ? -1 : static_cast<int>(done);
 }
 ssize_t vmm_readlink(const char* path, char* to, size_t size) {
   return ::readlink(in_machines_session(path).c_str(), to, size);
