@@ -529,6 +529,8 @@ Result<u64> take_shared(OwnerTable& table, HvaRange piece, const Mapping& mappin
       } else {
         taken += ring_and_take(table, chunk, views, count, taking.owner, cookie);
       }
+    } else if (taking.owner != nullptr) {
+      table.count_refused_change(bytes / kPageSize);
     }
     at += bytes;
   }

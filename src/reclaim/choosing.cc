@@ -43,6 +43,9 @@ constexpr const char* kStuck =
     "a private mapping of a file, without rights, watched by the program itself or, with an "
     "io_uring, any shared "
     "memory (--stats says how much of each)";
+constexpr const char* kChanging =
+    "the memory limit is not kept for a while: what is over it is being unmapped or moved by the "
+    "program, which brings it back first (--stats: refused_changing)";
 constexpr Age kAnyAge = -1;
 constexpr unsigned kFruitless = 3;  // looks for pages in a row that found none
 constexpr Age kNothing = kOldest + 1;
@@ -233,6 +236,7 @@ void Reclaimer::keep_under(const Marks& marks, u64 until) {
     forget_taken(from, taken);
     if (swapper_.settle() != 0) return give_in_full();
     give_budget(usage());
+    if (taken != 0) changing_ = host::owner_counts().refused_change;
     fruitless_ = taken == 0 ? fruitless_ + 1 : 0;
     if (fruitless_ < kFruitless) continue;
     fruitless_ = 0;
@@ -240,7 +244,10 @@ void Reclaimer::keep_under(const Marks& marks, u64 until) {
     // Who is old is an estimate, and may have turned out young; and where a page was may be nothing
     // since. Before nothing goes, anything does that there is now.
     if (evict(Scope{}, kAnyAge, wanted) != 0) continue;
-    if (usage() > marks.limit) give_in(&said_stuck_, kStuck);
+    if (usage() > marks.limit) {
+      const bool changing = host::owner_counts().refused_change != changing_;
+      give_in(changing ? &said_changing_ : &said_stuck_, changing ? kChanging : kStuck);
+    }
     return;
   }
 }

@@ -148,6 +148,8 @@ class Reclaimer final : public host::WorkItem {
   bool busy_ = false;  // over its mark when the last turn ended
   bool said_full_ = false;
   bool said_stuck_ = false;
+  bool said_changing_ = false;
+  u64 changing_ = 0;  // OwnerCounts::refused_change when pages went last
 
   // What others may read.
   sync::Mutex report_{sync::Rank::kStats};

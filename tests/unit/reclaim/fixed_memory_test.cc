@@ -54,5 +54,24 @@ TEST_F(FixedMemory, BesideWhatCannotLeaveTheRestIsNotTakenForEver) {
   EXPECT_GE(before + 64, reclaim::statistics().taken) << "each of them once";
 }
 
+// The file outlives its mapping, so what was taken of it comes back before it is unmapped.
+TEST_F(FixedMemory, WhatIsBeingUnmappedIsSaidToBe) {
+  start(2 * kMiB);
+  u8* const memory = map(kPages, MAP_SHARED);
+  ASSERT_TRUE(guest_->use(0, range_of(memory, kPages)));
+  fill_all(memory, kPages);
+  ASSERT_TRUE(soon([] { return kept() <= 2 * kMiB && reclaim::statistics().taken > kPages / 2; }));
+  const auto unmap_later = [] {
+    EXPECT_TRUE(soon([] { return !test::said().empty(); })) << "the limit is not kept";
+    return -1;
+  };
+  host::change(reinterpret_cast<u64>(memory), kPages << kPageShift, host::EventKind::kUnmap,
+               unmap_later);
+  EXPECT_GT(reclaim::statistics().under_change, 0U);
+  EXPECT_TRUE(soon([] { return kept() <= 2 * kMiB; }));
+  ASSERT_EQ(1U, test::said().size());
+  EXPECT_NE(std::string::npos, test::said()[0].find("unmapped or moved")) << test::said()[0];
+}
+
 }  // namespace
 }  // namespace stagetwo
