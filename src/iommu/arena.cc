@@ -10,6 +10,7 @@
 #include "base/failpoint.h"
 #include "base/sys.h"
 #include "host/descriptor.h"
+#include "sync/atomic.h"
 
 namespace stagetwo::iommu {
 
@@ -68,6 +69,7 @@ void* Arena::alloc(u64 bytes, const char* site) {
   void* const block = take(order, site);
   if (block == nullptr) return nullptr;
   memset(block, 0, used && order < kReturned ? u64{1} << order : sizeof(u64));
+  sync::made_anew(block, u64{1} << order);
   return block;
 }
 

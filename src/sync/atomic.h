@@ -44,6 +44,10 @@ inline void spin_hint() {
 #endif
 }
 
+// Plain stores have made this memory anew (a block that was zeroed for another use): what stood in
+// its words before is no older value of theirs to the scheduler.
+inline void made_anew(const void* /*memory*/, u64 /*bytes*/) {}
+
 template <typename T>
 class Atomic {
   static_assert(std::is_trivially_copyable_v<T>);

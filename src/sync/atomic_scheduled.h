@@ -15,6 +15,10 @@ inline void spin_hint() {
   sched::spin();
 }
 
+inline void made_anew(const void* memory, u64 bytes) {
+  sched::forget(memory, bytes);
+}
+
 // The same face with the scheduler behind it. The newest value stands in `value_`, so that code
 // outside a scheduled run sees an ordinary atomic; older values are the scheduler's memory.
 template <typename T>
@@ -24,7 +28,7 @@ class Atomic {
  public:
   constexpr Atomic() : Atomic(T{}) {}
   explicit constexpr Atomic(T value) : value_(value) {
-    if (!std::is_constant_evaluated()) sched::forget(this);
+    if (!std::is_constant_evaluated()) sched::forget(this, sizeof(*this));
   }
   Atomic(const Atomic&) = delete;
   Atomic& operator=(const Atomic&) = delete;

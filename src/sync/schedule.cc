@@ -271,8 +271,8 @@ bool fail_weakly() {
   return self->run->random.below(8) == 0;
 }
 
-void forget(const void* word) {
-  if (active()) self->run->model.forget(word);
+void forget(const void* memory, u64 bytes) {
+  if (active()) self->run->model.forget(memory, bytes);
 }
 
 void spin() {

@@ -81,7 +81,7 @@ void note(const char* text);
 // run as a data race, whatever value it would have seen.
 class PlainWord {
  public:
-  explicit PlainWord(u64 value = 0) : value_(value) { forget(this); }
+  explicit PlainWord(u64 value = 0) : value_(value) { forget(this, sizeof(*this)); }
   PlainWord(const PlainWord&) = delete;
   PlainWord& operator=(const PlainWord&) = delete;
   [[nodiscard]] u64 read() const;

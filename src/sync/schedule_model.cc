@@ -33,9 +33,10 @@ void Model::reset(unsigned threads, bool weak) {
   for (View& view : view_) std::fill(std::begin(view.at), std::end(view.at), 0);
 }
 
-void Model::forget(const void* word) {
+void Model::forget(const void* memory, u64 bytes) {
+  const auto first = reinterpret_cast<u64>(memory);
   for (unsigned i = 0; i < words_; ++i) {
-    if (word_[i].address == word) word_[i].address = nullptr;
+    if (reinterpret_cast<u64>(word_[i].address) - first < bytes) word_[i].address = nullptr;
   }
 }
 

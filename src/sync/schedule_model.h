@@ -51,7 +51,7 @@ class Model {
   static constexpr unsigned kHistory = 8;
 
   void reset(unsigned threads, bool weak);
-  void forget(const void* word);
+  void forget(const void* memory, u64 bytes);
   u64 load(unsigned thread, const void* word, u64 newest, std::memory_order order, Random& random);
   // Before the first write of a word: what stands in it.
   void learn(const void* word, u64 newest) { static_cast<void>(find(word, newest)); }

@@ -28,8 +28,8 @@ void wrote(const void* word, u64 value, std::memory_order order);
 void modified(const void* word, u64 value, std::memory_order order);
 // May a weak compare-and-exchange fail for no reason now?
 bool fail_weakly();
-// A new object lives at this address.
-void forget(const void* word);
+// New objects live in these bytes.
+void forget(const void* memory, u64 bytes);
 
 // A wait loop: the caller made no progress and wants the others to go first.
 void spin();

@@ -2,6 +2,8 @@
 // The scheduler and its memory model against the litmus tests everybody knows: what C++ permits is
 // found, what it forbids never happens.
 
+#include <string.h>
+
 #include "sync/asymmetric.h"
 #include "sync/futex.h"
 #include "tests/sched/sched_support.h"
@@ -82,6 +84,30 @@ struct ReleaseSequence {
 };
 TEST(ReadModifyWrite, CarriesAReleaseOn) {
   expect_holds<ReleaseSequence>();
+}
+
+// A page of tables that was given back and zeroed by plain stores serves somebody else.
+template <bool IsSaid>
+struct MemoryMadeAnew {
+  static constexpr unsigned kThreads = 2;
+  Atomic<u32> words[4];
+  Atomic<u32> turn;
+  void thread(unsigned me) {
+    if (me == 0) {
+      for (auto& word : words) word.store(7);
+      memset(static_cast<void*>(words), 0, sizeof words);
+      if (IsSaid) made_anew(words, sizeof words);
+      return turn.store(1);
+    }
+    if (turn.load() == 0) return;
+    for (auto& word : words) sched::expect(word.load() == 0, "of what stood there before");
+  }
+};
+TEST(MemoryMadeAnew, HasNoOlderValues) {
+  expect_holds<MemoryMadeAnew<true>>(300);
+}
+TEST(MemoryMadeAnew, KeepsThemForWhoIsNotTold) {
+  expect_found<MemoryMadeAnew<false>>(100);
 }
 
 struct Increments {
