@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/memory_budget.h"
 
+#include <algorithm>
 #include <climits>
 
+#include "host/budget_accounts.h"
+#include "host/page_owner.h"
+#include "host/process_map.h"
 #include "host/worker.h"
 #include "sync/futex.h"
 
@@ -48,28 +52,76 @@ void wait_for_grant(u32 seen) {
 
 }  // namespace
 
-void detail::pay_slow(u64 pages) {
-  const s64 wanted = static_cast<s64>(pages);
-  const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
-  if (before >= wanted) return;
+namespace {
+
+// left(): what there is now.
+template <typename F>
+void make_room(F&& left) {
   const u64 begun = sync::now_ns();
   do {
     WorkItem* const item = relief.load(sync::kAcquire);
     if (item == nullptr) return;
     const u32 seen = grants.load(sync::kAcquire);
-    if (!run_turn(item) && pages_left.load(sync::kRelaxed) <= 0) wait_for_grant(seen);
-  } while (pages_left.load(sync::kRelaxed) < -kDeepDebt && sync::now_ns() - begun < kLongestNs);
+    if (!run_turn(item) && left() <= 0) wait_for_grant(seen);
+  } while (left() < -kDeepDebt && sync::now_ns() - begun < kLongestNs);
 }
 
-void owe(u64 pages) {
-  if (!detail::limited.load(sync::kRelaxed)) return;
+// Kept for nobody, and not there: the kernel brings it, and nobody tells.
+bool comes_untold(Hva page) {
+  u64 there = 0;
+  return !is_absent(page) &&
+         (!resident_pages(HvaRange(page, kPageSize), true, &there) || there == 0);
+}
+
+}  // namespace
+
+void detail::pay_slow(u64 pages) {
   const s64 wanted = static_cast<s64>(pages);
+  const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
+  if (before < wanted) make_room([] { return pages_left.load(sync::kRelaxed); });
+}
+
+void detail::reach_slow(u64 pages, Hva at) {
+  pay_slow(pages);
+  if (!has_accounts()) [[likely]]
+    return;
+  const s64 left = left_at(at).pages;
+  if (left == kNoEnd) return;
+  if (comes_untold(page_floor(at))) count_in(HvaRange(page_floor(at), kPageSize), 1);
+  if (left <= 0) make_room([&] { return left_at(at).pages; });
+}
+
+namespace {
+
+// Of `before`, with `wanted` taken from it. True: the worker does not follow.
+bool falls_short(s64 before, s64 wanted, s64 kept) {
+  if (before > kept && before - wanted <= kept) kick_worker(true);
+  return before < kept;
+}
+
+// It is given the time of a few pages.
+void give_time(u32 seen) {
+  if (detail::no_room.load(sync::kRelaxed) == 0) wait_for_grant(seen);
+}
+
+}  // namespace
+
+void owe(u64 pages) {
+  owe_for(HvaRange(Hva(0), pages << kPageShift));
+}
+
+void owe_for(HvaRange came) {
+  if (!detail::limited.load(sync::kRelaxed)) return;
+  const s64 wanted = static_cast<s64>(came.size() >> kPageShift);
   const u32 seen = grants.load(sync::kAcquire);
   const s64 before = pages_left.fetch_sub(wanted, sync::kRelaxed);
-  const s64 kept = reserved.load(sync::kRelaxed);
-  if (before > kept && before - wanted <= kept) kick_worker(true);
-  // The worker does not follow: it is given the time of a few pages.
-  if (before < kept && detail::no_room.load(sync::kRelaxed) == 0) wait_for_grant(seen);
+  bool is_short = falls_short(before, wanted, reserved.load(sync::kRelaxed));
+  if (has_accounts()) [[unlikely]] {
+    const s64 spare = left_at(came.start()).spare;
+    count_in(came, wanted);
+    is_short = (spare != kNoEnd && falls_short(spare, wanted, 0)) || is_short;
+  }
+  if (is_short) give_time(seen);
 }
 
 void let_stores_land() {
@@ -90,14 +142,17 @@ void limit(WorkItem* item, s64 reserve) {
 void clear() {
   detail::limited.store(false, sync::kRelaxed);
   relief.store(nullptr, sync::kRelease);
+  wake();
+}
+
+void wake() {
   grants.fetch_add(1, sync::kRelease);
   sync::futex_wake(grants, INT_MAX);
 }
 
 void grant(s64 pages) {
   pages_left.store(pages, sync::kRelaxed);
-  grants.fetch_add(1, sync::kRelease);
-  sync::futex_wake(grants, INT_MAX);
+  wake();
 }
 
 s64 left() {
@@ -106,12 +161,13 @@ s64 left() {
 u64 waits() {
   return waited.load(sync::kRelaxed);
 }
-s64 spare() {
-  return left() - reserved.load(sync::kRelaxed);
+s64 spare(Hva at) {
+  return std::min(left() - reserved.load(sync::kRelaxed), left_at(at).spare);
 }
 
 void after_fork_child() {
   clear();
+  accounts_after_fork_child();
   detail::reaching.reset();
   detail::no_room.store(0, sync::kRelaxed);
 }

@@ -13,6 +13,10 @@
 // more in a millisecond than a turn takes away, wait before the last pages are gone: a guest finds
 // some left (the reserve) whatever the process has just read.
 //
+// Parts of the memory may have limits of their own (host/budget_accounts.h). What comes into one is
+// counted when it has come; who reaches for a page of one in which nothing is left, makes room, or
+// waits, as for the whole.
+//
 // Pressure is data, not a bell: docs/decisions/0024-memory-under-a-limit.md.
 //
 // Locking: none of its own; a turn takes what it takes. Lifetime: the item until clear().
@@ -33,6 +37,7 @@ extern sync::Atomic<bool> limited;  // relaxed
 extern constinit sync::Passage reaching;
 extern constinit sync::Atomic<u32> no_room;  // relaxed
 void pay_slow(u64 pages);
+void reach_slow(u64 pages, Hva at);
 }  // namespace detail
 
 // Context: a thread of the client's outside of every section, with no lock; may run a turn.
@@ -43,6 +48,8 @@ inline void pay(u64 pages) {
 // The same for who must not wait for anybody: that only the reserve is left is the worker's to
 // know. Below it a call takes a millisecond.
 void owe(u64 pages);
+// For the pages that came there: they are counted in what has them, too.
+void owe_for(HvaRange came);
 // While it lives nobody can make room: a fork has everything brought back and nothing taken. What
 // is owed is then a debt for afterwards, and takes no time.
 class NoRoom {
@@ -57,14 +64,14 @@ class NoRoom {
   return detail::limited.load(sync::kRelaxed);
 }
 // A guest's access reaches for its page: as pay(), and under a limit who waits for stores to land
-// waits until it has it. Context: as pay().
+// waits until it has it. Of a part with a limit of its own it is `at`. Context: as pay().
 class Reach {
  public:
-  explicit Reach(u64 pages) : counted_(is_limited()) {
+  explicit Reach(u64 pages, Hva at = Hva(0)) : counted_(is_limited()) {
     if (!counted_) [[likely]]
       return;
     ticket_ = detail::reaching.enter();
-    detail::pay_slow(pages);
+    detail::reach_slow(pages, at);
   }
   ~Reach() {
     if (counted_) [[unlikely]]
@@ -95,8 +102,10 @@ void watch_growth(const HvaRange* ranges, size_t count);
 // What is left, in place of what was. Wakes those who wait.
 void grant(s64 pages);
 [[nodiscard]] s64 left();
-// Beyond the reserve.
-[[nodiscard]] s64 spare();
+// Who waits looks again: something has become of what was short.
+void wake();
+// Beyond the reserve: of the whole, and of what has the page.
+[[nodiscard]] s64 spare(Hva at = Hva(0));
 // How often somebody has slept until room was made, so far.
 [[nodiscard]] u64 waits();
 

@@ -40,7 +40,9 @@ void* serve(void*) {
     for (unsigned i = 0; i < count; ++i) {
       // A process that touches fast what it never had would be ahead of who makes room: its next
       // touch waits for us.
-      if (owner_table()->resolve(touches[i])) budget::owe(1);
+      if (owner_table()->resolve(touches[i])) {
+        budget::owe_for(HvaRange(page_floor(touches[i].page), kPageSize));
+      }
     }
   }
 }

@@ -34,14 +34,14 @@ void Reclaimer::age(Span& span) {
         Age now = static_cast<Age>(was < kOldest ? was + 1 : kOldest);
         if ((young[w] >> bit & 1) != 0) now = std::min<Age>(was, 0);
         if (now != was) age.store(now, sync::kRelaxed);
-        if (now >= 0) ++histogram_[now];
+        if (now >= 0) ++whole_.histogram[now];
       }
     }
   }
 }
 
 void Reclaimer::pass() {
-  std::fill_n(histogram_, kOldest + 1, u64{0});
+  std::fill_n(whole_.histogram, kOldest + 1, u64{0});
   for_each_span([&](Span& span) {
     if (span.can_leave()) age(span);
   });
@@ -49,10 +49,10 @@ void Reclaimer::pass() {
   last_pass_ = sync::now_ns();
   const sync::MutexGuard guard(report_);
   shown_.passes = passes_;
-  shown_.ages[0] = histogram_[0];
-  shown_.ages[1] = histogram_[1];
+  shown_.ages[0] = whole_.histogram[0];
+  shown_.ages[1] = whole_.histogram[1];
   shown_.ages[2] = shown_.ages[3] = 0;
-  for (int age = 2; age <= kOldest; ++age) shown_.ages[age < 8 ? 2 : 3] += histogram_[age];
+  for (int age = 2; age <= kOldest; ++age) shown_.ages[age < 8 ? 2 : 3] += whole_.histogram[age];
 }
 
 // Pages that were used in this interval; the next one begins.

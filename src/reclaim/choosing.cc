@@ -14,11 +14,11 @@
 #include <bit>
 
 #include "base/text.h"
+#include "host/budget_accounts.h"
 #include "host/memory_budget.h"
 #include "host/mmu_notifier.h"
 #include "host/page_owner.h"
 #include "host/process_map.h"
-#include "reclaim/guests.h"
 #include "sync/futex.h"
 
 namespace stagetwo::reclaim {
@@ -32,7 +32,6 @@ constexpr u64 kStaleLookNs = 100'000'000;
 constexpr u64 kPassesApartNs = 8'000'000;
 constexpr u64 kBatch = 64;
 constexpr u64 kUnkeptNs = 50'000'000;
-constexpr s64 kUnkeptPages = 4096;
 constexpr const char* kNoFile =
     "the memory limit is not kept: what does not fit in memory compressed has no room in a swap "
     "file (--swap)";
@@ -46,6 +45,10 @@ constexpr const char* kStuck =
 constexpr const char* kChanging =
     "the memory limit is not kept for a while: what is over it is being unmapped or moved by the "
     "program, which brings it back first (--stats: refused_changing)";
+constexpr const char* kGuestStuck =
+    "the memory limit of a VM is not kept: what is over it is pinned, locked, shared with another "
+    "process, a private mapping of a file, without rights, watched by the program itself or, with "
+    "an io_uring, any shared memory (--stats says how much of each)";
 constexpr Age kAnyAge = -1;
 constexpr unsigned kFruitless = 3;  // looks for pages in a row that found none
 constexpr Age kNothing = kOldest + 1;
@@ -53,9 +56,8 @@ constexpr Age kNothing = kOldest + 1;
 }  // namespace
 
 bool Reclaimer::Scope::has(HvaRange range) const {
-  if (ranges == nullptr) return true;
-  return std::any_of(ranges->begin(), ranges->end(),
-                     [&](HvaRange one) { return one.overlaps(range); });
+  return all ||
+         std::any_of(ranges, ranges + count, [&](HvaRange one) { return one.overlaps(range); });
 }
 
 // Takes one run of neighbours.
@@ -64,6 +66,7 @@ u64 Reclaimer::take_run(Span& span, u64 first, u64 pages) {
   if (span.kind == Span::Kind::kPrivate) return take_private(span, first, run);
   const auto taken = host::take_away(run, &swapper_, this, host::Which::kReclaim, &span.range);
   span.forget_resident(first, pages);
+  if (taken) host::budget::count_in(run, -static_cast<s64>(*taken));
   if (taken && *taken < pages) {
     span.note_stuck(first, swapper_.stayed(span, first, pages), sync::now_ns());
   }
@@ -107,6 +110,7 @@ bool Reclaimer::may_split(Span& span, u64 index, Age from) {
 u64 Reclaimer::take_private(Span& span, u64 first, HvaRange run) {
   const mem::private_pages::Taken taken = swapper_.take_private(run);
   span.forget_resident(first, run.size() >> kPageShift);
+  host::budget::count_in(run, -static_cast<s64>(taken.pages));
   // EBUSY: the client locks all memory as it is made.
   if (taken.refusal == EBUSY) {
     span.kind = Span::Kind::kLocked;
@@ -195,8 +199,15 @@ Age Reclaimer::threshold(const u64* histogram, u64 wanted) {
 // From which age on pages go, so that there are so many. Where none is old, a pass is due, though
 // not at once after the last one; where none is old even then, all of them are in use, and any
 // goes.
-Age Reclaimer::choose_age(u64 wanted, u64 until) {
-  Age from = threshold(histogram_, wanted);
+Age Reclaimer::choose_age(Limited& of, u64 wanted, u64 until) {
+  // A guest's part of the last pass is counted when it is asked for.
+  const auto count = [&] {
+    if (&of == &whole_ || of.counted_in == passes_) return;
+    count_ages(scope_of(of), of.histogram);
+    of.counted_in = passes_;
+  };
+  count();
+  Age from = threshold(of.histogram, wanted);
   if (from > 0) return from;
   // The first pass ever finds everything used: it tells nothing but the next one does.
   if (passes_ == 0) {
@@ -212,41 +223,50 @@ Age Reclaimer::choose_age(u64 wanted, u64 until) {
   }
   look();
   pass();
-  from = threshold(histogram_, wanted);
+  count();
+  from = threshold(of.histogram, wanted);
   return from > 0 ? from : kAnyAge;
 }
 
 // An estimate: which of them went is not told apart.
-void Reclaimer::forget_taken(Age from, u64 taken) {
+void Reclaimer::forget_taken(u64* histogram, Age from, u64 taken) {
   for (int age = kOldest; age >= std::max<int>(from, 0); --age) {
-    const u64 some = std::min(histogram_[age], taken);
-    histogram_[age] = taken == 0 ? 0 : histogram_[age] - some;
+    const u64 some = std::min(histogram[age], taken);
+    histogram[age] = taken == 0 ? 0 : histogram[age] - some;
     taken -= some;
     if (taken == 0 && some != 0) return;
   }
 }
 
-void Reclaimer::keep_under(const Marks& marks, u64 until) {
-  const u64 low = marks.low;
-  for (u64 used = usage(); used > low && sync::now_ns() < until; used = usage()) {
-    const u64 wanted = std::min((used - low) >> kPageShift, kBatch) + 1;
-    const Age from = choose_age(wanted, until);
+void Reclaimer::keep_under(Limited& of, u64 until) {
+  const Marks marks = marks_of(of);
+  for (u64 used = used_of(of); used > marks.low && sync::now_ns() < until; used = used_of(of)) {
+    const u64 wanted = std::min((used - marks.low) >> kPageShift, kBatch) + 1;
+    const Age from = choose_age(of, wanted, until);
     if (from == kNothing) return;
-    const u64 taken = evict(Scope{}, from, wanted);
-    forget_taken(from, taken);
+    const u64 taken = evict(scope_of(of), from, wanted);
+    forget_taken(of.histogram, from, taken);
     if (swapper_.settle() != 0) return give_in_full();
-    give_budget(usage());
+    if (&of == &whole_) {
+      give_budget(usage());
+    } else {
+      give_room(of);
+    }
     if (taken != 0) changing_ = host::owner_counts().refused_change;
-    fruitless_ = taken == 0 ? fruitless_ + 1 : 0;
-    if (fruitless_ < kFruitless) continue;
-    fruitless_ = 0;
+    of.fruitless = taken == 0 ? of.fruitless + 1 : 0;
+    if (of.fruitless < kFruitless) continue;
+    of.fruitless = 0;
     look();
     // Who is old is an estimate, and may have turned out young; and where a page was may be nothing
     // since. Before nothing goes, anything does that there is now.
-    if (evict(Scope{}, kAnyAge, wanted) != 0) continue;
-    if (usage() > marks.limit) {
-      const bool changing = host::owner_counts().refused_change != changing_;
-      give_in(changing ? &said_changing_ : &said_stuck_, changing ? kChanging : kStuck);
+    if (evict(scope_of(of), kAnyAge, wanted) != 0) continue;
+    if (used_of(of) > marks.limit) {
+      give_in(of);
+      if (host::owner_counts().refused_change != changing_) {
+        say_once(&said_changing_, kChanging);
+      } else {
+        say_stuck(of);
+      }
     }
     return;
   }
@@ -254,22 +274,29 @@ void Reclaimer::keep_under(const Marks& marks, u64 until) {
 
 // Where what cannot leave has most of the limit for itself, the rest gets a quarter of it all the
 // same: to take the same few pages again and again would keep no limit either.
-Reclaimer::Marks Reclaimer::marks() const {
-  const u64 asked = limit_.load(sync::kRelaxed);
+Reclaimer::Marks Reclaimer::marks_of(u64 asked, u64 fixed) {
   if (asked == kNoLimit) return {asked, asked, asked};
-  const bool fits = look_.fixed <= asked - asked / 4;
+  const bool fits = fixed <= asked - asked / 4;
   const u64 room = fits ? asked : asked / 4;
-  const u64 limit = fits ? asked : look_.fixed + room;
+  const u64 limit = fits ? asked : fixed + room;
   return {limit, limit - room / 32, limit - room / 16};
 }
 
 // The limit cannot be kept now: guests get some pages beyond it, or they would stand still. Once
 // for a while, so that a limit which is missed by a little is not lost sight of.
-void Reclaimer::give_in(bool* said, const char* why) {
+void Reclaimer::give_in(Limited& of) {
   const u64 now = sync::now_ns();
-  if (now >= unkept_until_) host::budget::grant(kUnkeptPages);
-  unkept_until_ = now + std::max(kUnkeptNs, kLookShare * look_.took);
-  say_once(said, why);
+  if (now >= of.unkept_until && &of != &whole_) {
+    of.beyond = host::budget::pages_of(account_of(of)) + kUnkeptPages;
+  } else if (now >= of.unkept_until && limit_.load(sync::kRelaxed) != kNoLimit) {
+    host::budget::grant(kUnkeptPages);
+  }
+  of.unkept_until = now + std::max(kUnkeptNs, kLookShare * look_.took);
+}
+
+void Reclaimer::say_stuck(const Limited& of) {
+  const bool all = &of == &whole_;
+  say_once(all ? &said_stuck_ : &said_guest_stuck_, all ? kStuck : kGuestStuck);
 }
 
 void Reclaimer::say_once(bool* said, const char* why) {
@@ -286,7 +313,8 @@ void Reclaimer::give_in_full() {
   } else {
     line.append(swapper_.file().get() >= 0 ? kFileFull : kNoFile);
   }
-  give_in(&said_full_, line.c_str());
+  give_in(whole_);
+  say_once(&said_full_, line.c_str());
 }
 
 void Reclaimer::give_budget(u64 used) {
@@ -296,21 +324,23 @@ void Reclaimer::give_budget(u64 used) {
   host::budget::grant(unkept() ? std::max(left, host::budget::left()) : left);
 }
 
+void Reclaimer::look_if_due() {
+  const u64 look_apart = std::max(kFreshLookNs, kLookShare * look_.took);
+  if (sync::now_ns() - look_.at > look_apart) look();
+}
+
 void Reclaimer::keep_limits(u64 now) {
   const u64 asked = limit_.load(sync::kRelaxed);
   busy_ = false;
   if (asked != kNoLimit) {
     if (now - look_.at > kStaleLookNs) look();
-    const u64 look_apart = std::max(kFreshLookNs, kLookShare * look_.took);
-    if (usage() > marks().high && now - look_.at > look_apart) look();
-    const Marks now_marks = marks();
-    if (look_.fixed > asked) say_once(&said_stuck_, kStuck);
+    if (usage() > marks().high) look_if_due();
+    const u64 high = marks().high;
+    if (whole_.fixed > asked) say_stuck(whole_);
     // A look may take longer than a turn is to last: what it finds is still acted on.
-    if (usage() > now_marks.high && !unkept()) {
-      keep_under(now_marks, sync::now_ns() + kLongestTurnNs);
-    }
+    if (usage() > high && !unkept()) keep_under(whole_, sync::now_ns() + kLongestTurnNs);
     const u64 used = usage();
-    busy_ = used > now_marks.high && !unkept();
+    busy_ = used > high && !unkept();
     give_budget(used);
   }
   keep_guests_limits(sync::now_ns() + kLongestTurnNs);
@@ -325,52 +355,6 @@ void Reclaimer::count_ages(const Scope& scope, u64* histogram) {
       if (age >= 0) ++histogram[age];
     }
   });
-}
-
-// Of one guest: what is old. Where nothing is, there is a pass, if one is due as in choose_age(),
-// and where nothing is old even then anything goes. What is missing is for the next measure.
-void Reclaimer::evict_of(const Scope& scope, u64 wanted) {
-  u64 ages[kOldest + 1];
-  count_ages(scope, ages);
-  Age from = threshold(ages, wanted);
-  if (from == 0) {
-    const bool first = passes_ == 0;
-    if (!first && sync::now_ns() < last_pass_ + kPassesApartNs) return;
-    look();
-    pass();
-    if (first) return;  // it finds everything used
-    count_ages(scope, ages);
-    from = threshold(ages, wanted);
-  }
-  static_cast<void>(evict(scope, from > 0 ? from : kAnyAge, wanted));
-}
-
-// A guest's own limit: see Guest::set_limit().
-void Reclaimer::keep_guests_limits(u64 until) {
-  for (;;) {
-    Vec<HvaRange> ranges{"reclaim.scope"};
-    u64 limit = kNoLimit;
-    u64 used = 0;
-    {
-      const sync::MutexGuard guard(guests.lock);
-      for (Guest* guest = guests.first; guest != nullptr && limit == kNoLimit;
-           guest = guest->next_) {
-        if (guest->limit_ == kNoLimit || guest->used_ <= guest->limit_) continue;
-        bool all = true;
-        guest->ranges_.for_each(
-            [&](u32, const Guest::Range& one) { all = all && ranges.push_back(one.range); });
-        if (!all) return;
-        limit = guest->limit_;
-        used = guest->used_;
-        guest->used_ = 0;  // until it is measured again
-      }
-    }
-    if (limit == kNoLimit) return;
-    evict_of(Scope{&ranges}, (used - limit + limit / 16) >> kPageShift);
-    if (swapper_.settle() != 0) give_in_full();
-    busy_ = true;
-    if (sync::now_ns() > until) return;
-  }
 }
 
 }  // namespace stagetwo::reclaim

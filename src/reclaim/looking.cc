@@ -152,6 +152,7 @@ void Reclaimer::look() {
   look_.process = process_resident() - std::min(process_resident(), kept_bytes());
   u64 resident = 0;
   u64 fixed = 0;
+  private_holes_ = 0;
   for_each_span([&](Span& span) {
     span.forget_stuck(begun);
     look_at(span);
@@ -161,12 +162,15 @@ void Reclaimer::look() {
     if (span.can_leave()) alone.locked += std::min(span.locked, bytes);
     if (span.kind != Span::Kind::kHugetlb) resident += bytes;
     if (span.kind != Span::Kind::kHugetlb) fixed += span.can_leave() ? span.locked : bytes;
+    if (span.kind == Span::Kind::kPrivate) private_holes_ += span.pages - span.resident_count;
   });
   look_.resident = resident;
-  look_.fixed = fixed;
+  whole_.fixed = fixed;
   look_.at = sync::now_ns();
   look_.took = look_.at - begun;
   swapper_.set_resident(resident >> kPageShift);
+  measure_limited();
+  measure_due_ = false;
   const sync::MutexGuard guard(report_);
   shown_.hugetlb = alone.hugetlb;
   shown_.locked = alone.locked;
@@ -191,23 +195,24 @@ u64 Reclaimer::resident_now() {
 // time would be over the limit before anybody knows. So where guests may have more than it, and
 // what is free is less than can come within a few turns, who touches memory for the first time
 // waits for us (host/page_resolver.cc). Before, first touches are the kernel's, and may be of huge
-// pages.
+// pages. The same for a guest with a limit of its own.
 void Reclaimer::watch_growth(u64 now) {
-  constexpr u64 kMostBetweenTurns = u64{64} << 20;
   constexpr u64 kAgainNs = 100'000'000;  // who changes a mapping ends it there
   const u64 limit = limit_.load(sync::kRelaxed);
   u64 most = 0;
-  u64 which = 1;
-  for_each_span([&](Span& span) {
-    most += span.range.size();
-    which = hash_u64(which ^ hash_u64(span.range.start().raw() ^ span.range.size())) | 1;
-  });
+  for_each_span([&](Span& span) { most += span.range.size(); });
   const bool may_exceed = limit != kNoLimit && most > limit;
   const u64 margin = std::max(limit / 2, kMostBetweenTurns);
   // Before the first look all that the process has would be growth.
   if (may_exceed && look_.at == 0) look();
-  const bool is_near = growth_of_ != 0 || margin >= limit || usage() > limit - margin;
-  if (!may_exceed || !is_near) {
+  all_grow_ = may_exceed && (all_grow_ || margin >= limit || usage() > limit - margin);
+  note_growth_of_guests();
+  u64 which = 0;
+  for_each_span([&](Span& span) {
+    if (!grows(span.range)) return;
+    which = hash_u64(which ^ hash_u64(span.range.start().raw() ^ span.range.size())) | 1;
+  });
+  if (which == 0) {
     if (growth_of_ != 0) host::budget::watch_growth(nullptr, 0);
     growth_of_ = 0;
     return;
@@ -217,7 +222,8 @@ void Reclaimer::watch_growth(u64 now) {
   bool all = true;
   for_each_span([&](Span& span) {
     const bool ours = mem::private_pages::are_bound(span.range);
-    if (span.kind == Span::Kind::kOrdinary && !ours) all = all && ranges.push_back(span.range);
+    if (span.kind != Span::Kind::kOrdinary || ours || !grows(span.range)) return;
+    all = all && ranges.push_back(span.range);
   });
   if (!all) return;  // the next turn
   host::budget::watch_growth(ranges.begin(), ranges.size());
@@ -252,44 +258,26 @@ Reclaimer::Parts Reclaimer::parts_of(HvaRange range) {
     const u64 end = (to - span->range.start()) >> kPageShift;
     const u64 here = count_bits(span->resident, span->index_of(from), end);
     parts.resident += here;
+    if (span->kind == Span::Kind::kHugetlb) {
+      parts.hugetlb += here;
+    } else {
+      parts.fixed += span->can_leave() ? std::min(span->locked >> kPageShift, here) : here;
+    }
     if (span->kind == Span::Kind::kPrivate)
       parts.private_holes += end - span->index_of(from) - here;
   }
   return parts;
 }
 
-// Of what is kept of absent pages each guest has as large a part as of these pages; those of
-// guest_memfds are not told apart by ranges, and stand for some of the holes.
 void Reclaimer::measure_guests() {
-  const u64 kept = kept_bytes() >> kPageShift;
-  const u64 private_away = mem::private_pages::away();
-  const u64 away = spans_.absent_pages() + private_away;
-  u64 private_holes = 0;
-  for_each_span([&](Span& span) {
-    if (span.kind == Span::Kind::kPrivate) private_holes += span.pages - span.resident_count;
-  });
-  u64 limits = 0;
-  {
-    const sync::MutexGuard guard(guests.lock);
-    for (Guest* guest = guests.first; guest != nullptr; guest = guest->next_) {
-      Parts all;
-      u64 its = 0;
-      guest->ranges_.for_each([&](u32, const Guest::Range& used) {
-        const Parts parts = parts_of(used.range);
-        all.resident += parts.resident;
-        all.private_holes += parts.private_holes;
-        its += spans_.absent_in(used.range);
-      });
-      if (private_holes != 0) its += private_away * all.private_holes / private_holes;
-      const u64 part = away == 0 ? 0 : kept * std::min(its, away) / away;
-      guest->resident_ = all.resident << kPageShift;
-      guest->used_ = (all.resident + part) << kPageShift;
-      if (guest->limit_ != kNoLimit) limits += std::min(guest->limit_, kNoLimit / 2 - limits);
-    }
+  last_measure_ = sync::now_ns();
+  const sync::MutexGuard guard(guests.lock);
+  for (Guest* guest = guests.first; guest != nullptr; guest = guest->next_) {
+    u64 resident = 0;
+    guest->ranges_.for_each(
+        [&](u32, const Guest::Range& used) { resident += parts_of(used.range).resident; });
+    guest->resident_ = resident << kPageShift;
   }
-  if (limits == guests_limits_) return;
-  guests_limits_ = limits;
-  share_limit();
 }
 
 }  // namespace stagetwo::reclaim

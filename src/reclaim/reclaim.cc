@@ -5,6 +5,7 @@
 
 #include "base/process_page.h"
 #include "base/sys.h"
+#include "host/budget_accounts.h"
 #include "host/held_pages.h"
 #include "host/memory_budget.h"
 #include "host/mmu_notifier.h"
@@ -41,6 +42,7 @@ void limit_guests(u64 bytes) {
   for (Guest* guest = guests.first; guest != nullptr; guest = GuestAccess::next(*guest)) {
     GuestAccess::set_limit(*guest, bytes);
   }
+  guests.changes.fetch_add(1, sync::kRelaxed);
 }
 
 Reclaimer* own() {
@@ -78,7 +80,8 @@ Result<void> Reclaimer::init(const Settings& settings) {
 void Reclaimer::share_limit() {
   const u64 share = swapper_.file().get() >= 0 ? 4 : 2;
   const u64 own = limit_.load(sync::kRelaxed);
-  const u64 limit = own == kNoLimit && guests_limits_ != 0 ? guests_limits_ : own;
+  const u64 guests_own = guests_limits_.load(sync::kRelaxed);
+  const u64 limit = own == kNoLimit && guests_own != 0 ? guests_own : own;
   const u64 compressed = limit == kNoLimit ? kNoLimit : limit / share;
   swapper_.store().set_memory_limit(std::min(compressed_limit_, compressed));
 }
@@ -87,25 +90,27 @@ void Reclaimer::set_limit(u64 bytes) {
   if (bytes != kNoLimit) host::expect_takes();
   limit_.store(bytes, sync::kRelaxed);
   share_limit();
-  if (!listed_) return;
-  if (bytes == kNoLimit) {
+  if (listed_) let_pay();
+}
+
+// Whoever makes a page resident pays while anything is limited; where the whole is not, there is
+// always enough of that.
+void Reclaimer::let_pay() {
+  const sync::MutexGuard guard(report_);
+  const u64 limit = limit_.load(sync::kRelaxed);
+  if (limit == kNoLimit && guests_limits_.load(sync::kRelaxed) == 0) {
     host::budget::clear();
-  } else {
-    host::budget::limit(this, static_cast<s64>((bytes >> kPageShift) / kReserveShare));
+    return;
   }
+  if (limit == kNoLimit) host::budget::grant(host::budget::kNoEnd);
+  const u64 pages = limit == kNoLimit ? 0 : limit >> kPageShift;
+  host::budget::limit(this, static_cast<s64>(pages / kReserveShare));
 }
 
 void Reclaimer::enter_list() {
   host::add_work(this);
   listed_ = true;
   set_limit(limit_.load(sync::kRelaxed));
-}
-
-bool Reclaimer::any_guest_limited() {
-  const sync::MutexGuard guard(guests.lock);
-  Guest* guest = guests.first;
-  while (guest != nullptr && guest->limit_ == kNoLimit) guest = guest->next_;
-  return guest != nullptr;
 }
 
 // `stagetwo limit` writes it while programs run.
@@ -123,12 +128,12 @@ void Reclaimer::turn() {
   const u64 now = sync::now_ns();
   follow_session();
   spans_.prune();
+  follow_guests();
   watch_growth(now);
   keep_limits(now);
   take_sample(now);
   if (sync::now_ns() - last_measure_ > kFarNs) {
-    last_measure_ = sync::now_ns();
-    if (any_guest_limited()) look();
+    if (!limited_.empty()) look();
     measure_guests();
   }
   // A file system may write out first what it is to throw away: not while guests wait for pages.
@@ -144,6 +149,7 @@ void Reclaimer::turn() {
 u64 Reclaimer::period_ns() {
   if (busy_) return kBusyNs;
   const u64 limit = limit_.load(sync::kRelaxed);
+  if (guests_near_) return kNearNs;
   if (limit == kNoLimit) return interval_ns_ == 0 ? kFarNs : std::min(interval_ns_, kFarNs * 100);
   return look_.resident > limit / 2 || look_.at == 0 ? kNearNs : kFarNs;
 }
@@ -244,6 +250,8 @@ void stop() {
   if (reclaimer == nullptr) return;
   host::budget::clear();
   host::remove_work(reclaimer);
+  host::budget::clear();  // a turn that ran may have begun anew
+  host::budget::clear_accounts();
   reclaimer->bring_everything_back();
   mem::private_pages::close();
   {
@@ -303,6 +311,7 @@ Guest::Guest() {
   limit_ = guests.limit;
   next_ = guests.first;
   guests.first = this;
+  guests.changes.fetch_add(1, sync::kRelaxed);
 }
 
 Guest::~Guest() {
@@ -312,6 +321,7 @@ Guest::~Guest() {
   while (*link != nullptr && *link != this) link = &(*link)->next_;
   if (*link == nullptr) return;
   *link = next_;
+  guests.changes.fetch_add(1, sync::kRelaxed);
   ranges_.for_each([&](u32, const Range& used) { let_go(used); });
 }
 
@@ -339,6 +349,7 @@ Result<void> Guest::enter_use(u32 name, HvaRange range) {
     done = reclaimer->spans().add(range);
     fresh.known = done.has_value();
   }
+  guests.changes.fetch_add(1, sync::kRelaxed);
   ranges_.erase(name);
   if (done && !range.empty()) {
     const auto entered = ranges_.insert(name, fresh);
@@ -352,9 +363,11 @@ Result<void> Guest::enter_use(u32 name, HvaRange range) {
 }
 
 void Guest::set_limit(u64 bytes) {
+  if (bytes != kNoLimit) host::expect_takes();
   {
     const sync::MutexGuard guard(guests.lock);
     limit_ = bytes;
+    guests.changes.fetch_add(1, sync::kRelaxed);
   }
   host::kick_worker(true);
 }

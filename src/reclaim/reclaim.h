@@ -10,7 +10,7 @@
 //
 // Invariants: I1  what counts (pages of guests that are in memory, and the bytes kept in memory for
 //                 those that are not) is under the limit but for what came since the last look;
-//                 a guest's fault waits for room.
+//                 a guest's fault waits for room. So is what counts of a guest under its own.
 //             I2  pinned, locked, hugetlb, device-private pages, those that the client watches by a
 //                 userfaultfd and those that another process may have are left alone, and counted.
 //             I3  a page comes back with its bytes, or is lost and said so.
@@ -96,7 +96,6 @@ class Guest {
   HashMap<u32, Range> ranges_{"reclaim.guest_ranges"};
   u64 limit_ = kNoLimit;
   u64 resident_ = 0;
-  u64 used_ = 0;  // what counts against its limit; 0: nothing new is known
   Guest* next_ = nullptr;
 };
 

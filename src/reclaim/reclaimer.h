@@ -48,25 +48,59 @@ class Reclaimer final : public host::WorkItem {
  private:
   // What is chosen from: everything, or one guest's.
   struct Scope {
-    const Vec<HvaRange>* ranges = nullptr;
+    bool all = true;
+    const HvaRange* ranges = nullptr;
+    size_t count = 0;
     [[nodiscard]] bool has(HvaRange range) const;
+  };
+  // A limit, and how it is kept: of the process or of one guest.
+  struct Limited {
+    u64 limit = kNoLimit;             // the process's: see limit_
+    u64 fixed = 0;                    // bytes that cannot leave, as of the last look
+    u64 histogram[kOldest + 1] = {};  // resident pages by age, those below zero not counted
+    unsigned fruitless = 0;
+    u64 unkept_until = 0;
+    // Of a guest only. Its account (host/budget_accounts.h) has its place in limited_ as a number.
+    size_t first_range = 0, ranges = 0;  // in limited_ranges_
+    u64 bytes = 0;                       // of these
+    u64 private_holes = 0;               // pages, as of the last look
+    u64 counted_in = ~u64{0};            // the pass that the histogram is of
+    s64 beyond = 0;                      // pages that it may have while the limit is not kept
+    bool watched = false;                // its first touches
   };
 
   void follow_session();
   void share_limit();
+  void let_pay();
   // looking.cc
   void look();
+  void look_if_due();
+  // Of what is watched when less is free than that.
+  static constexpr u64 kMostBetweenTurns = u64{64} << 20;
   void look_at(Span& span);
   [[nodiscard]] u64 resident_now();
   [[nodiscard]] u64 usage() { return resident_now() + kept_bytes(); }
   [[nodiscard]] u64 kept_bytes();
   void measure_guests();
   struct Parts {
-    u64 resident = 0, private_holes = 0;  // pages
+    u64 resident = 0, hugetlb = 0, fixed = 0, private_holes = 0;  // pages
   };
   [[nodiscard]] Parts parts_of(HvaRange range);
-  [[nodiscard]] bool any_guest_limited();
   void watch_growth(u64 now);
+
+  // guest_limits.cc
+  void follow_guests();
+  void measure_limited();
+  [[nodiscard]] u64 usage_of(const Limited& guest);
+  [[nodiscard]] u64 kept_part_of(const Limited& guest);
+  [[nodiscard]] u32 account_of(const Limited& guest) const {
+    return static_cast<u32>(&guest - limited_.begin());
+  }
+  [[nodiscard]] Scope scope_of(const Limited& of) const;
+  void give_room(Limited& guest);
+  void note_growth_of_guests();
+  [[nodiscard]] bool grows(HvaRange span) const;
+  void keep_guest_limit(Limited& guest, u64 until);
 
   // ageing.cc
   void pass();
@@ -81,18 +115,27 @@ class Reclaimer final : public host::WorkItem {
   struct Marks {
     u64 limit, high, low;
   };
-  [[nodiscard]] Marks marks() const;
-  void keep_under(const Marks& marks, u64 until);
-  [[nodiscard]] Age choose_age(u64 wanted, u64 until);
-  void forget_taken(Age from, u64 taken);
-  void give_in(bool* said, const char* why);
+  [[nodiscard]] static Marks marks_of(u64 asked, u64 fixed);
+  [[nodiscard]] Marks marks() const { return marks_of(limit_.load(sync::kRelaxed), whole_.fixed); }
+  [[nodiscard]] Marks marks_of(const Limited& of) const {
+    return &of == &whole_ ? marks() : marks_of(of.limit, of.fixed);
+  }
+  [[nodiscard]] u64 used_of(const Limited& of) { return &of == &whole_ ? usage() : usage_of(of); }
+  void keep_under(Limited& of, u64 until);
+  [[nodiscard]] Age choose_age(Limited& of, u64 wanted, u64 until);
+  static void forget_taken(u64* histogram, Age from, u64 taken);
+  void give_in(Limited& of);
+  void say_stuck(const Limited& of);
+  static constexpr s64 kUnkeptPages = 4096;
   void say_once(bool* said, const char* why);
   void give_in_full();  // nothing more goes to the store
-  [[nodiscard]] bool unkept() const { return sync::now_ns() < unkept_until_; }
+  [[nodiscard]] bool unkept() const { return sync::now_ns() < whole_.unkept_until; }
+  [[nodiscard]] bool unkept(const Limited& of) const {
+    return unkept() || sync::now_ns() < of.unkept_until;
+  }
   // The greatest age of which, and of older ones, there are so many pages.
   [[nodiscard]] static Age threshold(const u64* histogram, u64 wanted);
   void count_ages(const Scope& scope, u64* histogram);
-  void evict_of(const Scope& scope, u64 wanted);
   [[nodiscard]] u64 evict(const Scope& scope, Age oldest_to, u64 wanted);
   [[nodiscard]] u64 evict_from(Span& span, u64* index, Age from, u64 wanted);
   [[nodiscard]] u64 take_run(Span& span, u64 first, u64 pages);
@@ -122,15 +165,22 @@ class Reclaimer final : public host::WorkItem {
     u64 at = 0;
     u64 took = 0;      // nanoseconds
     u64 resident = 0;  // bytes
-    u64 fixed = 0;     // of these, what cannot leave
     u64 process = 0;   // the process's resident set then, without what is ours
   } look_;
-  u64 histogram_[kOldest + 1] = {};  // resident pages by age, those below zero not counted
+  Limited whole_;
+  // Guests with a limit, as of so many changes of guests.
+  Vec<Limited> limited_{"reclaim.limited"};
+  Vec<HvaRange> limited_ranges_{"reclaim.limited_ranges"};
+  u64 limited_as_of_ = 0;
+  bool measure_due_ = false;
+  bool guests_near_ = false;  // one of them has half of its limit
+  size_t next_guest_ = 0;
+  u64 private_holes_ = 0;  // pages, as of the last look
   u64 passes_ = 0;
   u64 last_pass_ = 0;
   u64 last_sample_;
   u64 last_measure_ = 0;
-  u64 guests_limits_ = 0;  // the sum of those that have one
+  sync::Atomic<u64> guests_limits_{0};  // the sum of those that have one; relaxed
   u64 last_taken_ = 0;
   Hva hand_{};
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
@@ -140,9 +190,8 @@ class Reclaimer final : public host::WorkItem {
   // where they do; 0: of none.
   u64 growth_at_ = 0;
   u64 growth_of_ = 0;
-  unsigned fruitless_ = 0;
-  u64 unkept_until_ = 0;
-  u64 followed_;  // of the session's words
+  bool all_grow_ = false;  // not only those of guests with a limit
+  u64 followed_;           // of the session's words
   u64 followed_guest_;
   bool listed_ = false;
   bool busy_ = false;  // over its mark when the last turn ended
@@ -150,6 +199,7 @@ class Reclaimer final : public host::WorkItem {
   bool said_stuck_ = false;
   bool said_changing_ = false;
   u64 changing_ = 0;  // OwnerCounts::refused_change when pages went last
+  bool said_guest_stuck_ = false;
 
   // What others may read.
   sync::Mutex report_{sync::Rank::kStats};

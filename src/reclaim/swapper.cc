@@ -11,6 +11,7 @@
 #include "base/sys.h"
 #include "base/text.h"
 #include "base/trace.h"
+#include "host/budget_accounts.h"
 #include "host/memory_budget.h"
 #include "host/process_map.h"
 
@@ -322,15 +323,21 @@ host::BringBack Swapper::put_back(Hva at, Return job, host::PageEntry& entry) {
 }
 
 // For what comes ahead it is owed at once, when all has come: its toucher waits for the first page.
-void Swapper::owe_for(u64 pages) {
-  if (ahead_.load(sync::kRelaxed) != sys::current_tid()) host::budget::owe(pages);
+// What the store refused, the turn itself puts back, and does not wait for itself.
+void Swapper::owe_for(HvaRange came) {
+  const int self = sys::current_tid();
+  if (refused_.load(sync::kRelaxed) == self) {
+    host::budget::count_in(came, static_cast<s64>(came.size() >> kPageShift));
+  } else if (ahead_.load(sync::kRelaxed) != self) {
+    host::budget::owe_for(came);
+  }
 }
 
 host::BringBack Swapper::bring_back(const host::AbsentPage& page, host::PageEntry& entry) {
   const Return job = begin_return(page.at);
   const host::BringBack outcome = put_back(page.at, job, entry);
   const bool back = outcome == host::BringBack::kBack;
-  if (back) owe_for(1);
+  if (back) owe_for(HvaRange(page.at, kPageSize));
   const bool wanted = back && refused_.load(sync::kRelaxed) != sys::current_tid();
   const u32 ahead = end_return(page.at, job, outcome, wanted ? Touch::kWanted : Touch::kNone);
   if (ahead != 0) read_ahead(page.at + kPageSize, ahead);
@@ -383,7 +390,7 @@ unsigned Swapper::bring_back_run(const host::AbsentPage& first, unsigned pages,
   const unsigned back = read == 0 ? 0 : entry.run_from_bytes(run_bytes_, read);
   run_busy_.store(false, sync::kRelease);
   if (count != 0) end_run(first.at, count, back);
-  if (back != 0) owe_for(back);
+  if (back != 0) owe_for(HvaRange(first.at, u64{back} << kPageShift));
   for (unsigned i = 0; i < back; ++i) store_.drop(mem::StoredPage{stored[i]});
   return back;
 }
@@ -432,12 +439,12 @@ u32 Swapper::kept_behind(Hva after, u32 most) {
 void Swapper::read_ahead(Hva after, u32 most) {
   int nobody = 0;
   const s64 needed = most < kMostAhead ? s64{2} * kMostAhead : -s64{kMostAhead};
-  if (host::budget::spare() < needed) return;
+  if (host::budget::spare(after) < needed) return;
   if (!ahead_.compare_exchange(nobody, sys::current_tid(), sync::kRelaxed)) return;
   const u64 came = host::bring_back_ahead(HvaRange(after, kept_behind(after, most) * kPageSize));
   ahead_.store(0, sync::kRelaxed);
   if (came == 0) return;
-  host::budget::owe(came);
+  host::budget::owe_for(HvaRange(after, came << kPageShift));
   // The sequence goes on behind them.
   const sync::MutexGuard guard(spans_.lock());
   Span* const span = spans_.find(after);
@@ -476,12 +483,12 @@ u64 Swapper::private_came_back(Hva at) {
     span->note_used(index, Age{1});
     along = note_in_row(*span, index);
   }
-  return host::budget::spare() < s64{2} * kMostAtOnce ? 0 : along;
+  return host::budget::spare(at) < s64{2} * kMostAtOnce ? 0 : along;
 }
 
 void Swapper::private_came_along(HvaRange pages) {
   const u64 count = pages.size() >> kPageShift;
-  host::budget::owe(count);
+  host::budget::owe_for(pages);
   const sync::MutexGuard guard(spans_.lock());
   counts_.ahead += count;
   Span* const span = spans_.find(pages.start());

@@ -115,7 +115,7 @@ class Swapper final : public host::PageOwner, public mem::PrivateSwap {
   [[nodiscard]] host::BringBack put_back(Hva at, Return job, host::PageEntry& entry);
   [[nodiscard]] u32 note_touch(Span& span, u64 index) TA_REQ(spans_.lock());
   [[nodiscard]] static u32 note_in_row(Span& span, u64 index);
-  void owe_for(u64 pages);
+  void owe_for(HvaRange came);
   void read_ahead(Hva after, u32 most) TA_EXCL(spans_.lock());
   [[nodiscard]] u32 kept_behind(Hva after, u32 most) TA_EXCL(spans_.lock());
   void say_lost(Hva at, int error);

@@ -157,7 +157,8 @@ FaultOutcome GuestMemory::make_resident(Fault& fault, ResidentCache& known, Mode
   if (mode == Mode::kMustNotBlock) return FaultOutcome::kRetry;
   if (populated != nullptr) populated->raise();
   // A limit of memory is kept here, before the page comes: where huge pages may, for one of those.
-  const host::budget::Reach reach(fault.max_level > 1 ? pt::span_of<Format>(2) : 1);
+  const u64 most = fault.max_level > 1 ? pt::span_of<Format>(2) : 1;
+  const host::budget::Reach reach(most, fault.page);
   Result<void> present;
   // Sealed and away, it is not the kernel's to bring.
   if (fault.from_file) present = mem::private_pages::fetch(fault.page);

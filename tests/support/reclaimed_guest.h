@@ -50,9 +50,9 @@ class FakeGuest final : public host::MmuNotifier {
   // A guest's access: faults if the translation is gone.
   void use(size_t page) {
     if (!mapped_[page].load()) {
-      host::budget::pay(1);
-      EXPECT_TRUE(
-          host::faultin(range_.start() + (page << kPageShift), Access::kWrite, host::Ask::kTouch));
+      const Hva at = range_.start() + (page << kPageShift);
+      const host::budget::Reach reach(1, at);
+      EXPECT_TRUE(host::faultin(at, Access::kWrite, host::Ask::kTouch));
       ++faults;
       mapped_[page] = true;
     }

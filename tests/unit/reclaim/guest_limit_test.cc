@@ -56,5 +56,65 @@ TEST_F(GuestLimit, WhatIsKeptCompressedCounts) {
   EXPECT_GT(now.on_disk, 0U);
 }
 
+// Whatever it does, and from the moment on that the limit is set.
+TEST_F(GuestLimit, AGuestThatWantsAllOfItIsHeldToIt) {
+  constexpr u64 kLimit = 2 * kMiB;
+  test::FakeGuest guest(memory_, kPages);
+  test::RandomSource random(test::announced_seed("a guest that wants all"));
+  std::atomic<bool> stop{false};
+  std::thread vcpu([&] {
+    for (size_t i = 0; !stop; ++i) {
+      for (size_t page = 0; page < kPages && !stop; ++page) {
+        guest.use(i % 2 == 0 ? page : random.below(kPages));
+      }
+    }
+  });
+  guest_->set_limit(kLimit);
+  u64 bits[kPages / 64];
+  const auto resident = [&] {
+    return *host::resident_pages(range_of(memory_, kPages), false, bits) << kPageShift;
+  };
+  EXPECT_TRUE(soon([&] { return resident() <= kLimit; }));
+  u64 most = 0;
+  const auto has_run = [] { return reclaim::statistics().refaults > 100; };
+  for (int i = 0; i < 150 || (i < 5000 && !has_run()); ++i) {
+    most = std::max(most, resident());
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  stop = true;
+  vcpu.join();
+  EXPECT_LE(most, kLimit * 105 / 100 + 2 * kMiB) << "what somebody may owe is 2 MiB";
+  EXPECT_TRUE(has_run());
+  guest_->set_limit(reclaim::kNoLimit);
+  EXPECT_TRUE(soon([&] {
+    for (size_t page = 0; page < kPages; ++page) {
+      EXPECT_TRUE(host::faultin(range_of(memory_ + (page << kPageShift), 1).start(), Access::kWrite,
+                                host::Ask::kTouch));
+    }
+    return resident() == kPages << kPageShift;
+  })) << "nobody limits it";
+}
+
+TEST_F(GuestLimit, WhatCannotBeKeptIsSaidOnce) {
+  const auto lines = [] {
+    size_t count = 0;
+    for (const std::string& line : test::said()) {
+      count += line.find("the memory limit of a VM is not kept") != std::string::npos ? 1U : 0U;
+    }
+    return count;
+  };
+  EXPECT_EQ(0U, lines());
+  ASSERT_EQ(0, ::mlock(memory_, kPages << kPageShift));
+  guest_->set_limit(2 * kMiB);
+  EXPECT_TRUE(soon([&] { return lines() != 0; }));
+  // It stands, and takes no time of who uses it.
+  const u64 begun = sync::now_ns();
+  test::FakeGuest guest(memory_, kPages);
+  for (size_t page = 0; page < kPages; ++page) guest.use(page);
+  EXPECT_LT(sync::now_ns() - begun, 1'000'000'000U) << "not a millisecond a page";
+  EXPECT_EQ(1U, lines());
+  EXPECT_EQ(0, ::munlock(memory_, kPages << kPageShift));
+}
+
 }  // namespace
 }  // namespace stagetwo
