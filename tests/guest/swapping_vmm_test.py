@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest larger than its limit, through the whole chain: nothing is lost, the limit is kept as seen from outside, and
 nothing is left behind. Check 12 of the specification."""
+import errno
 import json
 import os
 import re
@@ -181,6 +182,35 @@ class SwappingVmm(unittest.TestCase):
         self.assertIn("whole: ", told)
         self.assertIn("the memory limit is not kept: the swap file is full", (self.folder / "log").read_text())
         self.assertGreater(json.loads(self.stats.read_text())["not_stored_pages"], 0)
+
+    def test_AFullFileSystemIsSaidAndNothingIsLost(self):
+        small = self.folder / "small"
+        small.mkdir()
+        mounted = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1M none "$0" && exec "$@"', small]
+        refused = subprocess.run([*mounted, "true"], capture_output=True, text=True, check=False)
+        if refused.returncode:
+            self.skipTest(f"needs root (mounts): {refused.stderr.strip()}")
+        with self.start(16, "4M", ms=300, size="/small", denied=mounted) as run:
+            inside = Path(f"/proc/{child_of(run.pid)}/root{small}")
+            run.stdout.readline()
+            named = []
+            while run.poll() is None:
+                try:
+                    named += inside.iterdir()
+                except OSError:
+                    break
+                time.sleep(0.01)
+            told = run.stdout.read()
+        self.assertEqual(0, run.returncode, told)
+        self.assertIn("whole: ", told)
+        self.assertEqual([], named, "what is killed leaves no file: it never has a name")
+        self.assertIn(f"the memory limit is not kept: the swap file cannot be written (errno {errno.ENOSPC})",
+                      (self.folder / "log").read_text())
+        stats = json.loads(self.stats.read_text())
+        self.assertGreater(stats["write_errors"], 0)
+        self.assertGreater(stats["not_stored_pages"], 0)
+        self.assertGreater(stats["refaults"], 100, "what was stored comes back")
+        self.assertEqual(0, stats["lost_pages"])
 
     def test_TheLimitOfASessionIsChangedWhileItRuns(self):
         self.limits_while_it_runs("1G", "6M", "none")
