@@ -381,12 +381,19 @@ u64 OwnerTable::bring_back_all(const Reach& reach) {
 //
 // A handler of the client's may itself have pages taken (a migration). They come back with the
 // others, because our first end is the last handler to run (shim/forks.h).
+//
+// Each ask gives others the processor, on a busy machine for milliseconds: so there is an end by
+// the clock, too, when nothing has come for a while, long before the mark is believed no more.
 
 void OwnerTable::before_fork() {
+  constexpr u64 kLongestNs = 250'000'000;
+  static_assert(kLongestNs < ForkMarks::kLongestMs * 1'000'000 / 10);
   forks_.enter();
   const budget::NoRoom none_is_made;
   PageKey keys[kBatch];
+  u64 last_came = sync::now_ns();
   for (unsigned asked = 0; asked < kMostAsks;) {
+    if (asked > kMostAsks / 64 && sync::now_ns() - last_came > kLongestNs) return;
     u32 seen = 0;
     unsigned count = 0;
     bool takers = false;
@@ -400,7 +407,7 @@ void OwnerTable::before_fork() {
     }
     if (count == 0 && !takers) return;
     unsigned asks = 0;
-    static_cast<void>(bring_back_keys(keys, count, &asks, true));
+    if (bring_back_keys(keys, count, &asks, true) != 0) last_came = sync::now_ns();
     if (takers && count == 0) wait_turn(seen);
     if (asks != 0) sync::yield_thread();
     asked += asks;

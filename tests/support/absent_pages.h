@@ -7,9 +7,11 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <string>
+#include <thread>
 
 #include "base/alloc.h"
 #include "host/backstop.h"
@@ -45,6 +47,7 @@ class Keeper final : public host::PageOwner {
   }
   BringBack bring_back(const host::AbsentPage& page, host::PageEntry& entry) override {
     ++asked;
+    if (answer != BringBack::kBack) std::this_thread::sleep_for(before_it_refuses);
     if (answer != BringBack::kBack) return answer;
     if (!entry.from(place_of(page))) return BringBack::kRetry;
     empty(page);
@@ -80,6 +83,7 @@ class Keeper final : public host::PageOwner {
   // A touch that another thread serves orders nothing in the eyes of a sanitizer.
   std::atomic<bool> refuses{false};
   std::atomic<BringBack> answer{BringBack::kBack};
+  std::chrono::microseconds before_it_refuses{0};
   std::atomic<u64> taken{0}, asked{0}, back{0}, discarded{0}, in_runs{0};
   std::atomic<bool> writable{false};
 

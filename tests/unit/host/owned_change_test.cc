@@ -19,6 +19,7 @@
 #include "host/process.h"
 #include "host/process_map.h"
 #include "tests/support/absent_pages.h"
+#include "tests/support/child.h"
 #include "tests/support/failing_calls.h"
 
 namespace stagetwo {
@@ -341,10 +342,7 @@ TEST_P(HiddenChange, WithEveryMappingInUseAPageInTheMiddleComesBack) {
     ::_exit(touch_with_all_mappings_in_use(most));
   }
   host::owners_after_fork_parent();
-  int status = 0;
-  ASSERT_EQ(child, ::waitpid(child, &status, 0));
-  EXPECT_TRUE(WIFEXITED(status));
-  EXPECT_EQ(0, WEXITSTATUS(status));
+  EXPECT_EQ(0, test::exit_of(child));
 }
 
 }  // namespace

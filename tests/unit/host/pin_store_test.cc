@@ -5,7 +5,6 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -17,6 +16,7 @@
 #include "host/change.h"
 #include "host/pin.h"
 #include "host/process.h"
+#include "tests/support/child.h"
 #include "tests/unit/host/pins_world.h"
 
 namespace stagetwo {
@@ -166,10 +166,7 @@ TEST(PinStore, LosesNoPageAndNoMappingWhereAllAreInUse) {
     host::after_fork_child();
     ::_exit(drop_with_all_mappings_in_use(most));
   }
-  int status = 0;
-  ASSERT_EQ(child, ::waitpid(child, &status, 0));
-  EXPECT_TRUE(WIFEXITED(status));
-  EXPECT_EQ(0, WEXITSTATUS(status));
+  EXPECT_EQ(0, test::exit_of(child));
 }
 
 }  // namespace
