@@ -333,7 +333,8 @@ void Reclaimer::keep_limits(u64 now) {
   const u64 asked = limit_.load(sync::kRelaxed);
   busy_ = false;
   if (asked != kNoLimit) {
-    if (now - look_.at > kStaleLookNs) look();
+    // Of memory that is large and mostly empty a look takes long, and nobody may be at work in it.
+    if (now - look_.at > std::max(kStaleLookNs, kLookShare * look_.took)) look();
     if (usage() > marks().high) look_if_due();
     const u64 high = marks().high;
     if (whole_.fixed > asked) say_stuck(whole_);
