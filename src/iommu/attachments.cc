@@ -18,9 +18,13 @@ const Hwpt& paging_of(const Hwpt& hwpt) {
   return hwpt.parent.get() == nullptr ? hwpt : *hwpt.parent;
 }
 
+bool is_process(const Hwpt& hwpt) {
+  return hwpt.object.type == ObjectType::kProcess;
+}
+
 PasidEntry entry_of(const Arena& arena, const Hwpt& hwpt) {
   const Domain& domain = paging_of(hwpt).domain;
-  if (hwpt.object.type == ObjectType::kProcess) {
+  if (is_process(hwpt)) {
     return make_pasid_entry(TranslationType::kFirstLevel, domain.id)
         .with_first(process_root(hwpt.process), kProcessLevels);
   }
@@ -52,9 +56,20 @@ Result<void> check_walks(const Device& device, const Hwpt& hwpt) {
   return {};
 }
 
-// Either all page tables of a device are for PASIDs, or its own is its only one.
+// Does a PASID of the device mean a page table that a client gave it?
+bool has_given_pasid(Device& device) {
+  for (const Attachment* one = device.pasids.first(); one != nullptr;
+       one = device.pasids.next(one)) {
+    if (!is_process(*one->hwpt)) return true;
+  }
+  return false;
+}
+
+// Either all page tables that clients gave a device are for PASIDs, or its own is its only one. The
+// addresses of a process (sva.h) are not given, and stand beside whatever is.
 bool fits_the_others(Device& device, u32 pasid, const Hwpt& hwpt) {
-  if (pasid == 0) return hwpt.pasid_compatible || device.pasids.empty();
+  if (is_process(hwpt)) return true;
+  if (pasid == 0) return hwpt.pasid_compatible || !has_given_pasid(device);
   const Hwpt* const own = device.own.hwpt;
   return hwpt.pasid_compatible && (own == nullptr || own->pasid_compatible);
 }

@@ -7,7 +7,9 @@
 //
 // I1  A bound PASID is an attachment like every other (locked.h), to a page table of the kind
 //     kProcess; a process has one PASID on all devices of an iommufd.
-// I2  After unbind_process() returns no access by that PASID lands.
+// I2  It stands beside every other attachment of the device, its own page table among them, in
+//     whatever order they come and go.
+// I3  After unbind_process() returns no access by that PASID lands.
 // Context: no lock of this room.
 
 #include "iommu/context.h"
@@ -15,8 +17,8 @@
 namespace stagetwo::iommu {
 
 // Answers the PASID. A second time on the same device counts. Failure: ENOENT, ENODEV (no PASIDs,
-// or no first level), EINVAL (its own page table is not for PASIDs), ENOSPC (no number is left, or
-// the process's is beyond this device's), ENOMEM, ESRCH (the process ends), EIO.
+// or no first level), EBUSY (its number is another page table's here), ENOSPC (no number is left,
+// or the process's is beyond this device's), ENOMEM, ESRCH (the process ends), EIO.
 Result<u32> bind_process(Context& context, u32 device_id);
 // The last one takes the attachment. Not bound: nothing to do.
 void unbind_process(Context& context, u32 device_id);

@@ -14,6 +14,11 @@ namespace {
 // Bound to an iommufd, a device is a requester of its own; in a container it is its parent's.
 constexpr u16 kFirstSource = 0x8000;
 
+// By the client's attach? What a process is bound by it neither replaces nor detaches.
+bool is_given(const iommu::Attachment& attachment) {
+  return attachment.hwpt->object.type != iommu::ObjectType::kProcess;
+}
+
 }  // namespace
 
 // ---- a channel
@@ -196,8 +201,8 @@ Result<void> Dma::attach(u32* pt_id, u32 pasid) {
   if (!locked.ok()) return refuse(EIO);
   iommu::Device& device = *ST_TRY(locked.find<iommu::Device>(device_));
   const iommu::Attachment* const now = iommu::Locked::find_attachment(device, pasid);
-  const bool attached = now != nullptr && now->hwpt.get() != nullptr;
-  return attached ? locked.replace(device, pt_id, pasid) : locked.attach(device, pt_id, pasid);
+  return now != nullptr && is_given(*now) ? locked.replace(device, pt_id, pasid)
+                                          : locked.attach(device, pt_id, pasid);
 }
 
 void Dma::detach(u32 pasid) {
@@ -208,7 +213,10 @@ void Dma::detach(u32 pasid) {
   }
   iommu::Locked locked(iommufd_->context());
   if (!locked.ok()) return;
-  if (const auto device = locked.find<iommu::Device>(device_)) locked.detach(**device, pasid);
+  const auto device = locked.find<iommu::Device>(device_);
+  if (!device) return;
+  const iommu::Attachment* const now = iommu::Locked::find_attachment(**device, pasid);
+  if (now != nullptr && is_given(*now)) locked.detach(**device, pasid);
 }
 
 Result<u32> Dma::bind_process() {

@@ -106,7 +106,7 @@ class Dma final : public iommu::AccessClient {
   Result<u32> bind(sync::Ref<iommu::Iommufd> iommufd, const Listed& device);
   void disconnect();  // nothing that is held stays
   // Pre: bound. `pt_id`: as Locked::attach(); out: the page table's. What is attached is replaced.
-  // Failure: as that; with a PASID EOPNOTSUPP where there are none.
+  // Failure: as that; with a PASID EOPNOTSUPP where there are none, EBUSY where it is a process's.
   Result<void> attach(u32* pt_id, u32 pasid = 0);
   void detach(u32 pasid = 0);
   [[nodiscard]] bool is_connected() const { return context() != nullptr; }

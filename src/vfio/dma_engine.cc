@@ -71,6 +71,7 @@ class Engine final : public QueueDevice {
   // ---- the thread's
   void serve(const void* list, u32 count) override;
   void overran() override { report(Status::kBadCount, nullptr, 0, false); }
+  void unbound(const void* list, u32 count, int error) override;
   bool drained() override;
   iommu::DmaEngine::Moved move_ahead(std::span<const Descriptor> list);
   bool execute(const Descriptor& descriptor, bool in_batch = false, u64 bytes = 0);
@@ -156,6 +157,14 @@ void Engine::serve(const void* list, u32 count) {
     const auto ahead = move_ahead(taken.subspan(i));
     i += ahead.moves;
     if (i < count && !cancelled()) execute(taken[i++], false, ahead.bytes);
+  }
+}
+
+// There is no memory that a record could be written to.
+void Engine::unbound(const void* list, u32 count, int error) {
+  for (const Descriptor& d : std::span(static_cast<const Descriptor*>(list), count)) {
+    const Task task{d, {}, false};
+    report(Status::kNotBound, &task, static_cast<u64>(error), false);
   }
 }
 

@@ -4,7 +4,7 @@
 // What a client and the dma-engine say to each other: descriptors, completion records, their codes,
 // and the registers. Source: Intel's Data Streaming Accelerator (architecture specification
 // 341204); what linux/idxd.h has of it is the same here (tests/unit/vfio/dsa_format_test.cc). Ours
-// are kQueueFull and `fault_info`.
+// are kNotBound, kQueueFull and `fault_info`.
 
 #include <array>
 #include <bit>
@@ -68,6 +68,7 @@ enum class Status : u8 {
   kBadInterrupt,
   kCompletionFault,
   kCompletionMisaligned,
+  kNotBound = 0x3e,   // ours: dropped, its process's addresses cannot be bound; its address: errno
   kQueueFull = 0x3f,  // ours: dropped, the portal's queue was full
 };
 inline constexpr u8 kFaultWasWrite = 0x80;  // in a completion's status

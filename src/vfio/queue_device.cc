@@ -93,17 +93,26 @@ bool QueueDevice::look() {
 
 void QueueDevice::begins() {
   if (addresses_ == Addresses::kOwn) {
-    shared_.pasid.store(dma_.bind_process().value_or(0), sync::kRelease);
+    bind_own();
   } else if (dma_.pasid()) {
     shared_.pasid.store(*dma_.pasid(), sync::kRelease);
   }
+}
+
+// Asked again with every work: what it was refused for may have gone.
+void QueueDevice::bind_own() {
+  const auto bound = dma_.bind_process();
+  refusal_ = bound ? 0 : to_int(bound.error());
+  shared_.pasid.store(bound.value_or(0), sync::kRelease);
 }
 
 bool QueueDevice::work() {
   alignas(WorkQueue::kDescriptorBytes) u8 taken[WorkQueue::kTaken * WorkQueue::kDescriptorBytes];
   bool overrun = false;
   const u32 some = queue_.take(taken, &overrun);
-  if (some != 0) serve(taken, some);
+  if (some != 0 && refusal_ != 0) bind_own();
+  if (some != 0 && refusal_ == 0) serve(taken, some);
+  if (some != 0 && refusal_ != 0) unbound(taken, some, refusal_);
   if (overrun) overran();
   if (some != 0 || overrun) return true;
   // Where another process's thread works, it finishes what is waited for.

@@ -60,6 +60,8 @@ class QueueDevice : public Model, DeviceThread::Work {
   // ---- and in the thread
   virtual void serve(const void* list, u32 count) = 0;  // as far as it is not cancelled()
   virtual void overran() = 0;                           // the ring's tail was too far
+  // They are dropped: the process's own addresses could not be bound, for `error`.
+  virtual void unbound(const void* list, u32 count, int error) = 0;
   virtual bool drained() { return false; }  // nothing waits in any process: was it waited for?
 
   // ---- and has
@@ -95,11 +97,13 @@ class QueueDevice : public Model, DeviceThread::Work {
   void wakes_up() override { queue_.say_asleep(false); }
   void in_child() override { queue_.in_child(); }
   void write_own(u64 offset, u32 value);
+  void bind_own();
 
   Shared& shared_;
   const PciIdentity& identity_;
   WorkQueue queue_;
   Dma& dma_;
+  int refusal_ = 0;  // the thread's: why its process's addresses are not bound
   Shape shape_;
   DeviceThread thread_{*this, &shared_.halt};
 };

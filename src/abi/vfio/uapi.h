@@ -19,12 +19,25 @@ struct vfio_device_bind_iommufd {
   __u32 out_devid;
 };
 #define VFIO_DEVICE_BIND_IOMMUFD _IO(VFIO_TYPE, VFIO_BASE + 18)
+
+/* pt_id: an IOAS or a page table; out: the page table. flags 0. */
+struct vfio_device_attach_iommufd_pt {
+  __u32 argsz;
+  __u32 flags;
+  __u32 pt_id;
+};
 #define VFIO_DEVICE_ATTACH_IOMMUFD_PT _IO(VFIO_TYPE, VFIO_BASE + 19)
+
+/* The device's own requests reach nothing any more. flags 0. */
+struct vfio_device_detach_iommufd_pt {
+  __u32 argsz;
+  __u32 flags;
+};
 #define VFIO_DEVICE_DETACH_IOMMUFD_PT _IO(VFIO_TYPE, VFIO_BASE + 20)
 #endif
 
 #ifndef VFIO_DEVICE_ATTACH_PASID
-/* pt_id: an IOAS or a page table; out: the page table. pasid: read with the flag alone. */
+/* The same of one PASID, which is read with the flag alone. */
 struct vfio_device_attach_iommufd_pt_pasid {
   __u32 argsz;
   __u32 flags;

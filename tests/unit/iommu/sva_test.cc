@@ -141,6 +141,43 @@ TEST_F(SvaTest, ItIsOneMapWithAttachedPageTables) {
   EXPECT_EQ(get(device_, pasid, kIova), mark(1));
 }
 
+// The rule of PASIDs is for what clients attach: an IOAS, whose page table is for no PASID, and the
+// process's addresses stand beside each other in whatever order they come and go.
+TEST_F(SvaTest, ItStandsBesideTheDevicesOwnPageTable) {
+  const u32 plain = make_hwpt(ioas_[1], device_, {});
+  ASSERT_EQ(attach(device_, ioas_[0]), 0);
+  const u32 own = attached(device_);
+  ASSERT_NE(own, table_[0]) << "one of its own";
+  const u32 pasid = bind(device_);
+  ASSERT_EQ(error_, 0);
+  const auto both_work = [&](unsigned i) {
+    EXPECT_EQ(get(device_, pasid, page(2)), mark(2));
+    u8 value = 0;
+    EXPECT_EQ(read(device_, kNoPasid, kIova, &value, 1).reason, FaultReason::kNone);
+    EXPECT_EQ(value, mark(i));
+  };
+  both_work(0);
+  EXPECT_EQ(replace(device_, plain), 0);
+  both_work(1);
+  EXPECT_EQ(attach(device_, table_[0], 9), EINVAL)
+      << "a client's PASID stands beside none of those";
+  detach(device_);
+  EXPECT_EQ(get(device_, pasid, page(2)), mark(2));
+  EXPECT_EQ(attach(device_, table_[0], 9), 0);
+  EXPECT_EQ(attach(device_, ioas_[0]), EINVAL) << "nor they beside it";
+  detach(device_, 9);
+  EXPECT_EQ(attach(device_, ioas_[0]), 0) << "bound first";
+  both_work(0);
+  unbind(device_);
+  EXPECT_EQ(get(device_, pasid, page(2)), 0);
+  EXPECT_EQ(seen(kNoPasid), mark(0));
+  EXPECT_EQ(bind(device_), pasid);
+  both_work(0);
+  unbind(device_);
+  detach(device_);
+  EXPECT_EQ(destroy(plain), 0);
+}
+
 TEST_F(SvaTest, NotEveryDeviceCan) {
   const u32 plain = make_vtd(0x62, 0), narrow = make_vtd(0x63, 8, 3);
   EXPECT_EQ(bind(plain), 0u);

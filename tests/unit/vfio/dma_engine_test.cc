@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "sync/atomic.h"
 #include "tests/unit/vfio/engine_world.h"
 
@@ -395,6 +396,28 @@ TEST_F(DmaEngineTest, AProcessSharesItsAddressesByPageRequests) {
   EXPECT_EQ(done.fault_address, address(to) + kPageSize);
   munmap(from, size);
   munmap(to, size);
+}
+
+// Nobody waits for a record that cannot be written without being told why; and once there is memory
+// the same device works.
+TEST_F(DmaEngineTest, AProcessThatCannotBeBoundIsTold) {
+  EngineClient sva(make_device(2, "dma-engine-sva"), false);
+  Descriptor d = EngineClient::make(Opcode::kFill, 0x7777777777777777, sva.address(kPageSize), 64,
+                                    kBlockOnFault);
+  d.completion = sva.address(0);
+  failpoint::arm("iommu.process", 1, failpoint::kForever);
+  sva.submit(d);
+  const u64 error = sva.wait_error();
+  failpoint::disarm();
+  EXPECT_EQ(error >> 8 & 0xff, u64{static_cast<u8>(Status::kNotBound)});
+  EXPECT_EQ(error >> 32 & 0xff, u64{static_cast<u8>(Opcode::kFill)});
+  EXPECT_EQ(error >> 40, 0u) << "no PASID";
+  EXPECT_EQ(sva.error(2), u64{ENOMEM});
+  EXPECT_EQ(sva.record()->status, 0);
+  sva.set_reg(engine_register::kSoftwareError, 1);
+  sva.submit(d);
+  EXPECT_EQ(sva.wait().status, static_cast<u8>(Status::kSuccess));
+  EXPECT_EQ(sva.error(), 0u);
 }
 
 }  // namespace

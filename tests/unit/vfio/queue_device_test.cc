@@ -54,6 +54,7 @@ class Adder final : public QueueDevice {
     }
   }
   void overran() override {}
+  void unbound(const void*, u32, int) override {}
 
   AdderState& state_;
 };
