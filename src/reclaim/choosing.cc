@@ -55,7 +55,7 @@ constexpr Age kNothing = kOldest + 1;
 
 }  // namespace
 
-bool Reclaimer::Scope::has(HvaRange range) const {
+bool Scope::has(HvaRange range) const {
   return all ||
          std::any_of(ranges, ranges + count, [&](HvaRange one) { return one.overlaps(range); });
 }

@@ -61,7 +61,7 @@ void Reclaimer::follow_guests() {
   measure_due_ = true;
 }
 
-Reclaimer::Scope Reclaimer::scope_of(const Limited& of) const {
+Scope Reclaimer::scope_of(const Limited& of) const {
   if (&of == &whole_) return {};
   return {false, limited_ranges_.begin() + of.first_range, of.ranges};
 }
