@@ -126,6 +126,27 @@ void Reclaimer::follow_session() {
 
 void Reclaimer::turn() {
   const u64 now = sync::now_ns();
+  const u32 number = turns_begun_.fetch_add(1) + 1;
+  run(now);
+  turns_ended_.store(number);
+  sync::futex_wake(turns_ended_, INT_MAX);
+}
+
+void Reclaimer::wait_for_turn() {
+  constexpr u64 kPatienceNs = 20'000'000;  // a look at much memory takes as long
+  const u32 wanted = turns_begun_.load() + 1;
+  host::kick_worker(true);
+  host::work_without_thread();
+  const u64 until = sync::now_ns() + kPatienceNs;
+  for (u32 ended = turns_ended_.load(); static_cast<s32>(ended - wanted) < 0;
+       ended = turns_ended_.load()) {
+    const u64 now = sync::now_ns();
+    if (now >= until) return;
+    sync::futex_wait(turns_ended_, ended, until - now);
+  }
+}
+
+void Reclaimer::run(u64 now) {
   follow_session();
   spans_.prune();
   follow_guests();
@@ -335,6 +356,16 @@ Result<void> Guest::use(u32 name, HvaRange range) {
   // It may fill at once, before the next turn.
   if (done && !range.empty() && host::budget::is_limited()) host::kick_worker(true);
   return done;
+}
+
+void wait_for_turn() {
+  Reclaimer* const reclaimer = own();
+  if (reclaimer == nullptr) return;
+  if (!host::budget::is_limited()) {
+    const sync::MutexGuard guard(guests.lock);
+    if (guests.limit == kNoLimit) return;
+  }
+  reclaimer->wait_for_turn();
 }
 
 Result<void> Guest::enter_use(u32 name, HvaRange range) {

@@ -59,11 +59,15 @@ void stop();
 
 // Is the page's memory with us? To the client it is there. Context: any thread.
 [[nodiscard]] bool keeps(Hva at);
-
 // From now on. kNoLimit: none. Context: any thread of the client's.
 void set_memory_limit(u64 bytes);
 // The same for every guest there is, and those that come.
 void set_guest_limit(u64 bytes);
+
+// Where there is a limit: until what guests use is known to a turn, so that memory which its
+// process fills at once is paid for from the first page on. Some milliseconds at most, whatever
+// happens. Context: no lock held.
+void wait_for_turn();
 
 // What one guest uses as memory. Part of its VM.
 class Guest {

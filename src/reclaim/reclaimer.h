@@ -37,6 +37,8 @@ class Reclaimer final : public host::WorkItem {
   u64 period_ns() override;
 
   void set_limit(u64 bytes);
+  // Until a turn that begins from now on has ended; some milliseconds at most.
+  void wait_for_turn();
   // Turns begin.
   void enter_list();
   [[nodiscard]] SpanTable& spans() { return spans_; }
@@ -47,6 +49,7 @@ class Reclaimer final : public host::WorkItem {
   void bring_everything_back();
 
  private:
+  void run(u64 now);
   void follow_session();
   void share_limit();
   void let_pay();
@@ -161,6 +164,8 @@ class Reclaimer final : public host::WorkItem {
   sync::Atomic<u64> guests_limits_{0};  // the sum of those that have one; relaxed
   u64 last_taken_ = 0;
   Hva hand_{};
+  // Turns begun, and the number of the last that ended (release; read by who waits for it).
+  sync::Atomic<u32> turns_begun_{0}, turns_ended_{0};
   sync::Atomic<u32> pause_{0};  // never changes: to sleep on
   u64 huge_splits_ = 0;
   u64 unmapped_ = 0;  // Statistics::unmapped

@@ -62,6 +62,7 @@ Result<long> Vm::set_region(u64 arg, bool first_version) {
     static_cast<void>(
         usage_.use(region.slot | kPrivatePages, stage2::PrivateMemory::pages_under_limit(now)));
   });
+  if (region.size != 0) reclaim::wait_for_turn();
   return 0;
 }
 

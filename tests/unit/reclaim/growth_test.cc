@@ -50,6 +50,15 @@ class Growth : public test::ReclaimedGuest {
   }
 };
 
+TEST_F(Growth, IsKnownWhenWhoMadeTheSlotHasItsAnswer) {
+  start(4 * kMiB);
+  for (int slot = 0; slot < 20; ++slot) {
+    u8* const memory = map(kImage, MAP_PRIVATE);
+    ASSERT_TRUE(guest_->use(static_cast<u32>(slot), range_of(memory, kImage)));
+    reclaim::wait_for_turn();
+    EXPECT_TRUE(host::userfault::is_watched(range_of(memory, 1).start())) << slot;
+  }
+}
 TEST_F(Growth, OfPrivateMemoryIsPaidFor) {
   if (!host::userfault::serves_kernel()) GTEST_SKIP() << "userfaultfd serves user mode only here";
   reads_an_image(MAP_PRIVATE);
