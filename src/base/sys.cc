@@ -141,7 +141,7 @@ Result<int> raise_engine_fd(int fd) {
 
 Result<int> reopen_engine_fd(int fd, int flags, int proc) {
   FixedString<40> path;
-  path.append(proc < 0 ? "/proc/self/fd/" : "self/fd/").append_int(fd);
+  path.append(proc < 0 ? "/proc/thread-self/fd/" : "thread-self/fd/").append_int(fd);
   const int opened = ST_TRY(openat(proc < 0 ? AT_FDCWD : proc, path.c_str(), flags | O_CLOEXEC));
   return raise_engine_fd(opened);
 }

@@ -89,7 +89,7 @@ Result<int> open_proc(const char* path, int flags) {
 Result<int> reopen_engine_file(int fd) {
   const sync::PassingNumber passing;
   FixedString<48> path;
-  path.append("/proc/self/fd/").append_int(fd);
+  path.append("/proc/thread-self/fd/").append_int(fd);
   return raise_as_far_as_can_be(ST_TRY(open_proc(path.c_str(), O_RDWR | O_CLOEXEC)));
 }
 

@@ -14,6 +14,7 @@
 #include "base/sys.h"
 #include "host/memory_budget.h"
 #include "host/owner_table.h"
+#include "host/thread_count.h"
 
 namespace stagetwo::host {
 namespace {
@@ -36,7 +37,10 @@ void* serve(void*) {
   userfault::Touch touches[userfault::kMaxTouches];
   for (;;) {
     const unsigned count = userfault::wait_for_touches(touches);
-    if (count == 0) return nullptr;
+    if (count == 0) {
+      rejoin_thread_count();
+      return nullptr;
+    }
     for (unsigned i = 0; i < count; ++i) {
       // A process that touches fast what it never had would be ahead of who makes room: its next
       // touch waits for us.
@@ -63,6 +67,7 @@ int make_thread() {
     set_mask(&kAllButLibcs, &before);
     pthread_t thread{};
     made = pthread_create(&thread, &attributes, serve, nullptr);
+    if (made == 0) leave_thread_count();
     set_mask(&before, nullptr);
     if (made != 0) unmap_pages(*stack, kPageSize + kStackBytes);
   }

@@ -63,7 +63,7 @@ Result<void> ReadyFile::hold(int fd) {
   {
     const sync::PassingNumber passing;
     FixedString<48> path;
-    path.append("/proc/self/fd/").append_int(fd);
+    path.append("/proc/thread-self/fd/").append_int(fd);
     ST_TRY(own_.hold(ST_TRY(open_proc(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK))));
   }
   device_ = behind.st_dev;

@@ -13,6 +13,7 @@
 #include "base/failpoint.h"
 #include "base/sys.h"
 #include "host/footing.h"
+#include "host/thread_count.h"
 #include "sync/mutex.h"
 
 // The list and who runs what are under one leaf lock. A turn is run by whoever set `running_`: the
@@ -91,6 +92,7 @@ bool make_thread(void* (*entry)(void*), void* argument, KernelSigset blocked) {
   set_mask(&blocked, &before);  // inherited: no handler of the client ever runs in it
   pthread_t thread{};
   const int error = pthread_create(&thread, &attributes, entry, argument);
+  if (error == 0) leave_thread_count();
   set_mask(&before, nullptr);
   pthread_attr_destroy(&attributes);
   return error == 0;
@@ -103,6 +105,7 @@ void* Worker::entry(void* self) {
   Footing footing;
   footing.enter(__builtin_frame_address(0));
   static_cast<Worker*>(self)->serve();
+  rejoin_thread_count();
   return nullptr;
 }
 
@@ -281,6 +284,7 @@ void* enter_own_thread(void* start) {
   Footing footing;
   footing.enter(__builtin_frame_address(0));
   what.run(what.argument);
+  rejoin_thread_count();
   return nullptr;
 }
 

@@ -22,6 +22,7 @@
 #include "host/process_files.h"
 #include "host/run_section.h"
 #include "host/session.h"
+#include "host/thread_count.h"
 #include "reclaim/reclaim.h"
 #include "shim/forks.h"
 #include "shim/libc_calls.h"
@@ -108,6 +109,7 @@ bool begin_waking() {
 
 Result<void> make_awake() {
   next::resolve_all();
+  host::set_thread_count(static_cast<u32*>(dlsym(RTLD_NEXT, "__nptl_nthreads")));
   read_options();
   warn_of_options();
   enter_session();

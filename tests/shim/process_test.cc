@@ -65,6 +65,25 @@ TEST(Signal, FaultWithoutHandlerKills) {
 TEST(Thread, EndsInAHandlerInsideTheRun) {
   expect_case("signals", "thread_ends_in_handler");
 }
+// Where the first one has left by pthread_exit(): without a device as with one.
+TEST(Thread, ThatIsTheLastOfTheClientsEndsTheProcess) {
+  const std::string ends = "ends in the last one\n", worker = "worker ends\n" + ends;
+  const auto run = [](std::vector<std::string> command, const char* which) {
+    command.insert(command.begin(), {tool(), "run"});
+    command.insert(command.end(), {"--", program("last_thread"), which});
+    return run_program(command);
+  };
+  for (const auto& [which, told] :
+       {std::pair("w", worker), std::pair("t", worker), std::pair("m", worker),
+        std::pair("c", worker), std::pair("f", worker + "the child has ended\n" + worker)}) {
+    const Outcome outcome = run({}, which);
+    EXPECT_EQ(outcome.out, told) << which << outcome.err;
+    EXPECT_EQ(outcome.status, 0) << which;
+  }
+  const Outcome limited = run({"--memory-limit=64M", "--swap=/tmp"}, "w");
+  EXPECT_EQ(limited.out, worker) << limited.err;
+  EXPECT_EQ(limited.status, 0);
+}
 
 }  // namespace
 }  // namespace stagetwo::test
