@@ -107,6 +107,18 @@ constexpr Unseen kAll[] = {
     {Where::kEverywhere,
      "/proc/self/pagemap and /sys/kernel/mm/page_idle/bitmap by a stream that freopen opens again",
      "the kernel's own: other streams, read, pread, write and pwrite see the guest's"},
+    {Where::kEverywhere,
+     "a PCI function's config to be written, by a stream that freopen opens again", "EACCES"},
+    {Where::kEverywhere,
+     "posix_spawn_file_actions_addopen of a device or of a file of sysfs to be written; "
+     "wordexp's patterns; a link elsewhere, a bind or a mount whose name leads to what the "
+     "session shows; the lists of the folders above it (/dev, /sys/class, /sys/bus)",
+     "the machine's own: ENOENT where it has none"},
+    {Where::kEverywhere,
+     "the end of every thread by system calls of their number (SYS_exit) while a device "
+     "that works by itself is open; a first device that is opened after the first thread "
+     "has left by pthread_exit",
+     "the process stays, until SIGKILL; the client's memory is not found: EFAULT"},
     {Where::kWithUserfaultfd,
      "the touch of a private file mapping's absent page by a thread that blocks SIGSEGV",
      "the process ends by SIGSEGV"},

@@ -9,7 +9,7 @@ namespace {
 using Count = sync::Atomic<u32>;
 static_assert(sizeof(Count) == sizeof(u32));
 
-constinit Count* threads = nullptr;
+constinit Count* counted = nullptr;
 
 [[noreturn]] void wait_for_the_end() {
   Count never(0);
@@ -19,19 +19,19 @@ constinit Count* threads = nullptr;
 }  // namespace
 
 void set_thread_count(u32* count) {
-  threads = reinterpret_cast<Count*>(count);
+  counted = reinterpret_cast<Count*>(count);
 }
 
 void leave_thread_count() {
-  if (threads != nullptr) threads->fetch_sub(1);
+  if (counted != nullptr) counted->fetch_sub(1);
 }
 
 void rejoin_thread_count() {
-  if (threads == nullptr) return;
-  u32 clients = threads->load();
+  if (counted == nullptr) return;
+  u32 clients = counted->load();
   do {
     if (clients == 0) wait_for_the_end();
-  } while (!threads->compare_exchange_weak(clients, clients + 1));
+  } while (!counted->compare_exchange_weak(clients, clients + 1));
 }
 
 }  // namespace stagetwo::host

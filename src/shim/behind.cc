@@ -21,7 +21,9 @@
 #include "shim/buffered_calls.h"
 #include "shim/engine.h"
 #include "shim/files.h"
+#include "shim/mdev_files.h"
 #include "shim/next.h"
+#include "shim/paths.h"
 #include "shim/received.h"
 #include "sync/passing_number.h"
 
@@ -534,10 +536,39 @@ ssize_t list_attributes(int fd, char* to, size_t size) {
   return with_buffer(to, size, [&] { return next::flistxattr(fd, to, size); });
 }
 
+namespace {
+
+// What the kernel has it on: the session's own folder is not looked at.
+template <typename T, typename ByName>
+bool ask_shown(const char* name, T* out, ByName& by_name, int* result) {
+  const MovedName moved(name);
+  const Target target = moved.moved() ? Target{} : target_of(AT_FDCWD, name);
+  const bool ours = target && !target.file.kernel_has_it();
+  if (!moved.moved() && !ours) return false;
+  long refusal = 0;
+  if (moved.moved()) {
+    refusal = sys::call(SYS_faccessat, AT_FDCWD, sys::arg(moved.path()), F_OK);
+  } else if (target.trailing_slash && target.kind != PathKind::kDirectory) {
+    refusal = -ENOTDIR;
+  }
+  const std::string_view text(name);
+  const char* const place = text.starts_with("/sys/")    ? "/sys"
+                            : text.starts_with("/proc/") ? "/proc"
+                                                         : "/dev";
+  *result = refusal != 0 ? static_cast<int>(as_libc(refusal))
+                         : with_buffers([&](Buffers& buffers) { buffers.value(out); },
+                                        [&] { return by_name(place, out); });
+  return true;
+}
+
+}  // namespace
+
 int filesystem_of(const char* path, struct ::statfs* out) {
+  if (int result = 0; ask_shown(path, out, next::statfs, &result)) return result;
   return ask_filesystem(path, out, next::statfs, next::fstatfs);
 }
 int filesystem_of(const char* path, struct ::statvfs* out) {
+  if (int result = 0; ask_shown(path, out, next::statvfs, &result)) return result;
   return ask_filesystem(path, out, next::statvfs, next::fstatvfs);
 }
 

@@ -9,6 +9,7 @@
 #include "abi/vfio/vfio.h"
 #include "base/sys.h"
 #include "shim/options.h"
+#include "shim/paths.h"
 #include "shim/virtual_io.h"
 
 namespace stagetwo::shim {
@@ -16,6 +17,7 @@ namespace {
 
 using Place = FixedString<512>;
 constexpr std::string_view kSys = "/sys/", kNodes = "/dev/vfio/";
+constexpr const char* kNodeFolder = "/dev/vfio";
 constexpr off_t kAttributeBytes = 4096;
 
 bool refuse_with_errno(int error) {
@@ -35,13 +37,34 @@ bool is_in_sysfs(std::string_view place) {
   return place.starts_with(kSys);
 }
 
+// In the folder that stands for /dev/vfio, or that one.
+bool is_of_nodes(std::string_view place) {
+  const std::string_view session = option("session");
+  if (session.empty() || !place.starts_with(session)) return false;
+  place.remove_prefix(session.size());
+  return place == kNodeFolder || place.starts_with(kNodes);
+}
+
+// By any spelling of /dev/vfio, from wherever.
+bool in_node_folder(int directory, const char* path, Place& to) {
+  FixedString<128> name;
+  if (!could_name_ours(directory, path, &name)) return false;
+  const bool below = name.view() == kNodeFolder || name.view().starts_with(kNodes);
+  const MovedName folder(below ? kNodeFolder : "");
+  if (!folder.moved()) return false;
+  const std::string_view rest = name.view().substr(std::string_view(kNodeFolder).size());
+  to.append(folder.path()).append(rest);
+  return true;
+}
+
 // Where a name leads that is in the tree; a relative one is where its folder is. False: it is not.
 bool in_tree(int directory, const MovedName& moved, Place& to) {
   const char* const path = moved.path();
   if (moved.moved()) {
     to.append(moved.path());
-    return is_in_sysfs(to.view());
+    return is_in_sysfs(to.view()) || is_of_nodes(to.view());
   }
+  if (in_node_folder(directory, path, to)) return true;
   if (reinterpret_cast<u64>(path) < 4096 || path[0] == '/' || path[0] == '\0') return false;
   read_options();
   if (option("session").empty()) return false;
@@ -56,7 +79,10 @@ bool in_tree(int directory, const MovedName& moved, Place& to) {
       sys::call(SYS_readlinkat, AT_FDCWD, sys::arg(link.c_str()), sys::arg(folder), sizeof(folder));
   if (size <= 0) return false;
   to.append({folder, static_cast<size_t>(size)}).append_char('/');
-  if (!is_in_sysfs(to.view())) return false;
+  if (!is_in_sysfs(to.view()) && !is_of_nodes(to.view())) {
+    to.clear();
+    return false;
+  }
   to.append(path);
   return true;
 }
@@ -70,6 +96,23 @@ int refusal_in_folder(std::string_view place, int refusal) {
   const int error = look(folder.c_str(), &said);
   if (error != 0) return error;
   return S_ISDIR(said.st_mode) || S_ISLNK(said.st_mode) ? refusal : ENOTDIR;
+}
+
+// Nothing is made or taken away there: a name of devtmpfs would be the machine's, and not be seen.
+// Who could not in the kernel, either, hears what it says.
+int refusal_at(std::string_view place) {
+  return is_of_nodes(place) && geteuid() != 0 ? EACCES : EPERM;
+}
+
+// Our files whose names are the machine's otherwise.
+bool stands(int directory, const char* path, Naming what) {
+  const Target target = target_of(directory, path);
+  if (!target || target.file.kernel_has_it()) return false;
+  if (what == Naming::kMakes) return refuse_with_errno(EEXIST);
+  const bool folder = target.kind == PathKind::kDirectory;
+  if (folder && what == Naming::kRemovesFile) return refuse_with_errno(EISDIR);
+  if (!folder && what == Naming::kRemovesFolder) return refuse_with_errno(ENOTDIR);
+  return refuse_with_errno(geteuid() != 0 ? EACCES : EPERM);
 }
 
 // What stands for the node with these numbers. False: none of /dev/vfio, or nothing does.
@@ -101,7 +144,7 @@ bool pair_refused(int directory, const char* from, int other, const char* to, bo
   struct ::stat said{};
   if (const int error = look(source.c_str(), &said); error != 0) return refuse_with_errno(error);
   if (links && look(target.c_str(), &said) == 0) return refuse_with_errno(EEXIST);
-  return refuse_with_errno(refusal_in_folder(target.view(), EPERM));
+  return refuse_with_errno(refusal_in_folder(target.view(), refusal_at(target.view())));
 }
 
 bool is_attribute(const MovedName& name, mode_t mode) {
@@ -112,16 +155,17 @@ bool is_attribute(const MovedName& name, mode_t mode) {
 
 bool naming_refused(int directory, const char* path, Naming what) {
   Place place;
-  if (!in_tree(directory, MovedName(path), place)) return false;
+  if (!in_tree(directory, MovedName(path), place)) return stands(directory, path, what);
   struct ::stat said{};
   const int error = look(place.c_str(), &said);
   if (what == Naming::kMakes) {
-    return refuse_with_errno(error == 0 ? EEXIST : refusal_in_folder(place.view(), EPERM));
+    return refuse_with_errno(
+        error == 0 ? EEXIST : refusal_in_folder(place.view(), refusal_at(place.view())));
   }
   if (error != 0) return refuse_with_errno(error);
   if (what == Naming::kRemovesFile && S_ISDIR(said.st_mode)) return refuse_with_errno(EISDIR);
   if (what == Naming::kRemovesFolder && !S_ISDIR(said.st_mode)) return refuse_with_errno(ENOTDIR);
-  return refuse_with_errno(EPERM);
+  return refuse_with_errno(refusal_at(place.view()));
 }
 
 bool renaming_refused(int directory, const char* from, int other, const char* to) {
@@ -188,6 +232,14 @@ int show_attribute(const MovedName& name, int result, struct ::statx* out) {
   out->stx_size = kAttributeBytes;
   out->stx_blocks = 0;
   return result;
+}
+
+long truncation_of_attribute(const MovedName& name) {
+  struct ::stat said{};
+  const long path = sys::arg(name.path());
+  const long found = sys::call(SYS_newfstatat, AT_FDCWD, path, sys::arg(&said), 0);
+  if (found != 0) return found;
+  return S_ISDIR(said.st_mode) ? -EISDIR : sys::call(SYS_faccessat, AT_FDCWD, path, W_OK);
 }
 
 void show_open_attribute(int fd, struct ::stat* out) {

@@ -2,14 +2,15 @@
 #pragma once
 
 // Calls that make, remove, rename or change a name where the session's tree stands for sysfs and
-// /dev/vfio (shim/mdev_files.h). sysfs has the files it has: what would make or take away one is
-// refused with the errno it has there; rights, owner and times of one, or of a node, are those of
-// the session's file that stands for it, and are shown.
+// /dev/vfio (shim/mdev_files.h), or of another device of ours. sysfs has the files it has: what
+// would make or take away one is refused with the errno it has there; rights, owner and times of
+// one, or of a node, are those of the session's file that stands for it, and are shown.
 //
 // Analogue: fs/kernfs/dir.c and inode.c; what a directory without the operation gives is
 // fs/namei.c's (vfs_unlink, vfs_link, lookup_open). Differs: a node's rights are shown, not asked
-// when it is opened.
-// Context: any thread of the client, awake or not.
+// when it is opened; devtmpfs lets root make and take away names, here it is refused (EPERM), for
+// it would be on the machine, where nobody of the session sees it. Context: any thread of the
+// client, awake or not.
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -54,6 +55,8 @@ void show_rights(u32 major_number, u32 minor_number, struct ::stat* out);
 // where there is something to show.
 int show_attribute(const MovedName& name, int result, struct ::stat* out);
 int show_attribute(const MovedName& name, int result, struct ::statx* out);
+// An attribute has no length to change. 0 or minus the errno. Pre: the name was moved.
+[[nodiscard]] long truncation_of_attribute(const MovedName& name);
 void show_open_attribute(int fd, struct ::stat* out);
 
 }  // namespace stagetwo::shim

@@ -17,6 +17,7 @@
 #include "shim/mdev_files.h"
 #include "shim/memory.h"
 #include "shim/next.h"
+#include "shim/programs.h"
 #include "shim/raw.h"
 #include "shim/segments.h"
 #include "shim/shared_files.h"
@@ -494,6 +495,15 @@ ST_ENTRY int execle(const char* path, const char* first, ...) noexcept {
   char** const settings = va_arg(list, char**);
   va_end(list);
   return execve(path, words, settings);
+}
+
+ST_ENTRY int posix_spawn_file_actions_addopen(posix_spawn_file_actions_t* steps, int fd,
+                                              const char* path, int flags, mode_t mode) noexcept {
+  return shim::add_opening(steps, fd, path, flags, mode);
+}
+ST_ENTRY int posix_spawn_file_actions_addchdir_np(posix_spawn_file_actions_t* steps,
+                                                  const char* path) noexcept {
+  return shim::add_entering(steps, path);
 }
 
 ST_ENTRY int __register_atfork(void (*before)(), void (*parent)(), void (*child)(),

@@ -32,8 +32,6 @@
 #include "sync/passing_number.h"
 
 namespace stagetwo::shim {
-namespace {
-
 Result<int> open_target(const Target& target, int flags) {
   if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) return refuse(EEXIST);
   if ((flags & O_DIRECTORY) != 0 || target.trailing_slash) return refuse(ENOTDIR);
@@ -44,6 +42,8 @@ Result<int> open_target(const Target& target, int flags) {
   section.leave();
   return opened;
 }
+
+namespace {
 
 int call_next_open(int directory, const char* path, int flags, mode_t mode) {
   const auto go_on = [&] {
@@ -56,17 +56,6 @@ int call_next_open(int directory, const char* path, int flags, mode_t mode) {
                           return go_on();
                         return take_out_named(directory, path, flags, 0, go_on);
                       });
-}
-
-// The open flags of an fopen mode; what fopen itself refuses is left to it.
-int flags_of_mode(const char* mode) {
-  const bool plus = strchr(mode, '+') != nullptr;
-  int flags = plus ? O_RDWR : mode[0] == 'r' ? O_RDONLY : O_WRONLY;
-  if (mode[0] == 'w') flags |= O_CREAT | O_TRUNC;
-  if (mode[0] == 'a') flags |= O_CREAT | O_APPEND;
-  if (strchr(mode, 'x') != nullptr) flags |= O_EXCL;
-  if (strchr(mode, 'e') != nullptr) flags |= O_CLOEXEC;
-  return flags;
 }
 
 bool asks_about_descriptor(const char* path, int flags) {
@@ -172,64 +161,6 @@ int open_at(int directory, const char* name, int flags, mode_t mode) {
     return call_next_open(directory, path, flags, mode);
   }
   return static_cast<int>(as_libc(open_target(target, flags)));
-}
-
-namespace {
-
-FILE* stream_over(int fd, const char* mode) {
-  if (fd < 0) return nullptr;
-  FILE* const stream = stream_on(fd, mode);
-  if (stream == nullptr) close_fd(fd);
-  return stream;
-}
-
-template <typename F>
-FILE* stream_of(const char* path, const char* mode, F&& call) {
-  if (path == nullptr || mode[0] != 'w' || !truncates(flags_of_mode(mode))) return call();
-  return take_out_named(AT_FDCWD, path, 0, 0, call);
-}
-
-}  // namespace
-
-FILE* open_stream(const char* name, const char* mode) {
-  const MovedName moved(name);
-  const char* const path = moved.path();
-  if (int opened = -1; opened_of_bus(AT_FDCWD, moved, flags_of_mode(mode), &opened))
-    return stream_over(opened, mode);
-  const Target target = target_to_open(AT_FDCWD, path, flags_of_mode(mode));
-  const bool known = mode[0] == 'r' || mode[0] == 'w' || mode[0] == 'a';
-  if (!target || target.kind == PathKind::kDirectory || !known) {
-    if (known && opening_refused(AT_FDCWD, path, flags_of_mode(mode))) return nullptr;
-    return with_buffers(
-        [&](Buffers& buffers) { buffers.text(path); },
-        [&] { return stream_of(path, mode, [&] { return next::fopen(path, mode); }); });
-  }
-  return stream_over(static_cast<int>(as_libc(open_target(target, flags_of_mode(mode)))), mode);
-}
-
-FILE* reopen_stream(const char* path, const char* mode, FILE* stream) {
-  if (path != nullptr && opening_refused(AT_FDCWD, path, flags_of_mode(mode))) {
-    close_stream(stream);
-    return with_errno<FILE*>(ENXIO);
-  }
-  const auto go_on = [&] {
-    return stream_of(path, mode, [&] { return next::freopen(path, mode, stream); });
-  };
-  if (stream == nullptr || !holds_ours(stream)) return go_on();
-  if (path == nullptr) {
-    // What is behind it is opened again by its name in /proc, which leads to nothing to be opened.
-    close_stream(stream);
-    return with_errno<FILE*>(ENXIO);
-  }
-  // The name may be a pipe's and be waited for, so not in a section. In a full table, where there
-  // is no number for a copy, nothing can be opened and so nothing waited for.
-  const int copy = next::fcntl(fileno(stream), F_DUPFD_CLOEXEC, 0);
-  if (copy < 0) return close_watched(stream, [&] { return next::freopen(path, mode, stream); });
-  FILE* const again = go_on();
-  const int error = errno;
-  close_fd(copy);
-  errno = error;
-  return again;
 }
 
 int stat_at(int directory, const char* name, struct stat* out, int flags) {
@@ -473,7 +404,10 @@ off_t seek_fd(int fd, off_t offset, int whence) {
   return ours && known ? next::lseek(fd, 0, SEEK_CUR) : next::lseek(fd, offset, whence);
 }
 
-int truncate_at(const char* path, off_t size) {
+int truncate_at(const char* name, off_t size) {
+  const MovedName moved(name);
+  const char* const path = moved.path();
+  if (moved.moved()) return static_cast<int>(as_libc(truncation_of_attribute(moved)));
   if (resize_refused(behind_name(AT_FDCWD, path))) return -1;
   return with_buffers([&](Buffers& buffers) { buffers.text(path); },
                       [&] {

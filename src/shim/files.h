@@ -13,8 +13,13 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "base/result.h"
+
 namespace stagetwo::shim {
 
+struct Target;
+// Failure: as the kernel's open of such a file.
+[[nodiscard]] Result<int> open_target(const Target& target, int flags);
 int open_at(int directory, const char* path, int flags, mode_t mode);
 FILE* open_stream(const char* path, const char* mode);
 FILE* reopen_stream(const char* path, const char* mode, FILE* stream);

@@ -229,16 +229,20 @@ const Device* device_numbered(u32 major, u32 minor) {
   return nullptr;
 }
 
-Target target_of(int directory, const char* path) {
+bool could_name_ours(int directory, const char* path, Name* name) {
   // What cannot be a pointer is left to the kernel's EFAULT.
-  if (reinterpret_cast<u64>(path) < 4096) return {};
+  if (reinterpret_cast<u64>(path) < 4096) return false;
   const bool absolute = path[0] == '/';
   const std::string_view text(path);
   if (absolute ? !could_be_ours(text) : !relative_could_be_ours(text)) [[likely]]
-    return {};
+    return false;
+  return (absolute || append_base(*name, directory)) && append_normal(*name, text);
+}
+
+Target target_of(int directory, const char* path) {
   Name name;
-  if (!absolute && !append_base(name, directory)) return {};
-  if (!append_normal(name, text)) return {};
+  if (!could_name_ours(directory, path, &name)) return {};
+  const std::string_view text(path);
   Target target = target_named(name.view());
   target.trailing_slash = text.ends_with('/') || text.ends_with("/.");
   return target;

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "base/text.h"
 #include "base/types.h"
 #include "shim/virtual_files.h"
 
@@ -42,6 +43,9 @@ struct Target {
 
 // Pre: `path` is what the client passed; nullptr is nobody's.
 Target target_of(int directory, const char* path);
+// The name as a whole, without dots and doubled slashes. False: not one of ours, by its first or
+// last letters, or longer than any.
+[[nodiscard]] bool could_name_ours(int directory, const char* path, FixedString<128>* name);
 // The one of this number, or nullptr: of those that have numbers.
 const Device* device_numbered(u32 major, u32 minor);
 

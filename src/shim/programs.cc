@@ -8,6 +8,8 @@
 #include "host/access.h"
 #include "host/run_section.h"
 #include "shim/buffers.h"
+#include "shim/mdev_files.h"
+#include "shim/next.h"
 #include "shim/open_descriptors.h"
 
 namespace stagetwo::shim {
@@ -36,6 +38,20 @@ Inheritance::Inheritance(const posix_spawn_file_actions_t* steps) {
   });
   section.leave();
   errno = error;
+}
+
+int add_opening(posix_spawn_file_actions_t* steps, int fd, const char* path, int flags,
+                mode_t mode) {
+  const MovedName moved(path);
+  const std::string_view place(moved.path());
+  const bool only_written = place.ends_with("/create") || place.ends_with("/remove");
+  const bool leads = (flags & (O_ACCMODE | O_CREAT | O_TRUNC)) == O_RDONLY && !only_written;
+  return next::posix_spawn_file_actions_addopen(steps, fd, leads ? moved.path() : path, flags,
+                                                mode);
+}
+
+int add_entering(posix_spawn_file_actions_t* steps, const char* path) {
+  return next::posix_spawn_file_actions_addchdir_np(steps, MovedName(path).path());
 }
 
 }  // namespace stagetwo::shim

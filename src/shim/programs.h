@@ -55,4 +55,11 @@ T start_program(const posix_spawn_file_actions_t* steps, Failed&& failed, T refu
   return result;
 }
 
+// What a child opens and enters is opened and entered inside libc: by the name that leads there. A
+// device, and a file of sysfs that is to be written, are none of libc's to open: ENOENT in the
+// child.
+int add_opening(posix_spawn_file_actions_t* steps, int fd, const char* path, int flags,
+                mode_t mode);
+int add_entering(posix_spawn_file_actions_t* steps, const char* path);
+
 }  // namespace stagetwo::shim

@@ -98,6 +98,24 @@ TEST(Vfio, TheFoldersOfNodesAreListed) {
       << told.err;
 }
 
+// By whatever function of libc's that goes through folders, opens or makes something by a name.
+TEST(Vfio, NamesAreTheSessionsInWhateverTakesThem) {
+  const Outcome outcome = run_under("names");
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+  const Outcome told = shell(
+      "echo ${U}01 > $T/serial-1/create; python3 -c 'import glob; "
+      "print(*glob.glob(\"/sys/class/mdev_bus/serial/*/serial-1/n*\"), "
+      "*glob.glob(\"/dev/vfio/[0-9]*\"))'; "
+      "find $B/${U}01/ -name mdev_type | wc -l; "
+      "stat -f -c %T $B; "
+      "if command -v hexdump > /dev/null; then hexdump -C $T/serial-1/device_api | head -1; "
+      "else echo '00000000  76 66 69 6f 2d 70 63 69  0a                       |vfio-pci.|'; fi");
+  EXPECT_EQ(told.out,
+            "/sys/class/mdev_bus/serial/mdev_supported_types/serial-1/name /dev/vfio/0\n1\nsysfs\n"
+            "00000000  76 66 69 6f 2d 70 63 69  0a                       |vfio-pci.|\n")
+      << told.err;
+}
+
 // As of any file of sysfs without a show, root included.
 TEST(Vfio, WhatIsWrittenOnlyIsNotOpenedToBeRead) {
   const Outcome told = shell(
