@@ -2,10 +2,12 @@
 #include "stage2/address_space.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "base/check.h"
 #include "base/guard.h"
 #include "base/trace.h"
+#include "host/device_registers.h"
 #include "host/faultin.h"
 #include "host/mapping_level.h"
 #include "host/memory_budget.h"
@@ -50,6 +52,13 @@ TdpPolicy tdp_policy(const SlotPolicy& policy, const NxPolicy& nx) {
   tdp.nx_huge_pages = nx.enabled != nullptr && nx.enabled();
   tdp.root_level = policy.max_gfn < pt::frame_limit<Format>(4) ? 4 : 5;
   return tdp;
+}
+
+// A store that the host refuses because the page is a device's registers: nobody maps it to be
+// written, in whichever way it is asked for.
+bool is_register(const Fault& fault) {
+  return fault.access == Access::kWrite && !fault.from_file &&
+         host::device_bytes_at(fault.page + page_offset(fault.gpa)) != 0;
 }
 
 }  // namespace
@@ -217,6 +226,7 @@ FaultOutcome GuestMemory::resolve(MmuContext& context, Fault& fault) {
   if (!context.top_up()) return FaultOutcome::kNoMemory;
   if (fault.slot != nullptr) {
     outcome = make_resident(fault, context.resident, Mode::kMayBlock, true, &context.populated);
+    if (outcome == FaultOutcome::kToUser && is_register(fault)) return FaultOutcome::kEmulate;
     if (outcome != FaultOutcome::kFixed) return outcome;
     if (fault.max_level > 1) {
       fault.max_level =
@@ -298,6 +308,23 @@ bool GuestMemory::is_stale(const Fault& fault) {
   return true;
 }
 
+// Registers of a device hear a store outside every section, once, from whatever they are told while
+// the slot and the mapping stand: as a store that a processor has sent to the bus. False: they are
+// none.
+bool GuestMemory::write_to_device(Fault fault, const u8* from, size_t size, FaultOutcome* out) {
+  begin(fault);
+  {
+    const Memslots::Reader section(slots_);
+    if (look_up(fault, section) != FaultOutcome::kFixed || !is_register(fault)) return false;
+  }
+  const size_t put = host::put_to_device(fault.page + page_offset(fault.gpa), {from, size});
+  *out = put == size ? FaultOutcome::kFixed : FaultOutcome::kToUser;
+  const Memslots::Reader section(slots_);
+  const Slot* const slot = section.find(fault.address_space, fault.gfn);
+  if (put != 0 && slot != nullptr) Memslots::mark_dirty(*slot, fault.gfn, fault.ring);
+  return true;
+}
+
 template <typename F>
 FaultOutcome GuestMemory::transfer(const Fault& like, size_t bytes, size_t* done, F&& copy) {
   size_t moved = 0;
@@ -306,8 +333,16 @@ FaultOutcome GuestMemory::transfer(const Fault& like, size_t bytes, size_t* done
     Fault fault = like;
     fault.gpa = like.gpa + moved;
     const size_t chunk = std::min<size_t>(bytes - moved, kPageSize - page_offset(fault.gpa));
-    outcome = with_page(fault, Mode::kMayBlock,
-                        [&](Hva hva) { return copy(hva, moved, chunk) == chunk; });
+    const auto elsewhere = [&] {
+      if constexpr (std::is_invocable_v<F&, size_t>) {
+        return write_to_device(fault, copy(moved), chunk, &outcome);
+      }
+      return false;
+    };
+    if (!elsewhere()) {
+      outcome = with_page(fault, Mode::kMayBlock,
+                          [&](Hva hva) { return copy(hva, moved, chunk) == chunk; });
+    }
     if (outcome != FaultOutcome::kFixed) break;
     moved += chunk;
   }
@@ -337,9 +372,15 @@ FaultOutcome GuestMemory::write(Gpa to, const void* from, size_t bytes, size_t* 
                    .address_space = address_space,
                    .own = true,
                    .ring = ring};
-  return transfer(like, bytes, done, [from](Hva hva, size_t offset, size_t chunk) {
-    return host::copy_to(hva, static_cast<const u8*>(from) + offset, chunk);
-  });
+  // What a page is given, and what a device is told.
+  struct Store {
+    const u8* from;
+    size_t operator()(Hva hva, size_t offset, size_t chunk) const {
+      return host::copy_to(hva, from + offset, chunk);
+    }
+    const u8* operator()(size_t offset) const { return from + offset; }
+  };
+  return transfer(like, bytes, done, Store{static_cast<const u8*>(from)});
 }
 
 FaultOutcome GuestMemory::emulated_write(Gpa to, const void* from, size_t bytes, DirtyRing* ring,

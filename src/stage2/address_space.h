@@ -81,7 +81,6 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
                                      DirtyRing* ring = nullptr, u32 address_space = 0);
   // The guest's own read of its page tables: as read(), of the half that the attribute names.
   [[nodiscard]] FaultOutcome read_as_guest(Gpa from, void* to, size_t bytes);
-
   // The same for a thread whose line is RUNNING: never blocks; kRetry where the page is not known
   // to be resident or is being changed: leave, use the slow form, enter again. Within one page.
   template <typename T>
@@ -140,6 +139,7 @@ class GuestMemory final : public host::MmuNotifier, private SlotUpdateHost, priv
   [[nodiscard]] bool is_stale(const Fault& fault);
   template <typename F>
   [[nodiscard]] FaultOutcome transfer(const Fault& like, size_t bytes, size_t* done, F&& copy);
+  [[nodiscard]] bool write_to_device(Fault fault, const u8* from, size_t size, FaultOutcome* out);
 
   // SlotUpdateHost: the same two halves a change has.
   void close_range(HvaRange range) override;

@@ -59,7 +59,8 @@ enum class FaultOutcome : u8 {
   kFixed,        // there is an entry now, or was a moment ago
   kSpurious,     // there was one already that permits the access
   kRetry,        // an invalidation, a slot change or another fault came between: ask again
-  kEmulate,      // a store to a write-tracked page: KVM makes it, and tells the tracker
+  kEmulate,      // a store to a write-tracked page or a device's registers: KVM makes it, and tells
+                 // the tracker, or the device
   kMmio,         // no slot, or a write to a READONLY one: the access is the VMM's
   kToUser,       // the slot's host address has no page for this access: EFAULT
   kPoison,       // the host page is broken hardware: EHWPOISON

@@ -64,7 +64,7 @@ void fill(Cpu& c, SoftTlb& view, u64 linear, Access access, Hva at, bool large) 
 
 struct Resolved {
   Hva hva;
-  Gpa gpa;
+  Gpa gpa;  // but of a hit
 };
 
 Second resolve(Cpu& c, u64 linear, Access access, Who who, Resolved* out) {
@@ -252,9 +252,10 @@ bool crosses(u64 linear, u32 size) {
 }
 
 // Both pages of an access that crosses, as they are at one moment: who converts them both, or takes
-// them, finds all of the access before or behind. kHost: both are the host's; kStopped; else they
-// are the pieces' to find.
-Second resolve_both(Cpu& c, u64 linear, Access access, Who who, Resolved (&out)[2]) {
+// them, finds all of the access before or behind. kHost: both are the host's; kTracked: of one or
+// both, as kind[] says, KVM makes the stores; kStopped; else they are the pieces' to find.
+Second resolve_both(Cpu& c, u64 linear, Access access, Who who, Resolved (&out)[2],
+                    Second (&kind)[2]) {
   const u64 next = wrap(c, (linear & kPageMask) + kPageSize);
   for (unsigned tries = 0; tries < kBackstopTries; ++tries) {
     const Second first = resolve(c, linear, access, who, &out[0]);
@@ -262,10 +263,34 @@ Second resolve_both(Cpu& c, u64 linear, Access access, Who who, Resolved (&out)[
     const u64 section = c.section;
     const Second second = resolve(c, next, access, who, &out[1]);
     if (second == Second::kStopped) return second;
-    if (c.section != section) continue;  // the first may be another by now
+    if (c.section != section && first == Second::kHost) continue;  // it may be another by now
+    kind[0] = first;
+    kind[1] = second;
+    if (first == Second::kMmio || second == Second::kMmio) return Second::kMmio;
     return first == Second::kHost ? second : first;
   }
   return Second::kMmio;
+}
+
+// Memory first: it may have to be looked for again, and what a device was told is said once.
+// False, and not *stopped: nothing that counts was done.
+bool store_both(Cpu& c, const Resolved (&at)[2], const Second (&kind)[2], const void* data,
+                u32 room, u32 size, bool* stopped) {
+  const u8* const from[2] = {static_cast<const u8*>(data), static_cast<const u8*>(data) + room};
+  const u32 bytes[2] = {room, size - room};
+  for (unsigned i = 0; i < 2; ++i) {
+    if (kind[i] != Second::kHost) continue;
+    note_store(c, at[i].hva, bytes[i]);
+    if (!host_store(at[i].hva, from[i], bytes[i])) return false;
+  }
+  for (unsigned i = 0; i < 2; ++i) {
+    if (kind[i] != Second::kTracked) continue;
+    if (!store_tracked(c, at[i].gpa, from[i], bytes[i])) {
+      *stopped = true;
+      return false;
+    }
+  }
+  return true;
 }
 
 bool probe(Cpu& c, u64 linear, u32 size, Access access, Who who) {
@@ -298,7 +323,8 @@ bool load_bytes(Cpu& c, u64 linear, void* data, u32 size, Who who) {
   if (crosses(linear, size)) [[unlikely]] {
     const u32 room = static_cast<u32>(kPageSize - (linear & ~kPageMask));
     Resolved at[2];
-    const Second both = resolve_both(c, linear, Access::kRead, who, at);
+    Second kind[2];
+    const Second both = resolve_both(c, linear, Access::kRead, who, at, kind);
     if (both == Second::kStopped) return false;
     if (both == Second::kHost && host_load(at[0].hva, data, room) &&
         host_load(at[1].hva, static_cast<u8*>(data) + room, size - room)) {
@@ -315,15 +341,13 @@ bool store_bytes(Cpu& c, u64 linear, const void* data, u32 size, Who who) {
   if (crosses(linear, size)) [[unlikely]] {
     const u32 room = static_cast<u32>(kPageSize - (linear & ~kPageMask));
     Resolved at[2];
-    const Second both = resolve_both(c, linear, Access::kWrite, who, at);
+    Second kind[2];
+    const Second both = resolve_both(c, linear, Access::kWrite, who, at, kind);
     if (both == Second::kStopped) return false;
-    if (both == Second::kHost) {
-      note_store(c, at[0].hva, room);
-      note_store(c, at[1].hva, size - room);
-      if (host_store(at[0].hva, data, room) &&
-          host_store(at[1].hva, static_cast<const u8*>(data) + room, size - room)) {
-        return true;
-      }
+    if (both != Second::kMmio) {
+      bool stopped = false;
+      if (store_both(c, at, kind, data, room, size, &stopped)) return true;
+      if (stopped) return false;
     }
   }
   return by_page(linear, size, [&](u32 offset, u32 bytes) {

@@ -238,6 +238,13 @@ TEST(Vfio, AFunctionIsDrivenByItsOwnNode) {
   }
 }
 
+// Its registers are a slot of KVM's: what the guest stores to them the device hears.
+TEST(Vfio, AGuestDrivesAFunctionThroughItsSlot) {
+  const Outcome outcome =
+      run_program({tool(), "run", "--vfio-device=ioat", "--", program("guest_registers")});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 TEST(Vfio, APasidOfADeviceIsAnAddressSpaceOfItsOwn) {
   const Outcome outcome =
       run_program({tool(), "run", "--abi=6.18", "--", program("engine_pasids")});

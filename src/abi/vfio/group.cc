@@ -31,7 +31,7 @@ sync::Ref<iommu::Iommufd> iommufd_of(const host::DescriptionRef& ref) {
 // the one that has set it. Empty: neither has it open.
 template <typename F>
 auto find_linked(const vfio::GroupLink& link, F&& what) {
-  struct ::stat behind{};
+  struct ::stat behind {};
   behind.st_mode = S_IFREG;
   behind.st_dev = link.device;
   behind.st_ino = link.inode;

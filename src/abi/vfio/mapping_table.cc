@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "abi/vfio/requests.h"
+#include "base/check.h"
 #include "base/process_page.h"
 #include "host/process_map.h"
 
@@ -252,6 +253,44 @@ sync::Ref<OpenDevice> Mappings::cut(size_t at, HvaRange gone) {
   return {};
 }
 
+// ---- devices that put() was the last to have
+
+// A device that meanwhile nobody else has ends elsewhere: a processor that stores to it for its
+// guest has locks that closing comes before.
+void Mappings::let_go(sync::Ref<OpenDevice> device) {
+  {
+    const sync::MutexGuard guard(lock_);
+    --putting_;
+    for (const Mapping& row : rows_) {
+      if (row.device.get() != device.get()) continue;
+      device.reset();
+      return;
+    }
+    const Edit edit(*this);
+    ST_CHECK(left_.push_back(std::move(device)));  // put() has made room for it
+  }
+  leaver_.call();
+}
+
+void Mappings::drop_left() {
+  Vec<sync::Ref<OpenDevice>> left{"abi_vfio.mappings"};
+  const sync::MutexGuard guard(lock_);
+  const Edit edit(*this);
+  left.swap(left_);
+}
+
+void Mappings::Leaver::call() {
+  called_.store(1);
+  const u32 now = process_stamp();
+  if (added_.exchange(now) != now) return host::add_work(this);
+  host::kick_worker();
+}
+
+void Mappings::Leaver::turn() {
+  called_.store(0);
+  mappings().drop_left();
+}
+
 // ---- rights and places
 
 Result<void> Mappings::divide_at(Hva at) {
@@ -341,9 +380,15 @@ void Mappings::after_fork_child() {
   if (editing_.load() != 0) {
     // Half of a table: what it says is nobody's, until this process ends.
     std::construct_at(&rows_, "abi_vfio.mappings");
+    std::construct_at(&left_, "abi_vfio.mappings");
     used_.store(0);
     editing_.store(0);
   }
+  {
+    const sync::MutexGuard guard(lock_);
+    putting_ = 0;
+  }
+  drop_left();
   if (!used()) return;
   {
     const sync::MutexGuard guard(lock_);

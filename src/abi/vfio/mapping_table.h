@@ -104,12 +104,27 @@ class Mappings final : public host::MmuNotifier, host::WorkItem {
   bool is_put_off(Hva at, vfio::Device& device);
   void follow_locked(vfio::Device& device) TA_REQ(changing_);
   void settle(Mapping& row) TA_REQ(lock_);
-  // What is trapped around `at`, as far as area and mapping go. False: nothing is.
+  // What is trapped around an address. False: nothing is.
   struct Trap {
     Mapping mapping;
     HvaRange range;
   };
+  [[nodiscard]] static HvaRange trap_of(const Mapping& row, Hva at);
   bool find_trap(Hva at, Trap* trap);
+  const Mapping* last_at(Hva at) TA_REQ(lock_);
+  bool find_trap_locked(Hva at, Trap* trap) TA_REQ(lock_);
+  // Of what put() had, and nobody else has any more.
+  class Leaver final : public host::WorkItem {
+   public:
+    void call();
+    void turn() override;
+    u64 period_ns() override { return called_.load() != 0 ? 1 : sync::kNoTimeout; }
+
+   private:
+    sync::Atomic<u32> called_{0}, added_{0};  // the process that added it
+  };
+  void let_go(sync::Ref<OpenDevice> device);
+  void drop_left();
   Result<void> divide_at(Hva at) TA_REQ(lock_);
 
   sync::Mutex changing_{sync::Rank::kVm};
@@ -117,6 +132,9 @@ class Mappings final : public host::MmuNotifier, host::WorkItem {
   u32 subscribed_ TA_GUARDED(changing_) = 0, watched_ TA_GUARDED(changing_) = 0;
   sync::Mutex lock_{sync::Rank::kLeaf};
   Vec<Mapping> rows_ TA_GUARDED(lock_){"abi_vfio.mappings"};
+  unsigned putting_ TA_GUARDED(lock_) = 0;  // calls of put() that have a device
+  Vec<sync::Ref<OpenDevice>> left_ TA_GUARDED(lock_){"abi_vfio.mappings"};  // for the worker to end
+  Leaver leaver_;
   sync::Atomic<u32> used_{0};     // rows; changes of a process without any look no further
   sync::Atomic<u32> editing_{0};  // somebody changes the table: a child's copy is half of it
 };

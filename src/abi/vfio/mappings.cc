@@ -11,6 +11,7 @@
 #include "abi/vfio/trapped_store.h"
 #include "abi/vfio/vfio.h"
 #include "host/backstop.h"
+#include "host/device_registers.h"
 
 namespace stagetwo::abi_vfio {
 namespace {
@@ -28,6 +29,9 @@ struct Told {
   vfio::Device& device;
   const Mapping& row;
 };
+
+// What KVM's processors, and KVM, store to (host/device_registers.h).
+constexpr host::DeviceRegisters kForProcessors{trapped_bytes_at, put_to_device};
 
 // The model sees registers: pieces of at most eight bytes, aligned.
 void tell_model(void* who, Hva at, std::span<const u8> bytes) {
@@ -57,27 +61,40 @@ Mappings* known_mappings() {
   return made.load(sync::kAcquire);
 }
 
-bool Mappings::find_trap(Hva at, Trap* trap) {
-  Mapping& found = trap->mapping;
-  {
-    const sync::MutexGuard guard(lock_);
-    for (const Mapping& row : rows_) {
-      if (row.range.contains(at)) {
-        found = row.copy();
-      }
-    }
-  }
-  if (!found.device) return false;
-  const u64 offset = found.offset + (at - found.range.start());
-  const vfio::Shape& shape = found.device->device().shape();
-  for (const vfio::MappedArea& area : shape.regions[found.region].mapped) {
+// What is trapped around `at` in that row, as far as area and mapping go; empty: nothing is.
+HvaRange Mappings::trap_of(const Mapping& row, Hva at) {
+  const u64 offset = row.offset + (at - row.range.start());
+  const vfio::Shape& shape = row.device->device().shape();
+  for (const vfio::MappedArea& area : shape.regions[row.region].mapped) {
     if (!area.trapped || offset < area.offset || offset - area.offset >= area.size) continue;
-    const u64 first = std::max(area.offset, found.offset);
-    const u64 end = std::min(area.offset + area.size, found.offset + found.range.size());
-    trap->range = HvaRange(found.range.start() + (first - found.offset), end - first);
-    return true;
+    const u64 first = std::max(area.offset, row.offset);
+    const u64 end = std::min(area.offset + area.size, row.offset + row.range.size());
+    return HvaRange(row.range.start() + (first - row.offset), end - first);
   }
-  return false;
+  return {};
+}
+
+bool Mappings::find_trap(Hva at, Trap* trap) {
+  const sync::MutexGuard guard(lock_);
+  return find_trap_locked(at, trap);
+}
+
+// Where one is mapped over another, the one that came last.
+const Mapping* Mappings::last_at(Hva at) {
+  const Mapping* found = nullptr;
+  for (const Mapping& row : rows_) {
+    if (row.range.contains(at)) found = &row;
+  }
+  return found;
+}
+
+bool Mappings::find_trap_locked(Hva at, Trap* trap) {
+  const Mapping* const row = last_at(at);
+  if (row == nullptr) return false;
+  trap->range = trap_of(*row, at);
+  if (trap->range.empty()) return false;
+  trap->mapping = row->copy();
+  return true;
 }
 
 // Without the right to it the store is the client's fault, as elsewhere.
@@ -89,26 +106,39 @@ bool Mappings::store(Hva at, ucontext_t* context) {
   return emulate_store(context, trap.range, tell_model, &told);
 }
 
+// Nobody's device ends here: who asks may be in the middle of anything.
 u64 Mappings::trapped_at(Hva at) {
-  Trap trap;
-  const bool stored = find_trap(at, &trap) && (trap.mapping.prot & PROT_WRITE) != 0;
-  return stored ? trap.range.size() - (at - trap.range.start()) : 0;
+  const sync::MutexGuard guard(lock_);
+  const Mapping* const row = last_at(at);
+  if (row == nullptr || (row->prot & PROT_WRITE) == 0) return 0;
+  const HvaRange trapped = trap_of(*row, at);
+  return trapped.empty() ? 0 : trapped.end() - at;
 }
 
 size_t Mappings::put(Hva at, std::span<const u8> bytes) {
   Trap trap;
-  if (!find_trap(at, &trap) || (trap.mapping.prot & PROT_WRITE) == 0) return 0;
+  {
+    const sync::MutexGuard guard(lock_);
+    // For what may have to be left behind.
+    if (!left_.reserve(left_.size() + putting_ + 1)) return 0;
+    if (!find_trap_locked(at, &trap)) return 0;
+    ++putting_;
+  }
   vfio::Device& device = trap.mapping.device->device();
-  if (device.shape().function && memory_is_off(device)) return 0;
-  const u64 room = trap.range.size() - (at - trap.range.start());
+  const bool off = device.shape().function && memory_is_off(device);
+  const bool stored = !off && (trap.mapping.prot & PROT_WRITE) != 0;
+  const u64 room = stored ? trap.range.end() - at : 0;
+  const size_t some = std::min(bytes.size(), room);
   Told told{device, trap.mapping};
-  tell_model(&told, at, bytes.first(std::min(bytes.size(), room)));
-  return std::min(bytes.size(), room);
+  tell_model(&told, at, bytes.first(some));
+  let_go(std::move(trap.mapping.device));
+  return some;
 }
 
 Result<void> note_mapping(const sync::Ref<OpenDevice>& device, Hva at, u64 size, int prot,
                           unsigned region, u64 offset) {
   host::backstop::set_store_trap(on_store);
+  host::set_device_registers(kForProcessors);
   return mappings().add({.range = HvaRange(at, size),
                          .device = device.clone(),
                          .region = region,

@@ -3,6 +3,7 @@
 // device.
 #include <signal.h>
 
+#include "host/device_registers.h"
 #include "tests/unit/abi/vfio/mapped_region.h"
 
 namespace stagetwo {
@@ -63,7 +64,8 @@ TEST_F(Mapping, AStoreWithoutARightToItIsTheClientsFault) {
   EXPECT_EQ(seen().count, 0u);
   // Nor where the instruction is none that is known.
   u8* const registers = map_region(0, kPageSize);
-  EXPECT_EXIT(asm volatile("fstps (%0)" ::"r"(registers) : "memory"),
+  EXPECT_EXIT(asm volatile("fstps (%0)" ::"r"(registers)
+                           : "memory"),
               testing::KilledBySignal(SIGSEGV), "");
 }
 
@@ -77,6 +79,55 @@ TEST_F(Mapping, KeepsItsDeviceOpenUntilItIsUnmapped) {
   unmap(at);
   EXPECT_EQ(abi_vfio::debug_mappings(), 0u);
   EXPECT_EQ(ask(group_, VFIO_GROUP_UNSET_CONTAINER), 0);
+}
+
+// What KVM's processors store to.
+TEST_F(Mapping, AProcessorOfAGuestStoresToWhatIsTrapped) {
+  u8* const at = map_region(0, kPageSize);
+  const Hva registers(reinterpret_cast<u64>(at));
+  EXPECT_EQ(host::device_bytes_at(registers + 16), kPageSize - 16);
+  const u8 bytes[6] = {1, 2, 3, 4, 5, 6};
+  EXPECT_EQ(host::put_to_device(registers + 16, bytes), 6u);
+  EXPECT_EQ(seen().count, 2u);
+  EXPECT_EQ(seen().stored[0].value, 0x04030201u);
+  expect_last(20, 0x0605, 2);
+  EXPECT_EQ(host::put_to_device(registers + (kPageSize - 4), bytes), 4u) << "as far as they go";
+  const Hva plain(reinterpret_cast<u64>(map_region(2 * kPageSize, kPageSize)));
+  EXPECT_EQ(host::device_bytes_at(plain), 0u);
+  const Hva read_only(reinterpret_cast<u64>(map_region(0, kPageSize, PROT_READ)));
+  EXPECT_EQ(host::device_bytes_at(read_only), 0u);
+  EXPECT_EQ(host::put_to_device(read_only, bytes), 0u);
+  unmap(at);
+  EXPECT_EQ(host::device_bytes_at(registers), 0u);
+  EXPECT_EQ(host::put_to_device(registers, bytes), 0u);
+}
+
+// It has its processor's lock, which comes behind those of closing: the device ends elsewhere.
+TEST_F(Mapping, ADeviceThatIsUnmappedUnderAStoreEndsWithoutTheProcessor) {
+  static decltype(this) test;
+  static u8* at;
+  test = this;
+  at = map_region(0, kPageSize);
+  for (int* const fd : {&device_, &group_}) {
+    close_fd(*fd);
+    *fd = -1;
+  }
+  const auto is_open = [] { return abi_vfio::open_group(0, O_RDWR | O_CLOEXEC); };
+  ASSERT_EQ(to_int(is_open().error()), EBUSY);
+  test::RegisterDevice::on_write = [] { test->unmap(at); };
+  sync::Mutex processor{sync::Rank::kVcpu};
+  {
+    const sync::MutexGuard guard(processor);
+    const u8 byte = 1;
+    EXPECT_EQ(host::put_to_device(Hva(reinterpret_cast<u64>(at)), {&byte, 1}), 1u);
+  }
+  test::RegisterDevice::on_write = nullptr;
+  EXPECT_EQ(abi_vfio::debug_mappings(), 0u);
+  for (int i = 0; i < 5000 && group_ < 0; ++i) {
+    if (const auto opened = is_open()) group_ = *opened;
+    usleep(1000);
+  }
+  EXPECT_GE(group_, 0);
 }
 
 TEST_F(Mapping, WhatIsLeftOfOneStillWorks) {

@@ -28,6 +28,7 @@ class RegisterDevice final : public vfio::Model {
   static inline const RegisterState* state = nullptr;
   static inline vfio::Dma* dma = nullptr;
   static inline vfio::Interrupts* interrupts = nullptr;
+  static inline void (*on_write)() = nullptr;
 
   explicit RegisterDevice(const vfio::ModelContext& context)
       : state_(*reinterpret_cast<RegisterState*>(context.state.data())), memory_(context.memory) {
@@ -49,6 +50,7 @@ class RegisterDevice final : public vfio::Model {
     std::memcpy(&one.value, from.data(), from.size());
     if (state_.count < 64) state_.stored[state_.count++] = one;
     std::memcpy(memory_.data() + offset, from.data(), from.size());
+    if (on_write != nullptr) on_write();
   }
   void reset() override { ++state_.resets; }
 
