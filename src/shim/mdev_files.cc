@@ -77,7 +77,9 @@ bool has_tree() {
   static constinit sync::Atomic<u32> started{0};
   enter_session();
   if (option("session").empty()) return false;
-  if (started.load(sync::kAcquire) == 0 && vfio::start_bus()) {
+  if (started.load(sync::kAcquire) != 0) {
+    vfio::finish_left();
+  } else if (vfio::start_bus()) {
     started.store(1, sync::kRelease);
   }
   return started.load(sync::kAcquire) != 0;
@@ -187,7 +189,7 @@ bool ends_in_written_file(const char* path) {
 
 // `create` of a type, `remove` of a device: what has no show, whatever rights it is given.
 bool takes_writes_only(std::string_view place) {
-  struct ::stat behind{};
+  struct ::stat behind {};
   FixedString<512> path;
   path.append(place);
   const long said =

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vfio/bus.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "host/descriptor.h"
@@ -8,6 +9,7 @@
 #include "vfio/pci_functions.h"
 #include "vfio/registry.h"
 #include "vfio/sysfs_tree.h"
+#include "vfio/tree_files.h"
 
 namespace stagetwo::vfio {
 namespace {
@@ -98,16 +100,51 @@ void append_name(const Listed& device, TextWriter& out) {
   device.uuid.append(out);
 }
 
+namespace {
+
+// What the tree was last written of by this process, under the registry's lock. What others have
+// changed since, or died changing, differs in it.
+struct Written {
+  u64 registry = 0;
+  Tree::Identity tree;
+  u64 slots[kSlots] = {};
+};
+constinit Written written;
+
+Written what_is(const Registry& shared) {
+  Written now;
+  now.registry = registry_identity();
+  if (const Tree tree; tree) now.tree = tree.identity();
+  for (u32 i = 0; i < kSlots; ++i) {
+    now.slots[i] = shared.slots[i].born * 4 + static_cast<u64>(state_of(shared.slots[i]));
+  }
+  return now;
+}
+
+bool is_written(const Registry& shared) {
+  const Written now = what_is(shared);
+  return now.tree.inode != 0 && now.registry == written.registry && now.tree == written.tree &&
+         std::ranges::equal(now.slots, written.slots);
+}
+
+void write_tree(const Registry& shared) {
+  if (is_written(shared) || !tree_start(shared)) return;
+  for (u32 i = 0; i < kSlots; ++i) {
+    const SlotState state = state_of(shared.slots[i]);
+    if (state == SlotState::kActive) tree_add(shared, listed(shared, i));
+    if (state == SlotState::kRemoving) tree_begin_removal(listed(shared, i));
+  }
+  written = what_is(shared);
+}
+
+}  // namespace
+
 Result<void> start_bus() {
   Registry& shared = *ST_TRY(registry());
   {
     const Held held(shared);
     finish_orphans(shared);
-    if (tree_start(shared)) {
-      for (u32 i = 0; i < kSlots; ++i) {
-        if (state_of(shared.slots[i]) != SlotState::kFree) tree_add(shared, listed(shared, i));
-      }
-    }
+    write_tree(shared);
   }
   add_functions();
   return {};
@@ -198,6 +235,15 @@ void finish_removal(Removal removal) {
   if (slot.born == removal.born_ && state_of(slot) == SlotState::kRemoving) {
     free_slot(**shared, removal.slot_);
   }
+}
+
+void finish_left() {
+  const auto shared = registry();
+  if (!shared) return;
+  const auto is_going = [](const Slot& slot) { return state_of(slot) == SlotState::kRemoving; };
+  if (std::ranges::none_of((*shared)->slots, is_going)) return;
+  const Held held(**shared);
+  finish_orphans(**shared);
 }
 
 void bus_after_fork_child() {

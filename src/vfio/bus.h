@@ -6,11 +6,10 @@
 //
 // Analogue: mdev_device_create, mdev_device_remove (kernel file: drivers/vfio/mdev/mdev_core.c),
 // with the sysfs tree that goes with them (vfio/sysfs_tree.h).
-// Differs: a removal whose remover has died is finished by whoever comes next.
-// I1  A device that is open is not removed: the remover waits.
-// I2  At most one removal of a device is under way.
-// Locking: the registry's (rank kContainer), inside each function. Context: any thread, no lock
-// below kContainer held. State: the session's (vfio/registry.h).
+// Differs: a removal whose remover has died is finished by the last close, or by whoever comes
+// next. I1  A device that is open is not removed: the remover waits. I2  At most one removal of a
+// device is under way. Locking: the registry's (rank kContainer), inside each function. Context:
+// any thread, no lock below kContainer held. State: the session's (vfio/registry.h).
 
 #include <optional>
 
@@ -38,6 +37,10 @@ void want_functions(std::string_view names);
 // The tree of sysfs, the registry, the functions wanted. Failure: as registry(); without a session
 // there is no tree.
 Result<void> start_bus();
+// What was being removed by a remover that has died goes as soon as nobody holds it: whoever lets
+// go of a device calls this, and whoever looks at the tree. 64 loads where nothing is. Context: no
+// lock from the registry's on.
+void finish_left();
 
 // Failure, in this order: EEXIST, EUSERS or ENOSPC (vfio/mdev.h), ENOMEM.
 Result<void> create_device(const TypeRef& type, const Uuid& uuid);

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/process_page.h"
+#include "vfio/bus.h"
 #include "vfio/pci_functions.h"
 #include "vfio/registry.h"
 #include "vfio/trapped_rights.h"
@@ -71,13 +72,16 @@ Result<void> Device::start(Registry& shared, bool may_be_going) {
 }
 
 Device::~Device() {
-  if (model_) {  // else it never started, and open() has the lock
+  const bool started = static_cast<bool>(model_);
+  if (started) {  // else it never started, and open() has the lock
     const sync::MutexGuard guard(opening);
     if (open_devices[which_.slot] == this) open_devices[which_.slot] = nullptr;
   }
   if (watching_.load() == process_stamp()) host::remove_work(&watch_);
   model_.reset();  // what runs by itself in it stops
   if (memory_ != nullptr) unmap_pages(memory_, Model::kMemoryBytes);
+  claim_.reset();
+  if (started) finish_left();
 }
 
 bool Device::is_connected() {

@@ -78,7 +78,7 @@ class Device final : public sync::RefCounted {
   void changed(unsigned region);
 
   const Listed which_;
-  const Claim claim_;
+  Claim claim_;
   Interrupts interrupts_;
   Dma dma_;
   bool connected_ = false;  // under the slot's lock

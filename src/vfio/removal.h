@@ -2,7 +2,8 @@
 #pragma once
 
 // A removal under way (vfio/bus.h): its holder is the remover. Dropped without finish_removal(), or
-// by its process's death, it is finished by whoever next looks at the bus.
+// by its process's death, it is finished by the device's last close, or, where that was a death as
+// well, by whoever next looks at the bus or its tree.
 
 #include "vfio/registry.h"
 

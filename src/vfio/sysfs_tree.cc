@@ -5,6 +5,31 @@
 #include "vfio/tree_files.h"
 
 namespace stagetwo::vfio {
+
+Tree::Identity Tree::identity() const {
+  struct ::stat root {};
+  if (sys::call(SYS_fstat, root_, sys::arg(&root)) != 0) return {};
+  const timespec& at = root.st_ctim;
+  return {root.st_ino, static_cast<u64>(at.tv_sec) * 1'000'000'000 + static_cast<u64>(at.tv_nsec)};
+}
+
+bool Tree::says(const Path& path, std::string_view text) const {
+  struct ::stat old {};
+  if (sys::call(SYS_newfstatat, root_, sys::arg(path.c_str()), sys::arg(&old),
+                AT_SYMLINK_NOFOLLOW) != 0 ||
+      !S_ISREG(old.st_mode) || old.st_size != static_cast<off_t>(text.size())) {
+    return false;
+  }
+  char bytes[4096];
+  if (text.empty()) return true;
+  if (text.size() > sizeof(bytes)) return false;
+  const auto fd = sys::openat(root_, path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (!fd) return false;
+  const long size = sys::call(SYS_read, *fd, sys::arg(bytes), sizeof(bytes));
+  static_cast<void>(sys::close(*fd));
+  return size >= 0 && std::string_view(bytes, static_cast<size_t>(size)) == text;
+}
+
 namespace {
 
 Path parent_path(const Parent& parent) {

@@ -66,15 +66,22 @@ class Tree {
   void link(const Path& path, const Path& target) const {
     sys::call(SYS_symlinkat, sys::arg(target.c_str()), root_, sys::arg(path.c_str()));
   }
+  // Which root it is: another after somebody took it away. {}: there is none.
+  struct Identity {
+    u64 inode = 0, changed = 0;
+    bool operator==(const Identity&) const = default;
+  };
+  [[nodiscard]] Identity identity() const;
   // A new file is put in the place of the old one, whose rights and owner it has: nobody reads half
-  // of one.
+  // of one. One that says it already stays.
   void file(const Path& path, std::string_view text, mode_t mode) const {
+    if (says(path, text)) return;
     const Path fresh = path.below(".new");
     const auto fd =
         sys::openat(root_, fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
     if (!fd) return;
     static_cast<void>(sys::write(*fd, text.data(), text.size()));
-    struct ::stat old{};
+    struct ::stat old {};
     if (sys::call(SYS_newfstatat, root_, sys::arg(path.c_str()), sys::arg(&old),
                   AT_SYMLINK_NOFOLLOW) == 0) {
       sys::call(SYS_fchown, *fd, old.st_uid, old.st_gid);
@@ -122,6 +129,8 @@ class Tree {
   }
 
  private:
+  [[nodiscard]] bool says(const Path& path, std::string_view text) const;
+
   int root_ = -1;
 };
 

@@ -104,7 +104,7 @@ class OpenDevice final : public sync::RefCounted {
   void unbind() TA_REQ(changing_);
 
  private:
-  ~OpenDevice() override = default;
+  ~OpenDevice() override;
   const vfio::Listed which_;
   const bool received_ = false;
   sync::Mutex changing_{sync::Rank::kVm};

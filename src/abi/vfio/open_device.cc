@@ -37,6 +37,13 @@ void set_newer_requests(bool on) {
   newer_requests.store(on, sync::kRelaxed);
 }
 
+OpenDevice::~OpenDevice() {
+  device_.reset();
+  if (!node_) return;
+  node_.reset();
+  vfio::finish_left();
+}
+
 Result<u32> OpenDevice::bind(int fd) {
   // Against the group's file, which is one's own; of these there may be several.
   auto against = ST_TRY(vfio::claim(vfio::ClaimKind::kOwnNode, which_.born, vfio::Share::kMany));

@@ -111,5 +111,49 @@ TEST_F(Sysfs, IsMadeAgainFromTheRegistry) {
             "23");
 }
 
+// Who starts the bus again, or begins a removal that others finish, writes what has changed alone.
+TEST_F(Sysfs, WhatIsRightIsNotWrittenAgain) {
+  const auto inode = [this](const std::string& name) {
+    struct ::stat found {};
+    EXPECT_EQ(::stat(path(name).c_str(), &found), 0) << name;
+    return found.st_ino;
+  };
+  ASSERT_EQ(create("serial-1", 0), 0);
+  const std::string event = std::string("bus/mdev/devices/") + kUuid0 + "/uevent";
+  const ino_t before = inode(event);
+  ASSERT_TRUE(start_bus());
+  EXPECT_EQ(inode(event), before);
+  ASSERT_EQ(create("serial-1", 1), 0);
+  ASSERT_TRUE(start_bus());
+  EXPECT_EQ(inode(event), before);
+  std::ofstream(path(event)) << "half";
+  ASSERT_TRUE(start_bus());
+  EXPECT_EQ(text(event), "half") << "nothing has changed, and nobody writes it but us";
+  ASSERT_EQ(remove(1), 0);
+  ASSERT_TRUE(start_bus());
+  EXPECT_EQ(text(event), "DRIVER=serial");
+}
+
+TEST_F(Sysfs, ARemovalWhoseRemoverDiedEndsWithTheLastClose) {
+  ASSERT_EQ(create("serial-1", 0), 0);
+  const std::string folder = path(std::string("devices/virtual/serial/serial/") + kUuid0);
+  sync::Ref<Device> opened = open(0);
+  const pid_t child = fork();
+  if (child == 0) {
+    bus_after_fork_child();
+    _exit(begin_removal(uuid(0)) ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_EQ(status, 0);
+  ASSERT_TRUE(start_bus());
+  EXPECT_TRUE(std::filesystem::exists(folder));
+  EXPECT_FALSE(std::filesystem::exists(folder + "/remove")) << "brought back";
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/dev/vfio/0"));
+  opened.reset();
+  EXPECT_FALSE(std::filesystem::exists(folder));
+  EXPECT_TRUE(std::filesystem::is_empty(path("bus/mdev/devices")));
+}
+
 }  // namespace
 }  // namespace stagetwo::vfio
