@@ -27,14 +27,13 @@ struct Entry {
   Hva reaches;
 };
 
-struct Accounts {
-  sync::Mutex lock{sync::Rank::kLeaf};
-  Vec<Entry> entries TA_GUARDED(lock){"host.account_ranges"};
-  Vec<Account> all TA_GUARDED(lock){"host.accounts"};
+struct AccountTables {
+  Vec<Entry> entries{"host.account_ranges"};
+  Vec<Account> all{"host.accounts"};
 
   // fn(account, pages of `range` that count in it).
   template <typename F>
-  void for_each_of(HvaRange range, F&& fn) TA_REQ(lock) {
+  void for_each_of(HvaRange range, F&& fn) {
     const Entry* at =
         std::lower_bound(entries.begin(), entries.end(), range.end(),
                          [](const Entry& entry, Hva end) { return entry.range.start() < end; });
@@ -47,7 +46,31 @@ struct Accounts {
     }
   }
 };
+
+// Nothing of it is to be destroyed when the program ends: guests may run until then.
+struct Accounts {
+  sync::Mutex lock{sync::Rank::kLeaf};
+  AccountTables* tables TA_GUARDED(lock) = nullptr;  // null: none
+
+  Account* find(u32 account) TA_REQ(lock) {
+    const bool there = tables != nullptr && account < tables->all.size();
+    return there ? &tables->all[account] : nullptr;
+  }
+};
 constinit Accounts accounts;
+
+// By where they start.
+Result<AccountTables*> fill_tables(const Vec<AccountRange>& ranges, u32 count) {
+  auto made = ST_TRY(make_box<AccountTables>("host.accounts"));
+  ST_TRY(made->entries.reserve(ranges.size()));
+  ST_TRY(made->all.resize(count));
+  Hva reaches{};
+  for (const AccountRange& one : ranges) {
+    reaches = std::max(reaches, one.range.end());
+    ST_TRY(made->entries.push_back({one.range, one.account, reaches}));
+  }
+  return made.release();
+}
 
 }  // namespace
 
@@ -55,20 +78,13 @@ Result<void> set_accounts(Vec<AccountRange> ranges, u32 count) {
   std::sort(ranges.begin(), ranges.end(), [](const AccountRange& a, const AccountRange& b) {
     return a.range.start() < b.range.start();
   });
-  Vec<Entry> entries{"host.account_ranges"};
-  Vec<Account> all{"host.accounts"};
-  ST_TRY(entries.reserve(ranges.size()));
-  ST_TRY(all.resize(count));
-  Hva reaches{};
-  for (const AccountRange& one : ranges) {
-    reaches = std::max(reaches, one.range.end());
-    ST_TRY(entries.push_back({one.range, one.account, reaches}));
-  }
+  AccountTables* made = nullptr;
+  if (count != 0) made = ST_TRY(fill_tables(ranges, count));
   {
     const sync::MutexGuard guard(accounts.lock);
-    std::swap(accounts.entries, entries);
-    std::swap(accounts.all, all);
+    std::swap(accounts.tables, made);
   }
+  destroy(made);
   detail::accounted.store(count != 0, sync::kRelaxed);
   return {};
 }
@@ -80,37 +96,42 @@ void clear_accounts() {
 void count_in(HvaRange range, s64 pages) {
   if (!has_accounts()) return;
   const sync::MutexGuard guard(accounts.lock);
-  accounts.for_each_of(range, [&](Account& account, s64 most) {
+  if (accounts.tables == nullptr) return;
+  accounts.tables->for_each_of(range, [&](Account& account, s64 most) {
     account.pages = std::max<s64>(account.pages + std::clamp(pages, -most, most), 0);
   });
 }
 
 void set_pages(u32 account, s64 pages) {
   const sync::MutexGuard guard(accounts.lock);
-  if (account < accounts.all.size()) accounts.all[account].pages = pages;
+  if (Account* const one = accounts.find(account)) one->pages = pages;
 }
 
 s64 pages_of(u32 account) {
   const sync::MutexGuard guard(accounts.lock);
-  return account < accounts.all.size() ? accounts.all[account].pages : 0;
+  const Account* const one = accounts.find(account);
+  return one == nullptr ? 0 : one->pages;
 }
 
 void set_room(u32 account, s64 pages, s64 reserve) {
   const sync::MutexGuard guard(accounts.lock);
-  if (account >= accounts.all.size()) return;
-  accounts.all[account].room = pages;
-  accounts.all[account].reserve = reserve;
+  Account* const one = accounts.find(account);
+  if (one == nullptr) return;
+  one->room = pages;
+  one->reserve = reserve;
 }
 
 Left left_at(Hva at) {
   Left left;
   if (!has_accounts()) return left;
   const sync::MutexGuard guard(accounts.lock);
-  accounts.for_each_of(HvaRange(page_floor(at), kPageSize), [&](const Account& account, s64) {
-    const s64 pages = account.room - account.pages;
-    left.pages = std::min(left.pages, pages);
-    left.spare = std::min(left.spare, pages - account.reserve);
-  });
+  if (accounts.tables == nullptr) return left;
+  accounts.tables->for_each_of(HvaRange(page_floor(at), kPageSize),
+                               [&](const Account& account, s64) {
+                                 const s64 pages = account.room - account.pages;
+                                 left.pages = std::min(left.pages, pages);
+                                 left.spare = std::min(left.spare, pages - account.reserve);
+                               });
   return left;
 }
 
