@@ -13,12 +13,15 @@
 //   kProcess   this process, with what mlock      the same
 //              has locked in it
 //
-// How much is pinned in every mode says pin_use(). /proc/self/status goes on showing the kernel's
-// own VmPin and VmLck: ours are in neither. Differs: what the kernel itself has charged to the user
-// (io_uring, perf, BPF) is not known here; what a process has charged to the user and has not given
-// back before it ends, by an unmap or a close, stays with its session until that ends; type 1 is
-// charged to the user as long as nobody asks for the other mode. Context: any thread; kProcess
-// reads a file. Uncharging cannot fail.
+// What a process has charged goes with it, however it ends, and with its program where exec begins
+// another one: so do its pins (host/pin.h). How much is pinned in every mode says pin_use().
+// /proc/self/status goes on showing the kernel's own VmPin and VmLck: ours are in neither.
+// Differs: what the kernel itself has charged to the user (io_uring, perf, BPF) is not known here.
+// A limit of a TiB or more is none. Of more than 64 processes at once that have charged to a
+// session's user, and in a process whose /proc cannot be read, what one charges that is killed
+// stays with the session; so it does, until the process ends, behind an exec of a program without
+// the engine. Context: any thread; kProcess reads a file, and kUser some where the limit is near.
+// Uncharging cannot fail.
 
 #include "base/result.h"
 #include "base/types.h"
@@ -39,16 +42,16 @@ void forget_rights();
 [[nodiscard]] Result<void> charge_pins(PinCharge mode, u64 pages);
 // Pre: charged in this mode.
 void uncharge_pins(PinCharge mode, u64 pages);
-// The same for a process that has ended: what it charged to the user outlives it.
-void uncharge_pins_of_the_dead(PinCharge mode, u64 pages);
-
-// What was charged to the process and to the user, in pages.
+// What was charged to the process and to the user, in pages. Of the user's that of a process that
+// has ended is a part until somebody else needs the room.
 struct PinCharged {
   u64 process;
   u64 user;
 };
 [[nodiscard]] PinCharged pins_charged();
 
+// This program begins: what another one that this process ran had charged is nobody's.
+void begin_pin_account();
 void pin_account_after_fork_child();
 
 }  // namespace stagetwo::host

@@ -29,9 +29,11 @@ inline constexpr unsigned kLimitWord = 17;       // 1 word: of memory; 0: as eac
 inline constexpr unsigned kGuestLimitWord = 18;  // 1 word: the same for each VM
 inline constexpr u64 kUnlimited = ~u64{0};       // their value for none
 inline constexpr unsigned kNotLimitedWord = 19;  // 1 word: a process that no limit reaches; 0: none
-inline constexpr unsigned kPinnedWord = 32;      // 1 word: pages charged (host/pin_account.h)
+inline constexpr unsigned kPinnedWord = 32;      // 1 word: pages charged (host/pin_ledger.h)
 inline constexpr unsigned kParameterWords = 64;  // 64 words: values of module parameters
 inline constexpr unsigned kAppendedWords = 256;  // 128 words: read so far of what was appended
+inline constexpr unsigned kPinNameWords = 384;   // 64 words, and 64 behind them: who has charged,
+inline constexpr unsigned kPinCountWords = 448;  // and how many pages (host/pin_ledger.h)
 
 // The file of the words, in the session directory.
 inline constexpr const char* kSessionValues = "values";

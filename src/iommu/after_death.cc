@@ -83,8 +83,7 @@ bool Locked::drop_dead_accesses(const Ioas& ioas) {
 void Uncharged::settle() {
   for (const auto mode :
        {host::PinCharge::kNone, host::PinCharge::kUser, host::PinCharge::kProcess}) {
-    if (const u64 some = pages_[place_of(mode, false)]) host::uncharge_pins(mode, some);
-    if (const u64 some = pages_[place_of(mode, true)]) host::uncharge_pins_of_the_dead(mode, some);
+    if (const u64 some = pages_[static_cast<unsigned>(mode)]) host::uncharge_pins(mode, some);
   }
 }
 

@@ -188,7 +188,7 @@ class Locked {
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
   void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death(), unpin_all(Access& access);
-  void uncharge(host::PinCharge mode, u64 pages), uncharge_dead(host::PinCharge mode, u64 pages);
+  void uncharge(host::PinCharge mode, u64 pages);
 
   Context& c_;
   Uncharged uncharged_;

@@ -26,13 +26,8 @@ inline Result<u32> Locked::this_process() {
 
 inline void Locked::uncharge(host::PinCharge mode, u64 pages) {
   if (guard_.notes()) [[unlikely]]
-    return uncharged_.add(mode, false, pages);
+    return uncharged_.add(mode, pages);
   host::uncharge_pins(mode, pages);
-}
-inline void Locked::uncharge_dead(host::PinCharge mode, u64 pages) {
-  if (guard_.notes()) [[unlikely]]
-    return uncharged_.add(mode, true, pages);
-  host::uncharge_pins_of_the_dead(mode, pages);
 }
 
 // A frame as tables hold it.

@@ -12,7 +12,6 @@
 #include <string_view>
 
 #include "base/directory_names.h"
-#include "base/process_page.h"
 #include "base/sys.h"
 #include "base/text.h"
 #include "host/process_map.h"
@@ -62,69 +61,7 @@ bool parse_line(std::string_view line, Hva at, std::optional<FilePage>* out) {
   return true;
 }
 
-bool skip_fields(std::string_view& text, int count) {
-  for (int i = 0; i < count; ++i) {
-    const size_t space = text.find(' ');
-    if (space == std::string_view::npos) return false;
-    text.remove_prefix(space + 1);
-  }
-  return true;
-}
-
-// "pid (name) state ppid …": the 22nd field is the start, the 28th the stack. The name may hold
-// anything but ends with the last ')'.
-ProcessName name_in(u32 pid, const Result<int>& fd) {
-  ProcessName name{.pid = pid};
-  if (!fd) return name;
-  char buffer[1024];
-  const auto got = sys::read(*fd, buffer, sizeof(buffer));
-  static_cast<void>(sys::close(*fd));
-  std::string_view text(buffer, got ? *got : 0);
-  const size_t close = text.rfind(')');
-  if (close == std::string_view::npos || text.size() < close + 4) return name;
-  text.remove_prefix(close + 2);
-  const char state = text[0];
-  constexpr int kFieldsBetween = 19;  // from the state to the start
-  if (!skip_fields(text, kFieldsBetween)) return name;
-  name.alive = state != 'Z' && state != 'X' && state != 'x';
-  name.start_time = take_number(text, 10);
-  constexpr int kFieldsToStack = 5;  // from behind the start
-  if (skip_fields(text, kFieldsToStack)) name.stack = take_number(text, 10);
-  return name;
-}
-
-// Asked once a process.
-struct Space {
-  sync::Atomic<u32> stamp, space, ours;
-};
-constinit Space known;
-
-const Space& this_space() {
-  const u32 stamp = process_stamp();
-  if (known.stamp.load(sync::kAcquire) == stamp) return known;
-  struct ::stat is{};
-  char number[16] = {};
-  const long got =
-      sys::call(SYS_newfstatat, AT_FDCWD, sys::arg("/proc/self/ns/pid"), sys::arg(&is), 0);
-  const long length =
-      sys::call(SYS_readlinkat, AT_FDCWD, sys::arg("/proc/self"), sys::arg(number), sizeof(number));
-  std::string_view text(number, length > 0 ? static_cast<size_t>(length) : 0);
-  known.space.store(got == 0 ? static_cast<u32>(is.st_ino) : 0, sync::kRelaxed);
-  known.ours.store(take_number(text, 10) == static_cast<u64>(sys::getpid()) ? 1 : 0,
-                   sync::kRelaxed);
-  known.stamp.store(stamp, sync::kRelease);
-  return known;
-}
 }  // namespace
-
-ProcessName name_of_process(u32 pid) {
-  return name_in(pid, open_of(pid, "/stat"));
-}
-
-ProcessName name_of_this_process() {
-  return name_in(static_cast<u32>(sys::getpid()),
-                 sys::openat(AT_FDCWD, "/proc/self/stat", O_RDONLY | O_CLOEXEC));
-}
 
 u64 image_of_this_process() {
   static constinit sync::Atomic<u64> image{0};
@@ -139,13 +76,6 @@ u64 image_of_this_process() {
   }
   fresh |= 1;  // not 0
   return image.compare_exchange(number, fresh, sync::kRelaxed) ? fresh : number;
-}
-
-u32 pid_space() {
-  return this_space().space.load(sync::kRelaxed);
-}
-bool proc_is_ours() {
-  return this_space().ours.load(sync::kRelaxed) != 0;
 }
 
 std::optional<FilePage> shared_page_of(u32 pid, Hva at) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Questions about processes that share an iommufd: which one is it, is it still there, and which
-// file stands behind an address of its. Asked of /proc; nothing is kept.
+// Questions about processes that share an iommufd: which one is it, is it still there
+// (host/process_name.h), which program does it run, and which file stands behind an address of its.
+// Asked of /proc; nothing is kept.
 //
 // Context: may sleep. Analogue: the mm_struct an iopt_pages holds (kernel file:
 // drivers/iommu/iommufd/pages.c): here the process may end, and its memory with it.
@@ -12,26 +13,18 @@
 #include "addr/addr.h"
 #include "base/result.h"
 #include "base/types.h"
+#include "host/process_name.h"
 
 namespace stagetwo::iommu {
 
-struct ProcessName {
-  u32 pid = 0;
-  bool alive = false;  // it has memory: neither gone nor waiting to be reaped
-  u64 start_time = 0;  // in the kernel's ticks
-  // Where its stack begins, which exec chooses anew at random; 0: not for us to know. Where the
-  // choice is switched off, the same program has the same.
-  u64 stack = 0;
-};
-[[nodiscard]] ProcessName name_of_process(u32 pid);
-[[nodiscard]] ProcessName name_of_this_process();
+using host::name_of_process;
+using host::name_of_this_process;
+using host::pid_space;
+using host::proc_is_ours;
+using host::ProcessName;
 // A random number of the program this process runs; a child of fork has its parent's, and another
 // pid. Only itself knows it.
 [[nodiscard]] u64 image_of_this_process();
-// The PID namespace of this process: numbers of another one mean nothing here.
-[[nodiscard]] u32 pid_space();
-// Does /proc show the processes of our namespace, under our numbers?
-[[nodiscard]] bool proc_is_ours();
 
 // A page of shared memory.
 struct FilePage {

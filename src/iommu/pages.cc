@@ -377,8 +377,7 @@ void Locked::unpin_run(PageSet& set, u64 first, u64 count) {
       for (u64 i = done; i < end; ++i) set.holds[first + i] = kOrphan;
       set.orphans += pages;
       root().orphans += pages;
-    } else {
-      uncharge_dead(charge_of(set), pages);
+    } else {  // what it has charged went with it
       use_process(whose, -static_cast<s64>(pages));
     }
     done = end;

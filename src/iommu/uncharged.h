@@ -21,19 +21,16 @@ class Uncharged {
     if (any_) [[unlikely]]
       settle();
   }
-  void add(host::PinCharge mode, bool dead, u64 pages) {
+  void add(host::PinCharge mode, u64 pages) {
     if (!std::exchange(any_, true)) std::fill(std::begin(pages_), std::end(pages_), 0);
-    pages_[place_of(mode, dead)] += pages;
+    pages_[static_cast<unsigned>(mode)] += pages;
   }
 
  private:
-  static unsigned place_of(host::PinCharge mode, bool dead) {
-    return static_cast<unsigned>(mode) * 2 + (dead ? 1 : 0);
-  }
   void settle();
 
   bool any_ = false;
-  u64 pages_[6];
+  u64 pages_[3];  // of each mode
 };
 
 }  // namespace stagetwo::iommu

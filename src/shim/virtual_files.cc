@@ -10,6 +10,7 @@
 #include "abi/hmm/hmm.h"
 #include "base/sys.h"
 #include "host/hugetlb_standin.h"
+#include "host/pin_account.h"
 #include "host/session.h"
 #include "shim/engine.h"
 #include "shim/mdev_files.h"
@@ -231,6 +232,7 @@ void enter_session() {
   if (!host::join_session(option("session"))) {
     log_line("the session directory cannot be used: parameters are this process's own");
   }
+  host::begin_pin_account();
   std::string_view rest = option("param");
   sync::Atomic<u64>& done = host::session_word(host::kStartWord);
   if (rest.empty() || done.load(sync::kAcquire) != 0) return;

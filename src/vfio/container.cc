@@ -69,6 +69,7 @@ Result<void> Container::set_type(u64 type) {
   const bool nests = type == static_cast<u64>(IommuType::kNesting);
   if (nests && std::ranges::any_of(found->members, has_device)) return refuse(EINVAL);
   found->ioas = ST_TRY(locked.make_ioas())->object.id;
+  locked.root().process_accounting = true;  // as vfio_lock_acct() does
   Result<void> done;
   for (u32 slot = 0; done && slot < kSlots; ++slot) {
     if (found->members[slot].born != 0) done = attach_group(locked, *found, slot);

@@ -55,6 +55,10 @@ TEST(IommufdRights, OfAUserNamespaceOfOnesOwnAreNone) {
   expect_done(run_client("iommu_rights", "namespace"));
 }
 
+TEST(IommufdCharges, GoWithTheProcessHoweverItEnds) {
+  expect_done(run_client("iommu_charges"));
+}
+
 // A program's memory ends with exec, and its pins with it; in the kernel an iopt_pages keeps
 // the mm_struct it was made with.
 TEST(IommufdImages, DoNotTakeThePinsOfTheOneBeforeForTheirs) {

@@ -210,6 +210,11 @@ TEST(Vfio, AHostileClientHurtsNobody) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+TEST(Vfio, Type1ChargesTheProcessThatMaps) {
+  const Outcome outcome = run_under("vfio_charges");
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 // What children of fork have of a region, they hold the device by.
 TEST(Vfio, AMappingHoldsItsDeviceInWhomeverHasIt) {
   const Outcome outcome = run_under("region_mappings", {"forks"});
