@@ -6,7 +6,8 @@
 //
 //   unmapper                               access's maker
 //   area.prevent_access, unlock
-//   AccessClient::unmap                    unpins what overlaps
+//   AccessClient::unmap                    unpins what overlaps; what another process holds by pins
+//                                          alone is unpinned for it
 //   lock, look again; 100 times, then EDEADLOCK
 #include <algorithm>
 
@@ -132,6 +133,8 @@ Result<void> Locked::pin(Access& access, u64 iova, u64 length, bool write, u64* 
   }
   made->node.start = iova;
   made->node.last = *last;
+  made->number = access.next_pin;
+  ++access.next_pin;
   access.pins.insert(made);
   return {};
 }
@@ -142,16 +145,31 @@ void Locked::unpin(Access& access, u64 iova, u64 length) {
   while (pin != nullptr && (pin->node.start != iova || pin->node.last != last)) {
     pin = access.pins.next(pin);
   }
-  if (pin == nullptr) return;
+  if (pin != nullptr) unpin_one(access, pin);
+}
+
+void Locked::unpin_one(Access& access, AccessPin* pin) {
+  const u64 iova = pin->node.start, last = pin->node.last;
   access.pins.erase(pin);
   arena().destroy(pin);
   unpin_areas(*access.has_pins_in, iova, last);
 }
 
-void Locked::unpin_all(Access& access) {
-  while (const AccessPin* const pin = access.pins.first()) {
-    unpin(access, pin->node.start, pin->node.last - pin->node.start + 1);
+bool Locked::unpin_numbered(Access& access, u32 number) {
+  for (AccessPin* pin = access.pins.first(); pin != nullptr; pin = access.pins.next(pin)) {
+    if (pin->number != number) continue;
+    unpin_one(access, pin);
+    return true;
   }
+  return false;
+}
+
+void Locked::unpin_within(Access& access, u64 iova, u64 last) {
+  while (AccessPin* const pin = access.pins.first(iova, last)) unpin_one(access, pin);
+}
+
+void Locked::unpin_all(Access& access) {
+  unpin_within(access, 0, ~u64{0});
 }
 
 Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, const void* from) {
@@ -223,8 +241,13 @@ void Context::call_clients(u32 ioas_id, u64 start, u64 last) {
       if (!ioas) return;
       // The next one by number: the list may change between two calls.
       for (const AccessSeat* seat = (*ioas)->accesses; seat != nullptr; seat = seat->next) {
-        const u32 one = seat->access->object.id;
-        if (one > after && (id == 0 || one < id) && locked.is_this_process(seat->access->process)) {
+        Access& access = *seat->access;
+        const u32 one = access.object.id;
+        if (!locked.is_this_process(access.process)) {
+          if (access.is_pins_alone && access.has_pins_in.get() == *ioas) {
+            locked.unpin_within(access, start, last);
+          }
+        } else if (one > after && (id == 0 || one < id)) {
           id = one;
         }
       }
@@ -259,6 +282,7 @@ Result<void> Context::change_ioas(u32 access_id, u32 ioas_id) {
 // leaves asks for unmaps, the other keeps to its alignment. Nothing new is pinned, and what is let
 // go of is looked for in the one it leaves.
 Result<void> Context::set_ioas(u32 access_id, u32 ioas_id) {
+  bool has_client_here = false;
   {
     Locked locked(*this);
     if (!locked.ok()) return refuse(EIO);
@@ -272,8 +296,9 @@ Result<void> Context::set_ioas(u32 access_id, u32 ioas_id) {
       return {};
     }
     access->ioas = nullptr;
+    has_client_here = locked.is_this_process(access->process);
   }
-  ask_to_let_go(access_id);
+  if (has_client_here) ask_to_let_go(access_id);
   Locked locked(*this);
   if (!locked.ok()) return refuse(EIO);
   Access* const access = ST_TRY(locked.find<Access>(access_id));

@@ -120,7 +120,9 @@ class Locked {
   void destroy_access(Access* access);  // and its pins. Pre: it has no client, or that is gone
   // Each page's frame goes to `frames`. Failure: ENOENT, EINVAL, EPERM, EFAULT.
   Result<void> pin(Access& access, u64 iova, u64 length, bool write, u64* frames);
-  void unpin(Access& access, u64 iova, u64 length);  // what was pinned so
+  void unpin(Access& access, u64 iova, u64 length);       // what was pinned so
+  bool unpin_numbered(Access& access, u32 number);        // false: none has it
+  void unpin_within(Access& access, u64 iova, u64 last);  // whatever overlaps
   Result<void> transfer(Access& access, u64 iova, u64 length, void* to, const void* from);
 
   // ---- page requests (fault.cc)
@@ -188,6 +190,7 @@ class Locked {
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
   void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death(), unpin_all(Access& access);
+  void unpin_one(Access& access, AccessPin* pin);
   void uncharge(host::PinCharge mode, u64 pages);
 
   Context& c_;

@@ -97,6 +97,7 @@ struct PageRowSet {
 // What an access has pinned at once.
 struct AccessPin {
   IntervalNode node;
+  Kept<u32> number;  // of its access
 };
 
 struct Reserved {

@@ -170,6 +170,8 @@ struct Access {
   Kept<u64> alignment{1};
   Kept<u32> process;  // whose Context calls back, and with which it ends; kNobody: it has no client
   Kept<u64> inode;    // of its descriptor, which may outlive that process; 0: it has none
+  Kept<u32> next_pin;        // a number
+  Kept<bool> is_pins_alone;  // its client holds nothing else: who is in its way lets go for it
   void enter(Ioas* to) {
     ioas = to;
     has_pins_in = to;

@@ -10,7 +10,7 @@
 #include "base/sys.h"
 #include "host/descriptor.h"
 #include "host/faultin.h"
-#include "sync/mutex.h"
+#include "host/process.h"
 
 namespace stagetwo::abi_iommufd {
 namespace {
@@ -21,8 +21,9 @@ class AccessFile final : public host::Description, public iommu::AccessClient {
  public:
   AccessFile(sync::Ref<Iommufd> iommufd, bool pins) : iommufd_(std::move(iommufd)), pins_(pins) {}
   long ioctl(int, unsigned long, unsigned long) override { return -ENOTTY; }
+  // In a process that was given it the maker's hears of it, too, or its end is seen.
   void last_close() override {
-    if (id_ != 0) iommufd_->context().destroy_access(id_);
+    if (id_ != 0 && maker_.is_creator()) iommufd_->context().destroy_access(id_);
   }
   void unmap(u64 iova, u64 last) override;
 
@@ -31,49 +32,28 @@ class AccessFile final : public host::Description, public iommu::AccessClient {
   [[nodiscard]] iommu::Context& context() const { return iommufd_->context(); }
   [[nodiscard]] bool pins() const { return pins_; }
   Result<u32> pin(u64 iova, u64 length, u64 uptr, bool write);
-  Result<void> unpin(u32 item);
+  Result<void> unpin(u32 number);
 
  private:
-  struct Item {
-    u64 iova;
-    u64 length;
-    u32 number;
-  };
-  void unpin_item(size_t i) TA_REQ(lock_);
-
-  sync::Ref<Iommufd> iommufd_;
+  const sync::Ref<Iommufd> iommufd_;
   const bool pins_;
-  u32 id_ = 0;
-  sync::Mutex lock_{sync::Rank::kDevice};
-  Vec<Item> items_ TA_GUARDED(lock_){"abi_iommufd.access_items"};
-  u32 next_number_ TA_GUARDED(lock_) = 0;
+  const host::ProcessOwner maker_;
+  u32 id_ = 0;  // before it is published
 };
 
-void AccessFile::unpin_item(size_t i) {
+void AccessFile::unmap(u64 iova, u64 last) {
   iommu::Locked locked(context());
   if (!locked.ok()) return;
   if (const auto access = locked.find<iommu::Access>(id_)) {
-    locked.unpin(**access, items_[i].iova, items_[i].length);
-  }
-  items_.erase(i);
-}
-
-void AccessFile::unmap(u64 iova, u64 last) {
-  const sync::MutexGuard guard(lock_);
-  for (size_t i = items_.size(); i-- > 0;) {
-    const Item& item = items_[i];
-    if (iova <= item.iova + (item.length - 1) && last >= item.iova) unpin_item(i);
+    locked.unpin_within(**access, iova, last);
   }
 }
 
 Result<void> AccessFile::unpin(u32 number) {
-  const sync::MutexGuard guard(lock_);
-  for (size_t i = 0; i < items_.size(); ++i) {
-    if (items_[i].number != number) continue;
-    unpin_item(i);
-    return {};
-  }
-  return refuse(ENOENT);
+  iommu::Locked locked(context());
+  if (!locked.ok()) return refuse(EIO);
+  auto* const access = ST_TRY(locked.find<iommu::Access>(id_));
+  return locked.unpin_numbered(*access, number) ? Result<void>{} : Result<void>(refuse(ENOENT));
 }
 
 // Are the pages those the caller has from `uptr` on?
@@ -93,28 +73,26 @@ Result<u32> AccessFile::pin(u64 iova, u64 length, u64 uptr, bool write) {
   const u64 end = (iova + length + kPageSize - 1) & kPageMask;
   Vec<u64> frames("abi_iommufd.access_frames");
   ST_TRY(frames.resize((end - first) / kPageSize));
-  const sync::MutexGuard guard(lock_);
-  ST_TRY(items_.reserve(items_.size() + 1));
   iommu::Locked locked(context());
   if (!locked.ok()) return refuse(EIO);
   auto* const access = ST_TRY(locked.find<iommu::Access>(id_));
+  const u32 number = access->next_pin;
   ST_TRY(locked.pin(*access, iova, length, write, frames.data()));
   if (uptr != 0) {
     const auto same = check_pages(locked, uptr - (iova - first), frames);
     if (!same) {
-      locked.unpin(*access, iova, length);
+      locked.unpin_numbered(*access, number);
       return refuse(same.error());
     }
   }
-  static_cast<void>(items_.push_back({iova, length, next_number_}));
-  return next_number_++;
+  return number;
 }
 
-// The access behind a descriptor of this process. Failure: EBADFD.
+// The access behind a descriptor that this process has made or inherited. Failure: EBADFD.
 class AccessRef {
  public:
   explicit AccessRef(u32 fd) : ref_(host::find(static_cast<int>(fd))) {
-    if (ref_ && !ref_.foreign()) access_ = dynamic_cast<AccessFile*>(ref_.get());
+    if (ref_) access_ = dynamic_cast<AccessFile*>(ref_.get());
   }
   explicit operator bool() const { return access_ != nullptr; }
   AccessFile* operator->() const { return access_; }
@@ -169,11 +147,15 @@ Outcome create_access(Call& call, iommu_test_cmd& cmd) {
   {
     ST_LOCK_IOMMUFD(locked, call);
     auto* const ioas = ST_TRY(locked.find<iommu::Ioas>(cmd.id));
-    access.set_id(ST_TRY(locked.make_access(ioas, pins, &access, behind.st_ino))->object.id);
+    auto* const made = ST_TRY(locked.make_access(ioas, pins, &access, behind.st_ino));
+    made->is_pins_alone = true;
+    access.set_id(made->object.id);
   }
   const u32 id = access.id();
-  const auto fd =
-      host::publish(std::move(file), std::move(backing), {.open_flags = O_RDWR | O_CLOEXEC});
+  const auto fd = host::publish(std::move(file), std::move(backing),
+                                {.home = host::StateHome::kDescription,
+                                 .open_flags = O_RDWR | O_CLOEXEC,
+                                 .wants_last_close = true});
   if (!fd) {
     call.context().destroy_access(id);
     return refuse(fd.error());

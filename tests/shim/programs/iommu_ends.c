@@ -11,10 +11,15 @@
 
 #include "iommufd_client.h"
 
-static void pin_page(int fd, int access) {
+static uint32_t pin_page(int fd, int access) {
   struct iommu_test_cmd cmd = {
       .access_pages = {.iova = kAperture, .length = kPage, .flags = MOCK_FLAGS_ACCESS_WRITE}};
   REQUIRE(test_op(fd, IOMMU_TEST_OP_ACCESS_PAGES, (uint32_t)access, &cmd) == 0);
+  return cmd.access_pages.out_access_pages_id;
+}
+static int unpin_page(int fd, int access, uint32_t number) {
+  struct iommu_test_cmd cmd = {.destroy_access_pages = {.access_pages_id = number}};
+  return test_op(fd, IOMMU_TEST_OP_DESTROY_ACCESS_PAGES, (uint32_t)access, &cmd);
 }
 static int pinning_access_of(int fd, uint32_t ioas) {
   struct iommu_test_cmd cmd = {
@@ -80,6 +85,46 @@ static void inherited(int fd) {
   close(ends[0]);
   REQUIRE(destroy(fd, ioas) == 0);
   REQUIRE(destroy(fd, queue) == 0);
+}
+
+// It is the child's as well as its maker's: each of them pins by it, unpins what the other pinned,
+// and lets go of that where it unmaps.
+static void used_by_children(int fd, char* at) {
+  const uint32_t ioas = ioas_of(fd);
+  REQUIRE(map_at(fd, ioas, at, kPage, kAperture) == 0);
+  const int access = pinning_access_of(fd, ioas);
+  const uint32_t own = pin_page(fd, access);
+  int ends[2];
+  REQUIRE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    char byte = 7;
+    REQUIRE(access_rw(fd, access, kAperture, &byte, 1, MOCK_ACCESS_RW_WRITE) == 0);
+    REQUIRE(access_rw(fd, access, kAperture + 1, &byte, 1, 0) == 0 && byte == at[1]);
+    REQUIRE(unpin_page(fd, access, own) == 0);
+    REFUSES(unpin_page(fd, access, own), ENOENT);
+    const uint32_t number = pin_page(fd, access);
+    REQUIRE(write(ends[1], &number, sizeof number) == sizeof number);
+    REQUIRE(read(ends[1], &byte, 1) == 1);
+    REQUIRE(unmap_at(fd, ioas, 0, ~0ull) == 0);  // the maker has pinned, and lives
+    REQUIRE(map_at(fd, ioas, at, kPage, kAperture) == 0);
+    pin_page(fd, access);
+    REQUIRE(write(ends[1], &number, sizeof number) == sizeof number);
+    REQUIRE(read(ends[1], &byte, 1) == 1);
+    _exit(0);
+  }
+  uint32_t number = 0;
+  REQUIRE(read(ends[0], &number, sizeof number) == sizeof number && at[0] == 7);
+  REQUIRE(unpin_page(fd, access, number) == 0);
+  pin_page(fd, access);
+  REQUIRE(write(ends[0], "", 1) == 1);
+  REQUIRE(read(ends[0], &number, sizeof number) == sizeof number);
+  REQUIRE(unmap_at(fd, ioas, 0, ~0ull) == 0);  // the child has pinned, and lives
+  REQUIRE(pinned_times(fd, at, 0));
+  REQUIRE(write(ends[0], "", 1) == 1);
+  ends_well(child);
+  REQUIRE(close(access) == 0 && close(ends[0]) == 0 && close(ends[1]) == 0);
+  REQUIRE(destroy(fd, ioas) == 0);
 }
 
 // What a child made and sent before it ended is used by whoever receives it, also of a message
@@ -162,6 +207,7 @@ int main(void) {
   REQUIRE(at != MAP_FAILED);
   accesses(fd, at);
   inherited(fd);
+  used_by_children(fd, at);
   sent(fd);
   puts("done");
   return 0;
