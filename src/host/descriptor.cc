@@ -81,6 +81,7 @@ DescriptorSlot* watched = nullptr;  // guarded by table_lock
 sync::Atomic<u32> watched_count{0};
 sync::Atomic<u32> watched_memory{0};  // of those, what is_waited_for(), until its end is over
 sync::Atomic<u32> ending_memory{0};   // of that, what is no longer watched
+sync::Atomic<u32> ending_any{0};      // of everything
 sync::Atomic<bool> sweeper_added{false};
 sync::Atomic<u32> live_count{0};
 sync::Atomic<bool> anything{false};
@@ -193,6 +194,7 @@ bool forget(DescriptorSlot& slot) {
 class Ending {
  public:
   explicit Ending(const DescriptorSlot& slot) : counts_(is_waited_for(slot)) {
+    ending_any.fetch_add(1, sync::kRelaxed);
     if (!counts_) return;
     ending_memory.fetch_add(1, sync::kRelaxed);
     watched_memory.fetch_add(1, sync::kRelaxed);
@@ -200,18 +202,22 @@ class Ending {
   Ending(const Ending&) = delete;
   Ending& operator=(const Ending&) = delete;
   ~Ending() {
+    leave(ending_any);
     if (!counts_) return;
-    if (ending_memory.fetch_sub(1, sync::kRelease) == 1) sync::futex_wake(ending_memory, INT_MAX);
+    leave(ending_memory);
     watched_memory.fetch_sub(1, sync::kRelease);
   }
   // Progress: who ends something waits for nobody that waits here.
-  static void wait() {
-    while (const u32 seen = ending_memory.load(sync::kAcquire)) {
-      sync::futex_wait(ending_memory, seen, sync::kNoTimeout);
+  static void wait(sync::Atomic<u32>& under_way) {
+    while (const u32 seen = under_way.load(sync::kAcquire)) {
+      sync::futex_wait(under_way, seen, sync::kNoTimeout);
     }
   }
 
  private:
+  static void leave(sync::Atomic<u32>& under_way) {
+    if (under_way.fetch_sub(1, sync::kRelease) == 1) sync::futex_wake(under_way, INT_MAX);
+  }
   bool counts_;
 };
 
@@ -519,7 +525,12 @@ void sweep_closed_memory() {
   if (watched_memory.load(sync::kAcquire) == 0) [[likely]]
     return;
   sweep_closed();
-  Ending::wait();  // the engine's thread may have been first
+  Ending::wait(ending_memory);  // the engine's thread may have been first
+}
+
+void settle_closed() {
+  sweep_closed();
+  Ending::wait(ending_any);  // the same
 }
 
 bool is_engine_fd(int fd) {
@@ -566,6 +577,7 @@ void descriptors_after_fork_child() {
   watched_count.store(0, sync::kRelaxed);
   watched_memory.store(0, sync::kRelaxed);
   ending_memory.store(0, sync::kRelaxed);
+  ending_any.store(0, sync::kRelaxed);
   sweeper_added.store(false, sync::kRelaxed);
   while (slot != nullptr) {
     static_cast<void>(sys::close(std::exchange(slot->watch_fd, -1)));

@@ -146,6 +146,8 @@ void sweep_closed();
 // such memory the engine's thread asks too, every 5 ms (docs/decisions/0017-guest-memfd.md). Post:
 // what nobody held before the call has ended, whoever saw it first.
 void sweep_closed_memory();
+// The same of everything, for who wants what it may have held. Context: no lock, no last_close().
+void settle_closed();
 
 // Does the caller run in memory it has borrowed (a child of vfork)? What is written down about
 // descriptors is then not about its own. One system call.

@@ -140,7 +140,7 @@ bool has_group(u32 group) {
 Result<int> open_group(u32 group, int flags) {
   const auto which = vfio::device_at(group);
   if (!which || !which->type) return refuse(ENODEV);
-  host::sweep_closed();  // what was closed here first, and elsewhere since, is open no more
+  host::settle_closed();  // what was closed here first, and elsewhere since, is open no more
   auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, which->born, vfio::Share::kFirst));
   if (vfio::is_claimed(vfio::ClaimKind::kOwnNode, which->born)) return refuse(EBUSY);
   const auto opening = ST_TRY(vfio::begin_opening(group));

@@ -155,22 +155,31 @@ class SlowToEnd final : public Description {
   std::atomic<int>* turn_;
 };
 
-TEST(Descriptor, MemoryThatAnotherThreadEndsHasEndedForWhoAsks) {
+// How far it is when `asks` returns: 2 is over.
+int turn_after(const DescriptorSpec& spec, void (*asks)()) {
   std::atomic<int> turn{0};
   auto backing = Backing::create("toy", 0);
   auto slow = make_box<SlowToEnd>("toy", &turn);
-  ASSERT_TRUE(backing && slow);
-  const auto fd = publish(std::move(*slow), std::move(*backing), {.shape = FileShape::kMemory});
-  ASSERT_TRUE(fd.has_value());
+  if (!backing || !slow) return -1;
+  const auto fd = publish(std::move(*slow), std::move(*backing), spec);
+  if (!fd) return -1;
   const int held = ::dup(*fd);
   watched_close(*fd);
   EXPECT_EQ(turn.load(), 0);
   ::close(held);  // behind our back, as by the end of another process
   std::thread first([] { sweep_closed(); });
   while (turn.load() == 0) std::this_thread::yield();
-  sweep_closed_memory();
-  EXPECT_EQ(turn.load(), 2);
+  asks();
+  const int seen = turn.load();
   first.join();
+  return seen;
+}
+TEST(Descriptor, MemoryThatAnotherThreadEndsHasEndedForWhoAsks) {
+  EXPECT_EQ(turn_after({.shape = FileShape::kMemory}, sweep_closed_memory), 2);
+}
+TEST(Descriptor, WhateverAnotherThreadEndsHasEndedForWhoWantsWhatItHeld) {
+  EXPECT_EQ(turn_after({.shape = FileShape::kMemory}, settle_closed), 2);
+  EXPECT_EQ(turn_after({.shape = FileShape::kAnonInode}, settle_closed), 2);
 }
 
 TEST(Descriptor, StateOfTheProcessIsForeignInAChild) {
