@@ -12,9 +12,11 @@
 //   3  the old lists go to a page set nobody uses: its process unpins them when it comes here again
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "base/alloc.h"
@@ -131,9 +133,51 @@ bool TakeOver::is_inherited(const PageSet& set, const FilePage& there) {
          (mapping->offset + into) / kPageSize == there.page;
 }
 
+namespace {
+
+// Is it that part of the file, whole, and where?
+std::optional<Hva> place_in(const host::Mapping& mapping, const FilePage& there, u64 bytes) {
+  const u64 first = there.page * kPageSize;
+  const bool same = mapping.device == there.device && mapping.inode == there.inode;
+  if (!same || first < mapping.offset) return std::nullopt;
+  const u64 into = first - mapping.offset;
+  if (into >= mapping.range.size() || bytes > mapping.range.size() - into) return std::nullopt;
+  return mapping.range.start() + into;
+}
+
+// What this process has mapped of it, mapped once more: the kernel does that to shared memory
+// without its file, and wherever it likes. Failure: EOPNOTSUPP, it has not.
+Result<void*> map_once_more(const FilePage& there, u64 bytes, bool writable) {
+  const long prot = PROT_READ | (writable ? PROT_WRITE : 0);
+  for (Hva at;;) {
+    const auto mapping = host::next_file_mapping(at, true);
+    if (!mapping) return refuse(EOPNOTSUPP);
+    at = mapping->range.end();
+    const auto from = place_in(*mapping, there, bytes);
+    if (!from) continue;
+    const long made = sys::call(SYS_mremap, static_cast<long>(from->raw()), 0,
+                                static_cast<long>(bytes), MREMAP_MAYMOVE);
+    if (made < 0) continue;
+    // The client may have put something else there meanwhile.
+    const auto shown = host::shown_mapping_at(Hva(static_cast<u64>(made)));
+    const bool is_it = shown && shown->shared && place_in(*shown, there, bytes).has_value();
+    const auto to = is_it ? reserve_pages(bytes, "iommu.taken_file") : refuse(EOPNOTSUPP);
+    const bool placed =
+        to && sys::call(SYS_mprotect, made, static_cast<long>(bytes), prot) == 0 &&
+        sys::call(SYS_mremap, made, static_cast<long>(bytes), static_cast<long>(bytes),
+                  MREMAP_MAYMOVE | MREMAP_FIXED, sys::arg(*to)) >= 0;
+    if (placed) return *to;
+    sys::call(SYS_munmap, made, static_cast<long>(bytes));
+    if (to) unmap_pages(*to, bytes);
+    if (is_it) return refuse(to ? EOPNOTSUPP : ENOMEM);
+  }
+}
+
+}  // namespace
+
 // Where this process has it, or from now on has it: whoever is given an iommufd to go on with is
-// given the files, too, or is given them by the one before. Failure: EOPNOTSUPP (neither has the
-// file open), ENOMEM.
+// given the files, too, or is given them by the one before, or has them mapped. Failure: EOPNOTSUPP
+// (neither has the file open, and it is not mapped here), ENOMEM.
 Result<void> TakeOver::find_memory(Taken& taken) const {
   const PageSet& set = *taken.set;
   const FilePage there = ST_TRY(file_of(set));
@@ -146,11 +190,12 @@ Result<void> TakeOver::find_memory(Taken& taken) const {
     const u32 pid = l_.root().processes[set.process].pid;
     fd = open_of_process(pid, there.device, there.inode, access);
   }
-  if (!fd) return refuse(EOPNOTSUPP);
+  const u64 bytes = set.pages * kPageSize;
   const auto mapped =
-      map_file(set.pages * kPageSize, PROT_READ | (set.writable ? PROT_WRITE : 0), MAP_SHARED, *fd,
-               static_cast<long>(there.page * kPageSize), "iommu.taken_file");
-  static_cast<void>(sys::close(*fd));
+      fd ? map_file(bytes, PROT_READ | (set.writable ? PROT_WRITE : 0), MAP_SHARED, *fd,
+                    static_cast<long>(there.page * kPageSize), "iommu.taken_file")
+         : map_once_more(there, bytes, set.writable);
+  if (fd) static_cast<void>(sys::close(*fd));
   if (!mapped) return refuse(mapped.error());
   taken.start = reinterpret_cast<u64>(*mapped);
   taken.maps = true;

@@ -37,7 +37,10 @@ constexpr Request kRequests[] = {
      "ask "
      "for a type"},
     {"IOMMU_HWPT_SET_DIRTY_TRACKING", 0x8b, ""},
-    {"IOMMU_HWPT_GET_DIRTY_BITMAP", 0x8c, ""},
+    {"IOMMU_HWPT_GET_DIRTY_BITMAP", 0x8c,
+     "by the page table's entries, as the kernel's drivers tell it: of memory that lies together 2 "
+     "MiB; "
+     "single pages with HUGE_PAGES off"},
     {"IOMMU_HWPT_INVALIDATE", 0x8d,
      "nested page tables of both; with `--abi=6.18` by a viommu, too"},
     {"IOMMU_FAULT_QUEUE_ALLOC", 0x8e,
@@ -46,7 +49,8 @@ constexpr Request kRequests[] = {
     {"IOMMU_VIOMMU_ALLOC", 0x90, "with `--abi=6.18`: of test devices, with a page to map"},
     {"IOMMU_VDEVICE_ALLOC", 0x91, "with `--abi=6.18`: of test devices"},
     {"IOMMU_IOAS_CHANGE_PROCESS", 0x92,
-     "with `--abi=6.18`: the file is mapped by the caller; who has no descriptor of it left gets "
+     "with `--abi=6.18`: the file is mapped by the caller; who has neither a descriptor nor a "
+     "mapping of it gets "
      "EOPNOTSUPP (docs/decisions/0049-taking-over-files.md)"},
     {"IOMMU_VEVENTQ_ALLOC", 0x93, "with `--abi=6.18`: its descriptor is read and waited for"},
     {"IOMMU_HW_QUEUE_ALLOC", 0x94,
