@@ -64,7 +64,7 @@ Result<Access*> Locked::make_access(Ioas* ioas, bool pins, AccessClient* client,
 }
 
 void Locked::destroy_access(Access* access) {
-  unpin_all(*access);
+  unpin_within(*access, 0, ~u64{0});
   if (access->process != kNobody) use_process(access->process, -1);
   for (AccessSeat& seat : access->seats) leave_ioas(seat);
   remove(access);
@@ -166,10 +166,6 @@ bool Locked::unpin_numbered(Access& access, u32 number) {
 
 void Locked::unpin_within(Access& access, u64 iova, u64 last) {
   while (AccessPin* const pin = access.pins.first(iova, last)) unpin_one(access, pin);
-}
-
-void Locked::unpin_all(Access& access) {
-  unpin_within(access, 0, ~u64{0});
 }
 
 Result<void> Locked::transfer(Access& access, u64 iova, u64 length, void* to, const void* from) {
@@ -302,7 +298,7 @@ Result<void> Context::set_ioas(u32 access_id, u32 ioas_id) {
   Locked locked(*this);
   if (!locked.ok()) return refuse(EIO);
   Access* const access = ST_TRY(locked.find<Access>(access_id));
-  locked.unpin_all(*access);  // what it did not let go of
+  locked.unpin_within(*access, 0, ~u64{0});  // what it did not let go of
   Ioas* const left = access->has_pins_in;
   Ioas* joined = nullptr;
   for (AccessSeat& seat : access->seats) {

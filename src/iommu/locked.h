@@ -120,9 +120,8 @@ class Locked {
   void destroy_access(Access* access);  // and its pins. Pre: it has no client, or that is gone
   // Each page's frame goes to `frames`. Failure: ENOENT, EINVAL, EPERM, EFAULT.
   Result<void> pin(Access& access, u64 iova, u64 length, bool write, u64* frames);
-  void unpin(Access& access, u64 iova, u64 length);       // what was pinned so
-  bool unpin_numbered(Access& access, u32 number);        // false: none has it
-  void unpin_within(Access& access, u64 iova, u64 last);  // whatever overlaps
+  void unpin(Access&, u64 iova, u64 length), unpin_within(Access&, u64 iova, u64 last);
+  bool unpin_numbered(Access& access, u32 number);  // false: none has it
   Result<void> transfer(Access& access, u64 iova, u64 length, void* to, const void* from);
 
   // ---- page requests (fault.cc)
@@ -147,15 +146,14 @@ class Locked {
   bool is_alive(u32 process) const, is_near(u32 process) const, is_this_process(u32 process) const;
   void use_process(u32 process, s64 by) { root().processes[process].uses += static_cast<u64>(by); }
   bool enter_one_page(Ioas& ioas, u64 address, const MapRequest& request, u64 frame);
-  void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page);
+  void free_page_set(PageSet* set), hold_again(PageSet& set, u64 page), erase_object(Object*);
   Result<void> pin_run(PageSet& set, u64 first, u64 count), make_frames(PageSet& set);
   Result<void> pin_own_page(PageSet& set, u64 page, u32 process);
-  void unpin_run(PageSet& set, u64 first, u64 count), settle_orphans();
+  void unpin_run(PageSet&, u64 first, u64 count), settle_orphans(), unpin_one(Access&, AccessPin*);
   Result<void> copy_page(PageSet& set, u64 page, u64 offset, u64 size, void* to, const void* from);
   std::optional<Hva> address_here(const PageSet& set, u64 page) const;
   bool drop_dead_fills(Ioas& ioas), unmap_alone(Ioas& ioas, u64 start, u64 last);
   bool touch_frame(u64 address, u64 bytes, void* to, const void* from) const;
-  void erase_object(Object* object), destroy_object(Object* object);
   Object* object_at(u32 id) const;  // null: none
   Result<IntervalSet<Allowed>*> make_allowed(std::span<const IovaRanges> ranges);
   void free_allowed(IntervalSet<Allowed>* set), erase_area(Ioas& ioas, Area* area);
@@ -189,8 +187,7 @@ class Locked {
   bool drop_if_dead(Object* object), drop_dead_accesses(const Ioas& ioas), drop_closed_files();
   bool collect_dirty(Hwpt& hwpt, u64 iova, u64 last, bool clear, DirtyFn fn, void* context);
   Result<u64> pin_pages_of(Area& area, u64 iova, u64 last, bool write, u64* frames);
-  void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death(), unpin_all(Access& access);
-  void unpin_one(Access& access, AccessPin* pin);
+  void unpin_areas(Ioas& ioas, u64 iova, u64 last), settle_after_death(), destroy_object(Object*);
   void uncharge(host::PinCharge mode, u64 pages);
 
   Context& c_;
