@@ -7,7 +7,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 namespace stagetwo::vfio {
@@ -104,6 +106,39 @@ TEST_F(InterruptsTest, VectorsRingTheirOwnBells) {
   EXPECT_EQ(rings(2), 0u);
   interrupts_.raise(1);
   EXPECT_EQ(rings(1), 1u);
+}
+
+// As eventfd_signal: a device never waits for who reads.
+TEST_F(InterruptsTest, ACounterThatIsFullHasRungAndNobodyWaitsForRoom) {
+  shape_.vectors[kRequestIndex] = 1;
+  for (const int flags : {0, int{EFD_SEMAPHORE}, int{EFD_NONBLOCK}}) {
+    const int bell = eventfd(0, flags);
+    const u64 full = ~u64{1};
+    ASSERT_EQ(write(bell, &full, sizeof(full)), 8);
+    EXPECT_EQ(listen(kMsiIndex, bell), 0);
+    EXPECT_EQ(listen(kRequestIndex, bell), 0);
+    std::atomic<bool> done = false;
+    std::thread device([&] {
+      interrupts_.raise(0);
+      EXPECT_EQ(plain(IrqSet::kTrigger, kMsiIndex), 0);
+      interrupts_.ask_for_release();
+      done = true;
+    });
+    for (unsigned i = 0; i < 20000 && !done; ++i) usleep(100);
+    EXPECT_TRUE(done) << "it waits";
+    u64 count = 0;
+    while (!done) {  // makes room, so that the thread ends
+      EXPECT_EQ(read(bell, &count, sizeof(count)), 8);
+      usleep(10'000);
+    }
+    device.join();
+    EXPECT_EQ(read(bell, &count, sizeof(count)), 8);
+    EXPECT_EQ(count, (flags & EFD_SEMAPHORE) != 0 ? 1 : full) << "full, and no more";
+    interrupts_.raise(0);
+    EXPECT_EQ(listen(kMsiIndex, -1), 0);
+    EXPECT_EQ(listen(kRequestIndex, -1), 0);
+    close(bell);
+  }
 }
 
 // The number the engine has for an eventfd is none of the client's: what `ulimit -n` allows it, and
