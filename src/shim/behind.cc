@@ -30,7 +30,6 @@
 namespace stagetwo::shim {
 namespace {
 
-constexpr std::string_view kMemoryLink = "anon_inode:[kvm-gmem]";
 // The byte of I2, and what a lock "to the end" means without it.
 constexpr off_t kOurByte = host::kHeldByte;
 
@@ -570,21 +569,6 @@ int filesystem_of(const char* path, struct ::statfs* out) {
 int filesystem_of(const char* path, struct ::statvfs* out) {
   if (int result = 0; ask_shown(path, out, next::statvfs, &result)) return result;
   return ask_filesystem(path, out, next::statvfs, next::fstatvfs);
-}
-
-ReadLink::ReadLink(int directory, const char* path, size_t size) : size_(size) {
-  ours_ = behind_name(directory, path) == Behind::kMemory;
-  if (ours_) size_ = std::min(size, kMemoryLink.size());
-}
-
-ssize_t ReadLink::show(char* buffer, ssize_t length) const {
-  if (!ours_ || length <= 0) return length;
-  const int error = errno;
-  host::EngineSection section(host::Touches::kClientMemory);
-  static_cast<void>(host::copy_to(Hva(reinterpret_cast<u64>(buffer)), kMemoryLink.data(), size_));
-  section.leave();
-  errno = error;
-  return length;
 }
 
 }  // namespace stagetwo::shim

@@ -110,18 +110,4 @@ ssize_t list_attributes(int fd, char* to, size_t size);
 int filesystem_of(const char* path, struct ::statfs* out);
 int filesystem_of(const char* path, struct ::statvfs* out);
 
-// The link of a descriptor in /proc, as it stands for the kernel's own file. The kernel writes the
-// name of the stand-in, which is longer, so it is asked for no more than there is to show.
-class ReadLink {
- public:
-  ReadLink(int directory, const char* path, size_t size);
-  [[nodiscard]] size_t size() const { return size_; }
-  // `length`: what the kernel has answered.
-  ssize_t show(char* buffer, ssize_t length) const;
-
- private:
-  size_t size_;
-  bool ours_;
-};
-
 }  // namespace stagetwo::shim

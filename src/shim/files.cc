@@ -22,6 +22,7 @@
 #include "shim/described.h"
 #include "shim/engine.h"
 #include "shim/file_holes.h"
+#include "shim/link_names.h"
 #include "shim/mdev_files.h"
 #include "shim/next.h"
 #include "shim/paths.h"

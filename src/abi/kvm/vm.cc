@@ -197,7 +197,9 @@ Result<long> Vm::create_vcpu(u64 id) {
     const u32 ring_size = dirty_ring_size_.load(sync::kRelaxed);  // fixed since admission
     const u64 file_size =
         ring_size == 0 ? Processor::kRunAreaSize : Processor::kRingOffset + ring_size;
-    auto backing = ST_TRY(host::Backing::create("kvm-vcpu", file_size));
+    FixedString<32> kind;
+    kind.append("kvm-vcpu:").append_int(id);
+    auto backing = ST_TRY(host::Backing::create(kind.c_str(), file_size));
     auto made = Processor::create(*this, static_cast<u32>(id), boot_cpu, backing, ring_size);
     if (!made) return refuse(made.error());
     {

@@ -120,6 +120,22 @@ static void identity(void) {
   REQUIRE(extended.stx_rdev_major == 10 && extended.stx_rdev_minor == 232);
   const int vm = open_vm(kvm);
   REQUIRE(fstat(vm, &by_fd) == 0 && by_fd.st_size == 0 && (by_fd.st_mode & S_IFMT) == 0);
+  const int vcpu = ioctl(vm, KVM_CREATE_VCPU, 3);
+  const struct {
+    int fd;
+    const char* name;
+  } shown[] = {{kvm, "/dev/kvm"}, {vm, "anon_inode:kvm-vm"}, {vcpu, "anon_inode:kvm-vcpu:3"}};
+  for (unsigned i = 0; i < 3; ++i) {
+    char name[32], whole[64] = "", part[8] = "";
+    snprintf(name, sizeof name, "/proc/self/fd/%d", shown[i].fd);
+    REQUIRE(readlink(name, whole, sizeof whole) == (ssize_t)strlen(shown[i].name));
+    REQUIRE(strcmp(whole, shown[i].name) == 0);
+    REQUIRE(readlinkat(shown[i].fd, name, part, 4) == 4 && memcmp(part, whole, 4) == 0);
+    REQUIRE(part[4] == '\0');
+    char* volatile nowhere = NULL;
+    REFUSES(readlink(name, nowhere, 4), EFAULT);
+    REFUSES(readlink(name, part, 0), EINVAL);
+  }
 }
 
 static void refusals(void) {

@@ -46,6 +46,16 @@ static inline ssize_t put(const char* name, const char* text) {
   return written;
 }
 
+// Does /proc show this name of it?
+static inline int is_shown_as(int fd, const char* name) {
+  char link[64], path[256];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  const ssize_t size = readlink(link, path, sizeof path - 1);
+  path[size < 0 ? 0 : size] = '\0';
+  if (strcmp(path, name) == 0) return 1;
+  printf("%s: %s, not %s\n", link, path, name);
+  return 0;
+}
 // What a link in a device's folder leads to, its last part; NULL: it is not there. Until the next.
 static inline const char* link_of(const char* folder, const char* name) {
   static char path[512], text[256];

@@ -141,6 +141,7 @@ int main(int argc, char** argv) {
   char path[280];
   const int device = open_node(kDevice, path), iommufd = open("/dev/iommu", O_RDWR);
   REQUIRE(device >= 0 && iommufd >= 0);
+  REQUIRE(is_shown_as(device, path) && is_shown_as(iommufd, "/dev/iommu"));
   struct vfio_device_info info = {.argsz = 16};
   REFUSED(ioctl(device, VFIO_DEVICE_GET_INFO, &info), EINVAL);  // bind it first
   REFUSED(pread(device, path, 4, (off_t)VFIO_PCI_CONFIG_REGION_INDEX << 40), EINVAL);
