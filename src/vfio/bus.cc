@@ -170,6 +170,7 @@ Result<void> create_device(const TypeRef& type, const Uuid& uuid) {
   std::memset(slot.parent, 0, sizeof(slot.parent));
   std::memcpy(slot.parent, parent.name.data(), parent.name.size());
   std::memset(slot.model, 0, sizeof(slot.model));
+  slot.files = OpenFiles{};
   slot.state.store(SlotState::kActive, sync::kRelease);
   tree_add(shared, listed(shared, index));
   return {};

@@ -57,6 +57,11 @@ Result<sync::Ref<Device>> Device::open(const Listed& device, Opening how) {
   return made;
 }
 
+bool Device::is_open_here(u32 slot, u64 born) {
+  const sync::MutexGuard guard(opening);
+  return open_devices[slot] != nullptr && open_devices[slot]->which_.born == born;
+}
+
 // Pre: the slot's lock. Only after the claim: from here on nobody takes the slot away (I1).
 // `may_be_going`: a removal waits for somebody's claim already.
 Result<void> Device::start(Registry& shared, bool may_be_going) {

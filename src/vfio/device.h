@@ -28,6 +28,9 @@ class Device final : public sync::RefCounted {
   static Result<sync::Ref<Device>> open(const Listed& device, Opening how = Opening::kByName);
   Device(const Listed& which, Claim claim) : which_(which), claim_(std::move(claim)) {}
 
+  // Has this process it open, be it by a mapping alone?
+  [[nodiscard]] static bool is_open_here(u32 slot, u64 born);
+
   [[nodiscard]] const Listed& which() const { return which_; }
   [[nodiscard]] const Shape& shape() const { return model_->shape(); }
 

@@ -18,6 +18,7 @@
 #include "sync/process_mutex.h"
 #include "vfio/group_link.h"
 #include "vfio/mdev.h"
+#include "vfio/open_files.h"
 #include "vfio/uuid.h"
 
 namespace stagetwo::vfio {
@@ -35,7 +36,8 @@ struct Slot {
   alignas(64) u8 model[Model::kStateBytes];
   u64 openings;    // of the group's file there ever were
   GroupLink link;  // of the last one
-  u8 unused[4096 - Model::kStateBytes - 128 - sizeof(u64) - sizeof(GroupLink)];
+  OpenFiles files;
+  u8 unused[4096 - Model::kStateBytes - 128 - sizeof(u64) - sizeof(GroupLink) - sizeof(OpenFiles)];
 };
 static_assert(sizeof(Slot) == 4096);
 
@@ -43,7 +45,7 @@ inline constexpr unsigned kSlots = 64;  // as many as all parents have units
 
 struct Registry {
   static constexpr u64 kMagic = 0x7665646d32737473;  // "sts2mdev"
-  static constexpr u64 kVersion = 6;
+  static constexpr u64 kVersion = 7;
   u64 magic;
   u64 version;
   u64 last_born;

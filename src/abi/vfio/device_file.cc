@@ -53,7 +53,7 @@ class DeviceFile final : public host::Description, public host::PlacedIo, public
 
  private:
   Result<long> serve(u32 request, u64 arg);
-  Result<long> serve_node(u32 request, u64 arg);
+  Result<long> serve_node(int fd, u32 request, u64 arg);
   Result<long> advance(Result<long> moved) {
     if (moved) at_.fetch_add(*moved);
     return moved;
@@ -264,9 +264,10 @@ Result<long> DeviceFile::serve(u32 request, u64 arg) {
 }
 
 // Before it is bound a node's file answers nothing else.
-Result<long> DeviceFile::serve_node(u32 request, u64 arg) {
-  if (request == VFIO_DEVICE_BIND_IOMMUFD && !device_->is_elsewhere())
-    return bind_iommufd(*device_, arg);
+Result<long> DeviceFile::serve_node(int fd, u32 request, u64 arg) {
+  if (request == VFIO_DEVICE_BIND_IOMMUFD && !device_->stays_elsewhere()) {
+    return bind_iommufd(*device_, fd, arg);
+  }
   if (!device_->is_granted()) return refuse(ungranted());
   if (!device_->has_group() && request == VFIO_DEVICE_ATTACH_IOMMUFD_PT) {
     return attach_pt(*device_, arg);
@@ -277,8 +278,8 @@ Result<long> DeviceFile::serve_node(u32 request, u64 arg) {
   return serve(request, arg);
 }
 
-long DeviceFile::ioctl(int, unsigned long request, unsigned long arg) {
-  return as_answer(serve_node(static_cast<u32>(request), arg));
+long DeviceFile::ioctl(int fd, unsigned long request, unsigned long arg) {
+  return as_answer(serve_node(fd, static_cast<u32>(request), arg));
 }
 
 // ---- regions
@@ -380,13 +381,20 @@ Result<Box<DeviceFile>> make_device_file(sync::Ref<Group> group, sync::Ref<vfio:
 }  // namespace
 
 Result<long> open_device(sync::Ref<Group> group) {
-  auto device = ST_TRY(vfio::Device::open(group->which()));
+  const vfio::Listed which = group->which();
+  // Who opens it first has it as it is after a reset.
+  using enum vfio::ClaimKind;
+  vfio::Settling settling(which);
+  while (vfio::is_claimed(kDevice, which.born) && settling.goes_on(kDevice)) {
+  }
+  auto device = ST_TRY(vfio::Device::open(which));
   ST_TRY(group->connect(*device));
   FixedString<kLongestKind> kind;
   group->append_kind(kKind, kind);
   auto backing = ST_TRY(host::Backing::create(kind.c_str(), 0));
   auto file = ST_TRY(make_device_file(std::move(group), std::move(device)));
-  return ST_TRY(host::publish(std::move(file), std::move(backing), device_spec()));
+  return ST_TRY(
+      publish(which, vfio::FileRole::kDevice, std::move(file), std::move(backing), device_spec()));
 }
 
 Box<host::Description> attach_device(std::string_view kind, host::DescriptorSpec* spec) {

@@ -71,6 +71,11 @@ class Group final : public sync::RefCounted {
   sync::Ref<vfio::Container> container_ TA_GUARDED(lock_);
   sync::Ref<iommu::Iommufd> iommufd_ TA_GUARDED(lock_);
 };
+// As host::publish(), and whoever wants to open the device knows of it from now on.
+[[nodiscard]] Result<int> publish(const vfio::Listed& which, vfio::FileRole role,
+                                  Box<host::Description> file, host::Backing backing,
+                                  const host::DescriptorSpec& spec);
+
 // What a process that died with the group open has left in its container.
 void clean_up(const vfio::Listed& device, const vfio::GroupLink& left);
 
@@ -92,14 +97,16 @@ class OpenDevice final : public sync::RefCounted {
   [[nodiscard]] bool is_elsewhere() const {
     return received_ && !is_granted() && vfio::is_claimed(vfio::ClaimKind::kBound, which_.born);
   }
+  // The same, when those who have closed it have let go.
+  [[nodiscard]] bool stays_elsewhere() const;
   [[nodiscard]] bool has_group() const { return static_cast<bool>(group_); }
   [[nodiscard]] vfio::Device& device() const { return *device_; }
   [[nodiscard]] sync::Mutex& changing() TA_RETURN(changing_) { return changing_; }
 
-  // Answers the iommufd's number for it; granted() says that the client knows. Failure: EBUSY (the
-  // group is open), EINVAL (it is bound already, here or by another), EBADF, EBADFD, ENODEV,
-  // ENOMEM.
-  Result<u32> bind(int iommufd) TA_REQ(changing_);
+  // `own`: the file's own descriptor. Answers the iommufd's number for it; granted() says that the
+  // client knows. Failure: EBUSY (the group is open), EINVAL (it is bound already, here or by
+  // another), EBADF, EBADFD, ENODEV, ENOMEM.
+  Result<u32> bind(int own, int iommufd) TA_REQ(changing_);
   void granted() TA_REQ(changing_) { granted_.store(true, sync::kRelease); }
   void unbind() TA_REQ(changing_);
 
@@ -138,7 +145,7 @@ class ContainerFile final : public host::Description {
 [[nodiscard]] Box<host::Description> attach_node(std::string_view kind, host::DescriptorSpec* spec);
 
 // The requests of a device's own node (open_device.cc).
-[[nodiscard]] Result<long> bind_iommufd(OpenDevice& device, u64 arg);
+[[nodiscard]] Result<long> bind_iommufd(OpenDevice& device, int fd, u64 arg);
 [[nodiscard]] Result<long> attach_pt(OpenDevice& device, u64 arg);
 [[nodiscard]] Result<long> detach_pt(OpenDevice& device, u64 arg);
 

@@ -58,6 +58,15 @@ void clean_up(const vfio::Listed& device, const vfio::GroupLink& left) {
   if (const auto container = find_linked(left, container_of)) container->remove_group(device);
 }
 
+Result<int> publish(const vfio::Listed& which, vfio::FileRole role, Box<host::Description> file,
+                    host::Backing backing, const host::DescriptorSpec& spec) {
+  struct ::stat behind{};
+  ST_TRY(sys::fstat(backing.fd(), &behind));
+  const int fd = ST_TRY(host::publish(std::move(file), std::move(backing), spec));
+  vfio::note_file(which, role, behind.st_ino);
+  return fd;
+}
+
 void append_kind(std::string_view prefix, const vfio::Listed& which, u64 opening, TextWriter& out) {
   out.append(prefix);
   for (const u64 number : {u64{which.slot}, which.born, opening, vfio::registry_identity()}) {
@@ -186,9 +195,15 @@ Result<void> Group::connect(vfio::Device& device) {
 
 Result<void> Group::leave() {
   follow();
+  const auto in_container = [&] {
+    return vfio::link_of(which_.slot, opening_).kind == Kind::kContainer;
+  };
+  const auto is_busy = [&] { return vfio::is_claimed(vfio::ClaimKind::kDevice, which_.born); };
+  vfio::Settling settling(which_);
+  while (in_container() && is_busy() && settling.goes_on(vfio::ClaimKind::kDevice)) {
+  }
   const sync::MutexGuard guard(lock_);
-  const bool container = vfio::link_of(which_.slot, opening_).kind == Kind::kContainer;
-  if (container && vfio::is_claimed(vfio::ClaimKind::kDevice, which_.born)) return refuse(EBUSY);
+  if (in_container() && is_busy()) return refuse(EBUSY);
   if (vfio::take_link(which_.slot, opening_).kind == Kind::kNone) return refuse(EINVAL);
   if (container_) container_->remove_group(which_);
   container_.reset();

@@ -137,12 +137,32 @@ bool has_group(u32 group) {
   return group < kMostGroups && vfio::start_bus().has_value() && vfio::device_at(group).has_value();
 }
 
+namespace {
+
+Result<vfio::Claim> claim_group(const vfio::Listed& which) {
+  using vfio::ClaimKind;
+  host::settle_closed();  // what was closed here first, and elsewhere since, is open no more
+  vfio::Settling settling(which);
+  for (;;) {
+    ClaimKind busy = ClaimKind::kGroup;
+    auto claim = vfio::claim(ClaimKind::kGroup, which.born, vfio::Share::kFirst);
+    if (claim) {
+      if (!vfio::is_claimed(ClaimKind::kOwnNode, which.born)) return claim;
+      busy = ClaimKind::kOwnNode;
+    } else if (to_int(claim.error()) != EBUSY) {
+      return claim;
+    }
+    claim = refuse(EBUSY);
+    if (!settling.goes_on(busy)) return claim;
+  }
+}
+
+}  // namespace
+
 Result<int> open_group(u32 group, int flags) {
   const auto which = vfio::device_at(group);
   if (!which || !which->type) return refuse(ENODEV);
-  host::settle_closed();  // what was closed here first, and elsewhere since, is open no more
-  auto claim = ST_TRY(vfio::claim(vfio::ClaimKind::kGroup, which->born, vfio::Share::kFirst));
-  if (vfio::is_claimed(vfio::ClaimKind::kOwnNode, which->born)) return refuse(EBUSY);
+  auto claim = ST_TRY(claim_group(*which));
   const auto opening = ST_TRY(vfio::begin_opening(group));
   clean_up(*which, opening.before);
   auto made =
@@ -151,7 +171,8 @@ Result<int> open_group(u32 group, int flags) {
   made->append_kind(kKind, kind);
   auto backing = ST_TRY(host::Backing::create(kind.c_str(), 0));
   auto file = ST_TRY(make_box<GroupFile>("abi_vfio.group_file", std::move(made)));
-  return host::publish(std::move(file), std::move(backing), group_spec(group, flags));
+  return publish(*which, vfio::FileRole::kGroup, std::move(file), std::move(backing),
+                 group_spec(group, flags));
 }
 
 Box<host::Description> attach_group(std::string_view kind, host::DescriptorSpec* spec) {

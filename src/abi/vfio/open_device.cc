@@ -6,6 +6,7 @@
 //   another file is bound
 //   ATTACH   not bound: EINVAL, as everything but BIND; the struct; PASIDs where there are any
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include "abi/vfio/client_memory.h"
 #include "abi/vfio/files.h"
@@ -44,21 +45,40 @@ OpenDevice::~OpenDevice() {
   vfio::finish_left();
 }
 
-Result<u32> OpenDevice::bind(int fd) {
+bool OpenDevice::stays_elsewhere() const {
+  vfio::Settling settling(which_);
+  while (is_elsewhere()) {
+    if (!settling.goes_on(vfio::ClaimKind::kBound)) return true;
+  }
+  return false;
+}
+
+Result<u32> OpenDevice::bind(int own, int fd) {
   // Against the group's file, which is one's own; of these there may be several.
   auto against = ST_TRY(vfio::claim(vfio::ClaimKind::kOwnNode, which_.born, vfio::Share::kMany));
-  if (vfio::is_claimed(vfio::ClaimKind::kGroup, which_.born)) return refuse(EBUSY);
+  vfio::Settling settling(which_);
+  while (vfio::is_claimed(vfio::ClaimKind::kGroup, which_.born)) {
+    if (!settling.goes_on(vfio::ClaimKind::kGroup)) return refuse(EBUSY);
+  }
   if (is_granted()) return refuse(EINVAL);
   if ((ST_TRY(sys::fcntl(fd, F_GETFL)) & O_PATH) != 0) return refuse(EBADF);
   auto iommufd = iommu::find_iommufd(fd);
   if (!iommufd) return refuse(EBADFD);
-  auto bound = vfio::claim(vfio::ClaimKind::kBound, which_.born, vfio::Share::kOne);
+  const auto claim_it = [&] {
+    return vfio::claim(vfio::ClaimKind::kBound, which_.born, vfio::Share::kOne);
+  };
+  auto bound = claim_it();
+  while (!bound && to_int(bound.error()) == EBUSY && settling.goes_on(vfio::ClaimKind::kBound)) {
+    bound = claim_it();
+  }
   if (!bound) return refuse(to_int(bound.error()) == EBUSY ? EINVAL : to_int(bound.error()));
   auto device = ST_TRY(vfio::Device::open(which_, vfio::Device::Opening::kHeld));
   const u32 id = ST_TRY(device->bind(std::move(iommufd)));
   device_ = std::move(device);
   bound_ = std::move(*bound);
   against_group_ = std::move(against);
+  struct ::stat behind{};
+  if (sys::fstat(own, &behind)) vfio::note_file(which_, vfio::FileRole::kBound, behind.st_ino);
   return id;
 }
 
@@ -68,12 +88,12 @@ void OpenDevice::unbind() {
   against_group_.reset();
 }
 
-Result<long> bind_iommufd(OpenDevice& device, u64 arg) {
+Result<long> bind_iommufd(OpenDevice& device, int fd, u64 arg) {
   vfio_device_bind_iommufd asked{};
   ST_TRY(copy_in(&asked, arg));
   if (asked.flags != 0 || asked.iommufd < 0 || device.has_group()) return refuse(EINVAL);
   const sync::MutexGuard changing(device.changing());
-  const u32 id = ST_TRY(device.bind(asked.iommufd));
+  const u32 id = ST_TRY(device.bind(fd, asked.iommufd));
   const u64 place = arg + offsetof(vfio_device_bind_iommufd, out_devid);
   if (const auto told = copy_out_bytes(place, &id, sizeof(id)); !told) {
     device.unbind();

@@ -19,6 +19,7 @@ struct Stored {
 struct RegisterState {
   u32 count;
   u32 resets;
+  u32 first_opens;
   Stored stored[64];
 };
 
@@ -53,6 +54,7 @@ class RegisterDevice final : public vfio::Model {
     if (on_write != nullptr) on_write();
   }
   void reset() override { ++state_.resets; }
+  void first_open() override { ++state_.first_opens; }
 
  private:
   static constexpr vfio::MappedArea kAreas[] = {{0, kPageSize, 0, true},

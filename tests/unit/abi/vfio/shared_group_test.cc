@@ -10,6 +10,7 @@
 #include "host/placed_io.h"
 #include "host/process.h"
 #include "tests/support/fd_message.h"
+#include "tests/unit/abi/vfio/register_device.h"
 #include "tests/unit/abi/vfio/vfio_client.h"
 
 namespace stagetwo {
@@ -98,6 +99,114 @@ TEST_F(SharedGroup, AnIommufdStandsInAsAContainerDoes) {
   close_fd(std::exchange(device_, -1));
   EXPECT_EQ(in_child([&] { return unset(group_); }), 0);
   EXPECT_FALSE(has_container(group_));
+  close_fd(iommufd);
+}
+
+// A child that has closed its copies before the parent, and does not get to run when the parent
+// closes the last: what it has not let go of yet is nobody's.
+class ClosedEverywhere : public SharedGroup {
+ protected:
+  void SetUp() override {
+    test::register_devices();
+    type_ = "registers-a";
+    SharedGroup::SetUp();
+  }
+  // The child closes `fds` and looks again some time after it is told to.
+  void closes_in_child(std::initializer_list<int> fds) {
+    ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, talk_), 0);
+    child_ = fork();
+    close(talk_[child_ == 0 ? 0 : 1]);
+    char go = 0;
+    if (child_ == 0) {
+      host::after_fork_child();
+      abi_vfio::after_fork_child();
+      for (const int fd : fds) close_fd(fd);
+      if (write(talk_[1], "x", 1) != 1 || read(talk_[1], &go, 1) != 1) _exit(1);
+      usleep(30'000);
+      host::sweep_closed();
+      _exit(read(talk_[1], &go, 1) == 0 ? 0 : 2);
+    }
+    ASSERT_EQ(read(talk_[0], &go, 1), 1);
+  }
+  void looks_again() { EXPECT_EQ(send(talk_[0], "x", 1, MSG_NOSIGNAL), 1); }
+  void ends() {
+    close(talk_[0]);
+    int status = -1;
+    EXPECT_EQ(waitpid(child_, &status, 0), child_);
+    EXPECT_EQ(status, 0);
+  }
+  static long bind(int node, int iommufd) {
+    vfio_device_bind_iommufd cmd{sizeof(cmd), 0, iommufd, 0};
+    return ask(node, VFIO_DEVICE_BIND_IOMMUFD, &cmd);
+  }
+
+ private:
+  int talk_[2] = {-1, -1};
+  pid_t child_ = -1;
+};
+
+TEST_F(ClosedEverywhere, AGroupIsFree) {
+  open_device();
+  // More than are known at a time; what is closed makes room.
+  for (unsigned i = 0; i < vfio::kMostFiles + 2; ++i) {
+    close_fd(static_cast<int>(ask(group_, VFIO_GROUP_GET_DEVICE_FD, kName)));
+  }
+  closes_in_child({device_, group_, container_});
+  const auto taken = abi_vfio::open_group(0, O_RDWR);
+  EXPECT_EQ(taken ? 0 : to_int(taken.error()), EBUSY) << "one has it open";
+  close_fd(std::exchange(group_, -1));
+  const auto still = abi_vfio::open_group(0, O_RDWR);
+  EXPECT_EQ(still ? 0 : to_int(still.error()), EBUSY) << "its device is open";
+  close_fd(std::exchange(device_, -1));
+  looks_again();
+  const auto free = abi_vfio::open_group(0, O_RDWR | O_CLOEXEC);
+  EXPECT_EQ(free ? 0 : to_int(free.error()), 0);
+  group_ = free.value_or(-1);
+  ends();
+}
+
+TEST_F(ClosedEverywhere, AGroupLeavesItsContainer) {
+  open_device();
+  closes_in_child({device_});
+  EXPECT_EQ(unset(group_), EBUSY) << "its device is open";
+  close_fd(std::exchange(device_, -1));
+  looks_again();
+  EXPECT_EQ(unset(group_), 0);
+  ends();
+}
+
+TEST_F(ClosedEverywhere, ADeviceIsOpenedAsTheFirst) {
+  join();
+  const auto get = [&] { return static_cast<int>(ask(group_, VFIO_GROUP_GET_DEVICE_FD, kName)); };
+  device_ = get();
+  closes_in_child({device_});
+  close_fd(get());
+  EXPECT_EQ(test::RegisterDevice::state->first_opens, 1u);
+  close_fd(std::exchange(device_, -1));
+  looks_again();
+  device_ = get();
+  EXPECT_EQ(test::RegisterDevice::state->first_opens, 2u);
+  ends();
+}
+
+TEST_F(ClosedEverywhere, AnOwnNodeIsBoundAgainAndItsGroupIsFree) {
+  close_fd(std::exchange(group_, -1));
+  const int iommufd = *abi_iommufd::open_device(O_RDWR | O_CLOEXEC);
+  for (const bool by_group : {false, true}) {
+    const int node = *abi_vfio::open_node(0, O_RDWR | O_CLOEXEC);
+    ASSERT_EQ(bind(node, iommufd), 0);
+    closes_in_child({node});
+    const int second = *abi_vfio::open_node(0, O_RDWR | O_CLOEXEC);
+    EXPECT_EQ(bind(second, iommufd), -EINVAL) << "it is bound";
+    close_fd(node);
+    looks_again();
+    const auto group = by_group ? abi_vfio::open_group(0, O_RDWR | O_CLOEXEC) : Result<int>(-1);
+    EXPECT_EQ(group ? 0 : to_int(group.error()), 0);
+    group_ = group.value_or(-1);
+    EXPECT_EQ(bind(second, iommufd), by_group ? -EBUSY : 0);
+    close_fd(second);
+    ends();
+  }
   close_fd(iommufd);
 }
 
