@@ -15,8 +15,8 @@
 namespace stagetwo::reclaim {
 namespace {
 
-constexpr s64 kReserveShare = 128;     // of the limit
-constexpr u64 kUnseen = u64{2} << 20;  // bytes that may have come
+constexpr s64 kGuestReserveShare = 128;  // of the limit
+constexpr u64 kUnseen = u64{2} << 20;    // bytes that may have come
 
 }  // namespace
 
@@ -105,7 +105,7 @@ void Reclaimer::give_room(Limited& guest) {
   const s64 limit = static_cast<s64>(marks_of(guest).limit >> kPageShift);
   s64 room = limit - static_cast<s64>(kept_part_of(guest));
   if (unkept(guest)) room = std::max(room, guest.beyond);
-  host::budget::set_room(account_of(guest), room, limit / kReserveShare);
+  host::budget::set_room(account_of(guest), room, limit / kGuestReserveShare);
   host::budget::wake();
 }
 
