@@ -35,8 +35,8 @@ def judged(line, outcome, output=""):
 
 
 class Sweep(unittest.TestCase):
-    def judged(self, sites, status="passed"):
-        run, = read("a_fail_nth : pass\n")
+    def judged(self, sites, status="passed", name="a_fail_nth"):
+        run, = read(f"{name} : pass\n")
         run.status = status
         conformance.judge_sweep(run, "ok 1\n" + "".join(f"stagetwo: fail-nth: {len(s)} sites failed: {' '.join(s)}\n"
                                                        for s in sites))
@@ -50,8 +50,11 @@ class Sweep(unittest.TestCase):
     def test_OfFewerFails(self):
         self.assertEqual("failed", self.judged([[f"site.{i}" for i in range(9)]]).status)
 
-    def test_OfNoneIsNoSweep(self):
-        self.assertEqual(("passed", []), (self.judged([]).status, self.judged([]).sites))
+    def test_OfNoneFails(self):
+        self.assertEqual(("failed", []), (self.judged([]).status, self.judged([]).sites))
+
+    def test_WhatTellsOfNoneAndIsNoSweepPasses(self):
+        self.assertEqual("passed", self.judged([], name="a_test").status)
 
 
 class ExpectedFile(unittest.TestCase):
