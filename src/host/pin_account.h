@@ -18,10 +18,10 @@
 // /proc/self/status goes on showing the kernel's own VmPin and VmLck: ours are in neither.
 // Differs: what the kernel itself has charged to the user (io_uring, perf, BPF) is not known here.
 // A limit of a TiB or more is none. Of more than 64 processes at once that have charged to a
-// session's user, and in a process whose /proc cannot be read, what one charges that is killed
-// stays with the session; so it does, until the process ends, behind an exec of a program without
-// the engine. Context: any thread; kProcess reads a file, and kUser some where the limit is near.
-// Uncharging cannot fail.
+// session's user, and in a process whose /proc cannot be read, what one has charged and not
+// given back when it ends stays with the session; so it does, until the process ends, behind an
+// exec of a program without the engine. Context: any thread; kProcess reads a file, and kUser some
+// where the limit is near. Uncharging cannot fail.
 
 #include "base/result.h"
 #include "base/types.h"

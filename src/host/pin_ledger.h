@@ -35,7 +35,7 @@
 // a dead process again, R, and the next one takes it from there. What a killed owner asked for goes
 // with its place.
 // More processes than places: the rest share one that nobody is the owner of (kCommon); what one
-// of them has charged when it is killed stays.
+// of them has charged and not given back stays when it ends.
 //
 // names: 0 to an owner by who wants a place (seq_cst exchange), an owner or a taker to a taker by
 // that one, to 0 by the taker (seq_cst store, behind the store of the count: who claims reads it).
