@@ -26,7 +26,10 @@ constinit sync::Atomic<u32> resolver_of{0};
 
 using KernelSigset = u64;
 // Signals 32 and 33 are libc's own: set-id calls wait until every thread has answered.
-constexpr KernelSigset kAllButLibcs = ~(KernelSigset{1} << 31 | KernelSigset{1} << 32);
+constexpr KernelSigset kLibcs = KernelSigset{1} << 31 | KernelSigset{1} << 32;
+// A touch of memory that has lost its rights meanwhile has to come through.
+constexpr KernelSigset kFaults = KernelSigset{1} << (SIGSEGV - 1) | KernelSigset{1} << (SIGBUS - 1);
+constexpr KernelSigset kAllButThese = ~(kLibcs | kFaults);
 
 void set_mask(const KernelSigset* set, KernelSigset* old) {
   sys::call(SYS_rt_sigprocmask, SIG_SETMASK, sys::arg(set), sys::arg(old), sizeof(KernelSigset));
@@ -64,7 +67,7 @@ int make_thread() {
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstack(&attributes, bottom, kStackBytes);
     KernelSigset before = 0;
-    set_mask(&kAllButLibcs, &before);
+    set_mask(&kAllButThese, &before);
     pthread_t thread{};
     made = pthread_create(&thread, &attributes, serve, nullptr);
     if (made == 0) leave_thread_count();

@@ -201,7 +201,7 @@ void Worker::start_thread() {
     thread_.store(Thread::kStarting, sync::kRelaxed);
     mine = ++starts_;
   }
-  const bool made = make_thread(entry, this, kAllButLibcs);
+  const bool made = make_thread(entry, this, kAllButLibcs & ~kFaults);
   const sync::MutexGuard guard(lock_);
   // A thread that found nothing left to do has said so already, and another may be starting.
   if (thread() == Thread::kStarting && starts_ == mine) {

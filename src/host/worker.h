@@ -8,7 +8,8 @@
 // Invariants: I1  a process that adds no item has no thread of ours.
 //             I2  after remove_work() returns, no turn of that item runs or will run.
 //             I3  the thread runs no code of the client: every signal is blocked in it, but the two
-//                 with which libc reaches every thread (setuid, cancellation).
+//                 with which libc reaches every thread (setuid, cancellation), and faults: what it
+//                 copies may have lost its rights meanwhile, and that touch fails (access.h).
 //             I4  a child of fork has no items and no thread until it adds an item of its own.
 // Where no thread can be made (a limit, a seccomp filter) items are not lost: whoever next passes
 // work_without_thread() runs what is due. Making one is tried again with every add_work().
@@ -26,8 +27,8 @@ class WorkItem {
   WorkItem(const WorkItem&) = delete;
   WorkItem& operator=(const WorkItem&) = delete;
 
-  // One turn. Context: no lock held, no section open; may block; touches no client memory (a fault
-  // could not be delivered).
+  // One turn. Context: no lock held, no section open; may block; touches client memory by
+  // host/access.h alone.
   virtual void turn() = 0;
   // From now until the next turn; asked after each turn and after kick_worker().
   // sync::kNoTimeout: not before the next kick.
