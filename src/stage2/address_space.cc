@@ -343,6 +343,8 @@ FaultOutcome GuestMemory::transfer(const Fault& like, size_t bytes, size_t* done
       outcome = with_page(fault, Mode::kMayBlock,
                           [&](Hva hva) { return copy(hva, moved, chunk) == chunk; });
     }
+    // The slot was away when registers were looked for, and is there again.
+    if (outcome == FaultOutcome::kToUser && is_register(fault)) continue;
     if (outcome != FaultOutcome::kFixed) break;
     moved += chunk;
   }

@@ -4,6 +4,9 @@
 // and the client sees nothing of it.
 #include "host/device_registers.h"
 
+#include <atomic>
+#include <thread>
+
 #include "tests/unit/vcpu/guest.h"
 
 namespace stagetwo::vcpu::testing {
@@ -149,6 +152,25 @@ TEST_F(DeviceRegistersTest, AStoreToADeviceThatHasGoneIsEfault) {
 }
 
 // KVM's own store, and both are in the dirty log.
+// The mapping stands all the while: the store finds the slot, or is the VMM's.
+TEST_F(DeviceRegistersTest, AStoreWhileItsSlotIsMadeAnewIsNoFault) {
+  std::atomic<bool> is_over{false};
+  std::thread flipper([&] {
+    for (int i = 0; i < 3000; ++i) {
+      guest_.add_slot(1, kRegisters, 0, nullptr);
+      guest_.add_slot(1, kRegisters, kRegistersSize, device.shown);
+    }
+    is_over = true;
+  });
+  unsigned refused = 0;
+  for (u64 i = 0; !is_over; ++i) {
+    const auto outcome = guest_.memory().write(Gpa(kRegisters + 0x98), &i, sizeof(i));
+    refused += outcome == stage2::FaultOutcome::kToUser ? 1U : 0U;
+  }
+  flipper.join();
+  EXPECT_EQ(0U, refused);
+}
+
 TEST_F(DeviceRegistersTest, StoresAreLoggedAndKvmsOwnAreTheDevicesToo) {
   guest_.add_slot(1, kRegisters, kRegistersSize, device.shown, stage2::kLogDirtyPages);
   run({0x48, 0x89, 0x07, kHalt});
