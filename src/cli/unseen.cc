@@ -85,6 +85,10 @@ constexpr Unseen kAll[] = {
      "there; or before it",
      "where the files of /proc/self cannot be opened, pages do not go to a device: ENOENT, EACCES"},
     {Where::kEverywhere,
+     "a VFIO node opened, or a device asked of a group, by a process that has become another user "
+     "than the one that the session is of",
+     "EACCES, whatever the rights of the node"},
+    {Where::kEverywhere,
      "a guest_memfd in a program that exec started without the library (another environment, a "
      "static or a setuid program), by a program's own instruction, by io_uring",
      "mmap and pread answer zeroes where the kernel refuses, rewind moves a stream; fallocate is "

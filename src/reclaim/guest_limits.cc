@@ -18,6 +18,23 @@ namespace {
 constexpr s64 kGuestReserveShare = 128;  // of the limit
 constexpr u64 kUnseen = u64{2} << 20;    // bytes that may have come
 
+// Memory that a guest has in several slots is there once. Those from `first` on.
+void join_overlapping(Vec<HvaRange>& ranges, size_t first) {
+  if (ranges.size() == first) return;
+  std::sort(ranges.begin() + first, ranges.end(),
+            [](HvaRange a, HvaRange b) { return a.start() < b.start(); });
+  size_t last = first;
+  for (size_t i = first + 1; i < ranges.size(); ++i) {
+    if (ranges[i].start() < ranges[last].end()) {
+      const Hva end = std::max(ranges[last].end(), ranges[i].end());
+      ranges[last] = HvaRange(ranges[last].start(), end - ranges[last].start());
+    } else {
+      ranges[++last] = ranges[i];
+    }
+  }
+  while (ranges.size() > last + 1) ranges.pop_back();
+}
+
 }  // namespace
 
 // Where there is no memory for it, what there was stands until the next turn.
@@ -36,12 +53,15 @@ void Reclaimer::follow_guests() {
       Limited one;
       one.limit = guest->limit_;
       one.first_range = ranges.size();
-      guest->ranges_.for_each([&](u32, const Guest::Range& used) {
-        const u32 account = static_cast<u32>(limited.size());
-        one.bytes += used.range.size();
-        all = all && ranges.push_back(used.range) && charged.push_back({used.range, account});
-      });
+      guest->ranges_.for_each(
+          [&](u32, const Guest::Range& used) { all = all && ranges.push_back(used.range); });
+      join_overlapping(ranges, one.first_range);
       one.ranges = ranges.size() - one.first_range;
+      const u32 account = static_cast<u32>(limited.size());
+      for (size_t i = one.first_range; i < ranges.size(); ++i) {
+        one.bytes += ranges[i].size();
+        all = all && charged.push_back({ranges[i], account});
+      }
       all = all && limited.push_back(one);
       sum += std::min(one.limit, kNoLimit / 2 - sum);
     }

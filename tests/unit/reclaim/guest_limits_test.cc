@@ -98,6 +98,19 @@ TEST_F(GuestLimit, AGuestThatWantsAllOfItIsHeldToIt) {
   })) << "nobody limits it";
 }
 
+// 8 MiB of which 6 have a second and a third name, under a limit of 12.
+TEST_F(GuestLimit, MemoryOfSeveralSlotsIsThereOnce) {
+  ASSERT_TRUE(guest_->use(1, range_of(memory_, kPages / 2)));
+  ASSERT_TRUE(guest_->use(2, range_of(memory_ + kPages / 4 * kPageSize, kPages / 2)));
+  guest_->set_limit(12 * kMiB);
+  test::FakeGuest guest(memory_, kPages);
+  for (int round = 0; round < 50; ++round) {
+    for (size_t page = 0; page < kPages; ++page) guest.use(page);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_EQ(0U, reclaim::statistics().taken);
+}
+
 TEST_F(GuestLimit, WhatCannotBeKeptIsSaidOnce) {
   const auto lines = [] {
     size_t count = 0;
