@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "shim/engine.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 
 #include <span>
@@ -33,6 +34,7 @@
 #include "shim/signals.h"
 #include "shim/virtual_io.h"
 #include "sync/futex.h"
+#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -228,8 +230,32 @@ bool in_borrowed_memory() {
   return sys::getpid() != whose.load(sync::kRelaxed);
 }
 
+bool names_this_process(int pidfd) {
+  constexpr int kSelfThread = -10000;  // PIDFD_SELF_THREAD
+  constexpr int kSelf = -10001;        // PIDFD_SELF_THREAD_GROUP
+  if (pidfd == kSelfThread || pidfd == kSelf) return true;
+  FixedString<64> path;
+  const sync::PassingNumber passing;
+  path.append("/proc/self/fdinfo/").append_int(pidfd);
+  const auto fd = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (!fd) return false;
+  char text[256];
+  const auto got = sys::read(*fd, text, sizeof(text));
+  static_cast<void>(sys::close(*fd));
+  const std::string_view all(text, got ? *got : 0);
+  FixedString<32> wanted;
+  wanted.append("Pid:\t").append_int(sys::getpid()).append_char('\n');
+  return all.find(wanted.view()) != std::string_view::npos;
+}
+
 bool may_be_ours(int fd, struct ::stat* behind) {
   return sys::fstat(fd, behind).has_value() && host::could_be_ours(*behind);
+}
+
+bool stands_behind(int fd, const struct ::stat& seen) {
+  struct ::stat now{};
+  static_cast<void>(sys::fstat(fd, &now));
+  return now.st_dev == seen.st_dev && now.st_ino == seen.st_ino;
 }
 
 }  // namespace stagetwo::shim

@@ -40,6 +40,11 @@ bool in_borrowed_memory();
 
 // Could `fd` be one of ours? One fstat, no reference taken; *behind is filled in when it could.
 bool may_be_ours(int fd, struct ::stat* behind);
+// Does the number stand for the file that it was `seen` as? Zeroes: it was not open.
+bool stands_behind(int fd, const struct ::stat& seen);
+
+// Is it a pidfd of this process? Its entry in /proc says which process it names.
+bool names_this_process(int pidfd);
 
 // What a libc function returns for it, with errno set.
 inline long as_libc(long answer) {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "abi/vfio/region_changes.h"
 #include "base/kernel_numbers.h"
@@ -32,7 +33,6 @@
 #include "shim/next.h"
 #include "shim/shared_files.h"
 #include "shim/virtual_files.h"
-#include "sync/passing_number.h"
 
 namespace stagetwo::shim {
 namespace {
@@ -95,14 +95,13 @@ int refusal_before_file(int fd, const host::DescriptionRef& ref, const host::Map
 }
 
 // What stands against an mmap of `fd`, -errno; 0: nothing. Post: request->offset is where it begins
-// in what is behind `fd`.
-long refusal_of_map(int fd, host::MapRequest* request) {
-  struct ::stat behind{};
-  if (!may_be_ours(fd, &behind)) return 0;
+// in what is behind `fd`, and *behind says what that was: zeroes where the number was not open.
+long refusal_of_map(int fd, host::MapRequest* request, struct ::stat* behind) {
+  if (!may_be_ours(fd, behind)) return 0;
   host::EngineSection section(host::Touches::kNothing);
   long answer = 0;
   {
-    host::DescriptionRef ref = host::find(fd, behind);
+    host::DescriptionRef ref = host::find(fd, *behind);
     const auto opened = sys::fcntl(fd, F_GETFL);
     if (ref && (!opened || (*opened & O_PATH) != 0)) ref.reset();  // EBADF, as the kernel says
     if (ref) answer = -refusal_before_file(fd, ref, *request);
@@ -186,25 +185,6 @@ bool map_huge(const hugetlb::MapCall& call, void** mapped) {
   *mapped = result ? *result : MAP_FAILED;
   if (!result) as_libc(-static_cast<long>(to_int(result.error())));
   return true;
-}
-
-// Is it a pidfd of this process? Its entry in /proc says which process it names.
-bool names_this_process(int pidfd) {
-  constexpr int kSelfThread = -10000;  // PIDFD_SELF_THREAD
-  constexpr int kSelf = -10001;        // PIDFD_SELF_THREAD_GROUP
-  if (pidfd == kSelfThread || pidfd == kSelf) return true;
-  FixedString<64> path;
-  const sync::PassingNumber passing;
-  path.append("/proc/self/fdinfo/").append_int(pidfd);
-  const auto fd = sys::openat(AT_FDCWD, path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (!fd) return false;
-  char text[256];
-  const auto got = sys::read(*fd, text, sizeof(text));
-  static_cast<void>(sys::close(*fd));
-  const std::string_view all(text, got ? *got : 0);
-  FixedString<32> wanted;
-  wanted.append("Pid:\t").append_int(sys::getpid()).append_char('\n');
-  return all.find(wanted.view()) != std::string_view::npos;
 }
 
 // The call, and what the stand-in has to know of it.
@@ -327,6 +307,21 @@ void* map_unseen(Via via, const hugetlb::MapCall& call) {
   return MAP_FAILED;
 }
 
+// Another thread gave the number to another file, which may be one of ours that is not to be
+// mapped: it ends before its pages do. What is at a place that was named stays until it is
+// replaced, so that nobody else gets that.
+void* map_again(void* mapped, const hugetlb::MapCall& call, Via via) {
+  const bool replaces = host::mmap_replaces(call.flags);
+  if (!replaces) do_unmap(via, mapped, call.size);
+  void* const made = map(call.at, call.size, call.prot, call.flags, call.fd, call.offset, via);
+  if (replaces && made == MAP_FAILED) {
+    const int error = errno;
+    do_unmap(via, mapped, call.size);
+    errno = error;
+  }
+  return made;
+}
+
 }  // namespace
 
 void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via via) {
@@ -341,9 +336,11 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
   if (!awake() && !(shared_memory && sees_shared_memory())) [[likely]]
     return forgetting(at, size, host::mmap_replaces(flags), go_on);
   // Libc's own: what comes here is the call below, judged and placed already.
-  if (via == Via::kNext && fd >= 0 && !anonymous) {
+  const bool judges = via == Via::kNext && fd >= 0 && !anonymous;
+  struct ::stat judged{};
+  if (judges) {
     if (engines_refused(fd)) return MAP_FAILED;
-    const long refusal = refusal_of_map(fd, &request);
+    const long refusal = refusal_of_map(fd, &request, &judged);
     if (refusal != 0) return refused_map({at, size, prot, flags, fd, offset}, refusal);
   }
   const int error = errno;
@@ -351,11 +348,15 @@ void* map(void* at, size_t size, int prot, int flags, int fd, off_t offset, Via 
       anonymous ? MAP_FAILED : map_unseen(via, {at, size, prot, flags, fd, request.offset});
   errno = error;
   if (unseen != MAP_FAILED) return unseen;
-  const ViewToCome view(anonymous ? -1 : fd, request.offset, size);
-  if (view.refused()) return MAP_FAILED;
+  std::optional<ViewToCome> view(std::in_place, anonymous ? -1 : fd, request.offset, size);
+  if (view->refused()) return MAP_FAILED;
   void* mapped = host::mmap_replaces(flags)
                      ? map_over(at, size, [&] { return forgetting(at, size, true, go_on); })
                      : go_on();
+  if (judges && mapped != MAP_FAILED && !stands_behind(fd, judged)) [[unlikely]] {
+    view.reset();
+    return map_again(mapped, {at, size, prot, flags, fd, offset}, via);
+  }
   if (const long refusal = fd >= 0 && !anonymous ? tell_mapped(fd, mapped, request) : 0) {
     do_unmap(via, mapped, size);
     as_libc(refusal);

@@ -231,6 +231,11 @@ TEST(Vfio, WhoInheritsADeviceGivesItWork) {
   EXPECT_EQ(outcome.out, "done\n") << outcome.err;
 }
 
+TEST(Vfio, ANumberThatChangesHandsIsNotMappedAsAnother) {
+  const Outcome outcome = run_under("region_mappings", {"numbers"});
+  EXPECT_EQ(outcome.out, "done\n") << outcome.err;
+}
+
 // By its own node and an iommufd, from sysfs to DMA and interrupts; by PASID where there are any.
 TEST(Vfio, AFunctionIsDrivenByItsOwnNode) {
   for (const bool newer : {false, true}) {

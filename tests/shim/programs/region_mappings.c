@@ -6,7 +6,9 @@
 //   region_mappings changes   munmap, mprotect, mremap and mmap over it, of pages that are trapped
 //   region_mappings daemon    who inherits a device maps memory of its own and gives it work, while
 //                             its parent is there and when it is not
+//   region_mappings numbers   another thread gives the number that is being mapped to another file
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -273,6 +275,48 @@ static void changes(void) {
   places();
 }
 
+// ---- numbers
+
+enum { kNumber = 100 };
+static int stop;
+
+// By turns a file of its own each time, and a container.
+static void* changes_number(void* unused) {
+  while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+    const int plain = memfd_create("plain", MFD_CLOEXEC);
+    REQUIRE(plain >= 0 && ftruncate(plain, kPage) == 0 && pwrite(plain, "plain", 5, 0) == 5);
+    REQUIRE(dup2(plain, kNumber) == kNumber && close(plain) == 0);
+    REQUIRE(dup2(container, kNumber) == kNumber);
+  }
+  return unused;
+}
+
+// A container cannot be mapped, whatever its number was when the call began.
+static void numbers(void) {
+  container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+  REQUIRE(container >= 0);
+  REQUIRE(dup2(container, kNumber) == kNumber);
+  pthread_t other;
+  REQUIRE(pthread_create(&other, NULL, changes_number, NULL) == 0);
+  int mapped = 0;
+  int refused = 0;
+  while (mapped < 500 || refused < 500) {
+    char* const at = mmap(NULL, kPage, PROT_READ, MAP_SHARED, kNumber, 0);
+    if (at == MAP_FAILED) {
+      REQUIRE(errno == ENODEV);
+      ++refused;
+      continue;
+    }
+    REQUIRE(memcmp(at, "plain", 5) == 0);
+    munmap(at, kPage);
+    ++mapped;
+  }
+  __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+  REQUIRE(pthread_join(other, NULL) == 0);
+  close(kNumber);
+  close(container);
+}
+
 int main(int argc, char** argv) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   REQUIRE(argc == 2);
@@ -284,6 +328,8 @@ int main(int argc, char** argv) {
     begin();
     daemon_of_its_own();
     REQUIRE(is_free_soon());
+  } else if (strcmp(argv[1], "numbers") == 0) {
+    numbers();
   }
   puts("done");
   return 0;
