@@ -74,18 +74,6 @@ bool soon(F&& condition) {
   return false;
 }
 
-TEST(Worker, TouchesWhatHasNoRightsAndGetsAnAnswer) {
-  ASSERT_TRUE(backstop::install());
-  Copier item;
-  item.from = mmap(nullptr, kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  ASSERT_NE(item.from, MAP_FAILED);
-  add_work(&item);
-  EXPECT_TRUE(soon([&] { return item.turns > 1; }));
-  remove_work(&item);
-  EXPECT_EQ(item.copied, 0);
-  munmap(item.from, kPageSize);
-}
-
 TEST(Worker, ExistsOnlyWhileThereIsWork) {
   std::thread([] {}).join();  // a sanitizer makes a thread of its own beside the first
   const size_t before = threads();
@@ -201,6 +189,18 @@ TEST(Worker, DoesNotKeepTheProcessFromEnding) {
         exit(0);
       },
       testing::ExitedWithCode(0), "");
+}
+
+TEST(Worker, TouchesWhatHasNoRightsAndGetsAnAnswer) {
+  ASSERT_TRUE(backstop::install());
+  Copier item;
+  item.from = mmap(nullptr, kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(item.from, MAP_FAILED);
+  add_work(&item);
+  EXPECT_TRUE(soon([&] { return item.turns > 1; }));
+  remove_work(&item);
+  EXPECT_EQ(item.copied, 0);
+  munmap(item.from, kPageSize);
 }
 
 }  // namespace
