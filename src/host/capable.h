@@ -8,7 +8,8 @@
 // here, whatever capget() says. On a machine that is itself such a container nobody has one, and
 // none can be had: as with the kernel's own devices, a user there has what RLIMIT_MEMLOCK allows.
 //
-// Context: any thread. Two system calls, one for who has no such capability; allocates nothing.
+// Context: any thread. One system call, and a second where the namespace is not known yet;
+// allocates nothing.
 
 namespace stagetwo::host {
 
@@ -20,5 +21,8 @@ namespace stagetwo::host {
 // Where /proc cannot be reached any more (another root) the namespace last seen counts. So one look
 // while the engine wakes; nobody's namespace is the initial one before.
 void note_user_namespace();
+// This process may be in another one now. Differs: who goes there by its own instruction, past
+// libc, says nothing, and keeps what it could before.
+void forget_user_namespace();
 
 }  // namespace stagetwo::host

@@ -136,6 +136,7 @@ PinCharge pin_charge(PinCharge wanted, u64 pages) {
 }
 
 void forget_rights() {
+  forget_user_namespace();
   rights_age.fetch_add(1, sync::kRelaxed);
 }
 
